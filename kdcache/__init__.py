@@ -1,0 +1,51 @@
+"""kdcache: run the teacher once, train any number of students from what it said.
+
+`plan` tokenises a corpus, `build` runs the teacher over it and writes a cache, `open_cache` reads
+one, `train` distils a student from it and `evaluate` measures a model. Nothing heavy is imported
+until it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdcache.builder import build
+    from kdcache.errors import KdcacheError
+    from kdcache.evaluator import evaluate
+    from kdcache.planner import plan
+    from kdcache.store import open_cache, open_plan, verify
+    from kdcache.trainer import train
+
+__all__ = [
+    "KdcacheError",
+    "build",
+    "evaluate",
+    "open_cache",
+    "open_plan",
+    "plan",
+    "train",
+    "verify",
+]
+
+_HOME = {
+    "KdcacheError": "errors",
+    "build": "builder",
+    "evaluate": "evaluator",
+    "open_cache": "store",
+    "open_plan": "store",
+    "plan": "planner",
+    "train": "trainer",
+    "verify": "store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'kdcache' has no attribute {name!r}")
+    return getattr(import_module(f"kdcache.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

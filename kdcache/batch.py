@@ -1,0 +1,103 @@
+"""A training batch: padded inputs, labels and stored signal rows, in an order fixed by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdcache.plans import Array, Plan
+from kdcache.tasks import IGNORE_INDEX
+
+Docs = npt.NDArray[np.int64]
+
+
+class Batch(dict[str, torch.Tensor]):
+    """Tensors of one batch of B documents of up to L tokens, by name.
+
+    Always: `docs` [B], `input_ids`, `attention_mask` [B, L] int64. As the task has them:
+    `token_type_ids` [B, L]; `labels` [B] class ids or float values, [M] tokens at the masked
+    positions, or [tokens] next tokens; `masked` [M], flat indices into B * L of the masked positions.
+    Signal arrays keep their names in the cache ("logits/ids") and hold one row per document, token or
+    masked position, documents one after the other.
+    """
+
+    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+        """The batch on another device."""
+        return Batch({k: v.to(device, non_blocking=non_blocking) for k, v in self.items()})
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """[B, L] bool, True where there is a token."""
+        return self["attention_mask"].bool()
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{k} {tuple(v.shape)} {str(v.dtype)[6:]}" for k, v in self.items())
+        return f"<Batch of {len(self['docs'])} documents: {inner}>"
+
+
+def epoch_order(
+    count: int, *, seed: int, epoch: int, lengths: Array | None = None, window: int = 0
+) -> Docs:
+    """The order of an epoch over `count` documents: a pure function of its arguments.
+
+    With `lengths` and a `window`, documents are sorted by length inside runs of `window`, so that
+    batches cut from the order need little padding (callers then shuffle whole batches).
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    if lengths is None or window < 2:
+        return order
+    runs = [order[i : i + window] for i in range(0, count, window)]
+    return np.concatenate([run[np.argsort(-lengths[run], kind="stable")] for run in runs])
+
+
+def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
+    """Pad the tokens of documents and lay their labels and signal rows beside them."""
+    docs = np.asarray(docs, np.int64)
+    starts, lens = plan.spans(docs, "token")
+    flat = _read(plan, "tokens", starts, lens)
+    mask = np.arange(lens.max())[None, :] < lens[:, None]
+    ids = np.full(mask.shape, plan.config.tokenizer["pad_id"], np.int64)
+    ids[mask] = flat
+    batch = Batch(
+        docs=torch.from_numpy(docs),
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask.astype(np.int64)),
+    )
+    if plan.config.tokenizer["type_ids"]:
+        second = np.arange(lens.max())[None, :] >= plan.examples["pair_start"][docs][:, None]
+        batch["token_type_ids"] = torch.from_numpy((second & mask).astype(np.int64))
+    if plan.config.problem == "classes":
+        batch["labels"] = torch.from_numpy(plan.examples["label"][docs].astype(np.int64))
+    elif plan.config.problem == "regression":
+        batch["labels"] = torch.from_numpy(plan.examples["value"][docs])
+    elif plan.config.task == "causal-lm":
+        batch["labels"] = torch.from_numpy(_next_tokens(flat, lens))
+    else:
+        _add_masked(batch, plan, docs, mask.shape[1])
+    batch.update({name: torch.from_numpy(rows) for name, rows in signals.items()})
+    return batch
+
+
+def _next_tokens(flat: Array, lens: Array) -> Array:
+    following = np.append(flat[1:].astype(np.int64), IGNORE_INDEX)
+    following[np.cumsum(lens) - 1] = IGNORE_INDEX
+    return following
+
+
+def _add_masked(batch: Batch, plan: Plan, docs: Docs, width: int) -> None:
+    starts, counts = plan.spans(docs, "masked")
+    rows = np.repeat(np.arange(len(docs)), counts)
+    positions = _read(plan, "masked_position", starts, counts)
+    batch["masked"] = torch.from_numpy(rows * width + positions)
+    labels = _read(plan, "masked_label", starts, counts).astype(np.int64)
+    batch["labels"] = torch.from_numpy(labels)
+
+
+def _read(plan: Plan, column: str, starts: Array, counts: Array) -> Array:
+    reader: Any = plan.columns[column]
+    rows: Array = reader.read(starts, counts)
+    return rows

@@ -1,0 +1,243 @@
+"""Build a cache: run the teacher once over every document and store what it said."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+
+from kdcache.capture import Capture
+from kdcache.errors import ConfigError, KdcacheError, one_of
+from kdcache.manifest import Json
+from kdcache.models import Teacher, Tokenizer, load_config, load_teacher, load_tokenizer
+from kdcache.models.teacher import check_fit, teacher_shape
+from kdcache.models.tokenizer import class_names
+from kdcache.planner import PlanOptions, make_plan, scratch_folder
+from kdcache.plans import Plan
+from kdcache.progress import Progress, quiet
+from kdcache.signals import Signal, TeacherShape, parse_all
+from kdcache.store import (
+    Cache,
+    Writer,
+    cache_record,
+    create,
+    open_cache,
+    open_plan,
+    signal_layouts,
+)
+from kdcache.tasks import TASKS, Task
+
+DEFAULT_SIGNALS: dict[Task, tuple[str, ...]] = {
+    "text-classification": ("logits:dense",),
+    "masked-lm": ("logits:topk,k=64",),
+    "causal-lm": ("logits:topk,k=64",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a build would make: known exactly before the teacher runs."""
+
+    plan: Plan
+    signals: dict[str, Signal]
+    shape: TeacherShape
+
+
+def build(
+    corpus: Any,
+    *,
+    teacher: str | Path,
+    task: Task,
+    out: str | Path,
+    signals: Sequence[str] = (),
+    tokenizer: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "fp32",
+    batch_tokens: int = 8192,
+    trust_remote_code: bool = False,
+    keep_teacher_weights: bool = False,
+    progress: Progress = quiet,
+    **options: Unpack[PlanOptions],
+) -> Cache:
+    """Run `teacher` once over `corpus` and write the cache to the folder `out`.
+
+    A cache of the same plan, teacher and signals already at `out` is resumed at its first missing
+    part. Interrupted at any moment, even by SIGKILL, all committed parts stay.
+
+    Args:
+        corpus: as in `plan`, or the folder of a plan (then `options` must be left out).
+        teacher: folder or hub name that transformers' Auto classes load; safetensors only.
+        task: "text-classification", "masked-lm" or "causal-lm".
+        signals: such as "logits:topk,k=64" and "hidden:layers=2-4-6,positions=cls,dtype=int8";
+            none: dense logits for classification, the 64 likeliest tokens for language modelling.
+        tokenizer: folder or hub name if it does not lie with the teacher.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        dtype: of the teacher's forward: "fp32", "bf16" or "fp16".
+        batch_tokens: most tokens, padding included, of a forward.
+        keep_teacher_weights: store the weights too, for students made of teacher layers elsewhere.
+        options: see `PlanOptions`.
+
+    Raises ConfigError, CorpusError, ModelError; MismatchError if `out` holds another cache.
+    """
+    wanted = _check(corpus, teacher, task, signals, trust_remote_code, options)
+    loaded = load_teacher(
+        teacher, task=task, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
+    with _planned(corpus, tokens, task, loaded.model.config, out, progress, options) as plan:
+        check_fit(loaded, plan, tokens)
+        _create(Path(out), plan, loaded, wanted, tokens, keep_teacher_weights)
+    _fill(Path(out), loaded, batch_tokens, progress)
+    return open_cache(out)
+
+
+def estimate(
+    corpus: Any,
+    *,
+    teacher: str | Path,
+    task: Task,
+    signals: Sequence[str] = (),
+    tokenizer: str | Path | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = quiet,
+    **options: Unpack[PlanOptions],
+) -> Estimate:
+    """Plan a build, reading the teacher's configuration but not its weights; nothing is written."""
+    wanted = _check(corpus, teacher, task, signals, trust_remote_code, options)
+    config = load_config(teacher, trust_remote_code=trust_remote_code)
+    tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
+    with _planned(corpus, tokens, task, config, None, progress, options) as plan:
+        assert plan.sha256  # cached while the tokens are still there
+    return Estimate(plan=plan, signals=wanted, shape=teacher_shape(config, task))
+
+
+def _check(
+    corpus: Any,
+    teacher: str | Path,
+    task: Task,
+    signals: Sequence[str],
+    trust_remote_code: bool,
+    options: PlanOptions,
+) -> dict[str, Signal]:
+    """Refuse what cannot work before anything heavy is loaded."""
+    one_of("task", task, TASKS)
+    wanted = parse_all(signals or DEFAULT_SIGNALS[task])
+    shape = teacher_shape(load_config(teacher, trust_remote_code=trust_remote_code), task)
+    for signal in wanted.values():
+        signal.check(task, shape)
+    if is_plan(corpus):
+        if options:
+            raise ConfigError(f"{corpus} is a plan: it fixes {', '.join(options)} already")
+        if open_plan(corpus).config.task != task:
+            raise ConfigError(f"{corpus} is a plan for {open_plan(corpus).config.task}, not {task}")
+    return wanted
+
+
+def is_plan(corpus: Any) -> bool:
+    """Whether `corpus` is the folder of a plan rather than documents."""
+    return isinstance(corpus, (str, Path)) and (Path(corpus) / "zarr.json").is_file()
+
+
+@contextmanager
+def _planned(
+    corpus: Any,
+    tokenizer: Tokenizer,
+    task: Task,
+    config: Any,
+    out: str | Path | None,
+    progress: Progress,
+    options: PlanOptions,
+) -> Iterator[Plan]:
+    """The plan of a corpus, its files alive inside the block."""
+    if is_plan(corpus):
+        yield open_plan(corpus)
+        return
+    classes = (class_names(config), int(config.num_labels))
+    with scratch_folder(out or Path.cwd() / "plan") as scratch:
+        yield make_plan(
+            corpus,
+            tokenizer,
+            scratch=scratch,
+            task=task,
+            classes=classes if task == "text-classification" else (None, None),
+            progress=progress,
+            **options,
+        )
+
+
+def _create(
+    out: Path,
+    plan: Plan,
+    teacher: Teacher,
+    signals: dict[str, Signal],
+    tokenizer: Tokenizer,
+    keep_weights: bool,
+) -> None:
+    record = cache_record(
+        plan, teacher=teacher.identity, shape=teacher.shape, signals=signals, software=software()
+    )
+    files: dict[str, bytes | Path] = {f"tokenizer/{n}": b for n, b in tokenizer.files().items()}
+    kept = teacher.files(weights=keep_weights)
+    files.update({f"teacher/{name}": content for name, content in kept.items()})
+    create(out, record, plan, signal_layouts(plan, signals, teacher.shape), files)
+
+
+def software() -> Json:
+    """Versions that can change what a teacher says."""
+    names = ("kdcache", "torch", "transformers", "tokenizers")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _fill(out: Path, teacher: Teacher, batch_tokens: int, progress: Progress) -> None:
+    """Run the teacher over every part that is not committed, then mark the cache complete."""
+    writer = Writer(out)
+    writer.republish()
+    cache, missing = writer.cache, writer.cache.missing
+    parts = cache.plan.parts
+    if cache.complete:
+        progress.say(f"{out} is complete: {parts} of {parts} parts; nothing to do")
+        return
+    if len(missing) < parts:
+        progress.say(
+            f"resuming {out}: {parts - len(missing)} of {parts} parts are committed; "
+            f"going on with part {missing[0]}"
+        )
+    if missing:
+        _run_parts(writer, missing, Capture(cache, teacher, batch_tokens), progress)
+    writer.finalize()
+
+
+def _run_parts(writer: Writer, parts: list[int], capture: Capture, progress: Progress) -> None:
+    plan = writer.cache.plan
+    total = sum(plan.extent(plan.part_docs(part), "token") for part in parts)
+    pending: Future[None] | None = None
+    with (
+        ThreadPoolExecutor(1, "kdcache-writer") as thread,
+        progress.bar("running the teacher", unit="tokens", total=total) as advance,
+    ):
+        try:
+            for part in parts:
+                arrays, fidelity = capture.part(part, advance)
+                if pending is not None:
+                    pending.result()
+                pending = thread.submit(writer.write_part, part, arrays, fidelity)
+            if pending is not None:
+                pending.result()
+        except KeyboardInterrupt as stop:
+            if pending is not None:
+                pending.result()
+            done = plan.parts - len(writer.cache.missing)
+            raise KeyboardInterrupt(
+                f"{done} of {plan.parts} parts are committed; run the same command again to go on"
+            ) from stop
+        except torch.cuda.OutOfMemoryError as error:
+            raise KdcacheError(
+                "the GPU's memory is full; run the same command again with a smaller --batch-tokens"
+            ) from error

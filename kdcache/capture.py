@@ -1,0 +1,132 @@
+"""Run the teacher over one part and encode what it says, on the teacher's device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdcache.errors import ModelError
+from kdcache.manifest import Json
+from kdcache.models import Teacher, run_model
+from kdcache.plans import Array, Plan
+from kdcache.progress import Advance
+from kdcache.signals import Hidden, Outputs, merge, select
+from kdcache.signals.base import Stats
+from kdcache.store import Cache
+from kdcache.tasks import LOGITS_SPACE, Space
+
+FIDELITY_ROWS = 2048
+Docs = npt.NDArray[np.int64]
+
+
+class Capture:
+    """Turns parts of a cache's plan into rows of its signal arrays."""
+
+    def __init__(self, cache: Cache, teacher: Teacher, batch_tokens: int) -> None:
+        self.cache, self.teacher, self.batch_tokens = cache, teacher, batch_tokens
+        self.plan = cache.plan
+        self.hidden = any(isinstance(signal, Hidden) for signal in cache.signals.values())
+        self.sampled = {space: _sampled(self.plan, space) for space in set(cache.spaces.values())}
+
+    def part(self, part: int, advance: Advance) -> tuple[dict[str, Array], Json]:
+        """All rows of a part, by array, and its share of the fidelity figures."""
+        rows = {
+            name: np.zeros((layout.part_rows, *layout.row_shape), layout.dtype)
+            for name, layout in self.cache.layouts.items()
+        }
+        stats: dict[str, list[Stats]] = {name: [] for name in self.cache.signals}
+        for docs in length_batches(self.plan, self.plan.part_docs(part), self.batch_tokens):
+            batch = self.cache.batch(docs, []).to(self.teacher.device)
+            with torch.inference_mode():
+                outputs = run_model(
+                    self.teacher.model, self.plan.config.task, batch, hidden=self.hidden
+                )
+                self._require_finite(outputs, docs)
+                self._encode(part, docs, outputs, rows, stats)
+            advance(int(batch["attention_mask"].sum()))
+        return rows, {name: merge(found) for name, found in stats.items() if found}
+
+    def _encode(
+        self,
+        part: int,
+        docs: Docs,
+        outputs: Outputs,
+        rows: dict[str, Array],
+        stats: dict[str, list[Stats]],
+    ) -> None:
+        at = {space: self._rows(part, docs, space) for space in self.sampled}
+        for name, signal in self.cache.signals.items():
+            encoded = signal.encode(outputs)
+            for array, values in encoded.items():
+                rows[array][at[self.cache.spaces[array]]] = values.cpu().numpy()
+            space = self.cache.spaces[next(iter(encoded))]
+            first = self._before(part, space)
+            picked = np.flatnonzero(np.isin(at[space] + first, self.sampled[space]))
+            if len(picked):
+                index = torch.from_numpy(picked).to(self.teacher.device)
+                stats[name].append(signal.measure(outputs, encoded, index))
+
+    def _rows(self, part: int, docs: Docs, space: Space) -> Array:
+        """Rows of documents in a space, counted from the part's first row."""
+        starts, counts = self.plan.spans(docs, space)
+        ends = np.cumsum(counts)
+        first = np.repeat(starts - (ends - counts), counts) + np.arange(ends[-1])
+        rows: Array = first - part * self.plan.rows[space]
+        return rows
+
+    def _before(self, part: int, space: Space) -> int:
+        """Real rows of a space in the parts before this one."""
+        docs = self.plan.docs[: np.searchsorted(self.plan.docs, part * self.plan.rows["example"])]
+        return self.plan.extent(docs, space)
+
+    def _require_finite(self, outputs: Outputs, docs: Docs) -> None:
+        space = LOGITS_SPACE[self.plan.config.task]
+        self._check_rows(outputs.logits, docs, space, "logits")
+        for signal in self.cache.signals.values():
+            if isinstance(signal, Hidden):
+                space = self.cache.spaces[f"hidden/L{signal.layers[0]}/codes"]
+                for layer in signal.layers:
+                    values = select(
+                        outputs.hidden[layer], signal.positions, outputs.mask, outputs.masked
+                    )
+                    self._check_rows(values, docs, space, f"hidden layer {layer}")
+
+    def _check_rows(self, values: torch.Tensor, docs: Docs, space: Space, what: str) -> None:
+        if torch.isfinite(values).all():
+            return
+        row = int((~torch.isfinite(values).all(-1)).nonzero()[0])
+        counts = self.plan.spans(docs, space)[1]
+        doc = docs[int(np.searchsorted(np.cumsum(counts), row, side="right"))]
+        raise ModelError(
+            f"the teacher's {what} are not finite for row {self.plan.examples['doc_id'][doc]} of the "
+            "corpus (0 is the first); nothing of that part was stored: "
+            "try --dtype fp32, or leave the document out"
+        )
+
+
+def _sampled(plan: Plan, space: Space) -> Array:
+    """Ordinals of the real rows whose fidelity is measured: FIDELITY_ROWS of them, by the seed."""
+    total = plan.count(space)
+    if total <= FIDELITY_ROWS:
+        return np.arange(total)
+    draws = np.random.default_rng((plan.config.seed, total)).integers(0, total, 2 * FIDELITY_ROWS)
+    kept: Array = np.sort(
+        np.random.default_rng(total).permutation(np.unique(draws))[:FIDELITY_ROWS]
+    )
+    return kept
+
+
+def length_batches(plan: Plan, docs: Docs, batch_tokens: int) -> Iterator[Docs]:
+    """Documents, longest first, in batches of at most `batch_tokens` tokens with padding."""
+    lens: Any = plan.examples["doc_len"][docs]
+    order = docs[np.argsort(-lens, kind="stable")]
+    start = 0
+    while start < len(order):
+        longest = int(plan.examples["doc_len"][order[start]])
+        size = max(1, batch_tokens // longest)
+        yield order[start : start + size]
+        start += size

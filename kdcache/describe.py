@@ -1,0 +1,108 @@
+"""What a plan or cache is, as JSON values for reports: counts, shapes, bytes, fidelity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kdcache.manifest import Json
+from kdcache.plans import Plan
+from kdcache.signals import Signal, TeacherShape
+from kdcache.store import Cache, Layout, plan_layouts, signal_layouts
+
+BINS = 12  # rows of a length histogram, at most
+
+
+def describe_plan(plan: Plan) -> Json:
+    """Counts and settings of a plan.
+
+    `documents` counts what is trained on (views and windows apart), `corpus_documents` the rows of
+    the corpus; `part_tokens` is what a part holds, padding included; lengths are in tokens.
+    """
+    config = plan.config
+    return {
+        "task": config.task,
+        "problem": config.problem,
+        "tokenizer": config.tokenizer["name"],
+        "corpus_documents": config.corpus["documents"],
+        "documents": plan.documents,
+        "tokens": plan.tokens,
+        "masked": plan.masked,
+        "labelled": plan.labelled,
+        "classes": config.classes,
+        "truncated": config.corpus["truncated"],
+        "max_length": config.max_length,
+        "length_histogram": length_histogram(plan.examples["doc_len"][plan.docs]),
+        "parts": plan.parts,
+        "part_tokens": plan.rows["token"],
+        "text_columns": config.corpus["text_columns"],
+        "label_column": config.corpus["label_column"],
+        "seed": config.seed,
+        "sha256": plan.sha256,
+    }
+
+
+def length_histogram(lengths: Sequence[int] | np.ndarray[Any, Any]) -> list[list[int]]:
+    """At most BINS rows [shortest, longest, documents] of equal width, a power of two.
+
+    `lengths` are positive token counts, one per document; the last row may be narrower.
+    """
+    longest = int(np.max(lengths))
+    width = 1
+    while width * BINS < longest:
+        width *= 2
+    counts = np.bincount((np.asarray(lengths) - 1) // width)
+    return [
+        [i * width + 1, min((i + 1) * width, longest), int(n)] for i, n in enumerate(counts)
+    ]
+
+
+def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: TeacherShape) -> Json:
+    """Exact bytes of every array of a cache, known before the teacher runs, and their total.
+
+    The tokenizer's files, the teacher's configuration and the JSON metadata come on top.
+
+    Raises ConfigError if a teacher of this shape cannot give a signal.
+    """
+    for signal in signals.values():
+        signal.check(plan.config.task, shape)
+    layouts = [*plan_layouts(plan), *(layout for layout, _ in signal_layouts(plan, signals, shape))]
+    arrays = {layout.name: layout.bytes for layout in layouts}
+    return {"arrays": arrays, "total": sum(arrays.values())}
+
+
+def describe_cache(cache: Cache) -> Json:
+    """What made a cache, what it holds, how true it is and whether all of it is there.
+
+    Bytes are those of the finished cache; `fidelity` is empty until then.
+    """
+    manifest = cache.manifest
+    layouts = [*plan_layouts(cache.plan), *cache.layouts.values()]
+    return {
+        "path": str(cache.path),
+        "teacher": {**manifest["teacher"], **manifest["shape"]},
+        "plan": describe_plan(cache.plan),
+        "signals": {name: signal.to_json() for name, signal in cache.signals.items()},
+        "arrays": [_describe_array(layout) for layout in layouts],
+        "total_bytes": sum(layout.bytes for layout in layouts),
+        "fidelity": cache.fidelity,
+        "completeness": {
+            "complete": cache.complete,
+            "parts": cache.plan.parts,
+            "committed": len(cache.committed),
+            "missing": cache.missing,
+        },
+        "files": dict(cache.files),
+        "software": manifest["software"],
+    }
+
+
+def _describe_array(layout: Layout) -> Json:
+    return {
+        "name": layout.name,
+        "shape": list(layout.shape),
+        "dtype": str(layout.dtype),
+        "bytes": layout.bytes,
+    }

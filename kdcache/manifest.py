@@ -1,0 +1,79 @@
+"""The manifest: what made a plan or cache, as canonical JSON with a digest of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kdcache.errors import DamageError, MismatchError
+
+FORMAT = 1
+Json = dict[str, Any]
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, in hex."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def seal(record: Json) -> Json:
+    """Wrap a record as Zarr group attributes: the record and its digest."""
+    return {"kdcache": record, "sha256": digest(record)}
+
+
+def unseal(attributes: Mapping[str, Any], where: str) -> Json:
+    """Return the record of sealed attributes; DamageError if it is not what was sealed."""
+    record = attributes.get("kdcache")
+    if not isinstance(record, dict):
+        raise DamageError(f"{where} holds no kdcache record; is this a kdcache plan or cache?")
+    if attributes.get("sha256") != digest(record):
+        raise DamageError(f"{where} is damaged: its record does not match its SHA-256")
+    return record
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key in sorted(value):
+            yield from _flat(value[key], f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def differences(stored: Json, asked: Json) -> list[tuple[str, Any, Any]]:
+    """The fields in which two records differ: (dotted name, stored value, asked value)."""
+    have, want = dict(_flat(stored)), dict(_flat(asked))
+    return [
+        (name, have.get(name, "(absent)"), want.get(name, "(absent)"))
+        for name in sorted(have.keys() | want.keys())
+        if have.get(name, "(absent)") != want.get(name, "(absent)")
+    ]
+
+
+def require_same(stored: Json, asked: Json, where: str) -> None:
+    """Raise MismatchError naming the first differing field, both values and the way out."""
+    found = differences(stored, asked)
+    if not found:
+        return
+    name, have, want = found[0]
+    more = f" (and {len(found) - 1} more: {_names(found[1:])})" if len(found) > 1 else ""
+    raise MismatchError(
+        f"{where} holds another cache: {name} is {_short(have)} there and {_short(want)} now{more}; "
+        "choose another output folder, or repeat the command that made it"
+    )
+
+
+def _names(found: list[tuple[str, Any, Any]]) -> str:
+    names = [name for name, _, _ in found[:4]]
+    return ", ".join(names) + (", ..." if len(found) > 4 else "")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,22 @@
+"""Models: tokenizers, teachers and students, as transformers' Auto classes load them."""
+
+from kdcache.models.auto import load_config
+from kdcache.models.run import run_model
+from kdcache.models.student import StudentSpec, load_student, student_shape
+from kdcache.models.teacher import Teacher, load_teacher, pick_device
+from kdcache.models.tokenizer import Tokenizer, classes_of, load_tokenizer, save_tokenizer
+
+__all__ = [
+    "StudentSpec",
+    "Teacher",
+    "Tokenizer",
+    "classes_of",
+    "load_config",
+    "load_student",
+    "load_teacher",
+    "load_tokenizer",
+    "pick_device",
+    "run_model",
+    "save_tokenizer",
+    "student_shape",
+]

@@ -1,0 +1,187 @@
+"""Students: from a checkpoint, from a configuration, or from chosen layers of the teacher."""
+
+from __future__ import annotations
+
+import copy
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kdcache.errors import ConfigError, ModelError
+from kdcache.models.auto import AUTO, load_config, unreadable
+from kdcache.models.teacher import teacher_shape, weights_sha256
+from kdcache.models.tokenizer import load_tokenizer
+from kdcache.signals import TeacherShape
+
+if TYPE_CHECKING:
+    from kdcache.store import Cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSpec:
+    """Where a student comes from: exactly one of the three.
+
+    Attributes:
+        checkpoint: folder or hub name of a pretrained model.
+        config: folder or file of a configuration; weights are drawn anew.
+        init_from_teacher: hidden layers of the teacher (1 is its first block's output) whose blocks
+            the student copies, with the embeddings and the head.
+    """
+
+    checkpoint: str | None = None
+    config: str | None = None
+    init_from_teacher: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        given = [v for v in (self.checkpoint, self.config, self.init_from_teacher) if v]
+        if len(given) != 1:
+            raise ConfigError(
+                "a student comes from exactly one of a checkpoint (--student), teacher layers "
+                f"(--init-from-teacher 2-4-6) or a configuration (--config); got {len(given)}"
+            )
+
+
+def student_config(spec: StudentSpec, cache: Cache) -> Any:
+    """The student's configuration, with the cache's classes; nothing else is loaded.
+
+    Raises ModelError if its vocabulary does not match the cache's, ConfigError for a layer the
+    teacher lacks.
+    """
+    if spec.init_from_teacher:
+        config = _shrunk(_teacher_config(cache), spec.init_from_teacher)
+    else:
+        config = load_config(spec.checkpoint or spec.config or "")
+    plan = cache.plan.config
+    if plan.task == "text-classification":
+        _set_classes(config, plan.problem, plan.classes, cache.shape.outputs)
+    _check_vocabulary(config, spec, cache)
+    if config.get_text_config().pad_token_id is None:
+        config.get_text_config().pad_token_id = plan.tokenizer["pad_id"]
+    return config
+
+
+def student_shape(spec: StudentSpec, cache: Cache) -> TeacherShape:
+    """Outputs, hidden width and layers of a student, from configurations alone."""
+    return teacher_shape(student_config(spec, cache), cache.plan.config.task)
+
+
+def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
+    """Make the student; new weights are drawn from `seed`."""
+    config = student_config(spec, cache)
+    auto = AUTO[cache.plan.config.task]
+    torch.manual_seed(seed)
+    if spec.config:
+        return auto.from_config(config)
+    if spec.init_from_teacher:
+        return _from_teacher(cache, config, spec.init_from_teacher)
+    try:
+        return auto.from_pretrained(
+            spec.checkpoint, config=config, dtype=torch.float32, use_safetensors=True
+        )
+    except Exception as error:  # weights fail to load in as many ways as there are file formats
+        raise ModelError(unreadable("student", spec.checkpoint or "", error)) from error
+
+
+def _set_classes(config: Any, problem: str, classes: list[str] | None, outputs: int) -> None:
+    names = list(classes or [])
+    names += [f"LABEL_{i}" for i in range(len(names), outputs)]
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    regression = problem == "regression"
+    config.problem_type = "regression" if regression else "single_label_classification"
+
+
+def _check_vocabulary(config: Any, spec: StudentSpec, cache: Cache) -> None:
+    tokenizer, vocab = cache.plan.config.tokenizer, config.get_text_config().vocab_size
+    outputs = cache.shape.outputs if cache.plan.config.task != "text-classification" else vocab
+    if vocab < tokenizer["vocab_size"] or vocab != outputs:
+        raise ModelError(
+            f"the student's vocabulary has {vocab} tokens; the cache was made with "
+            f"{tokenizer['vocab_size']} tokens and {outputs} outputs: a student must share them"
+        )
+    folder = Path(spec.checkpoint or "")
+    if spec.checkpoint and folder.is_dir() and (folder / "tokenizer.json").is_file():
+        found = load_tokenizer(folder).identity["sha256"]
+        if found != tokenizer["sha256"]:
+            raise ModelError(
+                f"the tokenizer of {folder} is not the cache's ({tokenizer['name']}): their tokens "
+                "do not mean the same; choose a student with the teacher's tokenizer"
+            )
+
+
+def _teacher_config(cache: Cache) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        cache.extract(Path(folder), ["teacher/config.json"])
+        return load_config(folder)
+
+
+def _shrunk(config: Any, layers: tuple[int, ...]) -> Any:
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    depth = text.num_hidden_layers
+    if min(layers) < 1 or max(layers) > depth or list(layers) != sorted(set(layers)):
+        raise ConfigError(
+            f"--init-from-teacher takes rising layers from 1 to {depth}; "
+            f"got {'-'.join(map(str, layers))}"
+        )
+    if getattr(text, "layer_types", None):
+        text.layer_types = [text.layer_types[layer - 1] for layer in layers]
+    text.num_hidden_layers = len(layers)
+    return small
+
+
+def _from_teacher(cache: Cache, config: Any, layers: tuple[int, ...]) -> Any:
+    task = cache.plan.config.task
+    student = AUTO[task].from_config(config, dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = AUTO[task].from_pretrained(
+            _teacher_folder(cache, Path(folder)), dtype=torch.float32, use_safetensors=True
+        )
+    prefix = _blocks(teacher, cache.shape.layers)
+    block = re.compile(rf"^{re.escape(prefix)}\.(\d+)\.")
+    place = {layer - 1: index for index, layer in enumerate(layers)}
+    state = {}
+    for name, tensor in teacher.state_dict().items():
+        found = block.match(name)
+        if found is None:
+            state[name] = tensor
+        elif int(found[1]) in place:
+            state[f"{prefix}.{place[int(found[1])]}.{name[found.end() :]}"] = tensor
+    student.load_state_dict(state)
+    return student
+
+
+def _teacher_folder(cache: Cache, scratch: Path) -> str:
+    """A folder with the teacher's weights: those kept in the cache, or where it was read from."""
+    names = [name for name in cache.files if name.startswith("teacher/")]
+    if any(name.endswith(".safetensors") for name in names):
+        cache.extract(scratch, names)
+        return str(scratch)
+    source = cache.manifest["teacher"]["source"]
+    _require_same_weights(cache, source)
+    return str(source)
+
+
+def _require_same_weights(cache: Cache, source: str) -> None:
+    identity = cache.manifest["teacher"]
+    way = "build the cache with --keep-teacher-weights, or choose another student"
+    if Path(source).is_absolute() and not Path(source).is_dir():
+        raise ModelError(f"the teacher's folder {source} is gone: {way}")
+    from kdcache.models.teacher import load_teacher
+
+    task = cache.plan.config.task
+    found = load_teacher(source, task=task, device="cpu", dtype=identity["dtype"])
+    if weights_sha256(found.model) != identity["weights_sha256"]:
+        raise ModelError(f"the weights in {source} are no longer the cache's teacher: {way}")
+
+
+def _blocks(model: Any, depth: int) -> str:
+    """Name of the list of the model's blocks."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
+            return str(name)
+    raise ModelError(f"cannot find the {depth} layers of {type(model).__name__}; use --config")

@@ -1,0 +1,182 @@
+"""Teachers: loading, fingerprint and checks."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdcache.errors import ConfigError, ModelError, one_of
+from kdcache.manifest import Json
+from kdcache.models.auto import AUTO, load_config, unreadable
+from kdcache.models.tokenizer import Tokenizer, class_names, short_name
+from kdcache.plans import Plan
+from kdcache.signals import TeacherShape
+from kdcache.tasks import Task
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SPARE_ROWS = 2048  # embedding rows a model may have beyond its tokenizer's vocabulary
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A loaded teacher in inference mode, and what identifies it."""
+
+    model: Any
+    identity: Json
+    shape: TeacherShape
+    device: torch.device
+
+    def files(self, *, weights: bool) -> dict[str, bytes | Path]:
+        """Its configuration and, with `weights`, its safetensors files, by name.
+
+        Weights are written to a temporary folder that lives as long as the process.
+        """
+        if not weights:
+            return {"config.json": self.model.config.to_json_string().encode()}
+        folder = Path(_keep_folder())
+        self.model.save_pretrained(folder)
+        return {path.name: path for path in sorted(folder.iterdir())}
+
+
+_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _keep_folder() -> str:
+    _folders.append(tempfile.TemporaryDirectory(prefix="kdcache-teacher-"))
+    return _folders[-1].name
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU if there is one. ConfigError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r} is not there: torch sees no GPU; use --device cpu")
+    return device
+
+
+def teacher_shape(config: Any, task: Task) -> TeacherShape:
+    """Outputs, hidden width and layers, from a configuration alone."""
+    text = config.get_text_config()
+    outputs = config.num_labels if task == "text-classification" else text.vocab_size
+    return TeacherShape(
+        outputs=int(outputs), hidden=int(text.hidden_size), layers=int(text.num_hidden_layers)
+    )
+
+
+def load_teacher(
+    source: str | Path,
+    *,
+    task: Task,
+    device: str = "auto",
+    dtype: str = "fp32",
+    trust_remote_code: bool = False,
+) -> Teacher:
+    """Load a teacher from a folder or hub name: safetensors only, sdpa attention, dropout off.
+
+    Raises ModelError if it cannot be loaded or has no trained head for the task.
+    """
+    one_of("dtype", dtype, DTYPES)
+    place = pick_device(device)
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    model = _load(source, task, config, dtype, trust_remote_code)
+    model.eval().requires_grad_(False)
+    identity = {
+        "name": short_name(str(source)),
+        "source": str(Path(source).resolve()) if Path(source).exists() else str(source),
+        "class": type(model).__name__,
+        "weights_sha256": weights_sha256(model),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": dtype,
+        "attention": model.config._attn_implementation,
+        "classes": class_names(config) if task == "text-classification" else None,
+    }
+    return Teacher(model.to(place), identity, teacher_shape(model.config, task), place)
+
+
+def _load(source: str | Path, task: Task, config: Any, dtype: str, trust: bool) -> Any:
+    options = {
+        "config": config,
+        "dtype": DTYPES[dtype],
+        "use_safetensors": True,
+        "trust_remote_code": trust,
+        "output_loading_info": True,
+    }
+    auto = AUTO[task]
+    try:
+        try:
+            model, info = auto.from_pretrained(str(source), attn_implementation="sdpa", **options)
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            model, info = auto.from_pretrained(str(source), attn_implementation="eager", **options)
+    except Exception as error:  # weights fail to load in as many ways as there are file formats
+        raise ModelError(unreadable("teacher", source, error)) from error
+    if info["missing_keys"]:
+        names = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ModelError(
+            f"{source} has no trained weights for {names}: it is no teacher for {task}; "
+            "train it on the task first"
+        )
+    return model
+
+
+def weights_sha256(model: Any) -> str:
+    """SHA-256 over every tensor's name, dtype, shape and bytes; one bit changes it."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        state.update(memoryview(flat.numpy()))
+    return state.hexdigest()
+
+
+def check_fit(teacher: Teacher, plan: Plan, own: Tokenizer | None) -> None:
+    """Raise ModelError if the plan's tokens, length or labels do not fit the teacher."""
+    tokenizer, vocab = plan.config.tokenizer, teacher.model.config.get_text_config().vocab_size
+    if not 0 <= vocab - tokenizer["vocab_size"] <= SPARE_ROWS:
+        raise ModelError(
+            f"the tokenizer {tokenizer['name']} has {tokenizer['vocab_size']} tokens, the teacher "
+            f"{teacher.identity['name']} {vocab}: plan with the teacher's own tokenizer"
+        )
+    if own is not None and own.identity["sha256"] != tokenizer["sha256"]:
+        raise ModelError(
+            f"the plan's tokenizer {tokenizer['name']} is not the tokenizer of the teacher "
+            f"{teacher.identity['name']} (their SHA-256 differ): plan with the teacher's own"
+        )
+    longest = getattr(teacher.model.config, "max_position_embeddings", None)
+    if longest and plan.examples["doc_len"].max() > longest:
+        raise ModelError(f"the teacher takes {longest} tokens; plan with --max-length {longest}")
+    _check_labels(teacher, plan)
+
+
+def _check_labels(teacher: Teacher, plan: Plan) -> None:
+    if plan.config.task != "text-classification":
+        return
+    outputs, names, classes = (
+        teacher.shape.outputs,
+        teacher.identity["classes"],
+        plan.config.classes,
+    )
+    if plan.config.problem == "regression" and outputs != 1:
+        raise ModelError(f"the labels are numbers, but the teacher has {outputs} classes")
+    if classes is None:
+        return
+    if outputs == 1:
+        raise ModelError("the teacher gives one value, but the labels are classes")
+    if len(classes) > outputs:
+        raise ModelError(f"the corpus has {len(classes)} classes; the teacher has {outputs}")
+    if names and classes != names[: len(classes)] and classes != [str(i) for i in range(outputs)]:
+        raise ModelError(
+            f"the plan numbers its classes {', '.join(classes[:4])}, ... and the teacher "
+            f"{', '.join(names[:4])}, ...: plan with the teacher's folder as --tokenizer"
+        )

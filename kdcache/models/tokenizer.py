@@ -1,0 +1,153 @@
+"""Tokenizers: fingerprint, encoding in windows, and the files a cache keeps of them."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import transformers
+
+from kdcache.errors import ModelError
+from kdcache.manifest import Json
+from kdcache.models.auto import load_config, unreadable
+
+if TYPE_CHECKING:
+    from kdcache.store import Cache
+
+
+class Window(NamedTuple):
+    """A tokenised document, or one window of it; `pair_start` is where the second text begins."""
+
+    document: int
+    window: int
+    ids: npt.NDArray[np.int64]
+    pair_start: int
+
+
+class Encoded(NamedTuple):
+    """Tokenised documents, and how many of them lost tokens to `max_length`."""
+
+    kept: list[Window]
+    truncated: int
+
+
+class Tokenizer:
+    """A fast tokenizer with what a plan needs to know of it."""
+
+    def __init__(self, tokenizer: Any, source: str) -> None:
+        self._tokenizer = tokenizer
+        self.source = source
+        self.vocab_size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+        self.special_ids = np.asarray(sorted(tokenizer.all_special_ids), np.int64)
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask token; ModelError if there is none."""
+        found = self._tokenizer.mask_token_id
+        if found is None:
+            raise ModelError(
+                f"the tokenizer of {self.source} has no mask token; masked-lm needs it"
+            )
+        return int(found)
+
+    @property
+    def identity(self) -> Json:
+        """Fingerprint and ids, for the manifest."""
+        pad = self._tokenizer.pad_token_id
+        return {
+            "name": short_name(self.source),
+            "sha256": self._sha256(),
+            "vocab_size": self.vocab_size,
+            "pad_id": int(pad) if pad is not None else 0,
+            "type_ids": "token_type_ids" in self._tokenizer.model_input_names,
+        }
+
+    def _sha256(self) -> str:
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return hashlib.sha256(backend.to_str().encode()).hexdigest()
+
+    def encode(
+        self, texts: list[str], pairs: list[str] | None, max_length: int, *, windows: bool
+    ) -> Encoded:
+        """Tokenise documents, cutting those beyond `max_length` tokens off or into windows."""
+        encoded = self._tokenizer(
+            texts, pairs, truncation=True, max_length=max_length, return_attention_mask=False
+        )
+        kept: list[Window] = []
+        truncated = 0
+        for document, first in enumerate(encoded.encodings):
+            rest = first.overflowing
+            truncated += bool(rest) and not windows
+            for window, piece in enumerate([first, *rest] if windows else [first]):
+                if len(piece.ids):
+                    ids = np.asarray(piece.ids, np.int64)
+                    kept.append(Window(document, window, ids, _pair_start(piece.type_ids)))
+        return Encoded(kept, truncated)
+
+    def files(self) -> dict[str, bytes]:
+        """The tokenizer's files by name, as `save_pretrained` writes them."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._tokenizer.save_pretrained(folder)
+            return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def _pair_start(type_ids: list[int]) -> int:
+    start = type_ids.index(1) if 1 in type_ids else len(type_ids)
+    if type_ids != [0] * start + [1] * (len(type_ids) - start):
+        raise ModelError("token type ids other than a run of 0 and a run of 1 are not supported")
+    return start
+
+
+def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
+    """Load the tokenizer of a folder or hub name; ModelError if there is none, or no fast one."""
+    path = Path(source)
+    if path.is_dir() and not any(path.glob("*token*")) and not any(path.glob("vocab*")):
+        raise ModelError(f"{path} holds no tokenizer (no tokenizer.json)")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(source), trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # tokenizers raise bare Exception for a malformed file
+        raise ModelError(unreadable("tokenizer", source, error)) from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of {source} has no fast version (no tokenizer.json)")
+    tokenizer.model_max_length = 10**9  # the plan's max_length rules; no warning about the model's
+    return Tokenizer(tokenizer, str(source))
+
+
+def classes_of(source: str | Path) -> tuple[list[str] | None, int | None]:
+    """Class names (None: unnamed) and number of classes (None: no classifier) of a model folder."""
+    path = Path(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        return None, None
+    try:
+        config = load_config(source)
+    except ModelError:
+        return None, None  # a tokenizer need not come with a model
+    heads = config.architectures or []
+    if not any(name.endswith("ForSequenceClassification") for name in heads):
+        return None, None
+    return class_names(config), int(config.num_labels)
+
+
+def class_names(config: Any) -> list[str] | None:
+    """Names of a classifier's classes in the order of their ids; None for LABEL_0, LABEL_1, ..."""
+    names = [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(config.num_labels)]
+    return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
+
+
+def save_tokenizer(cache: Cache, folder: Path) -> None:
+    """Write the tokenizer kept in a cache into a model folder."""
+    cache.extract(folder, [name for name in cache.files if name.startswith("tokenizer/")])
+
+
+def short_name(source: str) -> str:
+    """The last folder of a local path; a hub name as it is."""
+    path = Path(source)
+    return path.resolve().name if path.exists() else source

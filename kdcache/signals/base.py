@@ -1,0 +1,141 @@
+"""What a signal is: one kind of teacher output, and the arrays it is stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from kdcache.errors import ConfigError, one_of
+from kdcache.manifest import Json
+from kdcache.tasks import Space, Task
+
+Arrays = dict[str, torch.Tensor]
+Stats = dict[str, float]
+
+POSITIONS: dict[str, Space] = {
+    "cls": "example",
+    "mean": "example",
+    "all": "token",
+    "masked": "masked",
+}
+"""Which hidden states of a document are kept, and the row space they make."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """One array of a signal: `row_shape` values of `dtype` for each row of `space`."""
+
+    name: str
+    space: Space
+    row_shape: tuple[int, ...]
+    dtype: str
+    attributes: Json = field(default_factory=dict)
+    chunk_rows: int = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherShape:
+    """Sizes of a teacher: outputs (classes or vocabulary), hidden width, number of layers."""
+
+    outputs: int
+    hidden: int
+    layers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What a model said of one padded batch of B documents of up to L tokens.
+
+    Attributes:
+        logits: [rows of the task's logits, outputs].
+        hidden: one [B, L, hidden] per layer, the embedding output first.
+        mask: [B, L] bool, True where there is a token.
+        masked: flat indices into B * L of the masked positions, for masked-lm.
+    """
+
+    logits: torch.Tensor
+    hidden: Sequence[torch.Tensor]
+    mask: torch.Tensor
+    masked: torch.Tensor | None = None
+
+
+class Signal(Protocol):
+    """A frozen dataclass that writes itself into the manifest and reads itself back."""
+
+    name: ClassVar[str]
+    codec: ClassVar[str]
+
+    def to_json(self) -> Json:
+        """The configuration as JSON values."""
+        ...
+
+    def check(self, task: Task, shape: TeacherShape) -> None:
+        """Raise ConfigError if a teacher of this shape cannot give this signal."""
+        ...
+
+    def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
+        """The arrays this signal is stored in."""
+        ...
+
+    def encode(self, outputs: Outputs) -> Arrays:
+        """Teacher outputs to array rows, on the teacher's device."""
+        ...
+
+    def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
+        """Distance between teacher and decoded values over sampled `rows`, as sums and maxima."""
+        ...
+
+    def summarise(self, stats: Stats) -> Json:
+        """Fidelity figures from merged stats."""
+        ...
+
+
+def merge(parts: Sequence[Mapping[str, float]]) -> Stats:
+    """Merge stats of several batches: names that end in `max` by maximum, others by sum."""
+    total: Stats = {}
+    for stats in parts:
+        for name, value in stats.items():
+            if name.endswith("max"):
+                total[name] = max(total.get(name, value), value)
+            else:
+                total[name] = total.get(name, 0.0) + value
+    return total
+
+
+def select(
+    hidden: torch.Tensor, positions: str, mask: torch.Tensor, masked: torch.Tensor | None
+) -> torch.Tensor:
+    """Rows of a layer [B, L, H] at `positions`: [B, H], [tokens, H] or [masked, H]."""
+    if positions == "cls":
+        return hidden[:, 0]
+    if positions == "mean":
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1)
+    if positions == "all":
+        return hidden[mask]
+    if masked is None:
+        raise ConfigError("masked positions exist for the task masked-lm only")
+    return hidden.flatten(0, 1)[masked]
+
+
+def check_positions(positions: str, task: Task) -> Space:
+    """The row space of `positions`; ConfigError if the task has no such rows."""
+    one_of("positions", positions, POSITIONS)
+    if positions == "masked" and task != "masked-lm":
+        raise ConfigError(f"positions=masked needs the task masked-lm; the task is {task}")
+    return POSITIONS[positions]
+
+
+def options(text: str, known: Sequence[str], what: str) -> dict[str, Any]:
+    """Parse "k=64,dtype=int8" into a dict; ConfigError for an unknown name or no value."""
+    found: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        one_of(f"option of {what}", key.strip(), known)
+        if not equals or not value.strip():
+            raise ConfigError(f"{what}: option {key!r} needs a value, as in {key}=...")
+        found[key.strip()] = value.strip()
+    return found

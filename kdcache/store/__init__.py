@@ -1,0 +1,29 @@
+"""The store: plans and caches as Zarr v3 groups with checked, whole, committed shards."""
+
+from kdcache.store.create import (
+    cache_record,
+    create,
+    plan_layouts,
+    plan_record,
+    signal_layouts,
+    write_plan,
+)
+from kdcache.store.reader import Cache, open_cache, open_plan
+from kdcache.store.shard import Layout
+from kdcache.store.verify import verify
+from kdcache.store.writer import Writer
+
+__all__ = [
+    "Cache",
+    "Layout",
+    "Writer",
+    "cache_record",
+    "create",
+    "open_cache",
+    "open_plan",
+    "plan_layouts",
+    "plan_record",
+    "signal_layouts",
+    "verify",
+    "write_plan",
+]

@@ -1,0 +1,205 @@
+"""Create a plan or an empty cache: everything known before the teacher runs, in one rename."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kdcache.errors import CacheError
+from kdcache.manifest import FORMAT, Json, digest, require_same
+from kdcache.plans import EXAMPLE_COLUMNS, Array, Column, Plan, column_space
+from kdcache.signals import ArraySpec, Signal, TeacherShape
+from kdcache.store.files import remove_tree, sync_folder, write_synced, writing
+from kdcache.store.shard import Layout, crc, encode_shard, plan_layout
+from kdcache.store.zarrs import create_arrays, create_group, group_json, read_record
+
+FILE_UNIT = 4096
+FILE_CHUNK = 2**20
+
+
+def plan_record(plan: Plan) -> Json:
+    """The manifest of a plan."""
+    return {
+        "format": FORMAT,
+        "kind": "plan",
+        "plan": {
+            "sha256": plan.sha256,
+            "parts": plan.parts,
+            "rows": dict(plan.rows),
+            "documents": plan.documents,
+            "tokens": plan.tokens,
+            "masked": plan.masked,
+            "config": plan.config.to_json(),
+        },
+    }
+
+
+def cache_record(
+    plan: Plan, *, teacher: Json, shape: TeacherShape, signals: Mapping[str, Signal], software: Json
+) -> Json:
+    """The manifest of a cache: the plan, the teacher's fingerprint and every signal's settings."""
+    return {
+        **plan_record(plan),
+        "kind": "cache",
+        "teacher": teacher,
+        "shape": {"outputs": shape.outputs, "hidden": shape.hidden, "layers": shape.layers},
+        "signals": {name: signal.to_json() for name, signal in signals.items()},
+        "software": software,
+    }
+
+
+def signal_layouts(
+    plan: Plan, signals: Mapping[str, Signal], shape: TeacherShape
+) -> list[tuple[Layout, ArraySpec]]:
+    """Layout of every signal array of a cache, exact before the teacher runs."""
+    return [
+        (_layout(plan, spec), spec)
+        for signal in signals.values()
+        for spec in signal.arrays(plan.config.task, shape)
+    ]
+
+
+def plan_layouts(plan: Plan) -> list[Layout]:
+    """Layout of every array of the plan."""
+    specs = [
+        ArraySpec(name=f"plan/{name}", space="example", row_shape=(), dtype=dtype)
+        for name, dtype in EXAMPLE_COLUMNS.items()
+    ]
+    specs += [
+        ArraySpec(
+            name=column_array(name),
+            space=column_space(name),
+            row_shape=(),
+            dtype=str(column.dtype),
+            chunk_rows=65_536,
+        )
+        for name, column in plan.columns.items()
+    ]
+    return [_layout(plan, spec) for spec in specs]
+
+
+def column_array(name: str) -> str:
+    """The array a plan column is stored in."""
+    return name if name == "tokens" else f"plan/{name}"
+
+
+def _layout(plan: Plan, spec: ArraySpec) -> Layout:
+    return plan_layout(
+        spec.name,
+        spec.dtype,
+        spec.row_shape,
+        part_rows=plan.rows[spec.space],
+        chunk_rows=spec.chunk_rows,
+        parts=plan.parts,
+    )
+
+
+def write_plan(path: str | Path, plan: Plan) -> None:
+    """Write a plan as a Zarr group; MismatchError if the folder holds a different one."""
+    create(Path(path), plan_record(plan), plan)
+
+
+def create(
+    path: Path,
+    record: Json,
+    plan: Plan,
+    signals: Sequence[tuple[Layout, ArraySpec]] = (),
+    files: Mapping[str, bytes | Path] | None = None,
+) -> bool:
+    """Make the store at `path` unless the same one is there already; True if it was made.
+
+    `files` (a tokenizer, a configuration, weights) are kept as uint8 arrays under `files/`.
+
+    Raises MismatchError if `path` holds another plan or cache, CacheError if it holds anything
+    else or cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        stored = read_record(path)
+        if stored is None:
+            raise CacheError(f"{path} exists and is not a kdcache {record['kind']}; choose another")
+        require_same(_identity(stored), _identity(record), str(path))
+        return False
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.creating")
+    with writing(path):
+        fresh.parent.mkdir(parents=True, exist_ok=True)
+        remove_tree(fresh)
+        try:
+            _fill(fresh, record, plan, signals, files or {})
+            os.rename(fresh, path)
+            sync_folder(path.parent)
+        finally:
+            remove_tree(fresh)
+    return True
+
+
+def _identity(record: Json) -> Json:
+    """What must agree: all but the digest of what was written and where the teacher lay."""
+    kept = {name: value for name, value in record.items() if name != "contents"}
+    if "teacher" in kept:
+        kept["teacher"] = {k: v for k, v in kept["teacher"].items() if k != "source"}
+    return kept
+
+
+def _fill(
+    root: Path,
+    record: Json,
+    plan: Plan,
+    signals: Sequence[tuple[Layout, ArraySpec]],
+    files: Mapping[str, bytes | Path],
+) -> None:
+    create_group(root, {})
+    layouts = plan_layouts(plan)
+    create_arrays(root, [(layout, {}) for layout in layouts])
+    create_arrays(root, [(layout, spec.attributes) for layout, spec in signals])
+    for layout in layouts:
+        _write_column(root, layout, _column(plan, layout.name))
+    for name, content in files.items():
+        _write_file(root, name, content)
+    create_group(root / "commits", {})
+    objects = {
+        str(path.relative_to(root)): {"bytes": path.stat().st_size, "crc32c": _file_crc(path)}
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path != root / "zarr.json"
+    }
+    write_synced(root / "commits" / "plan" / "zarr.json", group_json({"objects": objects}))
+    (root / "zarr.json").unlink()
+    write_synced(root / "zarr.json", group_json({**record, "contents": digest(objects)}))
+
+
+def _column(plan: Plan, array: str) -> Column | Array:
+    name = array.removeprefix("plan/")
+    return plan.examples[name] if name in plan.examples else plan.columns[name]
+
+
+def _write_column(root: Path, layout: Layout, rows: Column | Array) -> None:
+    for shard in range(layout.shape[0] // layout.shard_rows):
+        start = shard * layout.shard_rows
+        data = np.asarray(rows[start : start + layout.shard_rows])
+        write_synced(root / layout.key(shard), *encode_shard(data, layout.chunk_rows))
+
+
+def _write_file(root: Path, name: str, content: bytes | Path) -> None:
+    data: Array = (
+        np.frombuffer(content, np.uint8)
+        if isinstance(content, bytes)
+        else np.memmap(content, np.uint8, mode="r")
+    )
+    unit = FILE_UNIT if len(data) <= FILE_CHUNK else FILE_CHUNK
+    rows = -(-len(data) // unit) * unit
+    layout = plan_layout(
+        f"files/{name}", np.uint8, (), part_rows=rows, chunk_rows=FILE_CHUNK, parts=1
+    )
+    create_arrays(root, [(layout, {"bytes": len(data)})])
+    for shard in range(rows // layout.shard_rows):
+        start = shard * layout.shard_rows
+        piece = np.zeros(layout.shard_rows, np.uint8)
+        kept = data[start : start + layout.shard_rows]
+        piece[: len(kept)] = kept
+        write_synced(root / layout.key(shard), *encode_shard(piece, layout.chunk_rows))
+
+
+def _file_crc(path: Path) -> int:
+    return crc(path.read_bytes())

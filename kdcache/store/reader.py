@@ -1,0 +1,231 @@
+"""Open a plan or a cache and read rows of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdcache.batch import Batch, collate, epoch_order
+from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError, one_of
+from kdcache.manifest import FORMAT, Json
+from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig
+from kdcache.signals import Hidden, LayerRows, Signal, SoftLabels, TeacherShape, from_json
+from kdcache.store.create import column_array, plan_layouts, signal_layouts
+from kdcache.store.shard import ArrayReader, Layout
+from kdcache.store.zarrs import read_layout, read_record, require_record
+
+Docs = npt.NDArray[np.int64]
+
+
+def part_name(part: int) -> str:
+    """Name of a part's commit."""
+    return f"{part:06d}"
+
+
+def open_plan(path: str | Path) -> Plan:
+    """Open the plan at `path`, a plan's folder or a cache's.
+
+    Raises CacheError if there is none, DamageError if its bytes are not what was written.
+    """
+    root = Path(path)
+    record = read_record(root)
+    if record is None:
+        raise CacheError(f"{root} is not a kdcache plan: it holds no zarr.json")
+    return _plan(root, record)
+
+
+def _plan(root: Path, record: Json) -> Plan:
+    if record.get("format") != FORMAT:
+        raise CacheError(
+            f"{root} has format {record.get('format')}; this version reads {FORMAT}: "
+            "use the version of kdcache that made it"
+        )
+    facts = record["plan"]
+    parts = facts["parts"]
+    columns = ["tokens"]
+    if "masked" in facts["rows"]:
+        columns += ["masked_position", "masked_label"]
+    examples = {}
+    for name in EXAMPLE_COLUMNS:
+        layout = read_layout(root, f"plan/{name}", parts)
+        examples[name] = ArrayReader(root, layout)[0 : layout.shape[0]]
+    return Plan(
+        config=PlanConfig(**facts["config"]),
+        parts=parts,
+        rows=facts["rows"],
+        examples=examples,
+        columns={
+            name: ArrayReader(root, read_layout(root, column_array(name), parts))
+            for name in columns
+        },
+    )
+
+
+def open_cache(path: str | Path) -> Cache:
+    """Open the cache at `path` for reading; what it holds is in its `repr`.
+
+    Raises CacheError if there is no cache, DamageError if its bytes are not what was written.
+    """
+    return Cache(Path(path))
+
+
+class Cache:
+    """A cache on disk: a plan and, for each of its documents, what the teacher said.
+
+    A document is named by its row in the example space (`plan.docs` lists them). Rows come back in
+    the order of the documents asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = require_record(path, "cache")
+        self.plan = _plan(path, self.manifest)
+        self.shape = TeacherShape(**self.manifest["shape"])
+        self.signals: dict[str, Signal] = {
+            name: from_json(name, config) for name, config in self.manifest["signals"].items()
+        }
+        specs = signal_layouts(self.plan, self.signals, self.shape)
+        self.spaces = {spec.name: spec.space for _, spec in specs}
+        self.layouts: dict[str, Layout] = {
+            name: read_layout(path, name, self.plan.parts) for name in self.spaces
+        }
+        self.completion = read_record(path / "complete")
+        self._readers = {name: ArrayReader(path, layout) for name, layout in self.layouts.items()}
+
+    @property
+    def committed(self) -> list[int]:
+        """Parts that are committed now."""
+        names = {path.parent.name for path in self.path.glob("commits/*/zarr.json")}
+        return [part for part in range(self.plan.parts) if part_name(part) in names]
+
+    @property
+    def missing(self) -> list[int]:
+        """Parts that no writer has committed."""
+        return sorted(set(range(self.plan.parts)) - set(self.committed))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part is committed and the cache was finished."""
+        return self.completion is not None
+
+    @property
+    def fidelity(self) -> Json:
+        """Measured distance between what is decoded and what the teacher said, by signal."""
+        return dict(self.completion["fidelity"]) if self.completion else {}
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """Bytes of every array once complete, plan included."""
+        layouts = [*plan_layouts(self.plan), *self.layouts.values()]
+        return {layout.name: layout.bytes for layout in layouts}
+
+    def commit(self, part: int) -> Json:
+        """The commit record of a part; IncompleteError if there is none."""
+        record = read_record(self.path / "commits" / part_name(part))
+        if record is None:
+            raise IncompleteError(f"{self.path}: part {part} is not committed")
+        return record
+
+    def require_complete(self) -> None:
+        """Raise IncompleteError unless every part is there."""
+        if not self.complete:
+            done, parts = len(self.committed), self.plan.parts
+            raise IncompleteError(
+                f"{self.path} is incomplete: {done} of {parts} parts are committed; run the same "
+                "`kdcache build` again to add the rest"
+            )
+
+    def arrays_of(self, signal: str, layers: tuple[int, ...] | None = None) -> list[str]:
+        """Names of the arrays of a signal, of some layers only if `layers` is given."""
+        one_of("signal of this cache", signal, self.signals)
+        names = [name for name in self.layouts if name.startswith(f"{signal}/")]
+        if layers is None:
+            return names
+        return [name for name in names if any(f"/L{layer}/" in name for layer in layers)]
+
+    def read(self, array: str, docs: Docs) -> Array:
+        """Stored rows of an array for documents, one document after the other."""
+        one_of("array of this cache", array, self._readers)
+        starts, counts = self.plan.spans(np.asarray(docs), self.spaces[array])
+        return self._readers[array].read(starts, counts)
+
+    def soft_labels(self, docs: Docs) -> SoftLabels:
+        """Decoded soft labels of documents; ConfigError if the cache has no logits."""
+        signal: Any = self.signals[one_of("signal of this cache", "logits", self.signals)]
+        raw = {n: torch.from_numpy(self.read(n, docs)) for n in self.arrays_of("logits")}
+        decoded: SoftLabels = signal.decode(raw, self.shape.outputs)
+        return decoded
+
+    def hidden(self, layer: int, docs: Docs) -> LayerRows:
+        """Stored hidden states of one layer for documents; `.dense()` decodes them."""
+        signal = self.signals[one_of("signal of this cache", "hidden", self.signals)]
+        assert isinstance(signal, Hidden)
+        if layer not in signal.layers:
+            kept = ", ".join(map(str, signal.layers))
+            raise ConfigError(f"{self.path} holds no layer {layer}; it holds layers {kept}")
+        raw = {n: torch.from_numpy(self.read(n, docs)) for n in self.arrays_of("hidden", (layer,))}
+        return signal.decode(raw, layer)
+
+    def batch(self, docs: Docs, arrays: list[str] | None = None) -> Batch:
+        """Inputs, labels and stored signal rows of documents, padded to the longest."""
+        names = self.layouts if arrays is None else arrays
+        return collate(self.plan, docs, {name: self.read(name, docs) for name in names})
+
+    def batches(
+        self, size: int, *, seed: int = 0, epoch: int = 0, arrays: list[str] | None = None
+    ) -> Iterator[Batch]:
+        """One epoch of batches of `size` documents, in an order fixed by (seed, epoch)."""
+        order = self.plan.docs[epoch_order(self.plan.documents, seed=seed, epoch=epoch)]
+        return (self.batch(order[i : i + size], arrays) for i in range(0, len(order), size))
+
+    @cached_property
+    def files(self) -> Mapping[str, int]:
+        """Files kept in the cache (tokenizer, configuration, weights) and their bytes."""
+        found = {}
+        for node in sorted(self.path.glob("files/**/zarr.json")):
+            name = str(node.parent.relative_to(self.path / "files"))
+            if node.parent.joinpath("c").is_dir():
+                found[name] = self._file_bytes(name)
+        return found
+
+    def _file_bytes(self, name: str) -> int:
+        node = json.loads((self.path / "files" / name / "zarr.json").read_bytes())
+        return int(node["attributes"]["bytes"])
+
+    def extract(self, folder: Path, names: list[str]) -> None:
+        """Write files kept in the cache into `folder`."""
+        for name in names:
+            if name not in self.files:
+                raise DamageError(f"{self.path} holds no file {name!r}")
+            reader = ArrayReader(self.path, read_layout(self.path, f"files/{name}", 1))
+            target = folder / Path(name).name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            size = self.files[name]
+            with target.open("wb") as file:
+                for start in range(0, size, 2**24):
+                    file.write(reader[start : min(size, start + 2**24)].tobytes())
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else f"{len(self.committed)}/{self.plan.parts} parts"
+        signals = ", ".join(f"{n} {_short(s.to_json())}" for n, s in self.signals.items())
+        return (
+            f"<Cache {self.path}: {self.plan.documents:,} documents, {self.plan.tokens:,} tokens, "
+            f"teacher {self.manifest['teacher']['name']}, signals: {signals}; {state}, "
+            f"{sum(self.bytes.values()):,} bytes>"
+        )
+
+
+def _short(config: Json) -> str:
+    values = {k: v for k, v in config.items() if v is not None and k != "codec"}
+    head = config["codec"] if config["codec"] != "hidden" else ""
+    inner = ", ".join(
+        f"{k}={'-'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()
+    )
+    return f"{head}({inner})"

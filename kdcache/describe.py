@@ -54,9 +54,7 @@ def length_histogram(lengths: Sequence[int] | np.ndarray[Any, Any]) -> list[list
     while width * BINS < longest:
         width *= 2
     counts = np.bincount((np.asarray(lengths) - 1) // width)
-    return [
-        [i * width + 1, min((i + 1) * width, longest), int(n)] for i, n in enumerate(counts)
-    ]
+    return [[i * width + 1, min((i + 1) * width, longest), int(n)] for i, n in enumerate(counts)]
 
 
 def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: TeacherShape) -> Json:

@@ -46,14 +46,26 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
+CONSEQUENCES = ("rows", "parts", "documents", "tokens", "masked", "truncated", "sha256", "parameters")
+
+
+def _is_cause(name: str) -> bool:
+    """Whether a field was chosen rather than counted: the better one to name."""
+    return not any(word in CONSEQUENCES for word in name.split("."))
+
+
 def differences(stored: Json, asked: Json) -> list[tuple[str, Any, Any]]:
-    """The fields in which two records differ: (dotted name, stored value, asked value)."""
+    """The fields in which two records differ: (dotted name, stored value, asked value).
+
+    Settings come before what follows from them.
+    """
     have, want = dict(_flat(stored)), dict(_flat(asked))
-    return [
+    found = [
         (name, have.get(name, "(absent)"), want.get(name, "(absent)"))
         for name in sorted(have.keys() | want.keys())
         if have.get(name, "(absent)") != want.get(name, "(absent)")
     ]
+    return sorted(found, key=lambda field: not _is_cause(field[0]))
 
 
 def require_same(stored: Json, asked: Json, where: str) -> None:

@@ -1,0 +1,117 @@
+"""Layer maps: which hidden layer of the student learns from which hidden layer of the teacher.
+
+Hidden layers are numbered as everywhere: 0 is the embedding output, i the output of block i. A map
+depends on the two depths alone, so it can be checked before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from kdcache.errors import ConfigError, one_of
+
+Pairs = tuple[tuple[int, int], ...]
+LayerMap = str | Sequence[Sequence[int]]
+
+
+def layer_pairs(layer_map: LayerMap, student: int, teacher: int) -> Pairs:
+    """Pairs (student layer, teacher layer) of a map between depths `student` and `teacher`.
+
+    `layer_map` is a name of LAYER_MAPS, a list of pairs, or a text such as "1:2,2:4".
+
+    Raises ConfigError if the map is empty, does not fit the depths or names a layer that is not
+    there.
+    """
+    if isinstance(layer_map, str) and ":" not in layer_map:
+        make = LAYER_MAPS[one_of("layer map", layer_map, LAYER_MAPS)]
+        pairs = make(student, teacher)
+    else:
+        pairs = explicit_pairs(layer_map)
+    _check(layer_map, pairs, student, teacher)
+    return pairs
+
+
+def explicit_pairs(layer_map: LayerMap) -> Pairs:
+    """Read "1:2,2:4" or [[1, 2], [2, 4]]; ConfigError for anything else."""
+    if isinstance(layer_map, str):
+        found = [re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", item) for item in layer_map.split(",")]
+        if all(found):
+            return tuple((int(m[1]), int(m[2])) for m in found if m)
+    elif all(_is_pair(item) for item in layer_map):
+        return tuple((int(item[0]), int(item[1])) for item in layer_map)
+    raise ConfigError(
+        f"a layer map is one of {', '.join(LAYER_MAPS)}, or pairs of a student and a teacher "
+        f"layer such as '1:2,2:4'; got {layer_map!r}"
+    )
+
+
+def _is_pair(item: object) -> bool:
+    if not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 2:
+        return False
+    return all(isinstance(i, int) and not isinstance(i, bool) for i in item)
+
+
+def _check(layer_map: LayerMap, pairs: Pairs, student: int, teacher: int) -> None:
+    if not pairs:
+        raise ConfigError(
+            f"layer map {layer_map!r} is empty for a student of {student} layer"
+            f"{'s' if student != 1 else ''}: it leaves out the last one; give pairs such as "
+            f"'{student}:{teacher}'"
+        )
+    for which, depth, layers in (
+        ("student", student, [s for s, _ in pairs]),
+        ("teacher", teacher, [t for _, t in pairs]),
+    ):
+        outside = [layer for layer in layers if not 0 <= layer <= depth]
+        if outside:
+            raise ConfigError(
+                f"layer map {layer_map!r} needs {which} layer {outside[0]}; the {which} has layers "
+                f"0 (embedding output) to {depth}"
+            )
+
+
+def skip(student: int, teacher: int) -> Pairs:
+    """Every (teacher / student)-th layer, without the last: PKD-Skip (arXiv:1908.09355).
+
+    The last layers are left out because the logits tie them already.
+    """
+    step = _step("skip", student, teacher)
+    return tuple((m, m * step) for m in range(1, student))
+
+
+def last(student: int, teacher: int) -> Pairs:
+    """The topmost layers, without the last: PKD-Last (arXiv:1908.09355)."""
+    return tuple((m, teacher - student + m) for m in range(1, student))
+
+
+def first(student: int, teacher: int) -> Pairs:
+    """The lowest layers, without the student's last."""
+    return tuple((m, m) for m in range(1, student))
+
+
+def uniform(student: int, teacher: int) -> Pairs:
+    """Every (teacher / student)-th layer from the embedding output to the last: TinyBERT
+    (arXiv:1909.10351).
+    """
+    step = _step("uniform", student, teacher)
+    return tuple((m, m * step) for m in range(student + 1))
+
+
+def _step(name: str, student: int, teacher: int) -> int:
+    if teacher % student:
+        raise ConfigError(
+            f"layer map {name!r} needs the teacher's layers to be a multiple of the student's; "
+            f"they have {teacher} and {student}: give pairs such as '1:{max(1, teacher // student)}"
+            f",{student}:{teacher}'"
+        )
+    return teacher // student
+
+
+LAYER_MAPS: dict[str, Callable[[int, int], Pairs]] = {
+    "skip": skip,
+    "last": last,
+    "first": first,
+    "uniform": uniform,
+}
+"""Every named map: (student layers, teacher layers) -> pairs."""

@@ -1,0 +1,120 @@
+"""What a loss is: a frozen configuration that says what it needs and computes one number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+
+from kdcache.errors import ConfigError
+from kdcache.layer_maps import Pairs
+from kdcache.signals import LayerRows, Outputs, Signal, SoftLabels, TeacherShape
+from kdcache.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheFacts:
+    """What losses ask of a cache, known without reading a row.
+
+    Attributes:
+        problem: "classes", "regression" or "tokens".
+        shape: sizes of the teacher.
+        labelled: documents with a hard label.
+    """
+
+    task: Task
+    problem: str
+    signals: Mapping[str, Signal]
+    shape: TeacherShape
+    labelled: int
+
+    def held(self) -> str:
+        """The signals of the cache, for messages."""
+        kept = [f"{name} ({_settings(signal)})" for name, signal in self.signals.items()]
+        return " and ".join(kept) or "no signals"
+
+
+def _settings(signal: Signal) -> str:
+    values = {k: v for k, v in signal.to_json().items() if v is not None and v != "hidden"}
+    return ", ".join(
+        f"{k}={'-'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What one loss reads.
+
+    Attributes:
+        logits: whether it reads soft labels.
+        pairs: (student layer, teacher layer) it compares.
+        positions: rows it compares hidden states at.
+        stored: positions the cache holds; `positions` are picked out of them.
+        projections: names of the linear maps to learn, by student layer; layers may share one.
+    """
+
+    logits: bool = False
+    pairs: Pairs = ()
+    positions: str = ""
+    stored: str = ""
+    projections: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One batch as losses see it.
+
+    Attributes:
+        student: what the student said.
+        labels: hard labels, a row per row of the logits; IGNORE_INDEX or NaN where there is none.
+        soft: the teacher's soft labels, a row per row of the logits.
+        hidden: stored hidden states by teacher layer.
+        project: apply the learned projection of a name to rows [N, student width].
+    """
+
+    student: Outputs
+    labels: torch.Tensor
+    soft: SoftLabels | None
+    hidden: Mapping[int, LayerRows]
+    project: Callable[[str, torch.Tensor], torch.Tensor]
+
+
+class Loss(Protocol):
+    """A frozen dataclass with a `weight`; the objective is the weighted sum of all losses."""
+
+    kind: ClassVar[str]
+
+    @property
+    def weight(self) -> float: ...
+
+    def needs(self, name: str, facts: CacheFacts, student: TeacherShape) -> Needs:
+        """What it reads; ConfigError, naming what is there, if cache or student lack it."""
+        ...
+
+    def value(self, step: Step, needs: Needs) -> torch.Tensor:
+        """The loss of a batch before its weight, a scalar."""
+        ...
+
+
+def check_number(what: str, value: float, *, positive: bool = False) -> None:
+    """Raise ConfigError unless `value` is finite and 0 or more (more than 0 if `positive`)."""
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        least = "more than 0" if positive else "0 or more"
+        raise ConfigError(f"{what} must be {least} and finite; got {value}")
+
+
+def require_outputs(name: str, facts: CacheFacts, student: TeacherShape) -> None:
+    """Raise ConfigError unless student and teacher have the same outputs."""
+    if student.outputs != facts.shape.outputs:
+        raise ConfigError(
+            f"losses.{name} compares outputs one by one; the student has {student.outputs} and the "
+            f"cached teacher {facts.shape.outputs}"
+        )
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """Layer numbers as signals take them: 2-4-6."""
+    return "-".join(map(str, layers))

@@ -1,0 +1,131 @@
+"""The objective: the losses of a recipe bound to a cache and a student."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdcache.batch import Batch
+from kdcache.errors import ConfigError
+from kdcache.losses.base import CacheFacts, Loss, Needs, Step
+from kdcache.losses.hard import Hard
+from kdcache.losses.soft import SoftKL
+from kdcache.signals import LayerRows, Outputs, SoftLabels, TeacherShape
+
+Terms = dict[str, torch.Tensor]
+
+
+class Objective:
+    """The weighted sum of losses, and what it takes to compute it.
+
+    Attributes:
+        losses: the losses that are on, by name.
+        arrays: arrays to read from the cache, and no others.
+        hidden: whether the student's hidden states are needed.
+        projections: learned linear maps from the student's width to the teacher's. Whoever trains
+            must hand their parameters to the optimizer.
+        notes: what a person should know, such as a loss that was left out.
+
+    Raises ConfigError if the cache, or a student of this shape, cannot serve a loss. Nothing is
+    read for that, so it can be made before anything is loaded.
+    """
+
+    def __init__(
+        self, losses: Mapping[str, Loss], facts: CacheFacts, student: TeacherShape
+    ) -> None:
+        self.facts = facts
+        self.losses, self.notes = _active(losses, facts)
+        self.needs = {name: loss.needs(name, facts, student) for name, loss in self.losses.items()}
+        self.arrays = _arrays(self.needs.values(), facts)
+        self.hidden = any(needs.pairs for needs in self.needs.values())
+        names = {name for needs in self.needs.values() for name in needs.projections.values()}
+        self.projections = nn.ModuleDict(
+            {name: nn.Linear(student.hidden, facts.shape.hidden) for name in sorted(names)}
+        )
+        self._fused = _fused(self.losses)
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, Terms]:
+        """The loss of a batch and its terms before their weights, detached.
+
+        `outputs` are the student's, with hidden states if `self.hidden`.
+        """
+        step = self._step(outputs, batch)
+        parts: list[torch.Tensor] = []
+        terms: Terms = {}
+        if self._fused is not None:
+            soft, hard = self._fused
+            loss = self.losses[soft]
+            assert isinstance(loss, SoftKL)
+            both = loss.with_hard(step, self.losses[hard].weight)
+            parts.append(both.total)
+            terms |= {soft: both.soft, hard: both.hard}
+        for name, loss in self.losses.items():
+            if name not in terms:
+                value = loss.value(step, self.needs[name])
+                parts.append(loss.weight * value)
+                terms[name] = value.detach()
+        return torch.stack(parts).sum(), terms
+
+    def _step(self, outputs: Outputs, batch: Batch) -> Step:
+        return Step(
+            student=outputs,
+            labels=batch["labels"],
+            soft=self._soft(batch),
+            hidden={layer: self._layer(batch, layer) for layer in _layers(self.needs.values())},
+            project=lambda name, rows: self.projections[name](rows),
+        )
+
+    def _soft(self, batch: Batch) -> SoftLabels | None:
+        if not any(needs.logits for needs in self.needs.values()):
+            return None
+        signal: Any = self.facts.signals["logits"]
+        decoded: SoftLabels = signal.decode(batch, self.facts.shape.outputs)
+        return decoded
+
+    def _layer(self, batch: Batch, layer: int) -> LayerRows:
+        signal: Any = self.facts.signals["hidden"]
+        decoded: LayerRows = signal.decode(batch, layer)
+        return decoded
+
+
+def _active(losses: Mapping[str, Loss], facts: CacheFacts) -> tuple[dict[str, Loss], list[str]]:
+    """The losses that are on, and messages about those that a corpus without labels turns off."""
+    on = {name: loss for name, loss in losses.items() if loss.weight > 0}
+    if not on:
+        raise ConfigError("every loss of the recipe has weight 0; give one of them a weight")
+    if facts.labelled:
+        return on, []
+    hard = [name for name, loss in on.items() if isinstance(loss, Hard)]
+    kept = {name: loss for name, loss in on.items() if name not in hard}
+    if not kept:
+        raise ConfigError(
+            f"the recipe trains on hard labels alone (losses.{hard[0]}) and the corpus has no "
+            "labels; choose a recipe with soft labels, such as kd"
+        )
+    return kept, ["hard-label loss is off: the corpus has no labels"] if hard else []
+
+
+def _layers(needs: Collection[Needs]) -> list[int]:
+    return sorted({teacher for need in needs for _, teacher in need.pairs})
+
+
+def _arrays(needs: Collection[Needs], facts: CacheFacts) -> list[str]:
+    """Arrays of the logits if any loss reads them, and of the mapped layers of hidden states."""
+    wanted = ["logits/"] if any(need.logits for need in needs) else []
+    wanted += [f"hidden/L{layer}/" for layer in _layers(needs)]
+    return [
+        spec.name
+        for signal in facts.signals.values()
+        for spec in signal.arrays(facts.task, facts.shape)
+        if spec.name.startswith(tuple(wanted))
+    ]
+
+
+def _fused(losses: Mapping[str, Loss]) -> tuple[str, str] | None:
+    """Names of a soft and a hard loss that one pass over the logits can serve."""
+    soft = [name for name, loss in losses.items() if isinstance(loss, SoftKL)]
+    hard = [name for name, loss in losses.items() if isinstance(loss, Hard)]
+    return (soft[0], hard[0]) if soft and hard else None

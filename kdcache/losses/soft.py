@@ -1,0 +1,173 @@
+"""Soft labels: Kullback-Leibler divergence of the student from the cached teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, cast
+
+import torch
+
+from kdcache.errors import ConfigError, one_of
+from kdcache.losses.base import CacheFacts, Needs, Step, check_number, require_outputs
+from kdcache.signals import SoftLabels, TeacherShape, TopKLogits
+from kdcache.tasks import IGNORE_INDEX
+from kdcache_kernels import topk_kl
+
+TAILS = ("bucket", "renormalize", "truncate")
+REDUCTIONS = ("row", "element")
+STORED_TEMPERATURES = (1.0, 2.0)  # a topk cache keeps the tail's statistics at these
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftKL:
+    """KL(teacher || student) at a temperature.
+
+    Papers disagree about its scale, so the scale is spelled out:
+
+    | paper                              | reduction | t_squared | temperature |
+    |------------------------------------|-----------|-----------|-------------|
+    | Hinton et al. 2015, 1503.02531     | row       | true      | 1 to 20     |
+    | DistilBERT, 1910.01108             | row       | true      | 2           |
+    | PKD, 1908.09355 (its code)         | element   | true      | 5, 10, 20   |
+    | TinyBERT, 1909.10351 (its code)    | element   | false     | 1           |
+    | AD-KD, 2305.10010                  | row       | false     | 1 to 4      |
+
+    Attributes:
+        weight: factor in the objective; 0 leaves the loss out.
+        temperature: divides the logits of both sides.
+        tail: classes outside a top-k cache: "bucket" makes them one class on both sides,
+            "renormalize" spreads their mass over the k, "truncate" drops them.
+        reduction: "row" is the mean over rows (torch's batchmean), "element" divides by the
+            number of classes too (torch's mean).
+        t_squared: multiply by T^2, so that the gradient's size does not depend on T.
+    """
+
+    kind: ClassVar[str] = "kl"
+    weight: float = 1.0
+    temperature: float = 1.0
+    tail: str = "bucket"
+    reduction: str = "row"
+    t_squared: bool = True
+
+    def __post_init__(self) -> None:
+        check_number("weight of a kl loss", self.weight)
+        check_number("temperature", self.temperature, positive=True)
+        one_of("tail of kl", self.tail, TAILS)
+        one_of("reduction of kl", self.reduction, REDUCTIONS)
+
+    def needs(self, name: str, facts: CacheFacts, student: TeacherShape) -> Needs:
+        """Soft labels, and tail statistics that serve the temperature."""
+        if facts.problem == "regression":
+            raise ConfigError(
+                f"losses.{name}: the teacher gives values, not probabilities; use the loss "
+                "logit_mse (recipe kd-mse)"
+            )
+        if "logits" not in facts.signals:
+            raise ConfigError(
+                f"losses.{name} needs soft labels; the cache holds {facts.held()}: build one with "
+                "--signal logits:dense or logits:topk"
+            )
+        require_outputs(name, facts, student)
+        self._check_tail(name, facts)
+        return Needs(logits=True)
+
+    def _check_tail(self, name: str, facts: CacheFacts) -> None:
+        signal = facts.signals["logits"]
+        whole = not isinstance(signal, TopKLogits) or signal.k == facts.shape.outputs
+        if whole or self.tail == "renormalize" or self.temperature in STORED_TEMPERATURES:
+            return
+        raise ConfigError(
+            f"losses.{name}: temperature {self.temperature:g} with tail={self.tail} needs what the "
+            f"cache does not hold: logits:topk keeps the tail at temperatures 1 and 2. Set "
+            f"losses.{name}.temperature to 1 or 2, or losses.{name}.tail=renormalize, or build a "
+            "cache with logits:dense"
+        )
+
+    def value(self, step: Step, needs: Needs) -> torch.Tensor:
+        """The divergence alone; `soft_and_hard` fuses it with hard labels."""
+        assert step.soft is not None
+        return self._fused(step.student.logits, step.soft, None, 1.0, 0.0).total
+
+    def with_hard(self, step: Step, hard_weight: float) -> SoftAndHard:
+        """This loss and cross-entropy in one pass, both weighted."""
+        assert step.soft is not None
+        return self._fused(step.student.logits, step.soft, step.labels, self.weight, hard_weight)
+
+    def _fused(
+        self,
+        logits: torch.Tensor,
+        soft: SoftLabels,
+        labels: torch.Tensor | None,
+        weight: float,
+        hard_weight: float,
+    ) -> SoftAndHard:
+        return soft_and_hard(
+            logits,
+            soft,
+            temperature=self.temperature,
+            tail=self.tail,
+            reduction=self.reduction,
+            t_squared=self.t_squared,
+            weight=weight,
+            labels=labels,
+            hard_weight=hard_weight,
+        )
+
+
+class SoftAndHard(NamedTuple):
+    """`total` carries the gradient; `soft` and `hard` are its parts before their weights."""
+
+    total: torch.Tensor
+    soft: torch.Tensor
+    hard: torch.Tensor
+
+
+def soft_and_hard(
+    logits: torch.Tensor,
+    soft: SoftLabels,
+    *,
+    temperature: float,
+    tail: str = "bucket",
+    reduction: str = "row",
+    t_squared: bool = True,
+    weight: float = 1.0,
+    labels: torch.Tensor | None = None,
+    hard_weight: float = 0.0,
+) -> SoftAndHard:
+    """`weight` KL(teacher || student) + `hard_weight` cross-entropy, from one pass over logits.
+
+    Args:
+        logits: student, [N, V].
+        soft: teacher, N rows of true log-probabilities at T = 1.
+        labels: [N] int64, IGNORE_INDEX where there is none; the hard loss is the mean over the
+            labelled rows, the soft loss over all.
+
+    Both parts are in nats. Source: Hinton et al. 2015, arXiv:1503.02531.
+    """
+    rows, classes = logits.shape
+    if rows == 0:
+        nothing = logits.float().sum()
+        return SoftAndHard(nothing, nothing.detach(), nothing.detach())
+    scale = 1.0 if t_squared else temperature**-2  # the op's divergence has T^2 in it
+    if reduction == "element":
+        scale /= classes
+    labelled = 1 if labels is None else max(1, int((labels != IGNORE_INDEX).sum()))
+    total, soft_rows, hard_rows = topk_kl(
+        logits,
+        soft.ids,
+        soft.logprobs,
+        tail_logmass=soft.tail_logmass,
+        tail_stat=_tail_stat(soft, temperature),
+        temperature=temperature,
+        tail=cast(Literal["bucket", "renormalize", "truncate"], tail),
+        soft_weight=weight * scale,
+        labels=labels,
+        hard_weight=hard_weight * rows / labelled,
+        ignore_index=IGNORE_INDEX,
+        return_rows=True,
+    )
+    return SoftAndHard(total, soft_rows.mean() * scale, hard_rows.sum() / labelled)
+
+
+def _tail_stat(soft: SoftLabels, temperature: float) -> torch.Tensor | None:
+    return soft.tail_stat if temperature == STORED_TEMPERATURES[1] else None

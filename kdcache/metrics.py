@@ -1,0 +1,81 @@
+"""Scores of predictions: scikit-learn's where it has them, calibration and intervals beside."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.manifest import Json
+
+Floats = npt.NDArray[np.floating[Any]]
+Ints = npt.NDArray[np.integer[Any]]
+
+
+def classification(logits: Floats, labels: Ints) -> Json:
+    """Accuracy with its 95% interval, F1, Matthews, calibration error and cross-entropy (nats).
+
+    `logits` [N, C], `labels` [N]. F1 is that of class 1 for two classes, else the macro average.
+    """
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    logprobs = log_softmax(logits)
+    predicted = logprobs.argmax(1)
+    average = "binary" if logits.shape[1] == 2 else "macro"
+    accuracy = float(accuracy_score(labels, predicted))
+    return {
+        "accuracy": accuracy,
+        "accuracy_interval": list(wilson(accuracy, len(labels))),
+        "f1": float(f1_score(labels, predicted, average=average, zero_division=0)),
+        "matthews": float(matthews_corrcoef(labels, predicted)),
+        "calibration_error": calibration_error(logprobs, labels),
+        "cross_entropy": float(-logprobs[np.arange(len(labels)), labels].mean()),
+    }
+
+
+def regression(values: Floats, targets: Floats) -> Json:
+    """Pearson and Spearman correlation and mean squared error of `values` against `targets`, [N]."""
+    from scipy.stats import pearsonr, spearmanr
+
+    return {
+        "pearson": _correlation(pearsonr, values, targets),
+        "spearman": _correlation(spearmanr, values, targets),
+        "mse": float(np.mean((values.astype(np.float64) - targets) ** 2)),
+    }
+
+
+def _correlation(measure: Any, values: Floats, targets: Floats) -> float | None:
+    """None where one side is constant: there is no correlation to speak of."""
+    if len(values) < 2 or np.ptp(values) == 0 or np.ptp(targets) == 0:
+        return None
+    return float(measure(values, targets).statistic)
+
+
+def calibration_error(logprobs: Floats, labels: Ints, bins: int = 15) -> float:
+    """Expected calibration error over `bins` equal bins of confidence (Guo et al. 2017)."""
+    confidence = np.exp(logprobs.max(1))
+    correct = logprobs.argmax(1) == labels
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [
+        abs(correct[which == b].mean() - confidence[which == b].mean()) * (which == b).mean()
+        for b in np.unique(which)
+    ]
+    return float(np.sum(gaps))
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95% interval of a share of `count` trials (Wilson 1927)."""
+    z = 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
+    return middle - half, middle + half
+
+
+def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
+    """Log-probabilities, in nats and float64."""
+    wide = logits.astype(np.float64)
+    wide = wide - wide.max(1, keepdims=True)
+    normal: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(1, keepdims=True))
+    return normal

@@ -1,0 +1,274 @@
+"""Recipes: a TOML file that says how a student is trained, with values that can be overridden.
+
+[student]       where the student comes from: checkpoint, config or init_from_teacher
+[losses.NAME]   one table per loss; NAME is its kind, or the table says kind = "..."
+[training]      any field of transformers.TrainingArguments
+[data]          the order of documents: group_by_length, window
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import ConfigError, one_of
+from kdcache.losses import LOSSES, Loss
+from kdcache.manifest import Json
+
+SECTIONS = ("name", "description", "paper", "student", "losses", "training", "data")
+STUDENT = ("checkpoint", "config", "init_from_teacher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOrder:
+    """Order of the documents of an epoch.
+
+    Attributes:
+        group_by_length: put documents of like length into a batch, so that it needs little padding.
+        window: batches among which documents are sorted by length.
+    """
+
+    group_by_length: bool = False
+    window: int = 50
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ConfigError(f"data.window must be 1 or more; got {self.window}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a student is trained.
+
+    Attributes:
+        student: at most one of checkpoint, config and init_from_teacher.
+        losses: by name; the objective is their weighted sum.
+        training: fields of transformers.TrainingArguments, checked when training starts.
+    """
+
+    name: str
+    description: str = ""
+    paper: str = ""
+    student: Mapping[str, Any] = field(default_factory=dict)
+    losses: Mapping[str, Loss]
+    training: Mapping[str, Any] = field(default_factory=dict)
+    data: DataOrder = field(default_factory=DataOrder)
+
+    def to_json(self) -> Json:
+        """The recipe as JSON values, every default spelled out."""
+        losses = {}
+        for name, loss in self.losses.items():
+            kind = {} if name == loss.kind else {"kind": loss.kind}
+            losses[name] = kind | asdict(typing.cast(Any, loss))
+        return {
+            "name": self.name,
+            "description": self.description,
+            "paper": self.paper,
+            "student": dict(self.student),
+            "losses": losses,
+            "training": dict(self.training),
+            "data": asdict(self.data),
+        }
+
+    def to_toml(self) -> str:
+        """The recipe as a file that `load_recipe` reads back to an equal recipe."""
+        return "\n".join(_toml(self.to_json())) + "\n"
+
+    def __repr__(self) -> str:
+        losses = ", ".join(f"{loss.weight:g} {name}" for name, loss in self.losses.items())
+        training = ", ".join(f"{key}={value}" for key, value in self.training.items())
+        return f"<Recipe {self.name}: losses {losses}; {training}>"
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with kdcache."""
+    return sorted(
+        path.name.removesuffix(".toml")
+        for path in resources.files("kdcache").joinpath("recipes").iterdir()
+        if path.name.endswith(".toml")
+    )
+
+
+def load_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe by name, or a file, and apply overrides such as "losses.kl.weight=2".
+
+    The value of an override is read as TOML, and as text where it is not TOML.
+
+    Raises ConfigError, with the nearest name, for an unknown recipe, field or choice.
+    """
+    table = recipe.to_json() if isinstance(recipe, Recipe) else _read(recipe)
+    for override in overrides:
+        _override(table, override)
+    return _recipe(table)
+
+
+def _read(recipe: str | Path) -> Json:
+    shipped = shipped_recipes()
+    name = str(recipe)
+    if name in shipped:
+        text = resources.files("kdcache").joinpath("recipes", f"{name}.toml").read_text("utf-8")
+    elif Path(recipe).is_file():
+        text = Path(recipe).read_text("utf-8")
+    elif name.endswith(".toml") or "/" in name:
+        raise ConfigError(f"no recipe file {name}; shipped recipes: {', '.join(shipped)}")
+    else:
+        one_of("recipe", name, shipped)
+        raise AssertionError(name)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {name} is not TOML: {error}") from error
+    return {"name": Path(name).stem, **table}
+
+
+def _override(table: Json, override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"an override is KEY=VALUE, as in losses.kl.weight=2; got {override!r}")
+    if path[0] not in SECTIONS:
+        raise ConfigError(_unknown_key(key.strip(), table))
+    if path[0] == "student":
+        table["student"] = {}
+    inner = table
+    for name in path[:-1]:
+        inner = inner.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {name} of the recipe is no table")
+    inner[path[-1]] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """Text as a TOML value; dates and anything that is not TOML stay text."""
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float | str | list | dict) else text
+
+
+def _unknown_key(key: str, table: Json) -> str:
+    known = [*_keys(table), *(f"{part}." for part in ("student", "losses", "training", "data"))]
+    last = key.rpartition(".")[2]
+    near = [name for name in known if name.rpartition(".")[2] == last]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    hint = near[0] if near else f"training.{key}"
+    return (
+        f"unknown recipe field {key!r}; did you mean {hint!r}? (fields are student.*, "
+        "losses.NAME.*, data.* and, for everything of transformers.TrainingArguments, training.*)"
+    )
+
+
+def _keys(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _recipe(table: Json) -> Recipe:
+    table = copy.deepcopy(table)
+    for key in table:
+        one_of("recipe field", key, SECTIONS)
+    for key in ("student", "losses", "training", "data"):
+        if not isinstance(table.setdefault(key, {}), dict):
+            raise ConfigError(f"[{key}] of a recipe is a table; got {table[key]!r}")
+    if not table["losses"]:
+        raise ConfigError(
+            f"recipe {table['name']} has no loss; add a table such as [losses.kl] "
+            f"(kinds: {', '.join(LOSSES)})"
+        )
+    table["losses"] = {name: _loss(name, values) for name, values in table["losses"].items()}
+    table["student"] = _student(table["student"])
+    table["data"] = make(DataOrder, table["data"], "data")
+    return make(Recipe, table, "recipe")
+
+
+def _loss(name: str, values: Any) -> Loss:
+    if not name.isidentifier() or not isinstance(values, dict):
+        raise ConfigError(
+            f"a loss is a table such as [losses.kl], its name letters, digits and '_'; got {name}"
+        )
+    kind = one_of("loss", str(values.pop("kind", name)), LOSSES)
+    loss: Loss = make(LOSSES[kind], values, f"losses.{name}")
+    return loss
+
+
+def _student(values: Json) -> Json:
+    for key in values:
+        one_of("field of student", key, STUDENT)
+    layers = values.get("init_from_teacher")
+    if layers is not None:
+        parts = layers.split("-") if isinstance(layers, str) else layers
+        try:
+            values["init_from_teacher"] = [int(layer) for layer in parts]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"student.init_from_teacher is a list of teacher layers such as [2, 4, 6]; "
+                f"got {layers!r}"
+            ) from error
+    return values
+
+
+def make(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    """Make a dataclass of values read from a file; ConfigError names the field that is wrong."""
+    known = {entry.name: entry for entry in fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        one_of(f"field of {where}", key, known)
+        if not _fits(value, hints[key]):
+            raise ConfigError(f"{where}.{key} must be {_name(hints[key])}; got {value!r}")
+    for name, entry in known.items():
+        if name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise ConfigError(f"{where} needs {name}")
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    kind = typing.get_origin(hint) or hint
+    return not isinstance(kind, type) or isinstance(value, kind) or typing.is_protocol(kind)
+
+
+def _name(hint: Any) -> str:
+    plain = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_name(option) for option in typing.get_args(hint))
+    return plain.get(hint, "a list")
+
+
+def _toml(table: Json, prefix: str = "") -> Iterator[str]:
+    inner = {key: value for key, value in table.items() if isinstance(value, dict)}
+    for key, value in table.items():
+        if key not in inner and value is not None:
+            yield f"{key} = {_toml_value(value)}"
+    for key, value in inner.items():
+        lines = list(_toml(value, f"{prefix}{key}."))
+        if lines and not lines[0].startswith("["):
+            yield from ("", f"[{prefix}{key}]")
+        yield from lines
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)

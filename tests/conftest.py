@@ -1,0 +1,195 @@
+"""Real text, a tokenizer trained on it, and small teachers of every task, made once a session."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from kdcache.builder import build
+from kdcache.demo_corpus import Docstring, docstrings, prose
+from kdcache.store import Cache
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[Docstring]:
+    """Docstrings of three packages of the standard library, with their package."""
+    found = [d for d in docstrings() if d.package in ("asyncio", "email", "tkinter")]
+    return found[:: max(1, len(found) // 240)][:240]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("session")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(folder: Path) -> Path:
+    """A WordPiece tokenizer of 600 tokens, trained on the documentation of the language."""
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=600, special_tokens=SPECIAL, show_progress=False
+    )
+    made.train_from_iterator(prose()[:400], trainer)
+    cls, sep = (made.token_to_id(t) for t in ("[CLS]", "[SEP]"))
+    made.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    fast.save_pretrained(folder / "tokenizer")
+    return folder / "tokenizer"
+
+
+def save_teacher(path: Path, tokenizer: Path, model: transformers.PreTrainedModel) -> Path:
+    """Save a model with the tokenizer beside it."""
+    model.save_pretrained(path)
+    for file in tokenizer.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    return path
+
+
+def bert_config(tokenizer: Path, **more: object) -> transformers.BertConfig:
+    vocab = len(transformers.AutoTokenizer.from_pretrained(tokenizer))
+    return transformers.BertConfig(vocab_size=vocab, **{**SIZES, **more})
+
+
+@pytest.fixture(scope="session")
+def classifier(folder: Path, tokenizer: Path) -> Path:
+    torch.manual_seed(1)
+    labels = ["asyncio", "email", "tkinter"]
+    config = bert_config(
+        tokenizer,
+        id2label=dict(enumerate(labels)),
+        label2id={name: i for i, name in enumerate(labels)},
+        initializer_range=0.2,
+    )
+    model = transformers.BertForSequenceClassification(config)
+    return save_teacher(folder / "classifier", tokenizer, model)
+
+
+@pytest.fixture(scope="session")
+def regressor(folder: Path, tokenizer: Path) -> Path:
+    torch.manual_seed(2)
+    config = bert_config(tokenizer, num_labels=1, initializer_range=0.2)
+    model = transformers.BertForSequenceClassification(config)
+    return save_teacher(folder / "regressor", tokenizer, model)
+
+
+@pytest.fixture(scope="session")
+def masked_lm(folder: Path, tokenizer: Path) -> Path:
+    torch.manual_seed(3)
+    model = transformers.BertForMaskedLM(bert_config(tokenizer, initializer_range=0.2))
+    return save_teacher(folder / "masked_lm", tokenizer, model)
+
+
+@pytest.fixture(scope="session")
+def causal_lm(folder: Path, tokenizer: Path) -> Path:
+    torch.manual_seed(4)
+    vocab = len(transformers.AutoTokenizer.from_pretrained(tokenizer))
+    config = transformers.GPT2Config(
+        vocab_size=vocab,
+        n_embd=32,
+        n_layer=4,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=2,
+        eos_token_id=3,
+        initializer_range=0.2,
+    )
+    return save_teacher(folder / "causal_lm", tokenizer, transformers.GPT2LMHeadModel(config))
+
+
+@pytest.fixture(scope="session")
+def corpus(folder: Path, sentences: list[Docstring]) -> Path:
+    """A CSV file of sentences with their package as label."""
+    return write_csv(folder / "sentences.csv", [(s.text, s.package) for s in sentences])
+
+
+@pytest.fixture(scope="session")
+def prose_file(folder: Path) -> Path:
+    """Plain text, a paragraph a line."""
+    path = folder / "prose.txt"
+    path.write_text("\n".join(prose()[400:480]), encoding="utf-8")
+    return path
+
+
+def write_csv(
+    path: Path, rows: list[tuple[object, ...]], header: tuple[str, ...] = ("text", "label")
+) -> Path:
+    """Write rows under a header."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(folder: Path, corpus: Path, classifier: Path) -> Cache:
+    """Dense logits and [CLS] states of every layer; several parts; teacher weights kept."""
+    return build(
+        corpus,
+        teacher=classifier,
+        task="text-classification",
+        out=folder / "cache.zarr",
+        signals=["logits:dense", "hidden:layers=0-1-2-3-4,positions=cls,dtype=fp32"],
+        max_length=48,
+        part_tokens=2048,
+        batch_tokens=1024,
+        keep_teacher_weights=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def masked_cache(folder: Path, prose_file: Path, masked_lm: Path) -> Cache:
+    """Top-16 soft labels and hidden states at masked positions, two views of each text."""
+    return build(
+        prose_file,
+        teacher=masked_lm,
+        task="masked-lm",
+        out=folder / "masked.zarr",
+        signals=["logits:topk,k=16", "hidden:layers=2-4,positions=masked,group=16"],
+        max_length=48,
+        part_tokens=4096,
+        views=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def causal_cache(folder: Path, prose_file: Path, causal_lm: Path) -> Cache:
+    """Top-16 soft labels at every token and hidden states of every token."""
+    return build(
+        prose_file,
+        teacher=causal_lm,
+        task="causal-lm",
+        out=folder / "causal.zarr",
+        signals=["logits:topk,k=16", "hidden:layers=0-4,positions=all,dtype=bf16"],
+        max_length=64,
+        part_tokens=4096,
+    )

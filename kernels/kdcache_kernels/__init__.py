@@ -1,0 +1,15 @@
+"""Distillation kernels that stand alone: torch is the only import until an op runs on a CPU.
+
+    loss = topk_kl(logits, ids, logprobs, tail_logmass=tail)   # training: loss and dense gradient
+    ids, logprobs, tail, stat = topk_encode(teacher_logits, 64)  # the teacher's side
+
+Every op is a `torch.library.custom_op`, so `torch.compile(fullgraph=True)` traces through it. CPU
+tensors run a Numba kernel, compiled at first use and cached on disk; other devices run plain torch.
+"""
+
+from kdcache_kernels.hidden_mse import hidden_mse
+from kdcache_kernels.quantize_rows import dequantize_rows, quantize_rows
+from kdcache_kernels.topk_encode import topk_encode
+from kdcache_kernels.topk_kl import topk_kl
+
+__all__ = ["dequantize_rows", "hidden_mse", "quantize_rows", "topk_encode", "topk_kl"]

@@ -1,0 +1,64 @@
+"""What the ops share of autograd: a gradient made in the forward, rescaled in the backward."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+
+def keep_gradient(ctx: Any, outputs: tuple[Tensor, ...], *, made: bool, dtype: torch.dtype) -> None:
+    """Save the gradient, second of the op's outputs (loss, gradient, ...), for `input_gradient`."""
+    ctx.mark_non_differentiable(*outputs[1:])
+    ctx.set_materialize_grads(False)  # or autograd fills a zero [N, V] for the gradient output
+    ctx.save_for_backward(outputs[1])
+    ctx.gradient_made = made
+    ctx.input_dtype = dtype
+
+
+def input_gradient(ctx: Any, name: str, grad_loss: Tensor | None) -> Tensor | None:
+    """Multiply the saved gradient by that of the loss, None if nothing depends on the loss.
+
+    Raises RuntimeError if the forward pass made no gradient; under `create_graph` the result
+    raises it when differentiated again.
+    """
+    if grad_loss is None:
+        return None
+    if not ctx.gradient_made:
+        raise RuntimeError(f"{name} ran without gradients (need_grad=False): nothing to propagate")
+    (gradient,) = ctx.saved_tensors
+    with torch.no_grad():
+        scaled = _scaled(gradient, grad_loss, ctx.input_dtype)
+    if not torch.is_grad_enabled():
+        return scaled
+    anchor = torch.zeros((), device=scaled.device, requires_grad=True)
+    last = _Last.apply(scaled, anchor, name)  # type: ignore[no-untyped-call]  # so in torch
+    return cast(Tensor, last)
+
+
+class _Last(torch.autograd.Function):
+    """Identity that refuses to be differentiated; `anchor` only puts it on the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, anchor: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
+        raise RuntimeError(
+            f"{ctx.name} has no double backward: its gradient is computed in the forward pass and "
+            "is not itself differentiable; for second derivatives use plain torch operations"
+        )
+
+
+def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    # On a CPU reading the scalar is free and skips a pass over [N, V]; elsewhere it would be a
+    # host synchronisation. A traced backward sees a subclass and takes the general way.
+    if (
+        type(factor) is Tensor
+        and factor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and factor.item() == 1.0
+    ):
+        return gradient.to(dtype)
+    return (gradient * factor).to(dtype)

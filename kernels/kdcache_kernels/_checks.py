@@ -1,0 +1,70 @@
+"""Argument checks shared by the ops: what was expected, what came, what to do."""
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+IDS = (torch.int16, torch.int32, torch.int64, torch.uint16)
+
+
+def require_matrix(name: str, x: Tensor) -> None:
+    """Raise ValueError unless `x` is 2-D."""
+    if x.dim() != 2:
+        raise ValueError(
+            f"{name} must be 2-D, [rows, columns]; got shape {tuple(x.shape)}; "
+            "flatten the leading dimensions first"
+        )
+
+
+def require_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `x` has exactly `shape`."""
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}; got {tuple(x.shape)}")
+
+
+def require_dtype(name: str, x: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    """Raise TypeError unless the dtype of `x` is one of `allowed`."""
+    if x.dtype not in allowed:
+        names = ", ".join(str(d).removeprefix("torch.") for d in allowed)
+        raise TypeError(f"{name} must be one of {names}; got {x.dtype}; convert it with .to()")
+
+
+def require_device(name: str, x: Tensor, like: Tensor, owner: str) -> None:
+    """Raise ValueError unless `x` lies on the device of `like`, the argument called `owner`."""
+    if x.device != like.device:
+        raise ValueError(
+            f"{name} must be on the device of {owner}, {like.device}; got {x.device}; "
+            f"move it with .to({owner}.device)"
+        )
+
+
+def require_constant(name: str, x: Tensor, owner: str) -> None:
+    """Raise ValueError if `x` asks for a gradient, which only `owner` gets."""
+    if x.requires_grad:
+        raise ValueError(f"{name} gets no gradient, only {owner} does; pass {name}.detach()")
+
+
+def row_weight(weight: Tensor | None, like: Tensor, owner: str) -> Tensor:
+    """Check `weight` against the rows of `like`, or make the default 1/N; in compute precision."""
+    dtype = compute_dtype(like)
+    rows = like.shape[0]
+    if weight is None:
+        return torch.full((rows,), 1.0 / max(rows, 1), dtype=dtype, device=like.device)
+    require_shape("weight", weight, (rows,))
+    require_dtype("weight", weight, FLOATS)
+    require_device("weight", weight, like, owner)
+    require_constant("weight", weight, owner)
+    return weight.to(dtype)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Precision of the arithmetic: float64 for float64 input, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def gradient_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of the stored gradient: that of `x`, but float32 for float16.
+
+    The gradient is made before the loss scaler's factor arrives: in float16 it would underflow.
+    """
+    return torch.float32 if x.dtype == torch.float16 else x.dtype

@@ -1,0 +1,157 @@
+"""Mean squared error of student hidden states from cached, quantised teacher hidden states."""
+
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from kdcache_kernels._autograd import input_gradient, keep_gradient
+from kdcache_kernels._checks import (
+    FLOATS,
+    compute_dtype,
+    gradient_dtype,
+    require_constant,
+    require_device,
+    require_dtype,
+    require_matrix,
+    require_shape,
+    row_weight,
+)
+from kdcache_kernels.hidden_mse import reference
+
+__all__ = ["hidden_mse"]
+
+Normalize: TypeAlias = Literal["none", "l2", "layernorm"]
+Outputs: TypeAlias = tuple[Tensor, Tensor]
+NORMALIZE = ("none", "l2", "layernorm")
+
+
+def hidden_mse(
+    student: Tensor,
+    codes: Tensor,
+    scale: Tensor | None = None,
+    *,
+    normalize: Normalize = "none",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Sum over rows of `w_i mean_H (norm(student_i) - norm(teacher_i))^2`.
+
+    The loss and its gradient come from one pass; only `student` gets a gradient.
+
+    Args:
+        student: hidden states, [N, H], float32, float16, bfloat16 or float64; rows at any stride.
+        codes: the teacher's, [N, H]: int8 with `scale`, or float16, bfloat16 or float32 without.
+        scale: of int8 codes, [N] or [N, G], floating: column h is multiplied by
+            `scale[:, h // (H / G)]`. G divides H.
+        normalize: applied to both sides. `none`; `l2`: x / |x|, as in PKD (arXiv:1908.09355) with
+            the mean over H of `F.mse_loss`; `layernorm`: zero mean, unit variance, no affine
+            part, epsilon 1e-12. A row of zero length stays zero under `l2`, with zero gradient.
+        weight: w, [N], floating: mask and mean in one tensor. Default 1/N. A row of weight zero
+            is not read, whatever it holds, and its gradient is exactly zero.
+
+    Returns:
+        A scalar, float32 (float64 for float64 `student`).
+
+    Raises:
+        ValueError: wrong shape, device or `normalize`; int8 codes without `scale` or the reverse;
+            a gradient asked for anything but `student`.
+        TypeError: wrong dtype.
+        RuntimeError: double backward.
+    """
+    _check(student, codes, scale, normalize)
+    loss: Tensor = _op(
+        student,
+        codes,
+        scale,
+        row_weight(weight, student, "student"),
+        normalize,
+        torch.is_grad_enabled() and student.requires_grad,
+    )[0]
+    return loss
+
+
+def _check(student: Tensor, codes: Tensor, scale: Tensor | None, normalize: str) -> None:
+    require_matrix("student", student)
+    require_dtype("student", student, FLOATS)
+    require_shape("codes", codes, tuple(student.shape))
+    require_dtype("codes", codes, (torch.int8, torch.float16, torch.bfloat16, torch.float32))
+    require_device("codes", codes, student, "student")
+    require_constant("codes", codes, "student")
+    if student.shape[1] == 0:
+        raise ValueError(f"student must have at least one column; got {tuple(student.shape)}")
+    if normalize not in NORMALIZE:
+        raise ValueError(f"normalize must be one of {', '.join(NORMALIZE)}; got {normalize!r}")
+    if (codes.dtype == torch.int8) != (scale is not None):
+        raise ValueError(
+            f"int8 codes need scale [N] or [N, G], float codes take none; got {codes.dtype} codes "
+            f"and scale {'None' if scale is None else tuple(scale.shape)}"
+        )
+    if scale is not None:
+        _check_scale(student, scale)
+
+
+def _check_scale(student: Tensor, scale: Tensor) -> None:
+    n, h = student.shape
+    require_dtype("scale", scale, FLOATS)
+    require_device("scale", scale, student, "student")
+    require_constant("scale", scale, "student")
+    groups = scale.shape[1] if scale.dim() == 2 else 1
+    if scale.dim() not in (1, 2) or scale.shape[0] != n or not groups or h % groups:
+        raise ValueError(
+            f"scale must be [N] or [N, G] with N = {n} and G dividing H = {h}; "
+            f"got {tuple(scale.shape)}"
+        )
+
+
+@torch.library.custom_op("kdcache::hidden_mse", mutates_args=())
+def _op(
+    student: Tensor,
+    codes: Tensor,
+    scale: Tensor | None,
+    weight: Tensor,
+    normalize: str,
+    need_grad: bool,
+) -> Outputs:
+    """Return (loss, gradient); the gradient is empty if not needed."""
+    return reference.hidden_mse(student, codes, scale, weight, normalize, need_grad)
+
+
+@_op.register_kernel("cpu")
+def _cpu(
+    student: Tensor,
+    codes: Tensor,
+    scale: Tensor | None,
+    weight: Tensor,
+    normalize: str,
+    need_grad: bool,
+) -> Outputs:
+    if student.dtype == torch.float64:
+        return reference.hidden_mse(student, codes, scale, weight, normalize, need_grad)
+    from kdcache_kernels.hidden_mse import _numba
+
+    return _numba.hidden_mse(student, codes, scale, weight, normalize, need_grad)
+
+
+@_op.register_fake
+def _fake(
+    student: Tensor,
+    codes: Tensor,
+    scale: Tensor | None,
+    weight: Tensor,
+    normalize: str,
+    need_grad: bool,
+) -> Outputs:
+    shape = (student.shape[0] if need_grad else 0, student.shape[1])
+    gradient = student.new_empty(shape, dtype=gradient_dtype(student))
+    return student.new_empty((), dtype=compute_dtype(student)), gradient
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    keep_gradient(ctx, output, made=inputs[5], dtype=inputs[0].dtype)
+
+
+def _backward(ctx: Any, loss: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (input_gradient(ctx, "hidden_mse", loss), *(None,) * 5)
+
+
+_op.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,316 @@
+"""Kullback-Leibler divergence of a dense student from a sparse, cached teacher."""
+
+import math
+from typing import Any, Literal, TypeAlias, overload
+
+import torch
+from torch import Tensor
+
+from kdcache_kernels._autograd import input_gradient, keep_gradient
+from kdcache_kernels._checks import (
+    FLOATS,
+    IDS,
+    compute_dtype,
+    gradient_dtype,
+    require_constant,
+    require_device,
+    require_dtype,
+    require_matrix,
+    require_shape,
+    row_weight,
+)
+from kdcache_kernels.topk_kl import reference
+
+__all__ = ["topk_kl"]
+
+Tail: TypeAlias = Literal["bucket", "renormalize", "truncate"]
+Rows: TypeAlias = tuple[Tensor, Tensor, Tensor]
+Outputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+TAILS = ("bucket", "renormalize", "truncate")
+
+
+@overload
+def topk_kl(
+    logits: Tensor,
+    ids: Tensor,
+    logprobs: Tensor,
+    *,
+    tail_logmass: Tensor | None = None,
+    tail_stat: Tensor | None = None,
+    temperature: float = 1.0,
+    tail: Tail = "bucket",
+    soft_weight: float = 1.0,
+    labels: Tensor | None = None,
+    hard_weight: float = 0.0,
+    ignore_index: int = -100,
+    weight: Tensor | None = None,
+    check_ids: bool | None = None,
+    return_rows: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def topk_kl(
+    logits: Tensor,
+    ids: Tensor,
+    logprobs: Tensor,
+    *,
+    tail_logmass: Tensor | None = None,
+    tail_stat: Tensor | None = None,
+    temperature: float = 1.0,
+    tail: Tail = "bucket",
+    soft_weight: float = 1.0,
+    labels: Tensor | None = None,
+    hard_weight: float = 0.0,
+    ignore_index: int = -100,
+    weight: Tensor | None = None,
+    check_ids: bool | None = None,
+    return_rows: Literal[True],
+) -> Rows: ...
+
+
+def topk_kl(
+    logits: Tensor,
+    ids: Tensor,
+    logprobs: Tensor,
+    *,
+    tail_logmass: Tensor | None = None,
+    tail_stat: Tensor | None = None,
+    temperature: float = 1.0,
+    tail: Tail = "bucket",
+    soft_weight: float = 1.0,
+    labels: Tensor | None = None,
+    hard_weight: float = 0.0,
+    ignore_index: int = -100,
+    weight: Tensor | None = None,
+    check_ids: bool | None = None,
+    return_rows: bool = False,
+) -> Tensor | Rows:
+    """Sum over rows of `w (soft_weight T^2 KL(teacher, student) + hard_weight CE)`, in nats.
+
+    The loss and its dense gradient come from one pass over the logits; the backward pass only
+    multiplies that gradient by the incoming scalar. Only `logits` gets a gradient.
+
+    Args:
+        logits: student, [N, V], float32, float16, bfloat16 or float64; rows at any stride.
+        ids: the teacher's support, [N, K], int16, int32, int64 or uint16, in any order, without
+            duplicates in a row. -1 pads (65535 in uint16, if V < 65536); a pad's `logprobs` is
+            not used.
+        logprobs: the teacher's true log-probabilities at temperature 1, [N, K], in nats. -inf
+            is a probability of zero.
+        tail_logmass: log of the teacher's mass outside the support, [N], in nats. `bucket` needs
+            it at T = 1, unless K = V.
+        tail_stat: log of the sum of `p^(1/T)` outside the support, [N], for this T. `bucket` and
+            `truncate` need it at T != 1, unless K = V.
+        temperature: T, applied to both sides. The soft loss is multiplied by T^2, the hard loss
+            sees T = 1.
+        tail: what becomes of the classes outside the support. `bucket`: one more class on both
+            sides, so loss and gradient vanish at student = teacher. `renormalize`: the teacher's
+            `p^(1/T)` are divided by their sum over the support, the student keeps the whole
+            vocabulary. `truncate`: the sum over the support of `p (log p - log q)`, p as given.
+        labels: hard labels for CE, [N], int64; `ignore_index` switches the hard loss of a row off.
+        weight: w, [N], floating: mask, mean and accumulation in one tensor. Default 1/N. A row
+            of weight zero is not read, whatever it holds, and its gradient is exactly zero.
+        check_ids: raise for ids or labels outside the vocabulary and for duplicates. None checks
+            on CPU, where it is free; elsewhere it synchronises. Unchecked, such a row yields NaN
+            (duplicates give an undefined value).
+        return_rows: also return the rows of both losses, without a second pass.
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits); with `return_rows` the tuple (loss,
+        `T^2 KL` [N], `CE` [N]), both row tensors unweighted, detached, zero where masked.
+
+    Raises:
+        ValueError: wrong shape, device, tail mode or temperature; a missing tail statistic; ids
+            or labels out of range or duplicated; a gradient asked for anything but `logits`.
+        TypeError: wrong dtype.
+        RuntimeError: double backward.
+
+    `bucket` at any T, and `truncate` at T != 1, divide the teacher by its own total (support and
+    tail), so probabilities that sum to one only up to storage error still give KL >= 0.
+    The gradient of float16 logits is kept in float32 until the backward pass, so that a loss
+    scaler still finds it.
+    Source: Hinton et al. 2015, arXiv:1503.02531; T^2 as in its section 2.
+    """
+    _check_tensors(logits, ids, logprobs, labels)
+    _check_options(temperature, tail, labels, hard_weight)
+    rest = _tail_statistic(logits, ids, tail_logmass, tail_stat, temperature, tail)
+    loss, _, soft, hard = _op(
+        logits,
+        ids,
+        logprobs,
+        rest,
+        row_weight(weight, logits, "logits"),
+        labels,
+        float(temperature),
+        tail,
+        float(soft_weight),
+        float(hard_weight),
+        ignore_index,
+        torch.is_grad_enabled() and logits.requires_grad,
+        logits.device.type == "cpu" if check_ids is None else check_ids,
+    )
+    return (loss, soft.detach(), hard.detach()) if return_rows else loss
+
+
+def _check_tensors(logits: Tensor, ids: Tensor, logprobs: Tensor, labels: Tensor | None) -> None:
+    require_matrix("logits", logits)
+    require_dtype("logits", logits, FLOATS)
+    require_matrix("ids", ids)
+    require_dtype("ids", ids, IDS)
+    n, v = logits.shape
+    if ids.shape[0] != n or not 1 <= ids.shape[1] <= v:
+        raise ValueError(
+            f"ids must be [N, K] with N = {n} rows like logits and 1 <= K <= V = {v}; "
+            f"got {tuple(ids.shape)}"
+        )
+    require_shape("logprobs", logprobs, tuple(ids.shape))
+    require_dtype("logprobs", logprobs, FLOATS)
+    if labels is not None:
+        require_shape("labels", labels, (n,))
+        require_dtype("labels", labels, (torch.int64,))
+    for name, x in (("ids", ids), ("logprobs", logprobs), ("labels", labels)):
+        if x is not None:
+            require_device(name, x, logits, "logits")
+    require_constant("logprobs", logprobs, "logits")
+
+
+def _check_options(temperature: float, tail: str, labels: Tensor | None, hard: float) -> None:
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be positive and finite; got {temperature}")
+    if tail not in TAILS:
+        raise ValueError(f"tail must be one of {', '.join(TAILS)}; got {tail!r}")
+    if hard != 0 and labels is None:
+        raise ValueError(f"hard_weight={hard} needs labels; got none: pass labels [N]")
+
+
+def _tail_statistic(
+    logits: Tensor,
+    ids: Tensor,
+    logmass: Tensor | None,
+    stat: Tensor | None,
+    temperature: float,
+    tail: str,
+) -> Tensor | None:
+    """Choose the statistic that this mode needs at this T; None where there is no tail."""
+    for name, x in (("tail_logmass", logmass), ("tail_stat", stat)):
+        if x is not None:
+            require_shape(name, x, (logits.shape[0],))
+            require_dtype(name, x, FLOATS)
+            require_device(name, x, logits, "logits")
+            require_constant(name, x, "logits")
+    if tail == "renormalize" or (tail == "truncate" and temperature == 1):
+        return None
+    name, x = ("tail_logmass", logmass) if temperature == 1 else ("tail_stat", stat)
+    if x is None and ids.shape[1] != logits.shape[1]:
+        what = "sum of p" if temperature == 1 else f"sum of p^(1/{temperature:g})"
+        raise ValueError(
+            f"tail={tail!r} at temperature {temperature:g} needs {name} [N], the log of the {what} "
+            "outside the support; got None: pass it, or choose tail='renormalize'"
+        )
+    return x
+
+
+@torch.library.custom_op("kdcache::topk_kl", mutates_args=())
+def _op(
+    logits: Tensor,
+    ids: Tensor,
+    logprobs: Tensor,
+    tail: Tensor | None,
+    weight: Tensor,
+    labels: Tensor | None,
+    temperature: float,
+    mode: str,
+    soft_weight: float,
+    hard_weight: float,
+    ignore_index: int,
+    need_grad: bool,
+    check_ids: bool,
+) -> Outputs:
+    """Return (loss, gradient, soft rows, hard rows); the gradient is empty if not needed."""
+    if check_ids:
+        reference.check_ids(logits, ids, labels, weight, ignore_index)
+    return reference.topk_kl(
+        logits,
+        ids,
+        logprobs,
+        tail,
+        weight,
+        labels,
+        temperature,
+        mode,
+        soft_weight,
+        hard_weight,
+        ignore_index,
+        need_grad,
+    )
+
+
+@_op.register_kernel("cpu")
+def _cpu(
+    logits: Tensor,
+    ids: Tensor,
+    logprobs: Tensor,
+    tail: Tensor | None,
+    weight: Tensor,
+    labels: Tensor | None,
+    temperature: float,
+    mode: str,
+    soft_weight: float,
+    hard_weight: float,
+    ignore_index: int,
+    need_grad: bool,
+    check_ids: bool,
+) -> Outputs:
+    args = (logits, ids, logprobs, tail, weight, labels, temperature, mode)
+    rest = (soft_weight, hard_weight, ignore_index, need_grad)
+    if logits.dtype == torch.float64:
+        if check_ids:
+            reference.check_ids(logits, ids, labels, weight, ignore_index)
+        return reference.topk_kl(*args, *rest)
+    from kdcache_kernels.topk_kl import _numba
+
+    outputs, found_bad = _numba.topk_kl(*args, *rest)
+    if check_ids and found_bad:
+        reference.check_ids(logits, ids, labels, weight, ignore_index)
+    return outputs
+
+
+@_op.register_fake
+def _fake(
+    logits: Tensor,
+    ids: Tensor,
+    logprobs: Tensor,
+    tail: Tensor | None,
+    weight: Tensor,
+    labels: Tensor | None,
+    temperature: float,
+    mode: str,
+    soft_weight: float,
+    hard_weight: float,
+    ignore_index: int,
+    need_grad: bool,
+    check_ids: bool,
+) -> Outputs:
+    dtype = compute_dtype(logits)
+    gradient = logits.new_empty(
+        (logits.shape[0] if need_grad else 0, logits.shape[1]), dtype=gradient_dtype(logits)
+    )
+    rows = (logits.shape[0],)
+    return (
+        logits.new_empty((), dtype=dtype),
+        gradient,
+        logits.new_empty(rows, dtype=dtype),
+        logits.new_empty(rows, dtype=dtype),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    keep_gradient(ctx, output, made=inputs[11], dtype=inputs[0].dtype)
+
+
+def _backward(ctx: Any, loss: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (input_gradient(ctx, "topk_kl", loss), *(None,) * 12)
+
+
+_op.register_autograd(_backward, setup_context=_setup)

@@ -20,9 +20,9 @@ class Batch(dict[str, torch.Tensor]):
 
     Always: `docs` [B], `input_ids`, `attention_mask` [B, L] int64. As the task has them:
     `token_type_ids` [B, L]; `labels` [B] class ids or float values, [M] tokens at the masked
-    positions, or [tokens] next tokens; `masked` [M], flat indices into B * L of the masked positions.
-    Signal arrays keep their names in the cache ("logits/ids") and hold one row per document, token or
-    masked position, documents one after the other.
+    positions, or [tokens] next tokens; `masked` [M], flat indices into B * L of the masked
+    positions. Signal arrays keep their names in the cache ("logits/ids") and hold one row per
+    document, token or masked position, documents one after the other.
     """
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:

@@ -160,7 +160,7 @@ def _planned(
         yield open_plan(corpus)
         return
     classes = (class_names(config), int(config.num_labels))
-    with scratch_folder(out or Path.cwd() / "plan") as scratch:
+    with scratch_folder(out) as scratch:
         yield make_plan(
             corpus,
             tokenizer,

@@ -15,7 +15,7 @@ from kdcache.models import Teacher, run_model
 from kdcache.plans import Array, Plan
 from kdcache.progress import Advance
 from kdcache.signals import Hidden, Outputs, merge, select
-from kdcache.signals.base import Stats
+from kdcache.signals.base import Arrays, Stats
 from kdcache.store import Cache
 from kdcache.tasks import LOGITS_SPACE, Space
 
@@ -39,6 +39,7 @@ class Capture:
             for name, layout in self.cache.layouts.items()
         }
         stats: dict[str, list[Stats]] = {name: [] for name in self.cache.signals}
+        before = {space: self._before(part, space) for space in self.sampled}
         for docs in length_batches(self.plan, self.plan.part_docs(part), self.batch_tokens):
             batch = self.cache.batch(docs, []).to(self.teacher.device)
             with torch.inference_mode():
@@ -46,29 +47,39 @@ class Capture:
                     self.teacher.model, self.plan.config.task, batch, hidden=self.hidden
                 )
                 self._require_finite(outputs, docs)
-                self._encode(part, docs, outputs, rows, stats)
+                encoded = self._encode(part, docs, outputs, rows)
+                self._measure(part, docs, outputs, encoded, before, stats)
             advance(int(batch["attention_mask"].sum()))
         return rows, {name: merge(found) for name, found in stats.items() if found}
 
     def _encode(
+        self, part: int, docs: Docs, outputs: Outputs, rows: dict[str, Array]
+    ) -> dict[str, Arrays]:
+        """Fill in the rows of a batch; returns them, still on the device, by signal."""
+        encoded = {name: signal.encode(outputs) for name, signal in self.cache.signals.items()}
+        for arrays in encoded.values():
+            for array, values in arrays.items():
+                at = self._rows(part, docs, self.cache.spaces[array])
+                rows[array][at] = values.cpu().numpy()
+        return encoded
+
+    def _measure(
         self,
         part: int,
         docs: Docs,
         outputs: Outputs,
-        rows: dict[str, Array],
+        encoded: dict[str, Arrays],
+        before: dict[Space, int],
         stats: dict[str, list[Stats]],
     ) -> None:
-        at = {space: self._rows(part, docs, space) for space in self.sampled}
+        """Add the fidelity of the sampled rows of a batch; `before` counts earlier parts' rows."""
         for name, signal in self.cache.signals.items():
-            encoded = signal.encode(outputs)
-            for array, values in encoded.items():
-                rows[array][at[self.cache.spaces[array]]] = values.cpu().numpy()
-            space = self.cache.spaces[next(iter(encoded))]
-            first = self._before(part, space)
-            picked = np.flatnonzero(np.isin(at[space] + first, self.sampled[space]))
+            space = self.cache.spaces[next(iter(encoded[name]))]
+            ordinals = self._rows(part, docs, space) + before[space]
+            picked = np.flatnonzero(np.isin(ordinals, self.sampled[space]))
             if len(picked):
                 index = torch.from_numpy(picked).to(self.teacher.device)
-                stats[name].append(signal.measure(outputs, encoded, index))
+                stats[name].append(signal.measure(outputs, encoded[name], index))
 
     def _rows(self, part: int, docs: Docs, space: Space) -> Array:
         """Rows of documents in a space, counted from the part's first row."""
@@ -102,8 +113,8 @@ class Capture:
         counts = self.plan.spans(docs, space)[1]
         doc = docs[int(np.searchsorted(np.cumsum(counts), row, side="right"))]
         raise ModelError(
-            f"the teacher's {what} are not finite for row {self.plan.examples['doc_id'][doc]} of the "
-            "corpus (0 is the first); nothing of that part was stored: "
+            f"the teacher's {what} are not finite for row {self.plan.examples['doc_id'][doc]} of "
+            "the corpus (0 is the first); nothing of that part was stored: "
             "try --dtype fp32, or leave the document out"
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,19 +12,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from kdcache_kernels import topk_kl
 
+from kdcache.agreement import Agreement
 from kdcache.batch import collate
 from kdcache.capture import length_batches
 from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.manifest import Json
 from kdcache.metrics import classification, regression
-from kdcache.models import Teacher, classes_of, load_config, load_teacher, load_tokenizer
+from kdcache.models import (
+    Teacher,
+    classes_of,
+    load_config,
+    load_teacher,
+    load_tokenizer,
+    run_model,
+)
+from kdcache.models.teacher import check_fit, most_tokens
 from kdcache.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.plans import Plan
+from kdcache.predictions import write_predictions
 from kdcache.progress import Progress, quiet
 from kdcache.store import Cache, open_cache, open_plan, write_plan
-from kdcache.models.run import run_model
 from kdcache.tasks import Task
 
 Docs = npt.NDArray[np.int64]
@@ -44,8 +52,6 @@ class _Result:
     logits: npt.NDArray[np.float32]  # [documents, C]; [0, 0] for language models
     nats: npt.NDArray[np.float64]  # cross-entropy of each labelled row, language models only
     correct: npt.NDArray[np.bool_]  # whether its likeliest token is right
-    agreement: list[bool]
-    divergence: list[float]
 
 
 def evaluate(
@@ -60,6 +66,7 @@ def evaluate(
     label_column: str | None = None,
     limit: int | None = None,
     max_length: int | None = None,
+    predictions: str | Path | None = None,
     progress: Progress = quiet,
 ) -> Json:
     """Score the model in the folder `model` on the documents of `file`.
@@ -71,31 +78,37 @@ def evaluate(
         teacher: folder of the teacher, to score and time it on the same documents.
         batch_size: documents of mean length in a forward.
         max_length: tokens a document may have; what the model was trained with, else 128.
+        predictions: for classification, a CSV file to write each document's label, prediction and
+            confidence to, in the order of `file`.
 
     Returns the scores by name: see `metrics`; cross-entropies and divergences in nats, speed in
     documents a second. Raises ModelError, CorpusError (a label never seen in training), CacheError.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be 1 or more; got {batch_size}")
     task = task_of(model)
     student = load_teacher(model, task=task, device=device)
     known = open_cache(cache) if cache is not None else None
     options = _options(model, known, task, max_length)
-    options.update(text_columns=text_columns, label_column=label_column, limit=limit)
-    with scratch_folder(Path.cwd() / "evaluation") as scratch:
+    options["text_columns"], options["label_column"] = text_columns, label_column
+    options["limit"] = limit
+    with scratch_folder(None) as scratch:
         plan = _plan(file, model, task, scratch, options, progress)
-        if task == "text-classification" and plan.labelled == 0:
-            raise CorpusError(f"{file} has no labels to score against; name them with --label-column")
-        rows = _matches(plan, known) if known is not None else {}
+        _check(student, plan, file)
+        agreement = Agreement(plan, known, student.shape.outputs) if known is not None else None
         budget = batch_size * max(1, plan.tokens // plan.documents)
         with progress.bar("evaluating", unit="documents", total=plan.documents) as advance:
-            result = _predict(student, plan, budget, known, rows, advance)
+            result = _predict(student, plan, budget, agreement, advance)
         report = {
             "task": task,
             "documents": plan.documents,
             "parameters": student.identity["parameters"],
             **_scores(plan, result),
         }
-        if known is not None:
-            report["teacher_rows"] = _agreement(result, len(rows))
+        if agreement is not None:
+            report["teacher_rows"] = agreement.report()
+        if predictions is not None:
+            write_predictions(Path(predictions), plan, result.logits)
         report.update(_speed(student, plan, budget, teacher, task, device))
     return report
 
@@ -111,22 +124,26 @@ def task_of(model: str | Path) -> Task:
 
 
 def _options(model: str | Path, cache: Cache | None, task: Task, length: int | None) -> PlanOptions:
-    """What the model was trained with, where that is known."""
-    import json
-
-    options: PlanOptions = {}
-    record = Path(model) / "cache.json"
-    config: Json = {}
-    if record.is_file():
-        config = json.loads(record.read_text()).get("plan", {}).get("config", {})
-    elif cache is not None:
+    """What the model was trained with, where its folder or else the cache tells."""
+    config = _training_plan(Path(model) / "cache.json")
+    if not config and cache is not None:
         config = cache.plan.config.to_json()
     if config.get("task", task) != task:
         raise ConfigError(f"{model} is a model for {task}; the cache is for {config['task']}")
-    options["max_length"] = length or config.get("max_length", 128)
+    options: PlanOptions = {"max_length": length or config.get("max_length", 128)}
     if task == "masked-lm" and config:
-        options.update(mask_probability=config["mask_probability"], seed=config["seed"])
+        options["mask_probability"], options["seed"] = config["mask_probability"], config["seed"]
     return options
+
+
+def _training_plan(record: Path) -> Json:
+    """The plan's configuration that `train` notes beside its model; empty if there is no note."""
+    if not record.is_file():
+        return {}
+    try:
+        return dict(json.loads(record.read_bytes()).get("plan_config", {}))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{record} is damaged: {error}") from error
 
 
 def _plan(
@@ -151,38 +168,50 @@ def _plan(
     return open_plan(scratch / "plan.zarr")
 
 
+def _check(model: Teacher, plan: Plan, file: Any) -> None:
+    """Raise unless the plan has something to score and its tokens fit the model."""
+    if plan.config.task == "text-classification" and plan.labelled == 0:
+        raise CorpusError(f"{file} has no labels to score against; name them with --label-column")
+    name, vocab = model.identity["name"], model.model.config.get_text_config().vocab_size
+    if plan.config.tokenizer["vocab_size"] > vocab:
+        raise ModelError(
+            f"the tokenizer beside {name} has {plan.config.tokenizer['vocab_size']} tokens, the "
+            f"model {vocab}: put the tokenizer it was trained with into its folder"
+        )
+    limit, longest = most_tokens(model.model), int(plan.examples["doc_len"].max())
+    if limit is not None and longest > limit:
+        raise ModelError(f"{name} takes {limit} tokens, not {longest}; pass --max-length {limit}")
+
+
 def _predict(
     student: Teacher,
     plan: Plan,
     budget: int,
-    cache: Cache | None,
-    rows: dict[int, int],
+    agreement: Agreement | None,
     advance: Callable[[int], None],
 ) -> _Result:
     language = plan.config.task != "text-classification"
     size = 0 if language else student.shape.outputs
     logits = np.zeros((len(plan.docs) if size else 0, size), np.float32)
     place = {int(doc): index for index, doc in enumerate(plan.docs)}
-    nats: list[Any] = []
-    correct: list[Any] = []
-    same: list[bool] = []
-    apart: list[float] = []
+    nats: list[torch.Tensor] = []
+    correct: list[torch.Tensor] = []
     for docs, out, labels in _forward(student, plan, budget):
         if language:
             kept = labels >= 0
-            nats.append(torch.nn.functional.cross_entropy(out[kept], labels[kept], reduction="none"))
+            nats.append(
+                torch.nn.functional.cross_entropy(out[kept], labels[kept], reduction="none")
+            )
             correct.append(out[kept].argmax(-1) == labels[kept])
         else:
             logits[[place[int(doc)] for doc in docs]] = out.cpu().numpy()
-        if cache is not None and rows:
-            _compare(cache, plan, docs, rows, out, same, apart)
+        if agreement is not None:
+            agreement.add(docs, out)
         advance(len(docs))
     return _Result(
         logits,
         torch.cat(nats).double().cpu().numpy() if nats else np.empty(0),
         torch.cat(correct).cpu().numpy() if correct else np.empty(0, np.bool_),
-        same,
-        apart,
     )
 
 
@@ -193,11 +222,17 @@ def _forward(
         batch = collate(plan, chosen, {}).to(model.device)
         with torch.inference_mode():
             outputs = run_model(model.model, plan.config.task, batch, hidden=False)
+        if not torch.isfinite(outputs.logits).all():
+            raise ModelError(
+                f"the outputs of {model.identity['name']} are not finite: its training diverged"
+            )
         yield chosen, outputs.logits.float(), batch["labels"]
 
 
 def _scores(plan: Plan, result: _Result) -> Json:
     if plan.config.problem == "tokens":
+        if not len(result.nats):
+            raise CorpusError("no document has a token to predict")
         nats = float(result.nats.mean())
         return {
             "rows": len(result.nats),
@@ -213,69 +248,6 @@ def _scores(plan: Plan, result: _Result) -> Json:
     return classification(result.logits[labels >= 0], labels[labels >= 0])
 
 
-def _keys(plan: Plan) -> Iterator[tuple[int, bytes]]:
-    """Each document's row and a digest of its tokens and masked positions."""
-    names = [("tokens", "token")] + [("masked_position", "masked")] * ("masked" in plan.rows)
-    for part in range(plan.parts):
-        docs = plan.part_docs(part)
-        states = [hashlib.blake2b(digest_size=16) for _ in docs]
-        for name, space in names:
-            size = plan.rows[space]  # type: ignore[index]  # names pairs columns with their spaces
-            rows = plan.columns[name][part * size : (part + 1) * size].astype(np.int64)
-            starts, counts = plan.spans(docs, space)  # type: ignore[arg-type]
-            for state, start, count in zip(states, starts - part * size, counts, strict=True):
-                state.update(rows[start : start + count].tobytes())
-        yield from zip(docs.tolist(), (state.digest() for state in states), strict=True)
-
-
-def _matches(plan: Plan, cache: Cache) -> dict[int, int]:
-    """Rows of documents that the cache holds too, with their rows in the cache."""
-    if cache.plan.config.tokenizer["sha256"] != plan.config.tokenizer["sha256"]:
-        raise ModelError("the model's tokenizer is not the cache's: their tokens cannot be compared")
-    held = {key: doc for doc, key in _keys(cache.plan)}
-    return {doc: held[key] for doc, key in _keys(plan) if key in held}
-
-
-def _compare(
-    cache: Cache,
-    plan: Plan,
-    docs: Docs,
-    rows: dict[int, int],
-    logits: torch.Tensor,
-    same: list[bool],
-    apart: list[float],
-) -> None:
-    """Add agreement and KL(teacher || student), in nats, of the rows the cache has."""
-    if "logits" not in cache.signals:
-        return
-    space = cache.spaces[cache.arrays_of("logits")[0]]
-    counts = plan.spans(docs, space)[1]
-    kept = np.repeat([int(doc) in rows for doc in docs], counts)
-    if not kept.any():
-        return
-    soft = cache.soft_labels(np.array([rows[int(doc)] for doc in docs if int(doc) in rows]))
-    mine = logits.cpu()[torch.from_numpy(kept)]
-    if cache.plan.config.problem == "regression":
-        assert soft.values is not None
-        apart.extend((mine - soft.values).square().mean(-1).tolist())
-        return
-    top = soft.ids.gather(1, soft.logprobs.argmax(-1, keepdim=True)).squeeze(1)
-    same.extend((mine.argmax(-1) == top).tolist())
-    _, nats, _ = topk_kl(
-        mine, soft.ids, soft.logprobs, tail_logmass=soft.tail_logmass, return_rows=True
-    )
-    apart.extend(nats.tolist())
-
-
-def _agreement(result: _Result, documents: int) -> Json:
-    """What the student and the teacher of the cache agree on; None where no row is shared."""
-    return {
-        "documents": documents,
-        "agreement": float(np.mean(result.agreement)) if result.agreement else None,
-        "divergence": float(np.mean(result.divergence)) if result.divergence else None,
-    }
-
-
 def _speed(
     student: Teacher, plan: Plan, budget: int, teacher: str | Path | None, task: Task, device: str
 ) -> Json:
@@ -283,7 +255,8 @@ def _speed(
     report: Json = {"documents_per_s": _rate(student, plan, budget)}
     if teacher is not None:
         loaded = load_teacher(teacher, task=task, device=device)
-        result = _predict(loaded, plan, budget, None, {}, lambda done: None)
+        check_fit(loaded, plan, load_tokenizer(teacher))
+        result = _predict(loaded, plan, budget, None, lambda done: None)
         rate = _rate(loaded, plan, budget)
         report["teacher"] = {
             "parameters": loaded.identity["parameters"],

@@ -6,16 +6,18 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from numbers import Number
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import CorpusError
+from kdcache.errors import CorpusError, one_of
 from kdcache.tasks import IGNORE_INDEX
 
 LabelType = Literal["auto", "class", "float"]
-UNLABELLED = {"", "-1", "-100", "None", "nan"}
+UNLABELLED = {"", "-1", "-100", "nan"}
+MAX_CLASSES = 65_536  # far beyond any classifier: more is a column of ids or of text
 
 
 @dataclass
@@ -27,7 +29,13 @@ class LabelReader:
     _code: dict[str, int] = field(default_factory=dict)
 
     def add(self, label: Any, where: str) -> None:
-        """Note the label of the next document; None, '', -1 and -100 mean there is none."""
+        """Note the label of the next document; None, '', -1 and -100 mean there is none.
+
+        Raises CorpusError if it is neither text nor a number.
+        """
+        if label is not None and not isinstance(label, (str, bool, Number)):
+            kind = type(label).__name__
+            raise CorpusError(f"{where}: a label is a text or a number; got {kind}")
         name = str(int(label)) if isinstance(label, bool) else str(label).strip()
         if label is None or name in UNLABELLED:
             self.codes.append(-1)
@@ -68,10 +76,16 @@ def resolve(
 
     Raises CorpusError, naming file and line, for a label that does not fit.
     """
+    one_of("label type", label_type, get_args(LabelType))
     names = reader.names
     if label_type == "float" or (label_type == "auto" and _regression(names, count)):
         return _values(reader, names)
-    if names and all(_is_int(name) for name in names) and not set(names) <= set(known or ()):
+    if len(names) > MAX_CLASSES:
+        raise CorpusError(
+            f"{reader.first_seen[names[MAX_CLASSES]]}: more than {MAX_CLASSES:,} distinct labels; "
+            "is this the label column? Name it with --label-column, or pass an empty name for none"
+        )
+    if names and all(map(_is_float, names)) and not set(names) <= set(known or ()):
         return _integers(reader, names, known, count)
     return _named(reader, names, known, count)
 
@@ -95,23 +109,32 @@ def _values(reader: LabelReader, names: list[str]) -> Labels:
 def _integers(
     reader: LabelReader, names: list[str], known: Sequence[str] | None, count: int | None
 ) -> Labels:
-    top = max(map(int, names))
-    classes = list(known) if known else [str(i) for i in range(count or top + 1)]
+    limit = len(known) if known else count or MAX_CLASSES
     for name in names:
-        if not 0 <= int(name) < len(classes):
+        if float(name).is_integer() and 0 <= float(name) < limit:
+            continue
+        if not known and count is None:
             raise CorpusError(
-                f"{reader.first_seen[name]}: label {name} is outside the teacher's "
-                f"{len(classes)} classes (0 to {len(classes) - 1})"
+                f"{reader.first_seen[name]}: label {name} is no class: whole numbers from 0 to "
+                f"{limit - 1:,} name classes; for regression pass --label-type float"
             )
-    return _classes(reader, classes, [int(name) for name in names])
+        raise CorpusError(
+            f"{reader.first_seen[name]}: label {name} is outside the teacher's {limit} classes "
+            f"(0 to {limit - 1})"
+        )
+    # Not int(name): tables with gaps turn whole numbers into floats, such as "2.0".
+    ids = [int(float(name)) for name in names]
+    classes = list(known) if known else [str(i) for i in range(count or max(ids) + 1)]
+    return _classes(reader, classes, ids)
 
 
 def _named(
     reader: LabelReader, names: list[str], known: Sequence[str] | None, count: int | None
 ) -> Labels:
     classes = list(known) if known else sorted(names)
+    ids = {name: index for index, name in enumerate(classes)}
     for name in names:
-        if name not in classes:
+        if name not in ids:
             shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
             raise CorpusError(
                 f"{reader.first_seen[name]}: label {name!r} is not one of the "
@@ -119,7 +142,7 @@ def _named(
             )
     if count is not None and len(classes) > count:
         raise CorpusError(f"the corpus has {len(classes)} classes; the teacher has {count}")
-    return _classes(reader, classes, [classes.index(name) for name in names])
+    return _classes(reader, classes, [ids[name] for name in names])
 
 
 def _classes(reader: LabelReader, classes: list[str], ids: list[int]) -> Labels:

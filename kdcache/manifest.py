@@ -46,12 +46,12 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-CONSEQUENCES = ("rows", "parts", "documents", "tokens", "masked", "truncated", "sha256", "parameters")
+COUNTED = {"rows", "parts", "documents", "tokens", "masked", "truncated", "sha256", "parameters"}
 
 
 def _is_cause(name: str) -> bool:
     """Whether a field was chosen rather than counted: the better one to name."""
-    return not any(word in CONSEQUENCES for word in name.split("."))
+    return COUNTED.isdisjoint(name.split("."))
 
 
 def differences(stored: Json, asked: Json) -> list[tuple[str, Any, Any]]:
@@ -76,8 +76,8 @@ def require_same(stored: Json, asked: Json, where: str) -> None:
     name, have, want = found[0]
     more = f" (and {len(found) - 1} more: {_names(found[1:])})" if len(found) > 1 else ""
     raise MismatchError(
-        f"{where} holds another cache: {name} is {_short(have)} there and {_short(want)} now{more}; "
-        "choose another output folder, or repeat the command that made it"
+        f"{where} holds another cache: {name} is {_short(have)} there and {_short(want)} now"
+        f"{more}; choose another output folder, or repeat the command that made it"
     )
 
 

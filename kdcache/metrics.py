@@ -36,7 +36,7 @@ def classification(logits: Floats, labels: Ints) -> Json:
 
 
 def regression(values: Floats, targets: Floats) -> Json:
-    """Pearson and Spearman correlation and mean squared error of `values` against `targets`, [N]."""
+    """Pearson and Spearman correlation and mean squared error of `values`, [N]."""
     from scipy.stats import pearsonr, spearmanr
 
     return {

@@ -1,7 +1,7 @@
 """The plan: a tokenised corpus in a seeded order, cut into parts of whole documents.
 
-A plan fixes every array shape before the teacher runs. Its rows live in three spaces (`tasks.Space`);
-each space gives every part the same number of rows, so that a part's shards have one writer.
+A plan fixes every array shape before the teacher runs. Its rows live in three spaces
+(`tasks.Space`); each gives every part the same number of rows, so that a shard has one writer.
 """
 
 from __future__ import annotations
@@ -132,13 +132,18 @@ class Plan:
         return int(self.spans(docs, space)[1].sum(dtype=np.int64))
 
     @property
+    def labelled_docs(self) -> npt.NDArray[np.int64]:
+        """Rows of the example space that hold a document with a hard label."""
+        if self.config.problem == "classes":
+            return self.docs[self.examples["label"][self.docs] >= 0]
+        if self.config.problem == "regression":
+            return self.docs[np.isfinite(self.examples["value"][self.docs])]
+        return self.docs
+
+    @property
     def labelled(self) -> int:
         """Documents with a hard label."""
-        if self.config.problem == "classes":
-            return int((self.examples["label"][self.docs] >= 0).sum())
-        if self.config.problem == "regression":
-            return int(np.isfinite(self.examples["value"][self.docs]).sum())
-        return self.documents
+        return len(self.labelled_docs)
 
     @cached_property
     def sha256(self) -> str:

@@ -193,7 +193,8 @@ def _recipe(table: Json) -> Recipe:
     table["losses"] = {name: _loss(name, values) for name, values in table["losses"].items()}
     table["student"] = _student(table["student"])
     table["data"] = make(DataOrder, table["data"], "data")
-    return make(Recipe, table, "recipe")
+    made: Recipe = make(Recipe, table, "recipe")
+    return made
 
 
 def _loss(name: str, values: Any) -> Loss:
@@ -244,7 +245,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     kind = typing.get_origin(hint) or hint
-    return not isinstance(kind, type) or isinstance(value, kind) or typing.is_protocol(kind)
+    return not isinstance(kind, type) or isinstance(value, kind)
 
 
 def _name(hint: Any) -> str:
@@ -261,7 +262,7 @@ def _toml(table: Json, prefix: str = "") -> Iterator[str]:
             yield f"{key} = {_toml_value(value)}"
     for key, value in inner.items():
         lines = list(_toml(value, f"{prefix}{key}."))
-        if lines and not lines[0].startswith("["):
+        if lines and lines[0]:
             yield from ("", f"[{prefix}{key}]")
         yield from lines
 

@@ -33,8 +33,8 @@ class HiddenMSE:
     | DistilBERT, 1910.01108: last, cosine | explicit   | all       | l2        | mean   | out   |
 
     For rows of width H, the cosine loss 1 - cos of DistilBERT is H / 2 times this loss under l2.
-    TinyBERT lets pads count; a cache holds none, so `pads = "count"` divides by the number of padded
-    positions while pads themselves add nothing.
+    TinyBERT lets pads count; a cache holds none, so `pads = "count"` divides by the number of
+    padded positions while pads themselves add nothing.
 
     Attributes:
         weight: factor in the objective; 0 leaves the loss out. PKD takes 10 to 1000.

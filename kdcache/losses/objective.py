@@ -27,6 +27,7 @@ class Objective:
         hidden: whether the student's hidden states are needed.
         projections: learned linear maps from the student's width to the teacher's. Whoever trains
             must hand their parameters to the optimizer.
+        hard_only: whether documents without a label would teach nothing.
         notes: what a person should know, such as a loss that was left out.
 
     Raises ConfigError if the cache, or a student of this shape, cannot serve a loss. Nothing is
@@ -45,6 +46,7 @@ class Objective:
         self.projections = nn.ModuleDict(
             {name: nn.Linear(student.hidden, facts.shape.hidden) for name in sorted(names)}
         )
+        self.hard_only = all(isinstance(loss, Hard) for loss in self.losses.values())
         self._fused = _fused(self.losses)
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, Terms]:

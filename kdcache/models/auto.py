@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,33 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
         return transformers.AutoConfig.from_pretrained(
             str(source), trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # every field checks itself, with exceptions of several libraries
         raise ModelError(unreadable("model configuration", source, error)) from error
+
+
+def require_direction(config: Any, task: Task, source: str | Path) -> None:
+    """Raise ModelError for a model that would predict the next token while looking at it."""
+    encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    if task == "causal-lm" and encoder and not getattr(config, "is_decoder", False):
+        raise ModelError(
+            f"{source} is a {config.model_type} that reads in both directions: it does not fit "
+            "causal-lm; use masked-lm, or a decoder"
+        )
+
+
+def require_sizes(info: Mapping[str, Any], source: str | Path) -> None:
+    """Raise ModelError where transformers found weights of another size than the configuration."""
+    for name, stored, wanted in sorted(info["mismatched_keys"]):
+        raise ModelError(
+            f"{source}: {name} is {list(stored)} in the weights and {list(wanted)} by the "
+            "configuration; a model with other classes or another vocabulary does not fit here"
+        )
 
 
 def unreadable(what: str, source: str | Path, error: Exception) -> str:
     """One line for what transformers says in many."""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = [" ".join(line.split()) for line in str(error).strip().splitlines()]
+    first = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]) if lines else repr(error)
     if not Path(source).exists():
         return (
             f"no {what} {str(source)!r}: there is no such folder, and the hub gave none ({first})"

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdcache.errors import ConfigError, ModelError
-from kdcache.models.auto import AUTO, load_config, unreadable
+from kdcache.models.auto import (
+    AUTO,
+    load_config,
+    require_direction,
+    require_sizes,
+    unreadable,
+)
 from kdcache.models.teacher import teacher_shape, weights_sha256
 from kdcache.models.tokenizer import load_tokenizer
 from kdcache.signals import TeacherShape
@@ -56,6 +62,7 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
     else:
         config = load_config(spec.checkpoint or spec.config or "")
     plan = cache.plan.config
+    require_direction(config, plan.task, spec.checkpoint or spec.config or "the student")
     if plan.task == "text-classification":
         _set_classes(config, plan.problem, plan.classes, cache.shape.outputs)
     _check_vocabulary(config, spec, cache)
@@ -78,12 +85,20 @@ def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
         return auto.from_config(config)
     if spec.init_from_teacher:
         return _from_teacher(cache, config, spec.init_from_teacher)
+    source = spec.checkpoint or ""
     try:
-        return auto.from_pretrained(
-            spec.checkpoint, config=config, dtype=torch.float32, use_safetensors=True
+        student, info = auto.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `require_sizes` says which ones
         )
     except Exception as error:  # weights fail to load in as many ways as there are file formats
-        raise ModelError(unreadable("student", spec.checkpoint or "", error)) from error
+        raise ModelError(unreadable("student", source, error)) from error
+    require_sizes(info, source)
+    return student
 
 
 def _set_classes(config: Any, problem: str, classes: list[str] | None, outputs: int) -> None:

@@ -12,7 +12,13 @@ import torch
 
 from kdcache.errors import ConfigError, ModelError, one_of
 from kdcache.manifest import Json
-from kdcache.models.auto import AUTO, load_config, unreadable
+from kdcache.models.auto import (
+    AUTO,
+    load_config,
+    require_direction,
+    require_sizes,
+    unreadable,
+)
 from kdcache.models.tokenizer import Tokenizer, class_names, short_name
 from kdcache.plans import Plan
 from kdcache.signals import TeacherShape
@@ -52,7 +58,7 @@ def _keep_folder() -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU if there is one. ConfigError if it is not there."""
+    """The device of that name, "auto" a GPU if there is one; ConfigError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -88,6 +94,7 @@ def load_teacher(
     one_of("dtype", dtype, DTYPES)
     place = pick_device(device)
     config = load_config(source, trust_remote_code=trust_remote_code)
+    require_direction(config, task, source)
     model = _load(source, task, config, dtype, trust_remote_code)
     model.eval().requires_grad_(False)
     identity = {
@@ -110,6 +117,7 @@ def _load(source: str | Path, task: Task, config: Any, dtype: str, trust: bool) 
         "use_safetensors": True,
         "trust_remote_code": trust,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # `require_sizes` says which ones
     }
     auto = AUTO[task]
     try:
@@ -121,6 +129,7 @@ def _load(source: str | Path, task: Task, config: Any, dtype: str, trust: bool) 
             model, info = auto.from_pretrained(str(source), attn_implementation="eager", **options)
     except Exception as error:  # weights fail to load in as many ways as there are file formats
         raise ModelError(unreadable("teacher", source, error)) from error
+    require_sizes(info, source)
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(
@@ -153,10 +162,22 @@ def check_fit(teacher: Teacher, plan: Plan, own: Tokenizer | None) -> None:
             f"the plan's tokenizer {tokenizer['name']} is not the tokenizer of the teacher "
             f"{teacher.identity['name']} (their SHA-256 differ): plan with the teacher's own"
         )
-    longest = getattr(teacher.model.config, "max_position_embeddings", None)
-    if longest and plan.examples["doc_len"].max() > longest:
-        raise ModelError(f"the teacher takes {longest} tokens; plan with --max-length {longest}")
+    limit, longest = most_tokens(teacher.model), int(plan.examples["doc_len"].max())
+    if limit is not None and longest > limit:
+        raise ModelError(
+            f"the teacher takes {limit} tokens, not {longest}; plan with --max-length {limit}"
+        )
     _check_labels(teacher, plan)
+
+
+def most_tokens(model: Any) -> int | None:
+    """Tokens a model takes at once; None if its configuration does not say."""
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return int(module.num_embeddings - padding - 1)  # RoBERTa counts on from the padding's
+    limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0)
+    return limit if limit > 0 else None  # -1: no limit, as in XLNet
 
 
 def _check_labels(teacher: Teacher, plan: Plan) -> None:

@@ -123,7 +123,6 @@ def select(
 
 def check_positions(positions: str, task: Task) -> Space:
     """The row space of `positions`; ConfigError if the task has no such rows."""
-    one_of("positions", positions, POSITIONS)
     if positions == "masked" and task != "masked-lm":
         raise ConfigError(f"positions=masked needs the task masked-lm; the task is {task}")
     return POSITIONS[positions]
@@ -137,5 +136,7 @@ def options(text: str, known: Sequence[str], what: str) -> dict[str, Any]:
         one_of(f"option of {what}", key.strip(), known)
         if not equals or not value.strip():
             raise ConfigError(f"{what}: option {key!r} needs a value, as in {key}=...")
+        if key.strip() in found:
+            raise ConfigError(f"{what}: option {key.strip()!r} is given twice")
         found[key.strip()] = value.strip()
     return found

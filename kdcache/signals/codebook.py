@@ -46,11 +46,13 @@ def pack_high(ids: torch.Tensor, bits: int) -> torch.Tensor:
     flat = flags.flatten(1)
     flat = torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8)).unflatten(1, (-1, 8))
     weights = 1 << torch.arange(8, device=ids.device)
-    return (flat * weights).sum(-1).to(torch.uint8)
+    packed: torch.Tensor = (flat * weights).sum(-1)
+    return packed.to(torch.uint8)
 
 
 def unpack_high(packed: torch.Tensor, k: int, bits: int) -> torch.Tensor:
     """High parts (already shifted by 16) of ids, int64 [N, K]."""
     flags = (packed.long().unsqueeze(-1) >> torch.arange(8, device=packed.device)) & 1
     flat = flags.flatten(1)[:, : k * bits].unflatten(1, (k, bits))
-    return (flat << torch.arange(16, 16 + bits, device=packed.device)).sum(-1)
+    ids: torch.Tensor = (flat << torch.arange(16, 16 + bits, device=packed.device)).sum(-1)
+    return ids

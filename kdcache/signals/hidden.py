@@ -10,6 +10,7 @@ import torch
 from kdcache.errors import ConfigError, ModelError, one_of
 from kdcache.manifest import Json
 from kdcache.signals.base import (
+    POSITIONS,
     Arrays,
     ArraySpec,
     Outputs,
@@ -57,6 +58,7 @@ class Hidden:
     group: int | None = None
 
     def __post_init__(self) -> None:
+        one_of("positions of hidden", self.positions, POSITIONS)
         one_of("dtype of hidden", self.dtype, ["int8", *FLOATS])
         if not self.layers or len(set(self.layers)) < len(self.layers) or min(self.layers) < 0:
             raise ConfigError(

@@ -129,7 +129,7 @@ class TopKLogits:
         """Ids (16 bits, high bits packed apart), codes with their table, tail statistics."""
         space, bits = LOGITS_SPACE[task], high_bits(shape.outputs)
         book = {"codebook": [float(v) for v in table()], "unit": "nats"}
-        specs = [
+        specs: list[tuple[str, tuple[int, ...], str, Json]] = [
             ("ids", (self.k,), "uint16", {}),
             ("logprobs", (self.k,), "uint8", book),
             ("tail_logmass", (), "float32", {"unit": "nats"}),

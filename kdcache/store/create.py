@@ -116,23 +116,29 @@ def create(
     Raises MismatchError if `path` holds another plan or cache, CacheError if it holds anything
     else or cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if _occupied(path):
         stored = read_record(path)
         if stored is None:
             raise CacheError(f"{path} exists and is not a kdcache {record['kind']}; choose another")
         require_same(_identity(stored), _identity(record), str(path))
         return False
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.creating")
+    root = path.resolve()  # "." has a name then, and a link to an empty folder stays one
+    fresh = root.with_name(f".{root.name}.{os.getpid()}.creating")
     with writing(path):
         fresh.parent.mkdir(parents=True, exist_ok=True)
         remove_tree(fresh)
         try:
             _fill(fresh, record, plan, signals, files or {})
-            os.rename(fresh, path)
-            sync_folder(path.parent)
+            os.rename(fresh, root)
+            sync_folder(root.parent)
         finally:
             remove_tree(fresh)
     return True
+
+
+def _occupied(path: Path) -> bool:
+    with writing(path):
+        return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
 def _identity(record: Json) -> Json:
@@ -190,7 +196,7 @@ def _write_file(root: Path, name: str, content: bytes | Path) -> None:
     unit = FILE_UNIT if len(data) <= FILE_CHUNK else FILE_CHUNK
     rows = -(-len(data) // unit) * unit
     layout = plan_layout(
-        f"files/{name}", np.uint8, (), part_rows=rows, chunk_rows=FILE_CHUNK, parts=1
+        f"files/{name}", "uint8", (), part_rows=rows, chunk_rows=FILE_CHUNK, parts=1
     )
     create_arrays(root, [(layout, {"bytes": len(data)})])
     for shard in range(rows // layout.shard_rows):

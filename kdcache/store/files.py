@@ -18,6 +18,9 @@ REASONS = {
     errno.EPERM: "permission denied; choose a folder you can write to",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.ENOTDIR: "part of the path is a file; choose another folder",
+    errno.EEXIST: "part of the path is a file; choose another folder",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EIO: "the disk reports an error; choose a folder on another one",
 }
 
 

@@ -151,9 +151,14 @@ class Cache:
         return [name for name in names if any(f"/L{layer}/" in name for layer in layers)]
 
     def read(self, array: str, docs: Docs) -> Array:
-        """Stored rows of an array for documents, one document after the other."""
+        """Stored rows of an array for documents, one document after the other.
+
+        Raises ConfigError for a row that holds no document, DamageError, IncompleteError.
+        """
         one_of("array of this cache", array, self._readers)
-        starts, counts = self.plan.spans(np.asarray(docs), self.spaces[array])
+        docs = np.asarray(docs, np.int64)
+        _require_documents(self.plan, docs)
+        starts, counts = self.plan.spans(docs, self.spaces[array])
         return self._readers[array].read(starts, counts)
 
     def soft_labels(self, docs: Docs) -> SoftLabels:
@@ -182,6 +187,8 @@ class Cache:
         self, size: int, *, seed: int = 0, epoch: int = 0, arrays: list[str] | None = None
     ) -> Iterator[Batch]:
         """One epoch of batches of `size` documents, in an order fixed by (seed, epoch)."""
+        if size < 1:
+            raise ConfigError(f"a batch holds 1 document or more; got size={size}")
         order = self.plan.docs[epoch_order(self.plan.documents, seed=seed, epoch=epoch)]
         return (self.batch(order[i : i + size], arrays) for i in range(0, len(order), size))
 
@@ -220,6 +227,15 @@ class Cache:
             f"teacher {self.manifest['teacher']['name']}, signals: {signals}; {state}, "
             f"{sum(self.bytes.values()):,} bytes>"
         )
+
+
+def _require_documents(plan: Plan, docs: Docs) -> None:
+    """Padding rows hold zeros that look like what a teacher said: they are not for reading."""
+    lens = plan.examples["doc_len"]
+    inside = (docs >= 0) & (docs < len(lens))
+    wrong = docs[~inside] if not inside.all() else docs[lens[docs] == 0]
+    if len(wrong):
+        raise ConfigError(f"row {wrong[0]} holds no document; `plan.docs` lists those that do")
 
 
 def _short(config: Json) -> str:

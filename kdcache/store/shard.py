@@ -112,7 +112,7 @@ def encode_shard(rows: Array, chunk_rows: int) -> list[memoryview | bytes]:
     index, offset = [], 0
     little = np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
     for start in range(0, len(little), chunk_rows):
-        chunk = memoryview(little[start : start + chunk_rows].reshape(-1).view(np.uint8))
+        chunk = little[start : start + chunk_rows].reshape(-1).view(np.uint8).data
         pieces += [chunk, crc(chunk).to_bytes(4, "little")]
         index += [offset, len(chunk) + 4]
         offset += len(chunk) + 4
@@ -152,7 +152,7 @@ class ArrayReader:
         """Rows [start, start + count) of each span, one after the other: [sum counts, ...]."""
         total = int(np.sum(counts))
         out = np.empty((total, *self.layout.row_shape), self.layout.dtype)
-        flat, size = memoryview(out.reshape(-1).view(np.uint8)), self.layout.row_bytes
+        flat, size = out.reshape(-1).view(np.uint8).data, self.layout.row_bytes
         done = 0
         for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
             while count > 0:

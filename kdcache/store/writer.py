@@ -34,7 +34,8 @@ class Writer:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cache = Cache(path)
-        self.staging = path.with_name(f"{path.name}.staging")
+        root = path.resolve()
+        self.staging = root.with_name(f"{root.name}.staging")
 
     def write_part(self, part: int, arrays: Mapping[str, Array], fidelity: Json) -> None:
         """Stage, commit and publish one part; `arrays` hold all its rows, padding included."""

@@ -1,4 +1,4 @@
-"""Zarr metadata: groups and arrays as zarr-python writes them, so that any Zarr v3 reader agrees."""
+"""Zarr metadata: groups and arrays as zarr-python writes them, for any Zarr v3 reader."""
 
 from __future__ import annotations
 

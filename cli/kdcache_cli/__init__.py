@@ -1,0 +1,1 @@
+"""The command line of kdcache: a thin layer over its Python API."""

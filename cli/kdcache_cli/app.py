@@ -1,0 +1,64 @@
+"""The program: its commands and the options that hold for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from kdcache.progress import quiet as silent
+from kdcache_cli import caches, demo, planning, training
+from kdcache_cli.examples import example
+from kdcache_cli.progress import reporter
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "plan": planning.plan,
+    "build": planning.build,
+    "inspect": caches.inspect,
+    "verify": caches.verify,
+    "train": training.train,
+    "evaluate": training.evaluate,
+    "recipes": training.recipes,
+    "demo": demo.demo,
+}
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: nothing is cut off, and it starts faster
+    epilog=example("kdcache"),
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"kdcache {version('kdcache')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    context: typer.Context,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Run the teacher once, train any number of students from what it said.
+
+    plan tokenises a corpus, build runs the teacher over it and writes a cache, train distils a
+    student from the cache, evaluate measures it.
+    """
+    context.obj = silent if quiet else reporter()
+
+
+def _register() -> None:
+    for name, function in COMMANDS.items():
+        app.command(name, epilog=example(name))(function)
+
+
+_register()

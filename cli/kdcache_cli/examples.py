@@ -1,0 +1,39 @@
+"""A worked example of every command, for the end of its --help."""
+
+from __future__ import annotations
+
+TAIL = "--quiet and --debug work with every command."
+
+EXAMPLES = {
+    "kdcache": (
+        "kdcache build train.csv --teacher ./teacher --task text-classification",
+        "    --out train.cache",
+        "kdcache train train.cache --recipe kd --init-from-teacher 2-4-6 --out student",
+        "kdcache evaluate student dev.csv --cache train.cache",
+    ),
+    "plan": (
+        "kdcache plan train.csv --tokenizer ./teacher --task text-classification",
+        "    --out train.plan --signal logits:dense --signal hidden:layers=2-4-6",
+    ),
+    "build": (
+        "kdcache build train.csv --teacher ./teacher --task text-classification",
+        "    --out train.cache --signal logits:dense --signal hidden:layers=2-4-6",
+        "kdcache build train.plan --teacher ./teacher --task text-classification",
+        "    --out train.cache --dry-run",
+        "kdcache build --config build.toml --out other.cache",
+    ),
+    "inspect": ("kdcache inspect train.cache", "kdcache inspect train.cache --json"),
+    "verify": ("kdcache verify train.cache --full",),
+    "train": (
+        "kdcache train train.cache --recipe kd --init-from-teacher 2-4-6",
+        "    --out student --eval dev.csv --set training.num_train_epochs=3",
+    ),
+    "evaluate": ("kdcache evaluate student dev.csv --cache train.cache",),
+    "recipes": ("kdcache recipes", "kdcache recipes kd > mine.toml"),
+    "demo": ("kdcache demo --out kdcache-demo",),
+}
+
+
+def example(command: str) -> str:
+    """The example as the epilog of a command; the escape keeps its lines as they are."""
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in EXAMPLES[command]), "", TAIL])

@@ -1,0 +1,91 @@
+"""Entry point: runs a command and turns whatever ends it into a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+
+import typer
+
+from kdcache.errors import KdcacheError
+from kdcache_cli.app import app
+from kdcache_cli.usage import hoist, usage_message
+
+OK, FAILED, MISUSE, INTERRUPTED = 0, 1, 2, 130
+
+# Dependencies read these when imported, so they are set before any command imports one.
+CALM = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run kdcache with `arguments` (those of the process by default); returns the exit code.
+
+    0: done; 1: `verify` found damage, or something unexpected happened; 2: misuse or bad input;
+    130: interrupted by Ctrl-C or SIGTERM.
+    """
+    given = hoist(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    debug = "--debug" in given
+    for name, value in CALM.items():
+        os.environ.setdefault(name, value)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+            return _run(given, debug)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt("terminated")
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        code = _invoke(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader left: what Python would flush when it exits goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt as stop:
+        return _fail(f"interrupted: {stop or 'stopped by the user'}", INTERRUPTED, debug)
+    except KdcacheError as error:
+        return _fail(f"error: {error}", MISUSE, debug)
+    except Exception as error:
+        if message := usage_message(error):
+            return _fail(f"error: {message}", MISUSE, debug)
+        what = f"unexpected {type(error).__name__}: {error}".rstrip(": ")
+        hint = "" if debug else "; run again with --debug for the traceback"
+        return _fail(f"error: {what}{hint}", FAILED, debug)
+
+
+def _invoke(arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
+    try:
+        # Not command.main(): it would print usage errors its own way and swallow interrupts' words.
+        with command.make_context("kdcache", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as leave:
+        return leave.exit_code
+    return OK
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(" ".join(message.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,173 @@
+"""Options that several commands share, and what they say of themselves in --help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdcache.errors import ConfigError, one_of
+from kdcache.tasks import TASKS
+
+DTYPES = ("fp32", "bf16", "fp16")
+LABEL_TYPES = ("auto", "class", "float")
+UNITS = ("line", "file")
+
+
+def known(what: str, names: tuple[str, ...]) -> Callable[[str | None], str | None]:
+    """A check that a value, where given, is one of `names`, made before anything is loaded."""
+
+    def check(value: str | None) -> str | None:
+        return value if value is None else one_of(what, value, names)
+
+    return check
+
+
+def layers(text: str | None) -> tuple[int, ...] | None:
+    """Layers written as 2-4-6; ConfigError if they are not."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(layer) for layer in text.split("-"))
+    except ValueError as error:
+        raise ConfigError(f"--init-from-teacher takes layers as in 2-4-6; got {text!r}") from error
+
+
+PLAN_OPTIONS = {
+    "text_column": "text_columns",
+    **{
+        name: name
+        for name in (
+            "label_column",
+            "label_type",
+            "limit",
+            "unit",
+            "max_length",
+            "part_tokens",
+            "seed",
+            "mask_probability",
+            "views",
+        )
+    },
+}
+"""Parameters of `plan` and `build`, and the fields of `kdcache.planner.PlanOptions` they fill."""
+
+
+def plan_options(context: typer.Context) -> Any:
+    """The options of a plan that were given: the library has defaults of its own for the rest."""
+    values = {field: context.params[name] for name, field in PLAN_OPTIONS.items()}
+    return {field: value for field, value in values.items() if value not in (None, [], ())}
+
+
+def one_corpus(paths: list[str]) -> Any:
+    """A path alone may be the folder of a plan; several are files of one corpus."""
+    return paths[0] if len(paths) == 1 else paths
+
+
+Corpus = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CORPUS",
+        help="Files, folders or globs: CSV, TSV, JSONL, Parquet, text, or a saved dataset.",
+        show_default=False,
+    ),
+]
+CorpusOrPlan = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CORPUS",
+        help="Files, folders or globs as for `plan`, or the folder of a plan.",
+        show_default=False,
+    ),
+]
+Cache = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache's folder.")]
+Task = Annotated[
+    str,
+    typer.Option(
+        metavar="TASK",
+        help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}.",
+        callback=known("task", TASKS),
+    ),
+]
+TextColumn = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Column of the text; give it twice for pairs. Guessed from common names.",
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Column of the labels. Guessed from common names; '' means none."
+    ),
+]
+LabelType = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TYPE",
+        help="class, float (regression) or auto, which looks at them (auto).",
+        callback=known("label type", LABEL_TYPES),
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Take the first N documents."),
+]
+Unit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="UNIT",
+        help="A document of a text file is a line or the whole file (line).",
+        callback=known("unit", UNITS),
+    ),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="Tokens of a document (128): longer ones are cut off, or into windows for "
+        "language models.",
+    ),
+]
+PartTokens = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS", help="Tokens of a part, the most a killed build loses (262,144)."
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Seed of the order and the masks (0)."),
+]
+MaskProbability = Annotated[
+    float | None,
+    typer.Option(metavar="P", help="Share of tokens masked, for masked-lm (0.15)."),
+]
+Views = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="How often masked-lm masks each document anew (1)."),
+]
+Signal = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SIGNAL",
+        help="What to keep of the teacher, such as logits:topk,k=64 or "
+        "hidden:layers=2-4-6,positions=cls,dtype=int8; repeat it for more. Logits alone if not "
+        "given: all of them for classification, the 64 likeliest for language models.",
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that comes with the model."),
+]
+Device = Annotated[
+    str,
+    typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N."),
+]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print the report as JSON, alone on stdout."),
+]

@@ -1,0 +1,191 @@
+"""The commands before training: plan a corpus, build its cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdcache.errors import ConfigError
+from kdcache_cli import options as o
+from kdcache_cli.config import read_config
+from kdcache_cli.output import print_json
+from kdcache_cli.reports import print_bytes, print_cache, print_plan
+
+
+def plan(
+    context: typer.Context,
+    corpus: o.Corpus,
+    tokenizer: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Folder or hub name of the teacher's tokenizer.")
+    ],
+    task: o.Task,
+    out: Annotated[Path, typer.Option(metavar="PLAN", help="Folder to write the plan to.")],
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    label_type: o.LabelType = None,
+    limit: o.Limit = None,
+    unit: o.Unit = None,
+    max_length: o.MaxLength = None,
+    part_tokens: o.PartTokens = None,
+    seed: o.Seed = None,
+    mask_probability: o.MaskProbability = None,
+    views: o.Views = None,
+    signal: o.Signal = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Teacher whose signals are sized, if it does not lie with the tokenizer.",
+        ),
+    ] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Tokenise a corpus and say what a build would make of it.
+
+    Prints documents, tokens, their lengths and, for --signal, the exact bytes of the cache; no
+    teacher runs.
+    """
+    from kdcache.describe import describe_bytes, describe_plan
+    from kdcache.planner import plan as make
+
+    sized = _signals(signal, teacher or tokenizer, task) if signal else None
+    made = make(
+        o.one_corpus(corpus),
+        tokenizer=tokenizer,
+        task=task,  # type: ignore[arg-type]  # the option's callback has checked it
+        out=out,
+        progress=context.obj,
+        **o.plan_options(context),
+    )
+    size = describe_bytes(made, *sized) if sized else None
+    _report(describe_plan(made), size, as_json)
+
+
+def _signals(texts: list[str], teacher: str, task: Any) -> tuple[Any, Any]:
+    """Signals and the shape of the teacher they are asked of; ConfigError if it has none such."""
+    from kdcache.models.auto import load_config
+    from kdcache.models.teacher import teacher_shape
+    from kdcache.signals import parse_all
+
+    signals = parse_all(texts)
+    shape = teacher_shape(load_config(teacher), task)
+    for signal in signals.values():
+        signal.check(task, shape)
+    return signals, shape
+
+
+def _report(plan: dict[str, Any], size: dict[str, Any] | None, as_json: bool) -> None:
+    if as_json:
+        print_json({**plan, "bytes": size} if size else plan)
+        return
+    print_plan(plan)
+    if size:
+        print_bytes(size)
+
+
+def build(
+    context: typer.Context,
+    corpus: o.CorpusOrPlan,
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER", help="Folder or hub name of the teacher; safetensors weights only."
+        ),
+    ],
+    task: o.Task,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="CACHE", help="Folder to write the cache to (not for --dry-run)."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TOML",
+            help="File of these options, as in batch-tokens = 4096; the command line wins.",
+            callback=read_config,
+            is_eager=True,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and the exact bytes; write nothing.")
+    ] = False,
+    signal: o.Signal = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Its tokenizer, if it does not lie with the teacher."),
+    ] = None,
+    device: o.Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="Of the forward: fp32, bf16 or fp16.",
+            callback=o.known("dtype", o.DTYPES),
+        ),
+    ] = "fp32",
+    batch_tokens: Annotated[
+        int,
+        typer.Option(metavar="TOKENS", min=1, help="Tokens of a forward, padding included."),
+    ] = 8192,
+    trust_remote_code: o.TrustRemoteCode = False,
+    keep_teacher_weights: Annotated[
+        bool,
+        typer.Option(
+            "--keep-teacher-weights",
+            help="Store the weights too, to make students of teacher layers elsewhere.",
+        ),
+    ] = False,
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    label_type: o.LabelType = None,
+    limit: o.Limit = None,
+    unit: o.Unit = None,
+    max_length: o.MaxLength = None,
+    part_tokens: o.PartTokens = None,
+    seed: o.Seed = None,
+    mask_probability: o.MaskProbability = None,
+    views: o.Views = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Run the teacher once over a corpus and write the cache.
+
+    Started again, a build goes on at the first part that is not finished.
+    """
+    asked = {
+        "teacher": teacher,
+        "task": task,
+        "signals": signal or (),
+        "tokenizer": tokenizer,
+        "trust_remote_code": trust_remote_code,
+        "progress": context.obj,
+        **o.plan_options(context),
+    }
+    if dry_run:
+        _estimate(o.one_corpus(corpus), asked, as_json)
+        return
+    if out is None:
+        raise ConfigError("build needs --out, the folder to write the cache to")
+    from kdcache.builder import build as make
+    from kdcache.describe import describe_cache
+
+    cache = make(
+        o.one_corpus(corpus),
+        out=out,
+        device=device,
+        dtype=dtype,
+        batch_tokens=batch_tokens,
+        keep_teacher_weights=keep_teacher_weights,
+        **asked,
+    )
+    (print_json if as_json else print_cache)(describe_cache(cache))
+
+
+def _estimate(corpus: Any, asked: dict[str, Any], as_json: bool) -> None:
+    from kdcache.builder import estimate
+    from kdcache.describe import describe_bytes, describe_plan
+
+    found = estimate(corpus, **asked)
+    size = describe_bytes(found.plan, found.signals, found.shape)
+    _report(describe_plan(found.plan), size, as_json)

@@ -1,0 +1,148 @@
+"""What plan, build and inspect tell a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kdcache_cli.output import bar, both, print_facts, print_table, print_title, size
+from kdcache_cli.output import show as shown
+
+Json = dict[str, Any]
+
+FIDELITY = {
+    "rows": ("rows sampled", ""),
+    "kl_mean": ("KL(teacher ‖ decoded), mean", "nats"),
+    "kl_max": ("KL(teacher ‖ decoded), max", "nats"),
+    "full_kl_mean": ("KL over the whole vocabulary, mean", "nats"),
+    "full_kl_max": ("KL over the whole vocabulary, max", "nats"),
+    "top1_agreement": ("top-1 agreement", "%"),
+    "kept_mass": ("probability kept", "%"),
+    "value_error_max": ("largest error of a value", ""),
+    "relative_error": ("relative error", "%"),
+}
+NAMED_CLASSES = 6
+
+
+def print_plan(plan: Json) -> None:
+    """A plan's counts and its histogram of lengths."""
+    print_facts(
+        {
+            "task": plan["task"],
+            "tokenizer": plan["tokenizer"],
+            "text columns": plan["text_columns"],
+            "label column": _labels(plan),
+            "documents": _documents(plan),
+            "classes": _classes(plan["classes"]),
+            "tokens": plan["tokens"],
+            "masked positions": plan["masked"] or None,
+            "truncated": f"{plan['truncated']:,} documents, to {plan['max_length']} tokens",
+            "parts": f"{plan['parts']:,} of {plan['part_tokens']:,} tokens",
+            "plan": plan["sha256"][:16],
+        }
+    )
+    print_title("Length of documents")
+    most = max(count for _, _, count in plan["length_histogram"])
+    print_table(
+        ("tokens", "documents", ""),
+        [(f"{low}-{high}", n, bar(n / most)) for low, high, n in plan["length_histogram"]],
+        right=(0, 1),
+    )
+
+
+def _documents(plan: Json) -> str:
+    rows, documents = plan["corpus_documents"], plan["documents"]
+    return f"{documents:,}" if rows == documents else f"{documents:,} (from {rows:,} in the corpus)"
+
+
+def _labels(plan: Json) -> str | None:
+    if plan["task"] != "text-classification":
+        return None
+    if not plan["labelled"]:
+        return "none: only losses without hard labels can be trained"
+    column = plan["label_column"] or "(unnamed)"
+    return f"{column} ({plan['problem']}; {plan['labelled']:,} of {plan['documents']:,} labelled)"
+
+
+def _classes(names: list[str] | None) -> str | None:
+    if not names:
+        return None
+    more = ", ..." if len(names) > NAMED_CLASSES else ""
+    return f"{len(names)}: {', '.join(names[:NAMED_CLASSES])}{more}"
+
+
+def print_bytes(estimate: Json) -> None:
+    """Exact bytes of the arrays of a cache that is not there yet."""
+    print_title("Size of the cache")
+    rows = [(name, size(n), n) for name, n in estimate["arrays"].items()]
+    rows.append(("total", size(estimate["total"]), estimate["total"]))
+    print_table(("array", "size", "bytes"), rows, right=(1, 2))
+    print("The tokenizer's files and the metadata come on top.")
+
+
+def print_cache(cache: Json) -> None:
+    """What made a cache, its arrays, its fidelity and whether all of it is there."""
+    teacher = cache["teacher"]
+    print_facts(
+        {
+            "cache": cache["path"],
+            "state": _state(cache["completeness"]),
+            "size": both(cache["total_bytes"]),
+            "teacher": f"{teacher['name']} ({teacher['class']})",
+            "parameters": teacher["parameters"],
+            "weights": teacher["weights_sha256"][:16],
+            "forward": f"{teacher['dtype']}, {teacher['attention']} attention",
+            "made with": ", ".join(f"{name} {v}" for name, v in cache["software"].items()),
+            **{f"signal {name}": _signal(s) for name, s in cache["signals"].items()},
+        }
+    )
+    _print_arrays(cache["arrays"])
+    _print_fidelity(cache["fidelity"])
+    if cache["files"]:
+        print_title("Files kept")
+        rows = [(name, size(n), n) for name, n in cache["files"].items()]
+        print_table(("file", "size", "bytes"), rows, right=(1, 2))
+    print_title("Plan")
+    print_plan(cache["plan"])
+
+
+def _print_arrays(arrays: list[Json]) -> None:
+    print_title("Arrays")
+    rows = [
+        (a["name"], " × ".join(map(str, a["shape"])), a["dtype"], size(a["bytes"]), a["bytes"])
+        for a in arrays
+    ]
+    print_table(("array", "shape", "dtype", "size", "bytes"), rows, right=(3, 4))
+
+
+def _state(completeness: Json) -> str:
+    parts, committed = completeness["parts"], completeness["committed"]
+    if completeness["complete"]:
+        return f"complete, {parts:,} of {parts:,} parts"
+    return f"incomplete, {committed:,} of {parts:,} parts: run the same `kdcache build` again"
+
+
+def _signal(config: Json) -> str:
+    values = {k: v for k, v in config.items() if v is not None and k != "codec"}
+    inner = [
+        f"{k}={'-'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()
+    ]
+    return ", ".join([config["codec"], *inner])
+
+
+def _print_fidelity(fidelity: Mapping[str, Json]) -> None:
+    print_title("Fidelity")
+    if not fidelity:
+        print("not known before the cache is complete")
+        return
+    rows = [row for signal, figures in fidelity.items() for row in _fidelity(signal, figures)]
+    print_table(("signal", "measure", "value", ""), rows, right=(2,))
+
+
+def _fidelity(signal: str, figures: Json) -> Iterator[tuple[str, str, str, str]]:
+    for name, value in figures.items():
+        label, unit = FIDELITY.get(name, (name.replace("_", " "), ""))
+        inner = value if isinstance(value, Mapping) else {"": value}
+        for key, figure in inner.items():
+            number = figure * 100 if unit == "%" else figure
+            yield signal, f"{label}, {key}" if key else label, shown(number), unit

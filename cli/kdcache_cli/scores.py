@@ -1,0 +1,54 @@
+"""What train and evaluate tell a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kdcache_cli.output import both, print_facts, print_table
+
+SCORES = {
+    "accuracy_interval": "accuracy, 95% interval",
+    "calibration_error": "expected calibration error",
+    "cross_entropy": "cross-entropy, nats",
+    "documents_per_s": "documents/s",
+    "teacher_rows.documents": "documents the cache has too",
+    "teacher_rows.agreement": "agreement with the teacher there",
+    "teacher_rows.divergence": "KL(teacher ‖ model) there, nats",
+}
+
+
+def print_scores(report: Mapping[str, Any]) -> None:
+    """Scores of a model, those of the teacher beside them where it was run too."""
+    teacher = report.get("teacher") or {}
+    own = {name: value for name, value in report.items() if name != "teacher"}
+    rows = [(_label(name), value, teacher.get(name, "")) for name, value in _flat(own)]
+    if teacher:
+        print_table(("", "model", "teacher"), rows, right=(1, 2))
+    else:
+        print_facts({label: value for label, value, _ in rows})
+
+
+def _label(name: str) -> str:
+    if name in SCORES:
+        return SCORES[name]
+    outer, _, last = name.rpartition(".")
+    label = SCORES.get(last, last.replace("_", " "))
+    return f"{outer.replace('.', ', ')}: {label}" if outer else label
+
+
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """Any nested report as a name and a value per line."""
+    print_facts({_label(name): _value(name, value) for name, value in _flat(metrics)})
+
+
+def _value(name: str, value: Any) -> Any:
+    return both(value) if name.rpartition(".")[2].endswith("bytes") and value is not None else value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

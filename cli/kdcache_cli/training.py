@@ -1,0 +1,143 @@
+"""The commands after a build: train a student, evaluate a model, list the recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdcache_cli import options as o
+from kdcache_cli.output import print_json, print_table
+from kdcache_cli.scores import print_metrics, print_scores
+
+
+def train(
+    context: typer.Context,
+    cache: o.Cache,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="RECIPE", help="Name of a recipe (`kdcache recipes` lists them) or a TOML file."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the student to.")],
+    student: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Start from a pretrained model: folder or hub name."),
+    ] = None,
+    init_from_teacher: Annotated[
+        str | None,
+        typer.Option(metavar="LAYERS", help="Start from layers of the teacher, as in 2-4-6."),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Start from a model configuration with new weights."),
+    ] = None,
+    eval_file: Annotated[
+        Path | None,
+        typer.Option("--eval", metavar="FILE", help="Labelled documents to measure it on."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a field of the recipe; repeat it."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
+    ] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Train a student from a cache.
+
+    Neither corpus nor teacher is needed. Writes a model folder that transformers loads, with its
+    tokenizer, metrics and loss curves.
+    """
+    layers = o.layers(init_from_teacher)
+    from kdcache.trainer import train as run
+
+    result = run(
+        cache,
+        recipe=recipe,
+        out=out,
+        student=student,
+        init_from_teacher=layers,
+        config=config,
+        eval_file=eval_file,
+        overrides=overrides or [],
+        resume=resume,
+        progress=context.obj,
+    )
+    if as_json:
+        print_json({"folder": str(result.folder), "metrics": result.metrics})
+    else:
+        print_metrics({"student": str(result.folder), **result.metrics})
+
+
+def evaluate(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Documents with labels.")],
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="CACHE", help="Compare with the teacher, as far as it has the rows."),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Compare speed with this teacher, run on the spot."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Documents of a forward.")
+    ] = 64,
+    device: o.Device = "auto",
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    limit: o.Limit = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(metavar="TOKENS", help="Tokens of a document (as in its training, or 128)."),
+    ] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Measure a model on labelled documents.
+
+    Prints the task's metrics, calibration and speed, and agreement with the teacher for
+    documents that a cache holds.
+    """
+    from kdcache.evaluator import evaluate as run
+
+    metrics = run(
+        model,
+        file,
+        cache=cache,
+        teacher=teacher,
+        batch_size=batch_size,
+        device=device,
+        text_columns=tuple(text_column or ()),
+        label_column=label_column,
+        limit=limit,
+        max_length=max_length,
+        progress=context.obj,
+    )
+    (print_json if as_json else print_scores)(metrics)
+
+
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Print this recipe.", show_default=False)
+    ] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """List the recipes that come with kdcache, or print one."""
+    from kdcache_cli.shipped import read_recipes, summary
+
+    shipped = read_recipes()
+    if name is not None:
+        from kdcache.errors import one_of
+
+        print(shipped[one_of("recipe", name, shipped)], end="")
+        return
+    rows = [(key, summary(text)) for key, text in shipped.items()]
+    if as_json:
+        print_json([{"name": key, "summary": about} for key, about in rows])
+    else:
+        print_table(("recipe", "what it does"), rows)

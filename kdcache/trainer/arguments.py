@@ -1,0 +1,91 @@
+"""The `[training]` table of a recipe as transformers.TrainingArguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from kdcache.errors import ConfigError, one_of
+from kdcache.recipe import Recipe
+
+DEFAULTS: dict[str, Any] = {
+    "report_to": "none",
+    "logging_steps": 10,
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+}
+FIXED: dict[str, Any] = {
+    "disable_tqdm": True,  # progress is reported by kdcache.progress
+    "remove_unused_columns": False,  # a batch's signal arrays are no arguments of the model
+    "logging_nan_inf_filter": False,  # a loss that is not a number has to show
+}
+_ORDER = "the order of documents is data.group_by_length and data.window"
+_LATER = "a student is evaluated after training: give an evaluation file (--eval)"
+_READER = "the training process reads the cache itself"
+_RESUME = "a resumed run has to see the batches the unbroken one saw"
+TAKEN = {
+    "output_dir": "the folder is `out` (--out)",
+    "resume_from_checkpoint": "to continue a run, use `resume` (--resume)",
+    "group_by_length": _ORDER,
+    "train_sampling_strategy": _ORDER,
+    "length_column_name": _ORDER,
+    "dataloader_num_workers": _READER,
+    "dataloader_prefetch_factor": _READER,
+    "dataloader_persistent_workers": _READER,
+    "auto_find_batch_size": _RESUME,
+    "ignore_data_skip": _RESUME,
+    "label_smoothing_factor": "the objective is made of the losses of the recipe",
+    "eval_strategy": _LATER,
+    "eval_on_start": _LATER,
+    "load_best_model_at_end": _LATER,
+    **dict.fromkeys(FIXED, "kdcache sets it"),
+}
+"""Fields that have no effect here, or a wrong one, and what to use."""
+
+MEANT = {
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "warmup_ratio": "warmup_steps",
+}
+"""Names people try, and the fields they mean."""
+
+
+def training_arguments(recipe: Recipe, folder: Path) -> transformers.TrainingArguments:
+    """Arguments of a run that keeps its checkpoints in `folder`.
+
+    Raises ConfigError for a field that is unknown, taken or of the wrong type, and for values that
+    transformers refuses.
+    """
+    for name, value in recipe.training.items():
+        _check(name, value)
+    values = DEFAULTS | dict(recipe.training) | FIXED | {"output_dir": str(folder)}
+    try:
+        args = transformers.TrainingArguments(**values)
+        args._n_gpu = min(1, args.n_gpu)  # DataParallel would cut a batch's token rows anywhere
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"[training] of recipe {recipe.name}: {error}") from error
+    return args
+
+
+def _check(name: str, value: Any) -> None:
+    if name in TAKEN:
+        raise ConfigError(f"training.{name} cannot be set: {TAKEN[name]}")
+    if name in MEANT:
+        raise ConfigError(f"unknown field of training {name!r}; did you mean {MEANT[name]!r}?")
+    known = [field.name for field in dataclasses.fields(transformers.TrainingArguments)]
+    one_of("field of training", name, known)
+    hint = typing.get_type_hints(transformers.TrainingArguments)[name]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        int: number and value == int(value),
+        float: number,
+        bool: isinstance(value, bool),
+        str: isinstance(value, str),
+    }
+    if not fits.get(hint, True):
+        raise ConfigError(f"training.{name} must be of type {hint.__name__}; got {value!r}")

@@ -1,0 +1,125 @@
+"""The folder of a run: what may be written where, what it holds when the run has ended."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from kdcache.curves import draw_curves
+from kdcache.errors import ConfigError, MismatchError
+from kdcache.manifest import Json, differences
+from kdcache.models import save_tokenizer
+from kdcache.recipe import Recipe, load_recipe
+from kdcache.store import Cache
+
+CHECKPOINTS = "checkpoints"
+RECIPE, CACHE, METRICS, LOG, CURVES = (
+    "recipe.toml",
+    "cache.json",
+    "metrics.json",
+    "training_log.json",
+    "curves.png",
+)
+
+
+def cache_identity(cache: Cache) -> Json:
+    """What a student was trained from."""
+    record = cache.manifest
+    return {
+        "path": str(cache.path),
+        "plan": record["plan"]["sha256"],
+        "plan_config": record["plan"]["config"],
+        "contents": cache.completion["contents"] if cache.completion else None,
+        "teacher": record["teacher"],
+        "signals": record["signals"],
+        "fidelity": cache.fidelity,
+    }
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint that was written to its end."""
+    found = [
+        (int(path.parent.name.removeprefix("checkpoint-")), path.parent)
+        for path in (folder / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")
+    ]
+    return max(found)[1] if found else None
+
+
+def check_folder(folder: Path, recipe: Recipe, cache: Cache, *, resume: bool) -> Path | None:
+    """The checkpoint to resume from, None for a new run.
+
+    Raises ConfigError if the folder holds something a new run would overwrite, or nothing to
+    resume; MismatchError if the run to be resumed had another recipe or cache.
+    """
+    checkpoint = last_checkpoint(folder)
+    if (folder / METRICS).exists():
+        raise ConfigError(
+            f"{folder} already holds a trained model; choose another folder, or remove it"
+        )
+    if resume:
+        if checkpoint is None:
+            raise ConfigError(f"{folder} holds no checkpoint to resume from; train without resume")
+        _require_same(folder, recipe, cache)
+    elif checkpoint is not None:
+        raise ConfigError(
+            f"{folder} holds a run stopped after {checkpoint.name.replace('-', ' ')}; continue it "
+            "with resume (--resume), or choose another folder"
+        )
+    elif folder.exists() and (not folder.is_dir() or _foreign(folder)):
+        raise ConfigError(f"{folder} exists and is not an empty folder; choose another")
+    return checkpoint
+
+
+def _foreign(folder: Path) -> bool:
+    ours = {CHECKPOINTS, RECIPE, CACHE}
+    return any(path.name not in ours for path in folder.iterdir())
+
+
+def _require_same(folder: Path, recipe: Recipe, cache: Cache) -> None:
+    stored = load_recipe(folder / RECIPE).to_json()
+    identity = json.loads((folder / CACHE).read_text("utf-8"))
+    found = differences(stored, recipe.to_json())
+    kept = {"plan", "contents", "teacher", "signals"}
+    now = cache_identity(cache)
+    found += differences(
+        {f"cache.{key}": identity[key] for key in kept}, {f"cache.{key}": now[key] for key in kept}
+    )
+    if found:
+        name, have, want = found[0]
+        raise MismatchError(
+            f"{folder} holds a run with {name} = {have!r}; now it is {want!r}: resume with the "
+            "settings it was started with, or choose another folder"
+        )
+
+
+def start_folder(folder: Path, recipe: Recipe, cache: Cache) -> None:
+    """Write what the run is made of, so that it can be resumed as it was started."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE).write_text(recipe.to_toml(), "utf-8")
+    write_json(folder / CACHE, cache_identity(cache))
+
+
+def finish_folder(
+    folder: Path, student: Any, cache: Cache, metrics: Json, log: list[Json], title: str
+) -> None:
+    """Write the student, its tokenizer, the log and its curves, and last the metrics."""
+    student.save_pretrained(folder)
+    save_tokenizer(cache, folder)
+    write_json(folder / LOG, log)
+    draw_curves(log, folder / CURVES, title=title)
+    write_json(folder / METRICS, metrics)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON values; numbers JSON does not have become null."""
+    path.write_text(json.dumps(_plain(value), indent=2) + "\n", "utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,234 @@
+"""Train a student from a cache; the teacher is neither in memory nor on the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers.trainer_utils import enable_full_determinism, set_seed
+
+from kdcache.errors import CorpusError
+from kdcache.loader import CachedDocuments
+from kdcache.losses import CacheFacts, Objective
+from kdcache.manifest import Json
+from kdcache.models import StudentSpec, load_student, student_shape
+from kdcache.progress import Progress, quiet
+from kdcache.recipe import Recipe, load_recipe
+from kdcache.store import Cache, open_cache
+from kdcache.trainer.arguments import training_arguments
+from kdcache.trainer.folder import (
+    CHECKPOINTS,
+    METRICS,
+    check_folder,
+    finish_folder,
+    start_folder,
+    write_json,
+)
+from kdcache.trainer.loop import DistillationTrainer, Reporter
+
+PROJECTIONS = "kdcache_projections"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained student.
+
+    Attributes:
+        folder: model, tokenizer, `metrics.json`, `training_log.json`, `curves.png`, `recipe.toml`,
+            `cache.json`.
+        metrics: final losses, steps, seconds, speed and memory; scores under "evaluation".
+    """
+
+    folder: Path
+    metrics: Json
+
+    def __repr__(self) -> str:
+        losses = ", ".join(f"{k} {v:.4g}" for k, v in self.metrics["losses"].items())
+        return (
+            f"<TrainResult {self.folder}: {self.metrics['steps']:,} steps in "
+            f"{self.metrics['seconds']:.1f} s, {losses}>"
+        )
+
+
+def train(
+    cache: str | Path | Cache,
+    *,
+    recipe: str | Path | Recipe = "kd",
+    out: str | Path,
+    student: str | None = None,
+    init_from_teacher: Sequence[int] | None = None,
+    config: str | None = None,
+    eval_file: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    progress: Progress = quiet,
+) -> TrainResult:
+    """Train a student from `cache` by `recipe` into the folder `out`.
+
+    Args:
+        recipe: name of a shipped recipe, a file, or a Recipe.
+        student: folder or hub name of the checkpoint to start from; or
+        init_from_teacher: teacher layers (1 is the first block) whose blocks the student copies; or
+        config: folder or file of a configuration whose weights are drawn anew. None of the three
+            leaves the choice to the recipe.
+        eval_file: labelled documents to evaluate the student on when it is done.
+        overrides: fields of the recipe, such as "training.learning_rate=1e-4".
+        resume: continue from the last checkpoint in `out`. On a CPU the result equals that of the
+            unbroken run bit for bit.
+
+    Seeds torch's, numpy's and Python's global generators. Stopped by Ctrl-C, it finishes the step
+    under way, writes a checkpoint and raises KeyboardInterrupt.
+
+    Raises, before anything is loaded, ConfigError for a recipe that cache and student cannot serve
+    or a folder that cannot be used, IncompleteError for a cache that lacks parts; ModelError for a
+    student that does not fit or a loss that is no longer finite.
+    """
+    source = cache if isinstance(cache, Cache) else open_cache(cache)
+    source.require_complete()
+    chosen = _with_student(load_recipe(recipe, overrides), student, init_from_teacher, config)
+    _check_file(eval_file)
+    run = _Run(source, chosen, Path(out), resume=resume, progress=progress)
+    metrics = run.train()
+    if eval_file is not None and run.first:
+        metrics["evaluation"] = _evaluate(run, eval_file)
+        write_json(run.folder / METRICS, metrics)
+    return TrainResult(run.folder, metrics)
+
+
+def _with_student(
+    recipe: Recipe,
+    checkpoint: str | None,
+    layers: Sequence[int] | None,
+    config: str | None,
+) -> Recipe:
+    given = {"checkpoint": checkpoint, "config": config}
+    chosen: Json = {name: str(value) for name, value in given.items() if value is not None}
+    if layers is not None:
+        chosen["init_from_teacher"] = list(layers)
+    return dataclasses.replace(recipe, student=chosen) if chosen else recipe
+
+
+def _spec(recipe: Recipe) -> StudentSpec:
+    chosen = dict(recipe.student)
+    if chosen.get("init_from_teacher") is not None:
+        chosen["init_from_teacher"] = tuple(chosen["init_from_teacher"])
+    return StudentSpec(**chosen)
+
+
+def _check_file(file: str | Path | None) -> None:
+    """Training takes long: a mistyped name shows before it."""
+    if file is not None and not Path(file).exists() and "*" not in str(file):
+        raise CorpusError(f"no evaluation file {file}")
+
+
+def _evaluate(run: _Run, file: str | Path) -> Json:
+    from kdcache.evaluator import evaluate
+
+    return evaluate(run.folder, file, cache=run.cache.path, progress=run.progress)
+
+
+class _Run:
+    """One training run, checked in full when made, from configurations and manifests alone."""
+
+    def __init__(
+        self, cache: Cache, recipe: Recipe, folder: Path, *, resume: bool, progress: Progress
+    ) -> None:
+        self.cache, self.recipe, self.folder, self.progress = cache, recipe, folder, progress
+        self.spec = _spec(recipe)
+        self.checkpoint = check_folder(folder, recipe, cache, resume=resume)
+        self.args = training_arguments(recipe, folder / CHECKPOINTS)
+        seed = self.args.seed
+        if self.args.full_determinism:
+            enable_full_determinism(seed)
+        else:
+            set_seed(seed)
+        self.objective = Objective(recipe.losses, facts(cache), student_shape(self.spec, cache))
+        self.dataset = CachedDocuments(
+            cache,
+            self.objective.arrays,
+            seed=seed if self.args.data_seed is None else self.args.data_seed,
+            window=recipe.data.window if recipe.data.group_by_length else 0,
+            docs=cache.plan.labelled_docs if self.objective.hard_only else None,
+        )
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.args.process_index == 0)
+
+    def train(self) -> Json:
+        """Train, write the folder and return the metrics."""
+        for note in self.objective.notes:
+            self.progress.say(note)
+        student = load_student(self.cache, self.spec, seed=self.args.seed)
+        keeps_cache = getattr(student.config, "use_cache", None)
+        setattr(student, PROJECTIONS, self.objective.projections)
+        if self.first:
+            start_folder(self.folder, self.recipe, self.cache)
+        reporter = Reporter(self.progress)
+        trainer = DistillationTrainer(
+            task=self.cache.plan.config.task,
+            objective=self.objective,
+            dataset=self.dataset,
+            model=student,
+            args=self.args,
+            callbacks=[reporter],
+        )
+        metrics = self._fit(trainer, reporter)
+        delattr(student, PROJECTIONS)
+        if keeps_cache is not None:
+            student.config.use_cache = keeps_cache  # the Trainer turns it off for training
+        metrics["parameters"] = sum(p.numel() for p in student.parameters())
+        if self.first:
+            log, title = trainer.state.log_history, f"{self.recipe.name}: {self.folder.name}"
+            finish_folder(self.folder, student, self.cache, metrics, log, title)
+        return metrics
+
+    def _fit(self, trainer: DistillationTrainer, reporter: Reporter) -> Json:
+        if self.checkpoint is not None:
+            self.progress.say(f"resuming from {self.checkpoint.name.replace('-', ' ')}")
+        start = time.perf_counter()
+        with reporter.reporting():
+            resume_from = None if self.checkpoint is None else str(self.checkpoint)
+            trainer.train(resume_from_checkpoint=resume_from)
+        if reporter.interrupted:
+            raise KeyboardInterrupt
+        return _metrics(trainer, reporter, time.perf_counter() - start)
+
+
+def facts(cache: Cache) -> CacheFacts:
+    """What losses ask of a cache."""
+    return CacheFacts(
+        task=cache.plan.config.task,
+        problem=cache.plan.config.problem,
+        signals=cache.signals,
+        shape=cache.shape,
+        labelled=cache.plan.labelled,
+    )
+
+
+def _metrics(trainer: DistillationTrainer, reporter: Reporter, seconds: float) -> Json:
+    """Figures of this process's share of the run; a resumed run tells of what it added."""
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    last = entries[-1] if entries else {}
+    metrics: Json = {
+        "losses": {name: value for name, value in last.items() if name.startswith("loss")},
+        "steps": trainer.state.global_step,
+        "steps_run": len(reporter.step_seconds),
+        "epochs": trainer.state.epoch,
+        "seconds": seconds,
+        "step_seconds_median": reporter.median_step,
+        "documents": trainer.documents,
+        "tokens": trainer.tokens,
+        "documents_per_second": trainer.documents / seconds,
+        "tokens_per_second": trainer.tokens / seconds,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    if trainer.args.device.type == "cuda":
+        metrics["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+    return metrics

@@ -1,0 +1,115 @@
+"""The order of documents, and what a batch read from a cache holds."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard, skip_first_batches
+
+from kdcache.loader import CachedDocuments, document_order, make_loader
+
+LENGTHS = np.random.default_rng(0).integers(3, 60, 237)
+
+
+def batches(order, size):
+    return [order[i : i + size].tolist() for i in range(0, len(order), size)]
+
+
+def padding(order, size):
+    return sum(int((max(LENGTHS[b]) - LENGTHS[b]).sum()) for b in batches(order, size))
+
+
+@pytest.mark.parametrize("window", [0, 1, 4, 50])
+def test_an_epoch_is_a_permutation_fixed_by_seed_and_epoch(window):
+    def order(seed, epoch):
+        return document_order(237, seed=seed, epoch=epoch, batch=8, lengths=LENGTHS, window=window)
+
+    assert sorted(order(0, 0)) == list(range(237))
+    assert (order(0, 0) == order(0, 0)).all()
+    assert (order(0, 0) != order(0, 1)).any()
+    assert (order(0, 0) != order(1, 0)).any()
+
+
+def test_the_order_leaves_numpys_and_torchs_generators_alone():
+    np.random.seed(3)  # noqa: NPY002 - the state that must not change
+    torch.manual_seed(3)
+    before = (np.random.get_state()[1].copy(), torch.get_rng_state())  # noqa: NPY002 - as above
+    document_order(237, seed=0, epoch=0, batch=8, lengths=LENGTHS, window=4)
+    assert (np.random.get_state()[1] == before[0]).all()  # noqa: NPY002 - as above
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_grouping_by_length_saves_padding_and_keeps_the_short_batch_last():
+    plain = document_order(237, seed=0, epoch=0)
+    grouped = document_order(237, seed=0, epoch=0, batch=8, lengths=LENGTHS, window=10)
+    assert padding(grouped, 8) < 0.35 * padding(plain, 8)
+    assert len(batches(grouped, 8)[-1]) == 237 % 8
+    means = [LENGTHS[b].mean() for b in batches(grouped, 8)]
+    assert means != sorted(means, reverse=True)
+
+
+def test_grouping_keeps_documents_within_their_window():
+    plain = document_order(237, seed=0, epoch=0)
+    grouped = document_order(237, seed=0, epoch=0, batch=8, lengths=LENGTHS, window=5)
+    window = {doc: place // 40 for place, doc in enumerate(plain)}
+    assert all(len({window[doc] for doc in batch}) == 1 for batch in batches(grouped, 8))
+
+
+def dataset(cache, arrays=(), **options):
+    return CachedDocuments(cache, arrays, seed=5, **options)
+
+
+def docs_of(loader):
+    return [batch["docs"].tolist() for batch in loader]
+
+
+def test_a_batch_holds_the_arrays_asked_for_and_no_others(cache):
+    loader = make_loader(dataset(cache, ["hidden/L2/codes"]), batch_size=16)
+    batch = next(iter(loader))
+    assert {n for n in batch if "/" in n} == {"hidden/L2/codes"}
+    docs = batch["docs"].numpy()
+    assert np.array_equal(batch["hidden/L2/codes"], cache.read("hidden/L2/codes", docs))
+    assert torch.equal(batch["labels"], torch.from_numpy(cache.batch(docs)["labels"].numpy()))
+
+
+def test_an_epoch_of_batches_holds_every_document_once(cache):
+    data = dataset(cache, batch=16, window=3)
+    loader = make_loader(data, batch_size=16)
+    seen = [doc for docs in docs_of(loader) for doc in docs]
+    assert sorted(seen) == cache.plan.docs.tolist()
+    assert len(loader) == len(docs_of(loader))
+
+
+def test_set_epoch_on_sampler_or_data_set_changes_the_order(cache):
+    data = dataset(cache)
+    loader = make_loader(data, batch_size=16)
+    first = docs_of(loader)
+    loader.batch_sampler.sampler.set_epoch(1)
+    second = docs_of(loader)
+    data.set_epoch(0)
+    assert docs_of(loader) == first != second
+
+
+def test_reading_draws_nothing_from_torchs_generator(cache):
+    before = torch.get_rng_state()
+    docs_of(make_loader(dataset(cache), batch_size=16))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_skipped_batches_leave_the_rest_as_it_was(cache):
+    loader = make_loader(dataset(cache, batch=16, window=3), batch_size=16)
+    assert docs_of(skip_first_batches(loader, 4)) == docs_of(loader)[4:]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_any_number_of_ranks_sees_the_same_global_batches(cache, ranks):
+    loader = make_loader(dataset(cache, batch=24, window=3), batch_size=24 // ranks)
+    shards = [
+        list(BatchSamplerShard(loader.batch_sampler, num_processes=ranks, process_index=rank))
+        for rank in range(ranks)
+    ]
+    steps = [sorted(chain.from_iterable(parts)) for parts in zip(*shards, strict=True)]
+    whole = make_loader(dataset(cache, batch=24, window=3), batch_size=24)
+    full = len(cache.plan.docs) // 24
+    assert steps[:full] == [sorted(batch) for batch in whole.batch_sampler][:full]

@@ -23,9 +23,10 @@ help:
 demo: $(READY)
 	@$(PY) -m kdcache_cli demo
 
+# One thread of torch's in each of the test processes: more would only wait for each other.
 test: lint
 	@echo "pytest $(PYTEST_ARGS)"
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
 
 lint: $(READY)
 	@echo "ruff check"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from kdcache.builder import build
 from kdcache.demo_teacher import MAX_LENGTH, fit_teacher
@@ -221,6 +222,6 @@ def paired_gain(before: Path, after: Path) -> Json:
     return {"accuracy": mean, "interval": [mean - half, mean + half], "documents": len(difference)}
 
 
-def _correct(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+def _correct(path: Path) -> npt.NDArray[np.bool_]:
     with path.open(encoding="utf-8") as file:
         return np.array([row["label"] == row["prediction"] for row in csv.DictReader(file)])

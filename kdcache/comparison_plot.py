@@ -37,8 +37,8 @@ def draw_comparison(path: Path, report: Json) -> None:
         fontsize=10,
     )
     steps = list(report["phases"].values())[::-1]
-    phases.barh([s["what"] for s in steps], [s["seconds"] for s in steps], color="#5a9a6f")
-    phases.bar_label(phases.containers[0], fmt="%.0f s", padding=3)  # type: ignore[arg-type]  # bars
+    bars = phases.barh([s["what"] for s in steps], [s["seconds"] for s in steps], color="#5a9a6f")
+    phases.bar_label(bars, fmt="%.0f s", padding=3)
     phases.margins(x=0.15)
     phases.set_title("time of every phase", fontsize=10)
     for axis in (accuracy, phases):

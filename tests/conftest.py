@@ -24,11 +24,6 @@ SIZES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> None:
-    torch.set_num_threads(2)
-
-
 @pytest.fixture(scope="session")
 def sentences() -> list[Docstring]:
     """Docstrings of three packages of the standard library, with their package."""
@@ -47,9 +42,7 @@ def tokenizer(folder: Path) -> Path:
     made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=600, special_tokens=SPECIAL, show_progress=False
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=SPECIAL, show_progress=False)
     made.train_from_iterator(prose()[:400], trainer)
     cls, sep = (made.token_to_id(t) for t in ("[CLS]", "[SEP]"))
     made.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))

@@ -151,7 +151,7 @@ def test_progress_counts_steps_and_nothing_is_printed(cache, narrow, tmp_path, c
 @pytest.mark.parametrize("recipe", ["kd", "kd-mse", "finetune", "pkd-skip", "pkd-last"])
 def test_training_lowers_the_loss(recipe, cache, tmp_path):
     overrides = [
-        "training.num_train_epochs=5",
+        "training.num_train_epochs=4",
         "training.logging_steps=8",
         "training.learning_rate=2e-3",
         "training.warmup_steps=0",

@@ -24,7 +24,8 @@ class Objective:
     Attributes:
         losses: the losses that are on, by name.
         arrays: arrays to read from the cache, and no others.
-        hidden: whether the student's hidden states are needed.
+        logits: whether any loss reads the student's logits.
+        hidden: whether any loss reads the student's hidden states.
         projections: learned linear maps from the student's width to the teacher's. Whoever trains
             must hand their parameters to the optimizer.
         hard_only: whether documents without a label would teach nothing.
@@ -41,6 +42,7 @@ class Objective:
         self.losses, self.notes = _active(losses, facts)
         self.needs = {name: loss.needs(name, facts, student) for name, loss in self.losses.items()}
         self.arrays = _arrays(self.needs.values(), facts)
+        self.logits = any(not needs.pairs for needs in self.needs.values())
         self.hidden = any(needs.pairs for needs in self.needs.values())
         names = {name for needs in self.needs.values() for name in needs.projections.values()}
         self.projections = nn.ModuleDict(

@@ -28,7 +28,7 @@ def run_model(model: Any, task: Task, batch: Batch, *, hidden: bool) -> Outputs:
         rows = batch["masked"]
     elif task == "causal-lm":
         rows = mask.flatten().nonzero().squeeze(1)
-    accepted = inspect.signature(model.forward).parameters
+    accepted = inspect.signature(_unwrapped(model).forward).parameters
     inputs: dict[str, Any] = {k: batch[k] for k in INPUTS if k in batch and k in accepted}
     if "use_cache" in accepted:
         inputs["use_cache"] = False
@@ -41,11 +41,16 @@ def run_model(model: Any, task: Task, batch: Batch, *, hidden: bool) -> Outputs:
     return Outputs(logits=logits, hidden=layers, mask=mask, masked=batch.get("masked"))
 
 
+def _unwrapped(model: Any) -> Any:
+    """The transformers model inside DistributedDataParallel."""
+    return getattr(model, "module", model)
+
+
 @contextmanager
 def _head_rows(model: Any, rows: torch.Tensor | None) -> Iterator[None]:
     """Let the head see [1, rows, H] instead of [B, L, H]: language-model heads work row by row."""
-    inner = getattr(model, "module", model).base_model
-    if rows is None or inner is model:
+    inner = _unwrapped(model).base_model
+    if rows is None or inner is _unwrapped(model):
         yield
         return
 

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-FLOOR = -24.0  # nats: the least log-probability a code can stand for
+FLOOR = -16.0  # nats: the least log-probability a code can stand for
 
 
 @cache

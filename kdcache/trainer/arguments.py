@@ -17,6 +17,8 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_strategy": "epoch",
     "save_total_limit": 1,
+    # Projections run outside the student's forward, where DDP would take them for unused.
+    "ddp_find_unused_parameters": False,
 }
 FIXED: dict[str, Any] = {
     "disable_tqdm": True,  # progress is reported by kdcache.progress

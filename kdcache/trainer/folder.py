@@ -13,6 +13,7 @@ from kdcache.manifest import Json, differences
 from kdcache.models import save_tokenizer
 from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache
+from kdcache.store.files import remove_tree
 
 CHECKPOINTS = "checkpoints"
 RECIPE, CACHE, METRICS, LOG, CURVES = (
@@ -104,12 +105,13 @@ def start_folder(folder: Path, recipe: Recipe, cache: Cache) -> None:
 def finish_folder(
     folder: Path, student: Any, cache: Cache, metrics: Json, log: list[Json], title: str
 ) -> None:
-    """Write the student, its tokenizer, the log and its curves, and last the metrics."""
+    """Write the student, its tokenizer, the log, its curves and the metrics; drop checkpoints."""
     student.save_pretrained(folder)
     save_tokenizer(cache, folder)
     write_json(folder / LOG, log)
     draw_curves(log, folder / CURVES, title=title)
     write_json(folder / METRICS, metrics)
+    remove_tree(folder / CHECKPOINTS)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -25,12 +25,7 @@ from kdcache.tasks import Task
 
 
 class DistillationTrainer(transformers.Trainer):
-    """A Trainer whose batches come from a cache and whose loss is an objective.
-
-    Attributes:
-        documents: documents trained on so far, by this rank.
-        tokens: their tokens, without padding.
-    """
+    """A Trainer whose batches come from a cache and whose loss is an objective."""
 
     def __init__(
         self, *, task: Task, objective: Objective, dataset: CachedDocuments, **options: Any
@@ -42,14 +37,14 @@ class DistillationTrainer(transformers.Trainer):
         self.task: Task = task
         self.objective: Objective = objective
         self.dataset: CachedDocuments = dataset
-        self.documents = 0
-        self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        self._seen = torch.zeros(2, dtype=torch.int64, device=self.args.device)
         self._terms: dict[str, torch.Tensor] = {}
         self._batches = 0
 
-    @property
-    def tokens(self) -> int:
-        return int(self._tokens)
+    def seen(self) -> tuple[int, int]:
+        """Documents and tokens, pads left out, trained on by all ranks; every rank has to ask."""
+        documents, tokens = self.accelerator.reduce(self._seen, reduction="sum").tolist()
+        return documents, tokens
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args
@@ -73,11 +68,13 @@ class DistillationTrainer(transformers.Trainer):
     ) -> Any:
         outputs = run_model(model, self.task, inputs, hidden=self.objective.hidden)
         loss, terms = self.objective(outputs, inputs)
+        if self.args.world_size > 1 and not self.objective.logits:
+            loss = loss + 0.0 * outputs.logits.sum()  # DDP waits for a gradient of every parameter
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0) + value.float()
         self._batches += 1
-        self.documents += len(inputs["docs"])
-        self._tokens += inputs["attention_mask"].sum()
+        self._seen[0] += len(inputs["docs"])
+        self._seen[1] += inputs["attention_mask"].sum()
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import logging
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
 from kdcache.errors import CorpusError
@@ -193,12 +195,23 @@ class _Run:
         if self.checkpoint is not None:
             self.progress.say(f"resuming from {self.checkpoint.name.replace('-', ' ')}")
         start = time.perf_counter()
-        with reporter.reporting():
+        with _silent_transformers(), reporter.reporting():
             resume_from = None if self.checkpoint is None else str(self.checkpoint)
             trainer.train(resume_from_checkpoint=resume_from)
         if reporter.interrupted:
             raise KeyboardInterrupt
         return _metrics(trainer, reporter, time.perf_counter() - start)
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Errors only: what a person should know, kdcache says itself."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def facts(cache: Cache) -> CacheFacts:
@@ -216,6 +229,7 @@ def _metrics(trainer: DistillationTrainer, reporter: Reporter, seconds: float) -
     """Figures of this process's share of the run; a resumed run tells of what it added."""
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     last = entries[-1] if entries else {}
+    documents, tokens = trainer.seen()
     metrics: Json = {
         "losses": {name: value for name, value in last.items() if name.startswith("loss")},
         "steps": trainer.state.global_step,
@@ -223,10 +237,10 @@ def _metrics(trainer: DistillationTrainer, reporter: Reporter, seconds: float) -
         "epochs": trainer.state.epoch,
         "seconds": seconds,
         "step_seconds_median": reporter.median_step,
-        "documents": trainer.documents,
-        "tokens": trainer.tokens,
-        "documents_per_second": trainer.documents / seconds,
-        "tokens_per_second": trainer.tokens / seconds,
+        "documents": documents,
+        "tokens": tokens,
+        "documents_per_second": documents / seconds,
+        "tokens_per_second": tokens / seconds,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     if trainer.args.device.type == "cuda":

@@ -1,0 +1,249 @@
+"""Training from the cache against the same trainer with the teacher in the loop.
+
+    python benchmarks/cached_vs_online.py sst2 --data sst2 --teacher minilm-sst2
+    python benchmarks/cached_vs_online.py masked-lm --data wikitext2 --teacher minilm-mlm
+
+Order, seeds, student and losses are the same; only where the soft labels come from differs. Online,
+they are the teacher's exact values; in the cache they passed its codec.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import save, spread
+
+from kdcache.batch import Batch
+from kdcache.builder import build
+from kdcache.evaluator import evaluate
+from kdcache.loader import CachedDocuments
+from kdcache.models import Teacher, load_teacher, run_model
+from kdcache.progress import quiet
+from kdcache.recipe import load_recipe
+from kdcache.signals import SoftLabels
+from kdcache.store import Cache
+from kdcache.trainer.train import _Run
+from kdcache_kernels import topk_encode
+
+WARM_UP = 5
+
+
+class OnlineDocuments(CachedDocuments):
+    """The cache's documents in the cache's order, with the teacher run on every batch."""
+
+    def __init__(self, source: CachedDocuments, teacher: Teacher, k: int | None) -> None:
+        super().__init__(source.cache, [], seed=source.seed, window=source.window)
+        self.teacher, self.k = teacher, k
+        self.seconds: list[float] = []
+
+    def __getitems__(self, docs: list[int]) -> Batch:
+        batch = super().__getitems__(docs)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            task = self.cache.plan.config.task
+            logits = run_model(self.teacher.model, task, batch, hidden=False).logits
+            exact = {"values": logits}
+            if self.k is not None:
+                names = ("ids", "logprobs", "tail_logmass", "tail_stat")
+                exact = dict(zip(names, topk_encode(logits, self.k), strict=True))
+        self.seconds.append(time.perf_counter() - started)
+        batch.update({f"online/{name}": value.clone() for name, value in exact.items()})
+        return batch
+
+
+class OnlineLogits:
+    """Reads the teacher's values as they came; no codec in between."""
+
+    def arrays(self, task: Any, shape: Any) -> list[Any]:
+        """Nothing is read from the cache."""
+        return []
+
+    def decode(self, raw: Batch, outputs: int) -> SoftLabels:
+        """Soft labels of a batch that `OnlineDocuments` made."""
+        if "online/values" in raw:
+            values = raw["online/values"]
+            ids = torch.arange(outputs).expand(values.shape)
+            return SoftLabels(ids=ids, logprobs=values.log_softmax(-1), values=values)
+        return SoftLabels(
+            ids=raw["online/ids"],
+            logprobs=raw["online/logprobs"],
+            tail_logmass=raw["online/tail_logmass"],
+            tail_stat=raw["online/tail_stat"],
+        )
+
+
+def train_once(
+    cache: Cache, recipe: Any, out: Path, online: tuple[Teacher, int | None] | None
+) -> dict[str, Any]:
+    """Train one student; losses of every logged step, seconds of every step."""
+    shutil.rmtree(out, ignore_errors=True)
+    run = _Run(cache, recipe, out, resume=False, progress=quiet)
+    if online is not None:
+        run.dataset = OnlineDocuments(run.dataset, *online)
+        signals = {**run.objective.facts.signals, "logits": OnlineLogits()}
+        run.objective.facts = replace(run.objective.facts, signals=signals)
+    metrics = run.train()
+    log = json.loads((out / "training_log.json").read_text())
+    return {
+        "losses": [entry["loss"] for entry in log if "loss" in entry],
+        "step_seconds": metrics["step_seconds_median"],
+        "teacher_seconds": (
+            statistics.median(run.dataset.seconds[WARM_UP:]) if online is not None else None
+        ),
+    }
+
+
+def apart(cached: list[float], online: list[float]) -> float:
+    """Largest relative difference of two loss curves at a logged step."""
+    a, b = np.array(cached), np.array(online)
+    return float((np.abs(a - b) / np.abs(b)).max())
+
+
+def sst2(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dict[str, Any]:
+    """SST-2 with dense logits: curves, dev accuracy and step time, cached, online and hard."""
+    task = "text-classification"
+    cache = build(
+        data / "train.tsv", teacher=teacher, task=task, out=out / "sst2.zarr", limit=limit
+    )
+    loaded = load_teacher(teacher, task=task)
+    runs = []
+    for seed in range(seeds):
+        common = [
+            f"training.seed={seed}",
+            "training.save_strategy=no",
+            "training.num_train_epochs=1",
+        ]
+        common += ["student.init_from_teacher=[3,6]"]
+        kd, hard = load_recipe("kd", common), load_recipe("finetune", common)
+        result: dict[str, Any] = {"seed": seed}
+        for name, recipe, online in (
+            ("cached", kd, None),
+            ("online", kd, (loaded, None)),
+            ("hard", hard, None),
+        ):
+            result[name] = train_once(cache, recipe, out / name, online)
+            score = evaluate(out / name, data / "dev.tsv")
+            result[name]["dev_accuracy"] = score["accuracy"]
+        result["largest_loss_difference"] = apart(
+            result["cached"]["losses"], result["online"]["losses"]
+        )
+        runs.append(result)
+        print(
+            seed,
+            {
+                n: (round(result[n]["dev_accuracy"], 4), round(result[n]["step_seconds"], 4))
+                for n in ("cached", "online", "hard")
+            },
+            result["largest_loss_difference"],
+            flush=True,
+        )
+    return {"documents": limit, "seeds": seeds, **summary(runs), "runs": runs}
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures to quote: differences and ratios over seeds."""
+
+    def seconds(name: str) -> float:
+        return statistics.median(run[name]["step_seconds"] for run in runs)
+
+    student = seconds("cached")
+    teacher = statistics.median(run["online"]["teacher_seconds"] for run in runs)
+    found = {
+        "largest_loss_difference": max(run["largest_loss_difference"] for run in runs),
+        "online_over_cached_step": seconds("online") / student,
+        "ceiling": (teacher + student) / student,
+        "step_seconds": {name: seconds(name) for name in ("cached", "online")},
+        "teacher_forward_seconds": teacher,
+    }
+    if "hard" in runs[0]:
+        found["cached_over_hard_step"] = student / seconds("hard")
+        found["step_seconds"]["hard"] = seconds("hard")
+        found["dev_accuracy"] = {
+            name: spread([run[name]["dev_accuracy"] for run in runs])
+            for name in ("cached", "online", "hard")
+        }
+        found["largest_accuracy_difference"] = max(
+            abs(run["cached"]["dev_accuracy"] - run["online"]["dev_accuracy"]) for run in runs
+        )
+    return found
+
+
+def masked_lm(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dict[str, Any]:
+    """Masked language modelling on WikiText-2 with 64 soft labels in 8-bit codes."""
+    cache = build(
+        data / "valid.txt", teacher=teacher, task="masked-lm", out=out / "mlm.zarr", limit=limit,
+        signals=["logits:topk,k=64"],
+    )  # fmt: skip
+    loaded = load_teacher(teacher, task="masked-lm")
+    runs = []
+    for seed in range(seeds):
+        common = [
+            f"training.seed={seed}",
+            "training.save_strategy=no",
+            "training.num_train_epochs=2",
+        ]
+        common += ["student.init_from_teacher=[2,4,6]", "training.learning_rate=2e-4"]
+        recipe = load_recipe("mlm-kd", common)
+        result: dict[str, Any] = {"seed": seed}
+        untrained = load_recipe(recipe, ["training.max_steps=1", "training.learning_rate=1e-9"])
+        for name, chosen, online in (
+            ("before", untrained, None),
+            ("cached", recipe, None),
+            ("online", recipe, (loaded, 64)),
+        ):
+            result[name] = train_once(cache, chosen, out / f"mlm-{name}", online)
+            score = evaluate(out / f"mlm-{name}", data / "test.txt", limit=300)
+            result[name]["test_perplexity"] = score["perplexity"]
+        result["largest_loss_difference"] = apart(
+            result["cached"]["losses"], result["online"]["losses"]
+        )
+        runs.append(result)
+        print(
+            seed,
+            {n: result[n]["test_perplexity"] for n in ("before", "cached", "online")},
+            result["largest_loss_difference"],
+            flush=True,
+        )
+    names = ("before", "cached", "online")
+    perplexity = {n: spread([run[n]["test_perplexity"] for run in runs]) for n in names}
+    return {
+        "documents": cache.plan.documents,
+        "seeds": seeds,
+        "fidelity": cache.fidelity,
+        "bytes_per_masked_row": sum(
+            size for name, size in cache.bytes.items() if name.startswith("logits/")
+        )
+        / cache.plan.masked,
+        **summary(runs),
+        "test_perplexity": perplexity,
+        "runs": runs,
+    }
+
+
+def main() -> None:
+    """Run one part and write results/cached_vs_online_PART.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("sst2", "masked-lm"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=9600)
+    parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
+    args = parser.parse_args()
+    measure = sst2 if args.part == "sst2" else masked_lm
+    figures = measure(args.data, args.teacher, args.out, args.seeds, args.limit)
+    save(f"cached_vs_online_{args.part.replace('-', '_')}", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -69,7 +69,7 @@ def save_teacher(path: Path, tokenizer: Path, model: transformers.PreTrainedMode
 
 def bert_config(tokenizer: Path, **more: object) -> transformers.BertConfig:
     vocab = len(transformers.AutoTokenizer.from_pretrained(tokenizer))
-    return transformers.BertConfig(vocab_size=vocab, **{**SIZES, **more})
+    return transformers.BertConfig(**{"vocab_size": vocab, **SIZES, **more})
 
 
 @pytest.fixture(scope="session")

@@ -96,6 +96,10 @@ def evaluate(
         int | None,
         typer.Option(metavar="TOKENS", help="Tokens of a document (as in its training, or 128)."),
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Write each document's label and prediction there."),
+    ] = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Measure a model on labelled documents.
@@ -116,6 +120,7 @@ def evaluate(
         label_column=label_column,
         limit=limit,
         max_length=max_length,
+        predictions=predictions,
         progress=context.obj,
     )
     (print_json if as_json else print_scores)(metrics)

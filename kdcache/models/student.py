@@ -19,7 +19,7 @@ from kdcache.models.auto import (
     require_sizes,
     unreadable,
 )
-from kdcache.models.teacher import teacher_shape, weights_sha256
+from kdcache.models.teacher import most_tokens, teacher_shape, weights_sha256
 from kdcache.models.tokenizer import load_tokenizer
 from kdcache.signals import TeacherShape
 
@@ -77,15 +77,29 @@ def student_shape(spec: StudentSpec, cache: Cache) -> TeacherShape:
 
 
 def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
-    """Make the student; new weights are drawn from `seed`."""
+    """Make the student; new weights are drawn from `seed`.
+
+    Raises ModelError or ConfigError if it cannot be made, or does not take the plan's documents.
+    """
     config = student_config(spec, cache)
-    auto = AUTO[cache.plan.config.task]
     torch.manual_seed(seed)
     if spec.config:
-        return auto.from_config(config)
-    if spec.init_from_teacher:
-        return _from_teacher(cache, config, spec.init_from_teacher)
-    source = spec.checkpoint or ""
+        student = AUTO[cache.plan.config.task].from_config(config)
+    elif spec.init_from_teacher:
+        student = _from_teacher(cache, config, spec.init_from_teacher)
+    else:
+        student = _from_checkpoint(cache, config, spec.checkpoint or "")
+    limit, longest = most_tokens(student), int(cache.plan.examples["doc_len"].max())
+    if limit is not None and longest > limit:
+        raise ModelError(
+            f"the student takes {limit} tokens, the cache has documents of {longest}; choose a "
+            f"student that takes more, or build a cache with --max-length {limit}"
+        )
+    return student
+
+
+def _from_checkpoint(cache: Cache, config: Any, source: str) -> Any:
+    auto = AUTO[cache.plan.config.task]
     try:
         student, info = auto.from_pretrained(
             source,
@@ -166,7 +180,12 @@ def _from_teacher(cache: Cache, config: Any, layers: tuple[int, ...]) -> Any:
             state[name] = tensor
         elif int(found[1]) in place:
             state[f"{prefix}.{place[int(found[1])]}.{name[found.end() :]}"] = tensor
-    student.load_state_dict(state)
+    try:
+        student.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the layers of {type(teacher).__name__} cannot be copied one by one; use --config"
+        ) from error
     return student
 
 

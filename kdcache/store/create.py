@@ -122,7 +122,9 @@ def create(
             raise CacheError(f"{path} exists and is not a kdcache {record['kind']}; choose another")
         require_same(_identity(stored), _identity(record), str(path))
         return False
-    root = path.resolve()  # "." has a name then, and a link to an empty folder stays one
+    root = path.resolve()  # a link to an empty folder stays one
+    if root == Path.cwd():
+        raise CacheError(f"{path} is the current folder; choose a folder in it or beside it")
     fresh = root.with_name(f".{root.name}.{os.getpid()}.creating")
     with writing(path):
         fresh.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ REASONS = {
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.ENOTDIR: "part of the path is a file; choose another folder",
     errno.EEXIST: "part of the path is a file; choose another folder",
+    errno.EBUSY: "it is a mount point; choose a folder inside it",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.EIO: "the disk reports an error; choose a folder on another one",
 }

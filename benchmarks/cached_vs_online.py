@@ -98,7 +98,9 @@ def train_once(
         "losses": [entry["loss"] for entry in log if "loss" in entry],
         "step_seconds": metrics["step_seconds_median"],
         "teacher_seconds": (
-            statistics.median(run.dataset.seconds[WARM_UP:]) if online is not None else None
+            statistics.median(run.dataset.seconds[WARM_UP:] or run.dataset.seconds)
+            if online is not None
+            else None
         ),
     }
 
@@ -202,7 +204,7 @@ def masked_lm(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> d
             ("online", recipe, (loaded, 64)),
         ):
             result[name] = train_once(cache, chosen, out / f"mlm-{name}", online)
-            score = evaluate(out / f"mlm-{name}", data / "test.txt", limit=300)
+            score = evaluate(out / f"mlm-{name}", data / "test.txt", limit=100)
             result[name]["test_perplexity"] = score["perplexity"]
         result["largest_loss_difference"] = apart(
             result["cached"]["losses"], result["online"]["losses"]

@@ -20,7 +20,8 @@ from kdcache.comparison import Sentence, Settings, compare
 from kdcache.demo import split
 from kdcache.progress import quiet
 
-BANKING = {"labels": 770, "soft_epochs": 2, "teacher_learning_rate": 5e-5}
+# 25 passes over 770 labelled sentences are as many steps as 2 over all 10,003.
+BANKING = {"labels": 770, "hard_epochs": 25, "soft_epochs": 2, "teacher_learning_rate": 5e-5}
 
 
 def banking(folder: Path) -> tuple[list[Sentence], list[Sentence]]:

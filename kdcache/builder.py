@@ -86,6 +86,8 @@ def build(
 
     Raises ConfigError, CorpusError, ModelError; MismatchError if `out` holds another cache.
     """
+    if batch_tokens < 1:
+        raise ConfigError(f"batch_tokens must be 1 or more; got {batch_tokens}")
     wanted = _check(corpus, teacher, task, signals, trust_remote_code, options)
     loaded = load_teacher(
         teacher, task=task, device=device, dtype=dtype, trust_remote_code=trust_remote_code

@@ -33,6 +33,7 @@ from kdcache.plans import Plan
 from kdcache.predictions import write_predictions
 from kdcache.progress import Progress, quiet
 from kdcache.store import Cache, open_cache, open_plan, write_plan
+from kdcache.store.files import writing
 from kdcache.tasks import Task
 
 Docs = npt.NDArray[np.int64]
@@ -108,7 +109,8 @@ def evaluate(
         if agreement is not None:
             report["teacher_rows"] = agreement.report()
         if predictions is not None:
-            write_predictions(Path(predictions), plan, result.logits)
+            with writing(Path(predictions)):
+                write_predictions(Path(predictions), plan, result.logits)
         report.update(_speed(student, plan, budget, teacher, task, device))
     return report
 

@@ -25,11 +25,12 @@ def classification(logits: Floats, labels: Ints) -> Json:
     predicted = logprobs.argmax(1)
     average = "binary" if logits.shape[1] == 2 else "macro"
     accuracy = float(accuracy_score(labels, predicted))
+    varied = len(np.union1d(labels, predicted)) > 1  # scikit-learn warns of a single class
     return {
         "accuracy": accuracy,
         "accuracy_interval": list(wilson(accuracy, len(labels))),
         "f1": float(f1_score(labels, predicted, average=average, zero_division=0)),
-        "matthews": float(matthews_corrcoef(labels, predicted)),
+        "matthews": float(matthews_corrcoef(labels, predicted)) if varied else 0.0,
         "calibration_error": calibration_error(logprobs, labels),
         "cross_entropy": float(-logprobs[np.arange(len(labels)), labels].mean()),
     }

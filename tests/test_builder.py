@@ -238,7 +238,7 @@ def test_a_build_from_a_plan_is_the_build_from_its_corpus(
     tmp_path: Path, corpus: Path, classifier: Path
 ) -> None:
     given: dict[str, Any] = {"teacher": classifier, "task": TASK, "batch_tokens": 512}
-    sizes = {"max_length": 48, "part_tokens": 1024}
+    sizes: dict[str, Any] = {"max_length": 48, "part_tokens": 512, "limit": 90}
     plan(corpus, tokenizer=classifier, task=TASK, out=tmp_path / "plan", **sizes)
     build(tmp_path / "plan", **given, out=tmp_path / "a")
     build(corpus, **given, **sizes, out=tmp_path / "b")

@@ -18,6 +18,7 @@ from kdcache.batch import collate
 from kdcache.demo_corpus import Docstring, prose
 from kdcache.errors import ConfigError, CorpusError, MismatchError, ModelError
 from kdcache.masking import mask
+from kdcache.models import load_tokenizer
 from kdcache.planner import plan
 from kdcache.plans import Plan
 from kdcache.store import open_plan
@@ -200,6 +201,7 @@ def test_parts_hold_whole_documents_and_waste_little(
         out=tmp_path / "p",
         max_length=64,
         part_tokens=part_tokens,
+        limit=120,
     )
     assert made.rows["token"] <= part_tokens
     assert made.rows["token"] % 128 == made.rows["example"] % 128 == 0
@@ -231,6 +233,30 @@ def test_pairs_have_the_tokenizers_type_ids(
     for name in ("input_ids", "token_type_ids", "attention_mask"):
         np.testing.assert_array_equal(batch[name], wanted[name])
     assert batch["labels"].tolist() == [rows[i][2] for i in order]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_long_pairs_are_cut_as_the_tokenizer_cuts_them(
+    tmp_path: Path, tokenizer: Path, side: str
+) -> None:
+    """Compared where the tokenizer can do it, and done where it runs out of memory."""
+    own = Path(shutil.copytree(tokenizer, tmp_path / "t"))
+    settings = json.loads((own / "tokenizer_config.json").read_text())
+    settings["truncation_side"] = side
+    (own / "tokenizer_config.json").write_text(json.dumps(settings))
+    text = " ".join(prose()[:30])
+    lengths = [(3000, 3000), (3000, 40), (40, 3000), (120, 3000), (30, 30), (700, 90)]
+    rows = [(text[i : i + a], text[-b - i : -i or None], i) for i, (a, b) in enumerate(lengths)]
+    whole = " ".join(prose()[:600])
+    path = tmp_path / "pairs.csv"
+    write_csv(path, [*rows, (whole, whole, 0)], ("text_a", "text_b", "label"))
+    made = plan(path, tokenizer=own, task="text-classification", out=tmp_path / "p", max_length=32)
+    first, second = [row[0] for row in rows], [row[1] for row in rows]
+    wanted = auto(own)(first, second, truncation=True, max_length=32)["input_ids"]
+    found = dict(zip(made.examples["doc_id"][made.docs].tolist(), tokens_of(made), strict=True))
+    assert [found[i] for i in range(len(rows))] == [tuple(ids) for ids in wanted]
+    assert len(found[len(rows)]) == 32
+    assert made.config.corpus["truncated"] == 6
 
 
 def test_large_vocabularies_keep_their_ids(tmp_path: Path) -> None:
@@ -320,3 +346,18 @@ def test_lengths_are_those_of_real_text(tmp_path: Path, tokenizer: Path) -> None
     made = plan(tmp_path / "c.txt", tokenizer=tokenizer, task="causal-lm", out=tmp_path / "p")
     assert made.parts == 1
     assert made.rows["token"] - made.tokens < 1024
+
+
+def test_long_pairs_are_cut_as_the_tokenizer_cuts_them(tokenizer: Path) -> None:
+    long, short = "alpha beta gamma delta " * 40, "a short second text"
+    loaded, plain = load_tokenizer(tokenizer), auto(tokenizer)
+    for first, second in ((long, short), (short, long), (long, long), (long, "")):
+        encoded = loaded.encode([first], [second], 32, windows=False)
+        wanted = plain([first], [second], truncation=True, max_length=32)
+        assert encoded.kept[0].ids.tolist() == wanted["input_ids"][0]
+        assert encoded.truncated == 1
+
+
+def test_pairs_of_long_texts_take_no_more_than_their_tokens(tokenizer: Path) -> None:
+    long = "alpha beta gamma delta " * 4000
+    assert load_tokenizer(tokenizer).encode([long], [long], 32, windows=False).truncated == 1

@@ -190,10 +190,12 @@ def _check_labels(teacher: Teacher, plan: Plan) -> None:
     )
     if plan.config.problem == "regression" and outputs != 1:
         raise ModelError(f"the labels are numbers, but the teacher has {outputs} classes")
+    if plan.config.problem == "classes" and outputs == 1:
+        raise ModelError(
+            "the teacher gives one value, but the labels are classes: plan with --label-type float"
+        )
     if classes is None:
         return
-    if outputs == 1:
-        raise ModelError("the teacher gives one value, but the labels are classes")
     if len(classes) > outputs:
         raise ModelError(f"the corpus has {len(classes)} classes; the teacher has {outputs}")
     if names and classes != names[: len(classes)] and classes != [str(i) for i in range(outputs)]:

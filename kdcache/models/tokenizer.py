@@ -76,6 +76,8 @@ class Tokenizer:
         self, texts: list[str], pairs: list[str] | None, max_length: int, *, windows: bool
     ) -> Encoded:
         """Tokenise documents, cutting those beyond `max_length` tokens off or into windows."""
+        if pairs is not None:
+            texts, pairs = self._cut(texts, max_length), self._cut(pairs, max_length)
         encoded = self._tokenizer(
             texts, pairs, truncation=True, max_length=max_length, return_attention_mask=False
         )
@@ -89,6 +91,45 @@ class Tokenizer:
                     ids = np.asarray(piece.ids, np.int64)
                     kept.append(Window(document, window, ids, _pair_start(piece.type_ids)))
         return Encoded(kept, truncated)
+
+    def _cut(self, texts: list[str], length: int) -> list[str]:
+        """Texts without the characters beyond their first `length` tokens.
+
+        Of a pair that is too long, tokenizers list every combination of what was cut off the one
+        text and off the other: gigabytes for two long texts. `length` tokens of each are more than
+        a pair keeps, so that the result is the same.
+        """
+        encoded = self._tokenizer(
+            texts, truncation=True, max_length=length, add_special_tokens=False
+        ).encodings
+        return [
+            text[: piece.offsets[-1][1]] if piece.overflowing else text
+            for text, piece in zip(texts, encoded, strict=True)
+        ]
+
+    def _shortened(self, texts: list[str], max_length: int) -> list[str]:
+        """Long texts without most of what truncation drops anyway.
+
+        Tokenizers make an overflow of every window of one text with every window of the other:
+        two texts of 6,000 words took more memory than the machine had.
+        """
+        long = [index for index, text in enumerate(texts) if len(text) > 4 * max_length]
+        if not long:
+            return texts
+        # Twice the length, so that no token which is kept can feel the cut.
+        encoded = self._tokenizer(
+            [texts[index] for index in long],
+            truncation=True,
+            max_length=2 * max_length,
+            add_special_tokens=False,
+        )
+        short = list(texts)
+        for index, piece in zip(long, encoded.encodings, strict=True):
+            if piece.overflowing:
+                starts, ends = zip(*piece.offsets, strict=True)
+                left = self._tokenizer.truncation_side == "left"
+                short[index] = texts[index][min(starts) :] if left else texts[index][: max(ends)]
+        return short
 
     def files(self) -> dict[str, bytes]:
         """The tokenizer's files by name, as `save_pretrained` writes them."""

@@ -13,11 +13,14 @@ from kdcache.errors import CacheError
 
 REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
+    errno.EFBIG: "files may not grow that large here; raise the limit (ulimit -f)",
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EACCES: "permission denied; choose a folder you can write to",
     errno.EPERM: "permission denied; choose a folder you can write to",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.ENOTDIR: "part of the path is a file; choose another folder",
+    errno.ENOENT: "the folder it belongs in is not there; make it first",
+    errno.EISDIR: "it is a folder; name a file",
     errno.EEXIST: "part of the path is a file; choose another folder",
     errno.EBUSY: "it is a mount point; choose a folder inside it",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",

@@ -127,13 +127,29 @@ def test_metrics_and_log_tell_every_loss_term(trained):
     assert "6 steps" in repr(result)
 
 
-def test_projections_are_learned_and_left_out_of_the_saved_model(trained):
+def test_a_finished_run_keeps_neither_checkpoints_nor_projections(trained):
     result, _ = trained
-    (checkpoint,) = (result.folder / "checkpoints").iterdir()
+    assert not (result.folder / "checkpoints").exists()
+    assert not [name for name in weights(result.folder) if "projection" in name]
+
+
+def test_projections_are_learned_and_kept_in_checkpoints(cache, narrow, tmp_path):
+    def stop():
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            cache,
+            recipe="kd",
+            out=tmp_path / "run",
+            config=narrow,
+            overrides=[*QUICK, *HIDDEN],
+            progress=Watcher(at={3: stop}),
+        )
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     learned = weights(checkpoint)
     names = [name for name in learned if name.startswith("kdcache_projections")]
     assert len(names) == 2 * 3  # weight and bias of layers 0, 1 and 2
-    assert not [name for name in weights(result.folder) if "projection" in name]
     optimizer = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     assert len(optimizer["state"]) == len(learned)
 

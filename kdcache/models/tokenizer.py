@@ -77,7 +77,7 @@ class Tokenizer:
     ) -> Encoded:
         """Tokenise documents, cutting those beyond `max_length` tokens off or into windows."""
         if pairs is not None:
-            texts, pairs = self._cut(texts, max_length), self._cut(pairs, max_length)
+            texts, pairs = self._cut(texts, pairs, max_length)
         encoded = self._tokenizer(
             texts, pairs, truncation=True, max_length=max_length, return_attention_mask=False
         )
@@ -92,50 +92,48 @@ class Tokenizer:
                     kept.append(Window(document, window, ids, _pair_start(piece.type_ids)))
         return Encoded(kept, truncated)
 
-    def _cut(self, texts: list[str], length: int) -> list[str]:
-        """Texts without the characters beyond their first `length` tokens.
+    def _cut(self, texts: list[str], pairs: list[str], length: int) -> tuple[list[str], list[str]]:
+        """Pairs without most of what truncation to `length` tokens drops anyway.
 
         Of a pair that is too long, tokenizers list every combination of what was cut off the one
-        text and off the other: gigabytes for two long texts. `length` tokens of each are more than
-        a pair keeps, so that the result is the same.
+        text and off the other: gigabytes for two long texts. The cut is too far off for a kept
+        token to change, and the longer text stays the longer one: which one that is decides where
+        an odd token goes.
         """
+        first, second = self._pieces(texts, length), self._pieces(pairs, length)
+        longer = [_tokens(one) > _tokens(other) for one, other in zip(first, second, strict=True)]
+        left = self._tokenizer.truncation_side == "left"
+        return (
+            [_head(t, p, 2 + more, left) for t, p, more in zip(texts, first, longer, strict=True)],
+            [_head(t, p, 3 - more, left) for t, p, more in zip(pairs, second, longer, strict=True)],
+        )
+
+    def _pieces(self, texts: list[str], length: int) -> list[list[Any]]:
+        """The tokens of each text in pieces of `length`, in the order truncation keeps them."""
         encoded = self._tokenizer(
             texts, truncation=True, max_length=length, add_special_tokens=False
-        ).encodings
-        return [
-            text[: piece.offsets[-1][1]] if piece.overflowing else text
-            for text, piece in zip(texts, encoded, strict=True)
-        ]
-
-    def _shortened(self, texts: list[str], max_length: int) -> list[str]:
-        """Long texts without most of what truncation drops anyway.
-
-        Tokenizers make an overflow of every window of one text with every window of the other:
-        two texts of 6,000 words took more memory than the machine had.
-        """
-        long = [index for index, text in enumerate(texts) if len(text) > 4 * max_length]
-        if not long:
-            return texts
-        # Twice the length, so that no token which is kept can feel the cut.
-        encoded = self._tokenizer(
-            [texts[index] for index in long],
-            truncation=True,
-            max_length=2 * max_length,
-            add_special_tokens=False,
         )
-        short = list(texts)
-        for index, piece in zip(long, encoded.encodings, strict=True):
-            if piece.overflowing:
-                starts, ends = zip(*piece.offsets, strict=True)
-                left = self._tokenizer.truncation_side == "left"
-                short[index] = texts[index][min(starts) :] if left else texts[index][: max(ends)]
-        return short
+        return [[first, *first.overflowing] for first in encoded.encodings]
 
     def files(self) -> dict[str, bytes]:
         """The tokenizer's files by name, as `save_pretrained` writes them."""
         with tempfile.TemporaryDirectory() as folder:
             self._tokenizer.save_pretrained(folder)
             return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def _tokens(pieces: list[Any]) -> int:
+    return sum(len(piece.ids) for piece in pieces)
+
+
+def _head(text: str, pieces: list[Any], count: int, left: bool) -> str:
+    """The characters of the first `count` pieces of a text: of its end, if cut on the left."""
+    if len(pieces) <= count:
+        return text
+    offsets = [offset for piece in pieces[:count] for offset in piece.offsets]
+    if left:
+        return text[min(start for start, _ in offsets) :]
+    return text[: max(end for _, end in offsets)]
 
 
 def _pair_start(type_ids: list[int]) -> int:

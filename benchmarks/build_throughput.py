@@ -94,7 +94,7 @@ from kdcache.trainer import train
 what, data, teacher, out, limit = sys.argv[1:]
 if what == "build":
     build(data, teacher=teacher, task="text-classification", out=out, limit=int(limit),
-          signals=["logits:dense", "hidden:layers=3-6,positions=cls"], part_tokens=65536)
+          signals=["logits:dense", "hidden:layers=3-6,positions=cls"], part_tokens=16384)
 else:
     train(out, recipe="kd", out=out + ".student", init_from_teacher=(3, 6),
           overrides=["training.max_steps=60", "training.save_strategy=no"])
@@ -127,21 +127,21 @@ def main() -> None:
     args = parser.parse_args()
     figures: dict[str, Any] = {"batch_tokens": BATCH_TOKENS}
     cases = {
-        "sst2": ("text-classification", args.sst2 / "train.tsv", args.sst2_teacher, 8000,
+        "sst2": ("text-classification", args.sst2 / "train.tsv", args.sst2_teacher, 2400,
                  ["logits:dense", "hidden:layers=2-4-6,positions=cls,dtype=int8"]),
-        "masked_lm": ("masked-lm", args.wikitext / "valid.txt", args.mlm_teacher, 800,
+        "masked_lm": ("masked-lm", args.wikitext / "valid.txt", args.mlm_teacher, 240,
                       ["logits:topk,k=64"]),
     }  # fmt: skip
     for name, (task, data, folder, limit, signals) in cases.items():
         out = args.out / name
         cache = build(
             data, teacher=folder, task=task, out=out / "first.zarr", signals=signals, limit=limit,
-            part_tokens=32768, batch_tokens=BATCH_TOKENS,
+            part_tokens=8192, batch_tokens=BATCH_TOKENS,
         )  # fmt: skip
         figures[name] = throughput(cache, load_teacher(folder, task=task), out, args.repeats)
         print(name, figures[name], flush=True)
     data = args.sst2 / "train.tsv"
-    figures["memory"] = memory(data, args.sst2_teacher, args.out, (4000, 32000))
+    figures["memory"] = memory(data, args.sst2_teacher, args.out, (2000, 12000))
     save("build_throughput", figures)
 
 

@@ -19,7 +19,7 @@ from kdcache.models.auto import (
     require_sizes,
     unreadable,
 )
-from kdcache.models.teacher import most_tokens, teacher_shape, weights_sha256
+from kdcache.models.teacher import load_teacher, most_tokens, teacher_shape
 from kdcache.models.tokenizer import load_tokenizer
 from kdcache.signals import TeacherShape
 
@@ -205,11 +205,9 @@ def _require_same_weights(cache: Cache, source: str) -> None:
     way = "build the cache with --keep-teacher-weights, or choose another student"
     if Path(source).is_absolute() and not Path(source).is_dir():
         raise ModelError(f"the teacher's folder {source} is gone: {way}")
-    from kdcache.models.teacher import load_teacher
-
     task = cache.plan.config.task
     found = load_teacher(source, task=task, device="cpu", dtype=identity["dtype"])
-    if weights_sha256(found.model) != identity["weights_sha256"]:
+    if found.identity["weights_sha256"] != identity["weights_sha256"]:
         raise ModelError(f"the weights in {source} are no longer the cache's teacher: {way}")
 
 

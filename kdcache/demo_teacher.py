@@ -11,11 +11,14 @@ import numpy as np
 import torch
 
 from kdcache.errors import MissingExtraError
+from kdcache.loader import document_order
 from kdcache.models import Tokenizer, load_tokenizer
 from kdcache.models.auto import AUTO
 from kdcache.progress import Progress
 
 MAX_LENGTH = 64
+BATCH = 32
+WINDOW = 25  # batches among which sentences are sorted by length: less padding
 RIDGE = 10.0
 SHARPNESS = 10.0  # a unit vector's entries are small: stretched, they use tanh's range
 
@@ -72,10 +75,10 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray[Any, 
 
 
 def _batches(
-    tokens: Sequence[np.ndarray[Any, Any]], order: Sequence[int], size: int = 32
+    tokens: Sequence[np.ndarray[Any, Any]], order: Sequence[int]
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    for start in range(0, len(order), size):
-        chosen = [int(i) for i in order[start : start + size]]
+    for start in range(0, len(order), BATCH):
+        chosen = [int(i) for i in order[start : start + BATCH]]
         rows = [torch.from_numpy(tokens[i]) for i in chosen]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         yield chosen, {"input_ids": ids, "attention_mask": (ids != 0).long()}
@@ -127,16 +130,21 @@ def _tune(
     seed: int,
     progress: Progress,
 ) -> None:
-    targets, rng = torch.from_numpy(wanted), np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    steps = epochs * -(-len(tokens) // 32)
+    targets, lengths = torch.from_numpy(wanted), np.array([len(t) for t in tokens])
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, weight_decay=0.01, fused=True
+    )
+    steps = epochs * -(-len(tokens) // BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (0.1 * steps), 1 - step / steps)
     )
     model.train()
     with progress.bar("tuning the teacher", unit="steps", total=steps) as advance:
-        for _ in range(epochs):
-            for chosen, batch in _batches(tokens, rng.permutation(len(tokens)).tolist()):
+        for epoch in range(epochs):
+            order = document_order(
+                len(tokens), seed=seed, epoch=epoch, batch=BATCH, lengths=lengths, window=WINDOW
+            )
+            for chosen, batch in _batches(tokens, order.tolist()):
                 loss = torch.nn.functional.cross_entropy(model(**batch).logits, targets[chosen])
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

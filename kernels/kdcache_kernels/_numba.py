@@ -24,12 +24,14 @@ except ImportError as error:
 __all__ = [
     "Real",
     "bits",
-    "exp_row",
+    "exp_part",
     "fast",
     "get_num_threads",
     "gradient_buffer",
     "load_row",
     "prange",
+    "round_bf16",
+    "row_max",
     "store_row",
     "zero_row",
 ]
@@ -149,30 +151,20 @@ def row_max(x: Any) -> Real:
 
 
 @fast()
-def exp_row(x: Any, scale: Real) -> tuple[Real, Real]:
-    """Replace `x` by exp((x - max) * scale); return (max, sum of the new `x`).
+def exp_part(x: Any, top: Real, factor: Real, square: bool) -> tuple[Real, Real]:
+    """Replace a short `x` by exp((x - top) * factor); return its sum, and that of its squares.
 
     In place on purpose: two arrays that may overlap fall back to a scalar loop, 5 times slower.
     """
-    top = row_max(x)
-    if top == -np.inf:
-        x[:] = np.float32(0.0)
-        return top, 0.0
-    total = 0.0
-    factor = np.float32(scale)
-    for start in range(0, x.size, 4096):  # short float32 sums, joined in float64
-        total += _exp_part(x[start : start + 4096], top, factor)
-    return top, total
-
-
-@fast()
-def _exp_part(x: Any, top: Real, factor: Real) -> Real:
-    total = np.float32(0.0)
+    total, squares = np.float32(0.0), np.float32(0.0)
     for v in range(x.size):
         e = exp32((x[v] - top) * factor)
         x[v] = e
         total += e
-    return total
+    if square:
+        for v in range(x.size):
+            squares += x[v] * x[v]
+    return total, squares
 
 
 @fast()

@@ -1,6 +1,7 @@
 """topk_kl: every backend against a dense float64 oracle, value and gradient apart."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -10,13 +11,12 @@ from torch import Tensor
 
 import kdcache_kernels
 from kdcache_kernels import topk_kl
+from kdcache_kernels._checks import gradient_dtype
 from kdcache_kernels.topk_kl import _numba, reference
 from kdcache_kernels.topk_kl.reference import make_inputs
+from kdcache_kernels.topk_kl.spec import Spec, Teacher
 
-BACKENDS = {
-    "numba": lambda *args: _numba.topk_kl(*args)[0],
-    "reference": reference.topk_kl,
-}
+BACKENDS = {"numba": _numba.topk_kl, "reference": reference.topk_kl}
 TAILS = ("bucket", "renormalize", "truncate")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -62,23 +62,21 @@ def oracle(d, temperature, tail, soft_weight=1.0, hard_weight=0.0):
     return total.detach(), gradient
 
 
-def run(backend, d, temperature, tail, soft_weight=1.0, hard_weight=0.0):
+def run(backend, d, temperature, tail, soft_weight=1.0, hard_weight=0.0, divergence="forward"):
+    """Loss, gradient and rows of a backend; the gradient starts as NaN."""
     rest = d["tail_logmass"] if temperature == 1 else d["tail_stat"]
     needs_rest = tail == "bucket" or (tail == "truncate" and temperature != 1)
-    return BACKENDS[backend](
+    out = torch.full(d["logits"].shape, math.nan, dtype=gradient_dtype(d["logits"]))
+    loss, soft, hard = BACKENDS[backend](
         d["logits"],
-        d["ids"],
-        d["logprobs"],
-        rest if needs_rest else None,
+        Teacher(d["ids"], d["logprobs"], rest if needs_rest else None),
         d["weight"],
         d["labels"] if hard_weight else None,
-        temperature,
-        tail,
-        soft_weight,
-        hard_weight,
-        -100,
-        True,
+        Spec(temperature, tail, divergence, soft_weight, hard_weight, -100),
+        out,
+        False,
     )
+    return loss, out, soft, hard
 
 
 def options(d, temperature=1.0):
@@ -442,13 +440,14 @@ def test_two_halves_accumulate_to_the_whole():
 def test_without_gradients_no_gradient_is_made(monkeypatch):
     d = make_inputs(4, 200, 9)
     made = []
-    original = _numba.gradient_buffer
+    module = sys.modules["kdcache_kernels.topk_kl"]
+    original = module.empty
 
-    def spy(n, *args):
-        made.append(n)
-        return original(n, *args)
+    def spy(shape, *args):
+        made.append(shape[0])
+        return original(shape, *args)
 
-    monkeypatch.setattr(_numba, "gradient_buffer", spy)
+    monkeypatch.setattr(module, "empty", spy)
     x = d["logits"]
     before = x.clone()
     plain = topk_kl(x, d["ids"], d["logprobs"], **options(d))
@@ -494,7 +493,7 @@ def test_opcheck(dtype):
     d = make_inputs(3, 11, 4, dtype=dtype)
     x = d["logits"].requires_grad_()
     args = (x, d["ids"], d["logprobs"], d["tail_stat"], d["weight"].to(_compute(dtype)))
-    args = (*args, d["labels"], 2.0, "bucket", 1.0, 0.5, -100)
+    args = (*args, d["labels"], 2.0, "bucket", "forward", 1.0, 0.5, -100)
     torch.library.opcheck(torch.ops.kdcache.topk_kl.default, (*args, True, True))
     args = (x.detach(), *args[1:5], None, *args[6:])
     torch.library.opcheck(torch.ops.kdcache.topk_kl.default, (*args, False, False))

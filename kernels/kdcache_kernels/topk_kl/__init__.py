@@ -1,12 +1,14 @@
 """Kullback-Leibler divergence of a dense student from a sparse, cached teacher."""
 
 import math
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, cast, overload
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kdcache_kernels._autograd import input_gradient, keep_gradient
+from kdcache_kernels._buffer import empty
 from kdcache_kernels._checks import (
     FLOATS,
     IDS,
@@ -19,14 +21,12 @@ from kdcache_kernels._checks import (
     require_shape,
     row_weight,
 )
-from kdcache_kernels.topk_kl import reference
+from kdcache_kernels.topk_kl.spec import DIVERGENCES, TAILS, Divergence, Spec, Tail, Teacher
 
 __all__ = ["topk_kl"]
 
-Tail: TypeAlias = Literal["bucket", "renormalize", "truncate"]
 Rows: TypeAlias = tuple[Tensor, Tensor, Tensor]
 Outputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
-TAILS = ("bucket", "renormalize", "truncate")
 
 
 @overload
@@ -39,12 +39,14 @@ def topk_kl(
     tail_stat: Tensor | None = None,
     temperature: float = 1.0,
     tail: Tail = "bucket",
+    divergence: Divergence = "forward",
     soft_weight: float = 1.0,
     labels: Tensor | None = None,
     hard_weight: float = 0.0,
     ignore_index: int = -100,
     weight: Tensor | None = None,
     check_ids: bool | None = None,
+    inplace: bool = False,
     return_rows: Literal[False] = False,
 ) -> Tensor: ...
 
@@ -59,12 +61,14 @@ def topk_kl(
     tail_stat: Tensor | None = None,
     temperature: float = 1.0,
     tail: Tail = "bucket",
+    divergence: Divergence = "forward",
     soft_weight: float = 1.0,
     labels: Tensor | None = None,
     hard_weight: float = 0.0,
     ignore_index: int = -100,
     weight: Tensor | None = None,
     check_ids: bool | None = None,
+    inplace: bool = False,
     return_rows: Literal[True],
 ) -> Rows: ...
 
@@ -78,18 +82,21 @@ def topk_kl(
     tail_stat: Tensor | None = None,
     temperature: float = 1.0,
     tail: Tail = "bucket",
+    divergence: Divergence = "forward",
     soft_weight: float = 1.0,
     labels: Tensor | None = None,
     hard_weight: float = 0.0,
     ignore_index: int = -100,
     weight: Tensor | None = None,
     check_ids: bool | None = None,
+    inplace: bool = False,
     return_rows: bool = False,
 ) -> Tensor | Rows:
-    """Sum over rows of `w (soft_weight T^2 KL(teacher, student) + hard_weight CE)`, in nats.
+    """Sum over rows of `w (soft_weight T^2 D(teacher, student) + hard_weight CE)`, in nats.
 
     The loss and its dense gradient come from one pass over the logits; the backward pass only
-    multiplies that gradient by the incoming scalar. Only `logits` gets a gradient.
+    multiplies that gradient by the incoming scalar. Only `logits` gets a gradient. D is
+    KL(teacher, student) unless `divergence` says otherwise.
 
     Args:
         logits: student, [N, V], float32, float16, bfloat16 or float64; rows at any stride.
@@ -108,17 +115,24 @@ def topk_kl(
             sides, so loss and gradient vanish at student = teacher. `renormalize`: the teacher's
             `p^(1/T)` are divided by their sum over the support, the student keeps the whole
             vocabulary. `truncate`: the sum over the support of `p (log p - log q)`, p as given.
+        divergence: `forward`: KL(teacher, student). `reverse`: KL(student, teacher), as in MiniLLM
+            (arXiv:2306.08543); infinite where the teacher has a probability of zero. `js`: the
+            mean of both to their mixture, Jensen-Shannon. The last two need `bucket`, or K = V.
         labels: hard labels for CE, [N], int64; `ignore_index` switches the hard loss of a row off.
         weight: w, [N], floating: mask, mean and accumulation in one tensor. Default 1/N. A row
             of weight zero is not read, whatever it holds, and its gradient is exactly zero.
         check_ids: raise for ids or labels outside the vocabulary and for duplicates. None checks
             on CPU, where it is free; elsewhere it synchronises. Unchecked, such a row yields NaN
             (duplicates give an undefined value).
+        inplace: write the gradient over the logits, which saves a second [N, V]. The logits are
+            lost, the backward pass works once, and torch refuses it to others who need them. For
+            float32, bfloat16 and float64; float16 gradients would underflow. Without gradients the
+            logits are left alone, and under torch.compile, which plans its buffers itself.
         return_rows: also return the rows of both losses, without a second pass.
 
     Returns:
         A scalar, float32 (float64 for float64 logits); with `return_rows` the tuple (loss,
-        `T^2 KL` [N], `CE` [N]), both row tensors unweighted, detached, zero where masked.
+        `T^2 D` [N], `CE` [N]), both row tensors unweighted, detached, zero where masked.
 
     Raises:
         ValueError: wrong shape, device, tail mode or temperature; a missing tail statistic; ids
@@ -134,23 +148,29 @@ def topk_kl(
     """
     _check_tensors(logits, ids, logprobs, labels)
     _check_options(temperature, tail, labels, hard_weight)
-    rest = _tail_statistic(logits, ids, tail_logmass, tail_stat, temperature, tail)
-    loss, _, soft, hard = _op(
+    _check_divergence(divergence, tail, ids.shape[1] == logits.shape[1])
+    need_grad = torch.is_grad_enabled() and logits.requires_grad
+    arguments = (
         logits,
         ids,
         logprobs,
-        rest,
+        _tail_statistic(logits, ids, tail_logmass, tail_stat, temperature, tail),
         row_weight(weight, logits, "logits"),
         labels,
         float(temperature),
         tail,
+        divergence,
         float(soft_weight),
         float(hard_weight),
         ignore_index,
-        torch.is_grad_enabled() and logits.requires_grad,
         logits.device.type == "cpu" if check_ids is None else check_ids,
     )
-    return (loss, soft.detach(), hard.detach()) if return_rows else loss
+    if inplace and need_grad and not torch.compiler.is_compiling():
+        _check_inplace(logits)
+        loss, soft, hard = _InPlace.apply(*arguments)  # type: ignore[no-untyped-call]  # so in torch
+    else:
+        loss, _, soft, hard = _op(*arguments, need_grad)
+    return (loss, soft.detach(), hard.detach()) if return_rows else cast(Tensor, loss)
 
 
 def _check_tensors(logits: Tensor, ids: Tensor, logprobs: Tensor, labels: Tensor | None) -> None:
@@ -184,6 +204,25 @@ def _check_options(temperature: float, tail: str, labels: Tensor | None, hard: f
         raise ValueError(f"hard_weight={hard} needs labels; got none: pass labels [N]")
 
 
+def _check_divergence(divergence: str, tail: str, whole: bool) -> None:
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}; got {divergence!r}")
+    if divergence != "forward" and tail != "bucket" and not whole:
+        raise ValueError(
+            f"divergence={divergence!r} needs the student's mass outside the support: "
+            f"use tail='bucket'; got tail={tail!r}"
+        )
+
+
+def _check_inplace(logits: Tensor) -> None:
+    if logits.dtype == torch.float16:
+        raise TypeError("inplace=True takes no float16 logits: their gradient would underflow")
+    if logits.is_leaf:
+        raise ValueError("inplace=True would overwrite logits that are a leaf of the graph")
+    if logits.stride(0) < logits.shape[1] or logits.stride(1) != 1:
+        raise ValueError(f"inplace=True needs rows of its own; got strides {logits.stride()}")
+
+
 def _tail_statistic(
     logits: Tensor,
     ids: Tensor,
@@ -211,106 +250,113 @@ def _tail_statistic(
     return x
 
 
+def _backend(logits: Tensor) -> Any:
+    """The file that serves these logits, imported when it is first needed."""
+    if logits.device.type == "cpu" and logits.dtype != torch.float64:
+        from kdcache_kernels.topk_kl import _numba
+
+        return _numba
+    from kdcache_kernels.topk_kl import reference
+
+    return reference
+
+
 @torch.library.custom_op("kdcache::topk_kl", mutates_args=())
 def _op(
     logits: Tensor,
     ids: Tensor,
     logprobs: Tensor,
-    tail: Tensor | None,
+    rest: Tensor | None,
     weight: Tensor,
     labels: Tensor | None,
     temperature: float,
-    mode: str,
+    tail: str,
+    divergence: str,
     soft_weight: float,
     hard_weight: float,
     ignore_index: int,
+    check: bool,
     need_grad: bool,
-    check_ids: bool,
 ) -> Outputs:
     """Return (loss, gradient, soft rows, hard rows); the gradient is empty if not needed."""
-    if check_ids:
-        reference.check_ids(logits, ids, labels, weight, ignore_index)
-    return reference.topk_kl(
-        logits,
-        ids,
-        logprobs,
-        tail,
-        weight,
-        labels,
-        temperature,
-        mode,
-        soft_weight,
-        hard_weight,
-        ignore_index,
-        need_grad,
-    )
-
-
-@_op.register_kernel("cpu")
-def _cpu(
-    logits: Tensor,
-    ids: Tensor,
-    logprobs: Tensor,
-    tail: Tensor | None,
-    weight: Tensor,
-    labels: Tensor | None,
-    temperature: float,
-    mode: str,
-    soft_weight: float,
-    hard_weight: float,
-    ignore_index: int,
-    need_grad: bool,
-    check_ids: bool,
-) -> Outputs:
-    args = (logits, ids, logprobs, tail, weight, labels, temperature, mode)
-    rest = (soft_weight, hard_weight, ignore_index, need_grad)
-    if logits.dtype == torch.float64:
-        if check_ids:
-            reference.check_ids(logits, ids, labels, weight, ignore_index)
-        return reference.topk_kl(*args, *rest)
-    from kdcache_kernels.topk_kl import _numba
-
-    outputs, found_bad = _numba.topk_kl(*args, *rest)
-    if check_ids and found_bad:
-        reference.check_ids(logits, ids, labels, weight, ignore_index)
-    return outputs
+    teacher = Teacher(ids, logprobs, rest)
+    spec = Spec(temperature, tail, divergence, soft_weight, hard_weight, ignore_index)
+    shape = (logits.shape[0] if need_grad else 0, logits.shape[1])
+    gradient = empty(shape, gradient_dtype(logits), logits.device)
+    out = gradient if need_grad else None
+    loss, soft, hard = _backend(logits).topk_kl(logits, teacher, weight, labels, spec, out, check)
+    return loss, gradient, soft, hard
 
 
 @_op.register_fake
 def _fake(
-    logits: Tensor,
-    ids: Tensor,
-    logprobs: Tensor,
-    tail: Tensor | None,
-    weight: Tensor,
-    labels: Tensor | None,
-    temperature: float,
-    mode: str,
-    soft_weight: float,
-    hard_weight: float,
-    ignore_index: int,
-    need_grad: bool,
-    check_ids: bool,
+    logits: Tensor, ids: Tensor, logprobs: Tensor, rest: Tensor | None, weight: Tensor, *others: Any
 ) -> Outputs:
     dtype = compute_dtype(logits)
-    gradient = logits.new_empty(
-        (logits.shape[0] if need_grad else 0, logits.shape[1]), dtype=gradient_dtype(logits)
-    )
-    rows = (logits.shape[0],)
-    return (
-        logits.new_empty((), dtype=dtype),
-        gradient,
-        logits.new_empty(rows, dtype=dtype),
-        logits.new_empty(rows, dtype=dtype),
-    )
+    shape = (logits.shape[0] if others[-1] else 0, logits.shape[1])
+    gradient = logits.new_empty(shape, dtype=gradient_dtype(logits))
+    rows = [
+        logits.new_empty(size, dtype=dtype) for size in ((), logits.shape[:1], logits.shape[:1])
+    ]
+    return rows[0], gradient, rows[1], rows[2]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    keep_gradient(ctx, output, made=inputs[11], dtype=inputs[0].dtype)
+    keep_gradient(ctx, output, made=inputs[-1], dtype=inputs[0].dtype)
 
 
 def _backward(ctx: Any, loss: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (input_gradient(ctx, "topk_kl", loss), *(None,) * 12)
+    return (input_gradient(ctx, "topk_kl", loss), *(None,) * 13)
 
 
 _op.register_autograd(_backward, setup_context=_setup)
+
+
+@torch.library.custom_op("kdcache::topk_kl_", mutates_args=("logits",))
+def _op_inplace(
+    logits: Tensor,
+    ids: Tensor,
+    logprobs: Tensor,
+    rest: Tensor | None,
+    weight: Tensor,
+    labels: Tensor | None,
+    temperature: float,
+    tail: str,
+    divergence: str,
+    soft_weight: float,
+    hard_weight: float,
+    ignore_index: int,
+    check: bool,
+) -> Rows:
+    """Write the gradient over `logits`; return (loss, soft rows, hard rows)."""
+    teacher = Teacher(ids, logprobs, rest)
+    spec = Spec(temperature, tail, divergence, soft_weight, hard_weight, ignore_index)
+    rows: Rows = _backend(logits).topk_kl(logits, teacher, weight, labels, spec, logits, check)
+    return rows
+
+
+@_op_inplace.register_fake
+def _fake_inplace(logits: Tensor, *others: Any) -> Rows:
+    dtype = compute_dtype(logits)
+    rows = [
+        logits.new_empty(size, dtype=dtype) for size in ((), logits.shape[:1], logits.shape[:1])
+    ]
+    return rows[0], rows[1], rows[2]
+
+
+class _InPlace(torch.autograd.Function):
+    """`kdcache::topk_kl_` with a backward pass, which works once."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, *others: Any) -> Rows:
+        gradient = logits.detach()
+        rows: Rows = _op_inplace(gradient, *others)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(*rows[1:])
+        return rows
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient.mul_(loss), *(None,) * 12)

@@ -1,7 +1,9 @@
 """topk_kl on CPU: one row at a time through the cache, rows shared among threads.
 
-The row is read once, kept in a float32 scratch of V elements, and its gradient written once.
-Float16 gradients are float32 (see `gradient_dtype`), so only bfloat16 is ever rounded here.
+A row is copied once into its place in the gradient (or a scratch row), where every later pass finds
+it in cache: the support is taken out, the rest is replaced by its exponentials a piece at a time,
+and those are scaled into the gradient. Each piece is relative to the largest element seen so far,
+so that one pass does for maximum and sum (Milakov and Gimelshein 2018, arXiv:1805.02867).
 """
 
 from typing import Any
@@ -10,73 +12,89 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache_kernels._checks import gradient_dtype
 from kdcache_kernels._numba import (
     Real,
     bits,
-    exp_row,
+    exp_part,
     fast,
     get_num_threads,
-    gradient_buffer,
     load_row,
     prange,
-    store_row,
-    zero_row,
+    round_bf16,
+    row_max,
 )
+from kdcache_kernels.topk_kl import reference
+from kdcache_kernels.topk_kl.spec import DIVERGENCES, TAILS, Spec, Teacher
 
-MODES = {"bucket": 0, "renormalize": 1, "truncate": 2}
-BUCKET, TRUNCATE = 0, 2
+BUCKET, _, TRUNCATE = range(3)
+FORWARD, REVERSE, _ = range(3)
+PIECE = 4096  # elements; 16 KB stay in the first cache
 
-# Rows of the [5, K] float64 work area of one row's support.
-X, LOG_P, P, LOG_Q, GRAD = range(5)
+# Rows of the [5, K + 1] float64 work area of one row's support, whose last column is the tail.
+X, LOG_P, LOG_Q, PULL, GRAD = range(5)
 
 
 def topk_kl(
     logits: Tensor,
-    ids: Tensor,
-    logprobs: Tensor,
-    tail: Tensor | None,
+    teacher: Teacher,
     weight: Tensor,
     labels: Tensor | None,
-    temperature: float,
-    mode: str,
-    soft_weight: float,
-    hard_weight: float,
-    ignore_index: int,
-    need_grad: bool,
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], bool]:
-    """Return the outputs of the op, and whether some row's ids or labels are wrong."""
+    spec: Spec,
+    out: Tensor | None,
+    check: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.topk_kl`; `out` is float32 or bfloat16."""
     n, v = logits.shape
     flat, stride, kind = bits(logits)
-    gradient, out32, out16 = gradient_buffer(n if need_grad else 0, v, gradient_dtype(logits))
+    out32, out16, out_stride = _gradient_rows(out)
+    ids = teacher.ids
     pad = 65535 if ids.dtype == torch.uint16 and v < 65536 else -1
+    rest = teacher.rest
     rows = torch.zeros(3, n, dtype=torch.float64)
     bad = np.zeros(n, np.bool_)
     _all_rows(
         flat,
         stride,
         kind,
+        out is not None and out.data_ptr() == logits.data_ptr() and kind == 0,
         v,
         ids.to(torch.int64).contiguous().numpy(),
         pad,
-        logprobs.float().contiguous().numpy(),
-        np.full(n, -np.inf, np.float32) if tail is None else tail.float().contiguous().numpy(),
+        teacher.logprobs.float().contiguous().numpy(),
+        np.full(n, -np.inf, np.float32) if rest is None else rest.float().contiguous().numpy(),
         weight.contiguous().numpy(),
-        np.full(n, ignore_index) if labels is None else labels.contiguous().numpy(),
-        ignore_index,
-        temperature,
-        MODES[mode],
-        soft_weight,
-        hard_weight,
-        need_grad,
+        np.full(n, spec.ignore_index) if labels is None else labels.contiguous().numpy(),
+        spec.ignore_index,
+        spec.temperature,
+        TAILS.index(spec.tail),
+        DIVERGENCES.index(spec.divergence),
+        spec.soft_weight,
+        spec.hard_weight,
+        out is not None,
         out32,
         out16,
+        out_stride,
         rows.numpy(),
         bad,
         max(1, min(n, 4 * get_num_threads())),
     )
-    soft, hard = rows[1].float(), rows[2].float()
-    return (rows[0].sum().float(), gradient, soft, hard), bool(bad.any())
+    if check and bad.any():
+        reference.check_ids(logits, ids, labels, weight, spec.ignore_index)
+    return rows[0].sum().float(), rows[1].float(), rows[2].float()
+
+
+def _gradient_rows(out: Tensor | None) -> tuple[Any, Any, int]:
+    """Two flat views of the gradient, as float32 and as bits of bfloat16, and its row stride.
+
+    The view of the dtype it does not have is empty.
+    """
+    none32, none16 = np.empty(0, np.float32), np.empty(0, np.uint16)
+    if out is None:
+        return none32, none16, 0
+    flat, stride, _ = bits(out)
+    if out.dtype == torch.float32:
+        return flat.view(np.float32), none16, stride // 4
+    return none32, flat.view(np.uint16), stride // 2
 
 
 @fast()
@@ -117,68 +135,129 @@ def _log_add(a: Real, b: Real) -> Real:
 
 
 @fast()
-def _teacher(s: Any, rest: Real, temperature: Real, mode: int) -> Real:
-    """Fill the teacher's half of the work area; return log p of the tail class."""
+def _teacher(s: Any, rest: Real, temperature: Real, mode: int) -> None:
+    """Turn the teacher's log-probabilities into those of its classes at this temperature."""
+    k = s.shape[1] - 1
     log_total = 0.0
     if mode != TRUNCATE or temperature != 1.0:
-        log_total = _log_add(_log_sum(s[LOG_P], 1.0 / temperature), rest)
+        log_total = _log_add(_log_sum(s[LOG_P, :k], 1.0 / temperature), rest)
         if log_total == -np.inf:  # no teacher at all: no soft loss
             log_total = 0.0
-    for c in range(s.shape[1]):
+    for c in range(k):
         s[LOG_P, c] = s[LOG_P, c] / temperature - log_total
-        s[P, c] = np.exp(s[LOG_P, c])
-    return rest - log_total if mode == BUCKET else -np.inf
+    s[LOG_P, k] = rest - log_total if mode == BUCKET else -np.inf
+
+
+@fast()
+def _divergence(s: Any, kind: int) -> Real:
+    """Sum of D over the classes; fills in q dD/dq, up to a multiple of q."""
+    total = 0.0
+    for c in range(s.shape[1]):
+        lp, lq = s[LOG_P, c], s[LOG_Q, c]
+        p, q = np.exp(lp), np.exp(lq)
+        if kind == FORWARD:
+            total += p * (lp - lq) if p != 0.0 else 0.0
+            s[PULL, c] = -p
+        elif kind == REVERSE:
+            s[PULL, c] = q * (lq - lp) if q != 0.0 else 0.0
+            total += s[PULL, c]
+        else:
+            middle = _log_add(lp, lq) - np.log(2.0)
+            s[PULL, c] = 0.5 * q * (lq - middle) if q != 0.0 else 0.0
+            total += s[PULL, c] + (0.5 * p * (lp - middle) if p != 0.0 else 0.0)
+    return total
 
 
 @fast()
 def _student(
-    s: Any, top: Real, mass: Real, lp_tail: Real, temperature: Real, factor: Real
+    s: Any, top: Real, mass: Real, temperature: Real, kind: int, factor: Real
 ) -> tuple[Real, Real]:
-    """Return `T^2 KL` and the gradient per unit of exp((x - top) / T) outside the support.
+    """Return `T^2 D` and the gradient per unit of exp((x - top) / T) outside the support.
 
     The gradient on the support goes to the work area; both are multiplied by `factor`.
     """
+    k = s.shape[1] - 1
     # The rest is summed on its own: 1 - sum(q) would cancel for a confident student.
     lse_rest = top / temperature + np.log(mass) if mass != 0.0 else -np.inf
-    lse = _log_add(_log_sum(s[X], 1.0 / temperature), lse_rest)
-    p_tail = np.exp(lp_tail)
-    kl = p_tail * (lp_tail - (lse_rest - lse)) if p_tail != 0.0 else 0.0
-    total = p_tail
-    for c in range(s.shape[1]):
+    lse = _log_add(_log_sum(s[X, :k], 1.0 / temperature), lse_rest)
+    for c in range(k):
         s[LOG_Q, c] = s[X, c] / temperature - lse
-        kl += s[P, c] * (s[LOG_P, c] - s[LOG_Q, c]) if s[P, c] != 0.0 else 0.0
-        total += s[P, c]
+    s[LOG_Q, k] = lse_rest - lse
+    loss = temperature * temperature * _divergence(s, kind)
     if factor == 0.0:
         s[GRAD] = 0.0
-        return temperature * temperature * kl, 0.0
-    for c in range(s.shape[1]):
-        s[GRAD, c] = factor * (total * np.exp(s[LOG_Q, c]) - s[P, c])
-    inside = factor * (total * np.exp(lse_rest - lse) - p_tail) / mass if mass != 0.0 else 0.0
-    return temperature * temperature * kl, inside
+        return loss, 0.0
+    total = 0.0
+    for c in range(k + 1):
+        total += s[PULL, c]
+    for c in range(k + 1):
+        s[GRAD, c] = factor * (s[PULL, c] - np.exp(s[LOG_Q, c]) * total)
+    return loss, s[GRAD, k] / mass if mass != 0.0 else 0.0
 
 
 @fast()
 def _hard(s: Any, top: Real, mass: Real, x_label: Real, factor: Real) -> tuple[Real, Real]:
     """Return CE and its gradient per unit of exp(x - top); add that of the support to `s`."""
+    k = s.shape[1] - 1
     lse_rest = top + np.log(mass) if mass != 0.0 else -np.inf
-    lse = _log_add(_log_sum(s[X], 1.0), lse_rest)
+    lse = _log_add(_log_sum(s[X, :k], 1.0), lse_rest)
     if factor == 0.0:
         return lse - x_label, 0.0
-    for c in range(s.shape[1]):
+    for c in range(k):
         s[GRAD, c] += factor * np.exp(s[X, c] - lse)
     return lse - x_label, factor * np.exp(lse_rest - lse) / mass if mass != 0.0 else 0.0
 
 
 @fast()
-def _scale(x: Any, factor: Real) -> None:
-    for v in range(x.size):
-        x[v] *= factor
+def _exponentials(x: Any, scale: Real, square: bool, tops: Any) -> tuple[Real, Real, Real]:
+    """Replace `x` by exp((x - its piece's entry in tops) * scale), a piece at a time.
+
+    Returns the largest element, the sum of exp((x - largest) * scale), and with `square` the sum of
+    the squares of its terms.
+    """
+    top, total, squares = np.float32(-np.inf), 0.0, 0.0
+    factor = np.float32(scale)
+    for piece in range(tops.size):
+        part = x[piece * PIECE : (piece + 1) * PIECE]
+        high = row_max(part)
+        if not high <= top:  # larger, or NaN
+            shrink = np.exp(np.float64(top - high) * scale) if top != -np.inf else 0.0
+            total, squares, top = total * shrink, squares * shrink * shrink, high
+        tops[piece] = top
+        if top == -np.inf:
+            part[:] = np.float32(0.0)
+            continue
+        both = exp_part(part, top, factor, square)
+        total += both[0]
+        squares += both[1]
+    return top, total, squares
 
 
 @fast()
-def _blend(x: Any, a: Real, y: Any, b: Real) -> None:
+def _to_gradient(x: Any, tops: Any, top: Real, scale: Real, a: Real, square: Real) -> None:
+    """Multiply the exponentials, rebased to `top`, by `a`; add `square` times their square."""
+    for piece in range(tops.size):
+        part = x[piece * PIECE : (piece + 1) * PIECE]
+        shrink = np.exp(np.float64(tops[piece] - top) * scale) if tops[piece] != -np.inf else 0.0
+        one, two = np.float32(a * shrink), np.float32(square * shrink * shrink)
+        if two == 0.0:
+            for v in range(part.size):
+                part[v] *= one
+        else:
+            for v in range(part.size):
+                part[v] = part[v] * (one + two * part[v])
+
+
+@fast()
+def _add(x: Any, y: Any) -> None:
     for v in range(x.size):
-        x[v] = a * x[v] + b * y[v]
+        x[v] += y[v]
+
+
+@fast()
+def _round_row(x: Any, out: Any) -> None:
+    for v in range(x.size):
+        out[v] = round_bf16(x[v])
 
 
 @fast(parallel=True)
@@ -186,77 +265,94 @@ def _all_rows(
     flat: Any,
     stride: int,
     kind: int,
+    inplace: bool,
     v: int,
     ids: Any,
     pad: int,
     logprobs: Any,
-    tail: Any,
+    rest: Any,
     weight: Any,
     labels: Any,
     ignore: int,
     temperature: Real,
     mode: int,
+    divergence: int,
     soft_weight: Real,
     hard_weight: Real,
     need_grad: bool,
     out32: Any,
     out16: Any,
+    out_stride: int,
     rows: Any,
     bad: Any,
     blocks: int,
 ) -> None:
-    """Fill gradient, `rows` (loss, T^2 KL, CE) and `bad`; letters as in `reference`."""
+    """Fill gradient, `rows` (loss, T^2 D, CE) and `bad`; letters as in `reference`."""
     n, k = ids.shape
     for b in prange(blocks):
-        scratch = np.empty(v, np.float32)
-        second = np.empty(v if temperature != 1.0 else 0, np.float32)
-        support = np.empty((5, k), np.float64)
+        pieces = (v + PIECE - 1) // PIECE
+        scratch = np.empty(0 if out32.size else v, np.float32)
+        second = np.empty(v if temperature != 1.0 and temperature != 2.0 else 0, np.float32)
+        support = np.empty((5, k + 1), np.float64)
+        tops = np.empty(pieces, np.float32)
+        tops2 = np.empty(pieces, np.float32)
         for i in range(b * n // blocks, (b + 1) * n // blocks):
+            start = i * out_stride
             w = np.float64(weight[i])
             if w == 0.0:
                 if need_grad:
-                    zero_row(out32, out16, i, v)
+                    out32[start : start + v] = np.float32(0.0)
+                    out16[start : start + v] = np.uint16(0)
                 continue
-            load_row(flat, i * stride, kind, scratch)
+            x = out32[start : start + v] if out32.size else scratch
+            if not inplace:
+                load_row(flat, i * stride, kind, x)
             y = labels[i]
             has_label = y != ignore
             label_ok = has_label and 0 <= y < v
-            x_label = np.float64(scratch[y]) if label_ok else np.nan
-            ids_ok = _take_support(scratch, ids[i], pad, logprobs[i], support)
+            x_label = np.float64(x[y]) if label_ok else np.nan
+            ids_ok = _take_support(x, ids[i], pad, logprobs[i], support)
             bad[i] = not ids_ok or (has_label and not label_ok)
-            lp_tail = _teacher(support, tail[i], temperature, mode)
-            tempered = has_label and temperature != 1.0
-            top, cold = 0.0, 0.0
-            if tempered:
-                second[:] = scratch
-                top, cold = exp_row(second, 1.0)
-            top, mass = exp_row(scratch, 1.0 / temperature)
+            _teacher(support, rest[i], temperature, mode)
+            separate = has_label and second.size > 0
+            top2, cold = 0.0, 0.0
+            if separate:
+                second[:] = x
+                top2, cold, _ = _exponentials(second, 1.0, False, tops2)
+            scale = 1.0 / temperature
+            square = has_label and temperature == 2.0
+            top, mass, squares = _exponentials(x, scale, square, tops)
             factor = soft_weight * w * temperature
-            soft, inside = _student(support, top, mass, lp_tail, temperature, factor)
+            soft, inside = _student(support, top, mass, temperature, divergence, factor)
             if not ids_ok:
                 soft = np.nan
                 inside = np.nan
             rows[1, i] = soft
             rows[0, i] = w * soft_weight * soft if soft_weight != 0.0 else 0.0
-            inside2 = 0.0
+            outside = 0.0
             if has_label:
-                if not tempered:
-                    cold = mass
-                hard, inside2 = _hard(support, top, cold, x_label, w * hard_weight)
+                if not separate:
+                    top2, cold = top, squares if square else mass
+                hard, outside = _hard(support, top2, cold, x_label, w * hard_weight)
                 if not label_ok and hard_weight != 0.0:
-                    inside2 = np.nan
+                    outside = np.nan
                 rows[2, i] = hard
                 if hard_weight != 0.0:
                     rows[0, i] += w * hard_weight * hard
             if need_grad:
-                if tempered:
-                    _blend(scratch, np.float32(inside), second, np.float32(inside2))
+                if separate:
+                    _to_gradient(x, tops, top, scale, inside, 0.0)
+                    _to_gradient(second, tops2, top2, 1.0, outside, 0.0)
+                    _add(x, second)
+                elif square:
+                    _to_gradient(x, tops, top, scale, inside, outside)
                 else:
-                    _scale(scratch, np.float32(inside + inside2))
+                    _to_gradient(x, tops, top, scale, inside + outside, 0.0)
                 for c in range(k):
                     j = ids[i, c]
                     if 0 <= j < v:
-                        scratch[j] = support[GRAD, c]
+                        x[j] = support[GRAD, c]
                 if label_ok:
-                    scratch[y] -= w * hard_weight
-                store_row(scratch, out32, out16, i)
+                    x[y] -= w * hard_weight
+                if out16.size:
+                    _round_row(x, out16[start : start + v])

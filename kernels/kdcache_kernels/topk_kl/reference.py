@@ -3,12 +3,14 @@
 Letters: N rows, V classes, K ids a row; p teacher, q student; S the support, t the rest.
 """
 
+import math
 from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from kdcache_kernels._checks import compute_dtype, gradient_dtype
+from kdcache_kernels._checks import compute_dtype
+from kdcache_kernels.topk_kl.spec import Spec, Teacher
 
 INF = float("inf")
 
@@ -61,41 +63,42 @@ def make_inputs(
 
 def topk_kl(
     logits: Tensor,
-    ids: Tensor,
-    logprobs: Tensor,
-    tail: Tensor | None,
+    teacher: Teacher,
     weight: Tensor,
     labels: Tensor | None,
-    temperature: float,
-    mode: str,
-    soft_weight: float,
-    hard_weight: float,
-    ignore_index: int,
-    need_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (loss, gradient or empty, `T^2 KL` [N], `CE` [N]); see the public function."""
+    spec: Spec,
+    out: Tensor | None,
+    check: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (loss, `T^2 D` [N], `CE` [N]); write the gradient into `out` [N, V] if there is one.
+
+    `out` has any float dtype and row stride, and may be `logits` itself. With `check`, ids and
+    labels out of range raise ValueError.
+    """
+    if check:
+        check_ids(logits, teacher.ids, labels, weight, spec.ignore_index)
     dtype = compute_dtype(logits)
     live = weight != 0
     x = logits.to(dtype).where(live[:, None], 0)  # a masked row may hold NaN
     top = x.amax(1, keepdim=True)
     x = x - top.where(top.isfinite(), 0)  # or the normaliser of large logits loses its digits
-    soft, soft_grad = _soft(
-        x, *_support(ids, x.shape[1]), logprobs.to(dtype), tail, temperature, mode, need_grad
-    )
+    need_grad = out is not None
+    soft, soft_grad = _soft(x, teacher, spec, need_grad)
     soft, loss = soft.where(live, 0), torch.zeros_like(soft)
-    if soft_weight:
-        loss = loss + soft_weight * soft
-    gradient = soft_weight * soft_grad if soft_weight else torch.zeros_like(soft_grad)
+    if spec.soft_weight:
+        loss = loss + spec.soft_weight * soft
+    gradient = spec.soft_weight * soft_grad if spec.soft_weight else torch.zeros_like(soft_grad)
     hard = torch.zeros_like(soft)
     if labels is not None:
-        hard, hard_grad = _hard(x, labels, ignore_index, need_grad)
+        hard, hard_grad = _hard(x, labels, spec.ignore_index, need_grad)
         hard = hard.where(live, 0)
-        if hard_weight:
-            loss, gradient = loss + hard_weight * hard, gradient + hard_weight * hard_grad
+        if spec.hard_weight:
+            loss = loss + spec.hard_weight * hard
+            gradient = gradient + spec.hard_weight * hard_grad
     total = (weight * loss).where(live, 0).sum()
-    if need_grad:
-        gradient = (gradient * weight[:, None]).where(live[:, None], 0)
-    return total, gradient.to(gradient_dtype(logits)), soft, hard
+    if out is not None:
+        out.copy_((gradient * weight[:, None]).where(live[:, None], 0))
+    return total, soft, hard
 
 
 def _support(ids: Tensor, v: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,54 +112,57 @@ def _support(ids: Tensor, v: int) -> tuple[Tensor, Tensor, Tensor]:
     return j, member[:, :v], bad
 
 
-def _soft(
-    x: Tensor,
-    j: Tensor,
-    member: Tensor,
-    bad: Tensor,
-    logprobs: Tensor,
-    tail: Tensor | None,
-    temperature: float,
-    mode: str,
-    need_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """Rows of `T^2 KL`, and their gradient by the logits."""
+def _soft(x: Tensor, teacher: Teacher, spec: Spec, need_grad: bool) -> tuple[Tensor, Tensor]:
+    """Rows of `T^2 D`, and their gradient by the logits."""
     n, v = x.shape
+    temperature = spec.temperature
+    j, member, bad = _support(teacher.ids, v)
     pads = j == v
-    lp, lp_tail = _teacher(logprobs.masked_fill(pads, -INF) / temperature, tail, temperature, mode)
-    p, p_tail = lp.exp(), lp_tail.exp()
+    logprobs = teacher.logprobs.to(x.dtype).masked_fill(pads, -INF)
+    lp, lp_tail = _teacher(logprobs / temperature, teacher.rest, spec)
     z = x / temperature
     z_support = z.gather(1, j.where(~pads, 0)).masked_fill(pads, -INF)
     z_rest = z.masked_fill(member, -INF)
     # The rest is summed on its own: 1 - sum(q) would cancel for a confident student.
     lse_rest = z_rest.logsumexp(1)
     lse = torch.logaddexp(z_support.logsumexp(1), lse_rest)
-    lq = z_support - lse[:, None]
-    lq_tail = lse_rest - lse
-    kl = _times(p, lp - lq).sum(1) + _times(p_tail, lp_tail - lq_tail)
-    soft = (temperature**2 * kl).masked_fill(bad, float("nan"))
+    lq, lq_tail = z_support - lse[:, None], lse_rest - lse
+    # One column more than the support: the tail as a class.
+    lp, lq = torch.cat([lp, lp_tail[:, None]], 1), torch.cat([lq, lq_tail[:, None]], 1)
+    terms, pull = _divergence(lp, lq, spec.divergence)
+    soft = (temperature**2 * terms.sum(1)).masked_fill(bad, float("nan"))
     if not need_grad:
         return soft, x.new_empty(0, v)
-    total = p.sum(1) + p_tail
+    slope = pull - lq.exp() * pull.sum(1, keepdim=True)
     # exp(z_rest - lse_rest) is the student inside the rest: (q_t - p_t) cancels once, exactly.
     inside = (z_rest - lse_rest.masked_fill(lse_rest == -INF, 0)[:, None]).exp()
-    gradient = inside * (total * lq_tail.exp() - p_tail)[:, None]
-    wide = torch.cat([gradient, gradient.new_zeros(n, 1)], 1)  # column V takes the pads
-    wide = wide.scatter(1, j, total[:, None] * lq.exp() - p)
+    wide = torch.cat([inside * slope[:, -1:], x.new_zeros(n, 1)], 1)  # column V takes the pads
+    wide = wide.scatter(1, j, slope[:, :-1])
     return soft, (temperature * wide[:, :v]).masked_fill(bad[:, None], float("nan"))
 
 
-def _teacher(
-    lp: Tensor, tail: Tensor | None, temperature: float, mode: str
-) -> tuple[Tensor, Tensor]:
+def _divergence(lp: Tensor, lq: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Terms of D over the classes, and q dD/dq up to a multiple of q, both [N, K + 1]."""
+    p, q = lp.exp(), lq.exp()
+    if kind == "forward":
+        return _times(p, lp - lq), -p
+    if kind == "reverse":
+        terms = _times(q, lq - lp)
+        return terms, terms
+    lm = torch.logaddexp(lp, lq) - math.log(2)
+    pull = 0.5 * _times(q, lq - lm)
+    return 0.5 * _times(p, lp - lm) + pull, pull
+
+
+def _teacher(lp: Tensor, tail: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the support [N, K] and of the tail [N] under this mode."""
     none = lp.new_full((lp.shape[0],), -INF)
     rest = none if tail is None else tail.to(lp.dtype)
-    if mode == "truncate" and temperature == 1:
+    if spec.tail == "truncate" and spec.temperature == 1:
         return lp, none
     log_total = torch.logaddexp(lp.logsumexp(1), rest)
     log_total = log_total.masked_fill(log_total == -INF, 0)  # no teacher at all: no soft loss
-    return lp - log_total[:, None], rest - log_total if mode == "bucket" else none
+    return lp - log_total[:, None], rest - log_total if spec.tail == "bucket" else none
 
 
 def _times(p: Tensor, log_ratio: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""Open files, few at a time whatever the number of arrays and shards.
+
+Reads are positional (`preadv`), so threads share a descriptor, and so does a forked child: nothing
+here has a lock that a fork could leave held, nor a position in a file that two could move. Every
+step on a table is one that the interpreter does not interrupt; two threads that open the same file
+at once merely open it twice.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+
+OPEN_FILES = 256  # a process is commonly allowed 1,024, and training opens files of its own
+
+
+class Handle:
+    """An open file, closed when the last user lets go of it: a reader's stays while it reads."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        facts = os.fstat(self.number)
+        self.size = facts.st_size
+        self.identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):  # it is not where opening failed
+            os.close(self.number)
+
+
+class Descriptor:
+    """A file that is opened when used, and closed after OPEN_FILES others were used since."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.current: Handle | None = None
+
+    def handle(self) -> Handle:
+        """The open file; OSError if it cannot be opened."""
+        handle = self.current
+        if handle is None:
+            handle = self.current = Handle(self.path)
+        _recent.pop(id(self), None)
+        _recent[id(self)] = weakref.ref(self)
+        if len(_recent) > OPEN_FILES:
+            oldest = _recent.popitem(last=False)[1]()
+            if oldest is not None:
+                oldest.current = None
+        return handle
+
+
+_recent: OrderedDict[int, weakref.ref[Descriptor]] = OrderedDict()

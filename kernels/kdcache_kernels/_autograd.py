@@ -26,8 +26,13 @@ def input_gradient(ctx: Any, name: str, grad_loss: Tensor | None) -> Tensor | No
     if not ctx.gradient_made:
         raise RuntimeError(f"{name} ran without gradients (need_grad=False): nothing to propagate")
     (gradient,) = ctx.saved_tensors
+    return rescaled(name, gradient, grad_loss, ctx.input_dtype)
+
+
+def rescaled(name: str, gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiply a saved gradient by that of the loss; `name` is the op that has no second one."""
     with torch.no_grad():
-        scaled = _scaled(gradient, grad_loss, ctx.input_dtype)
+        scaled = _scaled(gradient, grad_loss, dtype)
     if not torch.is_grad_enabled():
         return scaled
     anchor = torch.zeros((), device=scaled.device, requires_grad=True)

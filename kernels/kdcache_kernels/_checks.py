@@ -44,16 +44,16 @@ def require_constant(name: str, x: Tensor, owner: str) -> None:
         raise ValueError(f"{name} gets no gradient, only {owner} does; pass {name}.detach()")
 
 
-def row_weight(weight: Tensor | None, like: Tensor, owner: str) -> Tensor:
+def row_weight(weight: Tensor | None, like: Tensor, owner: str, name: str = "weight") -> Tensor:
     """Check `weight` against the rows of `like`, or make the default 1/N; in compute precision."""
     dtype = compute_dtype(like)
     rows = like.shape[0]
     if weight is None:
         return torch.full((rows,), 1.0 / max(rows, 1), dtype=dtype, device=like.device)
-    require_shape("weight", weight, (rows,))
-    require_dtype("weight", weight, FLOATS)
-    require_device("weight", weight, like, owner)
-    require_constant("weight", weight, owner)
+    require_shape(name, weight, (rows,))
+    require_dtype(name, weight, FLOATS)
+    require_device(name, weight, like, owner)
+    require_constant(name, weight, owner)
     return weight.to(dtype)
 
 

@@ -22,16 +22,19 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "PIECE",
     "Real",
     "bits",
-    "exp_part",
+    "exponentials",
     "fast",
     "get_num_threads",
     "gradient_buffer",
     "load_row",
+    "log_add",
+    "log_sum",
+    "pieces",
     "prange",
     "round_bf16",
-    "row_max",
     "store_row",
     "zero_row",
 ]
@@ -74,26 +77,25 @@ def gradient_buffer(n: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, A
     return gradient, np.empty(0, np.float32), out16.reshape(-1)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def exp32(x: Real) -> Real:
-    """exp(x) for x <= 0 in float32, 2 ulp, vectorisable; 0 below -87, NaN for NaN.
+LOG2_E = 1.4426950408889634
 
-    No fast-math here: reassociation would undo the two-step reduction by ln 2.
-    """
-    low = np.float32(-87.0)
-    y = low if x < low else x
-    n = np.floor(y * np.float32(1.44269504) + np.float32(0.5))
-    r = y - n * np.float32(0.693359375)
-    r = r - n * np.float32(-2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1.0)
-    power = np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return np.float32(0.0) if x < low else p * power
+
+# Only "contract", one instruction for a * b + c: reassociation would undo `t - magic`.
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def exp2_32(x: Real) -> Real:
+    """2^x for x <= 0 in float32, within 2 ulp, vectorisable; 0 below -126, NaN for NaN."""
+    magic = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to a whole number
+    t = x + magic
+    r = x - (t - magic)
+    p = np.float32(1.3264724636e-3)
+    p = p * r + np.float32(9.6715129521e-3)
+    p = p * r + np.float32(5.5507337516e-2)
+    p = p * r + np.float32(2.4022242079e-1)
+    p = p * r + np.float32(6.9314697759e-1)
+    p = p * r + np.float32(1.0)
+    whole = np.uint32(np.float32(t).view(np.uint32) << np.uint32(23))
+    power = np.uint32(whole + np.uint32(127 << 23)).view(np.float32)
+    return np.float32(0.0) if x < np.float32(-126.0) else p * power
 
 
 @fast()
@@ -157,14 +159,70 @@ def exp_part(x: Any, top: Real, factor: Real, square: bool) -> tuple[Real, Real]
     In place on purpose: two arrays that may overlap fall back to a scalar loop, 5 times slower.
     """
     total, squares = np.float32(0.0), np.float32(0.0)
+    scale = np.float32(factor * LOG2_E)
     for v in range(x.size):
-        e = exp32((x[v] - top) * factor)
+        e = exp2_32((x[v] - top) * scale)
         x[v] = e
         total += e
     if square:
         for v in range(x.size):
             squares += x[v] * x[v]
     return total, squares
+
+
+@fast()
+def log_sum(x: Any, scale: Real) -> Real:
+    """log sum exp(x * scale) of a short float64 row; -inf if all of it is."""
+    top = -np.inf
+    for c in range(x.size):
+        top = x[c] if x[c] > top else top
+    shift = 0.0 if top == -np.inf else top
+    total = 0.0
+    for c in range(x.size):
+        total += np.exp((x[c] - shift) * scale)
+    return shift * scale + np.log(total)
+
+
+@fast()
+def log_add(a: Real, b: Real) -> Real:
+    """log(exp(a) + exp(b))."""
+    low, high = (a, b) if a < b else (b, a)
+    return high if low == -np.inf else high + np.log1p(np.exp(low - high))
+
+
+PIECE = 4096  # elements; 16 KB stay in the first cache
+
+
+@fast()
+def pieces(n: int) -> int:
+    """How many pieces a row of `n` elements has."""
+    return (n + PIECE - 1) // PIECE
+
+
+@fast()
+def exponentials(x: Any, scale: Real, square: bool, tops: Any) -> tuple[Real, Real, Real]:
+    """Replace `x` by exp((x - its piece's entry in tops) * scale), a piece at a time.
+
+    Each piece is relative to the largest element seen so far, so that one pass does for maximum
+    and sum (Milakov and Gimelshein 2018, arXiv:1805.02867). Returns the largest element, the sum
+    of exp((x - largest) * scale), and with `square` the sum of the squares of its terms.
+    """
+    top, total, squares = np.float32(-np.inf), 0.0, 0.0
+    factor = np.float32(scale)
+    for piece in range(tops.size):
+        part = x[piece * PIECE : (piece + 1) * PIECE]
+        high = row_max(part)
+        if not high <= top:  # larger, or NaN
+            shrink = np.exp(np.float64(top - high) * scale) if top != -np.inf else 0.0
+            total, squares, top = total * shrink, squares * shrink * shrink, high
+        tops[piece] = top
+        if top == -np.inf:
+            part[:] = np.float32(0.0)
+            continue
+        both = exp_part(part, top, factor, square)
+        total += both[0]
+        squares += both[1]
+    return top, total, squares
 
 
 @fast()

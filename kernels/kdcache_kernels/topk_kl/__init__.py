@@ -21,6 +21,7 @@ from kdcache_kernels._checks import (
     require_shape,
     row_weight,
 )
+from kdcache_kernels._op import define
 from kdcache_kernels.topk_kl.spec import DIVERGENCES, TAILS, Divergence, Spec, Tail, Teacher
 
 __all__ = ["topk_kl"]
@@ -261,8 +262,7 @@ def _backend(logits: Tensor) -> Any:
     return reference
 
 
-@torch.library.custom_op("kdcache::topk_kl", mutates_args=())
-def _op(
+def _body(
     logits: Tensor,
     ids: Tensor,
     logprobs: Tensor,
@@ -288,7 +288,6 @@ def _op(
     return loss, gradient, soft, hard
 
 
-@_op.register_fake
 def _fake(
     logits: Tensor, ids: Tensor, logprobs: Tensor, rest: Tensor | None, weight: Tensor, *others: Any
 ) -> Outputs:
@@ -309,11 +308,10 @@ def _backward(ctx: Any, loss: Tensor | None, *others: Tensor | None) -> tuple[Te
     return (input_gradient(ctx, "topk_kl", loss), *(None,) * 13)
 
 
-_op.register_autograd(_backward, setup_context=_setup)
+_op = define("topk_kl", _body, _fake, backward=_backward, setup=_setup)
 
 
-@torch.library.custom_op("kdcache::topk_kl_", mutates_args=("logits",))
-def _op_inplace(
+def _body_inplace(
     logits: Tensor,
     ids: Tensor,
     logprobs: Tensor,
@@ -335,13 +333,15 @@ def _op_inplace(
     return rows
 
 
-@_op_inplace.register_fake
 def _fake_inplace(logits: Tensor, *others: Any) -> Rows:
     dtype = compute_dtype(logits)
     rows = [
         logits.new_empty(size, dtype=dtype) for size in ((), logits.shape[:1], logits.shape[:1])
     ]
     return rows[0], rows[1], rows[2]
+
+
+_op_inplace = define("topk_kl_", _body_inplace, _fake_inplace, mutates=["logits"])
 
 
 class _InPlace(torch.autograd.Function):
@@ -351,6 +351,7 @@ class _InPlace(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, *others: Any) -> Rows:
         gradient = logits.detach()
         rows: Rows = _op_inplace(gradient, *others)
+        torch.autograd.graph.increment_version(gradient)  # others who saved the logits find out
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(*rows[1:])
         return rows

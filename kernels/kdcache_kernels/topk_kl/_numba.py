@@ -2,8 +2,7 @@
 
 A row is copied once into its place in the gradient (or a scratch row), where every later pass finds
 it in cache: the support is taken out, the rest is replaced by its exponentials a piece at a time,
-and those are scaled into the gradient. Each piece is relative to the largest element seen so far,
-so that one pass does for maximum and sum (Milakov and Gimelshein 2018, arXiv:1805.02867).
+and those are scaled into the gradient.
 """
 
 from typing import Any
@@ -13,22 +12,24 @@ import torch
 from torch import Tensor
 
 from kdcache_kernels._numba import (
+    PIECE,
     Real,
     bits,
-    exp_part,
+    exponentials,
     fast,
     get_num_threads,
     load_row,
+    log_add,
+    log_sum,
+    pieces,
     prange,
     round_bf16,
-    row_max,
 )
 from kdcache_kernels.topk_kl import reference
 from kdcache_kernels.topk_kl.spec import DIVERGENCES, TAILS, Spec, Teacher
 
 BUCKET, _, TRUNCATE = range(3)
 FORWARD, REVERSE, _ = range(3)
-PIECE = 4096  # elements; 16 KB stay in the first cache
 
 # Rows of the [5, K + 1] float64 work area of one row's support, whose last column is the tail.
 X, LOG_P, LOG_Q, PULL, GRAD = range(5)
@@ -116,31 +117,12 @@ def _take_support(scratch: Any, ids: Any, pad: int, logprobs: Any, s: Any) -> bo
 
 
 @fast()
-def _log_sum(x: Any, scale: Real) -> Real:
-    """log sum exp(x * scale) of a short float64 row; -inf if all of it is."""
-    top = -np.inf
-    for c in range(x.size):
-        top = x[c] if x[c] > top else top
-    shift = 0.0 if top == -np.inf else top
-    total = 0.0
-    for c in range(x.size):
-        total += np.exp((x[c] - shift) * scale)
-    return shift * scale + np.log(total)
-
-
-@fast()
-def _log_add(a: Real, b: Real) -> Real:
-    low, high = (a, b) if a < b else (b, a)
-    return high if low == -np.inf else high + np.log1p(np.exp(low - high))
-
-
-@fast()
 def _teacher(s: Any, rest: Real, temperature: Real, mode: int) -> None:
     """Turn the teacher's log-probabilities into those of its classes at this temperature."""
     k = s.shape[1] - 1
     log_total = 0.0
     if mode != TRUNCATE or temperature != 1.0:
-        log_total = _log_add(_log_sum(s[LOG_P, :k], 1.0 / temperature), rest)
+        log_total = log_add(log_sum(s[LOG_P, :k], 1.0 / temperature), rest)
         if log_total == -np.inf:  # no teacher at all: no soft loss
             log_total = 0.0
     for c in range(k):
@@ -162,7 +144,7 @@ def _divergence(s: Any, kind: int) -> Real:
             s[PULL, c] = q * (lq - lp) if q != 0.0 else 0.0
             total += s[PULL, c]
         else:
-            middle = _log_add(lp, lq) - np.log(2.0)
+            middle = log_add(lp, lq) - np.log(2.0)
             s[PULL, c] = 0.5 * q * (lq - middle) if q != 0.0 else 0.0
             total += s[PULL, c] + (0.5 * p * (lp - middle) if p != 0.0 else 0.0)
     return total
@@ -179,7 +161,7 @@ def _student(
     k = s.shape[1] - 1
     # The rest is summed on its own: 1 - sum(q) would cancel for a confident student.
     lse_rest = top / temperature + np.log(mass) if mass != 0.0 else -np.inf
-    lse = _log_add(_log_sum(s[X, :k], 1.0 / temperature), lse_rest)
+    lse = log_add(log_sum(s[X, :k], 1.0 / temperature), lse_rest)
     for c in range(k):
         s[LOG_Q, c] = s[X, c] / temperature - lse
     s[LOG_Q, k] = lse_rest - lse
@@ -200,37 +182,12 @@ def _hard(s: Any, top: Real, mass: Real, x_label: Real, factor: Real) -> tuple[R
     """Return CE and its gradient per unit of exp(x - top); add that of the support to `s`."""
     k = s.shape[1] - 1
     lse_rest = top + np.log(mass) if mass != 0.0 else -np.inf
-    lse = _log_add(_log_sum(s[X, :k], 1.0), lse_rest)
+    lse = log_add(log_sum(s[X, :k], 1.0), lse_rest)
     if factor == 0.0:
         return lse - x_label, 0.0
     for c in range(k):
         s[GRAD, c] += factor * np.exp(s[X, c] - lse)
     return lse - x_label, factor * np.exp(lse_rest - lse) / mass if mass != 0.0 else 0.0
-
-
-@fast()
-def _exponentials(x: Any, scale: Real, square: bool, tops: Any) -> tuple[Real, Real, Real]:
-    """Replace `x` by exp((x - its piece's entry in tops) * scale), a piece at a time.
-
-    Returns the largest element, the sum of exp((x - largest) * scale), and with `square` the sum of
-    the squares of its terms.
-    """
-    top, total, squares = np.float32(-np.inf), 0.0, 0.0
-    factor = np.float32(scale)
-    for piece in range(tops.size):
-        part = x[piece * PIECE : (piece + 1) * PIECE]
-        high = row_max(part)
-        if not high <= top:  # larger, or NaN
-            shrink = np.exp(np.float64(top - high) * scale) if top != -np.inf else 0.0
-            total, squares, top = total * shrink, squares * shrink * shrink, high
-        tops[piece] = top
-        if top == -np.inf:
-            part[:] = np.float32(0.0)
-            continue
-        both = exp_part(part, top, factor, square)
-        total += both[0]
-        squares += both[1]
-    return top, total, squares
 
 
 @fast()
@@ -290,12 +247,11 @@ def _all_rows(
     """Fill gradient, `rows` (loss, T^2 D, CE) and `bad`; letters as in `reference`."""
     n, k = ids.shape
     for b in prange(blocks):
-        pieces = (v + PIECE - 1) // PIECE
         scratch = np.empty(0 if out32.size else v, np.float32)
         second = np.empty(v if temperature != 1.0 and temperature != 2.0 else 0, np.float32)
         support = np.empty((5, k + 1), np.float64)
-        tops = np.empty(pieces, np.float32)
-        tops2 = np.empty(pieces, np.float32)
+        tops = np.empty(pieces(v), np.float32)
+        tops2 = np.empty(pieces(v), np.float32)
         for i in range(b * n // blocks, (b + 1) * n // blocks):
             start = i * out_stride
             w = np.float64(weight[i])
@@ -318,10 +274,10 @@ def _all_rows(
             top2, cold = 0.0, 0.0
             if separate:
                 second[:] = x
-                top2, cold, _ = _exponentials(second, 1.0, False, tops2)
+                top2, cold, _ = exponentials(second, 1.0, False, tops2)
             scale = 1.0 / temperature
             square = has_label and temperature == 2.0
-            top, mass, squares = _exponentials(x, scale, square, tops)
+            top, mass, squares = exponentials(x, scale, square, tops)
             factor = soft_weight * w * temperature
             soft, inside = _student(support, top, mass, temperature, divergence, factor)
             if not ids_ok:

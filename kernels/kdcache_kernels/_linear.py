@@ -1,0 +1,283 @@
+"""What the fused linear ops share: a head whose logits exist for one chunk of rows at a time.
+
+Letters: N rows, V classes, H width of the hidden states X, W [V, H] the head's weight, b its bias.
+A chunk's logits `X W^T + b` are written into one buffer, turned into the gradient G there, and used
+up: `dX = G W`, `dW += G^T X`, `db += sum G`. So there are three matrix products and no [N, V].
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from kdcache_kernels._autograd import rescaled
+from kdcache_kernels._buffer import empty
+from kdcache_kernels._checks import (
+    FLOATS,
+    compute_dtype,
+    gradient_dtype,
+    require_device,
+    require_dtype,
+    require_matrix,
+    require_shape,
+)
+
+Rows: TypeAlias = tuple[Tensor, Tensor, Tensor]
+Outputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Loss, dX, dW, db, soft rows, hard rows; a gradient that is not needed has no rows."""
+
+RowKernel: TypeAlias = Callable[[slice, Tensor, Tensor | None], Rows]
+"""(rows, their logits, where the gradient goes) to (loss, soft rows, hard rows)."""
+
+CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**28}  # half of a last-level cache; 4400 rows of BERT in bf16
+LEAST_ROWS = 64  # dW is read and written once a chunk: fewer rows and that takes longer than G^T X
+ALIGNMENT = 64  # elements; rows that start aligned are read 128 bits at a time
+
+
+class Need(NamedTuple):
+    """Which gradients to make."""
+
+    hidden: bool
+    weight: bool
+    bias: bool
+
+
+def need(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Need:
+    """The gradients that autograd would ask for."""
+    on = torch.is_grad_enabled()
+    return Need(
+        on and hidden.requires_grad,
+        on and weight.requires_grad,
+        on and bias is not None and bias.requires_grad,
+    )
+
+
+def check_head(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = ""
+) -> tuple[int, int]:
+    """Raise ValueError or TypeError unless `hidden` can go through the head; return (N, V).
+
+    `prefix` comes before the names of the arguments in messages.
+    """
+    names = [f"{prefix}{name}" for name in ("hidden", "weight", "bias")]
+    require_matrix(names[0], hidden)
+    require_matrix(names[1], weight)
+    require_dtype(names[0], hidden, FLOATS)
+    require_dtype(names[1], weight, FLOATS)
+    if hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"{names[1]} must be [V, H] with H = {hidden.shape[1]}, the width of {names[0]}; "
+            f"got {tuple(weight.shape)}"
+        )
+    require_device(names[1], weight, hidden, names[0])
+    v = weight.shape[0]
+    if bias is not None:
+        require_shape(names[2], bias, (v,))
+        require_dtype(names[2], bias, FLOATS)
+        require_device(names[2], bias, hidden, names[0])
+    return hidden.shape[0], v
+
+
+def gemm_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Dtype of the matrix products and of the chunk's logits.
+
+    That of autocast if it is on, else that both sides have (TypeError if they differ). float16
+    becomes float32, or gradients would underflow before a loss scaler's factor arrives; so does
+    bfloat16 on a CPU, where most have no bfloat16 units and torch no such product into float32.
+    """
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind) and torch.float64 not in (hidden.dtype, weight.dtype):
+        dtype = torch.get_autocast_dtype(kind)
+    elif hidden.dtype == weight.dtype:
+        dtype = hidden.dtype
+    else:
+        raise TypeError(
+            f"hidden and weight must have one dtype; got {hidden.dtype} and {weight.dtype}: "
+            "convert one with .to(), or use torch.autocast"
+        )
+    if dtype == torch.float16 or (dtype == torch.bfloat16 and kind == "cpu"):
+        return torch.float32
+    return dtype
+
+
+def check_chunk_bytes(chunk_bytes: int | None) -> int:
+    """`chunk_bytes`, 0 for the default of the device; ValueError unless positive."""
+    if chunk_bytes is not None and chunk_bytes <= 0:
+        raise ValueError(f"chunk_bytes must be positive; got {chunk_bytes}")
+    return chunk_bytes or 0
+
+
+class Head(NamedTuple):
+    """A head in the dtype of its matrix products."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def logits(self, x: Tensor, out: Tensor) -> Tensor:
+        """Write `x W^T + b` into the first rows of `out` [C, V]; return those."""
+        out = out[: x.shape[0]]
+        if self.bias is None:
+            return torch.mm(x, self.weight.t(), out=out)
+        return torch.addmm(self.bias, x, self.weight.t(), out=out)
+
+
+def cast_head(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Head:
+    """The head in `dtype`; the same memory where it has it already."""
+    return Head(weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def chunk_rows(n: int, v: int, dtype: torch.dtype, device: torch.device, chunk_bytes: int) -> int:
+    """Rows whose logits fill `chunk_bytes`, evened out over the chunks."""
+    least = 1 if chunk_bytes else LEAST_ROWS
+    size = chunk_bytes or CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
+    rows = max(least, size // (_padded(v) * dtype.itemsize))
+    chunks = -(-n // rows)
+    return -(-n // chunks) if chunks else 0
+
+
+def chunk_buffer(rows: int, v: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised [rows, V] whose rows start aligned."""
+    return empty((rows, _padded(v)), dtype, device)[:, :v]
+
+
+def _padded(v: int) -> int:
+    return -(-v // ALIGNMENT) * ALIGNMENT
+
+
+def run(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_weight: Tensor,
+    needs: Need,
+    dtype: torch.dtype,
+    chunk_bytes: int,
+    kernel: RowKernel,
+) -> Outputs:
+    """Send `hidden` through the head a chunk at a time and let `kernel` judge the logits.
+
+    A row of `row_weight` 0 may hold NaN: it adds nothing to any gradient.
+    """
+    n, v = hidden.shape[0], weight.shape[0]
+    size = chunk_rows(n, v, dtype, hidden.device, chunk_bytes)
+    buffer = chunk_buffer(size, v, dtype, hidden.device)
+    gradients = _Gradients(hidden, weight, needs)
+    rows = torch.empty(2, n, dtype=compute_dtype(hidden), device=hidden.device)
+    total = rows.new_zeros(())
+    with torch.autocast(hidden.device.type, enabled=False):
+        head = cast_head(weight, bias, dtype)
+        for start in range(0, n, max(size, 1)):
+            part = slice(start, min(start + size, n))
+            # G is 0 in a dead row, but 0 times NaN is NaN.
+            x = hidden[part].to(dtype).masked_fill((row_weight[part] == 0)[:, None], 0)
+            logits = head.logits(x, buffer)
+            out = logits if any(needs) else None
+            loss, rows[0, part], rows[1, part] = kernel(part, logits, out)
+            total += loss
+            gradients.add(part, logits, x, head.weight)
+    return total, gradients.hidden, gradients.weight, gradients.bias, rows[0], rows[1]
+
+
+def live_rows(row_weight: Tensor) -> Tensor | None:
+    """Indices of the rows of weight other than 0; None if that is all, or would synchronise."""
+    if row_weight.device.type != "cpu":
+        return None
+    live = row_weight.nonzero()[:, 0]
+    return None if len(live) == len(row_weight) else live
+
+
+def take(x: Tensor | None, live: Tensor | None) -> Tensor | None:
+    """The rows `live` of `x`."""
+    return x if x is None or live is None else x[live]
+
+
+def put_back(outputs: Outputs, live: Tensor | None, n: int) -> Outputs:
+    """Outputs of `run` on the rows `live` as those of all `n` rows."""
+    if live is None:
+        return outputs
+    loss, hidden, weight, bias, soft, hard = outputs
+    if len(hidden):  # not asked for otherwise
+        hidden = hidden.new_zeros(n, hidden.shape[1]).index_copy_(0, live, hidden)
+    soft, hard = (x.new_zeros(n).index_copy_(0, live, x) for x in (soft, hard))
+    return loss, hidden, weight, bias, soft, hard
+
+
+class _Gradients:
+    """dX in the dtype of `gradient_dtype`; dW and db in float32 (float64) whatever the head's."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, needs: Need) -> None:
+        (n, h), v, exact = hidden.shape, weight.shape[0], compute_dtype(hidden)
+        self.needs = needs
+        self.hidden = empty((n if needs.hidden else 0, h), gradient_dtype(hidden), hidden.device)
+        shape = (v if needs.weight else 0, h)
+        # The first chunk writes it; without rows there is none.
+        make = torch.zeros if n == 0 else empty
+        self.weight = make(shape, dtype=exact, device=hidden.device)
+        self.bias = torch.zeros(v if needs.bias else 0, dtype=exact, device=hidden.device)
+
+    def add(self, part: slice, g: Tensor, x: Tensor, weight: Tensor) -> None:
+        """Add those of one chunk, from its gradient `g` [C, V] and its hidden states `x` [C, H]."""
+        if self.needs.hidden:
+            _product(self.hidden[part], g, weight)
+        if self.needs.weight and part.start == 0:
+            _product(self.weight, g.t(), x)
+        elif self.needs.weight:
+            _add_product(self.weight, g.t(), x)
+        if self.needs.bias:
+            self.bias += g.sum(0, dtype=self.bias.dtype)
+
+
+def _product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """`out = a b`; of bfloat16 factors straight into float32."""
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    elif a.dtype == torch.bfloat16:
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        out.copy_(torch.mm(a, b))
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """`total += a b`, summed in the dtype of `total` whatever that of the factors."""
+    if a.dtype == total.dtype:
+        torch.addmm(total, a, b, out=total)
+    else:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+
+
+def fake(hidden: Tensor, weight: Tensor, needs: Need) -> Outputs:
+    """Shapes and dtypes of `run`."""
+    (n, h), v, exact = hidden.shape, weight.shape[0], compute_dtype(hidden)
+    gradient = hidden.new_empty((n if needs.hidden else 0, h), dtype=gradient_dtype(hidden))
+    made = [
+        hidden.new_empty(shape, dtype=exact)
+        for shape in ((), (v if needs.weight else 0, h), (v if needs.bias else 0,), (n,), (n,))
+    ]
+    return made[0], gradient, *made[1:]  # type: ignore[return-value]  # mypy counts no list
+
+
+def keep_gradients(ctx: Any, inputs: tuple[Any, ...], outputs: Outputs, needs: Need) -> None:
+    """Save the gradients made in the forward pass; the first three inputs are X, W and b."""
+    ctx.mark_non_differentiable(*outputs[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*outputs[1:4])
+    ctx.made = needs
+    ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
+
+
+def input_gradients(ctx: Any, name: str, grad_loss: Tensor | None) -> list[Tensor | None]:
+    """The saved gradients of X, W and b times that of the loss; None where not asked for.
+
+    Raises RuntimeError if one is asked for that the forward pass did not make.
+    """
+    if grad_loss is None:
+        return [None, None, None]
+    found: list[Tensor | None] = []
+    for wanted, made, gradient, dtype in zip(
+        ctx.needs_input_grad[:3], ctx.made, ctx.saved_tensors, ctx.dtypes, strict=True
+    ):
+        if wanted and not made:
+            raise RuntimeError(f"{name} ran without this gradient: nothing to propagate")
+        found.append(rescaled(name, gradient, grad_loss, dtype) if wanted else None)
+    return found

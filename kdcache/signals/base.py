@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
@@ -23,10 +23,20 @@ POSITIONS: dict[str, Space] = {
 }
 """Which hidden states of a document are kept, and the row space they make."""
 
+Packing = Literal["", "zstd", "columns"]
+"""How an inner chunk is compressed: not at all; by zstd; by zstd, column after column."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """One array of a signal: `row_shape` values of `dtype` for each row of `space`."""
+    """One array of a signal: `row_shape` values of `dtype` for each row of `space`.
+
+    Attributes:
+        chunk_rows: rows of an inner chunk, the least that is read and checked at once.
+        packing: how inner chunks are compressed.
+        expected: bytes a row takes once compressed, least and most, as measured on real teachers;
+            None where the size is exact.
+    """
 
     name: str
     space: Space
@@ -34,6 +44,8 @@ class ArraySpec:
     dtype: str
     attributes: Json = field(default_factory=dict)
     chunk_rows: int = 16_384
+    packing: Packing = ""
+    expected: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

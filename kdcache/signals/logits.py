@@ -1,4 +1,4 @@
-"""Soft labels: all classes (`dense`), or the k most likely tokens and what the rest amounts to."""
+"""Logits as codecs that any reader follows: all classes, or the k likeliest and their tail."""
 
 from __future__ import annotations
 
@@ -18,30 +18,20 @@ from kdcache.signals.codebook import (
     to_codes,
     unpack_high,
 )
+from kdcache.signals.soft import (
+    STAT_TEMPERATURE,
+    SoftLabels,
+    divergence,
+    fill_up,
+    kl_stats,
+    kl_summary,
+    measure_kept,
+    summarise_kept,
+)
 from kdcache.tasks import LOGITS_SPACE, Task
 from kdcache_kernels import topk_encode
 
 DENSE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-STAT_TEMPERATURE = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SoftLabels:
-    """Decoded soft labels of N rows.
-
-    Attributes:
-        ids: [N, K] int64.
-        logprobs: [N, K] float32, the teacher's log-probabilities at T=1, in nats.
-        tail_logmass: [N] float32, log of the probability outside `ids`; None: nothing is outside.
-        tail_stat: [N] float32, log of the sum of p^(1/2) outside `ids` (the tail at T=2).
-        values: [N, C] float32, the teacher's raw logits or regression values, where stored.
-    """
-
-    ids: torch.Tensor
-    logprobs: torch.Tensor
-    tail_logmass: torch.Tensor | None = None
-    tail_stat: torch.Tensor | None = None
-    values: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +82,13 @@ class DenseLogits:
         exact = outputs.logits[rows].double()
         decoded = encoded["logits/values"][rows].double()
         worst = float((exact - decoded).abs().max())
-        kl = _kl(exact.log_softmax(-1), decoded.log_softmax(-1))
+        kl = divergence(exact.log_softmax(-1), decoded.log_softmax(-1))
         same = exact.argmax(-1) == decoded.argmax(-1)
-        return {**_stats("kl", kl, same), "value_error_max": worst}
+        return {**kl_stats("kl", kl, same), "value_error_max": worst}
 
     def summarise(self, stats: Stats) -> Json:
         """Mean and max KL in nats, top-1 agreement, largest absolute error of a value."""
-        return {**_summary("kl", stats), "value_error_max": stats["value_error_max"]}
+        return {**kl_summary("kl", stats), "value_error_max": stats["value_error_max"]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,69 +156,19 @@ class TopKLogits:
         if bits := high_bits(outputs):
             ids = ids | unpack_high(raw["logits/ids_hi"], self.k, bits)
         logprobs, tail = from_codes(raw["logits/logprobs"]), raw["logits/tail_logmass"]
-        kept = _log1mexp(tail)
-        logprobs = logprobs + (kept - logprobs.logsumexp(-1)).unsqueeze(-1)
         return SoftLabels(
-            ids=ids, logprobs=logprobs, tail_logmass=tail, tail_stat=raw["logits/tail_stat"]
+            ids=ids,
+            logprobs=fill_up(logprobs, tail),
+            tail_logmass=tail,
+            tail_stat=raw["logits/tail_stat"],
         )
 
     def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
-        """KL(teacher || decoded) in nats, twice: over the k ids and the tail as one outcome (what
-        the codes cost), and over the vocabulary, the decoded tail spread evenly (what k costs).
-        """
-        logits = outputs.logits[rows].double()
-        exact = logits.log_softmax(-1)
-        soft = self.decode({name: a[rows] for name, a in encoded.items()}, logits.shape[1])
-        exact_k, decoded_k = exact.gather(1, soft.ids), soft.logprobs.double()
-        assert soft.tail_logmass is not None
-        tail = soft.tail_logmass.double()
-        true_tail = exact.scatter(1, soft.ids, -torch.inf).logsumexp(-1)
-        bucket = _kl(
-            torch.cat([exact_k, true_tail.unsqueeze(-1)], 1),
-            torch.cat([decoded_k, tail.unsqueeze(-1)], 1),
-        )
-        rest = logits.shape[1] - self.k
-        even = (tail - torch.tensor(float(max(rest, 1))).log()).unsqueeze(-1)
-        full = _kl(exact, even.expand(exact.shape).scatter(1, soft.ids, decoded_k))
-        same = exact.argmax(-1) == soft.ids.gather(1, decoded_k.argmax(-1, keepdim=True)).squeeze(1)
-        kept = float(exact_k.exp().sum())
-        return {**_stats("kl", bucket, same), **_stats("full_kl", full, same), "kept": kept}
+        """KL(teacher || decoded) in nats over the sampled `rows`; see `measure_kept`."""
+        logits = outputs.logits[rows]
+        kept = {name: values[rows] for name, values in encoded.items()}
+        return measure_kept(logits, self.decode(kept, logits.shape[1]))
 
     def summarise(self, stats: Stats) -> Json:
         """KL over k ids + tail, KL over the vocabulary, top-1 agreement, mean mass of the k."""
-        full = _summary("full_kl", stats)
-        return {
-            **_summary("kl", stats),
-            "full_kl_mean": full["full_kl_mean"],
-            "full_kl_max": full["full_kl_max"],
-            "kept_mass": stats["kept"] / stats["rows"],
-        }
-
-
-def _log1mexp(x: torch.Tensor) -> torch.Tensor:
-    """log(1 - exp(x)) for x <= 0, without cancellation (Maechler 2012)."""
-    x = x.clamp(max=-1e-30)
-    return torch.where(x > -0.6931, (-torch.expm1(x)).log(), torch.log1p(-torch.exp(x)))
-
-
-def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) of log-probabilities, per row, in nats; impossible outcomes of p count nothing."""
-    return torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)
-
-
-def _stats(name: str, kl: torch.Tensor, same: torch.Tensor) -> Stats:
-    return {
-        "rows": float(len(kl)),
-        "same": float(same.sum()),
-        f"{name}_sum": float(kl.sum()),
-        f"{name}_max": float(kl.max()),
-    }
-
-
-def _summary(name: str, stats: Stats) -> Json:
-    return {
-        "rows": int(stats["rows"]),
-        f"{name}_mean": stats[f"{name}_sum"] / stats["rows"],
-        f"{name}_max": stats[f"{name}_max"],
-        "top1_agreement": stats["same"] / stats["rows"],
-    }
+        return summarise_kept(stats)

@@ -1,0 +1,108 @@
+"""Soft labels as losses take them, and how far they are from what the teacher said."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from kdcache.manifest import Json
+from kdcache.signals.base import Stats
+
+STAT_TEMPERATURE = 2.0
+"""T of the second tail statistic: the tail's exact share of the partition function at that T."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftLabels:
+    """Decoded soft labels of N rows.
+
+    Attributes:
+        ids: [N, K] int64.
+        logprobs: [N, K] float32, the teacher's log-probabilities at T=1, in nats.
+        tail_logmass: [N] float32, log of the probability outside `ids`; None: nothing is outside.
+        tail_stat: [N] float32, log of the sum of p^(1/2) outside `ids` (the tail at T=2).
+        values: [N, C] float32, the teacher's raw logits or regression values, where stored.
+    """
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
+    tail_logmass: torch.Tensor | None = None
+    tail_stat: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+
+
+def fill_up(logprobs: torch.Tensor, tail_logmass: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [N, K] shifted, row by row, to sum to one minus the tail's mass [N].
+
+    The tail's mass is exact, so the error that the codes of a row have in common is taken out.
+    """
+    kept = _log1mexp(tail_logmass)
+    return logprobs + (kept - logprobs.logsumexp(-1)).unsqueeze(-1)
+
+
+def _log1mexp(x: torch.Tensor) -> torch.Tensor:
+    """log(1 - exp(x)) for x <= 0, without cancellation (Maechler 2012)."""
+    x = x.clamp(max=-1e-30)
+    return torch.where(x > -0.6931, (-torch.expm1(x)).log(), torch.log1p(-torch.exp(x)))
+
+
+def measure_kept(logits: torch.Tensor, soft: SoftLabels) -> Stats:
+    """KL(teacher || decoded) in nats, twice, of rows that kept some ids and the tail's mass.
+
+    `kl` is over those ids and the tail as one outcome (what the codes cost), `full_kl` over the
+    vocabulary, the decoded tail spread evenly (what leaving ids out costs). `logits` are the
+    teacher's, [N, V].
+    """
+    exact = logits.double().log_softmax(-1)
+    exact_k, decoded_k = exact.gather(1, soft.ids), soft.logprobs.double()
+    assert soft.tail_logmass is not None
+    tail = soft.tail_logmass.double()
+    true_tail = exact.scatter(1, soft.ids, -torch.inf).logsumexp(-1)
+    bucket = divergence(
+        torch.cat([exact_k, true_tail.unsqueeze(-1)], 1),
+        torch.cat([decoded_k, tail.unsqueeze(-1)], 1),
+    )
+    rest = exact.shape[1] - soft.ids.shape[1]
+    even = (tail - math.log(max(rest, 1))).unsqueeze(-1)
+    full = divergence(exact, even.expand(exact.shape).scatter(1, soft.ids, decoded_k))
+    same = exact.argmax(-1) == soft.ids.gather(1, decoded_k.argmax(-1, keepdim=True)).squeeze(1)
+    kept = float(exact_k.exp().sum())
+    return {**kl_stats("kl", bucket, same), **kl_stats("full_kl", full, same), "kept": kept}
+
+
+def summarise_kept(stats: Stats) -> Json:
+    """KL over the kept ids + tail, KL over the vocabulary, top-1 agreement, mean mass kept."""
+    full = kl_summary("full_kl", stats)
+    return {
+        **kl_summary("kl", stats),
+        "full_kl_mean": full["full_kl_mean"],
+        "full_kl_max": full["full_kl_max"],
+        "kept_mass": stats["kept"] / stats["rows"],
+    }
+
+
+def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) of log-probabilities, per row, in nats; impossible outcomes of p count nothing."""
+    return torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)
+
+
+def kl_stats(name: str, kl: torch.Tensor, same: torch.Tensor) -> Stats:
+    """Sums and maximum of the divergence of N rows, and how many agree on the likeliest class."""
+    return {
+        "rows": float(len(kl)),
+        "same": float(same.sum()),
+        f"{name}_sum": float(kl.sum()),
+        f"{name}_max": float(kl.max()),
+    }
+
+
+def kl_summary(name: str, stats: Stats) -> Json:
+    """Mean and maximum of a divergence, and top-1 agreement."""
+    return {
+        "rows": int(stats["rows"]),
+        f"{name}_mean": stats[f"{name}_sum"] / stats["rows"],
+        f"{name}_max": stats[f"{name}_max"],
+        "top1_agreement": stats["same"] / stats["rows"],
+    }

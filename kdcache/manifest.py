@@ -9,7 +9,7 @@ from typing import Any
 
 from kdcache.errors import DamageError, MismatchError
 
-FORMAT = 1
+FORMAT = 2
 Json = dict[str, Any]
 
 
@@ -33,7 +33,11 @@ def unseal(attributes: Mapping[str, Any], where: str) -> Json:
     record = attributes.get("kdcache")
     if not isinstance(record, dict):
         raise DamageError(f"{where} holds no kdcache record; is this a kdcache plan or cache?")
-    if attributes.get("sha256") != digest(record):
+    try:
+        seen = digest(record)
+    except (ValueError, RecursionError) as error:  # NaN, or tables within tables without end
+        raise DamageError(f"{where} is damaged: its record is no JSON ({error})") from error
+    if attributes.get("sha256") != seen:
         raise DamageError(f"{where} is damaged: its record does not match its SHA-256")
     return record
 

@@ -12,6 +12,7 @@ from kdcache.errors import CacheError
 from kdcache.manifest import FORMAT, Json, digest, require_same
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Column, Plan, column_space
 from kdcache.signals import ArraySpec, Signal, TeacherShape
+from kdcache.store.facts import shard_facts
 from kdcache.store.files import remove_tree, sync_folder, write_synced, writing
 from kdcache.store.shard import Layout, crc, encode_shard, plan_layout
 from kdcache.store.zarrs import create_arrays, create_group, group_json, read_record
@@ -162,16 +163,17 @@ def _fill(
     layouts = plan_layouts(plan)
     create_arrays(root, [(layout, {}) for layout in layouts])
     create_arrays(root, [(layout, spec.attributes) for layout, spec in signals])
+    objects: dict[str, Json] = {}
     for layout in layouts:
-        _write_column(root, layout, _column(plan, layout.name))
+        objects |= _write_column(root, layout, _column(plan, layout.name))
     for name, content in files.items():
-        _write_file(root, name, content)
+        objects |= _write_file(root, name, content)
     create_group(root / "commits", {})
-    objects = {
-        str(path.relative_to(root)): {"bytes": path.stat().st_size, "crc32c": _file_crc(path)}
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path != root / "zarr.json"
-    }
+    for node in root.rglob("zarr.json"):
+        if node != root / "zarr.json":
+            data = node.read_bytes()
+            objects[str(node.relative_to(root))] = {"bytes": len(data), "crc32c": crc(data)}
+    objects = dict(sorted(objects.items()))
     write_synced(root / "commits" / "plan" / "zarr.json", group_json({"objects": objects}))
     (root / "zarr.json").unlink()
     write_synced(root / "zarr.json", group_json({**record, "contents": digest(objects)}))
@@ -182,14 +184,18 @@ def _column(plan: Plan, array: str) -> Column | Array:
     return plan.examples[name] if name in plan.examples else plan.columns[name]
 
 
-def _write_column(root: Path, layout: Layout, rows: Column | Array) -> None:
+def _write_column(root: Path, layout: Layout, rows: Column | Array) -> dict[str, Json]:
+    objects = {}
     for shard in range(layout.shape[0] // layout.shard_rows):
         start = shard * layout.shard_rows
         data = np.asarray(rows[start : start + layout.shard_rows])
-        write_synced(root / layout.key(shard), *encode_shard(data, layout.chunk_rows))
+        pieces = encode_shard(data, layout.chunk_rows)
+        write_synced(root / layout.key(shard), *pieces)
+        objects[layout.key(shard)] = shard_facts(pieces)
+    return objects
 
 
-def _write_file(root: Path, name: str, content: bytes | Path) -> None:
+def _write_file(root: Path, name: str, content: bytes | Path) -> dict[str, Json]:
     data: Array = (
         np.frombuffer(content, np.uint8)
         if isinstance(content, bytes)
@@ -201,13 +207,13 @@ def _write_file(root: Path, name: str, content: bytes | Path) -> None:
         f"files/{name}", "uint8", (), part_rows=rows, chunk_rows=FILE_CHUNK, parts=1
     )
     create_arrays(root, [(layout, {"bytes": len(data)})])
+    objects = {}
     for shard in range(rows // layout.shard_rows):
         start = shard * layout.shard_rows
         piece = np.zeros(layout.shard_rows, np.uint8)
         kept = data[start : start + layout.shard_rows]
         piece[: len(kept)] = kept
-        write_synced(root / layout.key(shard), *encode_shard(piece, layout.chunk_rows))
-
-
-def _file_crc(path: Path) -> int:
-    return crc(path.read_bytes())
+        pieces = encode_shard(piece, layout.chunk_rows)
+        write_synced(root / layout.key(shard), *pieces)
+        objects[layout.key(shard)] = shard_facts(pieces)
+    return objects

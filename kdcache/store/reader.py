@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -14,19 +15,17 @@ import torch
 
 from kdcache.batch import Batch, collate, epoch_order
 from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError, one_of
-from kdcache.manifest import FORMAT, Json
-from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig
-from kdcache.signals import Hidden, LayerRows, Signal, SoftLabels, TeacherShape, from_json
-from kdcache.store.create import column_array, plan_layouts, signal_layouts
+from kdcache.manifest import Json
+from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan
+from kdcache.signals import Hidden, LayerRows, Signal, SoftLabels
+from kdcache.store.blueprint import Blueprint, check_examples, read_blueprint
+from kdcache.store.create import plan_layouts, signal_layouts
+from kdcache.store.ledger import Ledger, part_name, plan_facts, plan_objects
+from kdcache.store.paths import inside
 from kdcache.store.shard import ArrayReader, Layout
-from kdcache.store.zarrs import read_layout, read_record, require_record
+from kdcache.store.zarrs import read_layout, read_object, read_record, require_record
 
 Docs = npt.NDArray[np.int64]
-
-
-def part_name(part: int) -> str:
-    """Name of a part's commit."""
-    return f"{part:06d}"
 
 
 def open_plan(path: str | Path) -> Plan:
@@ -38,34 +37,24 @@ def open_plan(path: str | Path) -> Plan:
     record = read_record(root)
     if record is None:
         raise CacheError(f"{root} is not a kdcache plan: it holds no zarr.json")
-    return _plan(root, record)
+    return _plan(root, read_blueprint(record, root), plan_objects(root, record))
 
 
-def _plan(root: Path, record: Json) -> Plan:
-    if record.get("format") != FORMAT:
-        raise CacheError(
-            f"{root} has format {record.get('format')}; this version reads {FORMAT}: "
-            "use the version of kdcache that made it"
-        )
-    facts = record["plan"]
-    parts = facts["parts"]
-    columns = ["tokens"]
-    if "masked" in facts["rows"]:
-        columns += ["masked_position", "masked_label"]
-    examples = {}
-    for name in EXAMPLE_COLUMNS:
-        layout = read_layout(root, f"plan/{name}", parts)
-        examples[name] = ArrayReader(root, layout)[0 : layout.shape[0]]
-    return Plan(
-        config=PlanConfig(**facts["config"]),
-        parts=parts,
-        rows=facts["rows"],
-        examples=examples,
-        columns={
-            name: ArrayReader(root, read_layout(root, column_array(name), parts))
-            for name in columns
-        },
-    )
+def _plan(root: Path, blueprint: Blueprint, objects: Mapping[str, Json]) -> Plan:
+    committed = plan_facts(objects, root)
+    columns, examples = {}, {}
+    for spec in blueprint.plan_specs():
+        layout = read_layout(root, spec.name, blueprint.parts, objects)
+        blueprint.require_fit(layout, spec, root)
+        name, reader = spec.name.removeprefix("plan/"), ArrayReader(root, layout, committed)
+        if name in EXAMPLE_COLUMNS:
+            reader.require_whole()
+            examples[name] = reader[0 : layout.shape[0]]
+        else:
+            columns[name] = reader
+    plan = dataclasses.replace(blueprint.plan, examples=examples, columns=columns)
+    check_examples(plan, root)
+    return plan
 
 
 def open_cache(path: str | Path) -> Cache:
@@ -86,18 +75,25 @@ class Cache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest = require_record(path, "cache")
-        self.plan = _plan(path, self.manifest)
-        self.shape = TeacherShape(**self.manifest["shape"])
-        self.signals: dict[str, Signal] = {
-            name: from_json(name, config) for name, config in self.manifest["signals"].items()
-        }
+        self.objects = plan_objects(path, self.manifest)
+        blueprint = read_blueprint(self.manifest, path)
+        assert blueprint.shape is not None
+        self.plan = _plan(path, blueprint, self.objects)
+        self.shape = blueprint.shape
+        self.signals: dict[str, Signal] = dict(blueprint.signals)
         specs = signal_layouts(self.plan, self.signals, self.shape)
         self.spaces = {spec.name: spec.space for _, spec in specs}
         self.layouts: dict[str, Layout] = {
-            name: read_layout(path, name, self.plan.parts) for name in self.spaces
+            name: read_layout(path, name, self.plan.parts, self.objects) for name in self.spaces
         }
-        self.completion = read_record(path / "complete")
-        self._readers = {name: ArrayReader(path, layout) for name, layout in self.layouts.items()}
+        for _, spec in specs:
+            blueprint.require_fit(self.layouts[spec.name], spec, path)
+        self.completion = read_record(inside(path, "complete/zarr.json").parent)
+        self.ledger = Ledger(path, self.layouts.values(), self.plan.parts)
+        self._readers = {
+            name: ArrayReader(path, layout, self.ledger.facts)
+            for name, layout in self.layouts.items()
+        }
 
     @property
     def committed(self) -> list[int]:
@@ -127,11 +123,8 @@ class Cache:
         return {layout.name: layout.bytes for layout in layouts}
 
     def commit(self, part: int) -> Json:
-        """The commit record of a part; IncompleteError if there is none."""
-        record = read_record(self.path / "commits" / part_name(part))
-        if record is None:
-            raise IncompleteError(f"{self.path}: part {part} is not committed")
-        return record
+        """The commit record of a part; IncompleteError if there is none, DamageError."""
+        return self.ledger.commit(part)
 
     def require_complete(self) -> None:
         """Raise IncompleteError unless every part is there."""
@@ -203,7 +196,7 @@ class Cache:
         return found
 
     def _file_bytes(self, name: str) -> int:
-        node = json.loads((self.path / "files" / name / "zarr.json").read_bytes())
+        node = json.loads(read_object(self.path, f"files/{name}/zarr.json", self.objects))
         return int(node["attributes"]["bytes"])
 
     def extract(self, folder: Path, names: list[str]) -> None:
@@ -211,7 +204,8 @@ class Cache:
         for name in names:
             if name not in self.files:
                 raise DamageError(f"{self.path} holds no file {name!r}")
-            reader = ArrayReader(self.path, read_layout(self.path, f"files/{name}", 1))
+            layout = read_layout(self.path, f"files/{name}", 1, self.objects)
+            reader = ArrayReader(self.path, layout, plan_facts(self.objects, self.path))
             target = folder / Path(name).name
             target.parent.mkdir(parents=True, exist_ok=True)
             size = self.files[name]

@@ -1,100 +1,206 @@
-"""Check a cache against what was committed: sizes and digests, or every byte."""
+"""Check a cache against what was committed: every object's identity, or every byte."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdcache.errors import CacheError, DamageError
+from kdcache.errors import CacheError, DamageError, IncompleteError
 from kdcache.manifest import Json, digest
 from kdcache.progress import Progress, quiet
-from kdcache.store.reader import Cache, part_name
-from kdcache.store.shard import ArrayReader, crc
-from kdcache.store.zarrs import read_layout, read_record, require_record
+from kdcache.store.blueprint import Blueprint, read_blueprint
+from kdcache.store.create import signal_layouts
+from kdcache.store.ledger import Ledger, part_name, plan_facts, plan_objects
+from kdcache.store.reader import Cache
+from kdcache.store.shard import ArrayReader, Layout
+from kdcache.store.zarrs import read_layout, read_object, read_record, require_record
+
+MANIFEST, PLAN, COMPLETE = "zarr.json", "commits/plan/zarr.json", "complete/zarr.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something wrong with a store.
+
+    Attributes:
+        object: key of the object, a path inside the store.
+        part: the part whose rows or commit it holds; None where it belongs to no part.
+        problem: what is wrong with it.
+    """
+
+    root: Path = field(repr=False)
+    object: str
+    part: int | None
+    problem: str
+
+    def __str__(self) -> str:
+        part = "" if self.part is None else f" (part {self.part})"
+        return f"{self.root / self.object}{part}: {self.problem}"
+
+    def to_json(self) -> Json:
+        """Object, part and problem."""
+        return {"object": self.object, "part": self.part, "problem": self.problem}
 
 
 def verify(path: str | Path, *, full: bool = False, progress: Progress = quiet) -> list[str]:
-    """Problems of the cache at `path`, each naming the object; empty if there are none.
+    """Problems of the cache at `path`, each naming object and part; empty if there are none.
 
-    Quick: every committed object is there with its size, and all records match their digests.
-    `full` also reads every byte: each object's crc32c, each shard's index and inner chunks.
+    As `find_damage`, one line each.
+    """
+    return [str(finding) for finding in find_damage(path, full=full, progress=progress)]
+
+
+def find_damage(
+    path: str | Path, *, full: bool = False, progress: Progress = quiet
+) -> list[Finding]:
+    """What is wrong with the cache at `path`.
+
+    Every record must match its digest and every committed object must be there, with its size and
+    the checksums it was committed with. `full` also reads every byte and checks it against those.
 
     Raises CacheError if there is no cache at `path`.
     """
     root = Path(path)
     if not root.is_dir():
         raise CacheError(f"no such cache: {root}")
-    problems: list[str] = []
+    survey = _Survey(root)
     try:
         manifest = require_record(root, "cache")
-        objects = _objects(root, manifest, problems)
+        blueprint = read_blueprint(manifest, root)
+        objects = plan_objects(root, manifest)
     except DamageError as error:
-        return [str(error)]
-    with progress.bar("verifying", unit="objects", total=len(objects)) as advance:
-        for key, facts in objects.items():
-            problems.extend(_check(root, key, facts, full))
-            advance(1)
-    if not problems:
-        problems.extend(_check_shards(root) if full else _open(root))
-    return problems
+        survey.note(PLAN if PLAN in str(error) else MANIFEST, None, error)
+        return survey.findings
+    survey.plan(blueprint, objects)
+    survey.parts(blueprint, objects)
+    with progress.bar("verifying", unit="objects", total=len(survey.jobs)) as advance:
+        survey.run(full, advance)
+    if not survey.findings:
+        survey.open()
+    return survey.findings
 
 
-def _objects(root: Path, manifest: Json, problems: list[str]) -> dict[str, Json]:
-    """Every object some commit names; problems with the commits themselves are noted."""
-    found: dict[str, Json] = {}
-    parts = manifest["plan"]["parts"]
-    missing = 0
-    for name in ["plan", *map(part_name, range(parts))]:
-        try:
-            record = read_record(root / "commits" / name)
-        except DamageError as error:
-            problems.append(str(error))
-            continue
-        if record is None and name != "plan":
-            missing += 1
-        elif record is None:
-            problems.append(f"{root}/commits/plan/zarr.json is missing")
-        else:
-            found.update(record["objects"])
-            if name == "plan" and digest(record["objects"]) != manifest["contents"]:
-                problems.append(f"{root}/commits/plan/zarr.json is not the manifest's")
-    if missing:
-        problems.append(f"{root} is incomplete: {missing} of {parts} parts are not committed")
-    return found
+@dataclass(frozen=True)
+class _Job:
+    """A shard to look at."""
+
+    reader: ArrayReader
+    shard: int
+    part: int | None
+
+    @property
+    def key(self) -> str:
+        return self.reader.layout.key(self.shard)
 
 
-def _check(root: Path, key: str, facts: Json, full: bool) -> Iterator[str]:
-    path = root / key
-    if not path.is_file():
-        yield f"{path} is missing"
-    elif path.stat().st_size != facts["bytes"]:
-        yield f"{path}: expected {facts['bytes']} bytes, found {path.stat().st_size}"
-    elif (full or path.name == "zarr.json") and crc(path.read_bytes()) != facts["crc32c"]:
-        yield f"{path} is damaged: its crc32c does not match its commit"
+class _Survey:
+    """What there is to check of a store, and what was found."""
 
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.findings: list[Finding] = []
+        self.jobs: list[_Job] = []
 
-def _open(root: Path) -> list[str]:
-    try:
-        cache = Cache(root)
-    except (CacheError, json.JSONDecodeError) as error:
-        return [str(error)]
-    if not cache.complete:
-        return [f"{root} is not finished: run the same `kdcache build` again"]
-    return []
+    def note(self, key: str, part: int | None, problem: str | CacheError) -> None:
+        path, text = str(self.root / key), str(problem)
+        for start in (f"{path} is damaged: ", f"{path} "):
+            text = text.removeprefix(start)
+        self.findings.append(Finding(root=self.root, object=key, part=part, problem=text))
 
-
-def _check_shards(root: Path) -> list[str]:
-    problems = _open(root)
-    for node in sorted(root.rglob("zarr.json")):
-        name = str(node.parent.relative_to(root))
-        if json.loads(node.read_bytes())["node_type"] != "array":
-            continue
-        parts = 1 if name.startswith("files/") else require_record(root, "cache")["plan"]["parts"]
-        reader = ArrayReader(root, read_layout(root, name, parts))
-        for shard in range(reader.layout.shape[0] // reader.layout.shard_rows):
+    def plan(self, blueprint: Blueprint, objects: Mapping[str, Json]) -> None:
+        """Check metadata, and list the shards, of all that was there before the first part."""
+        left = set(objects)
+        for key in [key for key in objects if Path(key).name == "zarr.json"]:
+            left.discard(key)
             try:
-                reader.check_shard(shard)
+                read_object(self.root, key, objects)
             except CacheError as error:
-                problems.append(str(error))
-    return problems
+                self.note(key, None, error)
+        committed = plan_facts(objects, self.root)
+        for name, parts in _plan_arrays(blueprint, objects):
+            for layout in self._layout(name, parts, objects):
+                reader = ArrayReader(self.root, layout, committed)
+                for shard in range(layout.shape[0] // layout.shard_rows):
+                    of = None if name.startswith("files/") else layout.part_of(shard)
+                    self.jobs.append(_Job(reader, shard, of))
+                    left.discard(layout.key(shard))
+        bad = {finding.object for finding in self.findings}
+        for key in sorted(left):
+            if f"{key.partition('/c/')[0]}/zarr.json" not in bad:
+                self.note(key, None, "it is committed but belongs to no array")
+
+    def _layout(self, name: str, parts: int, objects: Mapping[str, Json]) -> Iterator[Layout]:
+        """The layout of an array whose metadata is sound; unsound metadata has been noted."""
+        try:
+            yield read_layout(self.root, name, parts, objects)
+        except DamageError as error:
+            if not any(found.object == f"{name}/zarr.json" for found in self.findings):
+                self.note(f"{name}/zarr.json", None, error)
+
+    def parts(self, blueprint: Blueprint, objects: Mapping[str, Json]) -> None:
+        """Check the commits of parts, and list the shards they name."""
+        assert blueprint.shape is not None
+        layouts = [
+            next(self._layout(made.name, blueprint.parts, objects), made)
+            for made, _ in signal_layouts(blueprint.plan, blueprint.signals, blueprint.shape)
+        ]
+        ledger = Ledger(self.root, layouts, blueprint.parts)
+        readers = [ArrayReader(self.root, layout, ledger.facts) for layout in layouts]
+        contents, missing = [], 0
+        for part in range(blueprint.parts):
+            try:
+                contents.append(ledger.commit(part)["objects"])
+            except IncompleteError:
+                missing += 1
+            except CacheError as error:
+                self.note(f"commits/{part_name(part)}/zarr.json", part, error)
+            else:
+                for reader in readers:
+                    shards = reader.layout.part_shards(part)
+                    self.jobs += [_Job(reader, shard, part) for shard in shards]
+        self._completion(blueprint.parts, missing, contents)
+
+    def _completion(self, parts: int, missing: int, contents: list[Json]) -> None:
+        try:
+            record = read_record(self.root / "complete")
+        except CacheError as error:
+            self.note(COMPLETE, None, error)
+            return
+        if missing and record is not None:
+            self.note("commits", None, f"{missing} of {parts} commits are missing")
+        elif missing:
+            self.note("commits", None, f"{missing} of {parts} parts are not committed: incomplete")
+        elif record is None:
+            self.note(COMPLETE, None, "not there yet: run the same `kdcache build` again")
+        elif len(contents) == parts and record.get("contents") != digest(contents):
+            self.note(COMPLETE, None, "the commits are not those the cache was completed with")
+
+    def run(self, full: bool, advance: Callable[[int], None]) -> None:
+        """Look at every shard; with `full` at every byte of it."""
+        for job in self.jobs:
+            try:
+                if full:
+                    job.reader.check_shard(job.shard)
+                else:
+                    job.reader.identify(job.shard)
+            except IncompleteError:
+                self.note(job.key, job.part, "is missing")
+            except CacheError as error:
+                self.note(job.key, job.part, error)
+            advance(1)
+
+    def open(self) -> None:
+        """Open the cache as a reader does: what it says must make sense, too."""
+        try:
+            Cache(self.root)
+        except CacheError as error:
+            self.note(MANIFEST, None, error)
+
+
+def _plan_arrays(blueprint: Blueprint, objects: Mapping[str, Json]) -> Iterator[tuple[str, int]]:
+    """Arrays written with the plan, and how many parts they have: its own, and the files'."""
+    for spec in blueprint.plan_specs():
+        yield spec.name, blueprint.parts
+    shards = [key for key in objects if key.startswith("files/") and "/c/" in key]
+    yield from ((name, 1) for name in sorted({key.rpartition("/c/")[0] for key in shards}))

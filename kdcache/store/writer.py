@@ -15,6 +15,7 @@ from kdcache.errors import DamageError, IncompleteError
 from kdcache.manifest import Json, digest
 from kdcache.plans import Array
 from kdcache.signals import merge
+from kdcache.store.facts import shard_facts
 from kdcache.store.files import (
     publish,
     put_if_absent,
@@ -23,8 +24,9 @@ from kdcache.store.files import (
     write_synced,
     writing,
 )
-from kdcache.store.reader import Cache, part_name
-from kdcache.store.shard import crc, encode_shard
+from kdcache.store.ledger import part_name
+from kdcache.store.reader import Cache
+from kdcache.store.shard import encode_shard
 from kdcache.store.zarrs import group_json, read_record
 
 
@@ -61,7 +63,7 @@ class Writer:
             first = index * layout.shard_rows
             pieces = encode_shard(rows[first : first + layout.shard_rows], layout.chunk_rows)
             write_synced(attempt / layout.key(shard), *pieces)
-            objects[layout.key(shard)] = {"bytes": layout.shard_bytes, "crc32c": crc(*pieces)}
+            objects[layout.key(shard)] = shard_facts(pieces)
         return objects
 
     def _commit(self, part: int, attempt: Path, record: Json) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,12 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from kdcache.errors import CacheError, DamageError
 from kdcache.manifest import Json, seal, unseal
-from kdcache.store.shard import Layout
+from kdcache.store.paths import inside, read_regular
+from kdcache.store.shard import Layout, crc
+
+RECORD_BYTES = 2**30  # of a record, at most: a commit names some hundred objects of 100 bytes
+LONGEST = 2**31  # an axis
+DTYPE = re.compile("u?int(8|16|32|64)|float(16|32|64)")
 
 
 def create_group(path: Path, attributes: Json) -> None:
@@ -50,11 +56,17 @@ def create_arrays(root: Path, arrays: Iterable[tuple[Layout, Mapping[str, Any]]]
         )
 
 
-def read_layout(root: Path, name: str, parts: int) -> Layout:
-    """The layout of an array on disk; DamageError if its metadata does not make sense."""
+def read_layout(root: Path, name: str, parts: int, objects: Mapping[str, Json]) -> Layout:
+    """The layout of an array on disk.
+
+    DamageError if its metadata is not what `objects`, those of the plan's commit, say or makes no
+    sense.
+    """
     path = root / name / "zarr.json"
     try:
-        node = json.loads(path.read_bytes())
+        node = json.loads(read_object(root, f"{name}/zarr.json", objects))
+        if not DTYPE.fullmatch(node["data_type"]):
+            raise ValueError(f"data_type {node['data_type']}")
         sharding = node["codecs"][0]["configuration"]
         layout = Layout(
             name=name,
@@ -65,24 +77,39 @@ def read_layout(root: Path, name: str, parts: int) -> Layout:
             shard_rows=node["chunk_grid"]["configuration"]["chunk_shape"][0],
             parts=parts,
         )
-        whole = layout.part_rows % layout.shard_rows == layout.shard_rows % layout.chunk_rows == 0
-    except FileNotFoundError as error:
-        raise DamageError(f"{path} is not there") from error
-    except (ValueError, KeyError, IndexError, TypeError, ArithmeticError) as error:
-        raise DamageError(f"{path} is damaged: {error!r}") from error
+        sizes = (*layout.row_shape, layout.part_rows, layout.shard_rows, layout.chunk_rows)
+        whole = all(type(size) is int and 0 < size <= LONGEST for size in sizes)
+        whole = whole and not layout.part_rows % layout.shard_rows
+        whole = whole and not layout.shard_rows % layout.chunk_rows
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DamageError(f"{path} is damaged: {error!r:.100}") from error
     if not whole or list(layout.shape) != node["shape"]:
         raise DamageError(f"{path} is damaged: shape {node['shape']} does not fit its parts")
     return layout
 
 
+def read_object(root: Path, key: str, objects: Mapping[str, Json]) -> bytes:
+    """A small object that is read whole, checked against its commit; DamageError."""
+    path, facts = inside(root, key), objects.get(key)
+    try:
+        data = read_regular(path, RECORD_BYTES)
+        if facts is not None and (len(data), crc(data)) == (facts["bytes"], facts.get("crc32c")):
+            return data
+    except OSError as error:
+        raise DamageError(f"{path} is missing or cannot be read: {error.strerror}") from error
+    raise DamageError(f"{path} is damaged: it is not the object committed there")
+
+
 def read_record(path: Path) -> Json | None:
     """The sealed record of a group's folder; None if the group is not there."""
     try:
-        node = json.loads((path / "zarr.json").read_bytes())
+        node = json.loads(read_regular(path / "zarr.json", RECORD_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DamageError(f"{path / 'zarr.json'} is damaged: not JSON ({error})") from error
+    except OSError as error:
+        raise CacheError(f"{path / 'zarr.json'} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamageError(f"{path / 'zarr.json'} is damaged: not JSON ({error!s:.100})") from error
     attributes = node.get("attributes") if isinstance(node, dict) else None
     if not isinstance(attributes, dict):
         raise DamageError(f"{path / 'zarr.json'} is damaged: it has no attributes")

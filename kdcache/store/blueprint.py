@@ -1,0 +1,257 @@
+"""What a manifest says, read back with every type and range checked.
+
+A manifest may be damaged, hand-made or hostile. Whatever sizes follow from it are bounded here,
+before anything is allocated or looped over; everything wrong is a DamageError naming the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdcache.errors import CacheError, ConfigError, DamageError
+from kdcache.manifest import FORMAT, Json
+from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig
+from kdcache.signals import ArraySpec, Signal, TeacherShape, from_json
+from kdcache.store.layout import Layout
+from kdcache.tasks import TASKS, Space
+
+ROWS = 2**31  # of a part, in any space; a shard of one byte a row would be 2 GiB
+TOTAL = 2**48  # rows of an array
+WIDTH = 2**24  # values of a row
+COUNT = 2**62
+
+
+class Kind(NamedTuple):
+    """A set of JSON values and its name."""
+
+    what: str
+    fits: Callable[[Any], bool]
+
+
+def whole(low: int, high: int) -> Kind:
+    """Whole numbers from `low` to `high`."""
+    return Kind(
+        f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high
+    )
+
+
+def choice(*options: str) -> Kind:
+    """One of some texts."""
+    return Kind(f"one of {', '.join(options)}", lambda v: isinstance(v, str) and v in options)
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+TEXT = Kind("a text", lambda v: isinstance(v, str))
+TEXTS = Kind("a list of texts", _names)
+TEXTS_OR_NONE = Kind("a list of texts or null", lambda v: v is None or _names(v))
+TEXT_OR_NONE = Kind("a text or null", lambda v: v is None or isinstance(v, str))
+FLAG = Kind("true or false", lambda v: isinstance(v, bool))
+SHARE = Kind("a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1)
+TABLE = Kind("a table", lambda v: isinstance(v, dict))
+
+Schema = Mapping[str, "Kind | Schema"]
+
+PLAN: Schema = {
+    "sha256": TEXT,
+    "parts": whole(1, ROWS),
+    "rows": TABLE,
+    "documents": whole(1, COUNT),
+    "tokens": whole(1, COUNT),
+    "masked": whole(0, COUNT),
+    "config": {
+        "task": choice(*TASKS),
+        "problem": choice("classes", "regression", "tokens"),
+        "tokenizer": {
+            "name": TEXT,
+            "sha256": TEXT,
+            "vocab_size": whole(1, 2**32),
+            "pad_id": whole(0, 2**32),
+            "type_ids": FLAG,
+        },
+        "corpus": {
+            "text_columns": TEXTS,
+            "label_column": TEXT_OR_NONE,
+            "documents": whole(1, COUNT),
+            "truncated": whole(0, COUNT),
+            "sha256": TEXT,
+        },
+        "max_length": whole(1, ROWS),
+        "seed": whole(0, 2**128),
+        "part_tokens": whole(1, ROWS),
+        "mask_probability": SHARE,
+        "views": whole(1, 2**15),
+    },
+}
+CACHE: Schema = {
+    "teacher": {
+        "name": TEXT,
+        "source": TEXT,
+        "class": TEXT,
+        "weights_sha256": TEXT,
+        "parameters": whole(0, COUNT),
+        "dtype": TEXT,
+        "attention": TEXT,
+        "classes": TEXTS_OR_NONE,
+    },
+    "shape": {
+        "outputs": whole(1, WIDTH),
+        "hidden": whole(1, WIDTH),
+        "layers": whole(1, 2**16),
+    },
+    "signals": TABLE,
+    "software": TABLE,
+}
+
+
+def conform(value: Any, schema: Schema, where: Path, name: str = "") -> None:
+    """DamageError, naming the field, unless `value` is a table of what `schema` asks for."""
+    if not isinstance(value, dict):
+        raise _damage(where, name or "the record", value, TABLE.what)
+    for key, kind in schema.items():
+        field = f"{name}.{key}" if name else key
+        if key not in value:
+            raise DamageError(f"{where} is damaged: it has no {field}")
+        if not isinstance(kind, Kind):
+            conform(value[key], kind, where, field)
+        elif not kind.fits(value[key]):
+            raise _damage(where, field, value[key], kind.what)
+
+
+def _damage(where: Path, field: str, value: Any, what: str) -> DamageError:
+    shown = repr(value) if type(value) is not int or abs(value) < 2**64 else "a huge number"
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return DamageError(f"{where} is damaged: {field} is {shown}; expected {what}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """Sizes and settings of a store, from its manifest alone; `signals` is empty for a plan."""
+
+    config: PlanConfig
+    parts: int
+    rows: Mapping[Space, int]
+    shape: TeacherShape | None
+    signals: Mapping[str, Signal]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan without its rows: enough for layouts."""
+        return Plan(config=self.config, parts=self.parts, rows=self.rows, examples={}, columns={})
+
+    def plan_specs(self) -> list[ArraySpec]:
+        """The plan's own arrays."""
+        token = "uint16" if self.config.tokenizer["vocab_size"] <= 65536 else "uint32"
+        columns: list[tuple[str, Space, str]] = [
+            (f"plan/{name}", "example", dtype) for name, dtype in EXAMPLE_COLUMNS.items()
+        ]
+        columns.append(("tokens", "token", token))
+        if "masked" in self.rows:
+            columns.append(("plan/masked_position", "masked", "int32"))
+            columns.append(("plan/masked_label", "masked", token))
+        return [
+            ArraySpec(name=name, space=space, row_shape=(), dtype=dtype)
+            for name, space, dtype in columns
+        ]
+
+    def require_fit(self, layout: Layout, spec: ArraySpec, root: Path) -> None:
+        """DamageError unless an array on disk is the one the manifest speaks of."""
+        found = (str(layout.dtype), layout.row_shape, layout.part_rows)
+        wanted = (spec.dtype, spec.row_shape, self.rows[spec.space])
+        if found != wanted:
+            raise DamageError(
+                f"{root / spec.name / 'zarr.json'} is damaged: dtype, row shape and rows of a part "
+                f"are {found}; the manifest says {wanted}"
+            )
+
+
+def read_blueprint(record: Json, root: Path) -> Blueprint:
+    """Check a manifest and read it; DamageError, or CacheError for another format's."""
+    where = root / "zarr.json"
+    if record.get("format") != FORMAT:
+        raise CacheError(
+            f"{root} has format {record.get('format')!r}; this version reads {FORMAT}: "
+            "use the version of kdcache that made it"
+        )
+    conform(record, {"plan": PLAN}, where)
+    config, parts, rows = _plan(record["plan"], where)
+    shape, signals = None, {}
+    if record.get("kind") == "cache":
+        conform(record, CACHE, where)
+        shape = TeacherShape(**_only(record["shape"], CACHE["shape"]))
+        signals = _signals(record["signals"], config, shape, where)
+    return Blueprint(config=config, parts=parts, rows=rows, shape=shape, signals=signals)
+
+
+def _only(value: Json, schema: Any) -> Json:
+    return {key: value[key] for key in schema}
+
+
+def _plan(facts: Json, where: Path) -> tuple[PlanConfig, int, dict[Space, int]]:
+    spaces: list[Space] = ["example", "token"]
+    if facts["config"]["task"] == "masked-lm":
+        spaces.append("masked")
+    conform(facts["rows"], {space: whole(1, ROWS) for space in spaces}, where, "plan.rows")
+    rows = {space: facts["rows"][space] for space in spaces}
+    if facts["parts"] * max(rows.values()) > TOTAL:
+        raise DamageError(f"{where} is damaged: {facts['parts']} parts of {rows} rows are too many")
+    config, classes = facts["config"], facts["config"]["corpus"].get("classes")
+    if (config["task"] == "text-classification") == (config["problem"] == "tokens"):
+        raise _damage(where, "plan.config.problem", config["problem"], f"what {config['task']} has")
+    if not TEXTS_OR_NONE.fits(classes):
+        raise _damage(where, "plan.config.corpus.classes", classes, TEXTS_OR_NONE.what)
+    try:
+        return PlanConfig(**facts["config"]), facts["parts"], rows
+    except TypeError as error:
+        raise DamageError(f"{where} is damaged: plan.config: {error}") from error
+
+
+def _signals(
+    table: Json, config: PlanConfig, shape: TeacherShape, where: Path
+) -> dict[str, Signal]:
+    found = {}
+    for name, values in table.items():
+        if not isinstance(values, dict):
+            raise _damage(where, f"signals.{name}", values, TABLE.what)
+        try:
+            found[name] = from_json(name, values)
+            found[name].check(config.task, shape)
+        except (ConfigError, TypeError, ValueError, AttributeError) as error:
+            raise DamageError(f"{where} is damaged: signals.{name}: {error}") from error
+    return found
+
+
+def check_examples(plan: Plan, root: Path) -> None:
+    """DamageError if documents lie outside their part, or there are none.
+
+    The rows have passed their checksums; this keeps a plan made by something else from pointing a
+    reader anywhere.
+    """
+    if not len(plan.docs):
+        raise DamageError(f"{root} is damaged: its plan holds no document")
+    part = plan.docs // plan.rows["example"]
+    spaces: list[tuple[str, Space]] = [("doc", "token")]
+    if "masked" in plan.rows:
+        spaces.append(("masked", "masked"))
+    for name, space in spaces:
+        starts = plan.examples[f"{name}_start"][plan.docs]
+        counts = plan.examples[f"{name}_len"][plan.docs]
+        first, size = part * plan.rows[space], plan.rows[space]
+        inside = (starts >= first) & (counts >= 0) & (counts <= size)
+        _require(inside & (starts - first <= size - counts), plan, root, f"{name}_start")
+    pairs, lens = (plan.examples[name][plan.docs] for name in ("pair_start", "doc_len"))
+    _require((lens > 0) & (pairs >= 0) & (pairs <= lens), plan, root, "pair_start")
+
+
+def _require(sound: Array, plan: Plan, root: Path, column: str) -> None:
+    if not sound.all():
+        row = int(plan.docs[int((~sound).argmax())])
+        raise DamageError(
+            f"{root / 'plan' / column} is damaged: row {row} points outside part "
+            f"{row // plan.rows['example']}"
+        )

@@ -1,0 +1,113 @@
+"""The ledger: what commits say each object is, checked before it is believed.
+
+The manifest seals the digest of the plan's commit; every part's commit seals itself and may name no
+object but those its layouts give. A shard's entry is its size and a SHA-256 over the crc32c's that
+follow its chunks and its index, so a shard in the wrong place is known by reading four bytes a
+chunk, and a chunk in the wrong place by its own crc32c.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import DamageError, IncompleteError
+from kdcache.manifest import Json, digest
+from kdcache.store.facts import Facts
+from kdcache.store.paths import inside
+from kdcache.store.shard import Layout
+from kdcache.store.zarrs import read_record
+
+SHA256 = re.compile("[0-9a-f]{64}")
+KEY = re.compile(r"(?!.*(^|/)\.\.?(/|$))[^/\0\\]+(/[^/\0\\]+)*")
+
+
+def part_name(part: int) -> str:
+    """Name of a part's commit."""
+    return f"{part:06d}"
+
+
+def plan_objects(root: Path, manifest: Json) -> dict[str, Json]:
+    """Objects that were there before the first part (plan, metadata, files), by key.
+
+    Raises DamageError if the plan's commit is not the one the manifest seals.
+    """
+    where = inside(root, "commits/plan/zarr.json")
+    record = read_record(where.parent)
+    if record is None:
+        raise DamageError(f"{where} is missing")
+    objects = _objects(record.get("objects"), where)
+    if digest(objects) != manifest.get("contents"):
+        raise DamageError(f"{where} is damaged: it is not the manifest's")
+    return objects
+
+
+class Ledger:
+    """The commits of the parts of a store whose signal arrays have `layouts`."""
+
+    def __init__(self, root: Path, layouts: Iterable[Layout], parts: int) -> None:
+        self.root, self.layouts, self.parts = root, list(layouts), parts
+        self._known: dict[int, Mapping[str, Json]] = {}
+
+    def keys(self, part: int) -> list[str]:
+        """Objects a part is made of, array by array."""
+        return [layout.key(s) for layout in self.layouts for s in layout.part_shards(part)]
+
+    def commit(self, part: int) -> Json:
+        """The commit record of a part; IncompleteError if there is none, DamageError if unsound."""
+        where = inside(self.root, f"commits/{part_name(part)}/zarr.json")
+        record = read_record(where.parent)
+        if record is None:
+            raise IncompleteError(f"{self.root}: part {part} is not committed")
+        objects = _objects(record.get("objects"), where)
+        if record.get("part") != part:
+            raise DamageError(f"{where} is damaged: it is the commit of part {record.get('part')}")
+        if set(objects) != set(self.keys(part)):
+            raise DamageError(f"{where} is damaged: its objects are not those of part {part}")
+        if record.get("attempt") != digest(objects)[:16] or not _sums(record.get("fidelity")):
+            raise DamageError(f"{where} is damaged: its attempt or fidelity makes no sense")
+        return record
+
+    def facts(self, part: int, key: str) -> Json:
+        """What the commit of its part says of an object; the record is read once."""
+        if part not in self._known:
+            self._known[part] = self.commit(part)["objects"]
+        facts: Json = self._known[part][key]
+        return facts
+
+
+def plan_facts(objects: Mapping[str, Json], root: Path) -> Facts:
+    """The ledger of the plan's own arrays and files."""
+
+    def facts(part: int, key: str) -> Json:
+        if key not in objects:
+            raise DamageError(f"{root / key} is in no commit: it is not of this store")
+        return objects[key]
+
+    return facts
+
+
+def _objects(found: Any, where: Path) -> dict[str, Json]:
+    if not isinstance(found, dict) or not all(
+        KEY.fullmatch(key) and isinstance(facts, dict) and _sound(facts)
+        for key, facts in found.items()
+    ):
+        raise DamageError(f"{where} is damaged: its list of objects makes no sense")
+    return found
+
+
+def _sound(facts: Json) -> bool:
+    size, chunks, crc = facts.get("bytes"), facts.get("chunks_sha256"), facts.get("crc32c")
+    known = isinstance(chunks, str) and SHA256.fullmatch(chunks) is not None
+    return type(size) is int and size >= 0 and (known or type(crc) is int)
+
+
+def _sums(fidelity: Any) -> bool:
+    """Whether these are finite sums by signal and name."""
+    return isinstance(fidelity, dict) and all(
+        isinstance(stats, dict)
+        and all(type(v) in (int, float) and -1e300 < v < 1e300 for v in stats.values())
+        for stats in fidelity.values()
+    )

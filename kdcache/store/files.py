@@ -1,15 +1,21 @@
-"""Local file operations that survive a crash: what they made is whole or not there."""
+"""Writing that survives a crash, on a disk or in an object store: an object is whole or not there.
+
+An object store makes an object durable and whole in one request, so there the steps that a disk
+needs, syncing and renaming, fall away.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from kdcache.errors import CacheError
+from kdcache.store.objects import ObjectPath, Root, at_once
 
 REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -28,8 +34,11 @@ REASONS = {
 }
 
 
+Pieces = Sequence[bytes | memoryview]
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Root) -> Iterator[None]:
     """Turn a failing disk into a CacheError that says what to do; finished parts stay."""
     try:
         yield
@@ -43,8 +52,11 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_synced(path: Path, *pieces: bytes | memoryview) -> None:
-    """Write a new file and wait until it is on disk."""
+def write_synced(path: Root, *pieces: bytes | memoryview) -> None:
+    """Write a new object and wait until it is kept for good."""
+    if isinstance(path, ObjectPath):
+        path.write_bytes(b"".join(pieces))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb", buffering=0) as file:
         for piece in pieces:
@@ -63,28 +75,92 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def put_if_absent(path: Path, data: bytes, scratch: Path) -> bool:
-    """Create `path` with `data` unless it exists; of several writers exactly one gets True."""
-    write_synced(scratch, data)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def replace_synced(path: Root, data: bytes) -> None:
+    """Write an object, over one of that name if there is one; it is never seen half written."""
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data)
+        return
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        os.link(scratch, path)
-    except FileExistsError:
-        return False
+        write_synced(fresh, data)
+        os.replace(fresh, path)
     finally:
-        scratch.unlink()
+        fresh.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def put_if_absent(path: Root, data: bytes, scratch: Root) -> bool:
+    """Create `path` with `data` unless it exists; of several writers exactly one gets True.
+
+    `scratch` is a name of this writer's own that a disk needs on the way.
+    """
+    if isinstance(path, ObjectPath):
+        return _create(path, data)
+    assert isinstance(scratch, Path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        write_synced(scratch, data)
+        try:
+            os.link(scratch, path)
+            break
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            continue  # a writer that finished has cleared the folder of `scratch`
+        finally:
+            scratch.unlink(missing_ok=True)
     sync_folder(path.parent)
     sync_folder(path.parent.parent)
     return True
 
 
-def publish(source: Path, target: Path) -> None:
-    """Move a staged file to its place, for good."""
+def _create(path: ObjectPath, data: bytes) -> bool:
+    try:
+        path.write_bytes(data, create=True)
+    except FileExistsError:
+        # Ours, if an answer was lost and the request repeated.
+        return path.read_bytes() == data
+    return True
+
+
+def stage(folder: Root, objects: Mapping[str, Pieces]) -> None:
+    """Write the objects of one attempt below `folder`, which is named after their contents.
+
+    The folder of a disk appears whole. Objects appear one by one, the same whoever writes them.
+    """
+    if isinstance(folder, ObjectPath):
+        at_once(lambda item: write_synced(folder / item[0], *item[1]), objects.items())
+        return
+    fresh = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
+    try:
+        for key, pieces in objects.items():
+            write_synced(fresh / key, *pieces)
+        for inner, _, _ in os.walk(fresh):
+            sync_folder(Path(inner))
+        os.rename(fresh, folder)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+    finally:
+        remove_tree(fresh)
+    sync_folder(folder.parent)
+
+
+def publish(source: Root, target: Root) -> None:
+    """Put a staged object in its place, for good; FileNotFoundError if it is not staged."""
+    if isinstance(source, ObjectPath):
+        assert isinstance(target, ObjectPath)
+        source.copy_to(target)
+        return
+    assert isinstance(target, Path)
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(source, target)
     sync_folder(target.parent)
 
 
-def remove_tree(path: Path) -> None:
+def remove_tree(path: Root) -> None:
     """Remove a folder and what is in it; one that is not there is fine."""
-    shutil.rmtree(path, ignore_errors=True)
+    if isinstance(path, ObjectPath):
+        path.unlink_all()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

@@ -25,6 +25,7 @@ from kdcache.progress import Progress, quiet
 from kdcache.signals import Signal, TeacherShape, parse_all
 from kdcache.store import (
     Cache,
+    Claims,
     Writer,
     cache_record,
     create,
@@ -32,6 +33,7 @@ from kdcache.store import (
     open_plan,
     signal_layouts,
 )
+from kdcache.store.files import writing
 from kdcache.tasks import TASKS, Task
 
 DEFAULT_SIGNALS: dict[Task, tuple[str, ...]] = {
@@ -213,23 +215,42 @@ def _fill(out: Path, teacher: Teacher, batch_tokens: int, progress: Progress) ->
         )
     if missing:
         _run_parts(writer, missing, Capture(cache, teacher, batch_tokens), progress)
+        writer.republish()  # another builder of the cache may have been killed meanwhile
     writer.finalize()
 
 
+@contextmanager
+def _claims(writer: Writer) -> Iterator[Claims]:
+    """This builder's claims, given up in the end whatever happens."""
+    claims = Claims(writer.staging / "claims")
+    with writing(writer.path):
+        try:
+            yield claims
+        finally:
+            claims.drop()
+
+
 def _run_parts(writer: Writer, parts: list[int], capture: Capture, progress: Progress) -> None:
+    """Run the teacher over `parts`, leaving out those that another builder commits meanwhile."""
     plan = writer.cache.plan
-    total = sum(plan.extent(plan.part_docs(part), "token") for part in parts)
+    tokens = {part: plan.extent(plan.part_docs(part), "token") for part in parts}
     pending: Future[None] | None = None
     with (
         ThreadPoolExecutor(1, "kdcache-writer") as thread,
-        progress.bar("running the teacher", unit="tokens", total=total) as advance,
+        progress.bar("running the teacher", unit="tokens", total=sum(tokens.values())) as advance,
+        _claims(writer) as claims,
     ):
         try:
-            for part in parts:
+            left = list(parts)
+            while (part := claims.take(left)) is not None:
                 arrays, fidelity = capture.part(part, advance)
+                left.remove(part)
                 if pending is not None:
                     pending.result()
-                pending = thread.submit(writer.write_part, part, arrays, fidelity)
+                pending = thread.submit(writer.write_part, part, arrays, fidelity, capture.forward)
+                for other in set(left).difference(writer.cache.missing):
+                    left.remove(other)
+                    advance(tokens[other])
             if pending is not None:
                 pending.result()
         except KeyboardInterrupt as stop:

@@ -32,6 +32,11 @@ class Capture:
         self.hidden = any(isinstance(signal, Hidden) for signal in cache.signals.values())
         self.sampled = {space: _sampled(self.plan, space) for space in set(cache.spaces.values())}
 
+    @property
+    def forward(self) -> Json:
+        """What the last bits of the teacher's outputs hang on, beyond the teacher itself."""
+        return {"batch_tokens": self.batch_tokens, "device": self.teacher.device.type}
+
     def part(self, part: int, advance: Advance) -> tuple[dict[str, Array], Json]:
         """All rows of a part, by array, and its share of the fidelity figures."""
         rows = {

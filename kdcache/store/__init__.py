@@ -1,5 +1,6 @@
 """The store: plans and caches as Zarr v3 groups with checked, whole, committed shards."""
 
+from kdcache.store.claims import Claims
 from kdcache.store.create import (
     cache_record,
     create,
@@ -15,6 +16,7 @@ from kdcache.store.writer import Writer
 
 __all__ = [
     "Cache",
+    "Claims",
     "Layout",
     "Writer",
     "cache_record",

@@ -39,8 +39,13 @@ class Writer:
         root = path.resolve()
         self.staging = root.with_name(f"{root.name}.staging")
 
-    def write_part(self, part: int, arrays: Mapping[str, Array], fidelity: Json) -> None:
-        """Stage, commit and publish one part; `arrays` hold all its rows, padding included."""
+    def write_part(
+        self, part: int, arrays: Mapping[str, Array], fidelity: Json, forward: Json
+    ) -> None:
+        """Stage, commit and publish one part; `arrays` hold all its rows, padding included.
+
+        `forward` is what the bytes of the same teacher's outputs hang on: batch size and device.
+        """
         with writing(self.path):
             attempt = self.staging / f"{part_name(part)}.{uuid.uuid4().hex}"
             objects: dict[str, Json] = {}
@@ -52,6 +57,7 @@ class Writer:
                 "objects": objects,
                 "attempt": digest(objects)[:16],
                 "fidelity": fidelity,
+                "forward": forward,
             }
             self._commit(part, attempt, record)
             self.publish(part)

@@ -45,6 +45,15 @@ def test_matches_float64(dtype, n, v, k, temperature):
 def test_equal_logits_keep_the_smaller_id():
     x = torch.tensor([[0.0, 1, 1, 2, 1, 1], [3, 3, 3, 3, 3, 3]])
     assert topk_encode(x, 3)[0].tolist() == [[3, 1, 2], [0, 1, 2]]
+    assert topk_encode(torch.tensor([[-0.0, 0.0, -1.0]]), 1)[0].tolist() == [[0]]
+
+
+@pytest.mark.parametrize("k", [3, 40])
+def test_rows_of_few_values_keep_the_smaller_ids(k):
+    x = torch.randint(0, 3, (6, 1271), generator=torch.Generator().manual_seed(0)).float()
+    x[0], x[1, 5:] = 1.0, -math.inf
+    assert torch.equal(topk_encode(x, k)[0], oracle(x, k, 2.0)[0])
+    assert torch.equal(topk_encode(x.double(), k)[0], oracle(x, k, 2.0)[0])
 
 
 def test_a_tiny_tail_is_not_lost():

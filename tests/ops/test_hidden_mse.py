@@ -11,7 +11,7 @@ from kdcache_kernels.hidden_mse.reference import make_inputs
 
 BACKENDS = {"numba": _numba.hidden_mse, "reference": reference.hidden_mse}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CODES = (torch.int8, *DTYPES)
+CODES = (torch.int8, *DTYPES, torch.float8_e4m3fn)
 NORMALIZE = ("none", "l2", "layernorm")
 backends = pytest.mark.parametrize("backend", BACKENDS)
 normalizes = pytest.mark.parametrize("normalize", NORMALIZE)
@@ -239,3 +239,19 @@ def test_wrong_arguments_say_what_to_do(change, error, message):
     d = make_inputs(3, 8)
     with pytest.raises(error, match=message):
         hidden_mse(**{**d, **change})
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+def test_layers_in_one_launch_add_up(groups):
+    layers = [make_inputs(5, 48, groups=groups, seed=seed) for seed in range(3)]
+    stacked = {name: torch.stack([d[name] for d in layers]) for name in layers[0]}
+    x = stacked["student"].requires_grad_()
+    loss = hidden_mse(x, stacked["codes"], stacked["scale"], weight=stacked["weight"])
+    loss.backward()
+    parts = []
+    for d, gradient in zip(layers, x.grad, strict=True):
+        one = d["student"].requires_grad_()
+        parts.append(hidden_mse(one, d["codes"], d["scale"], weight=d["weight"]))
+        parts[-1].backward()
+        assert torch.equal(gradient, one.grad)
+    assert torch.allclose(loss, sum(parts))

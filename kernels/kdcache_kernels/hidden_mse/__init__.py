@@ -17,13 +17,14 @@ from kdcache_kernels._checks import (
     require_shape,
     row_weight,
 )
-from kdcache_kernels.hidden_mse import reference
+from kdcache_kernels._op import define
 
 __all__ = ["hidden_mse"]
 
 Normalize: TypeAlias = Literal["none", "l2", "layernorm"]
 Outputs: TypeAlias = tuple[Tensor, Tensor]
 NORMALIZE = ("none", "l2", "layernorm")
+CODES = (torch.int8, torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32)
 
 
 def hidden_mse(
@@ -38,9 +39,12 @@ def hidden_mse(
 
     The loss and its gradient come from one pass; only `student` gets a gradient.
 
+    Several layers go through one launch as [L, N, H], the other tensors with a leading L too.
+
     Args:
         student: hidden states, [N, H], float32, float16, bfloat16 or float64; rows at any stride.
-        codes: the teacher's, [N, H]: int8 with `scale`, or float16, bfloat16 or float32 without.
+        codes: the teacher's, [N, H]: int8 with `scale`, or float8_e4m3fn, float16, bfloat16 or
+            float32 without.
         scale: of int8 codes, [N] or [N, G], floating: column h is multiplied by
             `scale[:, h // (H / G)]`. G divides H.
         normalize: applied to both sides. `none`; `l2`: x / |x|, as in PKD (arXiv:1908.09355) with
@@ -58,6 +62,10 @@ def hidden_mse(
         TypeError: wrong dtype.
         RuntimeError: double backward.
     """
+    if student.dim() == codes.dim() == 3:
+        student, codes = student.flatten(0, 1), codes.flatten(0, 1)
+        scale = scale if scale is None or scale.dim() < 2 else scale.flatten(0, 1)
+        weight = weight if weight is None or weight.dim() < 2 else weight.flatten(0, 1)
     _check(student, codes, scale, normalize)
     loss: Tensor = _op(
         student,
@@ -74,7 +82,7 @@ def _check(student: Tensor, codes: Tensor, scale: Tensor | None, normalize: str)
     require_matrix("student", student)
     require_dtype("student", student, FLOATS)
     require_shape("codes", codes, tuple(student.shape))
-    require_dtype("codes", codes, (torch.int8, torch.float16, torch.bfloat16, torch.float32))
+    require_dtype("codes", codes, CODES)
     require_device("codes", codes, student, "student")
     require_constant("codes", codes, "student")
     if student.shape[1] == 0:
@@ -103,8 +111,7 @@ def _check_scale(student: Tensor, scale: Tensor) -> None:
         )
 
 
-@torch.library.custom_op("kdcache::hidden_mse", mutates_args=())
-def _op(
+def _body(
     student: Tensor,
     codes: Tensor,
     scale: Tensor | None,
@@ -113,35 +120,25 @@ def _op(
     need_grad: bool,
 ) -> Outputs:
     """Return (loss, gradient); the gradient is empty if not needed."""
-    return reference.hidden_mse(student, codes, scale, weight, normalize, need_grad)
+    outputs: Outputs = _backend(student).hidden_mse(
+        student, codes, scale, weight, normalize, need_grad
+    )
+    return outputs
 
 
-@_op.register_kernel("cpu")
-def _cpu(
-    student: Tensor,
-    codes: Tensor,
-    scale: Tensor | None,
-    weight: Tensor,
-    normalize: str,
-    need_grad: bool,
-) -> Outputs:
-    if student.dtype == torch.float64:
-        return reference.hidden_mse(student, codes, scale, weight, normalize, need_grad)
-    from kdcache_kernels.hidden_mse import _numba
+def _backend(student: Tensor) -> Any:
+    """The file that serves these rows, imported when it is first needed."""
+    if student.device.type == "cpu" and student.dtype != torch.float64:
+        from kdcache_kernels.hidden_mse import _numba
 
-    return _numba.hidden_mse(student, codes, scale, weight, normalize, need_grad)
+        return _numba
+    from kdcache_kernels.hidden_mse import reference
+
+    return reference
 
 
-@_op.register_fake
-def _fake(
-    student: Tensor,
-    codes: Tensor,
-    scale: Tensor | None,
-    weight: Tensor,
-    normalize: str,
-    need_grad: bool,
-) -> Outputs:
-    shape = (student.shape[0] if need_grad else 0, student.shape[1])
+def _fake(student: Tensor, *others: Any) -> Outputs:
+    shape = (student.shape[0] if others[-1] else 0, student.shape[1])
     gradient = student.new_empty(shape, dtype=gradient_dtype(student))
     return student.new_empty((), dtype=compute_dtype(student)), gradient
 
@@ -154,4 +151,4 @@ def _backward(ctx: Any, loss: Tensor | None, *others: Tensor | None) -> tuple[Te
     return (input_gradient(ctx, "hidden_mse", loss), *(None,) * 5)
 
 
-_op.register_autograd(_backward, setup_context=_setup)
+_op = define("hidden_mse", _body, _fake, backward=_backward, setup=_setup)

@@ -1,5 +1,8 @@
 """Top-k of the teacher's distribution with exact statistics of the rest."""
 
+from typing import Any, cast
+
+import torch
 from torch import Tensor
 
 from kdcache_kernels._checks import FLOATS, require_dtype, require_matrix
@@ -39,4 +42,15 @@ def topk_encode(
         raise ValueError(f"k must lie in [1, V] with V = {logits.shape[1]}; got {k}")
     if not 0 < stat_temperature < float("inf"):
         raise ValueError(f"stat_temperature must be positive and finite; got {stat_temperature}")
-    return reference.topk_encode(logits.detach(), k, stat_temperature)
+    *outputs, totals = _backend(logits).topk_encode(logits.detach(), k, stat_temperature)
+    reference.require_distributions(totals)
+    return cast(tuple[Tensor, Tensor, Tensor, Tensor], tuple(outputs))
+
+
+def _backend(logits: Tensor) -> Any:
+    """The file that serves these logits, imported when it is first needed."""
+    if logits.device.type == "cpu" and logits.dtype != torch.float64:
+        from kdcache_kernels.topk_encode import _numba
+
+        return _numba
+    return reference

@@ -18,8 +18,11 @@ def make_inputs(n: int, v: int, *, dtype: torch.dtype = torch.float32, seed: int
 
 def topk_encode(
     logits: Tensor, k: int, temperature: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (ids, logprobs, tail_logmass, tail_stat); see the public function."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return (ids, logprobs, tail_logmass, tail_stat, log-sum of the row's exponentials).
+
+    The last is not finite for a row that is no distribution; see the public function.
+    """
     n, v = logits.shape
     dtype = compute_dtype(logits)
     device = logits.device
@@ -40,8 +43,7 @@ def topk_encode(
         logprobs[rows] = top - lse[:, None]
         tails[0, rows] = lse_rest - lse
         tails[1, rows] = rest.div_(temperature).logsumexp(1) - lse / temperature
-    _require_distributions(totals)
-    return ids, logprobs, tails[0], tails[1]
+    return ids, logprobs, tails[0], tails[1], totals
 
 
 def _largest(x: Tensor, k: int) -> Tensor:
@@ -66,7 +68,8 @@ def _first_of_ties(x: Tensor, last: Tensor, k: int) -> Tensor:
     return keep.nonzero()[:, 1].view(-1, k)
 
 
-def _require_distributions(totals: Tensor) -> None:
+def require_distributions(totals: Tensor) -> None:
+    """Raise ValueError, naming the row, if some row's `totals` is not finite."""
     bad = (~totals.isfinite()).nonzero()
     if len(bad):
         raise ValueError(

@@ -18,12 +18,13 @@ from kdcache_kernels._numba import (
     exponentials,
     fast,
     get_num_threads,
+    gradient_rows,
     load_row,
     log_add,
     log_sum,
     pieces,
     prange,
-    round_bf16,
+    round_row,
 )
 from kdcache_kernels.topk_kl import reference
 from kdcache_kernels.topk_kl.spec import DIVERGENCES, TAILS, Spec, Teacher
@@ -47,7 +48,7 @@ def topk_kl(
     """As `reference.topk_kl`; `out` is float32 or bfloat16."""
     n, v = logits.shape
     flat, stride, kind = bits(logits)
-    out32, out16, out_stride = _gradient_rows(out)
+    out32, out16, out_stride = gradient_rows(out)
     ids = teacher.ids
     pad = 65535 if ids.dtype == torch.uint16 and v < 65536 else -1
     rest = teacher.rest
@@ -82,20 +83,6 @@ def topk_kl(
     if check and bad.any():
         reference.check_ids(logits, ids, labels, weight, spec.ignore_index)
     return rows[0].sum().float(), rows[1].float(), rows[2].float()
-
-
-def _gradient_rows(out: Tensor | None) -> tuple[Any, Any, int]:
-    """Two flat views of the gradient, as float32 and as bits of bfloat16, and its row stride.
-
-    The view of the dtype it does not have is empty.
-    """
-    none32, none16 = np.empty(0, np.float32), np.empty(0, np.uint16)
-    if out is None:
-        return none32, none16, 0
-    flat, stride, _ = bits(out)
-    if out.dtype == torch.float32:
-        return flat.view(np.float32), none16, stride // 4
-    return none32, flat.view(np.uint16), stride // 2
 
 
 @fast()
@@ -211,12 +198,6 @@ def _add(x: Any, y: Any) -> None:
         x[v] += y[v]
 
 
-@fast()
-def _round_row(x: Any, out: Any) -> None:
-    for v in range(x.size):
-        out[v] = round_bf16(x[v])
-
-
 @fast(parallel=True)
 def _all_rows(
     flat: Any,
@@ -311,4 +292,4 @@ def _all_rows(
                 if label_ok:
                     x[y] -= w * hard_weight
                 if out16.size:
-                    _round_row(x, out16[start : start + v])
+                    round_row(x, out16[start : start + v])

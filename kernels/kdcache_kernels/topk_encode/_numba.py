@@ -1,0 +1,171 @@
+"""topk_encode on CPU: a bound from block maxima picks few candidates, one pass sums the rest.
+
+The row is seen as a table of BLOCKS columns. The k-th largest of the columns' maxima is at most the
+k-th largest element, so only columns that reach it can hold one of the k: about k of them.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache_kernels._numba import (
+    Real,
+    bits,
+    exponentials,
+    fast,
+    get_num_threads,
+    load_row,
+    log_add,
+    log_sum,
+    pieces,
+    prange,
+)
+
+HEIGHT = 16  # rows of the table
+
+
+def topk_encode(
+    logits: Tensor, k: int, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.topk_encode`."""
+    n, v = logits.shape
+    flat, stride, kind = bits(logits)
+    ids = torch.empty((n, k), dtype=torch.int64)
+    logprobs = torch.empty((n, k), dtype=torch.float32)
+    tails = torch.empty((2, n), dtype=torch.float32)
+    totals = torch.empty(n, dtype=torch.float32)
+    _all_rows(
+        flat,
+        stride,
+        kind,
+        v,
+        temperature,
+        ids.numpy(),
+        logprobs.numpy(),
+        tails.numpy(),
+        totals.numpy(),
+        max(1, min(n, 4 * get_num_threads())),
+    )
+    return ids, logprobs, tails[0], tails[1], totals
+
+
+@fast()
+def _ordered(x: Any, keys: Any) -> None:
+    """Integers in the order of the floats, so that maxima vectorise without assuming no NaN."""
+    raw = x.view(np.int32)
+    for v in range(raw.size):
+        u = np.int32(0) if raw[v] == np.int32(-0x80000000) else raw[v]  # -0 equals 0
+        keys[v] = u ^ ((u >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@fast()
+def _larger(a: Any, b: Any) -> None:
+    for v in range(b.size):
+        a[v] = max(a[v], b[v])
+
+
+@fast()
+def _candidates(keys: Any, k: int, columns: Any, order: Any) -> int:
+    """Fill `order` with the indices, rising, of a set that holds the k largest; return its size."""
+    width = columns.size
+    if width < 4 * k:
+        for v in range(keys.size):
+            order[v] = v
+        return keys.size
+    columns[:] = keys[:width]
+    for start in range(width, keys.size, width):
+        _larger(columns, keys[start : start + width])
+    bound = np.partition(columns, width - k)[width - k]
+    count = 0
+    for column in range(width):
+        if columns[column] >= bound:
+            for v in range(column, keys.size, width):
+                if keys[v] >= bound:
+                    order[count] = v
+                    count += 1
+    order[:count] = np.sort(order[:count])
+    return count
+
+
+@fast()
+def _select(keys: Any, k: int, candidates: Any, ids: Any) -> None:
+    """The k largest by falling key, the smaller index first among equals."""
+    values = np.empty(candidates.size, np.int32)
+    for c in range(candidates.size):
+        values[c] = keys[candidates[c]]
+    least = np.partition(values, values.size - k)[values.size - k]
+    above = 0
+    for c in range(values.size):
+        above += values[c] > least
+    room = k - above
+    kept = np.empty(k, np.int64)
+    falling = np.empty(k, np.int64)
+    count = 0
+    for c in range(values.size):
+        if values[c] > least or (values[c] == least and room > 0):
+            room -= values[c] == least
+            kept[count] = candidates[c]
+            falling[count] = -np.int64(values[c])
+            count += 1
+    turn = np.argsort(falling, kind="mergesort")
+    for c in range(k):
+        ids[c] = kept[turn[c]]
+
+
+@fast()
+def _row(
+    x: Any, keys: Any, columns: Any, order: Any, tops: Any, spare: Any, temperature: Real, ids: Any
+) -> tuple[Real, Real, Real, Any]:
+    """Choose ids; return lse, lse of the rest, lse of the rest's x / T, and the k logits."""
+    k = ids.size
+    _ordered(x, keys)
+    count = _candidates(keys, k, columns, order)
+    _select(keys, k, order[:count], ids)
+    top = np.empty(k, np.float64)
+    for c in range(k):
+        top[c] = x[ids[c]]
+        x[ids[c]] = -np.inf
+    if temperature == 2.0:
+        high, warm, mass = exponentials(x, 0.5, True, tops)
+    else:
+        spare[:] = x
+        high, warm, _ = exponentials(spare, 1.0 / temperature, False, tops)
+        high, mass, _ = exponentials(x, 1.0, False, tops)
+    rest, rest_warm = -np.inf, -np.inf
+    if mass != 0.0:
+        rest = high + np.log(mass)
+        rest_warm = high / temperature + np.log(warm)
+    return log_add(log_sum(top, 1.0), rest), rest, rest_warm, top
+
+
+@fast(parallel=True)
+def _all_rows(
+    flat: Any,
+    stride: int,
+    kind: int,
+    v: int,
+    temperature: Real,
+    ids: Any,
+    logprobs: Any,
+    tails: Any,
+    totals: Any,
+    blocks: int,
+) -> None:
+    n, k = ids.shape
+    for b in prange(blocks):
+        x = np.empty(v, np.float32)
+        spare = np.empty(0 if temperature == 2.0 else v, np.float32)
+        keys = np.empty(v, np.int32)
+        columns = np.empty(v // HEIGHT, np.int32)
+        order = np.empty(v, np.int64)
+        tops = np.empty(pieces(v), np.float32)
+        for i in range(b * n // blocks, (b + 1) * n // blocks):
+            load_row(flat, i * stride, kind, x)
+            lse, rest, warm, top = _row(x, keys, columns, order, tops, spare, temperature, ids[i])
+            totals[i] = lse
+            for c in range(k):
+                logprobs[i, c] = top[c] - lse
+            tails[0, i] = rest - lse
+            tails[1, i] = warm - lse / temperature

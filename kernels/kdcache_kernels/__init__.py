@@ -8,8 +8,18 @@ tensors run a Numba kernel, compiled at first use and cached on disk; other devi
 """
 
 from kdcache_kernels.hidden_mse import hidden_mse
+from kdcache_kernels.linear_kl import linear_kl
+from kdcache_kernels.linear_topk_kl import linear_topk_kl
 from kdcache_kernels.quantize_rows import dequantize_rows, quantize_rows
 from kdcache_kernels.topk_encode import topk_encode
 from kdcache_kernels.topk_kl import topk_kl
 
-__all__ = ["dequantize_rows", "hidden_mse", "quantize_rows", "topk_encode", "topk_kl"]
+__all__ = [
+    "dequantize_rows",
+    "hidden_mse",
+    "linear_kl",
+    "linear_topk_kl",
+    "quantize_rows",
+    "topk_encode",
+    "topk_kl",
+]

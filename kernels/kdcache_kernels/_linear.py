@@ -27,7 +27,10 @@ Rows: TypeAlias = tuple[Tensor, Tensor, Tensor]
 Outputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """Loss, dX, dW, db, soft rows, hard rows; a gradient that is not needed has no rows."""
 
-RowKernel: TypeAlias = Callable[[slice, Tensor, Tensor | None], Rows]
+Chunk: TypeAlias = slice | Tensor
+"""Which rows; indices where rows between them are left out."""
+
+RowKernel: TypeAlias = Callable[[Chunk, Tensor, Tensor | None], Rows]
 """(rows, their logits, where the gradient goes) to (loss, soft rows, hard rows)."""
 
 CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**28}  # half of a last-level cache; 4400 rows of BERT in bf16
@@ -159,48 +162,38 @@ def run(
 
     A row of `row_weight` 0 may hold NaN: it adds nothing to any gradient.
     """
-    n, v = hidden.shape[0], weight.shape[0]
-    size = chunk_rows(n, v, dtype, hidden.device, chunk_bytes)
-    buffer = chunk_buffer(size, v, dtype, hidden.device)
+    chunks = _chunks(row_weight, weight.shape[0], dtype, chunk_bytes)
+    size = max((_length(chunk) for chunk in chunks), default=0)
+    buffer = chunk_buffer(size, weight.shape[0], dtype, hidden.device)
     gradients = _Gradients(hidden, weight, needs)
-    rows = torch.empty(2, n, dtype=compute_dtype(hidden), device=hidden.device)
-    total = rows.new_zeros(())
+    soft, hard = (row_weight.new_zeros(len(row_weight)) for _ in range(2))
+    total = row_weight.new_zeros(())
     with torch.autocast(hidden.device.type, enabled=False):
         head = cast_head(weight, bias, dtype)
-        for start in range(0, n, max(size, 1)):
-            part = slice(start, min(start + size, n))
-            # G is 0 in a dead row, but 0 times NaN is NaN.
-            x = hidden[part].to(dtype).masked_fill((row_weight[part] == 0)[:, None], 0)
+        for chunk in chunks:
+            # G is 0 in a row of weight 0, but 0 times NaN is NaN.
+            x = hidden[chunk].to(dtype).masked_fill((row_weight[chunk] == 0)[:, None], 0)
             logits = head.logits(x, buffer)
             out = logits if any(needs) else None
-            loss, rows[0, part], rows[1, part] = kernel(part, logits, out)
+            loss, soft[chunk], hard[chunk] = kernel(chunk, logits, out)
             total += loss
-            gradients.add(part, logits, x, head.weight)
-    return total, gradients.hidden, gradients.weight, gradients.bias, rows[0], rows[1]
+            gradients.add(chunk, logits, x, head.weight)
+    return total, *gradients.finished(), soft, hard
 
 
-def live_rows(row_weight: Tensor) -> Tensor | None:
-    """Indices of the rows of weight other than 0; None if that is all, or would synchronise."""
-    if row_weight.device.type != "cpu":
-        return None
-    live = row_weight.nonzero()[:, 0]
-    return None if len(live) == len(row_weight) else live
+def _chunks(row_weight: Tensor, v: int, dtype: torch.dtype, chunk_bytes: int) -> list[Chunk]:
+    """The rows, cut; on a CPU without those of weight 0, which elsewhere would synchronise."""
+    n, live = len(row_weight), None
+    if row_weight.device.type == "cpu":
+        live = row_weight.nonzero()[:, 0]
+        n, live = len(live), None if len(live) == n else live
+    size = chunk_rows(n, v, dtype, row_weight.device, chunk_bytes)
+    parts = [slice(start, min(start + size, n)) for start in range(0, n, max(size, 1))]
+    return [part if live is None else live[part] for part in parts]
 
 
-def take(x: Tensor | None, live: Tensor | None) -> Tensor | None:
-    """The rows `live` of `x`."""
-    return x if x is None or live is None else x[live]
-
-
-def put_back(outputs: Outputs, live: Tensor | None, n: int) -> Outputs:
-    """Outputs of `run` on the rows `live` as those of all `n` rows."""
-    if live is None:
-        return outputs
-    loss, hidden, weight, bias, soft, hard = outputs
-    if len(hidden):  # not asked for otherwise
-        hidden = hidden.new_zeros(n, hidden.shape[1]).index_copy_(0, live, hidden)
-    soft, hard = (x.new_zeros(n).index_copy_(0, live, x) for x in (soft, hard))
-    return loss, hidden, weight, bias, soft, hard
+def _length(chunk: Chunk) -> int:
+    return int(chunk.stop - chunk.start) if isinstance(chunk, slice) else len(chunk)
 
 
 class _Gradients:
@@ -208,31 +201,39 @@ class _Gradients:
 
     def __init__(self, hidden: Tensor, weight: Tensor, needs: Need) -> None:
         (n, h), v, exact = hidden.shape, weight.shape[0], compute_dtype(hidden)
-        self.needs = needs
-        self.hidden = empty((n if needs.hidden else 0, h), gradient_dtype(hidden), hidden.device)
-        shape = (v if needs.weight else 0, h)
-        # The first chunk writes it; without rows there is none.
-        make = torch.zeros if n == 0 else empty
-        self.weight = make(shape, dtype=exact, device=hidden.device)
-        self.bias = torch.zeros(v if needs.bias else 0, dtype=exact, device=hidden.device)
+        self.needs, self.empty = needs, True
+        # Rows that no chunk holds stay 0.
+        shape = (n if needs.hidden else 0, h)
+        self.hidden = hidden.new_zeros(shape, dtype=gradient_dtype(hidden))
+        self.weight = empty((v if needs.weight else 0, h), exact, hidden.device)
+        self.bias = hidden.new_zeros(v if needs.bias else 0, dtype=exact)
 
-    def add(self, part: slice, g: Tensor, x: Tensor, weight: Tensor) -> None:
+    def add(self, chunk: Chunk, g: Tensor, x: Tensor, weight: Tensor) -> None:
         """Add those of one chunk, from its gradient `g` [C, V] and its hidden states `x` [C, H]."""
-        if self.needs.hidden:
-            _product(self.hidden[part], g, weight)
-        if self.needs.weight and part.start == 0:
-            _product(self.weight, g.t(), x)
+        if self.needs.hidden and isinstance(chunk, slice):
+            product(self.hidden[chunk], g, weight)
+        elif self.needs.hidden:
+            self.hidden[chunk] = torch.mm(g, weight).to(self.hidden.dtype)
+        if self.needs.weight and self.empty:
+            product(self.weight, g.t(), x)
         elif self.needs.weight:
             _add_product(self.weight, g.t(), x)
+        self.empty = False
         if self.needs.bias:
             self.bias += g.sum(0, dtype=self.bias.dtype)
 
+    def finished(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three gradients."""
+        if self.empty:
+            self.weight.zero_()
+        return self.hidden, self.weight, self.bias
 
-def _product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """`out = a b`; of bfloat16 factors straight into float32."""
+
+def product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """`out = a b`; of 16-bit factors (never on a CPU) straight into float32."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
-    elif a.dtype == torch.bfloat16:
+    elif a.dtype.itemsize < out.dtype.itemsize:
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         out.copy_(torch.mm(a, b))

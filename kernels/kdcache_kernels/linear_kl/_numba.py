@@ -1,0 +1,204 @@
+"""The row kernel of linear_kl on CPU: both rows stay in cache, the gradient replaces the student's.
+
+Beside two matrix products a row, its few passes hardly count; so they are kept simple.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache_kernels._numba import (
+    PIECE,
+    Real,
+    bits,
+    exp_part,
+    fast,
+    get_num_threads,
+    pieces,
+    prange,
+    row_max,
+)
+from kdcache_kernels.linear_kl.spec import Spec
+from kdcache_kernels.topk_kl.spec import DIVERGENCES
+
+FORWARD, REVERSE, JS = range(3)
+
+
+def dense_kl(
+    logits: Tensor,
+    teacher: Tensor,
+    weight: Tensor,
+    labels: Tensor | None,
+    spec: Spec,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.dense_kl`, for float32; overwrites `logits` and `teacher` in any case."""
+    n, v = logits.shape
+    student, stride, _ = bits(logits)
+    other, other_stride, _ = bits(teacher)
+    rows = torch.zeros(3, n, dtype=torch.float64)
+    _all_rows(
+        student.view(np.float32),
+        stride // 4,
+        other.view(np.float32),
+        other_stride // 4,
+        v,
+        weight.contiguous().numpy(),
+        np.full(n, spec.ignore_index) if labels is None else labels.contiguous().numpy(),
+        spec.ignore_index,
+        spec.temperature,
+        DIVERGENCES.index(spec.divergence),
+        spec.soft_weight,
+        spec.hard_weight,
+        need_grad,
+        rows.numpy(),
+        max(1, min(n, 4 * get_num_threads())),
+    )
+    return rows[0].sum().float(), rows[1].float(), rows[2].float()
+
+
+@fast()
+def _difference(x: Any, t: Any, top_x: Real, top_t: Real, factor: Real, out: Any) -> None:
+    for v in range(out.size):
+        out[v] = ((t[v] - top_t) - (x[v] - top_x)) * factor
+
+
+@fast()
+def _dot(mass: Any, d: Any) -> Real:
+    """Sum of mass * d, where a mass of 0 counts nothing even if d is infinite."""
+    total = np.float32(0.0)
+    for v in range(d.size):
+        total += mass[v] * d[v] if mass[v] != np.float32(0.0) else np.float32(0.0)
+    return total
+
+
+@fast()
+def _softmax(x: Any, t: Any, d: Any, factor: Real, sums: Any) -> None:
+    """Replace `x` and `t` by their exponentials below the largest, `d` by the latter's difference.
+
+    `sums`: of x, of t, of t * d, of x * d.
+    """
+    top_x, top_t = row_max(x), row_max(t)
+    sums[:] = 0.0
+    for piece in range(pieces(x.size)):
+        part = slice(piece * PIECE, (piece + 1) * PIECE)
+        _difference(x[part], t[part], top_x, top_t, factor, d[part])
+        sums[0] += exp_part(x[part], top_x, factor, False)[0]
+        sums[1] += exp_part(t[part], top_t, factor, False)[0]
+        sums[2] += _dot(t[part], d[part])
+        sums[3] += _dot(x[part], d[part])
+
+
+@fast()
+def _js(x: Any, t: Any, of_x: Real, of_t: Real, a: Real) -> Real:
+    """Sum of the terms of JS; `x` becomes a (u - q sum u), u = q log(q / m) / 2, m the mixture."""
+    total, pulls = 0.0, 0.0
+    for v in range(x.size):
+        q, p = np.float64(x[v]) / of_x, np.float64(t[v]) / of_t
+        pull = 0.5 * q * np.log(2.0 * q / (p + q)) if q != 0.0 else 0.0
+        total += pull + (0.5 * p * np.log(2.0 * p / (p + q)) if p != 0.0 else 0.0)
+        t[v] = pull
+        pulls += pull
+    for v in range(x.size):
+        x[v] = a * (t[v] - x[v] / of_x * pulls)
+    return total
+
+
+@fast()
+def _forward_gradient(x: Any, t: Any, of_x: Real, of_t: Real) -> None:
+    for v in range(x.size):
+        x[v] = x[v] * of_x - t[v] * of_t
+
+
+@fast()
+def _reverse_gradient(x: Any, d: Any, mean: Real, factor: Real) -> None:
+    for v in range(x.size):
+        x[v] *= (mean - d[v]) * factor if x[v] != np.float32(0.0) else np.float32(0.0)
+
+
+@fast()
+def _soft(x: Any, t: Any, d: Any, temperature: Real, kind: int, factor: Real, sums: Any) -> Real:
+    """Return `T^2 D` and replace `x` by its gradient times `factor`; destroy `t` and `d`."""
+    _softmax(x, t, d, np.float32(1.0 / temperature), sums)
+    of_x, of_t, a = sums[0], sums[1], factor * temperature
+    logs = np.log(of_t) - np.log(of_x)  # log p - log q is d - logs
+    if kind == FORWARD:
+        value = sums[2] / of_t - logs
+        _forward_gradient(x, t, np.float32(a / of_x), np.float32(a / of_t))
+    elif kind == REVERSE:
+        mean = sums[3] / of_x
+        value = logs - mean
+        _reverse_gradient(x, d, np.float32(mean), np.float32(a / of_x))
+    else:
+        value = _js(x, t, of_x, of_t, a)
+    return temperature * temperature * value
+
+
+@fast()
+def _hard(cold: Any, y: int, factor: Real) -> Real:
+    """Return CE of label `y` and replace `cold` by its gradient times `factor`."""
+    top, x_label, total = row_max(cold), np.float64(cold[y]), 0.0
+    for piece in range(pieces(cold.size)):
+        part = slice(piece * PIECE, (piece + 1) * PIECE)
+        total += exp_part(cold[part], top, np.float32(1.0), False)[0]
+    scale = np.float32(factor / total)
+    for v in range(cold.size):
+        cold[v] *= scale
+    cold[y] -= factor
+    return np.log(total) + top - x_label
+
+
+@fast()
+def _add(x: Any, y: Any) -> None:
+    for v in range(x.size):
+        x[v] += y[v]
+
+
+@fast(parallel=True)
+def _all_rows(
+    student: Any,
+    stride: int,
+    other: Any,
+    other_stride: int,
+    v: int,
+    weight: Any,
+    labels: Any,
+    ignore: int,
+    temperature: Real,
+    kind: int,
+    soft_weight: Real,
+    hard_weight: Real,
+    need_grad: bool,
+    rows: Any,
+    blocks: int,
+) -> None:
+    """Put the gradient over `student` and fill `rows` (loss, T^2 D, CE)."""
+    n = weight.size
+    for b in prange(blocks):
+        d = np.empty(v, np.float32)
+        cold = np.empty(v, np.float32)
+        sums = np.empty(4, np.float64)
+        for i in range(b * n // blocks, (b + 1) * n // blocks):
+            x = student[i * stride : i * stride + v]
+            t = other[i * other_stride : i * other_stride + v]
+            w, y = np.float64(weight[i]), labels[i]
+            if w == 0.0:
+                x[:] = np.float32(0.0)
+                continue
+            if y != ignore:
+                cold[:] = x
+            rows[1, i] = _soft(x, t, d, temperature, kind, w * soft_weight, sums)
+            rows[0, i] = w * soft_weight * rows[1, i] if soft_weight != 0.0 else 0.0
+            if soft_weight == 0.0:
+                x[:] = np.float32(0.0)  # an infinite divergence leaves NaN
+            if y == ignore:
+                continue
+            rows[2, i] = _hard(cold, y, w * hard_weight) if 0 <= y < v else np.nan
+            if hard_weight != 0.0:
+                rows[0, i] += w * hard_weight * rows[2, i]
+                if 0 <= y < v:
+                    _add(x, cold)
+                else:
+                    x[:] = np.float32(np.nan)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdcache.errors import CacheError, ConfigError, DamageError
@@ -16,6 +15,7 @@ from kdcache.manifest import FORMAT, Json
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig
 from kdcache.signals import ArraySpec, Signal, TeacherShape, from_json
 from kdcache.store.layout import Layout
+from kdcache.store.objects import Root
 from kdcache.tasks import TASKS, Space
 
 ROWS = 2**31  # of a part, in any space; a shard of one byte a row would be 2 GiB
@@ -109,7 +109,7 @@ CACHE: Schema = {
 }
 
 
-def conform(value: Any, schema: Schema, where: Path, name: str = "") -> None:
+def conform(value: Any, schema: Schema, where: Root, name: str = "") -> None:
     """DamageError, naming the field, unless `value` is a table of what `schema` asks for."""
     if not isinstance(value, dict):
         raise _damage(where, name or "the record", value, TABLE.what)
@@ -123,7 +123,7 @@ def conform(value: Any, schema: Schema, where: Path, name: str = "") -> None:
             raise _damage(where, field, value[key], kind.what)
 
 
-def _damage(where: Path, field: str, value: Any, what: str) -> DamageError:
+def _damage(where: Root, field: str, value: Any, what: str) -> DamageError:
     shown = repr(value) if type(value) is not int or abs(value) < 2**64 else "a huge number"
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return DamageError(f"{where} is damaged: {field} is {shown}; expected {what}")
@@ -159,7 +159,7 @@ class Blueprint:
             for name, space, dtype in columns
         ]
 
-    def require_fit(self, layout: Layout, spec: ArraySpec, root: Path) -> None:
+    def require_fit(self, layout: Layout, spec: ArraySpec, root: Root) -> None:
         """DamageError unless an array on disk is the one the manifest speaks of."""
         found = (str(layout.dtype), layout.row_shape, layout.part_rows)
         wanted = (spec.dtype, spec.row_shape, self.rows[spec.space])
@@ -170,7 +170,7 @@ class Blueprint:
             )
 
 
-def read_blueprint(record: Json, root: Path) -> Blueprint:
+def read_blueprint(record: Json, root: Root) -> Blueprint:
     """Check a manifest and read it; DamageError, or CacheError for another format's."""
     where = root / "zarr.json"
     if record.get("format") != FORMAT:
@@ -192,7 +192,7 @@ def _only(value: Json, schema: Any) -> Json:
     return {key: value[key] for key in schema}
 
 
-def _plan(facts: Json, where: Path) -> tuple[PlanConfig, int, dict[Space, int]]:
+def _plan(facts: Json, where: Root) -> tuple[PlanConfig, int, dict[Space, int]]:
     spaces: list[Space] = ["example", "token"]
     if facts["config"]["task"] == "masked-lm":
         spaces.append("masked")
@@ -212,7 +212,7 @@ def _plan(facts: Json, where: Path) -> tuple[PlanConfig, int, dict[Space, int]]:
 
 
 def _signals(
-    table: Json, config: PlanConfig, shape: TeacherShape, where: Path
+    table: Json, config: PlanConfig, shape: TeacherShape, where: Root
 ) -> dict[str, Signal]:
     found = {}
     for name, values in table.items():
@@ -226,7 +226,7 @@ def _signals(
     return found
 
 
-def check_examples(plan: Plan, root: Path) -> None:
+def check_examples(plan: Plan, root: Root) -> None:
     """DamageError if documents lie outside their part, or there are none.
 
     The rows have passed their checksums; this keeps a plan made by something else from pointing a
@@ -248,7 +248,7 @@ def check_examples(plan: Plan, root: Path) -> None:
     _require((lens > 0) & (pairs >= 0) & (pairs <= lens), plan, root, "pair_start")
 
 
-def _require(sound: Array, plan: Plan, root: Path, column: str) -> None:
+def _require(sound: Array, plan: Plan, root: Root, column: str) -> None:
     if not sound.all():
         row = int(plan.docs[int((~sound).argmax())])
         raise DamageError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -13,12 +14,14 @@ from kdcache.manifest import FORMAT, Json, digest, require_same
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Column, Plan, column_space
 from kdcache.signals import ArraySpec, Signal, TeacherShape
 from kdcache.store.facts import shard_facts
-from kdcache.store.files import remove_tree, sync_folder, write_synced, writing
+from kdcache.store.files import put_if_absent, remove_tree, sync_folder, write_synced, writing
+from kdcache.store.objects import ObjectPath, Root, at_once, locate
 from kdcache.store.shard import Layout, crc, encode_shard, plan_layout
 from kdcache.store.zarrs import create_arrays, create_group, group_json, read_record
 
 FILE_UNIT = 4096
 FILE_CHUNK = 2**20
+PLAN_COMMIT = "commits/plan/zarr.json"
 
 
 def plan_record(plan: Plan) -> Json:
@@ -99,12 +102,12 @@ def _layout(plan: Plan, spec: ArraySpec) -> Layout:
 
 
 def write_plan(path: str | Path, plan: Plan) -> None:
-    """Write a plan as a Zarr group; MismatchError if the folder holds a different one."""
-    create(Path(path), plan_record(plan), plan)
+    """Write a plan as a Zarr group; MismatchError if the place holds a different one."""
+    create(locate(path), plan_record(plan), plan)
 
 
 def create(
-    path: Path,
+    path: Root,
     record: Json,
     plan: Plan,
     signals: Sequence[tuple[Layout, ArraySpec]] = (),
@@ -117,12 +120,22 @@ def create(
     Raises MismatchError if `path` holds another plan or cache, CacheError if it holds anything
     else or cannot be written.
     """
-    if _occupied(path):
-        stored = read_record(path)
-        if stored is None:
-            raise CacheError(f"{path} exists and is not a kdcache {record['kind']}; choose another")
+    stored = read_record(path)
+    if stored is not None:
         require_same(_identity(stored), _identity(record), str(path))
         return False
+    make = _upload if isinstance(path, ObjectPath) else _rename
+    return make(
+        path, record["kind"], lambda fresh: _fill(fresh, record, plan, signals, files or {})
+    )
+
+
+def _rename(path: Root, kind: str, fill: Callable[[Path], None]) -> bool:
+    """Make a store in a folder beside its own, which then takes its place."""
+    assert isinstance(path, Path)
+    with writing(path):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise CacheError(f"{path} exists and is not a kdcache {kind}; choose another")
     root = path.resolve()  # a link to an empty folder stays one
     if root == Path.cwd():
         raise CacheError(f"{path} is the current folder; choose a folder in it or beside it")
@@ -131,7 +144,7 @@ def create(
         fresh.parent.mkdir(parents=True, exist_ok=True)
         remove_tree(fresh)
         try:
-            _fill(fresh, record, plan, signals, files or {})
+            fill(fresh)
             os.rename(fresh, root)
             sync_folder(root.parent)
         finally:
@@ -139,9 +152,28 @@ def create(
     return True
 
 
-def _occupied(path: Path) -> bool:
-    with writing(path):
-        return path.exists() and (not path.is_dir() or any(path.iterdir()))
+def _upload(path: Root, kind: str, fill: Callable[[Path], None]) -> bool:
+    """Make a store in a temporary folder and put it where the plan's commit, put first, claims.
+
+    Whoever would write the same may help or take over; the manifest comes last.
+    """
+    with writing(path), TemporaryDirectory(prefix="kdcache-") as scratch:
+        fresh = Path(scratch) / "store"
+        fill(fresh)
+        claim, manifest = ((fresh / key).read_bytes() for key in (PLAN_COMMIT, "zarr.json"))
+        if not (path / PLAN_COMMIT).is_file() and path.is_dir():
+            raise CacheError(f"{path} exists and is not a kdcache {kind}; choose another")
+        if not put_if_absent(path / PLAN_COMMIT, claim):
+            raise CacheError(
+                f"{path} holds the beginning of another plan or cache; finish that one with the "
+                "command that began it, or choose another"
+            )
+        names = [str(file.relative_to(fresh)) for file in fresh.rglob("*") if file.is_file()]
+        left = [name for name in names if name not in (PLAN_COMMIT, "zarr.json")]
+        at_once(lambda name: write_synced(path / name, (fresh / name).read_bytes()), left)
+        if not put_if_absent(path / "zarr.json", manifest):
+            raise CacheError(f"{path} was made by another process meanwhile; run the command again")
+    return True
 
 
 def _identity(record: Json) -> Json:

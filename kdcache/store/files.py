@@ -89,10 +89,10 @@ def replace_synced(path: Root, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def put_if_absent(path: Root, data: bytes, scratch: Root) -> bool:
-    """Create `path` with `data` unless it exists; of several writers exactly one gets True.
+def put_if_absent(path: Root, data: bytes, scratch: Root | None = None) -> bool:
+    """Create `path` with `data` unless it exists; False if it does, with other bytes or a rival's.
 
-    `scratch` is a name of this writer's own that a disk needs on the way.
+    A disk needs `scratch` on the way, a name of this writer's own on the same disk.
     """
     if isinstance(path, ObjectPath):
         return _create(path, data)

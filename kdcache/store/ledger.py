@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from kdcache.errors import DamageError, IncompleteError
 from kdcache.manifest import Json, digest
 from kdcache.store.facts import Facts
+from kdcache.store.objects import Root
 from kdcache.store.paths import inside
 from kdcache.store.shard import Layout
 from kdcache.store.zarrs import read_record
@@ -29,7 +29,7 @@ def part_name(part: int) -> str:
     return f"{part:06d}"
 
 
-def plan_objects(root: Path, manifest: Json) -> dict[str, Json]:
+def plan_objects(root: Root, manifest: Json) -> dict[str, Json]:
     """Objects that were there before the first part (plan, metadata, files), by key.
 
     Raises DamageError if the plan's commit is not the one the manifest seals.
@@ -47,7 +47,7 @@ def plan_objects(root: Path, manifest: Json) -> dict[str, Json]:
 class Ledger:
     """The commits of the parts of a store whose signal arrays have `layouts`."""
 
-    def __init__(self, root: Path, layouts: Iterable[Layout], parts: int) -> None:
+    def __init__(self, root: Root, layouts: Iterable[Layout], parts: int) -> None:
         self.root, self.layouts, self.parts = root, list(layouts), parts
         self._known: dict[int, Mapping[str, Json]] = {}
 
@@ -78,7 +78,7 @@ class Ledger:
         return facts
 
 
-def plan_facts(objects: Mapping[str, Json], root: Path) -> Facts:
+def plan_facts(objects: Mapping[str, Json], root: Root) -> Facts:
     """The ledger of the plan's own arrays and files."""
 
     def facts(part: int, key: str) -> Json:
@@ -89,7 +89,7 @@ def plan_facts(objects: Mapping[str, Json], root: Path) -> Facts:
     return facts
 
 
-def _objects(found: Any, where: Path) -> dict[str, Json]:
+def _objects(found: Any, where: Root) -> dict[str, Json]:
     if not isinstance(found, dict) or not all(
         KEY.fullmatch(key) and isinstance(facts, dict) and _sound(facts)
         for key, facts in found.items()

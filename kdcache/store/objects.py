@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from kdcache.errors import CacheError, ConfigError, MissingExtraError, one_of
+from kdcache.errors import CacheError, ConfigError, DamageError, MissingExtraError, one_of
 
 SCHEMES = ("s3", "gs", "az")
 RETRIES: Any = {"max_retries": 6, "retry_timeout": timedelta(minutes=2)}
@@ -168,13 +168,19 @@ class ObjectPath:
         """Whether there is an object of that name, or any below."""
         return self.is_file() or self.is_dir()
 
-    def read_bytes(self) -> bytes:
-        """The bytes of an object; FileNotFoundError if there is none."""
+    def read_bytes(self, limit: int | None = None) -> bytes:
+        """The bytes of an object; FileNotFoundError if there is none, DamageError past `limit`."""
         import obstore
 
         client = self.bucket.client
         with _talking(self):
-            return obstore.get(client, self.key).bytes().to_bytes()
+            found = obstore.get(client, self.key)
+            size = found.meta["size"]
+            if limit is not None and size > limit:
+                raise DamageError(
+                    f"{self} is damaged: {size} bytes; {limit} at most can belong here"
+                )
+            return found.bytes().to_bytes()
 
     def write_bytes(self, data: bytes, *, create: bool = False) -> None:
         """Put an object, in one step; with `create`, FileExistsError if there is one."""
@@ -195,6 +201,16 @@ class ObjectPath:
         client = self.bucket.client
         with _talking(self):
             obstore.copy(client, self.key, target.key)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove an object; FileNotFoundError if there is none, unless `missing_ok`."""
+        import obstore
+
+        if not missing_ok:
+            self.stat()
+        client = self.bucket.client
+        with _talking(self):
+            obstore.delete(client, self.key)
 
     def unlink_all(self) -> None:
         """Remove every object below; none is fine."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 
 from kdcache.errors import DamageError
+from kdcache.store.objects import ObjectPath, Root
 
 
-def inside(root: Path, key: str) -> Path:
+def inside(root: Root, key: str) -> Root:
     """The path of an object; DamageError if links lead from it out of the store.
 
-    `root` itself may be a link: its user has chosen it.
+    `root` itself may be a link: its user has chosen it. Object stores have none.
     """
+    if isinstance(root, ObjectPath):
+        return root / key
     path = root / key
     found = os.path.realpath(path)
     if not found.startswith(os.path.join(os.path.realpath(root), "")):
@@ -24,11 +26,13 @@ def inside(root: Path, key: str) -> Path:
     return path
 
 
-def read_regular(path: Path, limit: int) -> bytes:
+def read_regular(path: Root, limit: int) -> bytes:
     """All bytes of a file; OSError if it cannot be read, DamageError beyond `limit` bytes.
 
     Pipes and devices, which could keep a reader waiting or never end, are refused.
     """
+    if isinstance(path, ObjectPath):
+        return path.read_bytes(limit)
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(handle, "rb") as file:
         facts = os.fstat(handle)

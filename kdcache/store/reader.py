@@ -21,6 +21,7 @@ from kdcache.signals import Hidden, LayerRows, Signal, SoftLabels
 from kdcache.store.blueprint import Blueprint, check_examples, read_blueprint
 from kdcache.store.create import plan_layouts, signal_layouts
 from kdcache.store.ledger import Ledger, part_name, plan_facts, plan_objects
+from kdcache.store.objects import Root, locate
 from kdcache.store.paths import inside
 from kdcache.store.shard import ArrayReader, Layout
 from kdcache.store.zarrs import read_layout, read_object, read_record, require_record
@@ -29,18 +30,18 @@ Docs = npt.NDArray[np.int64]
 
 
 def open_plan(path: str | Path) -> Plan:
-    """Open the plan at `path`, a plan's folder or a cache's.
+    """Open the plan at `path`: folder or URL of a plan or a cache.
 
     Raises CacheError if there is none, DamageError if its bytes are not what was written.
     """
-    root = Path(path)
+    root = locate(path)
     record = read_record(root)
     if record is None:
         raise CacheError(f"{root} is not a kdcache plan: it holds no zarr.json")
     return _plan(root, read_blueprint(record, root), plan_objects(root, record))
 
 
-def _plan(root: Path, blueprint: Blueprint, objects: Mapping[str, Json]) -> Plan:
+def _plan(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> Plan:
     committed = plan_facts(objects, root)
     columns, examples = {}, {}
     for spec in blueprint.plan_specs():
@@ -58,11 +59,11 @@ def _plan(root: Path, blueprint: Blueprint, objects: Mapping[str, Json]) -> Plan
 
 
 def open_cache(path: str | Path) -> Cache:
-    """Open the cache at `path` for reading; what it holds is in its `repr`.
+    """Open the cache at `path`, a folder or a URL, for reading; what it holds is in its `repr`.
 
     Raises CacheError if there is no cache, DamageError if its bytes are not what was written.
     """
-    return Cache(Path(path))
+    return Cache(locate(path))
 
 
 class Cache:
@@ -72,7 +73,7 @@ class Cache:
     the order of the documents asked for.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Root) -> None:
         self.path = path
         self.manifest = require_record(path, "cache")
         self.objects = plan_objects(path, self.manifest)
@@ -188,12 +189,9 @@ class Cache:
     @cached_property
     def files(self) -> Mapping[str, int]:
         """Files kept in the cache (tokenizer, configuration, weights) and their bytes."""
-        found = {}
-        for node in sorted(self.path.glob("files/**/zarr.json")):
-            name = str(node.parent.relative_to(self.path / "files"))
-            if node.parent.joinpath("c").is_dir():
-                found[name] = self._file_bytes(name)
-        return found
+        shards = [key for key in self.objects if key.startswith("files/") and "/c/" in key]
+        names = {key.removeprefix("files/").rpartition("/c/")[0] for key in shards}
+        return {name: self._file_bytes(name) for name in sorted(names)}
 
     def _file_bytes(self, name: str) -> int:
         node = json.loads(read_object(self.path, f"files/{name}/zarr.json", self.objects))

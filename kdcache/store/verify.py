@@ -12,6 +12,7 @@ from kdcache.progress import Progress, quiet
 from kdcache.store.blueprint import Blueprint, read_blueprint
 from kdcache.store.create import signal_layouts
 from kdcache.store.ledger import Ledger, part_name, plan_facts, plan_objects
+from kdcache.store.objects import Root, locate
 from kdcache.store.reader import Cache
 from kdcache.store.shard import ArrayReader, Layout
 from kdcache.store.zarrs import read_layout, read_object, read_record, require_record
@@ -29,7 +30,7 @@ class Finding:
         problem: what is wrong with it.
     """
 
-    root: Path = field(repr=False)
+    root: Root = field(repr=False)
     object: str
     part: int | None
     problem: str
@@ -61,7 +62,7 @@ def find_damage(
 
     Raises CacheError if there is no cache at `path`.
     """
-    root = Path(path)
+    root = locate(path)
     if not root.is_dir():
         raise CacheError(f"no such cache: {root}")
     survey = _Survey(root)
@@ -97,7 +98,7 @@ class _Job:
 class _Survey:
     """What there is to check of a store, and what was found."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Root) -> None:
         self.root = root
         self.findings: list[Finding] = []
         self.jobs: list[_Job] = []

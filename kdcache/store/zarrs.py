@@ -14,6 +14,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from kdcache.errors import CacheError, DamageError
 from kdcache.manifest import Json, seal, unseal
+from kdcache.store.objects import Root
 from kdcache.store.paths import inside, read_regular
 from kdcache.store.shard import Layout, crc
 
@@ -56,7 +57,7 @@ def create_arrays(root: Path, arrays: Iterable[tuple[Layout, Mapping[str, Any]]]
         )
 
 
-def read_layout(root: Path, name: str, parts: int, objects: Mapping[str, Json]) -> Layout:
+def read_layout(root: Root, name: str, parts: int, objects: Mapping[str, Json]) -> Layout:
     """The layout of an array on disk.
 
     DamageError if its metadata is not what `objects`, those of the plan's commit, say or makes no
@@ -88,7 +89,7 @@ def read_layout(root: Path, name: str, parts: int, objects: Mapping[str, Json]) 
     return layout
 
 
-def read_object(root: Path, key: str, objects: Mapping[str, Json]) -> bytes:
+def read_object(root: Root, key: str, objects: Mapping[str, Json]) -> bytes:
     """A small object that is read whole, checked against its commit; DamageError."""
     path, facts = inside(root, key), objects.get(key)
     try:
@@ -100,7 +101,7 @@ def read_object(root: Path, key: str, objects: Mapping[str, Json]) -> bytes:
     raise DamageError(f"{path} is damaged: it is not the object committed there")
 
 
-def read_record(path: Path) -> Json | None:
+def read_record(path: Root) -> Json | None:
     """The sealed record of a group's folder; None if the group is not there."""
     try:
         node = json.loads(read_regular(path / "zarr.json", RECORD_BYTES))
@@ -116,7 +117,7 @@ def read_record(path: Path) -> Json | None:
     return unseal(attributes, str(path / "zarr.json"))
 
 
-def require_record(path: Path, kind: str) -> Json:
+def require_record(path: Root, kind: str) -> Json:
     """The manifest of a plan or cache; CacheError if there is none, or of another kind."""
     record = read_record(path)
     if record is None:

@@ -2,108 +2,35 @@
 
 A shard is its inner chunks, each followed by its crc32c, then an index of (offset, bytes) pairs as
 uint64 with a crc32c of its own. Every shard belongs to one part and is written once.
+
+What a reader guarantees: every byte it returns came from an inner chunk whose crc32c, in the file
+as it then was, it has checked. A chunk is checked when it is first touched, whole, however few of
+its rows are asked for, and not again while its file keeps its identity (inode, size, time of
+change); a chunk that fails is checked again each time.
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
-from kdcache.errors import DamageError, IncompleteError
+from kdcache.errors import CacheError
 from kdcache.plans import Array
+from kdcache.store.descriptors import Handle
+from kdcache.store.facts import Facts
+from kdcache.store.layout import SHARD_BYTES, Layout, plan_layout
+from kdcache.store.objects import Root
+from kdcache.store.paths import inside
+from kdcache.store.shard_file import ShardFile, crc
+from kdcache.store.spans import Pieces, cut_spans
 
-SHARD_BYTES = 64 * 2**20
-OPEN_SHARDS = 128
-CRC_BYTES = 2**20  # the crc library takes bytes objects: copy this much at a time
+__all__ = ["SHARD_BYTES", "ArrayReader", "Layout", "crc", "encode_shard", "plan_layout"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How an array's rows lie in shards and inner chunks; a part is a whole number of shards."""
-
-    name: str
-    dtype: np.dtype[Any]
-    row_shape: tuple[int, ...]
-    part_rows: int
-    chunk_rows: int
-    shard_rows: int
-    parts: int
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row."""
-        return self.dtype.itemsize * int(np.prod(self.row_shape, dtype=np.int64))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the whole array."""
-        return (self.parts * self.part_rows, *self.row_shape)
-
-    @property
-    def shard_bytes(self) -> int:
-        """Bytes of one shard file, exactly."""
-        chunks = self.shard_rows // self.chunk_rows
-        return chunks * (self.chunk_rows * self.row_bytes + 4) + 16 * chunks + 4
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all shard files, exactly."""
-        return self.parts * (self.part_rows // self.shard_rows) * self.shard_bytes
-
-    def key(self, shard: int) -> str:
-        """Path of a shard file inside the store."""
-        return "/".join([self.name, "c", str(shard), *("0" for _ in self.row_shape)])
-
-    def part_shards(self, part: int) -> range:
-        """The shards of a part."""
-        per = self.part_rows // self.shard_rows
-        return range(part * per, (part + 1) * per)
-
-
-def plan_layout(
-    name: str,
-    dtype: str | np.dtype[Any],
-    row_shape: tuple[int, ...],
-    *,
-    part_rows: int,
-    chunk_rows: int,
-    parts: int,
-) -> Layout:
-    """Choose chunk and shard: the largest divisors of a part within `chunk_rows`, SHARD_BYTES."""
-    kind = np.dtype(dtype)
-    chunk = max(d for d in _divisors(part_rows) if d <= chunk_rows)
-    row_bytes = kind.itemsize * int(np.prod(row_shape, dtype=np.int64))
-    fitting = [d for d in _divisors(part_rows // chunk) if d * chunk * row_bytes <= SHARD_BYTES]
-    return Layout(
-        name=name,
-        dtype=kind,
-        row_shape=row_shape,
-        part_rows=part_rows,
-        chunk_rows=chunk,
-        shard_rows=chunk * max(fitting, default=1),
-        parts=parts,
-    )
-
-
-def _divisors(number: int) -> list[int]:
-    small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
-    return sorted({*small, *(number // d for d in small)})
-
-
-def crc(*pieces: bytes | bytearray | memoryview) -> int:
-    """crc32c of some bytes, given in one or more pieces."""
-    value = 0
-    for piece in pieces:
-        view = memoryview(piece).cast("B")
-        for start in range(0, len(view), CRC_BYTES):
-            value = google_crc32c.extend(value, bytes(view[start : start + CRC_BYTES]))
-    return int(value)
+RESIDENT_BYTES = 16 * 2**20  # reading small arrays piece by piece costs more than their memory
+PAGE = 4096
 
 
 def encode_shard(rows: Array, chunk_rows: int) -> list[memoryview | bytes]:
@@ -120,109 +47,128 @@ def encode_shard(rows: Array, chunk_rows: int) -> list[memoryview | bytes]:
     return [*pieces, table, crc(table).to_bytes(4, "little")]
 
 
-@dataclass
-class _Shard:
-    """An open shard: its descriptor, the offsets of its chunks and which of them were checked."""
-
-    handle: int
-    path: Path
-    offsets: Array
-    checked: set[int] = field(default_factory=set)
-
-    def __del__(self) -> None:
-        os.close(self.handle)
-
-
 class ArrayReader:
-    """Reads rows of one array, checking each inner chunk's crc32c when it is first touched.
+    """Reads rows of one array by `preadv` into the result, checking chunks when first touched.
 
-    Descriptors are kept open, OPEN_SHARDS at most; reading uses `pread` only, so one reader can be
-    used after a fork.
+    An array of at most RESIDENT_BYTES is kept in memory, chunk by chunk as they are touched, and
+    its rows are copied from there. Any number of threads may read at once, and a forked child may
+    go on reading. With `facts`, a shard must be the one that was committed.
     """
 
-    def __init__(self, root: Path, layout: Layout) -> None:
-        self.root, self.layout = root, layout
+    def __init__(self, root: Root, layout: Layout, facts: Facts | None = None) -> None:
+        self.root, self.layout, self.facts = root, layout, facts
         self.dtype = layout.dtype
-        self._open: OrderedDict[int, _Shard] = OrderedDict()
+        self._row, self._stride = layout.row_bytes, layout.chunk_bytes + 4  # of a chunk in its file
+        self._shards: dict[int, ShardFile] = {}
+        self._kept: Array | None = None
+        if layout.bytes <= RESIDENT_BYTES:
+            self._kept = np.empty(layout.shape, layout.dtype)
+            self._have = bytearray(layout.shape[0] // layout.chunk_rows)
 
     def __getitem__(self, rows: slice) -> Array:
         return self.read(np.array([rows.start]), np.array([rows.stop - rows.start]))
 
-    def read(self, starts: Array, counts: Array) -> Array:
-        """Rows [start, start + count) of each span, one after the other: [sum counts, ...]."""
-        total = int(np.sum(counts))
-        out = np.empty((total, *self.layout.row_shape), self.layout.dtype)
-        flat, size = out.reshape(-1).view(np.uint8).data, self.layout.row_bytes
-        done = 0
-        for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
-            while count > 0:
-                chunk, first = divmod(start, self.layout.chunk_rows)
-                take = min(count, self.layout.chunk_rows - first)
-                self._copy(chunk, first * size, flat[done : done + take * size])
-                done, start, count = done + take * size, start + take, count - take
+    def read(self, starts: Array, counts: Array, out: Array | None = None) -> Array:
+        """Rows [start, start + count) of each span, one after the other: [sum counts, ...].
+
+        They are written to `out`, contiguous and of that shape and dtype, if it is given.
+
+        Raises DamageError, IncompleteError, CacheError.
+        """
+        return self.gather(cut_spans(starts, counts, self.layout.chunk_rows), out)
+
+    def gather(self, pieces: Pieces, out: Array | None = None) -> Array:
+        """Like `read`, of rows that were cut at the edges of this array's chunks."""
+        shape = (pieces.total, *self.layout.row_shape)
+        if out is None:
+            out = aligned(shape, self.dtype)
+        assert pieces.chunk_rows == self.layout.chunk_rows, "the pieces are another array's"
+        assert out.shape == shape, "out has another shape"
+        assert out.dtype == self.dtype, "out has another dtype"
+        try:
+            if self._kept is None:
+                self._read(pieces, memoryview(out.reshape(-1).view(np.uint8)))
+            else:
+                self._copy(pieces, self._kept, out)
+        except OSError as error:
+            raise self._unreadable(error) from error
         return out
 
-    def _copy(self, chunk: int, skip: int, target: memoryview) -> None:
-        shard, inner = divmod(chunk, self.layout.shard_rows // self.layout.chunk_rows)
-        file = self._shard(shard)
-        if inner not in file.checked:
-            self.check(file, inner)
-        _fill(file, target, int(file.offsets[inner]) + skip)
+    def _read(self, pieces: Pieces, flat: memoryview) -> None:
+        row, stride, preadv = self._row, self._stride, os.preadv  # the loop is what reading costs
+        for number, cuts in pieces.by_shard(self.layout.shard_chunks).items():
+            shard, handle = self._open(number)
+            checked, descriptor = shard.checked, handle.number
+            for inner, first, rows, at in cuts:
+                low, size, start = at * row, rows * row, inner * stride + first * row
+                if not checked[inner]:
+                    shard.fill_checked(handle, inner, start, flat[low : low + size])
+                elif preadv(descriptor, (flat[low : low + size],), start) != size:
+                    shard.fill(handle, (flat[low : low + size],), start)
 
-    def check(self, file: _Shard, inner: int) -> None:
-        """Read a whole inner chunk; DamageError if its crc32c does not match."""
-        data = bytearray(self.layout.chunk_rows * self.layout.row_bytes + 4)
-        _fill(file, memoryview(data), int(file.offsets[inner]))
-        if crc(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
-            raise DamageError(f"{file.path} is damaged: chunk {inner} fails its crc32c")
-        file.checked.add(inner)
+    def _copy(self, pieces: Pieces, kept: Array, out: Array) -> None:
+        have = self._have
+        for chunk, first, rows, at in pieces.cuts:
+            if not have[chunk]:
+                self._keep(chunk, kept)
+            start = chunk * pieces.chunk_rows + first
+            out[at : at + rows] = kept[start : start + rows]
 
-    def check_shard(self, shard: int) -> None:
-        """Check the index and every inner chunk of a shard."""
-        file = self._shard(shard)
-        for inner in range(self.layout.shard_rows // self.layout.chunk_rows):
-            self.check(file, inner)
+    def _keep(self, chunk: int, kept: Array) -> None:
+        """Have a chunk in memory: what is there for others to read was checked before."""
+        rows = self.layout.chunk_rows
+        number, inner = divmod(chunk, self.layout.shard_chunks)
+        shard, handle = self._open(number)
+        data = aligned((rows, *self.layout.row_shape), self.dtype)
+        flat = memoryview(data.reshape(-1).view(np.uint8))
+        shard.fill_checked(handle, inner, inner * self._stride, flat)
+        kept[chunk * rows : (chunk + 1) * rows] = data
+        self._have[chunk] = 1
 
-    def _shard(self, number: int) -> _Shard:
-        found = self._open.get(number)
-        if found is None:
-            found = self._open[number] = self._open_shard(self.root / self.layout.key(number))
-            if len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)
-        return found
+    def _open(self, number: int) -> tuple[ShardFile, Handle]:
+        shard = self._shards.get(number)
+        if shard is None:
+            key, facts = self.layout.key(number), None
+            if self.facts is not None:
+                facts = partial(self.facts, self.layout.part_of(number), key)
+            shard = self._shards[number] = ShardFile(inside(self.root, key), self.layout, facts)
+        return shard, shard.open()
 
-    def _open_shard(self, path: Path) -> _Shard:
+    def identify(self, number: int) -> None:
+        """Raise unless a shard is there with its size, and is the one that was committed.
+
+        Raises DamageError, IncompleteError, CacheError.
+        """
+        self._open(number)
+
+    def require_whole(self) -> None:
+        """As `identify`, for every shard: before memory is taken for all of their rows."""
+        for number in range(self.layout.shape[0] // self.layout.shard_rows):
+            self.identify(number)
+
+    def check_shard(self, number: int) -> None:
+        """Check the index and every inner chunk of a shard, whether checked before or not."""
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise IncompleteError(
-                f"{path} is not there; run the same `kdcache build` again to add what is missing"
-            ) from error
-        shard = _Shard(handle, path, np.empty(0))
-        size = os.fstat(handle).st_size
-        if size != self.layout.shard_bytes:
-            raise DamageError(
-                f"{path} is damaged: expected {self.layout.shard_bytes} bytes, found {size}"
-            )
-        shard.offsets = self._index(shard)
-        return shard
+            shard, handle = self._open(number)
+            for inner in range(self.layout.shard_chunks):
+                shard.fill_checked(handle, inner, inner * self._stride, memoryview(bytearray()))
+        except OSError as error:
+            raise self._unreadable(error) from error
 
-    def _index(self, shard: _Shard) -> Array:
-        chunks = self.layout.shard_rows // self.layout.chunk_rows
-        data = bytearray(16 * chunks + 4)
-        _fill(shard, memoryview(data), self.layout.shard_bytes - len(data))
-        table = np.frombuffer(data, "<u8", 2 * chunks).reshape(chunks, 2)
-        size = self.layout.chunk_rows * self.layout.row_bytes + 4
-        whole = crc(memoryview(data)[:-4]) == int.from_bytes(data[-4:], "little")
-        end = self.layout.shard_bytes - len(data)
-        if not whole or (table[:, 1] != size).any() or (table[:, 0] > end - size).any():
-            raise DamageError(f"{shard.path} is damaged: its index fails its crc32c")
-        return table[:, 0].astype(np.int64)
+    def _unreadable(self, error: OSError) -> CacheError:
+        return CacheError(
+            f"{self.root / self.layout.name} cannot be read: {error.strerror}; check the disk it "
+            "is on, or copy the cache to another"
+        )
 
 
-def _fill(shard: _Shard, target: memoryview, offset: int) -> None:
-    while len(target):
-        got = os.preadv(shard.handle, [target], offset)
-        if got == 0:
-            raise DamageError(f"{shard.path} is damaged: it ends at byte {offset}")
-        target, offset = target[got:], offset + got
+def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An uninitialised array that starts a page of memory.
+
+    Chunks start a few bytes after a page of their file, and where the kernel copies (`rep movsb`)
+    to an address 1 to 63 bytes further into its page than the source, it took 5 times as long.
+    """
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = np.empty(size + PAGE, np.uint8)
+    start = -memory.ctypes.data % PAGE
+    return memory[start : start + size].view(dtype).reshape(shape)

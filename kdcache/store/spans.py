@@ -1,28 +1,40 @@
-"""Which bytes of which chunks hold some rows: the deciding half of reading."""
+"""Which rows of which chunks are wanted: the deciding half of reading."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import numpy as np
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from kdcache.plans import Array
 
+Cut = tuple[int, int, int, int]
 
-class Pieces(NamedTuple):
-    """Rows cut at the edges of chunks, in the order they were asked for; all [pieces] int64.
+
+@dataclass(frozen=True)
+class Pieces:
+    """Rows cut at the edges of chunks, in the order they were asked for.
 
     Attributes:
-        chunk: number of the chunk in the array.
-        first: first row within the chunk.
-        rows: number of rows.
-        at: row of the result they belong at.
+        cuts: number of a chunk in the array, first row within it, number of rows, and the row of
+            the result they belong at.
+        total: rows of all pieces.
+        chunk_rows: rows of a chunk.
     """
 
-    chunk: Array
-    first: Array
-    rows: Array
-    at: Array
+    cuts: list[Cut]
+    total: int
+    chunk_rows: int
+    _shards: dict[int, dict[int, list[Cut]]] = field(default_factory=dict)
+
+    def by_shard(self, chunks: int) -> dict[int, list[Cut]]:
+        """The cuts in each shard of `chunks` chunks, which they then number from 0."""
+        known = self._shards.get(chunks)
+        if known is None:  # arrays of one row space mostly share their shards' rows
+            known = self._shards[chunks] = {}
+            for chunk, first, rows, at in self.cuts:
+                number, inner = divmod(chunk, chunks)
+                known.setdefault(number, []).append((inner, first, rows, at))
+        return known
 
 
 def cut_spans(starts: Array, counts: Array, chunk_rows: int) -> Pieces:
@@ -31,23 +43,22 @@ def cut_spans(starts: Array, counts: Array, chunk_rows: int) -> Pieces:
     Spans that follow one another in the array are joined first, so that documents that are
     neighbours on disk are read as one.
     """
-    kept = counts > 0
-    starts, counts = starts[kept].astype(np.int64), counts[kept].astype(np.int64)
-    ends = starts + counts
-    opens = np.ones(len(starts), bool)
-    opens[1:] = starts[1:] != ends[:-1]
-    closes = np.ones(len(starts), bool)
-    closes[:-1] = opens[1:]
-    at = (np.cumsum(counts) - counts)[opens]
-    starts, ends = starts[opens], ends[closes]
-    chunk = starts // chunk_rows
-    number = (ends - 1) // chunk_rows - chunk + 1
-    if (number > 1).any():
-        span = np.repeat(np.arange(len(starts)), number)
-        chunk = chunk[span] + np.arange(len(span)) - (np.cumsum(number) - number)[span]
-        low = np.maximum(starts[span], chunk * chunk_rows)
-        high = np.minimum(ends[span], (chunk + 1) * chunk_rows)
-        at = at[span] + low - starts[span]
-    else:
-        low, high = starts, ends
-    return Pieces(chunk, low - chunk * chunk_rows, high - low, at)
+    cuts: list[Cut] = []
+    at = 0
+    for start, stop in _joined(starts, counts):
+        while start < stop:
+            chunk, first = divmod(start, chunk_rows)
+            rows = min(stop - start, chunk_rows - first)
+            cuts.append((chunk, first, rows, at))
+            at, start = at + rows, start + rows
+    return Pieces(cuts, at, chunk_rows)
+
+
+def _joined(starts: Array, counts: Array) -> Iterator[tuple[int, int]]:
+    begin = end = 0
+    for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+        if start != end:
+            yield begin, end
+            begin = end = start
+        end += count
+    yield begin, end

@@ -15,6 +15,7 @@ import transformers
 from scipy.special import log_softmax
 
 from kdcache.builder import build, estimate
+from kdcache.capture import FIDELITY_ROWS
 from kdcache.describe import describe_bytes
 from kdcache.errors import CacheError, ConfigError, MismatchError, ModelError
 from kdcache.planner import plan
@@ -194,7 +195,7 @@ def test_fidelity_is_that_of_all_rows_where_they_are_few(
 ) -> None:
     found = masked_cache.fidelity
     rows = masked_cache.plan.masked
-    assert 1024 < rows < 2048
+    assert 1024 < rows < FIDELITY_ROWS
     assert found["logits"]["rows"] == found["hidden"]["rows"] == rows
     teacher = transformers.AutoModelForMaskedLM.from_pretrained(masked_lm).eval()
     kl, same, errors, norms = [], [], {2: 0.0, 4: 0.0}, {2: 0.0, 4: 0.0}
@@ -226,8 +227,8 @@ def test_fidelity_is_that_of_all_rows_where_they_are_few(
 
 
 def test_fidelity_of_many_rows_is_sampled(causal_cache: Cache, cache: Cache) -> None:
-    assert causal_cache.plan.tokens > 2048
-    assert causal_cache.fidelity["logits"]["rows"] == 2048
+    assert causal_cache.plan.tokens > FIDELITY_ROWS
+    assert causal_cache.fidelity["logits"]["rows"] == FIDELITY_ROWS
     assert 0 < causal_cache.fidelity["hidden"]["relative_error"]["L4"] < 2**-8
     exact = cache.fidelity["logits"]
     assert (exact["kl_mean"], exact["value_error_max"], exact["top1_agreement"]) == (0, 0, 1)

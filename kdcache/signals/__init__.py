@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -10,7 +10,10 @@ from kdcache.errors import ConfigError, one_of
 from kdcache.signals.base import (
     POSITIONS,
     ArraySpec,
+    Assisted,
+    Origins,
     Outputs,
+    Packing,
     Signal,
     TeacherShape,
     merge,
@@ -18,7 +21,10 @@ from kdcache.signals.base import (
     select,
 )
 from kdcache.signals.hidden import Hidden, LayerRows
-from kdcache.signals.logits import DenseLogits, SoftLabels, TopKLogits
+from kdcache.signals.logits import DenseLogits, TopKLogits
+from kdcache.signals.small import SmallTopK
+from kdcache.signals.soft import SoftLabels
+from kdcache.tasks import Task
 
 __all__ = [
     "POSITIONS",
@@ -27,11 +33,16 @@ __all__ = [
     "DenseLogits",
     "Hidden",
     "LayerRows",
+    "Origins",
     "Outputs",
+    "Packing",
     "Signal",
+    "SmallTopK",
     "SoftLabels",
     "TeacherShape",
     "TopKLogits",
+    "artefacts",
+    "assist",
     "from_json",
     "merge",
     "parse",
@@ -40,7 +51,7 @@ __all__ = [
 ]
 
 SIGNALS: dict[str, dict[str, type[Any]]] = {
-    "logits": {"dense": DenseLogits, "topk": TopKLogits},
+    "logits": {"dense": DenseLogits, "topk": TopKLogits, "topk-small": SmallTopK},
     "hidden": {"hidden": Hidden},
 }
 
@@ -59,14 +70,14 @@ def parse(text: str) -> Signal:
     else:
         codec = name
     kind = codecs[one_of(f"codec of {name}", codec.strip(), codecs)]
-    known = [field.name for field in fields(kind)]
+    known = [field.name for field in fields(kind) if field.compare]
     return _make(kind, text, options(rest, known, text))
 
 
 def _make(kind: type[Any], text: str, given: Mapping[str, str]) -> Signal:
     values: dict[str, Any] = dict(given)
     try:
-        for name in ("k", "group"):
+        for name in ("k", "group", "levels"):
             if name in values:
                 values[name] = int(values[name])
         if "layers" in values:
@@ -102,7 +113,30 @@ def from_json(name: str, record: Mapping[str, Any]) -> Signal:
     if "layers" in values:
         values["layers"] = tuple(values["layers"])
     try:
+        if "vocabulary" in values:  # a field, but none of the configuration
+            raise TypeError("unexpected 'vocabulary'")
         signal: Signal = kind(**values)
     except TypeError as error:
         raise ConfigError(f"signal {name!r} of the manifest: {error}") from error
     return signal
+
+
+def artefacts(
+    signals: Iterable[Signal], task: Task, shape: TeacherShape, origins: Origins
+) -> dict[str, bytes]:
+    """The files that signals need in a cache beside their arrays, by name."""
+    files: dict[str, bytes] = {}
+    for signal in signals:
+        if isinstance(signal, Assisted):
+            files |= signal.artefacts(task, shape, origins)
+    return files
+
+
+def assist(
+    signals: Mapping[str, Signal], shape: TeacherShape, read: Callable[[str], bytes]
+) -> dict[str, Signal]:
+    """Signals ready to encode and decode; `read` gives a file of the cache by its name."""
+    return {
+        name: signal.assisted(shape, read) if isinstance(signal, Assisted) else signal
+        for name, signal in signals.items()
+    }

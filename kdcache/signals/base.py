@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from kdcache.errors import ConfigError, one_of
@@ -102,6 +104,35 @@ class Signal(Protocol):
 
     def summarise(self, stats: Stats) -> Json:
         """Fidelity figures from merged stats."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origins:
+    """What a signal's artefacts are made of, each computed when it is asked for.
+
+    Attributes:
+        token_counts: how often each id occurs in the plan, [V] int64.
+        head: the linear output layer of the teacher: weight [V, H] and bias [V] or None.
+    """
+
+    token_counts: Callable[[], npt.NDArray[np.int64]]
+    head: Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+@runtime_checkable
+class Assisted(Protocol):
+    """A signal that needs files of the cache, its artefacts, to encode and decode."""
+
+    def artefacts(self, task: Task, shape: TeacherShape, origins: Origins) -> dict[str, bytes]:
+        """The files to keep in the cache under `files/`, by name; made before the teacher runs."""
+        ...
+
+    def assisted(self, shape: TeacherShape, read: Callable[[str], bytes]) -> Signal:
+        """This signal, ready to encode and decode with the files that `read` gives.
+
+        Raises DamageError if they are not what was kept.
+        """
         ...
 
 

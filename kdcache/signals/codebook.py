@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -22,7 +23,11 @@ def table() -> torch.Tensor:
 
 def to_codes(logprobs: torch.Tensor) -> torch.Tensor:
     """Nearest code of each log-probability (nats), uint8."""
-    falling = table().to(logprobs.device)
+    return _nearest(logprobs, table())
+
+
+def _nearest(logprobs: torch.Tensor, falling: torch.Tensor) -> torch.Tensor:
+    falling = falling.to(logprobs.device)
     edges = -(falling[1:] + falling[:-1]) / 2
     return torch.bucketize(-logprobs.float(), edges).to(torch.uint8)
 
@@ -30,6 +35,31 @@ def to_codes(logprobs: torch.Tensor) -> torch.Tensor:
 def from_codes(codes: torch.Tensor) -> torch.Tensor:
     """Log-probabilities (nats, float32) of codes."""
     return table().to(codes.device)[codes.long()]
+
+
+GROWTH = 0.3  # of a step, per nat: where bytes are few, unlikely tokens are told less exactly
+
+
+@cache
+def steep_table(levels: int) -> torch.Tensor:
+    """The `levels` log-probabilities of a coarser table, [levels] float32, from 0 down to FLOOR.
+
+    Steps grow as exp(GROWTH * distance from 0): once codes are compressed, this costs less
+    divergence for its bytes than even steps or those of `table`.
+    """
+    steps = torch.arange(levels, dtype=torch.float64) / (levels - 1)
+    span = 1 - math.exp(GROWTH * FLOOR)
+    return (torch.log1p(-span * steps) / GROWTH).to(torch.float32)
+
+
+def to_steep_codes(logprobs: torch.Tensor, levels: int) -> torch.Tensor:
+    """Nearest code of each log-probability (nats) in `steep_table`, uint8."""
+    return _nearest(logprobs, steep_table(levels))
+
+
+def from_steep_codes(codes: torch.Tensor, levels: int) -> torch.Tensor:
+    """Log-probabilities (nats, float32) of codes of `steep_table`."""
+    return steep_table(levels).to(codes.device)[codes.long()]
 
 
 def high_bits(vocabulary: int) -> int:

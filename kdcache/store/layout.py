@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from kdcache.signals import Packing
+
 SHARD_BYTES = 64 * 2**20
+ZSTD_LEVELS: dict[Packing, int] = {"zstd": 1, "columns": 3}
+"""Of packed chunks: hidden states hardly gain beyond the first, differences of ids do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,7 @@ class Layout:
     chunk_rows: int
     shard_rows: int
     parts: int
+    packing: Packing = ""
 
     @property
     def row_bytes(self) -> int:
@@ -29,7 +34,7 @@ class Layout:
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of an inner chunk, its crc32c left out."""
+        """Bytes of an inner chunk before it is compressed, its crc32c left out."""
         return self.chunk_rows * self.row_bytes
 
     @property
@@ -44,12 +49,12 @@ class Layout:
 
     @property
     def shard_bytes(self) -> int:
-        """Bytes of one shard file, exactly."""
+        """Bytes of one shard file, exactly; a packed one would take this if it were not packed."""
         return self.shard_chunks * (self.chunk_bytes + 4 + 16) + 4
 
     @property
     def bytes(self) -> int:
-        """Bytes of all shard files, exactly."""
+        """Bytes of all shard files, exactly; unpacked, where they are packed."""
         return self.parts * (self.part_rows // self.shard_rows) * self.shard_bytes
 
     def key(self, shard: int) -> str:
@@ -74,6 +79,7 @@ def plan_layout(
     part_rows: int,
     chunk_rows: int,
     parts: int,
+    packing: Packing = "",
 ) -> Layout:
     """Choose chunk and shard: the largest divisors of a part within `chunk_rows`, SHARD_BYTES."""
     kind = np.dtype(dtype)
@@ -88,6 +94,7 @@ def plan_layout(
         chunk_rows=chunk,
         shard_rows=chunk * max(fitting, default=1),
         parts=parts,
+        packing=packing,
     )
 
 

@@ -10,16 +10,23 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.codecs import BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 
 from kdcache.errors import CacheError, DamageError
 from kdcache.manifest import Json, seal, unseal
+from kdcache.signals import Packing
+from kdcache.store.layout import ZSTD_LEVELS
 from kdcache.store.objects import Root
 from kdcache.store.paths import inside, read_regular
 from kdcache.store.shard import Layout, crc
 
 RECORD_BYTES = 2**30  # of a record, at most: a commit names some hundred objects of 100 bytes
 LONGEST = 2**31  # an axis
+PACKINGS: dict[tuple[str, ...], Packing] = {
+    ("bytes", "crc32c"): "",
+    ("bytes", "zstd", "crc32c"): "zstd",
+    ("transpose", "bytes", "zstd", "crc32c"): "columns",
+}
 DTYPE = re.compile("u?int(8|16|32|64)|float(16|32|64)")
 
 
@@ -48,13 +55,31 @@ def create_arrays(root: Path, arrays: Iterable[tuple[Layout, Mapping[str, Any]]]
             shards=(layout.shard_rows, *layout.row_shape),
             chunks=(layout.chunk_rows, *layout.row_shape),
             dtype=layout.dtype,
-            filters=None,
+            filters=_turn(layout),
             serializer=BytesCodec(endian="little"),
-            compressors=[Crc32cCodec()],
+            compressors=[*_compressor(layout), Crc32cCodec()],
             fill_value=0,
             zarr_format=3,
             attributes={**attributes, "part_rows": layout.part_rows},
         )
+
+
+def _turn(layout: Layout) -> list[TransposeCodec]:
+    """The codec that lays columns of a chunk together."""
+    order = range(len(layout.row_shape), -1, -1)
+    return [TransposeCodec(order=tuple(order))] if layout.packing == "columns" else []
+
+
+def _compressor(layout: Layout) -> list[ZstdCodec]:
+    return [ZstdCodec(level=ZSTD_LEVELS[layout.packing])] if layout.packing else []
+
+
+def _packing(codecs: list[Json]) -> Packing:
+    """How inner chunks are compressed; ValueError if we have no such way."""
+    names = tuple(codec["name"] for codec in codecs)
+    if names not in PACKINGS:
+        raise ValueError(f"codecs {', '.join(names)}")
+    return PACKINGS[names]
 
 
 def read_layout(root: Root, name: str, parts: int, objects: Mapping[str, Json]) -> Layout:
@@ -77,6 +102,7 @@ def read_layout(root: Root, name: str, parts: int, objects: Mapping[str, Json]) 
             chunk_rows=sharding["chunk_shape"][0],
             shard_rows=node["chunk_grid"]["configuration"]["chunk_shape"][0],
             parts=parts,
+            packing=_packing(sharding["codecs"]),
         )
         sizes = (*layout.row_shape, layout.part_rows, layout.shard_rows, layout.chunk_rows)
         whole = all(type(size) is int and 0 < size <= LONGEST for size in sizes)

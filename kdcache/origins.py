@@ -1,0 +1,51 @@
+"""What artefacts of signals are made of: the plan's tokens and the teacher's output layer."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdcache.errors import ModelError
+from kdcache.models import Teacher
+from kdcache.plans import Plan
+from kdcache.signals import Origins
+
+
+def origins(plan: Plan, teacher: Teacher) -> Origins:
+    """The sources of artefacts; nothing is read before it is asked for."""
+    return Origins(
+        token_counts=partial(token_counts, plan, teacher.shape.outputs),
+        head=partial(head, teacher),
+    )
+
+
+def token_counts(plan: Plan, size: int) -> npt.NDArray[np.int64]:
+    """How often each of `size` ids occurs in the plan's documents, masked ones included: [size]."""
+    counts = np.zeros(size, np.int64)
+    for part in range(plan.parts):
+        docs = plan.part_docs(part)
+        for name in ("tokens", "masked_label"):
+            if name in plan.columns:
+                space = "token" if name == "tokens" else "masked"
+                start = part * plan.rows[space]
+                ids = plan.columns[name][start : start + plan.extent(docs, space)]
+                counts += np.bincount(ids, minlength=size)[:size]
+    return counts
+
+
+def head(teacher: Teacher) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight [V, H] and bias [V] of the teacher's output layer, on the CPU.
+
+    Raises ModelError if it is not one linear layer.
+    """
+    layer = teacher.model.get_output_embeddings()
+    if not isinstance(layer, torch.nn.Linear):
+        kind = type(layer).__name__ if layer is not None else "none that transformers names"
+        raise ModelError(
+            f"{teacher.identity['name']} has no linear output layer ({kind}): store logits:topk"
+        )
+    bias = None if layer.bias is None else layer.bias.detach().cpu()
+    return layer.weight.detach().cpu(), bias

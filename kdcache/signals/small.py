@@ -1,0 +1,176 @@
+"""The k likeliest tokens in as few bytes as standard Zarr codecs allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+
+from kdcache.errors import ConfigError
+from kdcache.manifest import Json
+from kdcache.signals import gaps, vocabulary
+from kdcache.signals.base import Arrays, ArraySpec, Origins, Outputs, Packing, Stats, TeacherShape
+from kdcache.signals.codebook import from_steep_codes, steep_table, to_steep_codes
+from kdcache.signals.soft import (
+    STAT_TEMPERATURE,
+    SoftLabels,
+    fill_up,
+    measure_kept,
+    summarise_kept,
+)
+from kdcache.tasks import LOGITS_SPACE, Space, Task
+from kdcache_kernels import topk_encode
+
+CHUNK_ROWS = 1024
+ID_SHARE = (0.4, 1.0)  # of the bits that k ids drawn evenly from the vocabulary would take
+CODE_BITS = (3.0, 6.0)  # of a log-probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallTopK:
+    """The `k` largest true log-probabilities, compressed: some 30% fewer bytes than other formats.
+
+    Ids become ranks in the order of the corpus's token counts, rise within a row, and are stored
+    as differences; log-probabilities follow their ids, as codes of a table with `levels` steps,
+    counted from the row's least. Bytes lie column after column, so that zstd finds alike what is
+    alike. The tail's statistics are exact to float16.
+
+    Decoded ids rise by rank: they are not in the order of their probability.
+    """
+
+    name: ClassVar[str] = "logits"
+    codec: ClassVar[str] = "topk-small"
+    k: int = 64
+    levels: int = 176
+    vocabulary: vocabulary.Vocabulary | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= 65536:
+            raise ConfigError(f"k of logits:topk-small must lie in [1, 65536]; got {self.k}")
+        if not 2 <= self.levels <= 256:
+            raise ConfigError(
+                f"levels of logits:topk-small must lie in [2, 256]; got {self.levels}"
+            )
+
+    def to_json(self) -> Json:
+        """The configuration as JSON values."""
+        return {"codec": self.codec, "k": self.k, "levels": self.levels}
+
+    def check(self, task: Task, shape: TeacherShape) -> None:
+        """Raise ConfigError if there are not k classes."""
+        if self.k > shape.outputs:
+            raise ConfigError(
+                f"logits:topk-small,k={self.k}: the teacher has {shape.outputs} outputs; "
+                f"use k={shape.outputs} or less, or logits:dense"
+            )
+
+    def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
+        """Planes of differences, codes, and what each row has once."""
+        planes = gaps.names(shape.outputs)
+        sizes = self._expected(shape.outputs)
+        order = vocabulary.attributes(shape.outputs)
+        book = {"codebook": [float(v) for v in steep_table(self.levels)], "unit": "nats"}
+        row = (self.k,)
+        stat = {"unit": "nats", "temperature": STAT_TEMPERATURE}
+        space = LOGITS_SPACE[task]
+        return [
+            *(
+                _packed(name, space, row, size, order)
+                for name, size in zip(planes, sizes, strict=True)
+            ),
+            _packed("logits/logprobs", space, row, _bytes(CODE_BITS, self.k), book),
+            _packed("logits/floor", space, (), (0.4, 1.0), {}),
+            ArraySpec(
+                name="logits/tail_logmass",
+                space=space,
+                row_shape=(),
+                dtype="float16",
+                attributes={"unit": "nats"},
+            ),
+            ArraySpec(
+                name="logits/tail_stat", space=space, row_shape=(), dtype="float16", attributes=stat
+            ),
+        ]
+
+    def _expected(self, outputs: int) -> list[tuple[float, float]]:
+        """Bytes of each plane: the lowest takes what an id is told by within 256 neighbours."""
+        even = (
+            math.lgamma(outputs + 1) - math.lgamma(self.k + 1) - math.lgamma(outputs - self.k + 1)
+        )
+        bits = even / math.log(2) / self.k
+        low, rest = min(bits, 8.0), max(0.0, bits - 8.0)
+        spread = [low, *(rest if plane == 0 else 0.0 for plane in range(gaps.planes(outputs) - 1))]
+        return [_bytes((ID_SHARE[0] * b, ID_SHARE[1] * b + 0.05), self.k) for b in spread]
+
+    def artefacts(self, task: Task, shape: TeacherShape, origins: Origins) -> dict[str, bytes]:
+        """The vocabulary in the order of the corpus's counts; that of classes stays as it is."""
+        made = vocabulary.of_corpus(task, shape.outputs, origins)
+        return {vocabulary.FILE: made.to_bytes()}
+
+    def assisted(self, shape: TeacherShape, read: Callable[[str], bytes]) -> SmallTopK:
+        """This signal with the order of the vocabulary."""
+        order = vocabulary.from_bytes(read(vocabulary.FILE), shape.outputs)
+        return replace(self, vocabulary=order)
+
+    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.vocabulary is not None, "the signal has not been assisted"
+        return self.vocabulary.on(device)
+
+    def encode(self, outputs: Outputs) -> Arrays:
+        """One pass over the logits, on their device."""
+        ids, logprobs, tail_logmass, tail_stat = topk_encode(outputs.logits, self.k)
+        ranks, order = self._on(ids.device)[1][ids].sort(1)
+        codes = to_steep_codes(logprobs, self.levels)
+        least = codes[:, -1:]
+        return {
+            **gaps.split(ranks, outputs.logits.shape[1]),
+            "logits/logprobs": least - codes.gather(1, order),
+            "logits/floor": least.squeeze(1),
+            "logits/tail_logmass": tail_logmass.half(),
+            "logits/tail_stat": tail_stat.half(),
+        }
+
+    def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
+        """Stored rows to soft labels over `outputs` classes, ids in the order of their ranks."""
+        ranks = gaps.join(raw, outputs)
+        codes = raw["logits/floor"].unsqueeze(1) - raw["logits/logprobs"]
+        tail = raw["logits/tail_logmass"].float()
+        return SoftLabels(
+            ids=self._on(ranks.device)[0][ranks],
+            logprobs=fill_up(from_steep_codes(codes, self.levels), tail),
+            tail_logmass=tail,
+            tail_stat=raw["logits/tail_stat"].float(),
+        )
+
+    def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
+        """KL(teacher || decoded) in nats over the sampled `rows`; see `measure_kept`."""
+        logits = outputs.logits[rows]
+        kept = {name: values[rows] for name, values in encoded.items()}
+        return measure_kept(logits, self.decode(kept, logits.shape[1]))
+
+    def summarise(self, stats: Stats) -> Json:
+        """KL over k ids + tail, KL over the vocabulary, top-1 agreement, mean mass of the k."""
+        return summarise_kept(stats)
+
+
+def _bytes(bits: tuple[float, float], values: int) -> tuple[float, float]:
+    return bits[0] * values / 8, bits[1] * values / 8
+
+
+def _packed(
+    name: str, space: Space, row: tuple[int, ...], size: tuple[float, float], attributes: Any
+) -> ArraySpec:
+    packing: Packing = "columns" if row else "zstd"
+    return ArraySpec(
+        name=name,
+        space=space,
+        row_shape=row,
+        dtype="uint8",
+        attributes=attributes,
+        chunk_rows=CHUNK_ROWS,
+        packing=packing,
+        expected=size,
+    )

@@ -1,0 +1,80 @@
+"""A vocabulary in the order of how often its tokens occur: numbers of likely tokens are small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdcache.errors import DamageError
+from kdcache.manifest import Json
+from kdcache.signals.base import Origins
+from kdcache.tasks import Task
+
+FILE = "logits/vocabulary"
+"""Where a cache keeps the order, under `files/`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Vocabulary:
+    """A permutation of the V ids of a vocabulary.
+
+    Attributes:
+        ids: [V] int64, the id at each rank, the most frequent first.
+        ranks: [V] int64, the rank of each id.
+    """
+
+    ids: torch.Tensor
+    ranks: torch.Tensor
+    _there: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(
+        default_factory=dict, repr=False
+    )
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ids, ranks) on a device, copied there once."""
+        if device not in self._there:
+            self._there[device] = (self.ids.to(device), self.ranks.to(device))
+        return self._there[device]
+
+    def to_bytes(self) -> bytes:
+        """The ids in their order, as little-endian uint16, or uint32 beyond 65,536 of them."""
+        return self.ids.numpy().astype(_dtype(len(self.ids))).tobytes()
+
+
+def _dtype(size: int) -> str:
+    return "<u2" if size <= 65_536 else "<u4"
+
+
+def attributes(size: int) -> Json:
+    """What tells another reader where a rank's id stands."""
+    return {"ranks_of": f"files/{FILE}", "dtype": _dtype(size)}
+
+
+def by_frequency(counts: npt.NDArray[np.int64], size: int) -> Vocabulary:
+    """The order of `size` ids by how often each occurs; equals, and those unseen, by their id."""
+    padded = np.zeros(size, np.int64)
+    padded[: len(counts)] = counts[:size]
+    return _vocabulary(np.argsort(-padded, kind="stable"))
+
+
+def from_bytes(data: bytes, size: int) -> Vocabulary:
+    """The order that `to_bytes` wrote; DamageError if it is no permutation of `size` ids."""
+    if len(data) == size * np.dtype(_dtype(size)).itemsize:
+        ids = np.frombuffer(data, _dtype(size)).astype(np.int64)
+        if (np.bincount(ids, minlength=size) == 1).all() and int(ids.max(initial=0)) < size:
+            return _vocabulary(ids)
+    raise DamageError(f"files/{FILE} is damaged: it is no order of {size:,} ids")
+
+
+def _vocabulary(ids: npt.NDArray[np.int64]) -> Vocabulary:
+    ranks = np.empty_like(ids)
+    ranks[ids] = np.arange(len(ids))
+    return Vocabulary(ids=torch.from_numpy(ids), ranks=torch.from_numpy(ranks))
+
+
+def of_corpus(task: Task, size: int, origins: Origins) -> Vocabulary:
+    """The order by the corpus's token counts; classes are no tokens and stay in theirs."""
+    counts = np.zeros(0, np.int64) if task == "text-classification" else origins.token_counts()
+    return by_frequency(counts, size)

@@ -1,0 +1,259 @@
+"""Shards whose inner chunks are compressed: standard Zarr codecs, so sizes vary and are indexed.
+
+An inner chunk is [bytes, zstd, crc32c], or [transpose, bytes, zstd, crc32c] where columns are to
+lie together. A chunk is read, checked and decompressed whole, and then kept for a while: rows that
+are read in random order cost a chunk each unless the array is small.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numcodecs import zstd
+
+from kdcache.errors import CacheError, DamageError, IncompleteError
+from kdcache.manifest import Json
+from kdcache.plans import Array
+from kdcache.signals import Packing
+from kdcache.store.descriptors import Descriptor, Handle
+from kdcache.store.facts import Facts, checksums_digest
+from kdcache.store.layout import ZSTD_LEVELS, Layout
+from kdcache.store.objects import Root
+from kdcache.store.paths import inside
+from kdcache.store.shard import ArrayReader, crc, encode_shard
+from kdcache.store.spans import Pieces, cut_spans
+
+KEPT_BYTES = 64 * 2**20  # of decompressed chunks, for each array
+ENTRY, CRC = 16, 4
+
+
+def encode_rows(rows: Array, layout: Layout) -> list[memoryview | bytes]:
+    """Rows of one shard as the pieces of its file, in order: data and crc32c by turns."""
+    if not layout.packing:
+        return encode_shard(rows, layout.chunk_rows)
+    chunks = [rows[i : i + layout.chunk_rows] for i in range(0, len(rows), layout.chunk_rows)]
+    packed = [_pack(chunk, layout.packing) for chunk in chunks]
+    sizes = [len(data) + CRC for data in packed]
+    offsets = [0, *itertools.accumulate(sizes)][:-1]
+    table = np.array([offsets, sizes], "<u8").T.tobytes()
+    return [
+        piece for data in [*packed, table] for piece in (data, crc(data).to_bytes(CRC, "little"))
+    ]
+
+
+def _pack(rows: Array, packing: Packing) -> bytes:
+    little = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
+    if packing == "columns":
+        little = little.T
+    data: bytes = zstd.compress(np.ascontiguousarray(little).tobytes(), ZSTD_LEVELS[packing])
+    return data
+
+
+def _unpack(data: Any, layout: Layout) -> Array:
+    """The rows of a chunk; ValueError or RuntimeError if it was not made by `_pack`."""
+    flat = np.zeros(layout.chunk_bytes, np.uint8)  # of the size we expect, whatever the frame says
+    zstd.decompress(data, flat)
+    rows = flat.view(layout.dtype)
+    if layout.packing == "columns":
+        turned = rows.reshape(*layout.row_shape[::-1], layout.chunk_rows)
+        return np.ascontiguousarray(turned.T)
+    return rows.reshape(layout.chunk_rows, *layout.row_shape)
+
+
+class PackedReader:
+    """Reads rows of one compressed array; what `ArrayReader` promises holds here too.
+
+    Every chunk is checked whenever it is read from its file. The KEPT_BYTES used last stay
+    decompressed in memory.
+    """
+
+    def __init__(self, root: Root, layout: Layout, facts: Facts | None = None) -> None:
+        self.root, self.layout, self.facts = root, layout, facts
+        self.dtype = layout.dtype
+        self._shards: dict[int, _PackedShard] = {}
+        self._kept: OrderedDict[tuple[int, int, int], Array] = OrderedDict()
+        self._most = max(1, KEPT_BYTES // layout.chunk_bytes)
+
+    def __getitem__(self, rows: slice) -> Array:
+        return self.read(np.array([rows.start]), np.array([rows.stop - rows.start]))
+
+    def read(self, starts: Array, counts: Array, out: Array | None = None) -> Array:
+        """As `ArrayReader.read`."""
+        return self.gather(cut_spans(starts, counts, self.layout.chunk_rows), out)
+
+    def gather(self, pieces: Pieces, out: Array | None = None) -> Array:
+        """As `ArrayReader.gather`."""
+        shape = (pieces.total, *self.layout.row_shape)
+        if out is None:
+            out = np.empty(shape, self.dtype)
+        assert pieces.chunk_rows == self.layout.chunk_rows, "the pieces are another array's"
+        assert out.shape == shape, "out has another shape"
+        assert out.dtype == self.dtype, "out has another dtype"
+        with self._reading():
+            for number, cuts in pieces.by_shard(self.layout.shard_chunks).items():
+                for inner, first, rows, at in cuts:
+                    out[at : at + rows] = self._chunk(number, inner)[first : first + rows]
+        return out
+
+    def _chunk(self, number: int, inner: int) -> Array:
+        shard, handle = self._open(number)
+        key = (number, inner, shard.opened)
+        rows = self._kept.pop(key, None)
+        if rows is None:
+            rows = shard.rows(handle, inner)
+        self._kept[key] = rows
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        return rows
+
+    def _open(self, number: int) -> tuple[_PackedShard, Handle]:
+        shard = self._shards.get(number)
+        if shard is None:
+            key, facts = self.layout.key(number), None
+            if self.facts is not None:
+                facts = partial(self.facts, self.layout.part_of(number), key)
+            shard = self._shards[number] = _PackedShard(inside(self.root, key), self.layout, facts)
+        return shard, shard.open()
+
+    def identify(self, number: int) -> None:
+        """As `ArrayReader.identify`."""
+        with self._reading():
+            self._open(number)
+
+    def require_whole(self) -> None:
+        """As `ArrayReader.require_whole`."""
+        for number in range(self.layout.shape[0] // self.layout.shard_rows):
+            self.identify(number)
+
+    def check_shard(self, number: int) -> None:
+        """As `ArrayReader.check_shard`; chunks must also decompress."""
+        with self._reading():
+            shard, handle = self._open(number)
+            for inner in range(self.layout.shard_chunks):
+                shard.rows(handle, inner)
+
+    def _reading(self) -> _Readable:
+        return _Readable(self.root / self.layout.name)
+
+
+class _Readable:
+    """Turns a failing disk into a CacheError."""
+
+    def __init__(self, path: Root) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise CacheError(
+                f"{self.path} cannot be read: {error.strerror}; check the disk it is on, or copy "
+                "the cache to another"
+            ) from error
+
+
+class _PackedShard:
+    """A shard's file, and where its chunks lie in it."""
+
+    def __init__(self, path: Root, layout: Layout, facts: Callable[[], Json] | None) -> None:
+        self.path, self.layout, self.facts = path, layout, facts
+        self.file = Descriptor(path)
+        self.identity: tuple[int, ...] = ()
+        self.opened = 0  # how often the file was found to be a new one
+        self.spans: list[tuple[int, int]] = []
+
+    def open(self) -> Handle:
+        """Its file. One that was replaced since it was last read (repaired, say) is read anew."""
+        try:
+            handle = self.file.handle()
+        except FileNotFoundError as error:
+            raise IncompleteError(
+                f"{self.path} is not there; run the same `kdcache build` again to add what is "
+                "missing"
+            ) from error
+        if handle.identity != self.identity:
+            self.spans = self._index(handle)
+            self._identify(handle)
+            self.opened += 1
+            self.identity = handle.identity
+        return handle
+
+    def _index(self, handle: Handle) -> list[tuple[int, int]]:
+        """(start, end) of every chunk, its crc32c included: chunk after chunk, up to the index."""
+        chunks = self.layout.shard_chunks
+        end = handle.size - chunks * ENTRY - CRC
+        if end < chunks * CRC:
+            raise self._damaged(f"{handle.size} bytes are too few for its {chunks} chunks")
+        data = self._read(handle, end, handle.size)
+        table = data[:-CRC].view("<u8").reshape(chunks, 2)
+        if not _sound(data):
+            raise self._damaged("its index fails its crc32c")
+        ends = np.cumsum(table[:, 1])
+        if (table[:, 1] < CRC).any() or (table[1:, 0] != ends[:-1]).any() or table[0, 0]:
+            raise self._damaged("its index is not that of its chunks in their order")
+        if (table[:, 1] > end).any() or ends[-1] != end:
+            raise self._damaged("its index does not fit its size")
+        return list(zip(table[:, 0].tolist(), ends.tolist(), strict=True))
+
+    def _identify(self, handle: Handle) -> None:
+        """DamageError if this is not the shard that was committed under its name."""
+        if self.facts is None:
+            return
+        facts = self.facts()
+        if handle.size != facts["bytes"]:
+            raise self._damaged(f"expected {facts['bytes']} bytes, found {handle.size}")
+        ends = [*(end for _, end in self.spans), handle.size]
+        found = [self._read(handle, end - CRC, end).tobytes() for end in ends]
+        if checksums_digest(found) != facts.get("chunks_sha256"):
+            raise self._damaged("it is not the object that was committed there")
+
+    def rows(self, handle: Handle, inner: int) -> Array:
+        """The rows of a chunk, checked; DamageError."""
+        data = self._read(handle, *self.spans[inner])
+        if not _sound(data):
+            raise self._damaged(f"chunk {inner} fails its crc32c")
+        try:
+            return _unpack(data[:-CRC], self.layout)
+        except (ValueError, RuntimeError) as error:
+            raise self._damaged(f"chunk {inner} does not decompress ({error})") from error
+
+    def _read(self, handle: Handle, start: int, end: int) -> Array:
+        data = np.empty(end - start, np.uint8)
+        view = memoryview(data)
+        while len(view):
+            got = os.preadv(handle.number, [view], start)
+            if got == 0:
+                raise self._damaged(f"it ends at byte {start}")
+            view, start = view[got:], start + got
+        return data
+
+    def _damaged(self, what: str) -> DamageError:
+        """The error to raise. What was read is forgotten: the next reading starts over."""
+        self.identity, self.file.current = (), None
+        return DamageError(f"{self.path} is damaged: {what}")
+
+
+def _sound(data: Array) -> bool:
+    """Whether the last bytes are the crc32c of those before."""
+    return crc(data[:-CRC]) == int.from_bytes(data[-CRC:].tobytes(), "little")
+
+
+def reader_of(root: Root, layout: Layout, facts: Facts | None = None) -> ArrayReader | PackedReader:
+    """The reader that fits how an array's chunks are stored."""
+    return (PackedReader if layout.packing else ArrayReader)(root, layout, facts)
+
+
+def stored_bytes(layout: Layout, facts: Facts, parts: Iterable[int]) -> int:
+    """Bytes of the shard files of some parts, as their commits say."""
+    return sum(
+        int(facts(part, layout.key(shard))["bytes"])
+        for part in parts
+        for shard in layout.part_shards(part)
+    )

@@ -88,8 +88,9 @@ def throughput(cache: Cache, teacher: Any, out: Path, repeats: int) -> dict[str,
 
 
 MEMORY = """
-import json, resource, sys
+import json, sys
 from kdcache.builder import build
+from kdcache.memory import peak_rss_bytes
 from kdcache.trainer import train
 what, data, teacher, out, limit = sys.argv[1:]
 if what == "build":
@@ -98,7 +99,7 @@ if what == "build":
 else:
     train(out, recipe="kd", out=out + ".student", init_from_teacher=(3, 6),
           overrides=["training.max_steps=60", "training.save_strategy=no"])
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+print(json.dumps(peak_rss_bytes()))
 """
 
 

@@ -41,6 +41,8 @@ WARM_UP = 5
 class OnlineDocuments(CachedDocuments):
     """The cache's documents in the cache's order, with the teacher run on every batch."""
 
+    ahead = False  # the teacher is timed in the loop, not beside it
+
     def __init__(self, source: CachedDocuments, teacher: Teacher, k: int | None) -> None:
         super().__init__(source.cache, [], seed=source.seed, window=source.window)
         self.teacher, self.k = teacher, k

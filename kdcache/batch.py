@@ -29,6 +29,10 @@ class Batch(dict[str, torch.Tensor]):
         """The batch on another device."""
         return Batch({k: v.to(device, non_blocking=non_blocking) for k, v in self.items()})
 
+    def pin_memory(self) -> Batch:
+        """The batch in memory a GPU copies from while it works."""
+        return Batch({name: tensor.pin_memory() for name, tensor in self.items()})
+
     @property
     def mask(self) -> torch.Tensor:
         """[B, L] bool, True where there is a token."""

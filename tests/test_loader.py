@@ -1,12 +1,15 @@
 """The order of documents, and what a batch read from a cache holds."""
 
+import threading
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard, skip_first_batches
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
 
+from kdcache.batch import Batch
+from kdcache.errors import DamageError
 from kdcache.loader import CachedDocuments, document_order, make_loader
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 237)
@@ -89,6 +92,78 @@ def test_set_epoch_on_sampler_or_data_set_changes_the_order(cache):
     second = docs_of(loader)
     data.set_epoch(0)
     assert docs_of(loader) == first != second
+
+
+def reading():
+    return [t for t in threading.enumerate() if t.name == "kdcache-loader"]
+
+
+class Watched(CachedDocuments):
+    """Notes the thread of every reading, and fails at the batches in `failing`."""
+
+    def __init__(self, *args, failing=(), **options):
+        super().__init__(*args, seed=5, **options)
+        self.failing, self.threads, self.most = failing, [], 0
+
+    def __getitems__(self, docs):
+        self.threads.append(threading.current_thread())
+        self.most = max(self.most, len(reading()))
+        if len(self.threads) - 1 in self.failing:
+            raise DamageError(f"batch {len(self.threads) - 1} is damaged")
+        return super().__getitems__(docs)
+
+
+def prepared(loader):
+    """The loader as accelerate makes it for training."""
+    return DataLoaderShard(
+        loader.dataset,
+        device=torch.device("cpu"),
+        batch_sampler=loader.batch_sampler,
+        collate_fn=loader.collate_fn,
+    )
+
+
+@pytest.mark.parametrize("wrap", [lambda loader: loader, prepared], ids=["own", "accelerate"])
+def test_one_thread_reads_the_next_batch_while_one_is_used(cache, wrap):
+    data = Watched(cache, ["logits/values"])
+    loader = wrap(make_loader(data, batch_size=16))
+    plain = dataset(cache, ["logits/values"])
+    plain.ahead = False
+    alone = make_loader(plain, batch_size=16)
+    for number, (batch, wanted) in enumerate(zip(loader, alone, strict=True)):
+        for name, tensor in wanted.items():
+            assert torch.equal(batch[name], tensor), name
+        for thread in reading():
+            thread.join()
+        assert len(data.threads) == min(number + 2, len(loader))
+    assert data.most == 1
+    assert threading.main_thread() not in data.threads
+    assert reading() == []
+
+
+@pytest.mark.parametrize("wrap", [lambda loader: loader, prepared], ids=["own", "accelerate"])
+def test_what_goes_wrong_in_the_thread_reaches_the_loop_unchanged(cache, wrap):
+    seen = []
+    loader = wrap(make_loader(Watched(cache, [], failing=[3]), batch_size=16))
+    with pytest.raises(DamageError, match=r"^batch 3 is damaged$") as caught:
+        seen.extend(loader)
+    assert type(caught.value) is DamageError
+    assert len(seen) == 3
+    assert reading() == []
+
+
+def test_a_dropped_iterator_leaves_no_thread(cache):
+    batches = iter(make_loader(Watched(cache, []), batch_size=16))
+    next(batches)
+    batches.close()
+    assert reading() == []
+
+
+def test_a_data_set_may_ask_to_be_read_in_the_loop_itself(cache):
+    data = Watched(cache, [])
+    data.ahead = False
+    assert all(isinstance(batch, Batch) for batch in make_loader(data, batch_size=16))
+    assert set(data.threads) == {threading.main_thread()}
 
 
 def test_reading_draws_nothing_from_torchs_generator(cache):

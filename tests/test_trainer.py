@@ -119,6 +119,8 @@ def test_metrics_and_log_tell_every_loss_term(trained):
     assert metrics["documents"] == 6 * 32
     assert metrics["tokens"] > metrics["documents"]
     assert metrics["peak_rss_bytes"] > 1e8
+    assert 0 < metrics["data_wait_seconds"] < metrics["seconds"]
+    assert 0 < metrics["data_wait_share"] < 1
     assert 0 < metrics["step_seconds_median"] < metrics["seconds"]
     log = log_of(result.folder)
     assert [entry["step"] for entry in log] == [2, 4, 6]

@@ -11,6 +11,7 @@ SCORES = {
     "accuracy_interval": "accuracy, 95% interval",
     "calibration_error": "expected calibration error",
     "cross_entropy": "cross-entropy, nats",
+    "data_wait_share": "waiting for data, share of step time",
     "documents_per_s": "documents/s",
     "teacher_rows.documents": "documents the cache has too",
     "teacher_rows.agreement": "agreement with the teacher there",
@@ -43,7 +44,10 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
 
 
 def _value(name: str, value: Any) -> Any:
-    return both(value) if name.rpartition(".")[2].endswith("bytes") and value is not None else value
+    last = name.rpartition(".")[2]
+    if value is not None and last.endswith("bytes"):
+        return both(value)
+    return f"{value:.2%}" if last.endswith("share") else value
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -40,6 +40,15 @@ class DistillationTrainer(transformers.Trainer):
         self._seen = torch.zeros(2, dtype=torch.int64, device=self.args.device)
         self._terms: dict[str, torch.Tensor] = {}
         self._batches = 0
+        self.wait_seconds = 0.0
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The batches of a step; `wait_seconds` sums the time until they were there."""
+        started = time.perf_counter()
+        try:
+            return super().get_batch_samples(*args, **kwargs)
+        finally:
+            self.wait_seconds += time.perf_counter() - started
 
     def seen(self) -> tuple[int, int]:
         """Documents and tokens, pads left out, trained on by all ranks; every rank has to ask."""

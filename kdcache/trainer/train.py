@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from kdcache.errors import CorpusError
 from kdcache.loader import CachedDocuments
 from kdcache.losses import CacheFacts, Objective
 from kdcache.manifest import Json
+from kdcache.memory import peak_rss_bytes
 from kdcache.models import StudentSpec, load_student, student_shape
 from kdcache.progress import Progress, quiet
 from kdcache.recipe import Recipe, load_recipe
@@ -43,7 +43,8 @@ class TrainResult:
     Attributes:
         folder: model, tokenizer, `metrics.json`, `training_log.json`, `curves.png`, `recipe.toml`,
             `cache.json`.
-        metrics: final losses, steps, seconds, speed and memory; scores under "evaluation".
+        metrics: final losses, steps, seconds, the share of them spent waiting for batches, speed
+            and memory; scores under "evaluation".
     """
 
     folder: Path
@@ -241,7 +242,9 @@ def _metrics(trainer: DistillationTrainer, reporter: Reporter, seconds: float) -
         "tokens": tokens,
         "documents_per_second": documents / seconds,
         "tokens_per_second": tokens / seconds,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "data_wait_seconds": trainer.wait_seconds,
+        "data_wait_share": trainer.wait_seconds / max(sum(reporter.step_seconds), 1e-9),
+        "peak_rss_bytes": peak_rss_bytes(),
     }
     if trainer.args.device.type == "cuda":
         metrics["peak_device_bytes"] = torch.cuda.max_memory_allocated()

@@ -181,12 +181,18 @@ def run(
     return total, *gradients.finished(), soft, hard
 
 
+def live_rows(row_weight: Tensor) -> Tensor | None:
+    """Indices of the rows of weight other than 0; None: all, or to find them would synchronise."""
+    if row_weight.device.type != "cpu":
+        return None
+    live = row_weight.nonzero()[:, 0]
+    return None if len(live) == len(row_weight) else live
+
+
 def _chunks(row_weight: Tensor, v: int, dtype: torch.dtype, chunk_bytes: int) -> list[Chunk]:
-    """The rows, cut; on a CPU without those of weight 0, which elsewhere would synchronise."""
-    n, live = len(row_weight), None
-    if row_weight.device.type == "cpu":
-        live = row_weight.nonzero()[:, 0]
-        n, live = len(live), None if len(live) == n else live
+    """The rows that count, cut."""
+    live = live_rows(row_weight)
+    n = len(row_weight) if live is None else len(live)
     size = chunk_rows(n, v, dtype, row_weight.device, chunk_bytes)
     parts = [slice(start, min(start + size, n)) for start in range(0, n, max(size, 1))]
     return [part if live is None else live[part] for part in parts]

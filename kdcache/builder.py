@@ -26,9 +26,12 @@ from kdcache.signals import Signal, TeacherShape, parse_all
 from kdcache.store import (
     Cache,
     Claims,
+    Place,
+    Root,
     Writer,
     cache_record,
     create,
+    locate,
     open_cache,
     open_plan,
     signal_layouts,
@@ -57,7 +60,7 @@ def build(
     *,
     teacher: str | Path,
     task: Task,
-    out: str | Path,
+    out: Place,
     signals: Sequence[str] = (),
     tokenizer: str | Path | None = None,
     device: str = "auto",
@@ -68,7 +71,7 @@ def build(
     progress: Progress = quiet,
     **options: Unpack[PlanOptions],
 ) -> Cache:
-    """Run `teacher` once over `corpus` and write the cache to the folder `out`.
+    """Run `teacher` once over `corpus` and write the cache to `out`, a folder or a URL.
 
     A cache of the same plan, teacher and signals already at `out` is resumed at its first missing
     part. Interrupted at any moment, even by SIGKILL, all committed parts stay.
@@ -97,8 +100,8 @@ def build(
     tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
     with _planned(corpus, tokens, task, loaded.model.config, out, progress, options) as plan:
         check_fit(loaded, plan, tokens)
-        _create(Path(out), plan, loaded, wanted, tokens, keep_teacher_weights)
-    _fill(Path(out), loaded, batch_tokens, progress)
+        _create(locate(out), plan, loaded, wanted, tokens, keep_teacher_weights)
+    _fill(locate(out), loaded, batch_tokens, progress)
     return open_cache(out)
 
 
@@ -145,8 +148,8 @@ def _check(
 
 
 def is_plan(corpus: Any) -> bool:
-    """Whether `corpus` is the folder of a plan rather than documents."""
-    return isinstance(corpus, (str, Path)) and (Path(corpus) / "zarr.json").is_file()
+    """Whether `corpus` is the folder or URL of a plan rather than documents."""
+    return isinstance(corpus, (str, Root)) and (locate(corpus) / "zarr.json").is_file()
 
 
 @contextmanager
@@ -155,7 +158,7 @@ def _planned(
     tokenizer: Tokenizer,
     task: Task,
     config: Any,
-    out: str | Path | None,
+    out: Place | None,
     progress: Progress,
     options: PlanOptions,
 ) -> Iterator[Plan]:
@@ -177,7 +180,7 @@ def _planned(
 
 
 def _create(
-    out: Path,
+    out: Root,
     plan: Plan,
     teacher: Teacher,
     signals: dict[str, Signal],
@@ -199,7 +202,7 @@ def software() -> Json:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _fill(out: Path, teacher: Teacher, batch_tokens: int, progress: Progress) -> None:
+def _fill(out: Root, teacher: Teacher, batch_tokens: int, progress: Progress) -> None:
     """Run the teacher over every part that is not committed, then mark the cache complete."""
     writer = Writer(out)
     writer.republish()

@@ -32,7 +32,7 @@ from kdcache.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.plans import Plan
 from kdcache.predictions import write_predictions
 from kdcache.progress import Progress, quiet
-from kdcache.store import Cache, open_cache, open_plan, write_plan
+from kdcache.store import Cache, Place, open_cache, open_plan, write_plan
 from kdcache.store.files import writing
 from kdcache.tasks import Task
 
@@ -59,7 +59,7 @@ def evaluate(
     model: str | Path,
     file: Any,
     *,
-    cache: str | Path | None = None,
+    cache: Place | None = None,
     teacher: str | Path | None = None,
     batch_size: int = 64,
     device: str = "auto",

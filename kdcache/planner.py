@@ -16,7 +16,7 @@ from kdcache.models import Tokenizer, classes_of, load_tokenizer
 from kdcache.plans import Plan, PlanConfig, round_up
 from kdcache.progress import Progress, quiet, track
 from kdcache.spool import Spool
-from kdcache.store import open_plan, write_plan
+from kdcache.store import Place, locate, open_plan, write_plan
 from kdcache.store.files import writing
 from kdcache.tasks import TASKS, Task
 
@@ -57,17 +57,17 @@ def plan(
     *,
     tokenizer: str | Path,
     task: Task,
-    out: str | Path,
+    out: Place,
     progress: Progress = quiet,
     **options: Unpack[PlanOptions],
 ) -> Plan:
-    """Tokenise `corpus` and write its plan, a Zarr group, to the folder `out`.
+    """Tokenise `corpus` and write its plan, a Zarr group, to `out`.
 
     Args:
         corpus: a path, folder, glob or list of those, or a `datasets.Dataset`.
         tokenizer: folder or hub name; where it is also a classifier, its class names are used.
         task: "text-classification", "masked-lm" or "causal-lm".
-        out: folder to write; the same plan there already is left as it is.
+        out: folder or URL to write; the same plan there already is left as it is.
         options: see `PlanOptions`.
 
     Raises CorpusError, ConfigError or ModelError; MismatchError if `out` holds another plan.
@@ -88,10 +88,11 @@ def plan(
 
 
 @contextmanager
-def scratch_folder(out: str | Path | None) -> Iterator[Path]:
+def scratch_folder(out: Place | None) -> Iterator[Path]:
     """A temporary folder for the files behind a plan, on the disk of `out` where that is given."""
-    parent = Path(tempfile.gettempdir()) if out is None else Path(out).resolve().parent
-    with writing(parent if out is None else Path(out)):
+    root = None if out is None else locate(out)
+    parent = root.resolve().parent if isinstance(root, Path) else Path(tempfile.gettempdir())
+    with writing(root or parent):
         parent.mkdir(parents=True, exist_ok=True)
         made = tempfile.TemporaryDirectory(dir=parent, prefix=".kdcache-plan-")
     with made as scratch:

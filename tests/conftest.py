@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
+import urllib.request
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -186,3 +191,27 @@ def causal_cache(folder: Path, prose_file: Path, causal_lm: Path) -> Cache:
         max_length=64,
         part_tokens=4096,
     )
+
+
+@pytest.fixture(scope="session")
+def object_server() -> Iterator[str]:
+    """A real S3 server on loopback with an empty bucket, in the environment; its address."""
+    command = [sys.executable, str(Path(__file__).with_name("object_server.py"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdout is not None
+        address = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", address)
+            patch.setenv("AWS_REGION", "us-east-1")
+            patch.setenv("AWS_ACCESS_KEY_ID", "kdcache")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "kdcache")
+            urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT"))
+            yield address
+        server.kill()
+
+
+@pytest.fixture
+def bucket(object_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a place of the test's own in a bucket; shards are fetched to its own folder."""
+    monkeypatch.setenv("KDCACHE_FETCHED", str(tmp_path / "fetched"))
+    return f"s3://bucket/{uuid.uuid4().hex}"

@@ -9,6 +9,7 @@ from kdcache.store.create import (
     signal_layouts,
     write_plan,
 )
+from kdcache.store.objects import Place, Root, locate
 from kdcache.store.reader import Cache, open_cache, open_plan
 from kdcache.store.shard import Layout
 from kdcache.store.verify import verify
@@ -18,9 +19,12 @@ __all__ = [
     "Cache",
     "Claims",
     "Layout",
+    "Place",
+    "Root",
     "Writer",
     "cache_record",
     "create",
+    "locate",
     "open_cache",
     "open_plan",
     "plan_layouts",

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from kdcache.store.files import put_if_absent
 from kdcache.store.ledger import part_name
+from kdcache.store.objects import Root
 
 
 class Claims:
     """The claims of one builder, in a folder that all builders of a cache share."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Root) -> None:
         self.folder = folder
         self._mine: set[int] = set()
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 import weakref
 from collections import OrderedDict
-from pathlib import Path
+
+from kdcache.store.fetched import local_file
+from kdcache.store.objects import Root
 
 OPEN_FILES = 256  # a process is commonly allowed 1,024, and training opens files of its own
 
@@ -19,8 +21,9 @@ OPEN_FILES = 256  # a process is commonly allowed 1,024, and training opens file
 class Handle:
     """An open file, closed when the last user lets go of it: a reader's stays while it reads."""
 
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, path: Root) -> None:
+        # O_NONBLOCK: a pipe in place of a file is found out, not waited for.
+        self.number = os.open(local_file(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         facts = os.fstat(self.number)
         self.size = facts.st_size
         self.identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
@@ -33,7 +36,7 @@ class Handle:
 class Descriptor:
     """A file that is opened when used, and closed after OPEN_FILES others were used since."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Root) -> None:
         self.path = path
         self.current: Handle | None = None
 

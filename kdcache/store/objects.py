@@ -254,8 +254,11 @@ class ObjectPath:
 Root = Path | ObjectPath
 """Where a store, or an object of one, lies."""
 
+Place = str | Root
+"""What a user may give for a Root: a folder, or a URL such as s3://bucket/train.cache."""
 
-def locate(where: str | Path | ObjectPath) -> Root:
+
+def locate(where: Place) -> Root:
     """The path a user means by a folder's name or by a URL such as s3://bucket/prefix.
 
     Raises ConfigError for a URL of an unknown kind, or one that names no prefix.

@@ -1,4 +1,4 @@
-"""Commit parts: stage whole shards, put the commit record if absent, publish by rename.
+"""Commit parts: stage whole shards, put the commit record if absent, publish by rename or copy.
 
 Any number of writers need no lock. The record is the moment a part exists; publishing is idempotent
 and anyone's to finish. A staging folder is named after its contents, so equal attempts are one.
@@ -6,7 +6,6 @@ and anyone's to finish. A staging folder is named after its contents, so equal a
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,28 +15,23 @@ from kdcache.manifest import Json, digest
 from kdcache.plans import Array
 from kdcache.signals import merge
 from kdcache.store.facts import shard_facts
-from kdcache.store.files import (
-    publish,
-    put_if_absent,
-    remove_tree,
-    sync_folder,
-    write_synced,
-    writing,
-)
+from kdcache.store.files import Pieces, publish, put_if_absent, remove_tree, stage, writing
 from kdcache.store.ledger import part_name
+from kdcache.store.objects import Root
+from kdcache.store.packed import encode_rows
+from kdcache.store.paths import inside
 from kdcache.store.reader import Cache
-from kdcache.store.shard import encode_shard
 from kdcache.store.zarrs import group_json, read_record
 
 
 class Writer:
-    """Adds parts to the cache at `path`."""
+    """Adds parts to the cache at `path`, a folder or a place in an object store."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Root) -> None:
         self.path = path
         self.cache = Cache(path)
-        root = path.resolve()
-        self.staging = root.with_name(f"{root.name}.staging")
+        root = path.resolve() if isinstance(path, Path) else path
+        self.staging: Root = root.with_name(f"{root.name}.staging")
 
     def write_part(
         self, part: int, arrays: Mapping[str, Array], fidelity: Json, forward: Json
@@ -47,61 +41,69 @@ class Writer:
         `forward` is what the bytes of the same teacher's outputs hang on: batch size and device.
         """
         with writing(self.path):
-            attempt = self.staging / f"{part_name(part)}.{uuid.uuid4().hex}"
-            objects: dict[str, Json] = {}
-            for name, rows in arrays.items():
-                objects.update(self._stage(attempt, part, name, rows))
-            record = {
-                "part": part,
-                "documents": len(self.cache.plan.part_docs(part)),
-                "objects": objects,
-                "attempt": digest(objects)[:16],
-                "fidelity": fidelity,
-                "forward": forward,
-            }
-            self._commit(part, attempt, record)
+            encoded = self.encode(part, arrays)
+            self._commit(part, self.record(part, encoded, fidelity, forward), encoded)
             self.publish(part)
 
-    def _stage(self, attempt: Path, part: int, name: str, rows: Array) -> dict[str, Json]:
-        layout = self.cache.layouts[name]
-        objects = {}
-        for index, shard in enumerate(layout.part_shards(part)):
-            first = index * layout.shard_rows
-            pieces = encode_shard(rows[first : first + layout.shard_rows], layout.chunk_rows)
-            write_synced(attempt / layout.key(shard), *pieces)
-            objects[layout.key(shard)] = shard_facts(pieces)
-        return objects
+    def encode(self, part: int, arrays: Mapping[str, Array]) -> dict[str, Pieces]:
+        """The objects of a part, by key, from all its rows."""
+        encoded: dict[str, Pieces] = {}
+        for name, rows in arrays.items():
+            layout = self.cache.layouts[name]
+            for index, shard in enumerate(layout.part_shards(part)):
+                first = index * layout.shard_rows
+                shard_rows = rows[first : first + layout.shard_rows]
+                encoded[layout.key(shard)] = encode_rows(shard_rows, layout)
+        return encoded
 
-    def _commit(self, part: int, attempt: Path, record: Json) -> None:
-        staged = self.staging / f"{part_name(part)}.{record['attempt']}"
-        if staged.exists():
-            remove_tree(attempt)
-        else:
-            os.rename(attempt, staged)
-        sync_folder(self.staging)
-        scratch = self.staging / f"commit.{uuid.uuid4().hex}"
+    def record(
+        self, part: int, encoded: Mapping[str, Pieces], fidelity: Json, forward: Json
+    ) -> Json:
+        """The commit of a part."""
+        objects = {key: shard_facts(pieces) for key, pieces in encoded.items()}
+        return {
+            "part": part,
+            "documents": len(self.cache.plan.part_docs(part)),
+            "objects": objects,
+            "attempt": digest(objects)[:16],
+            "fidelity": fidelity,
+            "forward": forward,
+        }
+
+    def _commit(self, part: int, record: Json, encoded: Mapping[str, Pieces]) -> None:
+        staged = self._staged(part, record)
         commit = self.path / "commits" / part_name(part)
+        try:
+            stage(staged, encoded)
+        except FileNotFoundError:
+            if read_record(commit) is None:
+                raise
+            return  # a rival committed the part and cleared the staging
+        scratch = self.staging / f"commit.{uuid.uuid4().hex}"
         if not put_if_absent(commit / "zarr.json", group_json(record), scratch):
             winner = read_record(commit)
             if winner is not None and winner["attempt"] != record["attempt"]:
                 remove_tree(staged)
 
+    def _staged(self, part: int, record: Json) -> Root:
+        return self.staging / f"{part_name(part)}.{record['attempt']}"
+
     def publish(self, part: int) -> None:
-        """Move the staged objects of a committed part into place; those there already stay."""
-        record = read_record(self.path / "commits" / part_name(part))
-        assert record is not None
-        staged = self.staging / f"{part_name(part)}.{record['attempt']}"
+        """Put the staged objects of a committed part in place, over whatever has their names."""
+        record = self.cache.commit(part)
+        staged = self._staged(part, record)
         for key, facts in record["objects"].items():
-            target = self.path / key
-            if target.exists() and target.stat().st_size == facts["bytes"]:
-                continue
-            if not (staged / key).exists():
+            target = inside(self.path, key)
+            try:
+                publish(staged / key, target)
+            except FileNotFoundError as error:
+                if _there(target, facts):
+                    continue  # published before, or by a rival
                 raise DamageError(
                     f"{target} is missing though part {part} is committed; `kdcache verify "
                     f"{self.path}` lists the damage, and removing "
                     f"{self.path / 'commits' / part_name(part)} lets `build` make the part again"
-                )
-            publish(staged / key, target)
+                ) from error
         remove_tree(staged)
 
     def republish(self) -> None:
@@ -112,6 +114,15 @@ class Writer:
 
     def finalize(self) -> Json:
         """Mark the cache complete, with its fidelity; returns that record."""
+        record = self.completion()
+        with writing(self.path):
+            scratch = self.staging / f"complete.{uuid.uuid4().hex}"
+            put_if_absent(self.path / "complete" / "zarr.json", group_json(record), scratch)
+            remove_tree(self.staging)
+        return record
+
+    def completion(self) -> Json:
+        """The record that marks the cache complete; IncompleteError if parts are missing."""
         cache = self.cache
         if cache.missing:
             raise IncompleteError(f"{self.path} lacks {len(cache.missing)} of its parts")
@@ -121,13 +132,15 @@ class Writer:
             name: signal.summarise(merge([part[name] for part in stats if name in part]))
             for name, signal in cache.signals.items()
         }
-        record = {
+        return {
             "parts": len(records),
             "fidelity": fidelity,
             "contents": digest([record["objects"] for record in records]),
         }
-        with writing(self.path):
-            scratch = self.staging / f"complete.{uuid.uuid4().hex}"
-            put_if_absent(self.path / "complete" / "zarr.json", group_json(record), scratch)
-            remove_tree(self.staging)
-        return record
+
+
+def _there(path: Root, facts: Json) -> bool:
+    try:
+        return bool(path.stat().st_size == facts["bytes"])
+    except FileNotFoundError:
+        return False

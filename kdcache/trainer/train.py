@@ -21,7 +21,7 @@ from kdcache.memory import peak_rss_bytes
 from kdcache.models import StudentSpec, load_student, student_shape
 from kdcache.progress import Progress, quiet
 from kdcache.recipe import Recipe, load_recipe
-from kdcache.store import Cache, open_cache
+from kdcache.store import Cache, Place, open_cache
 from kdcache.trainer.arguments import training_arguments
 from kdcache.trainer.folder import (
     CHECKPOINTS,
@@ -59,7 +59,7 @@ class TrainResult:
 
 
 def train(
-    cache: str | Path | Cache,
+    cache: Place | Cache,
     *,
     recipe: str | Path | Recipe = "kd",
     out: str | Path,

@@ -19,6 +19,8 @@ from kdcache.signals import (
     DenseLogits,
     Hidden,
     Outputs,
+    SampledLogits,
+    SmallTopK,
     TeacherShape,
     TopKLogits,
     from_json,
@@ -36,11 +38,16 @@ EXAMPLES = {
     "logits:dense,dtype=fp16": DenseLogits(dtype="fp16"),
     "logits:topk": TopKLogits(k=64),
     " logits : topk , k = 7 ".replace(" : ", ":"): TopKLogits(k=7),
+    "logits:topk-small": SmallTopK(k=64, levels=176),
+    "logits:topk-small,k=8,levels=96": SmallTopK(k=8, levels=96),
+    "logits:sampled": SampledLogits(n=50, seed=0),
+    "logits:sampled,n=12,seed=3": SampledLogits(n=12, seed=3),
     "hidden:layers=2": Hidden(layers=(2,)),
     "hidden:layers=4-0-2,positions=mean,dtype=bf16": Hidden(
         layers=(4, 0, 2), positions="mean", dtype="bf16"
     ),
     "hidden:layers=1,group=16": Hidden(layers=(1,), group=16),
+    "hidden:layers=1,dtype=int4,compress=zstd": Hidden(layers=(1,), dtype="int4", compress="zstd"),
 }
 
 
@@ -73,8 +80,13 @@ BAD = {
     "hidden:layers=2-2": "must be distinct and 0 or more",
     "hidden:layers=-1": "not a whole number",
     "hidden:layers=1,positions=csl": "unknown positions of hidden 'csl'; did you mean 'cls'",
-    "hidden:layers=1,dtype=int4": "unknown dtype of hidden 'int4'; did you mean 'int8'",
-    "hidden:layers=1,dtype=fp16,group=16": "group=16 needs dtype=int8",
+    "hidden:layers=1,dtype=int5": "unknown dtype of hidden 'int5'; did you mean 'int",
+    "hidden:layers=1,dtype=int4,group=3": "int4 packs values in pairs: group=3 must be even",
+    "hidden:layers=1,compress=zst": "unknown compress of hidden 'zst'; did you mean 'zstd'",
+    "hidden:layers=1,dtype=fp16,group=16": "group=16 needs dtype=int8 or int4",
+    "logits:topk-small,levels=300": r"levels of logits:topk-small must lie in \[2, 256\]; got 300",
+    "logits:topk-small,vocabulary=x": "unknown option of .* 'vocabulary'",
+    "logits:sampled,n=0": r"n of logits:sampled must lie in \[1, 65536\]; got 0",
     "hidden:layers=1,group=0": "group=0 needs .* a group of 1 or more",
 }
 

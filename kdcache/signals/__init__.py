@@ -22,6 +22,7 @@ from kdcache.signals.base import (
 )
 from kdcache.signals.hidden import Hidden, LayerRows
 from kdcache.signals.logits import DenseLogits, TopKLogits
+from kdcache.signals.sampled import SampledLogits
 from kdcache.signals.small import SmallTopK
 from kdcache.signals.soft import SoftLabels
 from kdcache.tasks import Task
@@ -36,6 +37,7 @@ __all__ = [
     "Origins",
     "Outputs",
     "Packing",
+    "SampledLogits",
     "Signal",
     "SmallTopK",
     "SoftLabels",
@@ -51,7 +53,12 @@ __all__ = [
 ]
 
 SIGNALS: dict[str, dict[str, type[Any]]] = {
-    "logits": {"dense": DenseLogits, "topk": TopKLogits, "topk-small": SmallTopK},
+    "logits": {
+        "dense": DenseLogits,
+        "topk": TopKLogits,
+        "topk-small": SmallTopK,
+        "sampled": SampledLogits,
+    },
     "hidden": {"hidden": Hidden},
 }
 
@@ -77,7 +84,7 @@ def parse(text: str) -> Signal:
 def _make(kind: type[Any], text: str, given: Mapping[str, str]) -> Signal:
     values: dict[str, Any] = dict(given)
     try:
-        for name in ("k", "group", "levels"):
+        for name in ("k", "group", "levels", "n", "seed"):
             if name in values:
                 values[name] = int(values[name])
         if "layers" in values:

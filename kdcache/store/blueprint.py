@@ -144,21 +144,6 @@ class Blueprint:
         """The plan without its rows: enough for layouts."""
         return Plan(config=self.config, parts=self.parts, rows=self.rows, examples={}, columns={})
 
-    def plan_specs(self) -> list[ArraySpec]:
-        """The plan's own arrays."""
-        token = "uint16" if self.config.tokenizer["vocab_size"] <= 65536 else "uint32"
-        columns: list[tuple[str, Space, str]] = [
-            (f"plan/{name}", "example", dtype) for name, dtype in EXAMPLE_COLUMNS.items()
-        ]
-        columns.append(("tokens", "token", token))
-        if "masked" in self.rows:
-            columns.append(("plan/masked_position", "masked", "int32"))
-            columns.append(("plan/masked_label", "masked", token))
-        return [
-            ArraySpec(name=name, space=space, row_shape=(), dtype=dtype)
-            for name, space, dtype in columns
-        ]
-
     def require_fit(self, layout: Layout, spec: ArraySpec, root: Root) -> None:
         """DamageError unless an array on disk is the one the manifest speaks of."""
         found = (str(layout.dtype), layout.row_shape, layout.part_rows)
@@ -168,6 +153,22 @@ class Blueprint:
                 f"{root / spec.name / 'zarr.json'} is damaged: dtype, row shape and rows of a part "
                 f"are {found}; the manifest says {wanted}"
             )
+
+
+def plan_specs(config: PlanConfig) -> list[ArraySpec]:
+    """The plan's own arrays."""
+    token = "uint16" if config.tokenizer["vocab_size"] <= 65536 else "uint32"
+    columns: list[tuple[str, Space, str]] = [("tokens", "token", token)]
+    if config.task == "masked-lm":
+        columns.append(("plan/masked_position", "masked", "int32"))
+        columns.append(("plan/masked_label", "masked", token))
+    return [
+        ArraySpec(name=f"plan/{name}", space="example", row_shape=(), dtype=dtype)
+        for name, dtype in EXAMPLE_COLUMNS.items()
+    ] + [
+        ArraySpec(name=name, space=space, row_shape=(), dtype=dtype, chunk_rows=65_536)
+        for name, space, dtype in columns
+    ]
 
 
 def read_blueprint(record: Json, root: Root) -> Blueprint:

@@ -13,6 +13,15 @@ CRC = 4  # bytes of a crc32c
 ENTRY = 16  # bytes of an index entry: offset and length of a chunk
 
 
+def object_facts(key: str, data: bytes) -> Json | None:
+    """What a commit would say of an object with these bytes; None if they are no shard's."""
+    if key.rpartition("/")[2] == "zarr.json":
+        return {"bytes": len(data), "crc32c": int(google_crc32c.value(data))}
+    if _chunks(data) is None:
+        return None
+    return {"bytes": len(data), "chunks_sha256": _identity(data)}
+
+
 def shard_problem(data: bytes) -> str | None:
     """What is wrong with the bytes of a shard: its index or a chunk fails its crc32c; or None."""
     chunks = _chunks(data)

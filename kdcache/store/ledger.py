@@ -68,6 +68,8 @@ class Ledger:
             raise DamageError(f"{where} is damaged: its objects are not those of part {part}")
         if record.get("attempt") != digest(objects)[:16] or not _sums(record.get("fidelity")):
             raise DamageError(f"{where} is damaged: its attempt or fidelity makes no sense")
+        if not _way(record.get("forward")):
+            raise DamageError(f"{where} is damaged: how its rows were made makes no sense")
         return record
 
     def facts(self, part: int, key: str) -> Json:
@@ -102,6 +104,14 @@ def _sound(facts: Json) -> bool:
     size, chunks, crc = facts.get("bytes"), facts.get("chunks_sha256"), facts.get("crc32c")
     known = isinstance(chunks, str) and SHA256.fullmatch(chunks) is not None
     return type(size) is int and size >= 0 and (known or type(crc) is int)
+
+
+def _way(forward: Any) -> bool:
+    """Whether this says how the teacher was run."""
+    if not isinstance(forward, dict):
+        return False
+    tokens, device = forward.get("batch_tokens"), forward.get("device")
+    return type(tokens) is int and 0 < tokens < 2**62 and isinstance(device, str)
 
 
 def _sums(fidelity: Any) -> bool:

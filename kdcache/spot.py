@@ -1,0 +1,188 @@
+"""Run the teacher again on some documents and hold what it says against what the cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcache.capture import Docs, length_batches
+from kdcache.errors import ConfigError, IncompleteError
+from kdcache.manifest import Json
+from kdcache.models import Teacher, run_model
+from kdcache.models.same import load_same_teacher
+from kdcache.progress import Progress, quiet
+from kdcache.signals import Hidden, merge
+from kdcache.signals.base import Stats
+from kdcache.store import Cache, Place, Root, open_cache
+from kdcache.store.partial import part_documents, parts_in_place
+from kdcache.store.verify import Finding
+
+ROWS = 256  # measured at once: float64 over a vocabulary is large
+BATCH_TOKENS = 8192
+
+SLACK = {"mean": 2.0, "max": 4.0, "error": 2.0}
+"""How far beyond the stored figure some documents may lie, by the last word of a figure's name.
+
+A mean over few rows strays from that over many, a maximum over other rows more so. Rows of another
+document or teacher are off by factors of hundreds.
+"""
+
+ROUNDING = {
+    "fp32": {"mean": 1e-6, "max": 1e-5, "error": 1e-4, "value_error_max": 1e-3},
+    "fp16": {"mean": 1e-4, "max": 1e-2, "error": 5e-3, "value_error_max": 5e-2},
+    "bf16": {"mean": 5e-3, "max": 1e-1, "error": 3e-2, "value_error_max": 5e-1},
+}
+"""What a forward in each dtype differs by, from one batch to another: nats, relative error, units
+of a logit.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One distance between the teacher and the rows of one part.
+
+    Attributes:
+        part: whose documents were run.
+        signal: name of the signal.
+        name: of the figure, as in the cache's fidelity.
+        found: over the documents that were run; nats, or a relative error.
+        stored: the cache's own fidelity.
+        limit: the most that `found` may be.
+    """
+
+    part: int
+    signal: str
+    name: str
+    found: float
+    stored: float
+    limit: float
+
+    @property
+    def sound(self) -> bool:
+        """Whether the distance lies within its limit; one that is no number does not."""
+        return self.found <= self.limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spot:
+    """What running the teacher again on `documents` has shown."""
+
+    path: Root
+    documents: int
+    figures: tuple[Figure, ...]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Parts whose rows are not what the teacher says; empty if all are."""
+        return [
+            Finding(
+                root=self.path,
+                object=figure.signal,
+                part=figure.part,
+                problem=f"{figure.name} to the teacher is {figure.found:.4g}; stored with "
+                f"{figure.stored:.4g}, so at most {figure.limit:.4g}",
+            )
+            for figure in self.figures
+            if not figure.sound
+        ]
+
+
+def spot_check(
+    path: Place,
+    documents: int,
+    *,
+    teacher: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> Spot:
+    """Run the teacher on `documents` documents, drawn by `seed`, and measure how far its outputs
+    lie from those stored, by part and signal, against the fidelity the cache was stored with.
+
+    Args:
+        teacher: its folder or hub name, if it is not where it was.
+
+    Raises ModelError if the teacher is not there, MismatchError if it is another one, CacheError.
+    """
+    if documents < 1:
+        raise ConfigError(f"a spot check takes 1 document or more; got {documents}")
+    cache = open_cache(path)
+    loaded = load_same_teacher(
+        cache.manifest["teacher"], task=cache.plan.config.task, source=teacher, device=device
+    )
+    docs = part_documents(cache, parts_in_place(cache))
+    if not len(docs):
+        raise IncompleteError(f"{cache.path} holds no part yet")
+    drawn = np.random.default_rng(seed).permutation(docs)[:documents]
+    stored = stored_fidelity(cache)
+    figures: list[Figure] = []
+    with progress.bar("running the teacher", unit="documents", total=len(drawn)) as advance:
+        parts = drawn // cache.plan.rows["example"]
+        for part in np.unique(parts):
+            chosen = np.sort(drawn[parts == part])
+            for name, stats in _distance(cache, loaded, chosen).items():
+                found = cache.signals[name].summarise(stats)
+                dtype = loaded.identity["dtype"]
+                figures += _figures(int(part), name, found, stored[name], dtype)
+            advance(len(chosen))
+    return Spot(path=cache.path, documents=len(drawn), figures=tuple(figures))
+
+
+def stored_fidelity(cache: Cache) -> Json:
+    """The fidelity of the parts that are there, by signal."""
+    if cache.complete:
+        return cache.fidelity
+    stats = [cache.commit(part)["fidelity"] for part in parts_in_place(cache)]
+    return {
+        name: signal.summarise(merge([part[name] for part in stats if name in part]))
+        for name, signal in cache.signals.items()
+    }
+
+
+def _distance(cache: Cache, teacher: Teacher, docs: Docs) -> dict[str, Stats]:
+    """Stats of every row of the documents, by signal."""
+    hidden = any(isinstance(signal, Hidden) for signal in cache.signals.values())
+    stats: dict[str, list[Stats]] = {name: [] for name in cache.signals}
+    for batch_docs in length_batches(cache.plan, docs, BATCH_TOKENS):
+        batch = cache.batch(batch_docs).to(teacher.device)
+        with torch.inference_mode():
+            outputs = run_model(teacher.model, cache.plan.config.task, batch, hidden=hidden)
+            for name, signal in cache.signals.items():
+                rows = {array: batch[array] for array in cache.arrays_of(name)}
+                for index in _pieces(len(next(iter(rows.values()))), teacher.device):
+                    stats[name].append(signal.measure(outputs, rows, index))
+    return {name: merge(found) for name, found in stats.items() if found}
+
+
+def _pieces(rows: int, device: torch.device) -> Iterator[torch.Tensor]:
+    yield from torch.arange(rows, device=device).split(ROWS)
+
+
+def _figures(part: int, signal: str, found: Json, stored: Json, dtype: str) -> Iterator[Figure]:
+    """The distances among some figures, each with what it may be."""
+    before = dict(_flat(stored))
+    for name, value in _flat(found):
+        word = name.partition(", ")[0].rpartition("_")[2]
+        if word in SLACK and not name.startswith("full_"):
+            rounding = ROUNDING[dtype].get(name, ROUNDING[dtype][word])
+            yield Figure(
+                part=part,
+                signal=signal,
+                name=name,
+                found=value,
+                stored=before[name],
+                limit=SLACK[word] * before[name] + rounding,
+            )
+
+
+def _flat(figures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}, {key}", inner) for key, inner in value.items())
+        else:
+            yield name, value

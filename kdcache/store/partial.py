@@ -1,0 +1,36 @@
+"""What of a cache can be read while it is still being built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from kdcache.store.reader import Cache, Docs
+
+
+def parts_in_place(cache: Cache) -> list[int]:
+    """Parts that are committed and whose objects are all where they belong, with their sizes.
+
+    A commit comes before its objects move into place, so a part may be committed and not yet
+    there, or wait for the next build if its writer was killed in between.
+    """
+    if cache.complete:
+        return list(range(cache.plan.parts))
+    return [part for part in cache.committed if _in_place(cache, part)]
+
+
+def _in_place(cache: Cache, part: int) -> bool:
+    try:
+        return all(
+            (cache.path / key).stat().st_size == facts["bytes"]
+            for key, facts in cache.commit(part)["objects"].items()
+        )
+    except FileNotFoundError:
+        return False
+
+
+def part_documents(cache: Cache, parts: Iterable[int]) -> Docs:
+    """Documents (rows of the plan's example space) of some parts, in plan order."""
+    found = [cache.plan.part_docs(part) for part in sorted(parts)]
+    return np.concatenate([np.empty(0, np.int64), *found])

@@ -12,6 +12,9 @@ from kdcache.errors import ModelError
 from kdcache.models import Teacher
 from kdcache.plans import Plan
 from kdcache.signals import Origins
+from kdcache.tasks import Space
+
+COLUMNS: dict[str, Space] = {"tokens": "token", "masked_label": "masked"}
 
 
 def origins(plan: Plan, teacher: Teacher) -> Origins:
@@ -27,9 +30,8 @@ def token_counts(plan: Plan, size: int) -> npt.NDArray[np.int64]:
     counts = np.zeros(size, np.int64)
     for part in range(plan.parts):
         docs = plan.part_docs(part)
-        for name in ("tokens", "masked_label"):
+        for name, space in COLUMNS.items():
             if name in plan.columns:
-                space = "token" if name == "tokens" else "masked"
                 start = part * plan.rows[space]
                 ids = plan.columns[name][start : start + plan.extent(docs, space)]
                 counts += np.bincount(ids, minlength=size)[:size]
@@ -47,5 +49,5 @@ def head(teacher: Teacher) -> tuple[torch.Tensor, torch.Tensor | None]:
         raise ModelError(
             f"{teacher.identity['name']} has no linear output layer ({kind}): store logits:topk"
         )
-    bias = None if layer.bias is None else layer.bias.detach().cpu()
-    return layer.weight.detach().cpu(), bias
+    bias = getattr(layer, "bias", None)  # typed as never None, which it may be
+    return layer.weight.detach().cpu(), None if bias is None else bias.detach().cpu()

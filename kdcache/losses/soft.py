@@ -9,7 +9,13 @@ import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses.base import CacheFacts, Needs, Step, check_number, require_outputs
-from kdcache.signals import SoftLabels, TeacherShape, TopKLogits
+from kdcache.signals import (
+    SampledLogits,
+    SmallTopK,
+    SoftLabels,
+    TeacherShape,
+    TopKLogits,
+)
 from kdcache.tasks import IGNORE_INDEX
 from kdcache_kernels import topk_kl
 
@@ -73,13 +79,20 @@ class SoftKL:
 
     def _check_tail(self, name: str, facts: CacheFacts) -> None:
         signal = facts.signals["logits"]
-        whole = not isinstance(signal, TopKLogits) or signal.k == facts.shape.outputs
+        if isinstance(signal, SampledLogits) and self.temperature != 1:
+            raise ConfigError(
+                f"losses.{name}: temperature {self.temperature:g} needs what the cache does not "
+                f"hold: logits:sampled tells the teacher at temperature 1. Set "
+                f"losses.{name}.temperature=1, or build a cache with logits:topk"
+            )
+        kept = isinstance(signal, (TopKLogits, SmallTopK))
+        whole = not kept or signal.to_json()["k"] == facts.shape.outputs
         if whole or self.tail == "renormalize" or self.temperature in STORED_TEMPERATURES:
             return
         raise ConfigError(
             f"losses.{name}: temperature {self.temperature:g} with tail={self.tail} needs what the "
-            f"cache does not hold: logits:topk keeps the tail at temperatures 1 and 2. Set "
-            f"losses.{name}.temperature to 1 or 2, or losses.{name}.tail=renormalize, or build a "
+            f"cache does not hold: logits:{signal.codec} keeps the tail at temperatures 1 and 2. "
+            f"Set losses.{name}.temperature to 1 or 2, or losses.{name}.tail=renormalize, or build a "
             "cache with logits:dense"
         )
 

@@ -226,7 +226,7 @@ class _PackedShard:
 
     def _read(self, handle: Handle, start: int, end: int) -> Array:
         data = np.empty(end - start, np.uint8)
-        view = memoryview(data)
+        view = data.data
         while len(view):
             got = os.preadv(handle.number, [view], start)
             if got == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ from kdcache.manifest import Json
 from kdcache.models import Teacher, Tokenizer, load_config, load_teacher, load_tokenizer
 from kdcache.models.teacher import check_fit, teacher_shape
 from kdcache.models.tokenizer import class_names
+from kdcache.origins import origins
 from kdcache.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.plans import Plan
 from kdcache.progress import Progress, quiet
-from kdcache.signals import Signal, TeacherShape, parse_all
+from kdcache.signals import Signal, TeacherShape, artefacts, parse_all
 from kdcache.store import (
     Cache,
     Claims,
@@ -190,10 +191,24 @@ def _create(
     record = cache_record(
         plan, teacher=teacher.identity, shape=teacher.shape, signals=signals, software=software()
     )
-    files: dict[str, bytes | Path] = {f"tokenizer/{n}": b for n, b in tokenizer.files().items()}
-    kept = teacher.files(weights=keep_weights)
-    files.update({f"teacher/{name}": content for name, content in kept.items()})
+    files = kept_files(plan, teacher, signals, tokenizer, weights=keep_weights)
     create(out, record, plan, signal_layouts(plan, signals, teacher.shape), files)
+
+
+def kept_files(
+    plan: Plan,
+    teacher: Teacher,
+    signals: Mapping[str, Signal],
+    tokenizer: Tokenizer,
+    *,
+    weights: bool,
+) -> dict[str, bytes | Path]:
+    """Files a cache keeps, by name: tokenizer, configuration or weights, artefacts of signals."""
+    files: dict[str, bytes | Path] = {f"tokenizer/{n}": b for n, b in tokenizer.files().items()}
+    kept = teacher.files(weights=weights)
+    files.update({f"teacher/{name}": content for name, content in kept.items()})
+    files |= artefacts(signals.values(), plan.config.task, teacher.shape, origins(plan, teacher))
+    return files
 
 
 def software() -> Json:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,11 +13,12 @@ import numpy as np
 
 from kdcache.errors import CacheError
 from kdcache.manifest import FORMAT, Json, digest, require_same
-from kdcache.plans import EXAMPLE_COLUMNS, Array, Column, Plan, column_space
+from kdcache.plans import Array, Column, Plan
 from kdcache.signals import ArraySpec, Signal, TeacherShape
+from kdcache.store.blueprint import plan_specs
 from kdcache.store.facts import shard_facts
 from kdcache.store.files import put_if_absent, remove_tree, sync_folder, write_synced, writing
-from kdcache.store.objects import ObjectPath, Root, at_once, locate
+from kdcache.store.objects import ObjectPath, Place, Root, at_once, locate
 from kdcache.store.shard import Layout, crc, encode_shard, plan_layout
 from kdcache.store.zarrs import create_arrays, create_group, group_json, read_record
 
@@ -68,26 +71,7 @@ def signal_layouts(
 
 def plan_layouts(plan: Plan) -> list[Layout]:
     """Layout of every array of the plan."""
-    specs = [
-        ArraySpec(name=f"plan/{name}", space="example", row_shape=(), dtype=dtype)
-        for name, dtype in EXAMPLE_COLUMNS.items()
-    ]
-    specs += [
-        ArraySpec(
-            name=column_array(name),
-            space=column_space(name),
-            row_shape=(),
-            dtype=str(column.dtype),
-            chunk_rows=65_536,
-        )
-        for name, column in plan.columns.items()
-    ]
-    return [_layout(plan, spec) for spec in specs]
-
-
-def column_array(name: str) -> str:
-    """The array a plan column is stored in."""
-    return name if name == "tokens" else f"plan/{name}"
+    return [_layout(plan, spec) for spec in plan_specs(plan.config)]
 
 
 def _layout(plan: Plan, spec: ArraySpec) -> Layout:
@@ -98,10 +82,11 @@ def _layout(plan: Plan, spec: ArraySpec) -> Layout:
         part_rows=plan.rows[spec.space],
         chunk_rows=spec.chunk_rows,
         parts=plan.parts,
+        packing=spec.packing,
     )
 
 
-def write_plan(path: str | Path, plan: Plan) -> None:
+def write_plan(path: Place, plan: Plan) -> None:
     """Write a plan as a Zarr group; MismatchError if the place holds a different one."""
     create(locate(path), plan_record(plan), plan)
 
@@ -125,13 +110,15 @@ def create(
         require_same(_identity(stored), _identity(record), str(path))
         return False
     make = _upload if isinstance(path, ObjectPath) else _rename
-    return make(
+    made = make(
         path, record["kind"], lambda fresh: _fill(fresh, record, plan, signals, files or {})
     )
+    # Where another process was faster, what it made is looked at as if it had always been there.
+    return made or create(path, record, plan, signals, files)
 
 
 def _rename(path: Root, kind: str, fill: Callable[[Path], None]) -> bool:
-    """Make a store in a folder beside its own, which then takes its place."""
+    """Make a store in a folder beside its own, which then takes its place; False if it is taken."""
     assert isinstance(path, Path)
     with writing(path):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -139,14 +126,17 @@ def _rename(path: Root, kind: str, fill: Callable[[Path], None]) -> bool:
     root = path.resolve()  # a link to an empty folder stays one
     if root == Path.cwd():
         raise CacheError(f"{path} is the current folder; choose a folder in it or beside it")
-    fresh = root.with_name(f".{root.name}.{os.getpid()}.creating")
+    fresh = root.with_name(f".{root.name}.{uuid.uuid4().hex}.creating")
     with writing(path):
         fresh.parent.mkdir(parents=True, exist_ok=True)
-        remove_tree(fresh)
         try:
             fill(fresh)
             os.rename(fresh, root)
             sync_folder(root.parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False
         finally:
             remove_tree(fresh)
     return True
@@ -184,6 +174,26 @@ def _identity(record: Json) -> Json:
     return kept
 
 
+def write_skeleton(
+    root: Path,
+    plan: Plan,
+    signals: Sequence[tuple[Layout, ArraySpec]],
+    files: Mapping[str, bytes | Path],
+) -> dict[str, Json]:
+    """Write all that goes before the plan's rows: groups, arrays without rows, and files.
+
+    Returns what a commit says of the files' shards.
+    """
+    create_group(root, {})
+    create_arrays(root, [(layout, {}) for layout in plan_layouts(plan)])
+    create_arrays(root, [(layout, spec.attributes) for layout, spec in signals])
+    objects: dict[str, Json] = {}
+    for name, content in files.items():
+        objects |= _write_file(root, name, content)
+    create_group(root / "commits", {})
+    return objects
+
+
 def _fill(
     root: Path,
     record: Json,
@@ -191,16 +201,9 @@ def _fill(
     signals: Sequence[tuple[Layout, ArraySpec]],
     files: Mapping[str, bytes | Path],
 ) -> None:
-    create_group(root, {})
-    layouts = plan_layouts(plan)
-    create_arrays(root, [(layout, {}) for layout in layouts])
-    create_arrays(root, [(layout, spec.attributes) for layout, spec in signals])
-    objects: dict[str, Json] = {}
-    for layout in layouts:
+    objects = write_skeleton(root, plan, signals, files)
+    for layout in plan_layouts(plan):
         objects |= _write_column(root, layout, _column(plan, layout.name))
-    for name, content in files.items():
-        objects |= _write_file(root, name, content)
-    create_group(root / "commits", {})
     for node in root.rglob("zarr.json"):
         if node != root / "zarr.json":
             data = node.read_bytes()

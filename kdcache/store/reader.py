@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,23 @@ from kdcache.batch import Batch, collate, epoch_order
 from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError, one_of
 from kdcache.manifest import Json
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan
-from kdcache.signals import Hidden, LayerRows, Signal, SoftLabels
-from kdcache.store.blueprint import Blueprint, check_examples, read_blueprint
+from kdcache.signals import Hidden, LayerRows, Signal, SoftLabels, assist
+from kdcache.store.blueprint import Blueprint, check_examples, plan_specs, read_blueprint
 from kdcache.store.create import plan_layouts, signal_layouts
 from kdcache.store.ledger import Ledger, part_name, plan_facts, plan_objects
-from kdcache.store.objects import Root, locate
+from kdcache.store.objects import Place, Root, locate
+from kdcache.store.packed import reader_of, stored_bytes
 from kdcache.store.paths import inside
 from kdcache.store.shard import ArrayReader, Layout
+from kdcache.store.spans import Pieces, cut_spans
 from kdcache.store.zarrs import read_layout, read_object, read_record, require_record
+from kdcache.tasks import Space
 
 Docs = npt.NDArray[np.int64]
+Content = bytes  # the class has a property of that name
 
 
-def open_plan(path: str | Path) -> Plan:
+def open_plan(path: Place) -> Plan:
     """Open the plan at `path`: folder or URL of a plan or a cache.
 
     Raises CacheError if there is none, DamageError if its bytes are not what was written.
@@ -44,7 +48,7 @@ def open_plan(path: str | Path) -> Plan:
 def _plan(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> Plan:
     committed = plan_facts(objects, root)
     columns, examples = {}, {}
-    for spec in blueprint.plan_specs():
+    for spec in plan_specs(blueprint.config):
         layout = read_layout(root, spec.name, blueprint.parts, objects)
         blueprint.require_fit(layout, spec, root)
         name, reader = spec.name.removeprefix("plan/"), ArrayReader(root, layout, committed)
@@ -58,7 +62,7 @@ def _plan(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> Plan
     return plan
 
 
-def open_cache(path: str | Path) -> Cache:
+def open_cache(path: Place) -> Cache:
     """Open the cache at `path`, a folder or a URL, for reading; what it holds is in its `repr`.
 
     Raises CacheError if there is no cache, DamageError if its bytes are not what was written.
@@ -89,10 +93,11 @@ class Cache:
         }
         for _, spec in specs:
             blueprint.require_fit(self.layouts[spec.name], spec, path)
+        self.signals = assist(self.signals, self.shape, self.file)
         self.completion = read_record(inside(path, "complete/zarr.json").parent)
         self.ledger = Ledger(path, self.layouts.values(), self.plan.parts)
         self._readers = {
-            name: ArrayReader(path, layout, self.ledger.facts)
+            name: reader_of(path, layout, self.ledger.facts)
             for name, layout in self.layouts.items()
         }
 
@@ -119,9 +124,17 @@ class Cache:
 
     @property
     def bytes(self) -> dict[str, int]:
-        """Bytes of every array once complete, plan included."""
+        """Bytes of every array once complete, plan included.
+
+        Those of packed arrays are known of committed parts only, and counted for those.
+        """
         layouts = [*plan_layouts(self.plan), *self.layouts.values()]
-        return {layout.name: layout.bytes for layout in layouts}
+        return {layout.name: self._bytes(layout) for layout in layouts}
+
+    def _bytes(self, layout: Layout) -> int:
+        if not layout.packing:
+            return layout.bytes
+        return stored_bytes(layout, self.ledger.facts, self.committed)
 
     def commit(self, part: int) -> Json:
         """The commit record of a part; IncompleteError if there is none, DamageError."""
@@ -149,11 +162,21 @@ class Cache:
 
         Raises ConfigError for a row that holds no document, DamageError, IncompleteError.
         """
-        one_of("array of this cache", array, self._readers)
+        return self._rows([array], docs)[array]
+
+    def _rows(self, arrays: Iterable[str], docs: Docs) -> dict[str, Array]:
+        """Rows of several arrays; where they lie is worked out once for those that lie alike."""
         docs = np.asarray(docs, np.int64)
         _require_documents(self.plan, docs)
-        starts, counts = self.plan.spans(docs, self.spaces[array])
-        return self._readers[array].read(starts, counts)
+        cuts: dict[tuple[Space, int], Pieces] = {}
+        rows = {}
+        for name in arrays:
+            reader = self._readers[one_of("array of this cache", name, self._readers)]
+            place = self.spaces[name], reader.layout.chunk_rows
+            if place not in cuts:
+                cuts[place] = cut_spans(*self.plan.spans(docs, place[0]), place[1])
+            rows[name] = reader.gather(cuts[place])
+        return rows
 
     def soft_labels(self, docs: Docs) -> SoftLabels:
         """Decoded soft labels of documents; ConfigError if the cache has no logits."""
@@ -175,7 +198,7 @@ class Cache:
     def batch(self, docs: Docs, arrays: list[str] | None = None) -> Batch:
         """Inputs, labels and stored signal rows of documents, padded to the longest."""
         names = self.layouts if arrays is None else arrays
-        return collate(self.plan, docs, {name: self.read(name, docs) for name in names})
+        return collate(self.plan, docs, self._rows(names, docs))
 
     def batches(
         self, size: int, *, seed: int = 0, epoch: int = 0, arrays: list[str] | None = None
@@ -197,19 +220,26 @@ class Cache:
         node = json.loads(read_object(self.path, f"files/{name}/zarr.json", self.objects))
         return int(node["attributes"]["bytes"])
 
+    def file(self, name: str) -> Content:
+        """A file kept in the cache; DamageError if it is not there or not what was kept."""
+        return b"".join(self._blocks(name))
+
+    def _blocks(self, name: str) -> Iterator[Content]:
+        if name not in self.files:
+            raise DamageError(f"{self.path} holds no file {name!r}")
+        layout = read_layout(self.path, f"files/{name}", 1, self.objects)
+        reader = ArrayReader(self.path, layout, plan_facts(self.objects, self.path))
+        size = self.files[name]
+        for start in range(0, size, 2**24):
+            yield reader[start : min(size, start + 2**24)].tobytes()
+
     def extract(self, folder: Path, names: list[str]) -> None:
         """Write files kept in the cache into `folder`."""
         for name in names:
-            if name not in self.files:
-                raise DamageError(f"{self.path} holds no file {name!r}")
-            layout = read_layout(self.path, f"files/{name}", 1, self.objects)
-            reader = ArrayReader(self.path, layout, plan_facts(self.objects, self.path))
             target = folder / Path(name).name
             target.parent.mkdir(parents=True, exist_ok=True)
-            size = self.files[name]
             with target.open("wb") as file:
-                for start in range(0, size, 2**24):
-                    file.write(reader[start : min(size, start + 2**24)].tobytes())
+                file.writelines(self._blocks(name))
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else f"{len(self.committed)}/{self.plan.parts} parts"

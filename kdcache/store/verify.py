@@ -9,10 +9,12 @@ from pathlib import Path
 from kdcache.errors import CacheError, DamageError, IncompleteError
 from kdcache.manifest import Json, digest
 from kdcache.progress import Progress, quiet
-from kdcache.store.blueprint import Blueprint, read_blueprint
+from kdcache.store.blueprint import Blueprint, plan_specs, read_blueprint
 from kdcache.store.create import signal_layouts
 from kdcache.store.ledger import Ledger, part_name, plan_facts, plan_objects
-from kdcache.store.objects import Root, locate
+from kdcache.store.objects import Place, Root, locate
+from kdcache.store.packed import PackedReader, reader_of
+from kdcache.store.paths import inside
 from kdcache.store.reader import Cache
 from kdcache.store.shard import ArrayReader, Layout
 from kdcache.store.zarrs import read_layout, read_object, read_record, require_record
@@ -44,7 +46,7 @@ class Finding:
         return {"object": self.object, "part": self.part, "problem": self.problem}
 
 
-def verify(path: str | Path, *, full: bool = False, progress: Progress = quiet) -> list[str]:
+def verify(path: Place, *, full: bool = False, progress: Progress = quiet) -> list[str]:
     """Problems of the cache at `path`, each naming object and part; empty if there are none.
 
     As `find_damage`, one line each.
@@ -52,9 +54,7 @@ def verify(path: str | Path, *, full: bool = False, progress: Progress = quiet) 
     return [str(finding) for finding in find_damage(path, full=full, progress=progress)]
 
 
-def find_damage(
-    path: str | Path, *, full: bool = False, progress: Progress = quiet
-) -> list[Finding]:
+def find_damage(path: Place, *, full: bool = False, progress: Progress = quiet) -> list[Finding]:
     """What is wrong with the cache at `path`.
 
     Every record must match its digest and every committed object must be there, with its size and
@@ -86,7 +86,7 @@ def find_damage(
 class _Job:
     """A shard to look at."""
 
-    reader: ArrayReader
+    reader: ArrayReader | PackedReader
     shard: int
     part: int | None
 
@@ -147,13 +147,13 @@ class _Survey:
             for made, _ in signal_layouts(blueprint.plan, blueprint.signals, blueprint.shape)
         ]
         ledger = Ledger(self.root, layouts, blueprint.parts)
-        readers = [ArrayReader(self.root, layout, ledger.facts) for layout in layouts]
-        contents, missing = [], 0
+        readers = [reader_of(self.root, layout, ledger.facts) for layout in layouts]
+        contents, missing = [], []
         for part in range(blueprint.parts):
             try:
                 contents.append(ledger.commit(part)["objects"])
             except IncompleteError:
-                missing += 1
+                missing.append(part)
             except CacheError as error:
                 self.note(f"commits/{part_name(part)}/zarr.json", part, error)
             else:
@@ -162,16 +162,18 @@ class _Survey:
                     self.jobs += [_Job(reader, shard, part) for shard in shards]
         self._completion(blueprint.parts, missing, contents)
 
-    def _completion(self, parts: int, missing: int, contents: list[Json]) -> None:
+    def _completion(self, parts: int, missing: list[int], contents: list[Json]) -> None:
         try:
-            record = read_record(self.root / "complete")
+            record = read_record(inside(self.root, COMPLETE).parent)
         except CacheError as error:
             self.note(COMPLETE, None, error)
             return
         if missing and record is not None:
-            self.note("commits", None, f"{missing} of {parts} commits are missing")
+            for part in missing:
+                self.note(f"commits/{part_name(part)}/zarr.json", part, "is missing")
         elif missing:
-            self.note("commits", None, f"{missing} of {parts} parts are not committed: incomplete")
+            lacking = f"{len(missing)} of {parts} parts are not committed: incomplete"
+            self.note("commits", None, lacking)
         elif record is None:
             self.note(COMPLETE, None, "not there yet: run the same `kdcache build` again")
         elif len(contents) == parts and record.get("contents") != digest(contents):
@@ -201,7 +203,7 @@ class _Survey:
 
 def _plan_arrays(blueprint: Blueprint, objects: Mapping[str, Json]) -> Iterator[tuple[str, int]]:
     """Arrays written with the plan, and how many parts they have: its own, and the files'."""
-    for spec in blueprint.plan_specs():
+    for spec in plan_specs(blueprint.config):
         yield spec.name, blueprint.parts
     shards = [key for key in objects if key.startswith("files/") and "/c/" in key]
     yield from ((name, 1) for name in sorted({key.rpartition("/c/")[0] for key in shards}))

@@ -92,8 +92,8 @@ class SoftKL:
         raise ConfigError(
             f"losses.{name}: temperature {self.temperature:g} with tail={self.tail} needs what the "
             f"cache does not hold: logits:{signal.codec} keeps the tail at temperatures 1 and 2. "
-            f"Set losses.{name}.temperature to 1 or 2, or losses.{name}.tail=renormalize, or build a "
-            "cache with logits:dense"
+            f"Set losses.{name}.temperature to 1 or 2, or losses.{name}.tail=renormalize, or build "
+            "a cache with logits:dense"
         )
 
     def value(self, step: Step, needs: Needs) -> torch.Tensor:

@@ -60,9 +60,16 @@ def dense_kl(
 
 
 @fast()
-def _difference(x: Any, t: Any, top_x: Real, top_t: Real, factor: Real, out: Any) -> None:
+def _lower(x: Any, top: Real) -> None:
+    """Subtract `top` in place: fast-math would postpone it until digits are lost."""
+    for v in range(x.size):
+        x[v] -= top
+
+
+@fast()
+def _difference(x: Any, t: Any, factor: Real, out: Any) -> None:
     for v in range(out.size):
-        out[v] = ((t[v] - top_t) - (x[v] - top_x)) * factor
+        out[v] = (t[v] - x[v]) * factor
 
 
 @fast()
@@ -80,13 +87,14 @@ def _softmax(x: Any, t: Any, d: Any, factor: Real, sums: Any) -> None:
 
     `sums`: of x, of t, of t * d, of x * d.
     """
-    top_x, top_t = row_max(x), row_max(t)
+    _lower(x, row_max(x))
+    _lower(t, row_max(t))
     sums[:] = 0.0
     for piece in range(pieces(x.size)):
         part = slice(piece * PIECE, (piece + 1) * PIECE)
-        _difference(x[part], t[part], top_x, top_t, factor, d[part])
-        sums[0] += exp_part(x[part], top_x, factor, False)[0]
-        sums[1] += exp_part(t[part], top_t, factor, False)[0]
+        _difference(x[part], t[part], factor, d[part])
+        sums[0] += exp_part(x[part], np.float32(0.0), factor, False)[0]
+        sums[1] += exp_part(t[part], np.float32(0.0), factor, False)[0]
         sums[2] += _dot(t[part], d[part])
         sums[3] += _dot(x[part], d[part])
 

@@ -64,9 +64,11 @@ def dense_kl(
     lq, lp = ((side / spec.temperature).log_softmax(1) for side in (x, t))
     terms, pull = _divergence(lp, lq, spec.divergence)
     soft = (spec.temperature**2 * terms.sum(1)).where(live, 0)
-    loss, hard = spec.soft_weight * soft, torch.zeros_like(soft)
     slope = pull - lq.exp() * pull.sum(1, keepdim=True)
-    gradient = spec.soft_weight * spec.temperature * slope
+    loss, hard, gradient = torch.zeros_like(soft), torch.zeros_like(soft), torch.zeros_like(x)
+    if spec.soft_weight:  # times 0, an infinite divergence would be NaN
+        loss = spec.soft_weight * soft
+        gradient = spec.soft_weight * spec.temperature * slope
     if labels is not None:
         hard, hard_gradient = _hard(x, labels, spec.ignore_index, need_grad)
         hard = hard.where(live, 0)

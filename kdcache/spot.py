@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,10 @@ class Figure:
         """Whether the distance lies within its limit; one that is no number does not."""
         return self.found <= self.limit
 
+    def to_json(self) -> Json:
+        """Every field, and whether it is sound."""
+        return {**asdict(self), "sound": self.sound}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spot:
@@ -75,6 +79,11 @@ class Spot:
     path: Root
     documents: int
     figures: tuple[Figure, ...]
+
+    def to_json(self) -> Json:
+        """Documents and figures."""
+        figures = [figure.to_json() for figure in self.figures]
+        return {"documents": self.documents, "figures": figures}
 
     @property
     def findings(self) -> list[Finding]:
@@ -97,7 +106,7 @@ def spot_check(
     documents: int,
     *,
     teacher: str | Path | None = None,
-    device: str = "auto",
+    device: str | None = None,
     seed: int = 0,
     progress: Progress = quiet,
 ) -> Spot:
@@ -113,7 +122,10 @@ def spot_check(
         raise ConfigError(f"a spot check takes 1 document or more; got {documents}")
     cache = open_cache(path)
     loaded = load_same_teacher(
-        cache.manifest["teacher"], task=cache.plan.config.task, source=teacher, device=device
+        cache.manifest["teacher"],
+        task=cache.plan.config.task,
+        source=teacher,
+        device=device or "auto",
     )
     docs = part_documents(cache, parts_in_place(cache))
     if not len(docs):

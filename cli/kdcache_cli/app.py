@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kdcache.progress import quiet as silent
-from kdcache_cli import caches, demo, planning, training
+from kdcache_cli import caches, demo, planning, training, verifying
 from kdcache_cli.examples import example
 from kdcache_cli.progress import reporter
 
@@ -16,7 +16,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": planning.plan,
     "build": planning.build,
     "inspect": caches.inspect,
-    "verify": caches.verify,
+    "verify": verifying.verify,
     "train": training.train,
     "evaluate": training.evaluate,
     "recipes": training.recipes,

@@ -23,7 +23,10 @@ EXAMPLES = {
         "kdcache build --config build.toml --out other.cache",
     ),
     "inspect": ("kdcache inspect train.cache", "kdcache inspect train.cache --json"),
-    "verify": ("kdcache verify train.cache --full",),
+    "verify": (
+        "kdcache verify train.cache --full",
+        "kdcache verify train.cache --repair --spot 50 --teacher ./teacher",
+    ),
     "train": (
         "kdcache train train.cache --recipe kd --init-from-teacher 2-4-6",
         "    --out student --eval dev.csv --set training.num_train_epochs=3",

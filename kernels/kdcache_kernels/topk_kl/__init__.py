@@ -257,6 +257,10 @@ def _backend(logits: Tensor) -> Any:
         from kdcache_kernels.topk_kl import _numba
 
         return _numba
+    if logits.is_cuda and logits.dtype != torch.float64:
+        from kdcache_kernels.topk_kl import _triton
+
+        return _triton
     from kdcache_kernels.topk_kl import reference
 
     return reference

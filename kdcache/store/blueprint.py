@@ -6,8 +6,9 @@ before anything is allocated or looped over; everything wrong is a DamageError n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from kdcache.errors import CacheError, ConfigError, DamageError
@@ -22,6 +23,7 @@ ROWS = 2**31  # of a part, in any space; a shard of one byte a row would be 2 Gi
 TOTAL = 2**48  # rows of an array
 WIDTH = 2**24  # values of a row
 COUNT = 2**62
+GUEST = re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # name of a teacher in a merged cache
 
 
 class Kind(NamedTuple):
@@ -131,13 +133,30 @@ def _damage(where: Root, field: str, value: Any, what: str) -> DamageError:
 
 @dataclass(frozen=True, kw_only=True)
 class Blueprint:
-    """Sizes and settings of a store, from its manifest alone; `signals` is empty for a plan."""
+    """Sizes and settings of a store, from its manifest alone; `signals` is empty for a plan.
+
+    `guests` are the teachers that a merged cache holds beside its first, by name; their arrays lie
+    in a folder of their own (docs/decisions/0016).
+    """
 
     config: PlanConfig
     parts: int
     rows: Mapping[Space, int]
     shape: TeacherShape | None
     signals: Mapping[str, Signal]
+    guests: Mapping[str, Blueprint] = field(default_factory=dict)
+
+    def array_specs(self) -> list[ArraySpec]:
+        """The arrays of all signals of all teachers, as they are named in the store."""
+        if self.shape is None:
+            return []
+        task, shape = self.config.task, self.shape
+        own = [spec for signal in self.signals.values() for spec in signal.arrays(task, shape)]
+        return own + [
+            replace(spec, name=guest_prefix(name) + spec.name)
+            for name, guest in self.guests.items()
+            for spec in guest.array_specs()
+        ]
 
     @property
     def plan(self) -> Plan:
@@ -153,6 +172,11 @@ class Blueprint:
                 f"{root / spec.name / 'zarr.json'} is damaged: dtype, row shape and rows of a part "
                 f"are {found}; the manifest says {wanted}"
             )
+
+
+def guest_prefix(name: str) -> str:
+    """Where the arrays of a teacher beside the first lie."""
+    return f"teachers/{name}/"
 
 
 def plan_specs(config: PlanConfig) -> list[ArraySpec]:
@@ -181,12 +205,30 @@ def read_blueprint(record: Json, root: Root) -> Blueprint:
         )
     conform(record, {"plan": PLAN}, where)
     config, parts, rows = _plan(record["plan"], where)
-    shape, signals = None, {}
+    shape: TeacherShape | None = None
+    signals: dict[str, Signal] = {}
     if record.get("kind") == "cache":
-        conform(record, CACHE, where)
-        shape = TeacherShape(**_only(record["shape"], CACHE["shape"]))
-        signals = _signals(record["signals"], config, shape, where)
-    return Blueprint(config=config, parts=parts, rows=rows, shape=shape, signals=signals)
+        shape, signals = _teacher(record, config, where)
+    plain = Blueprint(config=config, parts=parts, rows=rows, shape=shape, signals=signals)
+    return replace(plain, guests=_guests(record.get("teachers", {}), plain, where))
+
+
+def _teacher(
+    record: Json, config: PlanConfig, where: Root, name: str = ""
+) -> tuple[TeacherShape, dict[str, Signal]]:
+    conform(record, CACHE, where, name)
+    shape = TeacherShape(**_only(record["shape"], CACHE["shape"]))
+    return shape, _signals(record["signals"], config, shape, where)
+
+
+def _guests(table: Any, plain: Blueprint, where: Root) -> dict[str, Blueprint]:
+    if not isinstance(table, dict) or not all(map(GUEST.fullmatch, table)):
+        raise _damage(where, "teachers", table, "a table of teachers by name")
+    found = {}
+    for name, record in table.items():
+        shape, signals = _teacher(record, plain.config, where, f"teachers.{name}")
+        found[name] = replace(plain, shape=shape, signals=signals)
+    return found
 
 
 def _only(value: Json, schema: Any) -> Json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +17,14 @@ from kdcache.plans import Array, Column, Plan
 from kdcache.signals import ArraySpec, Signal, TeacherShape
 from kdcache.store.blueprint import plan_specs
 from kdcache.store.facts import shard_facts
-from kdcache.store.files import put_if_absent, remove_tree, sync_folder, write_synced, writing
+from kdcache.store.files import (
+    object_names,
+    put_if_absent,
+    remove_tree,
+    sync_folder,
+    write_synced,
+    writing,
+)
 from kdcache.store.objects import ObjectPath, Place, Root, at_once, locate
 from kdcache.store.shard import Layout, crc, encode_shard, plan_layout
 from kdcache.store.zarrs import create_arrays, create_group, group_json, read_record
@@ -62,11 +69,13 @@ def signal_layouts(
     plan: Plan, signals: Mapping[str, Signal], shape: TeacherShape
 ) -> list[tuple[Layout, ArraySpec]]:
     """Layout of every signal array of a cache, exact before the teacher runs."""
-    return [
-        (_layout(plan, spec), spec)
-        for signal in signals.values()
-        for spec in signal.arrays(plan.config.task, shape)
-    ]
+    task = plan.config.task
+    return spec_layouts(plan, [s for x in signals.values() for s in x.arrays(task, shape)])
+
+
+def spec_layouts(plan: Plan, specs: Iterable[ArraySpec]) -> list[tuple[Layout, ArraySpec]]:
+    """Layout of every array that `specs` name."""
+    return [(_layout(plan, spec), spec) for spec in specs]
 
 
 def plan_layouts(plan: Plan) -> list[Layout]:
@@ -158,12 +167,9 @@ def _upload(path: Root, kind: str, fill: Callable[[Path], None]) -> bool:
                 f"{path} holds the beginning of another plan or cache; finish that one with the "
                 "command that began it, or choose another"
             )
-        names = [str(file.relative_to(fresh)) for file in fresh.rglob("*") if file.is_file()]
-        left = [name for name in names if name not in (PLAN_COMMIT, "zarr.json")]
+        left = [name for name in object_names(fresh) if name not in (PLAN_COMMIT, "zarr.json")]
         at_once(lambda name: write_synced(path / name, (fresh / name).read_bytes()), left)
-        if not put_if_absent(path / "zarr.json", manifest):
-            raise CacheError(f"{path} was made by another process meanwhile; run the command again")
-    return True
+        return put_if_absent(path / "zarr.json", manifest)
 
 
 def _identity(record: Json) -> Json:
@@ -203,15 +209,24 @@ def _fill(
 ) -> None:
     objects = write_skeleton(root, plan, signals, files)
     for layout in plan_layouts(plan):
-        objects |= _write_column(root, layout, _column(plan, layout.name))
+        objects |= write_column(root, layout, plan)
     for node in root.rglob("zarr.json"):
         if node != root / "zarr.json":
             data = node.read_bytes()
             objects[str(node.relative_to(root))] = {"bytes": len(data), "crc32c": crc(data)}
     objects = dict(sorted(objects.items()))
-    write_synced(root / "commits" / "plan" / "zarr.json", group_json({"objects": objects}))
+    manifest = {**record, "contents": digest(objects)}
+    write_synced(root / PLAN_COMMIT, group_json(plan_commit(manifest, objects)))
     (root / "zarr.json").unlink()
-    write_synced(root / "zarr.json", group_json({**record, "contents": digest(objects)}))
+    write_synced(root / "zarr.json", group_json(manifest))
+
+
+def plan_commit(manifest: Json, objects: Mapping[str, Json]) -> Json:
+    """The record of all that is there before the first part.
+
+    Each of manifest and commit holds what it takes to make the other again.
+    """
+    return {"objects": dict(objects), "manifest": manifest}
 
 
 def _column(plan: Plan, array: str) -> Column | Array:
@@ -219,8 +234,9 @@ def _column(plan: Plan, array: str) -> Column | Array:
     return plan.examples[name] if name in plan.examples else plan.columns[name]
 
 
-def _write_column(root: Path, layout: Layout, rows: Column | Array) -> dict[str, Json]:
-    objects = {}
+def write_column(root: Path, layout: Layout, plan: Plan) -> dict[str, Json]:
+    """Write the shards of one array of a plan; returns what a commit says of them."""
+    rows, objects = _column(plan, layout.name), {}
     for shard in range(layout.shape[0] // layout.shard_rows):
         start = shard * layout.shard_rows
         data = np.asarray(rows[start : start + layout.shard_rows])

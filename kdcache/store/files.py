@@ -158,6 +158,13 @@ def publish(source: Root, target: Root) -> None:
     sync_folder(target.parent)
 
 
+def object_names(root: Root) -> list[str]:
+    """Names of all objects below, relative to `root`."""
+    if isinstance(root, ObjectPath):
+        return list(root.below())
+    return [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+
+
 def remove_tree(path: Root) -> None:
     """Remove a folder and what is in it; one that is not there is fine."""
     if isinstance(path, ObjectPath):

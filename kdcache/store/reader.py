@@ -18,7 +18,13 @@ from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan
 from kdcache.signals import Hidden, LayerRows, Signal, SoftLabels, assist
-from kdcache.store.blueprint import Blueprint, check_examples, plan_specs, read_blueprint
+from kdcache.store.blueprint import (
+    Blueprint,
+    check_examples,
+    guest_prefix,
+    plan_specs,
+    read_blueprint,
+)
 from kdcache.store.create import plan_layouts, signal_layouts
 from kdcache.store.ledger import Ledger, part_name, plan_facts, plan_objects
 from kdcache.store.objects import Place, Root, locate
@@ -62,40 +68,49 @@ def _plan(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> Plan
     return plan
 
 
-def open_cache(path: Place) -> Cache:
+def open_cache(path: Place, *, teacher: str | None = None) -> Cache:
     """Open the cache at `path`, a folder or a URL, for reading; what it holds is in its `repr`.
 
-    Raises CacheError if there is no cache, DamageError if its bytes are not what was written.
+    A merged cache holds what several teachers said; `teacher` names one beside the first.
+
+    Raises CacheError if there is no cache, DamageError if its bytes are not what was written,
+    ConfigError if there is no such teacher.
     """
-    return Cache(locate(path))
+    return Cache(locate(path), teacher=teacher)
 
 
 class Cache:
     """A cache on disk: a plan and, for each of its documents, what the teacher said.
 
     A document is named by its row in the example space (`plan.docs` lists them). Rows come back in
-    the order of the documents asked for.
+    the order of the documents asked for. Of a merged cache one teacher is seen; arrays and files
+    have the names they had where they came from.
+
+    Attributes:
+        teachers: names of the teachers beside the first.
     """
 
-    def __init__(self, path: Root) -> None:
+    def __init__(self, path: Root, teacher: str | None = None) -> None:
         self.path = path
         self.manifest = require_record(path, "cache")
         self.objects = plan_objects(path, self.manifest)
         blueprint = read_blueprint(self.manifest, path)
-        assert blueprint.shape is not None
+        self.teachers = tuple(blueprint.guests)
         self.plan = _plan(path, blueprint, self.objects)
-        self.shape = blueprint.shape
-        self.signals: dict[str, Signal] = dict(blueprint.signals)
-        specs = signal_layouts(self.plan, self.signals, self.shape)
-        self.spaces = {spec.name: spec.space for _, spec in specs}
-        self.layouts: dict[str, Layout] = {
-            name: read_layout(path, name, self.plan.parts, self.objects) for name in self.spaces
-        }
-        for _, spec in specs:
-            blueprint.require_fit(self.layouts[spec.name], spec, path)
-        self.signals = assist(self.signals, self.shape, self.file)
+        layouts = _layouts(path, blueprint, self.objects)
+        self.ledger = Ledger(path, layouts.values(), self.plan.parts)
         self.completion = read_record(inside(path, "complete/zarr.json").parent)
-        self.ledger = Ledger(path, self.layouts.values(), self.plan.parts)
+        self._prefix = ""
+        if teacher is not None:
+            blueprint = blueprint.guests[one_of("teacher of this cache", teacher, self.teachers)]
+            self.manifest = {**self.manifest, **self.manifest["teachers"][teacher]}
+            self._prefix = guest_prefix(teacher)
+        assert blueprint.shape is not None
+        self.shape = blueprint.shape
+        specs = signal_layouts(self.plan, blueprint.signals, self.shape)
+        self.spaces = {spec.name: spec.space for _, spec in specs}
+        self.layouts: dict[str, Layout] = {n: layouts[self._prefix + n] for n in self.spaces}
+        self.signals: dict[str, Signal] = assist(blueprint.signals, self.shape, self.file)
         self._readers = {
             name: reader_of(path, layout, self.ledger.facts)
             for name, layout in self.layouts.items()
@@ -120,7 +135,12 @@ class Cache:
     @property
     def fidelity(self) -> Json:
         """Measured distance between what is decoded and what the teacher said, by signal."""
-        return dict(self.completion["fidelity"]) if self.completion else {}
+        figures = self.completion["fidelity"] if self.completion else {}
+        return {
+            name.removeprefix(self._prefix): values
+            for name, values in figures.items()
+            if name.rpartition("/")[0] == self._prefix.rstrip("/")
+        }
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -130,6 +150,18 @@ class Cache:
         """
         layouts = [*plan_layouts(self.plan), *self.layouts.values()]
         return {layout.name: self._bytes(layout) for layout in layouts}
+
+    @cached_property
+    def _kept(self) -> dict[str, str]:
+        """Files of this teacher, and the tokenizer's, by name: where each lies in the store."""
+        shards = [key for key in self.objects if key.startswith("files/") and "/c/" in key]
+        names = {key.removeprefix("files/").rpartition("/c/")[0] for key in shards}
+        found = {name: name for name in names if name.startswith("tokenizer/")}
+        for name in names:
+            own = name.removeprefix(self._prefix)
+            if name.startswith(self._prefix) and not own.startswith("teachers/"):
+                found[own] = name
+        return dict(sorted(found.items()))
 
     def _bytes(self, layout: Layout) -> int:
         if not layout.packing:
@@ -212,12 +244,11 @@ class Cache:
     @cached_property
     def files(self) -> Mapping[str, int]:
         """Files kept in the cache (tokenizer, configuration, weights) and their bytes."""
-        shards = [key for key in self.objects if key.startswith("files/") and "/c/" in key]
-        names = {key.removeprefix("files/").rpartition("/c/")[0] for key in shards}
-        return {name: self._file_bytes(name) for name in sorted(names)}
+        return {name: self._file_bytes(name) for name in self._kept}
 
     def _file_bytes(self, name: str) -> int:
-        node = json.loads(read_object(self.path, f"files/{name}/zarr.json", self.objects))
+        key = f"files/{self._kept[name]}/zarr.json"
+        node = json.loads(read_object(self.path, key, self.objects))
         return int(node["attributes"]["bytes"])
 
     def file(self, name: str) -> Content:
@@ -227,7 +258,7 @@ class Cache:
     def _blocks(self, name: str) -> Iterator[Content]:
         if name not in self.files:
             raise DamageError(f"{self.path} holds no file {name!r}")
-        layout = read_layout(self.path, f"files/{name}", 1, self.objects)
+        layout = read_layout(self.path, f"files/{self._kept[name]}", 1, self.objects)
         reader = ArrayReader(self.path, layout, plan_facts(self.objects, self.path))
         size = self.files[name]
         for start in range(0, size, 2**24):
@@ -249,6 +280,15 @@ class Cache:
             f"teacher {self.manifest['teacher']['name']}, signals: {signals}; {state}, "
             f"{sum(self.bytes.values()):,} bytes>"
         )
+
+
+def _layouts(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> dict[str, Layout]:
+    """Layouts of the arrays of all teachers, as they are named in the store."""
+    found = {}
+    for spec in blueprint.array_specs():
+        layout = found[spec.name] = read_layout(root, spec.name, blueprint.parts, objects)
+        blueprint.require_fit(layout, spec, root)
+    return found
 
 
 def _require_documents(plan: Plan, docs: Docs) -> None:

@@ -1,7 +1,6 @@
-"""Make again what no teacher is needed for: the plan's commit and the metadata of arrays.
+"""Make again what no teacher is needed for: the manifest, the plan's commit, metadata of arrays.
 
-Both follow from the manifest and from what is there; nothing is written that does not match a
-digest of its own.
+All of it follows from the rest; nothing is written that does not match a digest.
 """
 
 from __future__ import annotations
@@ -13,17 +12,37 @@ from tempfile import TemporaryDirectory
 
 from kdcache.errors import DamageError
 from kdcache.manifest import Json, digest
+from kdcache.plans import Plan
 from kdcache.store.blueprint import read_blueprint
 from kdcache.store.checking import object_facts, object_problem
-from kdcache.store.create import PLAN_COMMIT, signal_layouts, write_skeleton
-from kdcache.store.files import replace_synced, writing
+from kdcache.store.create import (
+    PLAN_COMMIT,
+    plan_commit,
+    plan_layouts,
+    spec_layouts,
+    write_column,
+    write_skeleton,
+)
+from kdcache.store.files import object_names, replace_synced, writing
 from kdcache.store.ledger import plan_objects
 from kdcache.store.objects import Root
 from kdcache.store.paths import inside
-from kdcache.store.zarrs import group_json, require_record
+from kdcache.store.zarrs import group_json, read_record, require_record
 
 LATER = re.compile(r"zarr\.json|complete/.*|commits/(plan|\d+)/.*")
 """Objects that the plan's commit does not name, with the shards of signals."""
+
+
+def restore_manifest(root: Root) -> None:
+    """Write the manifest anew, if it is damaged, from its copy in the plan's commit."""
+    try:
+        require_record(root, "cache")
+        return
+    except DamageError:
+        commit = read_record(inside(root, PLAN_COMMIT).parent)
+    manifest = (commit or {}).get("manifest")
+    if isinstance(manifest, dict):
+        _replace(root, "zarr.json", group_json(manifest))
 
 
 def restore_plan_commit(root: Root) -> None:
@@ -36,19 +55,18 @@ def restore_plan_commit(root: Root) -> None:
         plan_objects(root, manifest)
         return
     except DamageError:
-        signals = tuple(f"{name}/" for name in read_blueprint(manifest, root).signals)
+        arrays = read_blueprint(manifest, root).array_specs()
+        signals = tuple(f"{array.name}/c/" for array in arrays)
     objects: dict[str, Json] = {}
-    for path in sorted(root.rglob("*")):
-        key = str(path.relative_to(root))
-        shard = "/c/" in key and key.startswith(signals)
-        if not path.is_file() or shard or LATER.fullmatch(key):
+    for key in object_names(root):
+        if key.startswith(signals) or LATER.fullmatch(key):
             continue
         facts = object_facts(key, inside(root, key).read_bytes())
         if facts is not None:
             objects[key] = facts
     objects = dict(sorted(objects.items()))
     if digest(objects) == manifest["contents"]:
-        _replace(root, PLAN_COMMIT, group_json({"objects": objects}))
+        _replace(root, PLAN_COMMIT, group_json(plan_commit(manifest, objects)))
 
 
 def restore_metadata(
@@ -57,8 +75,7 @@ def restore_metadata(
     """Write damaged objects anew, as far as they can be made of the manifest and of `files`."""
     manifest = require_record(root, "cache")
     blueprint, objects = read_blueprint(manifest, root), plan_objects(root, manifest)
-    assert blueprint.shape is not None
-    layouts = signal_layouts(blueprint.plan, blueprint.signals, blueprint.shape)
+    layouts = spec_layouts(blueprint.plan, blueprint.array_specs())
     with TemporaryDirectory(prefix="kdcache-") as folder:
         fresh = Path(folder) / "store"
         write_skeleton(fresh, blueprint.plan, layouts, files or {})
@@ -68,6 +85,19 @@ def restore_metadata(
                 data = made.read_bytes()
                 if object_problem(data, objects[key]) is None:
                     _replace(root, key, data)
+
+
+def restore_columns(root: Root, keys: Collection[str], plan: Plan) -> None:
+    """Write damaged rows of the plan anew from the same plan, made again."""
+    objects = plan_objects(root, require_record(root, "cache"))
+    wanted = {key.rpartition("/c/")[0] for key in keys}
+    with TemporaryDirectory(prefix="kdcache-") as folder:
+        fresh = Path(folder)
+        for layout in plan_layouts(plan):
+            made = write_column(fresh, layout, plan) if layout.name in wanted else {}
+            for key in made.keys() & keys:
+                if made[key] == objects.get(key):
+                    _replace(root, key, (fresh / key).read_bytes())
 
 
 def _replace(root: Root, key: str, data: bytes) -> None:

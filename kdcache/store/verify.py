@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from kdcache.errors import CacheError, DamageError, IncompleteError
 from kdcache.manifest import Json, digest
 from kdcache.progress import Progress, quiet
 from kdcache.store.blueprint import Blueprint, plan_specs, read_blueprint
-from kdcache.store.create import signal_layouts
+from kdcache.store.create import spec_layouts
 from kdcache.store.ledger import Ledger, part_name, plan_facts, plan_objects
 from kdcache.store.objects import Place, Root, locate
 from kdcache.store.packed import PackedReader, reader_of
@@ -54,11 +54,14 @@ def verify(path: Place, *, full: bool = False, progress: Progress = quiet) -> li
     return [str(finding) for finding in find_damage(path, full=full, progress=progress)]
 
 
-def find_damage(path: Place, *, full: bool = False, progress: Progress = quiet) -> list[Finding]:
+def find_damage(
+    path: Place, *, full: bool = False, deep: Collection[str] = (), progress: Progress = quiet
+) -> list[Finding]:
     """What is wrong with the cache at `path`.
 
     Every record must match its digest and every committed object must be there, with its size and
-    the checksums it was committed with. `full` also reads every byte and checks it against those.
+    the checksums it was committed with. `full` also reads every byte and checks it against those;
+    `deep` names objects of which that is done at any rate.
 
     Raises CacheError if there is no cache at `path`.
     """
@@ -67,6 +70,8 @@ def find_damage(path: Place, *, full: bool = False, progress: Progress = quiet) 
         raise CacheError(f"no such cache: {root}")
     survey = _Survey(root)
     try:
+        if (root / PLAN).is_file() and not (root / MANIFEST).is_file():
+            raise DamageError(f"{root / MANIFEST} is missing")
         manifest = require_record(root, "cache")
         blueprint = read_blueprint(manifest, root)
         objects = plan_objects(root, manifest)
@@ -76,7 +81,7 @@ def find_damage(path: Place, *, full: bool = False, progress: Progress = quiet) 
     survey.plan(blueprint, objects)
     survey.parts(blueprint, objects)
     with progress.bar("verifying", unit="objects", total=len(survey.jobs)) as advance:
-        survey.run(full, advance)
+        survey.run(full, deep, advance)
     if not survey.findings:
         survey.open()
     return survey.findings
@@ -141,10 +146,9 @@ class _Survey:
 
     def parts(self, blueprint: Blueprint, objects: Mapping[str, Json]) -> None:
         """Check the commits of parts, and list the shards they name."""
-        assert blueprint.shape is not None
         layouts = [
             next(self._layout(made.name, blueprint.parts, objects), made)
-            for made, _ in signal_layouts(blueprint.plan, blueprint.signals, blueprint.shape)
+            for made, _ in spec_layouts(blueprint.plan, blueprint.array_specs())
         ]
         ledger = Ledger(self.root, layouts, blueprint.parts)
         readers = [reader_of(self.root, layout, ledger.facts) for layout in layouts]
@@ -179,11 +183,11 @@ class _Survey:
         elif len(contents) == parts and record.get("contents") != digest(contents):
             self.note(COMPLETE, None, "the commits are not those the cache was completed with")
 
-    def run(self, full: bool, advance: Callable[[int], None]) -> None:
-        """Look at every shard; with `full` at every byte of it."""
+    def run(self, full: bool, deep: Collection[str], advance: Callable[[int], None]) -> None:
+        """Look at every shard; with `full`, or where it is in `deep`, at every byte of it."""
         for job in self.jobs:
             try:
-                if full:
+                if full or job.key in deep:
                     job.reader.check_shard(job.shard)
                 else:
                     job.reader.identify(job.shard)

@@ -47,7 +47,7 @@ class Descriptor:
             handle = self.current = Handle(self.path)
         _recent.pop(id(self), None)
         _recent[id(self)] = weakref.ref(self)
-        if len(_recent) > OPEN_FILES:
+        while len(_recent) > OPEN_FILES:
             oldest = _recent.popitem(last=False)[1]()
             if oldest is not None:
                 oldest.current = None

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kdcache.progress import quiet as silent
-from kdcache_cli import caches, demo, planning, training, verifying
+from kdcache_cli import bench, caches, demo, planning, training, verifying
 from kdcache_cli.examples import example
 from kdcache_cli.progress import reporter
 
@@ -22,6 +22,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": training.recipes,
     "demo": demo.demo,
 }
+
+GROUPS: dict[str, typer.Typer] = {"bench": bench.app}
 
 app = typer.Typer(
     add_completion=False,
@@ -59,6 +61,8 @@ def program(
 def _register() -> None:
     for name, function in COMMANDS.items():
         app.command(name, epilog=example(name))(function)
+    for name, group in GROUPS.items():
+        app.add_typer(group, name=name, epilog=example(name))
 
 
 _register()

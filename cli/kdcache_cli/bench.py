@@ -1,4 +1,4 @@
-"""The bench commands: what this machine reaches, and what got slower since an earlier report."""
+"""The bench commands as a group, one file each beside this one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ from collections.abc import Callable
 
 import typer
 
-COMMANDS: dict[str, Callable[..., None]] = {}
+from kdcache_cli import bench_kernels, bench_store
+from kdcache_cli.examples import example
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "kernels": bench_kernels.kernels,
+    "store": bench_store.store,
+}
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Measure this machine; answers are checked first.",
+)
+
+
+def _register() -> None:
+    for name, function in COMMANDS.items():
+        app.command(name, epilog=example(f"bench {name}"))(function)
+
+
+_register()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,9 @@ import typer
 from kdcache_cli.output import print_json, print_table, print_title
 
 if TYPE_CHECKING:
-    from kdcache.bench.report import Change
+    from kdcache.bench.report import Change, Panel
+
+NOISE = 0.10
 
 Out = Annotated[
     Path | None,
@@ -27,6 +29,23 @@ Tolerance = Annotated[
     float,
     typer.Option(metavar="SHARE", help="How much worse still counts as noise.", min=0),
 ]
+
+
+def write(report: dict[str, Any], out: Path, panels: Sequence[Panel], title: str) -> None:
+    """Write a report and its plot to the folder `out`, named after the benchmark."""
+    from kdcache.bench.report import draw_panels, save_report
+
+    name = report["benchmark"]
+    save_report(out / f"{name}.json", report)
+    draw_panels(out / f"{name}.png", title, panels)
+
+
+def check_old(path: Path | None, benchmark: str) -> None:
+    """Raise now, not after minutes of measuring, if there is no such report to compare with."""
+    from kdcache.bench.report import load_report
+
+    if path:
+        load_report(path, benchmark)
 
 
 def finish(

@@ -33,6 +33,15 @@ EXAMPLES = {
     ),
     "evaluate": ("kdcache evaluate student dev.csv --cache train.cache",),
     "recipes": ("kdcache recipes", "kdcache recipes kd > mine.toml"),
+    "bench": ("kdcache bench kernels --out bench",),
+    "bench kernels": (
+        "kdcache bench kernels --op topk_kl --vocab 30522,128256 --out bench",
+        "kdcache bench kernels --op topk_kl --compare bench/kernels.json",
+    ),
+    "bench store": (
+        "kdcache bench store --out bench",
+        "kdcache bench store train.cache --compare bench/store.json",
+    ),
     "demo": ("kdcache demo --out kdcache-demo",),
 }
 

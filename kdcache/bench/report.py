@@ -23,7 +23,17 @@ from kdcache.errors import ConfigError, MismatchError
 Json = dict[str, Any]
 
 FORMAT = 1
-PACKAGES = ("kdcache", "torch", "triton", "transformers", "numpy", "zarr", "numba", "tokenizers")
+PACKAGES = (
+    "kdcache",
+    "torch",
+    "triton",
+    "transformers",
+    "numpy",
+    "zarr",
+    "numba",
+    "tokenizers",
+    "liger-kernel",
+)
 COLOURS = ("#2f6fb2", "#8a8f98")
 TOLERANCE = 0.10
 
@@ -215,7 +225,7 @@ def _draw(axis: Any, panel: Panel) -> None:
     for name, value in panel.lines.items():
         axis.axvline(value, color="#b8452f", linewidth=1.2, linestyle="--", label=name)
     if panel.lines:
-        axis.legend(fontsize=7, loc="lower right")
+        axis.legend(fontsize=7, loc="upper right")
     axis.margins(x=0.15)
     axis.tick_params(labelsize=8)
     axis.set_xlabel(panel.unit, fontsize=8)

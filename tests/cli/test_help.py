@@ -15,8 +15,8 @@ from kdcache.corpus import Unit
 from kdcache.labels import LabelType
 from kdcache.models.teacher import DTYPES
 from kdcache.planner import PlanOptions
-from kdcache_cli import options, planning
-from kdcache_cli.app import COMMANDS, app
+from kdcache_cli import bench, options, planning
+from kdcache_cli.app import COMMANDS, GROUPS, app
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"datasets", "numba", "sklearn", "torch", "transformers", "zarr"}
@@ -24,9 +24,11 @@ Run = Callable[..., tuple[int, str, str]]
 Start = Callable[..., subprocess.Popen[str]]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, *GROUPS, *(f"bench {name}" for name in bench.COMMANDS)]
+)
 def test_help_of_every_command_fits_80_columns_and_shows_an_example(command: str) -> None:
-    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80"})
+    result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "80"})
     assert result.exit_code == 0
     example = result.stdout.partition("Example:\n")[2]
     assert example.startswith(f"    kdcache {command}")
@@ -39,7 +41,7 @@ def test_the_program_lists_its_commands_whole(run: Run, arguments: list[str]) ->
     code, out, err = run(*arguments)
     assert (code, err) == (0, "")
     listed = out.partition("Commands:\n")[2].partition("\n\n")[0]
-    assert [line.split()[0] for line in listed.splitlines()] == list(COMMANDS)
+    assert [line.split()[0] for line in listed.splitlines()] == [*COMMANDS, *GROUPS]
     assert "..." not in listed
 
 

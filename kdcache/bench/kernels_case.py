@@ -1,0 +1,125 @@
+"""What a measured case is: an op, how to draw its inputs, the least work it needs, its rivals."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcache.bench.kernels_inputs import Formula, Size, Tensors
+from kdcache.bench.report import installed
+
+LOSS_SCALE = 1024.0  # per row
+
+Missing = Callable[[torch.device], str | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rival:
+    """Another way to the same loss, or to `oracle` if that is a near relative of ours."""
+
+    name: str
+    formula: Formula
+    oracle: Formula | None = None
+    missing: Missing = lambda device: None
+    """Why it cannot run on a device, None if it can."""
+    dense: bool = False
+    """Takes the teacher over the whole vocabulary, ready made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """An op in one variant.
+
+    `ours` is the op and `oracle` the plain formula of the same, float64 in the check. `draw` takes
+    (size, dtype, device, dense) and makes the named inputs; `leaves` are those with gradients,
+    none for an encoder; `outputs` name what a run returns, after `view` if that is given. `bytes`
+    is what one read of every input and one write of every output come to, `flops` the operations
+    of its matrix products, 0 if it has none: the slower of the two is the limit. `own` says that
+    the op overwrites its input, so that every call gets a copy, made off the clock.
+    """
+
+    op: str
+    variant: str
+    ours: Formula
+    oracle: Formula
+    draw: Callable[[Size, torch.dtype, torch.device, bool], Tensors]
+    leaves: tuple[str, ...]
+    outputs: tuple[str, ...]
+    sizes: tuple[str, ...]
+    bytes: Callable[[Size, int], int]
+    flops: Callable[[Size], int] = lambda size: 0
+    view: Callable[[Tensors, tuple[Tensor, ...]], tuple[Tensor, ...]] = lambda x, out: out
+    rivals: tuple[Rival, ...] = ()
+    own: bool = False
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+
+    def scale(self, x: Tensors) -> float:
+        """What the loss is multiplied by before it is differentiated: 1 but for float16.
+
+        As a loss scaler does, or the gradient of a mean would underflow.
+        """
+        first = x[self.leaves[0]] if self.leaves else next(iter(x.values()))
+        return LOSS_SCALE * first.shape[0] if first.dtype == torch.float16 else 1.0
+
+    def fresh(self, formula: Formula, x: Tensors) -> Tensors:
+        """Inputs for one run of `formula`: leaves anew, and a copy if it overwrites them."""
+        leaves = {name: x[name].detach().requires_grad_() for name in self.leaves}
+        if self.own and formula is self.ours:
+            leaves = {name: leaf.clone() for name, leaf in leaves.items()}
+        return {**x, **leaves}
+
+    def run(self, formula: Formula, x: Tensors) -> tuple[Tensor, ...]:
+        """A training step's share: the loss and the gradients; or what else a formula returns.
+
+        `x` comes from `fresh`. The gradients are those of `scale` times the loss.
+        """
+        out = formula(x)
+        if isinstance(out, tuple):
+            return out
+        scale = self.scale(x)
+        factor = None if scale == 1 else torch.full_like(out, scale)
+        leaves = [x[name] for name in self.leaves]
+        return (out.detach(), *torch.autograd.grad(out, leaves, factor))
+
+
+def plain(formula: Formula) -> tuple[Rival, Rival]:
+    """The formula as it stands, and compiled."""
+    return (
+        Rival(name="eager", formula=formula),
+        Rival(
+            name="torch.compile", formula=lambda x: _compiled(formula)(x), missing=needs_compiler
+        ),
+    )
+
+
+@cache
+def _compiled(formula: Formula) -> Any:
+    return torch.compile(formula, dynamic=False)
+
+
+def needs_compiler(device: torch.device) -> str | None:
+    """Why torch.compile cannot run here, None if it can."""
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        return "no C++ compiler"
+    return None
+
+
+def needs_liger(device: torch.device) -> str | None:
+    """Why Liger cannot run here, None if it can."""
+    if device.type != "cuda":
+        return "runs on a GPU only"
+    return None if installed("liger-kernel") else "liger-kernel is not installed"
+
+
+def needs_torch_2_13(device: torch.device) -> str | None:
+    """Why torch's fused linear cross-entropy cannot run here, None if it can."""
+    if hasattr(F, "linear_cross_entropy"):
+        return None
+    return f"needs torch 2.13; this is {torch.__version__}"

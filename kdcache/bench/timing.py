@@ -1,0 +1,132 @@
+"""Time and memory of a call, repeats of several calls in turn, and what the machine can reach."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+Call = Callable[[], Any]
+
+GPU_SIDE, CPU_SIDE, CPU_SIDE_16_BIT = 8192, 1024, 256
+"""Side of the square matrices whose product measures the rate of matrix products."""
+
+
+CPU_CACHE_BYTES = 1 << 26  # more than the last-level cache of most; the few larger are shared
+
+
+class Contender(NamedTuple):
+    """Something to time: `prepare` makes a call, and only the call is timed."""
+
+    prepare: Callable[[], Call]
+
+
+class Stopwatch:
+    """Times single calls on one device, its caches emptied before each."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._cuda = device.type == "cuda"
+        self._flush = torch.empty(_cache_bytes(device), dtype=torch.uint8, device=device)
+
+    def seconds(self, call: Call) -> float:
+        """Seconds of one call; what it returns is freed after the clock has stopped."""
+        self._flush.fill_(1)
+        if not self._cuda:
+            begin = time.perf_counter()
+            kept = call()
+            end = time.perf_counter()
+            del kept
+            return end - begin
+        # Launches run ahead while the flush keeps the GPU busy, as they do in training.
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        kept = call()
+        last.record()
+        last.synchronize()
+        del kept
+        return float(first.elapsed_time(last)) / 1000
+
+    def peak_bytes(self, call: Call) -> int | None:
+        """Most bytes held at once during a call, beyond those held before; None if unknown.
+
+        On a GPU those torch allocated; on a CPU the pages of the process, so small calls drown in
+        the allocator's noise of some 100 kB.
+        """
+        gc.collect()
+        return _cuda_peak(call, self.device) if self._cuda else _cpu_peak(call)
+
+
+def _cache_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return 2 * int(torch.cuda.get_device_properties(device).L2_cache_size)
+    return CPU_CACHE_BYTES
+
+
+def _cuda_peak(call: Call, device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    kept = call()
+    torch.cuda.synchronize(device)
+    del kept
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _cpu_peak(call: Call) -> int | None:
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # freed pages that the call would use again
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
+        before = _status("VmRSS")
+        kept = call()
+        peak = _status("VmHWM") - before
+        del kept
+    except (OSError, AttributeError):  # another kernel or C library
+        return None
+    return max(0, peak)
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status names no {name}")
+
+
+def interleave(
+    watch: Stopwatch, contenders: Mapping[str, Contender], repeats: int, *, warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of every contender, `repeats` times each and in turn, so that all share the noise."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(warm_up + repeats):
+        for name, contender in contenders.items():
+            took = watch.seconds(contender.prepare())
+            if turn >= warm_up:
+                seconds[name].append(took)
+    return seconds
+
+
+def copy_probe(bytes_moved: int, device: torch.device) -> Contender:
+    """A copy that reads half of the bytes and writes the other half."""
+    source = torch.zeros(max(1, bytes_moved // 2), dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    return Contender(lambda: lambda: target.copy_(source))
+
+
+def probe_dtypes(dtype: torch.dtype, device: torch.device) -> tuple[torch.dtype, ...]:
+    """Dtypes whose products may be the limit: on a CPU float32 is often faster than 16 bits."""
+    return (dtype,) if device.type == "cuda" else tuple({dtype, torch.float32})
+
+
+def gemm_probe(dtype: torch.dtype, device: torch.device) -> tuple[Contender, int]:
+    """A square matrix product and its floating-point operations."""
+    side = CPU_SIDE if dtype == torch.float32 else CPU_SIDE_16_BIT
+    side = GPU_SIDE if device.type == "cuda" else side
+    left = torch.ones((side, side), dtype=dtype, device=device)
+    out = torch.empty_like(left)
+    return Contender(lambda: lambda: torch.mm(left, left, out=out)), 2 * side**3

@@ -190,7 +190,7 @@ class _Ahead(Dataset[Pending]):
 class Loader(DataLoader[Any]):
     """A DataLoader that hands out a batch when the reading of the next has begun."""
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # any iterator will do
         batches = super().__iter__()
         current = next(batches, None)
         try:

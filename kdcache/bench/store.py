@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from kdcache.bench.report import Json, Panel, installed, new_report
@@ -105,14 +106,15 @@ def _measure(source: Source, scratch: Path, repeats: int, progress: Progress) ->
 
 def _readers(source: Source, scratch: Path) -> tuple[dict[str, Callable[[], Read]], list[str]]:
     """What makes each reader, and why some are left out."""
-    makers, left_out = {}, []
+    makers: dict[str, Callable[[], Read]] = {}
+    left_out = []
     for name, (make, package) in READERS.items():
         if package is not None and installed(package) is None:
             left_out.append(f"{name}: {package} is not installed")
             continue
         folder = scratch / name.replace(" ", "-")
         folder.mkdir()
-        makers[name] = lambda make=make, folder=folder: make(source, folder)
+        makers[name] = partial(make, source, folder)
     return makers, left_out
 
 

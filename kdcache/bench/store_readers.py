@@ -146,14 +146,14 @@ def zarr_python(source: Source, folder: Path) -> Read:
     import zarr
 
     arrays: dict[str, Any] = {
-        name: zarr.open_array(source.path / name, mode="r") for name in source.layouts
+        name: zarr.open_array(source.path / layout.name, mode="r")
+        for name, layout in source.layouts.items()
     }
 
     def read(name: str, starts: Array, counts: Array, out: Array) -> Array:
         index = _index(starts, counts)
-        found: Array = (
-            arrays[name][index] if isinstance(index, slice) else arrays[name].oindex[index]
-        )
+        chosen = arrays[name] if isinstance(index, slice) else arrays[name].oindex
+        found: Array = chosen[index]
         return found
 
     return source.each(read)
@@ -163,11 +163,11 @@ def tensorstore(source: Source, folder: Path) -> Read:
     """The cache's own files through tensorstore, which checks a chunk each time it reads it."""
     import tensorstore as ts
 
-    def opened(name: str) -> Any:
-        store = {"driver": "file", "path": str(source.path / name)}
+    def opened(layout: Layout) -> Any:
+        store = {"driver": "file", "path": str(source.path / layout.name)}
         return ts.open({"driver": "zarr3", "kvstore": store}, read=True, open=True).result()
 
-    arrays = {name: opened(name) for name in source.layouts}
+    arrays = {name: opened(layout) for name, layout in source.layouts.items()}
 
     def read(name: str, starts: Array, counts: Array, out: Array) -> Array:
         found: Array = arrays[name][_index(starts, counts)].read().result()
@@ -182,7 +182,8 @@ def _index(starts: Array, counts: Array) -> slice | Array:
     if (starts[1:] == (starts + counts)[:-1]).all():
         return slice(int(starts[0]), int(starts[-1] + counts[-1]))
     shift = starts - (np.cumsum(counts) - counts)
-    return np.arange(int(counts.sum())) + np.repeat(shift, counts)
+    index: Array = np.arange(int(counts.sum())) + np.repeat(shift, counts)
+    return index
 
 
 def arrow_ipc(source: Source, folder: Path) -> Read:
@@ -225,7 +226,7 @@ def safetensors(source: Source, folder: Path) -> Read:
         path = folder / f"part-{part:05d}.safetensors"
         if not path.exists():
             save_file({name: source.part(name, part) for name in source.layouts}, path)
-        file = safe_open(str(path), "numpy")
+        file: Any = safe_open(str(path), "numpy")
         slices.append({name: file.get_slice(name) for name in source.layouts})
 
     def read(name: str, starts: Array, counts: Array, out: Array) -> Array:

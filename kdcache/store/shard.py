@@ -87,7 +87,7 @@ class ArrayReader:
         assert out.dtype == self.dtype, "out has another dtype"
         try:
             if self._kept is None:
-                self._read(pieces, memoryview(out.reshape(-1).view(np.uint8)))
+                self._read(pieces, out.reshape(-1).view(np.uint8).data)
             else:
                 self._copy(pieces, self._kept, out)
         except OSError as error:
@@ -133,7 +133,7 @@ class ArrayReader:
         number, inner = divmod(chunk, self.layout.shard_chunks)
         shard, handle = self._open(number)
         data = aligned((rows, *self.layout.row_shape), self.dtype)
-        flat = memoryview(data.reshape(-1).view(np.uint8))
+        flat = data.reshape(-1).view(np.uint8).data
         shard.fill_checked(handle, inner, inner * self._stride, flat)
         kept[chunk * rows : (chunk + 1) * rows] = data
         self._have[chunk] = 1

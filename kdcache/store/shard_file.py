@@ -24,7 +24,7 @@ def crc(*pieces: bytes | bytearray | memoryview | Array) -> int:
     """crc32c of some bytes, given in one or more contiguous pieces; nothing is copied."""
     value = 0
     for piece in pieces:
-        view = memoryview(piece).cast("B")
+        view = (piece.data if isinstance(piece, np.ndarray) else memoryview(piece)).cast("B")
         if len(view):  # the crc library takes arrays, whose memory cannot go away, but not views
             value = google_crc32c.extend(value, np.frombuffer(view, np.uint8))
     return int(value)

@@ -38,7 +38,7 @@ EXAMPLES = {
     "logits:dense,dtype=fp16": DenseLogits(dtype="fp16"),
     "logits:topk": TopKLogits(k=64),
     " logits : topk , k = 7 ".replace(" : ", ":"): TopKLogits(k=7),
-    "logits:topk-small": SmallTopK(k=64, levels=176),
+    "logits:topk-small": SmallTopK(k=64, levels=184),
     "logits:topk-small,k=8,levels=96": SmallTopK(k=8, levels=96),
     "logits:sampled": SampledLogits(n=50, seed=0),
     "logits:sampled,n=12,seed=3": SampledLogits(n=12, seed=3),

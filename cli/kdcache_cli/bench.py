@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import typer
 
-from kdcache_cli import bench_kernels, bench_store
+from kdcache_cli import bench_fidelity, bench_kernels, bench_store
 from kdcache_cli.examples import example
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "kernels": bench_kernels.kernels,
     "store": bench_store.store,
+    "fidelity": bench_fidelity.fidelity,
 }
 
 app = typer.Typer(

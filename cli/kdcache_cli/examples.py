@@ -38,6 +38,9 @@ EXAMPLES = {
         "kdcache bench kernels --op topk_kl --vocab 30522,128256 --out bench",
         "kdcache bench kernels --op topk_kl --compare bench/kernels.json",
     ),
+    "bench fidelity": (
+        "kdcache bench fidelity wiki.txt --teacher ./teacher --task masked-lm --out bench",
+    ),
     "bench store": (
         "kdcache bench store --out bench",
         "kdcache bench store train.cache --compare bench/store.json",

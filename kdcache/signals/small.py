@@ -44,7 +44,7 @@ class SmallTopK:
     name: ClassVar[str] = "logits"
     codec: ClassVar[str] = "topk-small"
     k: int = 64
-    levels: int = 176
+    levels: int = 184
     vocabulary: vocabulary.Vocabulary | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:

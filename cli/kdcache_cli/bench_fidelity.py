@@ -1,0 +1,97 @@
+"""The command `bench fidelity`: bytes and truth of every codec on a real teacher."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from kdcache_cli import options as o
+from kdcache_cli.bench_report import Compare, Out, Tolerance, finish
+from kdcache_cli.output import print_facts, print_table, print_title
+
+COLUMNS = (
+    ("bytes_per_row", "bytes/row"),
+    ("code_kl", "KL of codes"),
+    ("kl_t1", "KL, T=1"),
+    ("kl_t1_p99", "p99"),
+    ("kl_t2", "KL, T=2"),
+    ("kl_t4", "KL, T=4"),
+    ("angle", "angle, °"),
+    ("norm_ratio", "norm"),
+    ("error_t2", "error, T=2"),
+)
+
+
+def fidelity(
+    context: typer.Context,
+    corpus: o.Corpus,
+    teacher: Annotated[str, typer.Option(metavar="MODEL", help="Folder or name of the teacher.")],
+    task: o.Task = "masked-lm",
+    rows: Annotated[
+        int, typer.Option(metavar="N", min=256, help="Rows of logits to measure on.")
+    ] = 4096,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the plan and the student.")] = 0,
+    out: Out = None,
+    compare: Compare = None,
+    tolerance: Tolerance = 0.1,
+    as_json: o.AsJson = False,
+) -> None:
+    """Measure what every codec costs in bytes and in truth, beside the formats of other projects.
+
+    A language model says what it says of the first N rows of a corpus. Every codec stores and
+    decodes it: bytes on disk, divergence from the teacher, and the gradient that a half-trained
+    student gets from it.
+    """
+    from kdcache.bench.fidelity import run
+    from kdcache.bench.fidelity_plot import draw
+    from kdcache.bench.fidelity_sample import take_sample
+    from kdcache.bench.report import save_report
+
+    sample = take_sample(
+        o.one_corpus(corpus),
+        teacher=teacher,
+        task=task,  # type: ignore[arg-type] # the option's callback has checked it
+        rows=rows,
+        seed=seed,
+        progress=context.obj,
+    )
+    report = run(sample, progress=context.obj)
+    if out is not None:
+        save_report(out / "fidelity.json", report)
+        draw(out / "fidelity.png", [report])
+    finish(report, show=_print, as_json=as_json, compare=compare, tolerance=tolerance)
+
+
+def _print(report: dict[str, Any]) -> None:
+    sample = report["sample"]
+    first, half = sample["student_kl"]
+    print_facts(
+        {
+            "teacher": sample["teacher"],
+            "rows": sample["rows"],
+            "vocabulary": sample["vocabulary"],
+            "entropy": f"{sample['entropy']:.2f} nats",
+            "student": f"KL {half:.2f} nats, begun at {first:.2f}",
+        }
+    )
+    print_title("Soft labels")
+    logits = [row for row in report["rows"] if "bytes_per_row" in row]
+    print_table(
+        ("signal or format", *(title for _, title in COLUMNS)),
+        [(row["signal"], *(row.get(name) for name, _ in COLUMNS)) for row in logits],
+        right=range(1, len(COLUMNS) + 1),
+    )
+    print_title("The tail as one token at T=2: relative error of the gradient")
+    rest = [row for row in report["rows"] if "error_t2" in row and "bytes_per_row" not in row]
+    print_table((), [(row["signal"], row["error_t2"]) for row in rest], right=(1,))
+    print_title("Hidden states")
+    hidden = [row for row in report["rows"] if "bits_per_value" in row]
+    print_table(
+        ("signal", "bits/value", "error, %, by layer"),
+        [
+            (row["signal"], row["bits_per_value"], [100 * e for e in row["error_by_layer"]])
+            for row in hidden
+        ],
+        right=(1,),
+    )

@@ -1,0 +1,259 @@
+"""`kdcache bench fidelity`: what every codec costs in bytes, and in truth, on a real teacher.
+
+Bytes are those of shard files, checksums and indexes included, and of artefacts where a codec has
+some. Truth is the divergence of the decoded distribution from the teacher's and the gradient that a
+half-trained student gets, against the one from all logits. Formats of other projects are measured
+beside ours, by the formulas they publish. Sizes and distances do not depend on the machine; speeds
+do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kdcache.bench.fidelity_formats import Format, formats
+from kdcache.bench.fidelity_measure import (
+    TEMPERATURES,
+    Truth,
+    compare,
+    divergences,
+    full_gradient,
+    gradient,
+    truth,
+)
+from kdcache.bench.fidelity_sample import Sample
+from kdcache.bench.report import Json, new_report
+from kdcache.progress import Progress, quiet, track
+from kdcache.signals import (
+    ArraySpec,
+    Hidden,
+    Origins,
+    Outputs,
+    Signal,
+    SoftLabels,
+    TeacherShape,
+    artefacts,
+    assist,
+    parse,
+)
+from kdcache.store.packed import encode_rows
+from kdcache.store.shard import plan_layout
+
+KS = (16, 32, 50, 64, 128)
+DRAWS = (12, 25, 50, 100)
+LOGITS = (
+    "logits:dense,dtype=fp32",
+    "logits:dense,dtype=fp16",
+    *(f"logits:topk,k={k}" for k in KS),
+    *(f"logits:topk-small,k={k}" for k in KS),
+    "logits:topk-small,k=50,levels=64",
+    "logits:topk-small,k=128,levels=64",
+    *(f"logits:sampled,n={n}" for n in DRAWS),
+)
+HIDDEN = (
+    "dtype=int8",
+    "dtype=int8,group=64",
+    "dtype=int8,compress=zstd",
+    "dtype=int4",
+    "dtype=int4,group=32",
+    "dtype=fp8",
+    "dtype=fp8,compress=zstd",
+    "dtype=bf16",
+    "dtype=bf16,compress=zstd",
+    "dtype=fp16",
+    "dtype=fp32",
+)
+KEY = ("teacher", "signal")
+BETTER = {
+    "bytes_per_row": "lower",
+    "kl_t1": "lower",
+    "kl_t2": "lower",
+    "angle": "lower",
+    "bits_per_value": "lower",
+    "error": "lower",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Codecs to measure, as `--signal` takes them; `rivals` adds the formats of other projects."""
+
+    logits: Sequence[str] = LOGITS
+    hidden: Sequence[str] = HIDDEN
+    rivals: bool = True
+    ks: Sequence[int] = field(default=KS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """What all of the teacher's logits give: gradients by temperature, and the teacher's rows."""
+
+    gradients: Mapping[float, torch.Tensor]
+    truths: Sequence[Truth]
+
+
+def run(sample: Sample, choice: Choice | None = None, *, progress: Progress = quiet) -> Json:
+    """Measure codecs on a sample; the report has a row for each, keyed by teacher and signal."""
+    choice = choice or Choice()
+    full = Whole(
+        gradients={t: full_gradient(sample, t) for t in (1.0, 2.0)},
+        truths=[truth(sample, t) for t in TEMPERATURES],
+    )
+    jobs: list[str | Format] = [*choice.logits, *(formats(choice.ks) if choice.rivals else [])]
+    rows = [
+        _ours(sample, job, full) if isinstance(job, str) else _rival(sample, job, full)
+        for job in track(progress, jobs, "measuring", unit="codecs", total=len(jobs))
+    ]
+    rows += _one_token(sample, choice, full)
+    rows += [_hidden(sample, options) for options in choice.hidden]
+    return new_report(
+        "fidelity",
+        key=list(KEY),
+        better=BETTER,
+        sample={
+            "teacher": sample.name,
+            "rows": len(sample.logits),
+            "vocabulary": sample.logits.shape[1],
+            "hidden": sample.weight.shape[1],
+            "entropy": _entropy(sample.logits),
+            "student_kl": list(sample.student_kl),
+        },
+        rows=[{"teacher": sample.name, **row} for row in rows],
+    )
+
+
+def _entropy(logits: torch.Tensor) -> float:
+    found = [(-p.exp() * p).sum(-1) for p in (x.log_softmax(-1) for x in logits.split(256))]
+    return float(torch.cat(found).mean())
+
+
+def _shape(sample: Sample) -> TeacherShape:
+    outputs, width = sample.weight.shape
+    return TeacherShape(outputs=outputs, hidden=width, layers=len(sample.hidden) - 1)
+
+
+def ready(signal: Signal, sample: Sample) -> tuple[Signal, dict[str, bytes]]:
+    """A signal with its artefacts, made of the sample, and those."""
+    origins = Origins(token_counts=lambda: sample.counts, head=lambda: (sample.weight, sample.bias))
+    files = artefacts([signal], "masked-lm", _shape(sample), origins)
+    return assist({"": signal}, _shape(sample), files.__getitem__)[""], files
+
+
+def _ours(sample: Sample, text: str, full: Whole) -> Json:
+    signal, files = ready(parse(text), sample)
+    said = _said(sample)
+    specs = signal.arrays("masked-lm", _shape(sample))
+    encoded, seconds = _timed(lambda: signal.encode(said))
+    size, packing = _timed(lambda: stored_bytes(specs, encoded))
+    made: Any = signal
+    labels, reading = _timed(lambda: made.decode(encoded, sample.logits.shape[1]))
+    rows = len(sample.logits)
+    figures: Json = {
+        "signal": text,
+        "ours": True,
+        "bytes_per_row": size / rows,
+        "exact_bytes": all(spec.expected is None for spec in specs),
+        "artefact_bytes": sum(map(len, files.values())),
+        "encode_rows_per_s": rows / (seconds + packing),
+        "decode_rows_per_s": rows / reading,
+    }
+    if text.startswith("logits:sampled"):
+        live = labels.ids >= 0
+        distinct = float(live.sum(1).float().mean())
+        figures |= {"distinct_ids": distinct, "bytes_per_id": size / rows / distinct}
+    return {**figures, **_distances(sample, labels, full)}
+
+
+def _rival(sample: Sample, job: Format, full: Whole) -> Json:
+    labels, size = job.keep(sample.logits)
+    figures = {"signal": job.name, "ours": False, "bytes_per_row": size}
+    return {**figures, **_distances(sample, labels, full)}
+
+
+def _said(sample: Sample) -> Outputs:
+    mask = torch.ones(len(sample.logits), 1, dtype=torch.bool)
+    return Outputs(logits=sample.logits, hidden=[], mask=mask)
+
+
+def stored_bytes(specs: Sequence[ArraySpec], encoded: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of the shard files that rows of these arrays would make."""
+    total = 0
+    for spec in specs:
+        rows = encoded[spec.name]
+        layout = plan_layout(
+            spec.name,
+            spec.dtype,
+            spec.row_shape,
+            part_rows=len(rows),
+            chunk_rows=spec.chunk_rows,
+            parts=1,
+            packing=spec.packing,
+        )
+        for start in range(0, len(rows), layout.shard_rows):
+            shard = rows[start : start + layout.shard_rows].numpy()
+            total += sum(memoryview(piece).nbytes for piece in encode_rows(shard, layout))
+    return total
+
+
+def _distances(sample: Sample, labels: SoftLabels, full: Whole) -> Json:
+    found: Json = {}
+    sampled = bool((labels.ids < 0).any())
+    if not sampled:  # an estimate gives most of the vocabulary nothing: its divergence is infinite
+        found |= divergences(sample, labels, full.truths)
+    found |= compare(gradient(sample, labels, 1.0), full.gradients[1.0])
+    if not sampled:
+        found["error_t2"] = compare(gradient(sample, labels, 2.0), full.gradients[2.0])["error"]
+    return found
+
+
+def _one_token(sample: Sample, choice: Choice, full: Whole) -> Iterator[Json]:
+    """Top-k whose tail at T=2 is one token, as others take it: what the second statistic buys."""
+    for text in choice.logits:
+        if text.startswith("logits:topk,"):
+            signal: Any = parse(text)
+            encoded = signal.encode(_said(sample))
+            labels = signal.decode(encoded, sample.logits.shape[1])
+            labels = SoftLabels(
+                ids=labels.ids,
+                logprobs=labels.logprobs,
+                tail_logmass=labels.tail_logmass,
+                tail_stat=labels.tail_logmass / 2,
+            )
+            error = compare(gradient(sample, labels, 2.0), full.gradients[2.0])["error"]
+            yield {"signal": f"{text}, tail as one token", "ours": False, "error_t2": error}
+
+
+def _hidden(sample: Sample, options: str) -> Json:
+    layers = range(len(sample.hidden))
+    text = f"hidden:layers={'-'.join(map(str, layers))},positions=all,{options}"
+    signal = parse(text)
+    assert isinstance(signal, Hidden)
+    states = [layer[:, None] for layer in sample.hidden]
+    mask = torch.ones(len(states[0]), 1, dtype=torch.bool)
+    said = Outputs(logits=torch.empty(0, 1), hidden=states, mask=mask)
+    encoded, seconds = _timed(lambda: signal.encode(said))
+    specs = signal.arrays("masked-lm", _shape(sample))
+    size, packing = _timed(lambda: stored_bytes(specs, encoded))
+    _, reading = _timed(lambda: [signal.decode(encoded, layer).dense() for layer in layers])
+    stats = signal.measure(said, encoded, torch.arange(len(mask)))
+    errors = list(signal.summarise(stats)["relative_error"].values())
+    values = sum(layer.numel() for layer in sample.hidden)
+    return {
+        "signal": f"hidden:{options}",
+        "ours": True,
+        "bits_per_value": 8 * size / values,
+        "error_by_layer": errors,
+        "error": max(errors),
+        "encode_values_per_s": values / (seconds + packing),
+        "decode_values_per_s": values / reading,
+    }
+
+
+def _timed(work: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    return work(), time.perf_counter() - start

@@ -50,6 +50,7 @@ class Needs:
 
     Attributes:
         logits: whether it reads soft labels.
+        matrix: whether it reads the student's logits as a matrix, which a fused loss does not.
         pairs: (student layer, teacher layer) it compares.
         positions: rows it compares hidden states at.
         stored: positions the cache holds; `positions` are picked out of them.
@@ -57,6 +58,7 @@ class Needs:
     """
 
     logits: bool = False
+    matrix: bool = False
     pairs: Pairs = ()
     positions: str = ""
     stored: str = ""
@@ -68,7 +70,7 @@ class Step:
     """One batch as losses see it.
 
     Attributes:
-        student: what the student said.
+        student: what the student said; of a language model perhaps the head that would say it.
         labels: hard labels, a row per row of the logits; IGNORE_INDEX or NaN where there is none.
         soft: the teacher's soft labels, a row per row of the logits.
         hidden: stored hidden states by teacher layer.

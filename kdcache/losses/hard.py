@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from kdcache.errors import ConfigError
 from kdcache.losses.base import CacheFacts, Needs, Step, check_number
-from kdcache.signals import TeacherShape
+from kdcache.signals import Head, TeacherShape
 from kdcache.tasks import IGNORE_INDEX
+from kdcache_kernels import linear_topk_kl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +41,44 @@ class Hard:
 
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
         """Mean over labelled rows."""
-        return hard_loss(step.student.logits, step.labels)
+        return hard_loss(step.student.said, step.labels)
 
 
-def hard_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean loss over the labelled rows of `logits` [N, C]; zero if there are none.
+def hard_loss(said: torch.Tensor | Head, labels: torch.Tensor) -> torch.Tensor:
+    """Mean loss over the labelled rows of the student's; zero if there are none.
 
     Args:
+        said: logits [N, C], or a language model's head: its logits are then never made whole.
         labels: class ids [N], int64, IGNORE_INDEX where there is none (cross-entropy, in nats); or
             float values [N], NaN where there is none, for logits [N, 1] (squared error).
     """
+    if isinstance(said, Head):
+        return _through_head(said, labels)
     if labels.is_floating_point():
         known = labels.isfinite()
-        error = torch.where(known, logits.squeeze(-1).float() - labels, 0.0)
+        error = torch.where(known, said.squeeze(-1).float() - labels, 0.0)
         return error.square().sum() / known.sum().clamp(min=1)
     total = functional.cross_entropy(
-        logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum"
+        said.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum"
     )
     return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+
+
+def _through_head(head: Head, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy by the op of soft labels, given a teacher that says nothing."""
+    known = labels != IGNORE_INDEX
+    nothing = labels.new_full((len(labels), 1), -1)
+    with head.as_in_model():
+        return linear_topk_kl(
+            head.hidden,
+            head.weight,
+            head.bias,
+            nothing,
+            torch.full_like(nothing, -torch.inf, dtype=torch.float32),
+            tail="renormalize",
+            soft_weight=0.0,
+            labels=labels,
+            hard_weight=1.0,
+            ignore_index=IGNORE_INDEX,
+            row_weight=known / known.sum().clamp(min=1),
+        )

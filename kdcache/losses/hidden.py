@@ -127,7 +127,7 @@ class HiddenMSE:
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
         """Mean or sum over the mapped layers of each layer's mean squared error."""
         outputs, index = step.student, _index(step.student, needs)
-        total = outputs.logits.new_zeros((), dtype=torch.float32)
+        total = torch.zeros((), device=outputs.mask.device)
         for layer, teacher_layer in needs.pairs:
             rows = select(outputs.hidden[layer], needs.positions, outputs.mask, outputs.masked)
             if layer in needs.projections:

@@ -38,7 +38,7 @@ class LogitMSE:
                 "use the loss kl, or build a cache with --signal logits:dense"
             )
         require_outputs(name, facts, student)
-        return Needs(logits=True)
+        return Needs(logits=True, matrix=True)
 
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
         """Mean over rows and outputs."""

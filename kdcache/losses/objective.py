@@ -25,6 +25,8 @@ class Objective:
         losses: the losses that are on, by name.
         arrays: arrays to read from the cache, and no others.
         logits: whether any loss reads the student's logits.
+        matrix: whether any reads them as a matrix; else a language model's head need not be
+            applied, and its fused losses do not.
         hidden: whether any loss reads the student's hidden states.
         projections: learned linear maps from the student's width to the teacher's. Whoever trains
             must hand their parameters to the optimizer.
@@ -43,6 +45,7 @@ class Objective:
         self.needs = {name: loss.needs(name, facts, student) for name, loss in self.losses.items()}
         self.arrays = _arrays(self.needs.values(), facts)
         self.logits = any(not needs.pairs for needs in self.needs.values())
+        self.matrix = any(needs.matrix for needs in self.needs.values())
         self.hidden = any(needs.pairs for needs in self.needs.values())
         names = {name for needs in self.needs.values() for name in needs.projections.values()}
         self.projections = nn.ModuleDict(

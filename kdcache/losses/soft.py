@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses.base import CacheFacts, Needs, Step, check_number, require_outputs
 from kdcache.signals import (
+    Head,
     SampledLogits,
     SmallTopK,
     SoftLabels,
@@ -17,7 +18,7 @@ from kdcache.signals import (
     TopKLogits,
 )
 from kdcache.tasks import IGNORE_INDEX
-from kdcache_kernels import topk_kl
+from kdcache_kernels import linear_topk_kl, topk_kl
 
 TAILS = ("bucket", "renormalize", "truncate")
 REDUCTIONS = ("row", "element")
@@ -99,23 +100,23 @@ class SoftKL:
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
         """The divergence alone; `soft_and_hard` fuses it with hard labels."""
         assert step.soft is not None
-        return self._fused(step.student.logits, step.soft, None, 1.0, 0.0).total
+        return self._fused(step.student.said, step.soft, None, 1.0, 0.0).total
 
     def with_hard(self, step: Step, hard_weight: float) -> SoftAndHard:
         """This loss and cross-entropy in one pass, both weighted."""
         assert step.soft is not None
-        return self._fused(step.student.logits, step.soft, step.labels, self.weight, hard_weight)
+        return self._fused(step.student.said, step.soft, step.labels, self.weight, hard_weight)
 
     def _fused(
         self,
-        logits: torch.Tensor,
+        said: torch.Tensor | Head,
         soft: SoftLabels,
         labels: torch.Tensor | None,
         weight: float,
         hard_weight: float,
     ) -> SoftAndHard:
         return soft_and_hard(
-            logits,
+            said,
             soft,
             temperature=self.temperature,
             tail=self.tail,
@@ -136,7 +137,7 @@ class SoftAndHard(NamedTuple):
 
 
 def soft_and_hard(
-    logits: torch.Tensor,
+    said: torch.Tensor | Head,
     soft: SoftLabels,
     *,
     temperature: float,
@@ -150,23 +151,20 @@ def soft_and_hard(
     """`weight` KL(teacher || student) + `hard_weight` cross-entropy, from one pass over logits.
 
     Args:
-        logits: student, [N, V].
+        said: the student's logits, [N, V], or its head, whose logits are then never made whole.
         soft: teacher, N rows of true log-probabilities at T = 1.
         labels: [N] int64, IGNORE_INDEX where there is none; the hard loss is the mean over the
             labelled rows, the soft loss over all.
 
     Both parts are in nats. Source: Hinton et al. 2015, arXiv:1503.02531.
     """
-    rows, classes = logits.shape
-    if rows == 0:
-        nothing = logits.float().sum()
-        return SoftAndHard(nothing, nothing.detach(), nothing.detach())
+    rows, classes = said.shape
     scale = 1.0 if t_squared else temperature**-2  # the op's divergence has T^2 in it
     if reduction == "element":
         scale /= classes
     labelled = 1 if labels is None else max(1, int((labels != IGNORE_INDEX).sum()))
-    total, soft_rows, hard_rows = topk_kl(
-        logits,
+    total, soft_rows, hard_rows = _rows(
+        said,
         soft.ids,
         soft.logprobs,
         tail_logmass=soft.tail_logmass,
@@ -177,9 +175,19 @@ def soft_and_hard(
         labels=labels,
         hard_weight=hard_weight * rows / labelled,
         ignore_index=IGNORE_INDEX,
-        return_rows=True,
     )
-    return SoftAndHard(total, soft_rows.mean() * scale, hard_rows.sum() / labelled)
+    return SoftAndHard(total, soft_rows.sum() * (scale / max(rows, 1)), hard_rows.sum() / labelled)
+
+
+def _rows(
+    said: torch.Tensor | Head, ids: torch.Tensor, logprobs: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    if not isinstance(said, Head):
+        return topk_kl(said, ids, logprobs, **options, return_rows=True)
+    with said.as_in_model():
+        return linear_topk_kl(
+            said.hidden, said.weight, said.bias, ids, logprobs, **options, return_rows=True
+        )
 
 
 def _tail_stat(soft: SoftLabels, temperature: float) -> torch.Tensor | None:

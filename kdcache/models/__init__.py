@@ -1,7 +1,7 @@
 """Models: tokenizers, teachers and students, as transformers' Auto classes load them."""
 
 from kdcache.models.auto import load_config
-from kdcache.models.run import run_model
+from kdcache.models.run import plain_head, run_model
 from kdcache.models.student import StudentSpec, load_student, student_shape
 from kdcache.models.teacher import Teacher, load_teacher, pick_device
 from kdcache.models.tokenizer import Tokenizer, classes_of, load_tokenizer, save_tokenizer
@@ -16,6 +16,7 @@ __all__ = [
     "load_teacher",
     "load_tokenizer",
     "pick_device",
+    "plain_head",
     "run_model",
     "save_tokenizer",
     "student_shape",

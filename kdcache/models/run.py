@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from kdcache.batch import Batch
-from kdcache.signals import Outputs
+from kdcache.signals import Head, Outputs
 from kdcache.tasks import Task
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def run_model(model: Any, task: Task, batch: Batch, *, hidden: bool) -> Outputs:
+def run_model(
+    model: Any, task: Task, batch: Batch, *, hidden: bool, head: nn.Linear | None = None
+) -> Outputs:
     """Outputs of a transformers model, teacher or student, for a batch.
 
     Logits have exactly the task's rows: one per document, masked position or token. A language
-    model's head runs on those rows only, so [B, L, V] never exists.
+    model's head runs on those rows only, so [B, L, V] never exists. With `head`, which `plain_head`
+    found in the model, it does not run at all: the outputs hold it and what it would have seen.
     """
     mask = batch.mask
     rows = None
@@ -28,17 +32,63 @@ def run_model(model: Any, task: Task, batch: Batch, *, hidden: bool) -> Outputs:
         rows = batch["masked"]
     elif task == "causal-lm":
         rows = mask.flatten().nonzero().squeeze(1)
+    with ExitStack() as stack:
+        taken = None if head is None else stack.enter_context(_not_applied(head))
+        out = _forward(model, batch, rows, hidden=hidden)
+    layers = list(out.hidden_states) if hidden else []
+    said: dict[str, Any] = {"hidden": layers, "mask": mask, "masked": batch.get("masked")}
+    if head is None or taken is None:
+        return Outputs(logits=_chosen(out.logits, rows), **said)
+    (seen,) = taken
+    unapplied = Head(
+        hidden=_chosen(seen["input"], rows),
+        weight=head.weight,
+        bias=head.bias,
+        autocast=seen["autocast"],
+    )
+    shape = (len(unapplied.hidden), head.out_features)
+    return Outputs(logits=torch.empty(shape, device="meta"), head=unapplied, **said)
+
+
+def plain_head(model: Any, batch: Batch) -> nn.Linear | None:
+    """The layer whose output a language model's logits are; None if there is none.
+
+    Some models scale or cap what their head says, or multiply by its weight elsewhere. To find out,
+    the model is run once on `batch`, dropout off, for the logits of the first token.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
+        return None
+    said: list[torch.Tensor] = []
+    handle = head.register_forward_hook(lambda _module, _inputs, output: said.append(output))
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            first = torch.zeros(1, dtype=torch.int64, device=batch.mask.device)
+            logits = _forward(model, batch, first, hidden=False).logits
+    finally:
+        handle.remove()
+        for module, training in modes:
+            module.training = training
+    return head if len(said) == 1 and torch.equal(said[0], logits) else None
+
+
+def _forward(model: Any, batch: Batch, rows: torch.Tensor | None, *, hidden: bool) -> Any:
     accepted = inspect.signature(_unwrapped(model).forward).parameters
     inputs: dict[str, Any] = {k: batch[k] for k in INPUTS if k in batch and k in accepted}
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     with _head_rows(model, rows):
-        out = model(**inputs, output_hidden_states=hidden)
-    logits = out.logits if rows is None else out.logits.flatten(0, 1)
-    if rows is not None and len(logits) != len(rows):
-        logits = logits[rows]
-    layers = list(out.hidden_states) if hidden else []
-    return Outputs(logits=logits, hidden=layers, mask=mask, masked=batch.get("masked"))
+        return model(**inputs, output_hidden_states=hidden)
+
+
+def _chosen(said: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """The task's rows of what a head said or saw, unless only they went through it."""
+    if rows is None:
+        return said
+    flat = said.flatten(0, -2)
+    return flat if len(flat) == len(rows) else flat[rows]
 
 
 def _unwrapped(model: Any) -> Any:
@@ -63,3 +113,24 @@ def _head_rows(model: Any, rows: torch.Tensor | None) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _not_applied(head: nn.Linear) -> Iterator[list[dict[str, Any]]]:
+    """Let the model's head hand on its input, and keep it with the autocast of that moment.
+
+    It is kept here because what the model returns may have been converted on its way out.
+    """
+    seen: list[dict[str, Any]] = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kind = x.device.type
+        on = torch.is_autocast_enabled(kind)
+        seen.append({"input": x, "autocast": torch.get_autocast_dtype(kind) if on else None})
+        return x
+
+    vars(head)["forward"] = keep
+    try:
+        yield seen
+    finally:
+        del vars(head)["forward"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -60,20 +61,54 @@ class TeacherShape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Head:
+    """The last layer of a language model, not applied: logits are `hidden @ weight.T + bias`.
+
+    Attributes:
+        hidden: [rows of the task's logits, H].
+        weight: [V, H].
+        bias: [V].
+        autocast: dtype in which the model would have applied it; None: that of `hidden`.
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    autocast: torch.dtype | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of the logits."""
+        return len(self.hidden), len(self.weight)
+
+    def as_in_model(self) -> AbstractContextManager[Any]:
+        """The autocast in which the model would have applied it."""
+        kind, on = self.hidden.device.type, self.autocast is not None
+        return torch.autocast(kind, dtype=self.autocast, enabled=on)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outputs:
     """What a model said of one padded batch of B documents of up to L tokens.
 
     Attributes:
-        logits: [rows of the task's logits, outputs].
+        logits: [rows of the task's logits, outputs]; only a shape, on the meta device, with `head`.
         hidden: one [B, L, hidden] per layer, the embedding output first.
         mask: [B, L] bool, True where there is a token.
         masked: flat indices into B * L of the masked positions, for masked-lm.
+        head: what would have made the logits.
     """
 
     logits: torch.Tensor
     hidden: Sequence[torch.Tensor]
     mask: torch.Tensor
     masked: torch.Tensor | None = None
+    head: Head | None = None
+
+    @property
+    def said(self) -> torch.Tensor | Head:
+        """The head if it was not applied, else the logits."""
+        return self.logits if self.head is None else self.head
 
 
 class Signal(Protocol):

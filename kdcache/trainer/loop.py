@@ -25,10 +25,19 @@ from kdcache.tasks import Task
 
 
 class DistillationTrainer(transformers.Trainer):
-    """A Trainer whose batches come from a cache and whose loss is an objective."""
+    """A Trainer whose batches come from a cache and whose loss is an objective.
+
+    A language model's `head`, if given, is left to the losses, which fuse with it.
+    """
 
     def __init__(
-        self, *, task: Task, objective: Objective, dataset: CachedDocuments, **options: Any
+        self,
+        *,
+        task: Task,
+        objective: Objective,
+        dataset: CachedDocuments,
+        head: torch.nn.Linear | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(train_dataset=dataset, **options)
         self.model_accepts_loss_kwargs = False  # with the next line: an objective is a mean over a
@@ -37,6 +46,7 @@ class DistillationTrainer(transformers.Trainer):
         self.task: Task = task
         self.objective: Objective = objective
         self.dataset: CachedDocuments = dataset
+        self.head = head
         self._seen = torch.zeros(2, dtype=torch.int64, device=self.args.device)
         self._terms: dict[str, torch.Tensor] = {}
         self._batches = 0
@@ -75,7 +85,7 @@ class DistillationTrainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        outputs = run_model(model, self.task, inputs, hidden=self.objective.hidden)
+        outputs = run_model(model, self.task, inputs, hidden=self.objective.hidden, head=self.head)
         loss, terms = self.objective(outputs, inputs)
         if self.args.world_size > 1 and not self.objective.logits:
             loss = loss + 0.0 * outputs.logits.sum()  # DDP waits for a gradient of every parameter

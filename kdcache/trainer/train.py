@@ -31,6 +31,7 @@ from kdcache.trainer.folder import (
     start_folder,
     write_json,
 )
+from kdcache.trainer.fused import fused_head
 from kdcache.trainer.loop import DistillationTrainer, Reporter
 
 PROJECTIONS = "kdcache_projections"
@@ -174,8 +175,14 @@ class _Run:
         if self.first:
             start_folder(self.folder, self.recipe, self.cache)
         reporter = Reporter(self.progress)
+        task = self.cache.plan.config.task
+        sample = self.cache.batch(self.cache.plan.docs[:1], [])
+        head, note = fused_head(student, task, sample, self.objective, self.args)
+        if note:
+            self.progress.say(note)
         trainer = DistillationTrainer(
-            task=self.cache.plan.config.task,
+            task=task,
+            head=head,
             objective=self.objective,
             dataset=self.dataset,
             model=student,

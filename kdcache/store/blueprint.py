@@ -136,7 +136,7 @@ class Blueprint:
     """Sizes and settings of a store, from its manifest alone; `signals` is empty for a plan.
 
     `guests` are the teachers that a merged cache holds beside its first, by name; their arrays lie
-    in a folder of their own (docs/decisions/0016).
+    in a folder of their own (docs/decisions/0009).
     """
 
     config: PlanConfig

@@ -159,17 +159,23 @@ def _upload(path: Root, kind: str, fill: Callable[[Path], None]) -> bool:
     with writing(path), TemporaryDirectory(prefix="kdcache-") as scratch:
         fresh = Path(scratch) / "store"
         fill(fresh)
-        claim, manifest = ((fresh / key).read_bytes() for key in (PLAN_COMMIT, "zarr.json"))
         if not (path / PLAN_COMMIT).is_file() and path.is_dir():
             raise CacheError(f"{path} exists and is not a kdcache {kind}; choose another")
-        if not put_if_absent(path / PLAN_COMMIT, claim):
+        ours = read_record((fresh / PLAN_COMMIT).parent) or {}
+        put_if_absent(path / PLAN_COMMIT, group_json(ours))
+        claim = read_record((path / PLAN_COMMIT).parent) or {}
+        if _claimed(claim) != _claimed(ours):
             raise CacheError(
                 f"{path} holds the beginning of another plan or cache; finish that one with the "
                 "command that began it, or choose another"
             )
         left = [name for name in object_names(fresh) if name not in (PLAN_COMMIT, "zarr.json")]
         at_once(lambda name: write_synced(path / name, (fresh / name).read_bytes()), left)
-        return put_if_absent(path / "zarr.json", manifest)
+        return put_if_absent(path / "zarr.json", group_json(claim["manifest"]))
+
+
+def _claimed(claim: Json) -> tuple[Json | None, Json]:
+    return claim.get("objects"), _identity(claim.get("manifest", {}))
 
 
 def _identity(record: Json) -> Json:

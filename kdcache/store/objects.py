@@ -27,6 +27,7 @@ REQUEST_TIMEOUT = "600s"  # of one request: a whole shard over a slow line
 AT_ONCE = 8  # requests; each holds an object in memory
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _process: int | None = None  # the process whose threads serve all clients
 
@@ -279,12 +280,21 @@ def locate(where: Place) -> Root:
     return ObjectPath(Bucket(f"{scheme}://{parts.netloc}"), key)
 
 
-def at_once(job: Callable[[T], object], items: Iterable[T]) -> None:
-    """Do a job for every item, AT_ONCE at a time; the first error ends it."""
-    with ThreadPoolExecutor(AT_ONCE, "kdcache-objects") as pool:
+def at_once(
+    job: Callable[[T], R],
+    items: Iterable[T],
+    done: Callable[[R], object] = lambda result: None,
+    *,
+    threads: int = AT_ONCE,
+) -> None:
+    """Do a job for every item, several at a time, and `done` with each result, one at a time.
+
+    The first error, or Ctrl-C, ends it: jobs that have begun are waited for.
+    """
+    with ThreadPoolExecutor(threads, "kdcache-objects") as pool:
         try:
-            for _ in pool.map(job, items):
-                pass
+            for result in pool.map(job, items):
+                done(result)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -88,6 +88,7 @@ class Cache:
 
     Attributes:
         teachers: names of the teachers beside the first.
+        prefix: where the arrays of a teacher beside the first lie in the store.
     """
 
     def __init__(self, path: Root, teacher: str | None = None) -> None:
@@ -100,16 +101,16 @@ class Cache:
         layouts = _layouts(path, blueprint, self.objects)
         self.ledger = Ledger(path, layouts.values(), self.plan.parts)
         self.completion = read_record(inside(path, "complete/zarr.json").parent)
-        self._prefix = ""
+        self.prefix = ""
         if teacher is not None:
             blueprint = blueprint.guests[one_of("teacher of this cache", teacher, self.teachers)]
             self.manifest = {**self.manifest, **self.manifest["teachers"][teacher]}
-            self._prefix = guest_prefix(teacher)
+            self.prefix = guest_prefix(teacher)
         assert blueprint.shape is not None
         self.shape = blueprint.shape
         specs = signal_layouts(self.plan, blueprint.signals, self.shape)
         self.spaces = {spec.name: spec.space for _, spec in specs}
-        self.layouts: dict[str, Layout] = {n: layouts[self._prefix + n] for n in self.spaces}
+        self.layouts: dict[str, Layout] = {n: layouts[self.prefix + n] for n in self.spaces}
         self.signals: dict[str, Signal] = assist(blueprint.signals, self.shape, self.file)
         self._readers = {
             name: reader_of(path, layout, self.ledger.facts)
@@ -137,9 +138,9 @@ class Cache:
         """Measured distance between what is decoded and what the teacher said, by signal."""
         figures = self.completion["fidelity"] if self.completion else {}
         return {
-            name.removeprefix(self._prefix): values
+            name.removeprefix(self.prefix): values
             for name, values in figures.items()
-            if name.rpartition("/")[0] == self._prefix.rstrip("/")
+            if name.rpartition("/")[0] == self.prefix.rstrip("/")
         }
 
     @property
@@ -152,14 +153,14 @@ class Cache:
         return {layout.name: self._bytes(layout) for layout in layouts}
 
     @cached_property
-    def _kept(self) -> dict[str, str]:
+    def kept(self) -> dict[str, str]:
         """Files of this teacher, and the tokenizer's, by name: where each lies in the store."""
         shards = [key for key in self.objects if key.startswith("files/") and "/c/" in key]
         names = {key.removeprefix("files/").rpartition("/c/")[0] for key in shards}
         found = {name: name for name in names if name.startswith("tokenizer/")}
         for name in names:
-            own = name.removeprefix(self._prefix)
-            if name.startswith(self._prefix) and not own.startswith("teachers/"):
+            own = name.removeprefix(self.prefix)
+            if name.startswith(self.prefix) and not own.startswith("teachers/"):
                 found[own] = name
         return dict(sorted(found.items()))
 
@@ -244,10 +245,10 @@ class Cache:
     @cached_property
     def files(self) -> Mapping[str, int]:
         """Files kept in the cache (tokenizer, configuration, weights) and their bytes."""
-        return {name: self._file_bytes(name) for name in self._kept}
+        return {name: self._file_bytes(name) for name in self.kept}
 
     def _file_bytes(self, name: str) -> int:
-        key = f"files/{self._kept[name]}/zarr.json"
+        key = f"files/{self.kept[name]}/zarr.json"
         node = json.loads(read_object(self.path, key, self.objects))
         return int(node["attributes"]["bytes"])
 
@@ -258,7 +259,7 @@ class Cache:
     def _blocks(self, name: str) -> Iterator[Content]:
         if name not in self.files:
             raise DamageError(f"{self.path} holds no file {name!r}")
-        layout = read_layout(self.path, f"files/{self._kept[name]}", 1, self.objects)
+        layout = read_layout(self.path, f"files/{self.kept[name]}", 1, self.objects)
         reader = ArrayReader(self.path, layout, plan_facts(self.objects, self.path))
         size = self.files[name]
         for start in range(0, size, 2**24):

@@ -1,0 +1,212 @@
+"""Merge caches of one plan: what was asked of a teacher later, or of another teacher, side by side.
+
+A manifest speaks of one teacher. Signals of the same teacher join it; what another teacher said
+becomes a guest with a folder and a table of its own (docs/decisions/0009).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from kdcache.errors import ConfigError, MismatchError
+from kdcache.manifest import Json, differences, digest
+from kdcache.progress import Progress, quiet
+from kdcache.store.blueprint import guest_prefix, plan_specs
+from kdcache.store.create import PLAN_COMMIT, plan_commit
+from kdcache.store.ledger import part_name
+from kdcache.store.objects import Place, locate
+from kdcache.store.reader import Cache
+from kdcache.store.transfer import COMPLETE, MANIFEST, Item, Transfer, transfer
+
+TABLE = ("teacher", "shape", "signals", "software")
+EMPTY = "commits/zarr.json"  # a group without attributes, as any
+
+
+def merge_caches(sources: Sequence[Place], out: Place, *, progress: Progress = quiet) -> Transfer:
+    """Write a cache to `out` that holds what the complete caches `sources` of one plan hold.
+
+    Signals of the teacher of the first cache are its signals. Another teacher's are seen with
+    `open_cache(out, teacher=NAME)`, where NAME is the teacher's name. Every object is checked on
+    both sides, and an interrupted merge goes on, as in `copy`.
+
+    Raises MismatchError, naming the field, if the plans differ; ConfigError if two caches hold the
+    same signal of the same teacher; IncompleteError; DamageError.
+    """
+    if len(sources) < 2:
+        raise ConfigError(f"merge takes two caches or more, and the new one; got {len(sources)}")
+    caches = [cache for source in sources for cache in _views(source)]
+    for cache in caches[1:]:
+        _require_one_plan(caches[0], cache)
+    seats = _seat(caches)
+    items = _plan_items(caches[0], seats)
+    objects = {key: item.facts for key, item in items.items()}
+    manifest = _manifest(seats, objects)
+    records: dict[str, Json] = {
+        MANIFEST: manifest,
+        PLAN_COMMIT: plan_commit(manifest, objects),
+    }
+    everything, parts = list(items.values()), []
+    for part in range(caches[0].plan.parts):
+        shards = [item for seat in seats for item in seat.of_part(part)]
+        parts.append(_part_record(seats, part, shards))
+        records[f"commits/{part_name(part)}/zarr.json"] = parts[-1]
+        everything += shards
+    records[COMPLETE] = _completion(seats, parts)
+    return transfer(everything, records, locate(out), "merging", progress)
+
+
+def _views(source: Place) -> Iterator[Cache]:
+    """A cache as each of its teachers."""
+    first = Cache(locate(source))
+    first.require_complete()
+    yield first
+    yield from (Cache(first.path, teacher=name) for name in first.teachers)
+
+
+def _require_one_plan(first: Cache, other: Cache) -> None:
+    found = differences(first.manifest["plan"], other.manifest["plan"])
+    if found:
+        name, have, want = found[0]
+        raise MismatchError(
+            f"{other.path} is of another plan than {first.path}: plan.{name} is {want} there and "
+            f"{have} here; build both from one plan (`kdcache plan`)"
+        )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One teacher of one cache, and the prefix its names get."""
+
+    cache: Cache
+    prefix: str
+
+    @property
+    def signals(self) -> dict[str, str]:
+        """Its signals: names in their own cache, by name."""
+        return {self.prefix + name: self.cache.prefix + name for name in self.cache.signals}
+
+    def before_parts(self) -> Iterator[Item]:
+        """Metadata of its arrays, and its files."""
+        for name, layout in self.cache.layouts.items():
+            yield from _below(self.cache, layout.name, self.prefix + name)
+        for name, where in self.cache.kept.items():
+            prefix = "" if name.startswith("tokenizer/") else self.prefix
+            yield from _below(self.cache, f"files/{where}", f"files/{prefix}{name}")
+
+    def of_part(self, part: int) -> Iterator[Item]:
+        """Its shards of a part."""
+        for name, layout in self.cache.layouts.items():
+            named = replace(layout, name=self.prefix + name)
+            for shard in layout.part_shards(part):
+                key = layout.key(shard)
+                facts = self.cache.ledger.facts(part, key)
+                yield Item(key=named.key(shard), source=self.cache.path / key, facts=facts)
+
+
+def _below(cache: Cache, there: str, here: str) -> Iterator[Item]:
+    """Objects of an array that were there before the first part."""
+    for key, facts in cache.objects.items():
+        if key.startswith(f"{there}/"):
+            name = here + key.removeprefix(there)
+            yield Item(key=name, source=cache.path / key, facts=facts)
+
+
+def _seat(caches: Sequence[Cache]) -> list[_Source]:
+    """Give every teacher beside the first a name, and every cache its teacher's prefix."""
+    prefixes: dict[str, str] = {}
+    seated: dict[str, Cache] = {}
+    names: list[str] = []
+    sources = []
+    for cache in caches:
+        teacher = {k: v for k, v in cache.manifest["teacher"].items() if k != "source"}
+        identity = digest([teacher, cache.manifest["shape"]])
+        if identity not in prefixes:
+            names.append(_name(teacher["name"], names))
+            prefixes[identity] = guest_prefix(names[-1]) if prefixes else ""
+        sources.append(_Source(cache, prefixes[identity]))
+        for name in sources[-1].signals:
+            if name in seated:
+                raise ConfigError(
+                    f"{seated[name].path} and {cache.path} both hold {name.rpartition('/')[2]} of "
+                    f"{teacher['name']}; a cache holds one of each: leave one of them out"
+                )
+            seated[name] = cache
+    return sources
+
+
+def _name(name: str, taken: Sequence[str]) -> str:
+    plain = re.sub("[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "teacher"
+    names = (plain, *(f"{plain}-{number}" for number in range(2, len(taken) + 2)))
+    return next(name for name in names if name not in taken)
+
+
+def _plan_items(first: Cache, sources: Sequence[_Source]) -> dict[str, Item]:
+    """All that goes before the first part, by key: plan, metadata, files, and groups above them."""
+    found = {}
+    for spec in plan_specs(first.plan.config):
+        found.update({item.key: item for item in _below(first, spec.name, spec.name)})
+    for source in sources:
+        for item in source.before_parts():
+            found.setdefault(item.key, item)  # a tokenizer comes once
+    arrays = {key.removesuffix("/zarr.json") for key in found if key.endswith("/zarr.json")}
+    groups = {str(above) for name in arrays for above in PurePosixPath(name).parents} - {"."}
+    for group in {*groups, "commits"}:
+        node = Item(key=f"{group}/zarr.json", source=first.path / EMPTY, facts=first.objects[EMPTY])
+        found[node.key] = node
+    return dict(sorted(found.items()))
+
+
+def _manifest(sources: Sequence[_Source], objects: Json) -> Json:
+    first = sources[0].cache.manifest
+    tables: dict[str, Json] = {}
+    for source in sources:
+        theirs = {name: source.cache.manifest[name] for name in TABLE}
+        table = tables.setdefault(source.prefix, {**theirs, "signals": {}})
+        table["signals"].update(theirs["signals"])
+    guests = {PurePosixPath(prefix).name: table for prefix, table in tables.items() if prefix}
+    return {
+        **{name: first[name] for name in ("format", "kind", "plan")},
+        **tables[""],
+        **({"teachers": guests} if guests else {}),
+        "merged": [
+            {
+                "signals": list(source.signals),
+                "software": source.cache.manifest["software"],
+                "contents": (source.cache.completion or {})["contents"],
+            }
+            for source in sources
+        ],
+        "contents": digest(objects),
+    }
+
+
+def _part_record(sources: Sequence[_Source], part: int, items: Sequence[Item]) -> Json:
+    commits = [source.cache.commit(part) for source in sources]
+    objects = {item.key: item.facts for item in sorted(items, key=lambda item: item.key)}
+    return {
+        **commits[0],
+        "objects": objects,
+        "attempt": digest(objects)[:16],
+        "fidelity": {
+            name: commit["fidelity"][there]
+            for source, commit in zip(sources, commits, strict=True)
+            for name, there in source.signals.items()
+            if there in commit["fidelity"]
+        },
+        "forwards": [commit["forward"] for commit in commits],
+    }
+
+
+def _completion(sources: Sequence[_Source], parts: Sequence[Json]) -> Json:
+    return {
+        "parts": len(parts),
+        "fidelity": {
+            source.prefix + name: figures
+            for source in sources
+            for name, figures in source.cache.fidelity.items()
+        },
+        "contents": digest([record["objects"] for record in parts]),
+    }

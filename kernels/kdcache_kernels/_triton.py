@@ -35,6 +35,7 @@ __all__ = [
     "has_clusters",
     "jit",
     "load_tile",
+    "max_registers",
     "on_device",
     "out_start",
     "power_of",
@@ -90,6 +91,11 @@ def same_alignment(a: Rows, b: Rows, align: int) -> bool:
     return (a.head - b.head) % align == 0 and (a.stride - b.stride) % align == 0
 
 
+def max_registers(num_warps: int) -> int:
+    """All that a thread can have: asked for, or the assembler spills to save some."""
+    return min(255, 65536 // (32 * num_warps))
+
+
 class Tile(NamedTuple):
     """Rows that one program holds, `rows` of `groups` times `width` columns, and its warps."""
 
@@ -112,8 +118,8 @@ def rows_of(x: Tensor) -> Tensor:
 
 
 def power_of(temperature: float) -> int:
-    """1 or 2 where exp(x) is that power of exp(x / T), 0 for another T."""
-    return int(temperature) if temperature in (1, 2) else 0
+    """1, 2 or 4 where exp(x) is that power of exp(x / T), 0 for another T."""
+    return int(temperature) if temperature in (1, 2, 4) else 0
 
 
 def on_device(x: Tensor) -> AbstractContextManager[Any]:
@@ -226,8 +232,8 @@ def exponentials(d: tl.tensor, T: tl.tensor) -> tl.tensor:
 @jit
 def at_temperature_1(e: tl.tensor, d: tl.tensor, POWER: tl.constexpr) -> tl.tensor:
     """exp(d), where e = exp(d / T) and POWER is that of T."""
-    if POWER == 0:
-        e = tl.exp2(d * LOG2_E)
     if POWER == 2:
         e = e * e
+    if POWER == 0 or POWER == 4:  # not e ** 4: it would be kept for the gradient, beside e
+        e = tl.exp2(d * LOG2_E)
     return e

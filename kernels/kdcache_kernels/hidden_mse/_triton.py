@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from kdcache_kernels._checks import gradient_dtype
-from kdcache_kernels._triton import grouped_columns, jit, on_device, rows_of, tile, tl
+from kdcache_kernels._triton import (
+    grouped_columns,
+    jit,
+    max_registers,
+    on_device,
+    rows_of,
+    tile,
+    tl,
+)
 from kdcache_kernels.hidden_mse import reference
 
 MAX_BLOCK = 16384  # wider rows do not fit the registers of one block of threads
@@ -59,6 +67,7 @@ def hidden_mse(
                 BLOCK_G=held.groups,
                 BLOCK_Q=held.width,
                 num_warps=held.num_warps,
+                maxnreg=max_registers(held.num_warps),
             )
     return losses.sum(), gradient
 

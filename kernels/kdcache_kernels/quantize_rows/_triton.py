@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from kdcache_kernels._triton import grouped_columns, jit, on_device, rows_of, tile, tl
+from kdcache_kernels._triton import (
+    grouped_columns,
+    jit,
+    max_registers,
+    on_device,
+    rows_of,
+    tile,
+    tl,
+)
 from kdcache_kernels.quantize_rows import reference
 
 MAX_BLOCK = 16384  # wider rows do not fit the registers of one block of threads
@@ -34,6 +42,7 @@ def quantize_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
                 BLOCK_G=held.groups,
                 BLOCK_Q=held.width,
                 num_warps=held.num_warps,
+                maxnreg=max_registers(held.num_warps),
             )
     reference._require_finite(scale)
     return codes, scale

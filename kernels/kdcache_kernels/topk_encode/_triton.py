@@ -15,6 +15,7 @@ from kdcache_kernels._triton import (
     finite_or_zero,
     jit,
     load_tile,
+    max_registers,
     on_device,
     power_of,
     power_of_2,
@@ -23,7 +24,7 @@ from kdcache_kernels._triton import (
     tl,
 )
 
-BLOCK = 8192  # elements at once
+BLOCK = 4096  # elements at once
 
 
 def topk_encode(
@@ -58,6 +59,7 @@ def split(
     rest = torch.empty((3, n), dtype=torch.float32, device=logits.device)
     x = aligned_rows(rows_of(logits))
     block = min(BLOCK, max(64, power_of_2(v + x.align - 1)))
+    num_warps = max(1, block // 512)
     if n:
         with on_device(logits):
             rows_kernel[(n,)](
@@ -76,7 +78,8 @@ def split(
                 ALIGN=x.align,
                 BLOCK=block,
                 BLOCKS=-(-(v + x.align - 1) // block),
-                num_warps=max(1, block // 1024),
+                num_warps=num_warps,
+                maxnreg=max_registers(num_warps),
             )
     return ids, rest
 

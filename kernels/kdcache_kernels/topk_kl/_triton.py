@@ -16,6 +16,7 @@ from kdcache_kernels._triton import (
     Rows,
     aligned_rows,
     has_clusters,
+    max_registers,
     on_device,
     power_of,
     power_of_2,
@@ -75,8 +76,8 @@ def topk_kl(
     if k > MAX_K:
         return reference.topk_kl(logits, teacher, weight, labels, spec, out, False)
     logits = rows_of(logits)
-    # exp(x / T) is held and raised to the power of T: below 1/2 too much of it underflows.
-    whole = labels is None or spec.temperature >= 0.5
+    # Registers hold exp(x / T) of a long row, not exp(x) too: the one has to yield the other.
+    whole = labels is None or power_of(spec.temperature) != 0
     how = plan(logits.shape[1] + _slack(logits, out), k, whole, has_clusters(logits))
     return launch(logits, teacher, weight, labels, spec, out, how)
 
@@ -144,6 +145,7 @@ def launch(
             **_layout(x, y, out is not None, how),
             num_warps=how.num_warps,
             num_ctas=how.num_ctas,
+            maxnreg=max_registers(how.num_warps),
         )
         if later:
             overwrite_kernel[(n,)](

@@ -141,7 +141,7 @@ def rows_kernel(
         use = soft_weight != 0
         factor = soft_weight * w * T
         g = tl.where(use, factor * g + wrong, 0.0)
-        a = tl.where(use, tl.where(mass == 0, 0.0, factor * a / mass) + wrong, 0.0)
+        a = tl.where(use, factor * a / tl.where(mass == 0, 1.0, mass) + wrong, 0.0)
         loss = tl.where(use, w * soft_weight * soft, 0.0)
         b = a * 0
         hard = loss * 0
@@ -155,7 +155,8 @@ def rows_kernel(
             wrong = tl.where(use & (y < 0), float("nan"), 0.0)
             g += tl.where(use, c * tl.exp(xs - base - lse), 0.0) + wrong
             g -= tl.where(inside & (j == y), c, 0.0)
-            b = tl.where(use & (mass1 != 0), c * tl.exp(lse_rest - lse) / mass1, 0.0) + wrong
+            b = c * tl.exp(lse_rest - lse) / tl.where(mass1 == 0, 1.0, mass1)
+            b = tl.where(use, b, 0.0) + wrong
         tl.store(rows_ptr + row, loss)
         tl.store(rows_ptr + N + row, soft)
         tl.store(rows_ptr + 2 * N + row, hard)
@@ -164,7 +165,10 @@ def rows_kernel(
             dtype = out_ptr.dtype.element_ty
             base = finite_or_zero(top)
             if BLOCKS == 1:
-                gradient = held_gradient(e, T, a, b, POWER)
+                if POWER == 0:
+                    gradient = dense_gradient(x, T, a, b, POWER)
+                else:
+                    gradient = held_gradient(e, a, b, POWER)
                 store_tile(out_ptr, tile_o, gradient, shift, V, ALIGN, SAME)
             else:
                 for i in range(BLOCKS):

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
+from kdcache.batch import Batch
 from kdcache.errors import ModelError
 from kdcache.manifest import Json
 from kdcache.models import Teacher, run_model
+from kdcache.models.run import plain_head
 from kdcache.plans import Array, Plan
 from kdcache.progress import Advance
-from kdcache.signals import Hidden, Outputs, merge, select
+from kdcache.signals import Hidden, HiddenHead, Outputs, merge, select
 from kdcache.signals.base import Arrays, Stats
 from kdcache.store import Cache
 from kdcache.tasks import LOGITS_SPACE, Space
@@ -30,6 +33,8 @@ class Capture:
         self.cache, self.teacher, self.batch_tokens = cache, teacher, batch_tokens
         self.plan = cache.plan
         self.hidden = any(isinstance(signal, Hidden) for signal in cache.signals.values())
+        self.head: nn.Linear | None = None
+        self.wants_head = any(isinstance(s, HiddenHead) for s in cache.signals.values())
         self.sampled = {space: _sampled(self.plan, space) for space in set(cache.spaces.values())}
 
     @property
@@ -48,15 +53,29 @@ class Capture:
         for docs in length_batches(self.plan, self.plan.part_docs(part), self.batch_tokens):
             batch = self.cache.batch(docs, []).to(self.teacher.device)
             with torch.inference_mode():
-                outputs = run_model(
-                    self.teacher.model, self.plan.config.task, batch, hidden=self.hidden
-                )
+                outputs = self._run(batch)
                 self._require_finite(outputs, docs)
                 at = {space: self._rows(part, docs, space) for space in self.sampled}
                 encoded = self._encode(outputs, at, rows)
                 self._measure(outputs, encoded, at, before, stats)
             advance(int(batch["attention_mask"].sum()))
         return rows, {name: merge(found) for name, found in stats.items() if found}
+
+    def _run(self, batch: Batch) -> Outputs:
+        if self.wants_head and self.head is None:
+            self.head = plain_head(self.teacher.model, batch)
+            if self.head is None:
+                raise ModelError(
+                    f"the logits of {self.teacher.identity['name']} are not what its output layer "
+                    "says: store logits:topk instead of logits:hidden-head"
+                )
+        return run_model(
+            self.teacher.model,
+            self.plan.config.task,
+            batch,
+            hidden=self.hidden,
+            head=self.head,
+        )
 
     def _encode(
         self, outputs: Outputs, at: dict[Space, Array], rows: dict[str, Array]
@@ -99,7 +118,10 @@ class Capture:
 
     def _require_finite(self, outputs: Outputs, docs: Docs) -> None:
         space = LOGITS_SPACE[self.plan.config.task]
-        self._check_rows(outputs.logits, docs, space, "logits")
+        if outputs.head is None:
+            self._check_rows(outputs.logits, docs, space, "logits")
+        else:
+            self._check_rows(outputs.head.hidden, docs, space, "last hidden states")
         for signal in self.cache.signals.values():
             if isinstance(signal, Hidden):
                 space = self.cache.spaces[f"hidden/L{signal.layers[0]}/codes"]

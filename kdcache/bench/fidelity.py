@@ -31,6 +31,7 @@ from kdcache.bench.report import Json, new_report
 from kdcache.progress import Progress, quiet, track
 from kdcache.signals import (
     ArraySpec,
+    Head,
     Hidden,
     Origins,
     Outputs,
@@ -54,6 +55,9 @@ LOGITS = (
     "logits:topk-small,k=50,levels=64",
     "logits:topk-small,k=128,levels=64",
     *(f"logits:sampled,n={n}" for n in DRAWS),
+    "logits:hidden-head,dtype=fp16",
+    "logits:hidden-head,dtype=int8,group=64",
+    "logits:hidden-head,dtype=int4",
 )
 HIDDEN = (
     "dtype=int8",
@@ -177,7 +181,8 @@ def _rival(sample: Sample, job: Format, full: Whole) -> Json:
 
 def _said(sample: Sample) -> Outputs:
     mask = torch.ones(len(sample.logits), 1, dtype=torch.bool)
-    return Outputs(logits=sample.logits, hidden=[], mask=mask)
+    head = Head(hidden=sample.states, weight=sample.weight, bias=sample.bias)
+    return Outputs(logits=sample.logits, hidden=[], mask=mask, head=head)
 
 
 def stored_bytes(specs: Sequence[ArraySpec], encoded: Mapping[str, torch.Tensor]) -> int:

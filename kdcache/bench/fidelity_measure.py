@@ -97,16 +97,25 @@ def _kl(
 
 def full_gradient(sample: Sample, temperature: float) -> torch.Tensor:
     """Gradient of the mean KL by the student's linear map, from all of the teacher's logits."""
+    return _of_logits(sample, sample.logits, temperature)
+
+
+def _of_logits(sample: Sample, logits: torch.Tensor, temperature: float) -> torch.Tensor:
     total = torch.zeros(sample.inputs.shape[1], sample.weight.shape[1], dtype=torch.float64)
     for rows in blocks(len(sample.logits)):
-        teacher = (sample.logits[rows] / temperature).softmax(-1)
+        teacher = (logits[rows] / temperature).softmax(-1)
         student = (sample.student[rows] / temperature).softmax(-1)
         total += _by_map(sample, rows, temperature * (student - teacher) / len(sample.logits))
     return total
 
 
 def gradient(sample: Sample, soft: SoftLabels, temperature: float) -> torch.Tensor:
-    """The same gradient from decoded labels, through the op that training uses."""
+    """The same gradient from decoded labels: through the op that training uses, where ids are few.
+
+    With all ids the op sorts them row by row, for the same sum as here.
+    """
+    if soft.ids.shape[1] == sample.logits.shape[1]:
+        return _of_logits(sample, soft.logprobs, temperature)
     total = torch.zeros(sample.inputs.shape[1], sample.weight.shape[1], dtype=torch.float64)
     for rows in blocks(len(sample.logits)):
         labels = part(soft, rows)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from kdcache.batch import collate
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, ModelError
 from kdcache.models import Teacher, load_teacher, run_model
+from kdcache.models.run import plain_head
 from kdcache.origins import head, token_counts
 from kdcache.planner import plan as make_plan
 from kdcache.plans import Plan
@@ -32,6 +33,7 @@ class Sample:
 
     Attributes:
         logits: [N, V] float32.
+        states: what the teacher's output layer took, [N, H]; its logits are nothing else.
         hidden: rows of each layer [M, H], the embedding output first, of at most N tokens.
         counts: how often each id occurs in the corpus, [V].
         student: logits of a student: the teacher's head on a linear map of `inputs`, [N, V].
@@ -42,6 +44,7 @@ class Sample:
 
     name: str
     logits: torch.Tensor
+    states: torch.Tensor
     hidden: Sequence[torch.Tensor]
     counts: np.ndarray[Any, Any]
     inputs: torch.Tensor
@@ -62,7 +65,8 @@ def take_sample(
 ) -> Sample:
     """Run a language model over documents of `corpus`, in the plan's order, until it gave `rows`.
 
-    Raises ConfigError if the task has no vocabulary or the corpus holds fewer rows.
+    Raises ConfigError if the task has no vocabulary or the corpus holds fewer rows; ModelError if
+    the teacher's logits are not one linear layer of its last hidden states.
     """
     if task == "text-classification":
         raise ConfigError("bench fidelity measures language models: masked-lm or causal-lm")
@@ -79,7 +83,7 @@ def take_sample(
         found = plan.count(LOGITS_SPACE[task])
         if found < rows:
             raise ConfigError(f"the corpus gives {found:,} rows, not {rows:,}: ask for fewer rows")
-        logits, middle, hidden = _run(loaded, plan, task, rows)
+        logits, states, middle, hidden = _run(loaded, plan, task, rows)
         counts = token_counts(plan, loaded.shape.outputs)
     weight, bias = head(loaded)
     bias = torch.zeros(len(weight)) if bias is None else bias
@@ -88,6 +92,7 @@ def take_sample(
     return Sample(
         name=loaded.identity["name"],
         logits=logits,
+        states=states,
         hidden=hidden,
         counts=counts,
         inputs=middle,
@@ -100,18 +105,24 @@ def take_sample(
 
 def _run(
     teacher: Teacher, plan: Plan, task: Task, rows: int
-) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Logits and middle-layer states of `rows` rows, and states of every layer at tokens."""
-    logits = torch.empty(rows, teacher.shape.outputs)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Logits, the head's input and the middle layer of `rows` rows, and every layer at tokens."""
+    logits, states = (
+        torch.empty(rows, teacher.shape.outputs),
+        torch.empty(rows, teacher.shape.hidden),
+    )
+    output = _output_layer(teacher, plan)
     middle: list[torch.Tensor] = []
     layers: list[list[torch.Tensor]] = [[] for _ in range(teacher.shape.layers + 1)]
     done = tokens = 0
     for start in range(0, plan.documents, BATCH_DOCS):
         batch = collate(plan, plan.docs[start : start + BATCH_DOCS], {})
         with torch.inference_mode():
-            said = run_model(teacher.model, task, batch, hidden=True)
-        kept = min(rows - done, len(said.logits))
-        logits[done : done + kept] = said.logits[:kept].float()
+            said = run_model(teacher.model, task, batch, hidden=True, head=output)
+        assert said.head is not None
+        kept = min(rows - done, len(said.head.hidden))
+        states[done : done + kept] = said.head.hidden[:kept]
+        logits[done : done + kept] = output(said.head.hidden[:kept])
         middle.append(_rows(said, teacher.shape.layers // 2, task)[:kept].float().clone())
         if tokens < rows:
             for layer, states in zip(layers, said.hidden, strict=True):
@@ -120,7 +131,17 @@ def _run(
         done += kept
         if done == rows:
             break
-    return logits, torch.cat(middle), [torch.cat(layer)[:rows] for layer in layers]
+    return logits, states, torch.cat(middle), [torch.cat(layer)[:rows] for layer in layers]
+
+
+def _output_layer(teacher: Teacher, plan: Plan) -> torch.nn.Linear:
+    found = plain_head(teacher.model, collate(plan, plan.docs[:1], {}))
+    if found is None or found.in_features != teacher.shape.hidden:
+        raise ModelError(
+            f"bench fidelity needs a teacher whose logits are one linear layer of its last hidden "
+            f"states; those of {teacher.identity['name']} are not"
+        )
+    return found
 
 
 def _rows(said: Outputs, layer: int, task: Task) -> torch.Tensor:

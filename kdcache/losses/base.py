@@ -11,7 +11,7 @@ import torch
 
 from kdcache.errors import ConfigError
 from kdcache.layer_maps import Pairs
-from kdcache.signals import LayerRows, Outputs, Signal, SoftLabels, TeacherShape
+from kdcache.signals import HeadLabels, LayerRows, Outputs, Signal, SoftLabels, TeacherShape
 from kdcache.tasks import Task
 
 
@@ -79,7 +79,7 @@ class Step:
 
     student: Outputs
     labels: torch.Tensor
-    soft: SoftLabels | None
+    soft: SoftLabels | HeadLabels | None
     hidden: Mapping[int, LayerRows]
     project: Callable[[str, torch.Tensor], torch.Tensor]
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from kdcache.errors import ConfigError
 from kdcache.losses.base import CacheFacts, Needs, Step, check_number, require_outputs
-from kdcache.signals import DenseLogits, TeacherShape
+from kdcache.signals import DenseLogits, SoftLabels, TeacherShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class LogitMSE:
 
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
         """Mean over rows and outputs."""
-        assert step.soft is not None
+        assert isinstance(step.soft, SoftLabels)
         assert step.soft.values is not None
         return logit_mse(step.student.logits, step.soft.values, self.scale)
 

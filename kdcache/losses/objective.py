@@ -13,7 +13,7 @@ from kdcache.errors import ConfigError
 from kdcache.losses.base import CacheFacts, Loss, Needs, Step
 from kdcache.losses.hard import Hard
 from kdcache.losses.soft import SoftKL
-from kdcache.signals import LayerRows, Outputs, SoftLabels, TeacherShape
+from kdcache.signals import HeadLabels, HiddenHead, LayerRows, Outputs, SoftLabels, TeacherShape
 
 Terms = dict[str, torch.Tensor]
 
@@ -85,10 +85,12 @@ class Objective:
             project=lambda name, rows: self.projections[name](rows),
         )
 
-    def _soft(self, batch: Batch) -> SoftLabels | None:
+    def _soft(self, batch: Batch) -> SoftLabels | HeadLabels | None:
         if not any(needs.logits for needs in self.needs.values()):
             return None
         signal: Any = self.facts.signals["logits"]
+        if isinstance(signal, HiddenHead):
+            return signal.labels(batch)
         decoded: SoftLabels = signal.decode(batch, self.facts.shape.outputs)
         return decoded
 

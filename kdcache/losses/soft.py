@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -11,6 +11,7 @@ from kdcache.errors import ConfigError, one_of
 from kdcache.losses.base import CacheFacts, Needs, Step, check_number, require_outputs
 from kdcache.signals import (
     Head,
+    HeadLabels,
     SampledLogits,
     SmallTopK,
     SoftLabels,
@@ -18,7 +19,7 @@ from kdcache.signals import (
     TopKLogits,
 )
 from kdcache.tasks import IGNORE_INDEX
-from kdcache_kernels import linear_topk_kl, topk_kl
+from kdcache_kernels import linear_kl, linear_topk_kl, topk_kl
 
 TAILS = ("bucket", "renormalize", "truncate")
 REDUCTIONS = ("row", "element")
@@ -110,7 +111,7 @@ class SoftKL:
     def _fused(
         self,
         said: torch.Tensor | Head,
-        soft: SoftLabels,
+        soft: SoftLabels | HeadLabels,
         labels: torch.Tensor | None,
         weight: float,
         hard_weight: float,
@@ -138,7 +139,7 @@ class SoftAndHard(NamedTuple):
 
 def soft_and_hard(
     said: torch.Tensor | Head,
-    soft: SoftLabels,
+    soft: SoftLabels | HeadLabels,
     *,
     temperature: float,
     tail: str = "bucket",
@@ -152,7 +153,7 @@ def soft_and_hard(
 
     Args:
         said: the student's logits, [N, V], or its head, whose logits are then never made whole.
-        soft: teacher, N rows of true log-probabilities at T = 1.
+        soft: teacher, N rows of true log-probabilities at T = 1, or what they come from.
         labels: [N] int64, IGNORE_INDEX where there is none; the hard loss is the mean over the
             labelled rows, the soft loss over all.
 
@@ -163,31 +164,55 @@ def soft_and_hard(
     if reduction == "element":
         scale /= classes
     labelled = 1 if labels is None else max(1, int((labels != IGNORE_INDEX).sum()))
-    total, soft_rows, hard_rows = _rows(
-        said,
-        soft.ids,
-        soft.logprobs,
-        tail_logmass=soft.tail_logmass,
-        tail_stat=_tail_stat(soft, temperature),
-        temperature=temperature,
-        tail=cast(Literal["bucket", "renormalize", "truncate"], tail),
-        soft_weight=weight * scale,
-        labels=labels,
-        hard_weight=hard_weight * rows / labelled,
-        ignore_index=IGNORE_INDEX,
-    )
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "soft_weight": weight * scale,
+        "labels": labels,
+        "hard_weight": hard_weight * rows / labelled,
+        "ignore_index": IGNORE_INDEX,
+        "return_rows": True,
+    }
+    total, soft_rows, hard_rows = _rows(said, soft, tail, options)
     return SoftAndHard(total, soft_rows.sum() * (scale / max(rows, 1)), hard_rows.sum() / labelled)
 
 
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 def _rows(
-    said: torch.Tensor | Head, ids: torch.Tensor, logprobs: torch.Tensor, **options: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    if not isinstance(said, Head):
-        return topk_kl(said, ids, logprobs, **options, return_rows=True)
+    said: torch.Tensor | Head, soft: SoftLabels | HeadLabels, tail: str, options: dict[str, Any]
+) -> Rows:
+    """Loss, and rows of both its parts; `tail` says nothing where no class is left out."""
+    if isinstance(said, Head) and isinstance(soft, HeadLabels):
+        return _both_heads(said, soft, options)
+    labels = soft.dense() if isinstance(soft, HeadLabels) else soft
+    options |= {
+        "tail_logmass": labels.tail_logmass,
+        "tail_stat": _tail_stat(labels, options["temperature"]),
+        "tail": tail,
+    }
+    if isinstance(said, Head):
+        kept = (said.hidden, said.weight, said.bias, labels.ids, labels.logprobs)
+        with said.as_in_model():
+            found: Rows = linear_topk_kl(*kept, **options)
+        return found
+    from_logits: Rows = topk_kl(said, labels.ids, labels.logprobs, **options)
+    return from_logits
+
+
+def _both_heads(said: Head, soft: HeadLabels, options: dict[str, Any]) -> Rows:
     with said.as_in_model():
-        return linear_topk_kl(
-            said.hidden, said.weight, said.bias, ids, logprobs, **options, return_rows=True
+        found: Rows = linear_kl(
+            said.hidden,
+            said.weight,
+            soft.rows.codes,
+            soft.weight,
+            bias=said.bias,
+            teacher_bias=soft.bias,
+            teacher_scale=soft.rows.scale,
+            **options,
         )
+    return found
 
 
 def _tail_stat(soft: SoftLabels, temperature: float) -> torch.Tensor | None:

@@ -21,8 +21,10 @@ from kdcache.signals.base import (
     options,
     select,
 )
-from kdcache.signals.hidden import Hidden, LayerRows
+from kdcache.signals.hidden import Hidden
+from kdcache.signals.hidden_head import HeadLabels, HiddenHead
 from kdcache.signals.logits import DenseLogits, TopKLogits
+from kdcache.signals.rows import LayerRows
 from kdcache.signals.sampled import SampledLogits
 from kdcache.signals.small import SmallTopK
 from kdcache.signals.soft import SoftLabels
@@ -34,7 +36,9 @@ __all__ = [
     "ArraySpec",
     "DenseLogits",
     "Head",
+    "HeadLabels",
     "Hidden",
+    "HiddenHead",
     "LayerRows",
     "Origins",
     "Outputs",
@@ -60,6 +64,7 @@ SIGNALS: dict[str, dict[str, type[Any]]] = {
         "topk": TopKLogits,
         "topk-small": SmallTopK,
         "sampled": SampledLogits,
+        "hidden-head": HiddenHead,
     },
     "hidden": {"hidden": Hidden},
 }
@@ -122,8 +127,9 @@ def from_json(name: str, record: Mapping[str, Any]) -> Signal:
     if "layers" in values:
         values["layers"] = tuple(values["layers"])
     try:
-        if "vocabulary" in values:  # a field, but none of the configuration
-            raise TypeError("unexpected 'vocabulary'")
+        for hidden in ("vocabulary", "layer"):  # fields, but none of the configuration
+            if hidden in values:
+                raise TypeError(f"unexpected {hidden!r}")
         signal: Signal = kind(**values)
     except TypeError as error:
         raise ConfigError(f"signal {name!r} of the manifest: {error}") from error

@@ -41,6 +41,13 @@ def verify(
         str | None,
         typer.Option(metavar="FOLDER", help="Its tokenizer, if it does not lie with the teacher."),
     ] = None,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Its documents, as given to `build`; needed where the plan's rows are damaged.",
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N (as the cache was made)."),
@@ -59,7 +66,8 @@ def verify(
     if repair:
         from kdcache.repair import repair as mend
 
-        done = mend(cache, tokenizer=tokenizer, **asked)
+        documents = o.one_corpus(corpus) if corpus else None
+        done = mend(cache, tokenizer=tokenizer, corpus=documents, **asked)
         repaired, found = done.repaired, list(done.left)
     else:
         found = find_damage(cache, full=full, progress=context.obj)
@@ -84,7 +92,7 @@ def verify(
 
 
 def _report(
-    cache: Path, full: bool, found: list[Finding], repaired: tuple[Finding, ...], spot: Spot | None
+    cache: str, full: bool, found: list[Finding], repaired: tuple[Finding, ...], spot: Spot | None
 ) -> dict[str, Any]:
     report: dict[str, Any] = {
         "path": str(cache),
@@ -115,7 +123,7 @@ def _print_spot(spot: Spot) -> None:
     print_table(header, rows, right=(2, 3, 4, 5))
 
 
-def _verdict(cache: Path, problems: int, full: bool) -> str:
+def _verdict(cache: str, problems: int, full: bool) -> str:
     if problems:
         return f"{cache}: {problems:,} problem{'s' if problems > 1 else ''}"
     if full:

@@ -67,10 +67,14 @@ class Tokenizer:
         }
 
     def _sha256(self) -> str:
+        return hashlib.sha256(self._plain().to_str().encode()).hexdigest()
+
+    def _plain(self) -> Any:
+        """The tokenizer itself, without the settings that the last use has left in it."""
         backend = self._tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        return hashlib.sha256(backend.to_str().encode()).hexdigest()
+        return backend
 
     def encode(
         self, texts: list[str], pairs: list[str] | None, max_length: int, *, windows: bool
@@ -117,6 +121,7 @@ class Tokenizer:
 
     def files(self) -> dict[str, bytes]:
         """The tokenizer's files by name, as `save_pretrained` writes them."""
+        self._plain()
         with tempfile.TemporaryDirectory() as folder:
             self._tokenizer.save_pretrained(folder)
             return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}

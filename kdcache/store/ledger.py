@@ -39,7 +39,7 @@ def plan_objects(root: Root, manifest: Json) -> dict[str, Json]:
     if record is None:
         raise DamageError(f"{where} is missing")
     objects = _objects(record.get("objects"), where)
-    if digest(objects) != manifest.get("contents"):
+    if digest(objects) != manifest.get("contents") or record.get("manifest") != manifest:
         raise DamageError(f"{where} is damaged: it is not the manifest's")
     return objects
 

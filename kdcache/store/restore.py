@@ -35,14 +35,17 @@ LATER = re.compile(r"zarr\.json|complete/.*|commits/(plan|\d+)/.*")
 
 def restore_manifest(root: Root) -> None:
     """Write the manifest anew, if it is damaged, from its copy in the plan's commit."""
+    if _record(root) is None:
+        manifest = (_record(inside(root, PLAN_COMMIT).parent) or {}).get("manifest")
+        if isinstance(manifest, dict):
+            _replace(root, "zarr.json", group_json(manifest))
+
+
+def _record(folder: Root) -> Json | None:
     try:
-        require_record(root, "cache")
-        return
+        return read_record(folder)
     except DamageError:
-        commit = read_record(inside(root, PLAN_COMMIT).parent)
-    manifest = (commit or {}).get("manifest")
-    if isinstance(manifest, dict):
-        _replace(root, "zarr.json", group_json(manifest))
+        return None
 
 
 def restore_plan_commit(root: Root) -> None:

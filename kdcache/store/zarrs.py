@@ -130,7 +130,8 @@ def read_object(root: Root, key: str, objects: Mapping[str, Json]) -> bytes:
 def read_record(path: Root) -> Json | None:
     """The sealed record of a group's folder; None if the group is not there."""
     try:
-        node = json.loads(read_regular(path / "zarr.json", RECORD_BYTES))
+        data = read_regular(path / "zarr.json", RECORD_BYTES)
+        node = json.loads(data)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -140,7 +141,10 @@ def read_record(path: Root) -> Json | None:
     attributes = node.get("attributes") if isinstance(node, dict) else None
     if not isinstance(attributes, dict):
         raise DamageError(f"{path / 'zarr.json'} is damaged: it has no attributes")
-    return unseal(attributes, str(path / "zarr.json"))
+    record = unseal(attributes, str(path / "zarr.json"))
+    if data != group_json(record):
+        raise DamageError(f"{path / 'zarr.json'} is damaged: its bytes are not those of its record")
+    return record
 
 
 def require_record(path: Root, kind: str) -> Json:

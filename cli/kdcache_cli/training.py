@@ -45,6 +45,13 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
     ] = False,
+    allow_partial: Annotated[
+        bool,
+        typer.Option(
+            "--allow-partial", help="Train on the parts that are committed if some are missing."
+        ),
+    ] = False,
+    teacher: o.OfTeacher = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Train a student from a cache.
@@ -53,10 +60,11 @@ def train(
     tokenizer, metrics and loss curves.
     """
     layers = o.layers(init_from_teacher)
+    from kdcache.store import open_cache
     from kdcache.trainer import train as run
 
     result = run(
-        cache,
+        open_cache(cache, teacher=teacher),
         recipe=recipe,
         out=out,
         student=student,
@@ -65,6 +73,7 @@ def train(
         eval_file=eval_file,
         overrides=overrides or [],
         resume=resume,
+        allow_partial=allow_partial,
         progress=context.obj,
     )
     if as_json:
@@ -78,7 +87,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Documents with labels.")],
     cache: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="CACHE", help="Compare with the teacher, as far as it has the rows."),
     ] = None,
     teacher: Annotated[

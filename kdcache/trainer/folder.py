@@ -14,6 +14,7 @@ from kdcache.models import save_tokenizer
 from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache
 from kdcache.store.files import remove_tree
+from kdcache.trainer.portion import Parts, contents_of
 
 CHECKPOINTS = "checkpoints"
 RECIPE, CACHE, METRICS, LOG, CURVES = (
@@ -25,14 +26,15 @@ RECIPE, CACHE, METRICS, LOG, CURVES = (
 )
 
 
-def cache_identity(cache: Cache) -> Json:
-    """What a student was trained from."""
+def cache_identity(cache: Cache, parts: Parts) -> Json:
+    """What a student was trained from; `parts` is None for all of a cache."""
     record = cache.manifest
     return {
         "path": str(cache.path),
         "plan": record["plan"]["sha256"],
         "plan_config": record["plan"]["config"],
-        "contents": cache.completion["contents"] if cache.completion else None,
+        "contents": contents_of(cache, parts),
+        "parts": parts,
         "teacher": record["teacher"],
         "signals": record["signals"],
         "fidelity": cache.fidelity,
@@ -48,7 +50,9 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def check_folder(folder: Path, recipe: Recipe, cache: Cache, *, resume: bool) -> Path | None:
+def check_folder(
+    folder: Path, recipe: Recipe, cache: Cache, parts: Parts, *, resume: bool
+) -> Path | None:
     """The checkpoint to resume from, None for a new run.
 
     Raises ConfigError if the folder holds something a new run would overwrite, or nothing to
@@ -62,7 +66,7 @@ def check_folder(folder: Path, recipe: Recipe, cache: Cache, *, resume: bool) ->
     if resume:
         if checkpoint is None:
             raise ConfigError(f"{folder} holds no checkpoint to resume from; train without resume")
-        _require_same(folder, recipe, cache)
+        _require_same(folder, recipe, cache_identity(cache, parts))
     elif checkpoint is not None:
         raise ConfigError(
             f"{folder} holds a run stopped after {checkpoint.name.replace('-', ' ')}; continue it "
@@ -78,12 +82,11 @@ def _foreign(folder: Path) -> bool:
     return any(path.name not in ours for path in folder.iterdir())
 
 
-def _require_same(folder: Path, recipe: Recipe, cache: Cache) -> None:
+def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
     stored = load_recipe(folder / RECIPE).to_json()
     identity = json.loads((folder / CACHE).read_text("utf-8"))
     found = differences(stored, recipe.to_json())
     kept = {"plan", "contents", "teacher", "signals"}
-    now = cache_identity(cache)
     found += differences(
         {f"cache.{key}": identity[key] for key in kept}, {f"cache.{key}": now[key] for key in kept}
     )
@@ -95,11 +98,11 @@ def _require_same(folder: Path, recipe: Recipe, cache: Cache) -> None:
         )
 
 
-def start_folder(folder: Path, recipe: Recipe, cache: Cache) -> None:
+def start_folder(folder: Path, recipe: Recipe, cache: Cache, parts: Parts) -> None:
     """Write what the run is made of, so that it can be resumed as it was started."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(recipe.to_toml(), "utf-8")
-    write_json(folder / CACHE, cache_identity(cache))
+    write_json(folder / CACHE, cache_identity(cache, parts))
 
 
 def finish_folder(

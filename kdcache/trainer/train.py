@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import logging
 from transformers.trainer_utils import enable_full_determinism, set_seed
@@ -24,6 +25,7 @@ from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache, Place, open_cache
 from kdcache.trainer.arguments import training_arguments
 from kdcache.trainer.folder import (
+    CACHE,
     CHECKPOINTS,
     METRICS,
     check_folder,
@@ -33,6 +35,7 @@ from kdcache.trainer.folder import (
 )
 from kdcache.trainer.fused import fused_head
 from kdcache.trainer.loop import DistillationTrainer, Reporter
+from kdcache.trainer.portion import Parts, agree, choose_parts, documents_of
 
 PROJECTIONS = "kdcache_projections"
 
@@ -70,6 +73,7 @@ def train(
     eval_file: str | Path | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
+    allow_partial: bool = False,
     progress: Progress = quiet,
 ) -> TrainResult:
     """Train a student from `cache` by `recipe` into the folder `out`.
@@ -84,6 +88,8 @@ def train(
         overrides: fields of the recipe, such as "training.learning_rate=1e-4".
         resume: continue from the last checkpoint in `out`. On a CPU the result equals that of the
             unbroken run bit for bit.
+        allow_partial: train on the parts that are committed where the cache lacks some, as while
+            it is being built; a run that is resumed keeps to the parts it was started on.
 
     Seeds torch's, numpy's and Python's global generators. Stopped by Ctrl-C, it finishes the step
     under way, writes a checkpoint and raises KeyboardInterrupt.
@@ -93,10 +99,10 @@ def train(
     student that does not fit or a loss that is no longer finite.
     """
     source = cache if isinstance(cache, Cache) else open_cache(cache)
-    source.require_complete()
+    parts = choose_parts(source, Path(out) / CACHE, allow_partial=allow_partial, resume=resume)
     chosen = _with_student(load_recipe(recipe, overrides), student, init_from_teacher, config)
     _check_file(eval_file)
-    run = _Run(source, chosen, Path(out), resume=resume, progress=progress)
+    run = _Run(source, parts, chosen, Path(out), resume=resume, progress=progress)
     metrics = run.train()
     if eval_file is not None and run.first:
         metrics["evaluation"] = _evaluate(run, eval_file)
@@ -133,31 +139,43 @@ def _check_file(file: str | Path | None) -> None:
 def _evaluate(run: _Run, file: str | Path) -> Json:
     from kdcache.evaluator import evaluate
 
-    return evaluate(run.folder, file, cache=run.cache.path, progress=run.progress)
+    known = run.cache if run.parts is None else None  # the teacher's side may not all be there
+    return evaluate(run.folder, file, cache=known, progress=run.progress)
 
 
 class _Run:
     """One training run, checked in full when made, from configurations and manifests alone."""
 
     def __init__(
-        self, cache: Cache, recipe: Recipe, folder: Path, *, resume: bool, progress: Progress
+        self,
+        cache: Cache,
+        parts: Parts,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        resume: bool,
+        progress: Progress,
     ) -> None:
         self.cache, self.recipe, self.folder, self.progress = cache, recipe, folder, progress
         self.spec = _spec(recipe)
-        self.checkpoint = check_folder(folder, recipe, cache, resume=resume)
+        self.checkpoint = check_folder(folder, recipe, cache, parts, resume=resume)
         self.args = training_arguments(recipe, folder / CHECKPOINTS)
         seed = self.args.seed
         if self.args.full_determinism:
             enable_full_determinism(seed)
         else:
             set_seed(seed)
-        self.objective = Objective(recipe.losses, facts(cache), student_shape(self.spec, cache))
+        self.parts = agree(parts)
+        docs = documents_of(cache, self.parts)
+        labelled = np.intersect1d(docs, cache.plan.labelled_docs)
+        known = facts(cache, len(labelled))
+        self.objective = Objective(recipe.losses, known, student_shape(self.spec, cache))
         self.dataset = CachedDocuments(
             cache,
             self.objective.arrays,
             seed=seed if self.args.data_seed is None else self.args.data_seed,
             window=recipe.data.window if recipe.data.group_by_length else 0,
-            docs=cache.plan.labelled_docs if self.objective.hard_only else None,
+            docs=labelled if self.objective.hard_only else docs,
         )
 
     @property
@@ -167,13 +185,13 @@ class _Run:
 
     def train(self) -> Json:
         """Train, write the folder and return the metrics."""
-        for note in self.objective.notes:
+        for note in [*self.objective.notes, *self._portion()]:
             self.progress.say(note)
         student = load_student(self.cache, self.spec, seed=self.args.seed)
         keeps_cache = getattr(student.config, "use_cache", None)
         setattr(student, PROJECTIONS, self.objective.projections)
         if self.first:
-            start_folder(self.folder, self.recipe, self.cache)
+            start_folder(self.folder, self.recipe, self.cache, self.parts)
         reporter = Reporter(self.progress)
         task = self.cache.plan.config.task
         sample = self.cache.batch(self.cache.plan.docs[:1], [])
@@ -193,11 +211,23 @@ class _Run:
         delattr(student, PROJECTIONS)
         if keeps_cache is not None:
             student.config.use_cache = keeps_cache  # the Trainer turns it off for training
+        if self.parts is not None:
+            used = {"documents": len(self.dataset), "of": self.cache.plan.documents}
+            metrics["partial"] = {**used, "parts": self.parts}
         metrics["parameters"] = sum(p.numel() for p in student.parameters())
         if self.first:
             log, title = trainer.state.log_history, f"{self.recipe.name}: {self.folder.name}"
             finish_folder(self.folder, student, self.cache, metrics, log, title)
         return metrics
+
+    def _portion(self) -> Iterator[str]:
+        """What a person should know of a run on part of a cache."""
+        if self.parts is not None:
+            plan = self.cache.plan
+            yield (
+                f"training on {len(self.dataset):,} of {plan.documents:,} documents: "
+                f"{len(self.parts)} of {plan.parts} parts are there"
+            )
 
     def _fit(self, trainer: DistillationTrainer, reporter: Reporter) -> Json:
         if self.checkpoint is not None:
@@ -222,14 +252,14 @@ def _silent_transformers() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def facts(cache: Cache) -> CacheFacts:
-    """What losses ask of a cache."""
+def facts(cache: Cache, labelled: int) -> CacheFacts:
+    """What losses ask of a cache of which `labelled` documents with hard labels are used."""
     return CacheFacts(
         task=cache.plan.config.task,
         problem=cache.plan.config.problem,
         signals=cache.signals,
         shape=cache.shape,
-        labelled=cache.plan.labelled,
+        labelled=labelled,
     )
 
 

@@ -1,8 +1,8 @@
 """kdcache: run the teacher once, train any number of students from what it said.
 
 `plan` tokenises a corpus, `build` runs the teacher over it and writes a cache, `open_cache` reads
-one, `train` distils a student from it and `evaluate` measures a model. Nothing heavy is imported
-until it is used.
+one, `train` distils a student from it and `evaluate` measures a model; `copy`, `merge` and
+`export` move caches. Nothing heavy is imported until it is used.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from kdcache.builder import build
     from kdcache.errors import KdcacheError
     from kdcache.evaluator import evaluate
+    from kdcache.exporting import export
     from kdcache.planner import plan
-    from kdcache.store import open_cache, open_plan, verify
+    from kdcache.store import copy, merge, open_cache, open_plan, verify
     from kdcache.trainer import train
 
 __all__ = [
     "KdcacheError",
     "build",
+    "copy",
     "evaluate",
+    "export",
+    "merge",
     "open_cache",
     "open_plan",
     "plan",
@@ -32,7 +36,10 @@ __all__ = [
 _HOME = {
     "KdcacheError": "errors",
     "build": "builder",
+    "copy": "store",
     "evaluate": "evaluator",
+    "export": "exporting",
+    "merge": "store",
     "open_cache": "store",
     "open_plan": "store",
     "plan": "planner",

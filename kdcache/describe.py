@@ -81,6 +81,7 @@ def describe_cache(cache: Cache) -> Json:
     return {
         "path": str(cache.path),
         "teacher": {**manifest["teacher"], **manifest["shape"]},
+        "further_teachers": list(cache.teachers),
         "plan": describe_plan(cache.plan),
         "signals": {name: signal.to_json() for name, signal in cache.signals.items()},
         "arrays": [_describe_array(layout) for layout in layouts],

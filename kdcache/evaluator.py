@@ -59,7 +59,7 @@ def evaluate(
     model: str | Path,
     file: Any,
     *,
-    cache: Place | None = None,
+    cache: Place | Cache | None = None,
     teacher: str | Path | None = None,
     batch_size: int = 64,
     device: str = "auto",
@@ -89,7 +89,7 @@ def evaluate(
         raise ConfigError(f"batch_size must be 1 or more; got {batch_size}")
     task = task_of(model)
     student = load_teacher(model, task=task, device=device)
-    known = open_cache(cache) if cache is not None else None
+    known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
     options = _options(model, known, task, max_length)
     options["text_columns"], options["label_column"] = text_columns, label_column
     options["limit"] = limit

@@ -18,8 +18,8 @@ import zarr
 import kdcache
 from kdcache.builder import build
 from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError, MismatchError
-from kdcache.export import export, part_columns
-from kdcache.store import Cache, copy, locate, merge_caches, open_cache, open_plan, verify
+from kdcache.exporting import export, part_columns
+from kdcache.store import Cache, copy, locate, merge, open_cache, open_plan, verify
 from tests.conftest import bert_config, save_teacher
 from tests.test_object_store import files_of, objects_of
 
@@ -174,7 +174,7 @@ def test_copies_go_nowhere_else(tmp_path: Path, logits: Cache, hidden: Cache) ->
 def test_signals_asked_for_later_join_those_of_their_teacher(
     bucket: str, tmp_path: Path, logits: Cache, hidden: Cache
 ) -> None:
-    merge_caches([logits.path, hidden.path], tmp_path / "both.zarr")
+    merge([logits.path, hidden.path], tmp_path / "both.zarr")
     both = open_cache(tmp_path / "both.zarr")
     assert list(both.signals) == ["logits", "hidden"]
     assert both.teachers == ()
@@ -189,7 +189,7 @@ def test_signals_asked_for_later_join_those_of_their_teacher(
     assert verify(tmp_path / "both.zarr", full=True) == []
     members = dict(zarr.open_group(tmp_path / "both.zarr", mode="r").members(max_depth=None))
     assert {"hidden/L2/codes", "logits/values", "complete"} <= set(members)
-    merge_caches([logits.path, hidden.path], f"{bucket}/both")
+    merge([logits.path, hidden.path], f"{bucket}/both")
     assert objects_of(f"{bucket}/both") == files_of(tmp_path / "both.zarr")
     origins = both.manifest["merged"]
     assert [origin["signals"] for origin in origins] == [["logits"], ["hidden"]]
@@ -200,7 +200,7 @@ def test_signals_asked_for_later_join_those_of_their_teacher(
 def test_a_merged_cache_trains_as_one_build_of_both_signals(
     tmp_path: Path, plan: Path, classifier: Path, logits: Cache, hidden: Cache
 ) -> None:
-    merge_caches([logits.path, hidden.path], tmp_path / "both.zarr")
+    merge([logits.path, hidden.path], tmp_path / "both.zarr")
     signals = ["logits:dense", "hidden:layers=2-4,positions=all,dtype=int8"]
     build(plan, teacher=classifier, task=TASK, out=tmp_path / "one.zarr", signals=signals)
     asked: dict[str, Any] = {
@@ -221,7 +221,7 @@ def test_a_merged_cache_trains_as_one_build_of_both_signals(
 
 
 def test_teachers_stay_apart(tmp_path: Path, logits: Cache, hidden: Cache, other: Cache) -> None:
-    merge_caches([logits.path, other.path, hidden.path], tmp_path / "all.zarr")
+    merge([logits.path, other.path, hidden.path], tmp_path / "all.zarr")
     first = open_cache(tmp_path / "all.zarr")
     assert first.teachers == ("classifier-2",)
     assert list(first.signals) == ["logits", "hidden"]
@@ -251,9 +251,9 @@ def test_teachers_stay_apart(tmp_path: Path, logits: Cache, hidden: Cache, other
 def test_merged_caches_merge_again(
     tmp_path: Path, logits: Cache, hidden: Cache, other: Cache
 ) -> None:
-    merge_caches([logits.path, other.path], tmp_path / "two.zarr")
-    merge_caches([tmp_path / "two.zarr", hidden.path], tmp_path / "three.zarr")
-    merge_caches([logits.path, other.path, hidden.path], tmp_path / "all.zarr")
+    merge([logits.path, other.path], tmp_path / "two.zarr")
+    merge([tmp_path / "two.zarr", hidden.path], tmp_path / "three.zarr")
+    merge([logits.path, other.path, hidden.path], tmp_path / "all.zarr")
     ours, theirs = (open_cache(tmp_path / name) for name in ("three.zarr", "all.zarr"))
     assert ours.teachers == theirs.teachers
     assert ours.completion == theirs.completion
@@ -268,15 +268,15 @@ def test_what_does_not_belong_together_is_refused(
 ) -> None:
     out = tmp_path / "out.zarr"
     with pytest.raises(MismatchError, match=r"another plan than .*: plan\.\S+ is \S+ there and"):
-        merge_caches([logits.path, cache.path], out)
+        merge([logits.path, cache.path], out)
     with pytest.raises(ConfigError, match=r"both hold logits of classifier; .* leave one of them"):
-        merge_caches([logits.path, logits.path], out)
+        merge([logits.path, logits.path], out)
     with pytest.raises(ConfigError, match="merge takes two caches or more"):
-        merge_caches([logits.path], out)
+        merge([logits.path], out)
     partial = Path(shutil.copytree(hidden.path, tmp_path / "partial"))
     shutil.rmtree(partial / "complete")
     with pytest.raises(IncompleteError, match="partial is incomplete"):
-        merge_caches([logits.path, partial], out)
+        merge([logits.path, partial], out)
     assert not out.exists()
 
 

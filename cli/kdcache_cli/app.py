@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kdcache.progress import quiet as silent
-from kdcache_cli import bench, caches, demo, planning, training, verifying
+from kdcache_cli import bench, caches, demo, moving, planning, training, verifying
 from kdcache_cli.examples import example
 from kdcache_cli.progress import reporter
 
@@ -17,6 +17,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "build": planning.build,
     "inspect": caches.inspect,
     "verify": verifying.verify,
+    "copy": moving.copy,
+    "merge": moving.merge,
+    "export": moving.export,
     "train": training.train,
     "evaluate": training.evaluate,
     "recipes": training.recipes,

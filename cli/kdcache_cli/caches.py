@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,10 @@ from kdcache_cli.reports import print_cache, print_plan
 
 
 def inspect(
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of a cache or a plan.")],
+    cache: Annotated[
+        str, typer.Argument(metavar="CACHE", help="Folder or URL of a cache or a plan.")
+    ],
+    teacher: o.OfTeacher = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Say what made a cache, what it holds and how true it is.
@@ -22,13 +24,13 @@ def inspect(
     Works for plans and for caches that are not complete.
     """
     from kdcache.describe import describe_cache, describe_plan
-    from kdcache.store import open_cache, open_plan
+    from kdcache.store import locate, open_cache, open_plan
     from kdcache.store.zarrs import read_record
 
-    record = read_record(cache)
+    record = read_record(locate(cache))
     if record is None:
         raise CacheError(f"{cache} is neither a plan nor a cache: it holds no zarr.json")
     if record.get("kind") == "plan":
         (print_json if as_json else print_plan)(describe_plan(open_plan(cache)))
     else:
-        (print_json if as_json else print_cache)(describe_cache(open_cache(cache)))
+        (print_json if as_json else print_cache)(describe_cache(open_cache(cache, teacher=teacher)))

@@ -27,6 +27,15 @@ EXAMPLES = {
         "kdcache verify train.cache --full",
         "kdcache verify train.cache --repair --spot 50 --teacher ./teacher",
     ),
+    "copy": (
+        "kdcache copy s3://bucket/train.cache train.cache",
+        "kdcache copy train.cache s3://bucket/train.cache --json",
+    ),
+    "merge": ("kdcache merge logits.cache hidden.cache both.cache",),
+    "export": (
+        "kdcache export train.cache exported --format parquet",
+        "kdcache export s3://bucket/train.cache exported --raw",
+    ),
     "train": (
         "kdcache train train.cache --recipe kd --init-from-teacher 2-4-6",
         "    --out student --eval dev.csv --set training.num_train_epochs=3",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -82,7 +81,13 @@ CorpusOrPlan = Annotated[
         show_default=False,
     ),
 ]
-Cache = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache's folder.")]
+Cache = Annotated[str, typer.Argument(metavar="CACHE", help="Folder or URL of a cache.")]
+OfTeacher = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher", metavar="NAME", help="Of a merged cache: the teacher, if not the first."
+    ),
+]
 Task = Annotated[
     str,
     typer.Option(

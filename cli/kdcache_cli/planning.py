@@ -21,7 +21,7 @@ def plan(
         str, typer.Option(metavar="FOLDER", help="Folder or hub name of the teacher's tokenizer.")
     ],
     task: o.Task,
-    out: Annotated[Path, typer.Option(metavar="PLAN", help="Folder to write the plan to.")],
+    out: Annotated[str, typer.Option(metavar="PLAN", help="Folder or URL to write the plan to.")],
     text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
     label_type: o.LabelType = None,
@@ -96,8 +96,10 @@ def build(
     ],
     task: o.Task,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="CACHE", help="Folder to write the cache to (not for --dry-run)."),
+        str | None,
+        typer.Option(
+            metavar="CACHE", help="Folder or URL to write the cache to (not for --dry-run)."
+        ),
     ] = None,
     config: Annotated[
         Path | None,

@@ -89,6 +89,7 @@ def print_cache(cache: Json) -> None:
             "state": _state(cache["completeness"]),
             "size": both(cache["total_bytes"]),
             "teacher": f"{teacher['name']} ({teacher['class']})",
+            "further teachers": cache["further_teachers"] or None,
             "parameters": teacher["parameters"],
             "weights": teacher["weights_sha256"][:16],
             "forward": f"{teacher['dtype']}, {teacher['attention']} attention",

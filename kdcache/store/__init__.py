@@ -10,7 +10,7 @@ from kdcache.store.create import (
     signal_layouts,
     write_plan,
 )
-from kdcache.store.merging import merge_caches
+from kdcache.store.merging import merge
 from kdcache.store.objects import Place, Root, locate
 from kdcache.store.reader import Cache, open_cache, open_plan
 from kdcache.store.shard import Layout
@@ -30,7 +30,7 @@ __all__ = [
     "copy",
     "create",
     "locate",
-    "merge_caches",
+    "merge",
     "open_cache",
     "open_plan",
     "plan_layouts",

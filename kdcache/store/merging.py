@@ -25,7 +25,7 @@ TABLE = ("teacher", "shape", "signals", "software")
 EMPTY = "commits/zarr.json"  # a group without attributes, as any
 
 
-def merge_caches(sources: Sequence[Place], out: Place, *, progress: Progress = quiet) -> Transfer:
+def merge(sources: Sequence[Place], out: Place, *, progress: Progress = quiet) -> Transfer:
     """Write a cache to `out` that holds what the complete caches `sources` of one plan hold.
 
     Signals of the teacher of the first cache are its signals. Another teacher's are seen with

@@ -103,6 +103,10 @@ class Cache:
         self.completion = read_record(inside(path, "complete/zarr.json").parent)
         self.prefix = ""
         if teacher is not None:
+            if not self.teachers:
+                raise ConfigError(
+                    f"{path} holds what one teacher said; open it without naming {teacher!r}"
+                )
             blueprint = blueprint.guests[one_of("teacher of this cache", teacher, self.teachers)]
             self.manifest = {**self.manifest, **self.manifest["teachers"][teacher]}
             self.prefix = guest_prefix(teacher)

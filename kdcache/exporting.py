@@ -1,0 +1,175 @@
+"""Write a cache for other tools: a safetensors or Parquet file for each part.
+
+Columns are the documents' ids, tokens and labels, and every signal: as it is decoded here, or the
+arrays as they are stored. Rows belong to documents in their order: one each (`example`), or
+`doc_len` (`token`) or `masked_len` (`masked`) of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcache.errors import ConfigError, one_of
+from kdcache.manifest import Json, canonical
+from kdcache.plans import Array, column_space
+from kdcache.progress import Progress, quiet
+from kdcache.signals import Hidden
+from kdcache.store import Cache, Place, open_cache
+from kdcache.store.files import sync_folder, write_synced, writing
+from kdcache.tasks import Space
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """Rows of one part, [rows of `space`, ...]."""
+
+    space: Space
+    rows: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What was written: files, by name, and their bytes together."""
+
+    files: list[str]
+    bytes: int
+
+
+Columns = Mapping[str, Column]
+Encode = Callable[[Columns, Json], bytes]
+
+
+def export(
+    cache: Place | Cache,
+    out: str | Path,
+    *,
+    form: str = "safetensors",
+    raw: bool = False,
+    progress: Progress = quiet,
+) -> Export:
+    """Write the complete `cache` to files `part-000000.safetensors` (or `.parquet`) in `out`.
+
+    Decoded columns are `logits.ids`, `logits.logprobs` (natural log-probabilities, float32) and
+    whatever else soft labels consist of, and `hidden.L2` for layer 2 (float32). With `raw` they
+    are the stored arrays under their own names, such as `logits/ids`; what made them is told by
+    the metadata `kdcache` of each file. A Parquet file has a row per document, whose tokens and
+    other rows are lists.
+
+    Raises ConfigError for an unknown format or a folder in use, IncompleteError, DamageError.
+    """
+    encode, folder = FORMS[one_of("format", form, FORMS)], Path(out)
+    source = cache if isinstance(cache, Cache) else open_cache(cache)
+    source.require_complete()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is not an empty folder; choose another")
+    names, size = [], 0
+    parts = source.plan.parts
+    with writing(folder), progress.bar("exporting", unit="parts", total=parts) as advance:
+        for part in range(parts):
+            data = encode(part_columns(source, part, raw=raw), _metadata(source, part, raw))
+            names.append(f"part-{part:06d}.{form}")
+            write_synced(folder / names[-1], data)
+            size += len(data)
+            advance(1)
+        sync_folder(folder)
+    return Export(files=names, bytes=size)
+
+
+def part_columns(cache: Cache, part: int, *, raw: bool) -> dict[str, Column]:
+    """Every column of a part, by name."""
+    docs = cache.plan.part_docs(part)
+    found = dict(_plan_columns(cache, part, docs))
+    if raw:
+        for name in cache.layouts:
+            found[name] = Column(space=cache.spaces[name], rows=cache.read(name, docs))
+    else:
+        found.update(_decoded(cache, docs))
+    return found
+
+
+def _plan_columns(cache: Cache, part: int, docs: Array) -> Iterator[tuple[str, Column]]:
+    plan = cache.plan
+    names = ["doc_id", "doc_len"]
+    names += {"classes": ["label"], "regression": ["value"]}.get(plan.config.problem, [])
+    names += ["masked_len"] if "masked" in plan.rows else []
+    for name in names:
+        yield name, Column(space="example", rows=plan.examples[name][docs])
+    for name, column in plan.columns.items():
+        space = column_space(name)
+        start = part * plan.rows[space]
+        yield name, Column(space=space, rows=column[start : start + plan.extent(docs, space)])
+
+
+def _decoded(cache: Cache, docs: Array) -> Iterator[tuple[str, Column]]:
+    for name, signal in cache.signals.items():
+        if isinstance(signal, Hidden):
+            for layer in signal.layers:
+                rows = cache.hidden(layer, docs).dense().numpy()
+                space = cache.spaces[cache.arrays_of(name, (layer,))[0]]
+                yield f"{name}.L{layer}", Column(space=space, rows=rows)
+            continue
+        soft, space = cache.soft_labels(docs), cache.spaces[cache.arrays_of(name)[0]]
+        for field in fields(soft):
+            value = getattr(soft, field.name)
+            if isinstance(value, torch.Tensor):
+                yield f"{name}.{field.name}", Column(space=space, rows=value.numpy())
+
+
+def _metadata(cache: Cache, part: int, raw: bool) -> Json:
+    manifest = cache.manifest
+    return {
+        "cache": str(cache.path),
+        "part": part,
+        "parts": cache.plan.parts,
+        "raw": raw,
+        **{name: manifest[name] for name in ("teacher", "signals", "plan", "software")},
+        "fidelity": cache.fidelity,
+    }
+
+
+def _safetensors(columns: Columns, metadata: Json) -> bytes:
+    from safetensors.numpy import save
+
+    spaces = {name: column.space for name, column in columns.items()}
+    told = canonical({**metadata, "spaces": spaces}).decode()
+    tensors = {name: np.ascontiguousarray(column.rows) for name, column in columns.items()}
+    data: bytes = save(tensors, metadata={"kdcache": told})
+    return data
+
+
+def _parquet(columns: Columns, metadata: Json) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    counts = {"token": columns["doc_len"].rows}
+    if "masked_len" in columns:
+        counts["masked"] = columns["masked_len"].rows
+    arrays = {}
+    for name, column in columns.items():
+        values = _rows(pa, column.rows)
+        if column.space != "example":
+            offsets = np.concatenate([[0], np.cumsum(counts[column.space])]).astype(np.int64)
+            values = pa.LargeListArray.from_arrays(offsets, values)
+        arrays[name] = values
+    table = pa.table(arrays).replace_schema_metadata({"kdcache": canonical(metadata)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _rows(pa: Any, rows: Array) -> Any:
+    """An Arrow array with an element a row: numbers, or lists of one length."""
+    values = pa.array(rows.reshape(-1))
+    for length in reversed(rows.shape[1:]):
+        values = pa.FixedSizeListArray.from_arrays(values, length)
+    return values
+
+
+FORMS: dict[str, Encode] = {"safetensors": _safetensors, "parquet": _parquet}

@@ -31,6 +31,8 @@ class Rival:
     """Why it cannot run on a device, None if it can."""
     dense: bool = False
     """Takes the teacher over the whole vocabulary, ready made."""
+    compiled: bool = False
+    """Is made by torch.compile."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +96,10 @@ def plain(formula: Formula) -> tuple[Rival, Rival]:
     return (
         Rival(name="eager", formula=formula),
         Rival(
-            name="torch.compile", formula=lambda x: _compiled(formula)(x), missing=needs_compiler
+            name="torch.compile",
+            formula=lambda x: _compiled(formula)(x),
+            missing=needs_compiler,
+            compiled=True,
         ),
     )
 

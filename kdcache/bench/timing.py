@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,7 +57,6 @@ class Stopwatch:
         On a GPU those torch allocated; on a CPU the pages of the process, so small calls drown in
         the allocator's noise of some 100 kB.
         """
-        gc.collect()
         return _cuda_peak(call, self.device) if self._cuda else _cpu_peak(call)
 
 
@@ -113,7 +111,8 @@ def interleave(
 
 def copy_probe(bytes_moved: int, device: torch.device) -> Contender:
     """A copy that reads half of the bytes and writes the other half."""
-    source = torch.zeros(max(1, bytes_moved // 2), dtype=torch.uint8, device=device)
+    half = max(1, bytes_moved // 2)
+    source = torch.randint(256, (half,), dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return Contender(lambda: lambda: target.copy_(source))
 
@@ -127,6 +126,6 @@ def gemm_probe(dtype: torch.dtype, device: torch.device) -> tuple[Contender, int
     """A square matrix product and its floating-point operations."""
     side = CPU_SIDE if dtype == torch.float32 else CPU_SIDE_16_BIT
     side = GPU_SIDE if device.type == "cuda" else side
-    left = torch.ones((side, side), dtype=dtype, device=device)
+    left = torch.randn((side, side), dtype=dtype, device=device)  # a GPU multiplies zeros faster
     out = torch.empty_like(left)
     return Contender(lambda: lambda: torch.mm(left, left, out=out)), 2 * side**3

@@ -1,0 +1,332 @@
+"""kdcache bench kernels: right answers are timed, wrong ones named, regressions found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdcache.bench import kernels
+from kdcache.bench.kernels import DTYPES, OURS, Grid, bench_kernels, default_grid, panels
+from kdcache.bench.kernels_case import Case, Rival
+from kdcache.bench.kernels_cases import CASES, OPS, RIVALS
+from kdcache.bench.kernels_check import Check, relative_error
+from kdcache.bench.kernels_inputs import Formula, Size, Tensors
+from kdcache.bench.report import (
+    TOLERANCE,
+    draw_panels,
+    load_report,
+    machine,
+    regressions,
+    save_report,
+)
+from kdcache.bench.timing import Contender, Stopwatch, copy_probe, gemm_probe, interleave
+from kdcache.errors import ConfigError, MismatchError
+from kdcache_cli.bench_report import NOISE
+from kdcache_kernels import topk_kl
+
+CPU = torch.device("cpu")
+SIZE = Size(rows=19, vocab=257, k=8, hidden=48)
+TINY: dict[str, Any] = {"rows": 19, "vocab": (257,), "k": 8, "hidden": (48,), "repeats": 1}
+PLAIN = ("eager", "TRL", "axolotl")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    """Every case, once, at tiny sizes."""
+    return bench_kernels(Grid(**TINY, rivals=PLAIN), CPU)
+
+
+def case_of(op: str, variant: str) -> Case:
+    return next(case for case in CASES if (case.op, case.variant) == (op, variant))
+
+
+def test_every_case_is_right_timed_and_compared(report: dict[str, Any]) -> None:
+    assert report["refused"] == []
+    assert [(row["op"], row["variant"]) for row in report["rows"]] == [
+        (case.op, case.variant) for case in CASES
+    ]
+    for case, row in zip(CASES, report["rows"], strict=True):
+        assert set(case.sizes) <= set(row)
+        assert 0 < row["fastest"] <= row["seconds"] <= row["slowest"]
+        assert row["share_of_limit"] == row["limit_seconds"] / row["seconds"]
+        assert row["bytes_per_s"] * row["seconds"] == pytest.approx(row["bytes"])
+        assert set(row["error"]) == set(case.outputs)
+        assert set(row["rivals"]) == {rival.name for rival in case.rivals} & set(PLAIN)
+        for rival in row["rivals"].values():
+            assert rival["ratio"] == pytest.approx(rival["seconds"] / row["seconds"])
+
+
+def test_only_products_have_a_rate_of_products(report: dict[str, Any]) -> None:
+    for row in report["rows"]:
+        assert (row["flops"] > 0) == row["op"].startswith("linear")
+        assert row["bound"] == "copy" or row["bound"].startswith("gemm")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op} {case.variant}")
+def test_every_case_is_right_in_every_dtype(case: Case, dtype: str) -> None:
+    if DTYPES[dtype] not in case.dtypes:
+        with pytest.raises(TypeError, match="underflow"):
+            Check(case, case.draw(SIZE, DTYPES[dtype], CPU, False), DTYPES[dtype]).wrong()
+        return
+    check = Check(case, case.draw(SIZE, DTYPES[dtype], CPU, False), DTYPES[dtype])
+    assert check.wrong() is None
+    assert all(error < 0.01 for error in check.error.values())
+
+
+def _truncated(x: Tensors) -> Tensor:
+    return topk_kl(x["logits"], x["ids"], x["logprobs"], tail="truncate")
+
+
+def _value_alone(x: Tensors) -> Tensor:
+    """The loss with four times its gradient: a factor T^2 on one of the two only."""
+    loss: Tensor = case_of("topk_kl", "T=1").ours(x)  # type: ignore[assignment]  # one loss
+    return loss.detach() + 4 * (loss - loss.detach())
+
+
+class _Sparse(torch.autograd.Function):
+    """Drops the gradient outside the support, where each of its entries is small."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        kept = torch.zeros_like(grads[0], dtype=torch.bool).scatter(1, ctx.saved_tensors[0], True)
+        return grads[0] * kept, None
+
+
+def _support_alone(x: Tensors) -> Tensor:
+    logits = _Sparse.apply(x["logits"], x["ids64"])  # type: ignore[no-untyped-call]  # so in torch
+    loss: Tensor = case_of("topk_kl", "T=1").ours({**x, "logits": logits})  # type: ignore[assignment]
+    return loss
+
+
+def _first_rows(x: Tensors) -> Tensor:
+    """Right on few rows: from the sixteenth on a row is taken for the one before it."""
+    some = {**x, "logits": torch.cat([x["logits"][:16], x["logits"][15:-1]])}
+    loss: Tensor = case_of("topk_kl", "T=1").ours(some if len(x["logits"]) > 16 else x)  # type: ignore[assignment]
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("formula", "off"),
+    [
+        (_truncated, {"loss", "logits"}),
+        (_value_alone, {"logits"}),
+        (_support_alone, {"logits"}),
+        (_first_rows, {"logits"}),
+    ],
+    ids=["another loss", "gradient too large", "gradient sparse", "wrong beyond 16 rows"],
+)
+def test_a_wrong_op_is_named_and_not_timed(formula: Formula, off: set[str]) -> None:
+    wrong = dataclasses.replace(case_of("topk_kl", "T=1"), ours=formula)
+    found = bench_kernels(Grid(**TINY, rivals=(), cases=(wrong,)), CPU)
+    assert found["rows"] == []
+    (refused,) = found["refused"]
+    assert (refused["op"], refused["dtype"]) == ("topk_kl", "fp32")
+    assert set(refused["wrong"]) == off
+    assert "seconds" not in refused
+
+
+def test_rivals_that_are_wrong_or_fail_are_said_to_be_and_ours_is_timed() -> None:
+    def fails(x: Tensors) -> Tensor:
+        raise RuntimeError("no such kernel\nand a second line")
+
+    rivals = (
+        Rival(name="eager", formula=_truncated),
+        Rival(name="TRL", formula=fails),
+        Rival(name="axolotl", formula=_truncated, missing=lambda device: "not here"),
+    )
+    case = dataclasses.replace(case_of("topk_kl", "T=1"), rivals=rivals)
+    (row,) = bench_kernels(Grid(**TINY, rivals=PLAIN, cases=(case,)), CPU)["rows"]
+    assert set(row["rivals"]["eager"]["wrong"]) == {"loss", "logits"}
+    assert row["rivals"]["TRL"] == {"failed": "RuntimeError: no such kernel"}
+    assert row["rivals"]["axolotl"] == {"absent": "not here"}
+    assert row["seconds"] > 0
+
+
+def test_errors_are_relative_and_see_what_is_missing_among_the_small() -> None:
+    want = torch.tensor([[1.0, 1e-3, 1e-3, -math.inf]])
+    assert relative_error(want, want) == 0
+    assert relative_error(torch.tensor([[1.0, 0.0, 0.0, -math.inf]]), want) > 1e-3
+    assert relative_error(torch.tensor([[1.0, math.nan, 1e-3, -math.inf]]), want) == math.inf
+    assert relative_error(want[:, :2], want) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"ops": ("topk_lk",)}, "did you mean 'topk_kl'"),
+        ({"rivals": ("egar",)}, "did you mean 'eager'"),
+        ({"dtypes": ("fp61",)}, "unknown dtype"),
+        ({"repeats": 0}, "at least 1"),
+        ({"k": 257, "vocab": (257,)}, "below the vocabulary, 257"),
+    ],
+)
+def test_a_grid_that_cannot_be_run_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Grid(**options)
+
+
+def test_grids_of_cpu_and_gpu_differ_in_size_and_dtype() -> None:
+    assert default_grid(CPU, rows=None) == Grid()
+    gpu = default_grid(torch.device("cuda"), k=16)
+    assert (gpu.rows, gpu.vocab, gpu.dtypes, gpu.k) == (8192, (30522, 128256), ("bf16",), 16)
+    sizes = {(case.op, size.vocab, size.hidden) for case, size, _ in gpu.work()}
+    assert ("topk_kl", 128256, 768) in sizes
+    assert ("hidden_mse", 128256, 768) not in sizes
+
+
+def test_the_peak_of_a_call_is_what_it_holds() -> None:
+    watch = Stopwatch(CPU)
+    peak = watch.peak_bytes(lambda: torch.ones(1 << 24))
+    assert peak is None or 0.9 * 2**26 < peak < 1.3 * 2**26
+
+
+def test_contenders_take_turns_and_only_their_calls_are_timed() -> None:
+    order: list[str] = []
+
+    def contender(name: str) -> Contender:
+        def prepare() -> Callable[[], None]:
+            order.append(f"prepare {name}")
+            return lambda: order.append(name)
+
+        return Contender(prepare)
+
+    seconds = interleave(Stopwatch(CPU), {n: contender(n) for n in "ab"}, 2, warm_up=1)
+    assert order == ["prepare a", "a", "prepare b", "b"] * 3
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_limits_move_the_bytes_and_do_the_operations_they_say() -> None:
+    copied = copy_probe(1000, CPU).prepare()()
+    assert copied.nbytes == 500
+    contender, flops = gemm_probe(torch.float32, CPU)
+    assert flops == 2 * contender.prepare()().shape[0] ** 3
+
+
+def test_a_report_comes_back_from_its_file(report: dict[str, Any], tmp_path: Path) -> None:
+    path = save_report(tmp_path / "new" / "kernels.json", report)
+    again = load_report(path, "kernels")
+    assert again == json.loads(json.dumps(report))
+    assert again["machine"] == json.loads(json.dumps(machine()))
+    with pytest.raises(MismatchError, match="benchmark 'kernels', expected 'store'"):
+        load_report(path, "store")
+    path.write_text("[1]")
+    with pytest.raises(ConfigError, match="names no benchmark"):
+        load_report(path, "kernels")
+
+
+def test_a_plot_has_a_panel_a_row(report: dict[str, Any], tmp_path: Path) -> None:
+    drawn = panels(report)
+    assert len(drawn) == len(report["rows"])
+    assert next(iter(drawn[0].bars)) == OURS
+    assert set(drawn[0].bars) == {OURS, *PLAIN}
+    image = draw_panels(tmp_path / "kernels.png", "title", drawn).read_bytes()
+    assert image.startswith(b"\x89PNG")
+
+
+def doctored(report: dict[str, Any], op: str, figure: str, factor: float) -> dict[str, Any]:
+    """A copy in which a figure of every row of `op` is multiplied."""
+    copy: dict[str, Any] = json.loads(json.dumps(report))
+    for row in copy["rows"]:
+        if row["op"] == op:
+            row[figure] *= factor
+    return copy
+
+
+def test_what_got_slower_or_larger_is_a_regression_and_what_got_better_is_not(
+    report: dict[str, Any],
+) -> None:
+    assert regressions(report, report) == []
+    for factor, expected in ((0.5, {"quantize_rows"}), (0.95, set()), (2.0, set())):
+        old = doctored(report, "quantize_rows", "seconds", factor)
+        found = regressions(old, report)
+        assert {change.row.split()[0] for change in found} == expected
+        assert all(change.ratio == pytest.approx(2) for change in found)
+    higher = {**report, "better": {"share_of_limit": "higher"}}
+    old = doctored(higher, "topk_encode", "share_of_limit", 3.0)
+    assert [change.figure for change in regressions(old, higher)] == ["share_of_limit"]
+    with pytest.raises(MismatchError, match="no row in common"):
+        regressions({**report, "rows": []}, report)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `kdcache bench kernels` at a tiny size; returns exit code, stdout and stderr."""
+    from kdcache_cli.main import main
+
+    def call(*more: object) -> tuple[int, str, str]:
+        tiny = ["--rows", 19, "--vocab", 257, "--k", 8, "--repeats", 1, "--rival", "eager"]
+        command = ["bench", "kernels", "--device", "cpu", "--quiet", *tiny, *more]
+        return (main([str(word) for word in command]), *capsys.readouterr())
+
+    return call
+
+
+def test_the_command_prints_writes_and_compares(run: Run, tmp_path: Path) -> None:
+    asked = ["--op", "topk_kl", "--dtype", "fp32,bf16", "--out", tmp_path]
+    code, out, err = run(*asked)
+    assert (code, err) == (0, "")
+    for text in ("topk_kl inplace bf16 V=257", "of limit", "copy", "eager"):
+        assert text in out
+    assert (tmp_path / "kernels.png").stat().st_size > 1000
+    old = load_report(tmp_path / "kernels.json", "kernels")
+    assert len(old["rows"]) == 10
+    path = save_report(tmp_path / "fast.json", doctored(old, "topk_kl", "seconds", 1e-6))
+    code, out, _ = run("--op", "topk_kl", "--compare", path)
+    assert code == 1
+    assert "topk_kl T=2 fp32 cpu 19 257 8" in out
+    assert "seconds" in out
+    path = save_report(tmp_path / "slow.json", doctored(old, "topk_kl", "seconds", 1e6))
+    code, out, err = run("--op", "topk_kl", "--compare", path, "--tolerance", 1000, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["regressions"] == []
+
+
+def test_the_command_refuses_a_wrong_kernel(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = dataclasses.replace(case_of("topk_kl", "T=1"), ours=_truncated)
+    monkeypatch.setattr(kernels, "CASES", (wrong, case_of("quantize_rows", "")))
+    code, out, err = run()
+    assert code == 1
+    assert err.startswith("error: topk_kl T=1 fp32 N=19 V=257 K=8 is wrong and was not timed")
+    assert "allowed" in err
+    assert "topk_kl" not in out
+    assert "quantize_rows" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--op", "topk"], "unknown op 'topk'; did you mean 'topk_kl'?"),
+        (["--vocab", "30k"], "--vocab takes numbers as in 30522,128256; got '30k'"),
+        (["--dtype", "fp61"], "did you mean 'fp16'?"),
+        (["--compare", "/nowhere/old.json"], "is not a readable report"),
+        (["--device", "cuda:x"], "unknown device"),
+    ],
+)
+def test_misuse_is_told_before_anything_runs(run: Run, more: list[str], says: str) -> None:
+    code, out, err = run(*more)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_the_tables_name_everything_once() -> None:
+    names = [(case.op, case.variant) for case in CASES]
+    assert len(set(names)) == len(names)
+    assert {case.op for case in CASES} == set(OPS)
+    assert {"eager", "torch.compile", "TRL", "axolotl"} < set(RIVALS)
+    assert NOISE == TOLERANCE

@@ -18,6 +18,7 @@ from kdcache.signals import (
     SIGNALS,
     DenseLogits,
     Hidden,
+    HiddenHead,
     Outputs,
     SampledLogits,
     SmallTopK,
@@ -42,6 +43,8 @@ EXAMPLES = {
     "logits:topk-small,k=8,levels=96": SmallTopK(k=8, levels=96),
     "logits:sampled": SampledLogits(n=50, seed=0),
     "logits:sampled,n=12,seed=3": SampledLogits(n=12, seed=3),
+    "logits:hidden-head": HiddenHead(dtype="fp16"),
+    "logits:hidden-head,dtype=int8,group=64": HiddenHead(dtype="int8", group=64),
     "hidden:layers=2": Hidden(layers=(2,)),
     "hidden:layers=4-0-2,positions=mean,dtype=bf16": Hidden(
         layers=(4, 0, 2), positions="mean", dtype="bf16"
@@ -86,6 +89,7 @@ BAD = {
     "hidden:layers=1,dtype=fp16,group=16": "group=16 needs dtype=int8 or int4",
     "logits:topk-small,levels=300": r"levels of logits:topk-small must lie in \[2, 256\]; got 300",
     "logits:topk-small,vocabulary=x": "unknown option of .* 'vocabulary'",
+    "logits:hidden-head,layer=x": "unknown option of .* 'layer'",
     "logits:sampled,n=0": r"n of logits:sampled must lie in \[1, 65536\]; got 0",
     "hidden:layers=1,group=0": "group=0 needs .* a group of 1 or more",
 }

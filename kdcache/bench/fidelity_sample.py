@@ -125,8 +125,8 @@ def _run(
         logits[done : done + kept] = output(said.head.hidden[:kept])
         middle.append(_rows(said, teacher.shape.layers // 2, task)[:kept].float().clone())
         if tokens < rows:
-            for layer, states in zip(layers, said.hidden, strict=True):
-                layer.append(states[said.mask].float().clone())
+            for layer, found in zip(layers, said.hidden, strict=True):
+                layer.append(found[said.mask].float().clone())
             tokens += int(said.mask.sum())
         done += kept
         if done == rows:

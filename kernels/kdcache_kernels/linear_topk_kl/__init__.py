@@ -111,8 +111,7 @@ def linear_topk_kl(
         row_weight: what `topk_kl` calls `weight`, [N]; default 1/N. Rows of weight 0 may hold
             anything, add nothing and get zero gradients; on a CPU their logits are not computed.
         chunk_bytes: size of the buffer of logits, rounded down to whole rows, at least one.
-            None: 256 MiB on a GPU; on a CPU 16 MiB, which stay in cache, or 64 rows if those are
-            more.
+            None: 256 MiB on a GPU, 64 MiB on a CPU, or 256 rows if those are more.
         return_rows: also return the rows of both losses.
 
     Returns:

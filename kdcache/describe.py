@@ -9,14 +9,14 @@ import numpy as np
 
 from kdcache.manifest import Json
 from kdcache.plans import Plan
-from kdcache.signals import Signal, TeacherShape
+from kdcache.signals import ArraySpec, Signal, TeacherShape
 from kdcache.store import Cache, Layout, plan_layouts, signal_layouts
 
 BINS = 12  # rows of a length histogram, at most
 
 
-def describe_plan(plan: Plan) -> Json:
-    """Counts and settings of a plan.
+def describe_plan(plan: Plan, sha256: str | None = None) -> Json:
+    """Counts and settings of a plan; its hash is computed from all tokens unless it is given.
 
     `documents` counts what is trained on (views and windows apart), `corpus_documents` the rows of
     the corpus; `part_tokens` is what a part holds, padding included; lengths are in tokens.
@@ -40,7 +40,7 @@ def describe_plan(plan: Plan) -> Json:
         "text_columns": config.corpus["text_columns"],
         "label_column": config.corpus["label_column"],
         "seed": config.seed,
-        "sha256": plan.sha256,
+        "sha256": plan.sha256 if sha256 is None else sha256,
     }
 
 
@@ -58,23 +58,45 @@ def length_histogram(lengths: Sequence[int] | np.ndarray[Any, Any]) -> list[list
 
 
 def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: TeacherShape) -> Json:
-    """Exact bytes of every array of a cache, known before the teacher runs, and their total.
+    """Bytes of every array of a cache, known before the teacher runs, and their total.
 
-    The tokenizer's files, the teacher's configuration and the JSON metadata come on top.
+    `arrays` are exact. `estimates` are those of compressed arrays, [least, most] as measured on
+    real teachers; `total` counts the most, `least` the least. The tokenizer's files, the teacher's
+    configuration, artefacts of signals and the JSON metadata come on top.
 
     Raises ConfigError if a teacher of this shape cannot give a signal.
     """
     for signal in signals.values():
         signal.check(plan.config.task, shape)
-    layouts = [*plan_layouts(plan), *(layout for layout, _ in signal_layouts(plan, signals, shape))]
-    arrays = {layout.name: layout.bytes for layout in layouts}
-    return {"arrays": arrays, "total": sum(arrays.values())}
+    arrays = {layout.name: layout.bytes for layout in plan_layouts(plan)}
+    estimates = {}
+    for layout, spec in signal_layouts(plan, signals, shape):
+        if spec.expected is None:
+            arrays[layout.name] = layout.bytes
+        else:
+            estimates[layout.name] = _estimate(plan, layout, spec)
+    exact = sum(arrays.values())
+    return {
+        "arrays": arrays,
+        "estimates": estimates,
+        "total": exact + sum(most for _, most in estimates.values()),
+        "least": exact + sum(least for least, _ in estimates.values()),
+    }
+
+
+def _estimate(plan: Plan, layout: Layout, spec: ArraySpec) -> list[int]:
+    """Least and most bytes of a compressed array: padding takes nothing, checksums and index do."""
+    assert spec.expected is not None
+    rows = plan.count(spec.space)
+    around = layout.bytes - layout.shape[0] * layout.row_bytes
+    return [round(rows * share) + around for share in spec.expected]
 
 
 def describe_cache(cache: Cache) -> Json:
     """What made a cache, what it holds, how true it is and whether all of it is there.
 
-    Bytes are those of the finished cache; `fidelity` is empty until then.
+    Bytes are those of the finished cache, of compressed arrays those of the committed parts;
+    `fidelity` is empty until it is finished.
     """
     manifest = cache.manifest
     layouts = [*plan_layouts(cache.plan), *cache.layouts.values()]
@@ -82,10 +104,10 @@ def describe_cache(cache: Cache) -> Json:
         "path": str(cache.path),
         "teacher": {**manifest["teacher"], **manifest["shape"]},
         "further_teachers": list(cache.teachers),
-        "plan": describe_plan(cache.plan),
+        "plan": describe_plan(cache.plan, manifest["plan"]["sha256"]),
         "signals": {name: signal.to_json() for name, signal in cache.signals.items()},
-        "arrays": [_describe_array(layout) for layout in layouts],
-        "total_bytes": sum(layout.bytes for layout in layouts),
+        "arrays": [_describe_array(layout, cache.bytes[layout.name]) for layout in layouts],
+        "total_bytes": sum(cache.bytes.values()),
         "fidelity": cache.fidelity,
         "completeness": {
             "complete": cache.complete,
@@ -98,10 +120,10 @@ def describe_cache(cache: Cache) -> Json:
     }
 
 
-def _describe_array(layout: Layout) -> Json:
+def _describe_array(layout: Layout, size: int) -> Json:
     return {
         "name": layout.name,
         "shape": list(layout.shape),
         "dtype": str(layout.dtype),
-        "bytes": layout.bytes,
+        "bytes": size,
     }

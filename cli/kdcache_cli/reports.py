@@ -72,11 +72,19 @@ def _classes(names: list[str] | None) -> str | None:
 
 
 def print_bytes(estimate: Json) -> None:
-    """Exact bytes of the arrays of a cache that is not there yet."""
+    """Bytes of the arrays of a cache that is not there yet: exact, or estimated where they are."""
     print_title("Size of the cache")
-    rows = [(name, size(n), n) for name, n in estimate["arrays"].items()]
-    rows.append(("total", size(estimate["total"]), estimate["total"]))
-    print_table(("array", "size", "bytes"), rows, right=(1, 2))
+    exact = not estimate["estimates"]
+    rows: list[tuple[str, str, Any]] = [
+        (name, size(n), n) for name, n in estimate["arrays"].items()
+    ]
+    rows += [
+        (name, f"{size(least)} to {size(most)}", "estimate")
+        for name, (least, most) in estimate["estimates"].items()
+    ]
+    least, most = estimate["least"], estimate["total"]
+    total = (size(most), most) if exact else (f"{size(least)} to {size(most)}", "estimate")
+    print_table(("array", "size", "bytes"), [*rows, ("total", *total)], right=(1, 2))
     print("The tokenizer's files and the metadata come on top.")
 
 

@@ -25,8 +25,9 @@ from kdcache.tasks import LOGITS_SPACE, Space, Task
 from kdcache_kernels import topk_encode
 
 CHUNK_ROWS = 1024
-ID_SHARE = (0.4, 1.0)  # of the bits that k ids drawn evenly from the vocabulary would take
-CODE_BITS = (3.0, 6.0)  # of a log-probability
+# Least and most that was left of the bits: of ids drawn evenly from the vocabulary, in the lowest
+# byte and in those above it, and of codes that are all alike likely.
+LOW_SHARE, HIGH_SHARE, CODE_SHARE = (0.6, 1.0), (0.1, 0.7), (0.45, 0.8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,13 @@ class SmallTopK:
                 _packed(name, space, row, size, order)
                 for name, size in zip(planes, sizes, strict=True)
             ),
-            _packed("logits/logprobs", space, row, _bytes(CODE_BITS, self.k), book),
+            _packed(
+                "logits/logprobs",
+                space,
+                row,
+                _bytes(CODE_SHARE, math.log2(self.levels) * self.k),
+                book,
+            ),
             _packed("logits/floor", space, (), (0.4, 1.0), {}),
             ArraySpec(
                 name="logits/tail_logmass",
@@ -96,14 +103,14 @@ class SmallTopK:
         ]
 
     def _expected(self, outputs: int) -> list[tuple[float, float]]:
-        """Bytes of each plane: the lowest takes what an id is told by within 256 neighbours."""
-        even = (
+        """Bytes of each plane of differences."""
+        ways = (
             math.lgamma(outputs + 1) - math.lgamma(self.k + 1) - math.lgamma(outputs - self.k + 1)
         )
-        bits = even / math.log(2) / self.k
-        low, rest = min(bits, 8.0), max(0.0, bits - 8.0)
-        spread = [low, *(rest if plane == 0 else 0.0 for plane in range(gaps.planes(outputs) - 1))]
-        return [_bytes((ID_SHARE[0] * b, ID_SHARE[1] * b + 0.05), self.k) for b in spread]
+        bits = ways / math.log(2) / self.k
+        low = _bytes(LOW_SHARE, min(bits, 8.0) * self.k)
+        high = _bytes(HIGH_SHARE, max(bits - 8.0, 0.0) * self.k)
+        return [low, high, (0.0, 0.1 * self.k)][: gaps.planes(outputs)]
 
     def artefacts(self, task: Task, shape: TeacherShape, origins: Origins) -> dict[str, bytes]:
         """The vocabulary in the order of the corpus's counts; that of classes stays as it is."""
@@ -156,8 +163,8 @@ class SmallTopK:
         return summarise_kept(stats)
 
 
-def _bytes(bits: tuple[float, float], values: int) -> tuple[float, float]:
-    return bits[0] * values / 8, bits[1] * values / 8
+def _bytes(share: tuple[float, float], bits: float) -> tuple[float, float]:
+    return share[0] * bits / 8, share[1] * bits / 8
 
 
 def _packed(

@@ -7,7 +7,6 @@ is either what it was, or says what is still damaged.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,10 @@ from kdcache.manifest import Json, digest
 from kdcache.progress import Progress, quiet
 from kdcache.sources import Sources
 from kdcache.store import Place, Root, locate
+from kdcache.store.facts import shard_facts
 from kdcache.store.files import Pieces, replace_synced, writing
 from kdcache.store.ledger import part_name
+from kdcache.store.merging import merged_commit
 from kdcache.store.paths import inside
 from kdcache.store.restore import (
     restore_columns,
@@ -29,6 +30,7 @@ from kdcache.store.restore import (
     restore_plan_commit,
 )
 from kdcache.store.verify import COMPLETE, MANIFEST, PLAN, Finding, find_damage
+from kdcache.store.writer import commit_record, completion_record, encode_part
 from kdcache.store.zarrs import group_json, read_record
 
 USUAL = {"batch_tokens": 8192, "device": "cpu"}
@@ -113,7 +115,7 @@ def _restore(root: Root, found: list[Finding], progress: Progress) -> list[Findi
 def _restore_files(sources: Sources, keys: Collection[str]) -> None:
     """Make files again, whole: shards behind damaged metadata have not been looked at."""
     arrays = tuple({key.rpartition("/c/")[0] or key.removesuffix("/zarr.json") for key in keys})
-    named = sources.writer.cache.objects
+    named = sources.view().objects
     whole = [key for key in named if key.startswith(tuple(f"{array}/" for array in arrays))]
     restore_metadata(sources.root, whole, sources.files())
 
@@ -159,7 +161,7 @@ class _Rows:
 
     def __init__(self, sources: Sources, progress: Progress) -> None:
         self.sources, self.progress = sources, progress
-        self.root = sources.root
+        self.root, self.cache = sources.root, sources.view()
 
     def repair(self, found: Collection[Finding]) -> None:
         """Make commits again, then the objects they name, then the record of completion."""
@@ -177,60 +179,92 @@ class _Rows:
 
     def _commits(self, parts: list[int]) -> None:
         """Write commits anew; those of a finished cache only if its record vouches for them."""
-        cache = self.sources.writer.cache
-        made = {part: self._run(part)[1] for part in parts}
+        made = {part: self._commit(part) for part in parts}
         completion = read_record(self.root / "complete")
         if completion is not None:
-            records = [made.get(part) or cache.commit(part) for part in range(cache.plan.parts)]
+            count = self.cache.plan.parts
+            records = [made.get(part) or self.cache.commit(part) for part in range(count)]
             if digest([record["objects"] for record in records]) != completion["contents"]:
                 return
         for part, record in made.items():
             self._write(f"commits/{part_name(part)}/zarr.json", group_json(record))
 
+    def _commit(self, part: int) -> Json:
+        """The commit of a part, made again as it was."""
+        runs = [self._run(part, seat) for seat in range(len(self.sources.seats))]
+        records = [
+            commit_record(self.cache, part, run.encoded, run.fidelity, run.forward) for run in runs
+        ]
+        if "merged" in self.cache.manifest:
+            return merged_commit(
+                records[0],
+                {key: facts for record in records for key, facts in record["objects"].items()},
+                {name: sums for run in runs for name, sums in run.fidelity.items()},
+                [run.forward for run in runs],
+            )
+        return records[0]
+
     def _objects(self, part: int, keys: list[str]) -> None:
         """Write the objects of a part anew that come out as they were committed."""
-        committed = self.sources.writer.cache.commit(part)["objects"]
-        encoded, record = self._run(part)
-        for key in keys:
-            if record["objects"][key] == committed[key]:
-                self._write(key, b"".join(encoded[key]))
+        committed = self.cache.commit(part)["objects"]
+        for number, seat in enumerate(self.sources.seats):
+            wanted = [key for key in keys if seat.owns(key)]
+            encoded = self._run(part, number).encoded if wanted else {}
+            for key in wanted:
+                if shard_facts(encoded[key]) == committed[key]:
+                    self._write(key, b"".join(encoded[key]))
 
     def _complete(self) -> None:
-        writer = self.sources.writer
+        signals = {
+            seat.prefix + name: self.sources.view(seat.guest).signals[name]
+            for seat in self.sources.seats
+            for name in seat.signals
+        }
         try:
-            record = writer.completion()
+            record = completion_record(self.cache, signals)
         except CacheError:
             return  # a commit is still missing or damaged, and is reported
         if read_record(self.root / "complete") is None:
             self._write(COMPLETE, group_json(record))
 
-    def _run(self, part: int) -> tuple[Mapping[str, Pieces], Json]:
-        """The objects and the commit of a part, made again as they were."""
-        writer, forward = self.sources.writer, self._forward(part)
-        capture = Capture(
-            writer.cache, self.sources.teacher(forward["device"]), forward["batch_tokens"]
-        )
-        plan = writer.cache.plan
-        total = plan.extent(plan.part_docs(part), "token")
+    def _run(self, part: int, number: int) -> _Run:
+        """What one build said of a part, made again as it was."""
+        seat, forward = self.sources.seats[number], self._forwards(part)[number]
+        cache = self.sources.view(seat.guest)
+        teacher = self.sources.teacher(seat.guest, forward["device"])
+        capture = Capture(cache, teacher, forward["batch_tokens"])
+        total = cache.plan.extent(cache.plan.part_docs(part), "token")
         with self.progress.bar(f"making part {part} again", unit="tokens", total=total) as advance:
             arrays, fidelity = capture.part(part, advance)
-        encoded = writer.encode(part, arrays)
-        return encoded, writer.record(part, encoded, fidelity, forward)
+        kept = {name: rows for name, rows in arrays.items() if seat.holds(name)}
+        return _Run(
+            encoded=encode_part(cache, part, kept),
+            fidelity={seat.prefix + n: s for n, s in fidelity.items() if n in seat.signals},
+            forward=forward,
+        )
 
-    def _forward(self, part: int) -> Json:
-        """How a part was computed; as most others, if its commit does not say."""
-        cache = self.sources.writer.cache
-        known: Counter[tuple[tuple[str, object], ...]] = Counter()
-        for other in cache.committed:
+    def _forwards(self, part: int) -> list[Json]:
+        """How a part was computed by each build; as the first other, if its commit is damaged."""
+        found: list[Json] | None = None
+        for other in sorted(self.cache.committed, key=lambda known: known != part):
             try:
-                forward = cache.commit(other)["forward"]
+                record = self.cache.commit(other)
             except DamageError:
                 continue
-            if other == part:
-                return dict(forward)
-            known[tuple(forward.items())] += 1
-        return dict(known.most_common(1)[0][0]) if known else dict(USUAL)
+            found = record.get("forwards", [record["forward"]])
+            break
+        seats = len(self.sources.seats)
+        return found if found is not None and len(found) == seats else [USUAL] * seats
 
     def _write(self, key: str, data: bytes) -> None:
         with writing(self.root):
             replace_synced(inside(self.root, key), data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What one build said of a part: its objects, and its share of the commit."""
+
+    encoded: Mapping[str, Pieces]
+    fidelity: Json
+    forward: Json

@@ -14,11 +14,11 @@ from kdcache.capture import Docs, length_batches
 from kdcache.errors import ConfigError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.models import Teacher, run_model
-from kdcache.models.same import load_same_teacher
-from kdcache.progress import Progress, quiet
+from kdcache.progress import Advance, Progress, quiet
 from kdcache.signals import Hidden, merge
 from kdcache.signals.base import Stats
-from kdcache.store import Cache, Place, Root, open_cache
+from kdcache.sources import Sources
+from kdcache.store import Cache, Place, Root, locate
 from kdcache.store.partial import part_documents, parts_in_place
 from kdcache.store.verify import Finding
 
@@ -120,40 +120,44 @@ def spot_check(
     """
     if documents < 1:
         raise ConfigError(f"a spot check takes 1 document or more; got {documents}")
-    cache = open_cache(path)
-    loaded = load_same_teacher(
-        cache.manifest["teacher"],
-        task=cache.plan.config.task,
-        source=teacher,
-        device=device or "auto",
-    )
+    sources = Sources(locate(path), teacher, None, device)
+    cache = sources.view()
     docs = part_documents(cache, parts_in_place(cache))
     if not len(docs):
         raise IncompleteError(f"{cache.path} holds no part yet")
     drawn = np.random.default_rng(seed).permutation(docs)[:documents]
-    stored = stored_fidelity(cache)
     figures: list[Figure] = []
-    with progress.bar("running the teacher", unit="documents", total=len(drawn)) as advance:
-        parts = drawn // cache.plan.rows["example"]
-        for part in np.unique(parts):
-            chosen = np.sort(drawn[parts == part])
-            for name, stats in _distance(cache, loaded, chosen).items():
-                found = cache.signals[name].summarise(stats)
-                dtype = loaded.identity["dtype"]
-                figures += _figures(int(part), name, found, stored[name], dtype)
-            advance(len(chosen))
+    guests = (None, *cache.teachers)
+    total = len(drawn) * len(guests)
+    with progress.bar("running the teacher", unit="documents", total=total) as advance:
+        for guest in guests:
+            figures += _hold(sources.view(guest), sources.teacher(guest, "auto"), drawn, advance)
     return Spot(path=cache.path, documents=len(drawn), figures=tuple(figures))
+
+
+def _hold(cache: Cache, teacher: Teacher, drawn: Docs, advance: Advance) -> Iterator[Figure]:
+    """The figures of one teacher, part by part."""
+    stored, dtype = stored_fidelity(cache), teacher.identity["dtype"]
+    parts = drawn // cache.plan.rows["example"]
+    for part in np.unique(parts):
+        chosen = np.sort(drawn[parts == part])
+        for name, stats in _distance(cache, teacher, chosen).items():
+            found = cache.signals[name].summarise(stats)
+            where = cache.prefix + name
+            yield from _figures(int(part), where, found, stored[name], dtype)
+        advance(len(chosen))
 
 
 def stored_fidelity(cache: Cache) -> Json:
     """The fidelity of the parts that are there, by signal."""
     if cache.complete:
         return cache.fidelity
-    stats = [cache.commit(part)["fidelity"] for part in parts_in_place(cache)]
-    return {
-        name: signal.summarise(merge([part[name] for part in stats if name in part]))
-        for name, signal in cache.signals.items()
-    }
+    commits = [cache.commit(part)["fidelity"] for part in parts_in_place(cache)]
+    found: Json = {}
+    for name, signal in cache.signals.items():
+        where = cache.prefix + name
+        found[name] = signal.summarise(merge([sums[where] for sums in commits if where in sums]))
+    return found
 
 
 def _distance(cache: Cache, teacher: Teacher, docs: Docs) -> dict[str, Stats]:

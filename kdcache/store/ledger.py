@@ -68,7 +68,8 @@ class Ledger:
             raise DamageError(f"{where} is damaged: its objects are not those of part {part}")
         if record.get("attempt") != digest(objects)[:16] or not _sums(record.get("fidelity")):
             raise DamageError(f"{where} is damaged: its attempt or fidelity makes no sense")
-        if not _way(record.get("forward")):
+        ways = record.get("forwards", [])
+        if not isinstance(ways, list) or not all(map(_way, [record.get("forward"), *ways])):
             raise DamageError(f"{where} is damaged: how its rows were made makes no sense")
         return record
 

@@ -185,18 +185,25 @@ def _manifest(sources: Sequence[_Source], objects: Json) -> Json:
 
 def _part_record(sources: Sequence[_Source], part: int, items: Sequence[Item]) -> Json:
     commits = [source.cache.commit(part) for source in sources]
-    objects = {item.key: item.facts for item in sorted(items, key=lambda item: item.key)}
+    fidelity = {
+        name: commit["fidelity"][there]
+        for source, commit in zip(sources, commits, strict=True)
+        for name, there in source.signals.items()
+        if there in commit["fidelity"]
+    }
+    forwards = [commit["forward"] for commit in commits]
+    return merged_commit(commits[0], {item.key: item.facts for item in items}, fidelity, forwards)
+
+
+def merged_commit(first: Json, objects: Json, fidelity: Json, forwards: Sequence[Json]) -> Json:
+    """The commit of a part that several builds have shares in; `first` is the first one's."""
+    objects = dict(sorted(objects.items()))
     return {
-        **commits[0],
+        **first,
         "objects": objects,
         "attempt": digest(objects)[:16],
-        "fidelity": {
-            name: commit["fidelity"][there]
-            for source, commit in zip(sources, commits, strict=True)
-            for name, there in source.signals.items()
-            if there in commit["fidelity"]
-        },
-        "forwards": [commit["forward"] for commit in commits],
+        "fidelity": fidelity,
+        "forwards": list(forwards),
     }
 
 

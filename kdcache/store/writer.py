@@ -13,9 +13,18 @@ from pathlib import Path
 from kdcache.errors import DamageError, IncompleteError
 from kdcache.manifest import Json, digest
 from kdcache.plans import Array
-from kdcache.signals import merge
+from kdcache.signals import Signal, merge
 from kdcache.store.facts import shard_facts
-from kdcache.store.files import Pieces, publish, put_if_absent, remove_tree, stage, writing
+from kdcache.store.files import (
+    Pieces,
+    object_names,
+    object_sizes,
+    publish,
+    put_if_absent,
+    remove_tree,
+    stage,
+    writing,
+)
 from kdcache.store.ledger import part_name
 from kdcache.store.objects import Root
 from kdcache.store.packed import encode_rows
@@ -41,34 +50,10 @@ class Writer:
         `forward` is what the bytes of the same teacher's outputs hang on: batch size and device.
         """
         with writing(self.path):
-            encoded = self.encode(part, arrays)
-            self._commit(part, self.record(part, encoded, fidelity, forward), encoded)
+            encoded = encode_part(self.cache, part, arrays)
+            record = commit_record(self.cache, part, encoded, fidelity, forward)
+            self._commit(part, record, encoded)
             self.publish(part)
-
-    def encode(self, part: int, arrays: Mapping[str, Array]) -> dict[str, Pieces]:
-        """The objects of a part, by key, from all its rows."""
-        encoded: dict[str, Pieces] = {}
-        for name, rows in arrays.items():
-            layout = self.cache.layouts[name]
-            for index, shard in enumerate(layout.part_shards(part)):
-                first = index * layout.shard_rows
-                shard_rows = rows[first : first + layout.shard_rows]
-                encoded[layout.key(shard)] = encode_rows(shard_rows, layout)
-        return encoded
-
-    def record(
-        self, part: int, encoded: Mapping[str, Pieces], fidelity: Json, forward: Json
-    ) -> Json:
-        """The commit of a part."""
-        objects = {key: shard_facts(pieces) for key, pieces in encoded.items()}
-        return {
-            "part": part,
-            "documents": len(self.cache.plan.part_docs(part)),
-            "objects": objects,
-            "attempt": digest(objects)[:16],
-            "fidelity": fidelity,
-            "forward": forward,
-        }
 
     def _commit(self, part: int, record: Json, encoded: Mapping[str, Pieces]) -> None:
         staged = self._staged(part, record)
@@ -109,34 +94,22 @@ class Writer:
     def republish(self) -> None:
         """Finish what an interrupted writer left: committed parts that are not all in place."""
         with writing(self.path):
+            staged = {name.partition("/")[0] for name in object_names(self.staging)}
+            sizes = object_sizes(self.path)  # one listing: a bucket is slow to ask about each
             for part in self.cache.committed:
-                self.publish(part)
+                record = self.cache.commit(part)
+                wanted = {key: facts["bytes"] for key, facts in record["objects"].items()}
+                if self._staged(part, record).name in staged or not wanted.items() <= sizes.items():
+                    self.publish(part)
 
     def finalize(self) -> Json:
         """Mark the cache complete, with its fidelity; returns that record."""
-        record = self.completion()
+        record = completion_record(self.cache, self.cache.signals)
         with writing(self.path):
             scratch = self.staging / f"complete.{uuid.uuid4().hex}"
             put_if_absent(self.path / "complete" / "zarr.json", group_json(record), scratch)
             remove_tree(self.staging)
         return record
-
-    def completion(self) -> Json:
-        """The record that marks the cache complete; IncompleteError if parts are missing."""
-        cache = self.cache
-        if cache.missing:
-            raise IncompleteError(f"{self.path} lacks {len(cache.missing)} of its parts")
-        records = [cache.commit(part) for part in range(cache.plan.parts)]
-        stats = [record["fidelity"] for record in records]
-        fidelity = {
-            name: signal.summarise(merge([part[name] for part in stats if name in part]))
-            for name, signal in cache.signals.items()
-        }
-        return {
-            "parts": len(records),
-            "fidelity": fidelity,
-            "contents": digest([record["objects"] for record in records]),
-        }
 
 
 def _there(path: Root, facts: Json) -> bool:
@@ -144,3 +117,50 @@ def _there(path: Root, facts: Json) -> bool:
         return bool(path.stat().st_size == facts["bytes"])
     except FileNotFoundError:
         return False
+
+
+def encode_part(cache: Cache, part: int, arrays: Mapping[str, Array]) -> dict[str, Pieces]:
+    """The objects of a part, by key, from all rows of its arrays, padding included."""
+    encoded: dict[str, Pieces] = {}
+    for name, rows in arrays.items():
+        layout = cache.layouts[name]
+        for index, shard in enumerate(layout.part_shards(part)):
+            first = index * layout.shard_rows
+            shard_rows = rows[first : first + layout.shard_rows]
+            encoded[layout.key(shard)] = encode_rows(shard_rows, layout)
+    return encoded
+
+
+def commit_record(
+    cache: Cache, part: int, encoded: Mapping[str, Pieces], fidelity: Json, forward: Json
+) -> Json:
+    """The commit of a part that is made of the objects `encoded`."""
+    objects = {key: shard_facts(pieces) for key, pieces in encoded.items()}
+    return {
+        "part": part,
+        "documents": len(cache.plan.part_docs(part)),
+        "objects": objects,
+        "attempt": digest(objects)[:16],
+        "fidelity": fidelity,
+        "forward": forward,
+    }
+
+
+def completion_record(cache: Cache, signals: Mapping[str, Signal]) -> Json:
+    """The record that marks a cache complete; IncompleteError if parts are missing.
+
+    `signals` go by the names they have in commits.
+    """
+    if cache.missing:
+        raise IncompleteError(f"{cache.path} lacks {len(cache.missing)} of its parts")
+    records = [cache.commit(part) for part in range(cache.plan.parts)]
+    stats = [record["fidelity"] for record in records]
+    fidelity = {
+        name: signal.summarise(merge([part[name] for part in stats if name in part]))
+        for name, signal in signals.items()
+    }
+    return {
+        "parts": len(records),
+        "fidelity": fidelity,
+        "contents": digest([record["objects"] for record in records]),
+    }

@@ -9,7 +9,7 @@ import numpy as np
 
 from kdcache.manifest import Json
 from kdcache.plans import Plan
-from kdcache.signals import ArraySpec, Signal, TeacherShape
+from kdcache.signals import ArraySpec, Assisted, Signal, TeacherShape
 from kdcache.store import Cache, Layout, plan_layouts, signal_layouts
 
 BINS = 12  # rows of a length histogram, at most
@@ -61,8 +61,8 @@ def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: TeacherShap
     """Bytes of every array of a cache, known before the teacher runs, and their total.
 
     `arrays` are exact. `estimates` are those of compressed arrays, [least, most] as measured on
-    real teachers; `total` counts the most, `least` the least. The tokenizer's files, the teacher's
-    configuration, artefacts of signals and the JSON metadata come on top.
+    real teachers, and of the files that a signal needs; `total` counts the most, `least` the least.
+    The tokenizer's files, the teacher's configuration and the JSON metadata come on top.
 
     Raises ConfigError if a teacher of this shape cannot give a signal.
     """
@@ -76,6 +76,9 @@ def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: TeacherShap
         else:
             estimates[layout.name] = _estimate(plan, layout, spec)
     exact = sum(arrays.values())
+    kept = [s.artefact_bytes(shape) for s in signals.values() if isinstance(s, Assisted)]
+    for name, size in (entry for files in kept for entry in files.items()):
+        estimates[f"files/{name}"] = [size // 2, size]
     return {
         "arrays": arrays,
         "estimates": estimates,

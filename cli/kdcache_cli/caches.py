@@ -31,6 +31,8 @@ def inspect(
     if record is None:
         raise CacheError(f"{cache} is neither a plan nor a cache: it holds no zarr.json")
     if record.get("kind") == "plan":
-        (print_json if as_json else print_plan)(describe_plan(open_plan(cache)))
+        (print_json if as_json else print_plan)(
+            describe_plan(open_plan(cache), record["plan"]["sha256"])
+        )
     else:
         (print_json if as_json else print_cache)(describe_cache(open_cache(cache, teacher=teacher)))

@@ -12,7 +12,7 @@ import os
 import weakref
 from collections import OrderedDict
 
-from kdcache.store.fetched import local_file
+from kdcache.store.fetched import open_file
 from kdcache.store.objects import Root
 
 OPEN_FILES = 256  # a process is commonly allowed 1,024, and training opens files of its own
@@ -22,8 +22,7 @@ class Handle:
     """An open file, closed when the last user lets go of it: a reader's stays while it reads."""
 
     def __init__(self, path: Root) -> None:
-        # O_NONBLOCK: a pipe in place of a file is found out, not waited for.
-        self.number = os.open(local_file(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self.number = open_file(path)
         facts = os.fstat(self.number)
         self.size = facts.st_size
         self.identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)

@@ -101,6 +101,19 @@ class Fetched:
             total -= size
 
 
+def open_file(path: Root) -> int:
+    """A descriptor to read a file, or the local copy of a shard; OSError, and as `local_file`."""
+    while True:
+        copy = local_file(path)
+        try:
+            # O_NONBLOCK: a pipe in place of a file is found out, not waited for.
+            return os.open(copy, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            if copy is path:
+                raise
+            continue  # another process has made room in the moment between
+
+
 def local_file(path: Root) -> Path:
     """A file itself, or the local copy of a shard, in the folder that the environment names.
 
@@ -118,7 +131,7 @@ def _fetched(folder: Path, limit: int) -> Fetched:
     return Fetched(folder, limit)
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, what: str = LIMIT) -> int:
     """A size such as 500MB or 1.5TB, decimal units; ConfigError if it is none."""
     number = text.strip().upper().rstrip("KMGTB")
     unit = text.strip().upper()[len(number) :]
@@ -127,5 +140,5 @@ def parse_bytes(text: str) -> int:
     except (ValueError, KeyError, OverflowError):
         size = 0
     if size <= 0:
-        raise ConfigError(f"{LIMIT} takes a size such as 500MB or 50GB; got {text!r}")
+        raise ConfigError(f"{what} takes a size such as 500MB or 50GB; got {text!r}")
     return size

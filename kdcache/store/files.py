@@ -159,10 +159,16 @@ def publish(source: Root, target: Root) -> None:
 
 
 def object_names(root: Root) -> list[str]:
-    """Names of all objects below, relative to `root`."""
+    """Names of all objects below, relative to `root`; none if it is not there."""
+    return list(object_sizes(root))
+
+
+def object_sizes(root: Root) -> dict[str, int]:
+    """Bytes of all objects below, by name relative to `root`; none if it is not there."""
     if isinstance(root, ObjectPath):
-        return list(root.below())
-    return [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+        return root.sizes()
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): path.stat().st_size for path in files}
 
 
 def remove_tree(path: Root) -> None:

@@ -1,35 +1,26 @@
 """Stores by URL: paths in an object store that look as much like pathlib's as the store needs.
 
 `locate` turns what a user gives into a `Root`, a local Path or an ObjectPath; a URL must never pass
-through `Path`, which takes `s3://bucket` for `s3:/bucket`. The client, obstore, has threads that do
-not survive a fork, so a forked child that would use one is refused rather than left to hang.
+through `Path`, which takes `s3://bucket` for `s3:/bucket`.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from kdcache.errors import CacheError, ConfigError, DamageError, MissingExtraError, one_of
+from kdcache.errors import CacheError, ConfigError, DamageError, one_of
+from kdcache.store.client import Bucket, talking
 
 SCHEMES = ("s3", "gs", "az")
-RETRIES: Any = {"max_retries": 6, "retry_timeout": timedelta(minutes=2)}
-REQUEST_TIMEOUT = "600s"  # of one request: a whole shard over a slow line
-
 AT_ONCE = 8  # requests; each holds an object in memory
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-_process: int | None = None  # the process whose threads serve all clients
 
 
 class Stat(NamedTuple):
@@ -37,69 +28,6 @@ class Stat(NamedTuple):
 
     st_size: int
     etag: str
-
-
-class Bucket:
-    """A bucket of an object store; its client is made when first used, once a process."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._made: Any = None
-
-    def __reduce__(self) -> tuple[type[Bucket], tuple[str]]:
-        return Bucket, (self.url,)
-
-    @property
-    def client(self) -> Any:
-        """The obstore client; CacheError in a fork of the process that first used one."""
-        global _process
-        if _process not in (None, os.getpid()):
-            raise CacheError(
-                f"{self.url} was opened before this process was forked, and object stores do not "
-                "survive a fork: read it in the process that opened it (num_workers=0), or start "
-                'workers with multiprocessing_context="spawn"'
-            )
-        if self._made is None:
-            self._made = _connect(self.url)
-            _process = os.getpid()
-        return self._made
-
-
-def _connect(url: str) -> Any:
-    try:
-        from obstore.store import from_url
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{url} needs the extra s3: pip install 'kdcache[s3]' (obstore)"
-        ) from error
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
-    options: Any = {"timeout": REQUEST_TIMEOUT, "allow_http": endpoint.startswith("http://")}
-    with _talking(url):
-        return from_url(url, client_options=options, retry_config=RETRIES)
-
-
-@contextmanager
-def _talking(what: object) -> Iterator[None]:
-    """Turn obstore's errors into the system's, or ours where the system has none such."""
-    from obstore import exceptions
-
-    try:
-        yield
-    except (FileNotFoundError, exceptions.NotFoundError) as error:
-        raise FileNotFoundError(errno.ENOENT, "no such object", str(what)) from error
-    except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
-        raise FileExistsError(errno.EEXIST, "there already", str(what)) from error
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        raise CacheError(
-            f"{what}: access denied; check the credentials (AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or the role) and the rights they give"
-        ) from error
-    except exceptions.BaseError as error:
-        first = str(error).partition("\n")[0]
-        raise CacheError(
-            f"{what} cannot be reached: {first}; check the network, the URL and AWS_ENDPOINT_URL, "
-            "then run the same command again"
-        ) from error
 
 
 class ObjectPath:
@@ -149,7 +77,7 @@ class ObjectPath:
         import obstore
 
         client = self.bucket.client
-        with _talking(self):
+        with talking(self):
             found = obstore.head(client, self.key)
         return Stat(found["size"], str(found["e_tag"]))
 
@@ -174,7 +102,7 @@ class ObjectPath:
         import obstore
 
         client = self.bucket.client
-        with _talking(self):
+        with talking(self):
             found = obstore.get(client, self.key)
             size = found.meta["size"]
             if limit is not None and size > limit:
@@ -190,7 +118,7 @@ class ObjectPath:
         client = self.bucket.client
         mode: Literal["create", "overwrite"] = "create" if create else "overwrite"
         try:
-            with _talking(self):
+            with talking(self):
                 obstore.put(client, self.key, data, mode=mode, use_multipart=False)
         except FileNotFoundError as error:
             raise CacheError(f"there is no bucket {self.bucket.url}; create it first") from error
@@ -200,7 +128,7 @@ class ObjectPath:
         import obstore
 
         client = self.bucket.client
-        with _talking(self):
+        with talking(self):
             obstore.copy(client, self.key, target.key)
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -210,7 +138,7 @@ class ObjectPath:
         if not missing_ok:
             self.stat()
         client = self.bucket.client
-        with _talking(self):
+        with talking(self):
             obstore.delete(client, self.key)
 
     def unlink_all(self) -> None:
@@ -219,18 +147,25 @@ class ObjectPath:
 
         keys = [f"{self.key}/{key}" for key in self.below()]
         client = self.bucket.client
-        with _talking(self):
+        with talking(self):
             for start in range(0, len(keys), 1000):  # what one request may name
                 obstore.delete(client, keys[start : start + 1000])
 
     def below(self) -> Iterator[str]:
         """Names of all objects below, relative to this path."""
+        return (found["path"][len(self.key) :].lstrip("/") for found in self._list())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of all objects below, by name relative to this path."""
+        return {found["path"][len(self.key) :].lstrip("/"): found["size"] for found in self._list()}
+
+    def _list(self) -> Iterator[Any]:
         import obstore
 
         client = self.bucket.client
-        with _talking(self):
+        with talking(self):
             for page in obstore.list(client, prefix=self.key or None):
-                yield from (found["path"][len(self.key) :].lstrip("/") for found in page)
+                yield from page
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
         """Objects below that match, as pathlib's: `*` within a folder, `**` any folders."""

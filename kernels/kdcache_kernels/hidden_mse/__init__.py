@@ -132,6 +132,10 @@ def _backend(student: Tensor) -> Any:
         from kdcache_kernels.hidden_mse import _numba
 
         return _numba
+    if student.device.type == "cuda" and student.dtype != torch.float64:
+        from kdcache_kernels.hidden_mse import _triton
+
+        return _triton
     from kdcache_kernels.hidden_mse import reference
 
     return reference

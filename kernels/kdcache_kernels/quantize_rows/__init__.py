@@ -1,5 +1,7 @@
 """Hidden states as 8-bit codes with one scale for each row, or for each group of columns."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,8 +35,17 @@ def quantize_rows(x: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
     h = x.shape[1]
     if group is not None and (group < 1 or h % group):
         raise ValueError(f"group must be positive and divide H = {h}; got {group}")
-    codes, scale = reference.quantize_rows(x.detach(), group or h)
+    codes, scale = _backend(x).quantize_rows(x.detach(), group or h)
     return codes, scale if group is not None else scale[:, 0]
+
+
+def _backend(x: Tensor) -> Any:
+    """The file that serves these rows, imported when it is first needed."""
+    if x.device.type == "cuda" and x.dtype != torch.float64:
+        from kdcache_kernels.quantize_rows import _triton
+
+        return _triton
+    return reference
 
 
 def dequantize_rows(codes: Tensor, scale: Tensor) -> Tensor:

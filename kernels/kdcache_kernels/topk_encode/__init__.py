@@ -53,4 +53,8 @@ def _backend(logits: Tensor) -> Any:
         from kdcache_kernels.topk_encode import _numba
 
         return _numba
+    if logits.device.type == "cuda" and logits.dtype != torch.float64:
+        from kdcache_kernels.topk_encode import _triton
+
+        return _triton
     return reference

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kdcache.errors import DamageError
 from kdcache.plans import Array, Plan
 from kdcache.tasks import IGNORE_INDEX
 
@@ -59,10 +60,15 @@ def epoch_order(
 
 
 def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
-    """Pad the tokens of documents and lay their labels and signal rows beside them."""
+    """Pad the tokens of documents and lay their labels and signal rows beside them.
+
+    Raises DamageError for ids beyond the vocabulary, which an embedding would read past its end
+    for, and positions beyond a document.
+    """
     docs = np.asarray(docs, np.int64)
     starts, lens = plan.spans(docs, "token")
     flat = _read(plan, "tokens", starts, lens)
+    _require_below(plan.config.tokenizer["vocab_size"], flat, "tokens")
     mask = np.arange(lens.max())[None, :] < lens[:, None]
     ids = np.full(mask.shape, plan.config.tokenizer["pad_id"], np.int64)
     ids[mask] = flat
@@ -96,9 +102,16 @@ def _add_masked(batch: Batch, plan: Plan, docs: Docs, width: int) -> None:
     starts, counts = plan.spans(docs, "masked")
     rows = np.repeat(np.arange(len(docs)), counts)
     positions = _read(plan, "masked_position", starts, counts)
+    _require_below(plan.examples["doc_len"][docs][rows], positions, "masked_position")
     batch["masked"] = torch.from_numpy(rows * width + positions)
     labels = _read(plan, "masked_label", starts, counts).astype(np.int64)
+    _require_below(plan.config.tokenizer["vocab_size"], labels, "masked_label")
     batch["labels"] = torch.from_numpy(labels)
+
+
+def _require_below(limit: int | Array, values: Array, column: str) -> None:
+    if len(values) and not ((values >= 0) & (values < limit)).all():
+        raise DamageError(f"{column} of the plan hold a value beyond what there can be")
 
 
 def _read(plan: Plan, column: str, starts: Array, counts: Array) -> Array:

@@ -17,7 +17,7 @@ from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig
 from kdcache.signals import ArraySpec, Signal, TeacherShape, from_json
 from kdcache.store.layout import Layout
 from kdcache.store.objects import Root
-from kdcache.tasks import TASKS, Space
+from kdcache.tasks import IGNORE_INDEX, TASKS, Space
 
 ROWS = 2**31  # of a part, in any space; a shard of one byte a row would be 2 GiB
 TOTAL = 2**48  # rows of an array
@@ -243,6 +243,9 @@ def _plan(facts: Json, where: Root) -> tuple[PlanConfig, int, dict[Space, int]]:
     rows = {space: facts["rows"][space] for space in spaces}
     if facts["parts"] * max(rows.values()) > TOTAL:
         raise DamageError(f"{where} is damaged: {facts['parts']} parts of {rows} rows are too many")
+    vocabulary = facts["config"]["tokenizer"]
+    if vocabulary["pad_id"] >= vocabulary["vocab_size"]:
+        raise _damage(where, "plan.config.tokenizer.pad_id", vocabulary["pad_id"], "an id")
     config, classes = facts["config"], facts["config"]["corpus"].get("classes")
     if (config["task"] == "text-classification") == (config["problem"] == "tokens"):
         raise _damage(where, "plan.config.problem", config["problem"], f"what {config['task']} has")
@@ -269,8 +272,9 @@ def _signals(
     return found
 
 
-def check_examples(plan: Plan, root: Root) -> None:
-    """DamageError if documents lie outside their part, or there are none.
+def check_examples(plan: Plan, root: Root, outputs: int | None) -> None:
+    """DamageError if documents lie outside their part, or there are none, or a label is none of
+    the teacher's `outputs` classes.
 
     The rows have passed their checksums; this keeps a plan made by something else from pointing a
     reader anywhere.
@@ -289,12 +293,16 @@ def check_examples(plan: Plan, root: Root) -> None:
         _require(inside & (starts - first <= size - counts), plan, root, f"{name}_start")
     pairs, lens = (plan.examples[name][plan.docs] for name in ("pair_start", "doc_len"))
     _require((lens > 0) & (pairs >= 0) & (pairs <= lens), plan, root, "pair_start")
+    if plan.config.problem == "classes":
+        labels, most = plan.examples["label"][plan.docs], outputs or 2**31
+        sound = (labels == IGNORE_INDEX) | (labels >= 0) & (labels < most)
+        _require(sound, plan, root, "label")
 
 
 def _require(sound: Array, plan: Plan, root: Root, column: str) -> None:
     if not sound.all():
         row = int(plan.docs[int((~sound).argmax())])
         raise DamageError(
-            f"{root / 'plan' / column} is damaged: row {row} points outside part "
-            f"{row // plan.rows['example']}"
+            f"{root / 'plan' / column} is damaged: row {row}, of part "
+            f"{row // plan.rows['example']}, says what cannot be"
         )

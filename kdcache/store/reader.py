@@ -64,7 +64,8 @@ def _plan(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> Plan
         else:
             columns[name] = reader
     plan = dataclasses.replace(blueprint.plan, examples=examples, columns=columns)
-    check_examples(plan, root)
+    outputs = None if blueprint.shape is None else blueprint.shape.outputs
+    check_examples(plan, root, outputs)
     return plan
 
 

@@ -16,7 +16,8 @@ GPU_SIDE, CPU_SIDE, CPU_SIDE_16_BIT = 8192, 1024, 256
 """Side of the square matrices whose product measures the rate of matrix products."""
 
 
-CPU_CACHE_BYTES = 1 << 26  # more than the last-level cache of most; the few larger are shared
+CPU_FLUSH_BYTES = 1 << 26  # more than the last-level cache of most; the few larger are shared
+GPU_FLUSH_BYTES, GPU_FLUSHES = 1 << 28, 16
 
 
 class Contender(NamedTuple):
@@ -31,18 +32,21 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._cuda = device.type == "cuda"
-        self._flush = torch.empty(_cache_bytes(device), dtype=torch.uint8, device=device)
+        flush = GPU_FLUSH_BYTES if self._cuda else CPU_FLUSH_BYTES
+        self._flush = torch.empty(flush, dtype=torch.uint8, device=device)
 
     def seconds(self, call: Call) -> float:
         """Seconds of one call; what it returns is freed after the clock has stopped."""
-        self._flush.fill_(1)
         if not self._cuda:
+            self._flush.fill_(1)
             begin = time.perf_counter()
             kept = call()
             end = time.perf_counter()
             del kept
             return end - begin
-        # Launches run ahead while the flush keeps the GPU busy, as they do in training.
+        # A millisecond in which launches run ahead, as in training: what is timed is the GPU.
+        for _ in range(GPU_FLUSHES):
+            self._flush.fill_(1)
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
         kept = call()
@@ -58,12 +62,6 @@ class Stopwatch:
         the allocator's noise of some 100 kB.
         """
         return _cuda_peak(call, self.device) if self._cuda else _cpu_peak(call)
-
-
-def _cache_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return 2 * int(torch.cuda.get_device_properties(device).L2_cache_size)
-    return CPU_CACHE_BYTES
 
 
 def _cuda_peak(call: Call, device: torch.device) -> int:

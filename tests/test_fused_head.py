@@ -2,19 +2,20 @@
 
 import copy
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from kdcache.builder import build
-from kdcache.losses import Hard, HiddenMSE, Objective, SoftKL
+from kdcache.losses import CacheFacts, Hard, HiddenMSE, Objective, SoftKL
 from kdcache.models import plain_head, run_model
 from kdcache.progress import quiet
 from kdcache.signals import TeacherShape
 from kdcache.trainer import train
-from kdcache.trainer.train import facts
 
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES = {**WIDE, "intermediate_size": 48, "max_position_embeddings": 130}
@@ -75,7 +76,15 @@ def cached(task, masked_cache, causal_cache):
 def objective(cache, losses, layers=2):
     shape = TeacherShape(outputs=cache.shape.outputs, hidden=32, layers=layers)
     torch.manual_seed(1)
-    return Objective(losses, facts(cache), shape)
+    config = cache.plan.config
+    known = CacheFacts(
+        task=config.task,
+        problem=config.problem,
+        signals=cache.signals,
+        shape=cache.shape,
+        labelled=cache.plan.labelled,
+    )
+    return Objective(losses, known, shape)
 
 
 def step(model, task, batch, aim, head, scale=1.0):
@@ -328,3 +337,45 @@ def test_a_student_whose_logits_are_scaled_says_that_they_are_made_whole(dense, 
         progress=said,
     )
     assert [m for m in said.messages if "made whole: they are not just what a linear layer" in m]
+
+
+def test_a_resumed_run_through_the_head_equals_the_unbroken_one(task, cached, tmp_path):
+    """With dropout, and soft and hard losses in one pass."""
+    kind = "bert" if task == "masked-lm" else "gpt2"
+    made(task, kind, cached.shape.outputs).config.save_pretrained(tmp_path / "student")
+    overrides = [
+        "training.max_steps=5",
+        "training.learning_rate=1e-3",
+        "training.per_device_train_batch_size=4",
+        "training.save_strategy=steps",
+        "training.save_steps=3",
+    ]
+
+    def run(name, **options):
+        return train(
+            cached,
+            recipe="mlm-kd" if task == "masked-lm" else "causal-kd",
+            out=tmp_path / name,
+            config=str(tmp_path / "student"),
+            overrides=overrides,
+            **options,
+        )
+
+    class Breaking(Said):
+        @contextmanager
+        def bar(self, label, *, unit, total):
+            done = []
+
+            def advance(count):
+                done.append(count)
+                if label == "training" and sum(done) == 4:
+                    raise RuntimeError("stopped")
+
+            yield advance
+
+    whole = run("whole")
+    with pytest.raises(RuntimeError, match="stopped"):
+        run("broken", progress=Breaking())
+    resumed = run("broken", resume=True)
+    one, other = (load_file(each.folder / "model.safetensors") for each in (whole, resumed))
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -193,20 +194,7 @@ class _Run:
         if self.first:
             start_folder(self.folder, self.recipe, self.cache, self.parts)
         reporter = Reporter(self.progress)
-        task = self.cache.plan.config.task
-        sample = self.cache.batch(self.cache.plan.docs[:1], [])
-        head, note = fused_head(student, task, sample, self.objective, self.args)
-        if note:
-            self.progress.say(note)
-        trainer = DistillationTrainer(
-            task=task,
-            head=head,
-            objective=self.objective,
-            dataset=self.dataset,
-            model=student,
-            args=self.args,
-            callbacks=[reporter],
-        )
+        trainer = self._trainer(student, reporter)
         metrics = self._fit(trainer, reporter)
         delattr(student, PROJECTIONS)
         if keeps_cache is not None:
@@ -228,6 +216,22 @@ class _Run:
                 f"training on {len(self.dataset):,} of {plan.documents:,} documents: "
                 f"{len(self.parts)} of {plan.parts} parts are there"
             )
+
+    def _trainer(self, student: Any, reporter: Reporter) -> DistillationTrainer:
+        task = self.cache.plan.config.task
+        sample = self.cache.batch(self.cache.plan.docs[:1], [])
+        head, note = fused_head(student, task, sample, self.objective, self.args)
+        if note:
+            self.progress.say(note)
+        return DistillationTrainer(
+            task=task,
+            head=head,
+            objective=self.objective,
+            dataset=self.dataset,
+            model=student,
+            args=self.args,
+            callbacks=[reporter],
+        )
 
     def _fit(self, trainer: DistillationTrainer, reporter: Reporter) -> Json:
         if self.checkpoint is not None:

@@ -3,8 +3,9 @@
     loss = topk_kl(logits, ids, logprobs, tail_logmass=tail)   # training: loss and dense gradient
     ids, logprobs, tail, stat = topk_encode(teacher_logits, 64)  # the teacher's side
 
-Every op is a `torch.library.custom_op`, so `torch.compile(fullgraph=True)` traces through it. CPU
-tensors run a Numba kernel, compiled at first use and cached on disk; other devices run plain torch.
+Every op is registered with torch's dispatcher, so `torch.compile(fullgraph=True)` traces through
+it. CPU tensors run a Numba kernel, compiled at first use and cached on disk, CUDA tensors a Triton
+kernel; float64 runs in plain torch, as do other devices and `linear_kl`'s rows on CUDA.
 """
 
 from kdcache_kernels.hidden_mse import hidden_mse

@@ -44,7 +44,7 @@ def quantize_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
                 num_warps=held.num_warps,
                 maxnreg=max_registers(held.num_warps),
             )
-    reference._require_finite(scale)
+    reference.require_finite(scale)
     return codes, scale
 
 

@@ -22,7 +22,7 @@ def quantize_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"x must have at least one column; got {tuple(x.shape)}")
     top = grouped.abs().amax(2)
     scale = _representable(top)
-    _require_finite(scale)
+    require_finite(scale)
     step = scale.to(grouped.dtype)[..., None]
     codes = (grouped / step.masked_fill(step == 0, 1)).round().clamp(-127, 127)
     return codes.to(torch.int8).view(n, h), scale
@@ -36,7 +36,8 @@ def _representable(top: Tensor) -> Tensor:
     return torch.where(clips, (scale.view(torch.int16) + 1).view(torch.float16), scale)
 
 
-def _require_finite(scale: Tensor) -> None:
+def require_finite(scale: Tensor) -> None:
+    """Raise ValueError, naming the row, if some scale is not finite."""
     bad = (~scale.isfinite()).any(1).nonzero()
     if len(bad):
         raise ValueError(

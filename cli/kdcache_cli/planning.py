@@ -11,7 +11,7 @@ from kdcache.errors import ConfigError
 from kdcache_cli import options as o
 from kdcache_cli.config import read_config
 from kdcache_cli.output import print_json
-from kdcache_cli.reports import print_bytes, print_cache, print_plan
+from kdcache_cli.reports import print_bytes, print_cache, print_plan, print_proposals
 
 
 def plan(
@@ -40,17 +40,28 @@ def plan(
             help="Teacher whose signals are sized, if it does not lie with the tokenizer.",
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Propose the truest codecs that fit a size such as 20GB; of hidden states, those "
+            "of the layers and positions of --signal.",
+        ),
+    ] = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Tokenise a corpus and say what a build would make of it.
 
-    Prints documents, tokens, their lengths and, for --signal, the exact bytes of the cache; no
-    teacher runs.
+    Prints documents, tokens, their lengths and, for --signal, the bytes of the cache: exact, or
+    estimates where arrays are compressed. No teacher runs.
     """
     from kdcache.describe import describe_bytes, describe_plan
     from kdcache.planner import plan as make
+    from kdcache.store.fetched import parse_bytes
 
-    sized = _signals(signal, teacher or tokenizer, task) if signal else None
+    most = parse_bytes(budget, "--budget") if budget else None
+    wanted = bool(signal or budget)
+    sized = _signals(signal or [], teacher or tokenizer, task) if wanted else None
     made = make(
         o.one_corpus(corpus),
         tokenizer=tokenizer,
@@ -59,8 +70,24 @@ def plan(
         progress=context.obj,
         **o.plan_options(context),
     )
+    if sized and most:
+        _propose(made, sized, most, as_json)
+        return
     size = describe_bytes(made, *sized) if sized else None
     _report(describe_plan(made), size, as_json)
+
+
+def _propose(plan: Any, sized: tuple[Any, Any], budget: int, as_json: bool) -> None:
+    from kdcache.budget import propose
+    from kdcache.describe import describe_plan
+
+    signals, shape = sized
+    found = [proposal.to_json() for proposal in propose(plan, shape, budget, signals)]
+    if as_json:
+        print_json({**describe_plan(plan), "budget": budget, "proposals": found})
+        return
+    print_plan(describe_plan(plan))
+    print_proposals(budget, found)
 
 
 def _signals(texts: list[str], teacher: str, task: Any) -> tuple[Any, Any]:

@@ -88,6 +88,24 @@ def print_bytes(estimate: Json) -> None:
     print("The tokenizer's files and the metadata come on top.")
 
 
+def print_proposals(budget: int, proposals: list[Json]) -> None:
+    """Signals that fit a budget, the truest first, and the first of them as options."""
+    print_title(f"What fits {size(budget)}, by the errors of `kdcache bench fidelity`")
+    rows = [
+        (
+            " ".join(proposal["signals"]),
+            f"at most {size(proposal['bytes'])}",
+            100 * proposal["logits_error"],
+            None if proposal["hidden_error"] is None else 100 * proposal["hidden_error"],
+            proposal["note"],
+        )
+        for proposal in proposals
+    ]
+    header = ("signals", "size", "gradient error, %", "hidden error, %", "")
+    print_table(header, rows, right=(1, 2, 3))
+    print("Take the first with:", *(f"--signal {text}" for text in proposals[0]["signals"]))
+
+
 def print_cache(cache: Json) -> None:
     """What made a cache, its arrays, its fidelity and whether all of it is there."""
     teacher = cache["teacher"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from kdcache.bench.fidelity_measure import (
 )
 from kdcache.bench.fidelity_sample import Sample
 from kdcache.bench.report import Json, new_report
+from kdcache.errors import ConfigError
 from kdcache.progress import Progress, quiet, track
 from kdcache.signals import (
     ArraySpec,
@@ -102,8 +103,11 @@ class Whole:
 
 
 def run(sample: Sample, choice: Choice | None = None, *, progress: Progress = quiet) -> Json:
-    """Measure codecs on a sample; the report has a row for each, keyed by teacher and signal."""
-    choice = choice or Choice()
+    """Measure codecs on a sample; the report has a row for each, keyed by teacher and signal.
+
+    Those that a teacher of its sizes cannot give are listed under `left_out`, with the reason.
+    """
+    choice, left_out = _possible(choice or Choice(), _shape(sample))
     full = Whole(
         gradients={t: full_gradient(sample, t) for t in (1.0, 2.0)},
         truths=[truth(sample, t) for t in TEMPERATURES],
@@ -127,8 +131,25 @@ def run(sample: Sample, choice: Choice | None = None, *, progress: Progress = qu
             "entropy": _entropy(sample.logits),
             "student_kl": list(sample.student_kl),
         },
+        left_out=left_out,
         rows=[{"teacher": sample.name, **row} for row in rows],
     )
+
+
+def _possible(choice: Choice, shape: TeacherShape) -> tuple[Choice, dict[str, str]]:
+    left_out = {}
+    for text in (*choice.logits, *(f"hidden:layers=0,{options}" for options in choice.hidden)):
+        try:
+            parse(text).check("masked-lm", shape)
+        except ConfigError as error:
+            left_out[text.replace("layers=0,", "")] = str(error)
+    kept = replace(
+        choice,
+        logits=[text for text in choice.logits if text not in left_out],
+        hidden=[options for options in choice.hidden if f"hidden:{options}" not in left_out],
+        ks=[k for k in choice.ks if k < shape.outputs],
+    )
+    return kept, left_out
 
 
 def _entropy(logits: torch.Tensor) -> float:

@@ -115,7 +115,8 @@ def gradient(sample: Sample, soft: SoftLabels, temperature: float) -> torch.Tens
     With all ids the op sorts them row by row, for the same sum as here.
     """
     if soft.ids.shape[1] == sample.logits.shape[1]:
-        return _of_logits(sample, soft.logprobs, temperature)
+        ordered = torch.empty_like(soft.logprobs).scatter_(1, soft.ids, soft.logprobs)
+        return _of_logits(sample, ordered, temperature)
     total = torch.zeros(sample.inputs.shape[1], sample.weight.shape[1], dtype=torch.float64)
     for rows in blocks(len(sample.logits)):
         labels = part(soft, rows)

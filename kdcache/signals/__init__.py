@@ -34,6 +34,7 @@ __all__ = [
     "POSITIONS",
     "SIGNALS",
     "ArraySpec",
+    "Assisted",
     "DenseLogits",
     "Head",
     "HeadLabels",

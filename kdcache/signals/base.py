@@ -163,6 +163,10 @@ class Assisted(Protocol):
         """The files to keep in the cache under `files/`, by name; made before the teacher runs."""
         ...
 
+    def artefact_bytes(self, shape: TeacherShape) -> dict[str, int]:
+        """The most each of those files takes, by name."""
+        ...
+
     def assisted(self, shape: TeacherShape, read: Callable[[str], bytes]) -> Signal:
         """This signal, ready to encode and decode with the files that `read` gives.
 

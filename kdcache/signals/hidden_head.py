@@ -132,6 +132,10 @@ class HiddenHead:
             kept["bias"] = bias.contiguous()
         return {FILE: safetensors.torch.save(kept)}
 
+    def artefact_bytes(self, shape: TeacherShape) -> dict[str, int]:
+        """Weight and bias in float32, and the header; half where the teacher is a 16-bit one."""
+        return {FILE: 4 * shape.outputs * (shape.hidden + 1) + 256}
+
     def assisted(self, shape: TeacherShape, read: Callable[[str], bytes]) -> HiddenHead:
         """This signal with the output layer, which is read once it is needed."""
         return replace(self, layer=OutputLayer(read, shape))

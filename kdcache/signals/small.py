@@ -117,6 +117,10 @@ class SmallTopK:
         made = vocabulary.of_corpus(task, shape.outputs, origins)
         return {vocabulary.FILE: made.to_bytes()}
 
+    def artefact_bytes(self, shape: TeacherShape) -> dict[str, int]:
+        """Two bytes an id, or four beyond 65,536 of them."""
+        return {vocabulary.FILE: vocabulary.size_of(shape.outputs)}
+
     def assisted(self, shape: TeacherShape, read: Callable[[str], bytes]) -> SmallTopK:
         """This signal with the order of the vocabulary."""
         order = vocabulary.from_bytes(read(vocabulary.FILE), shape.outputs)

@@ -47,6 +47,11 @@ def _dtype(size: int) -> str:
     return "<u2" if size <= 65_536 else "<u4"
 
 
+def size_of(size: int) -> int:
+    """Bytes of the order of `size` ids."""
+    return size * np.dtype(_dtype(size)).itemsize
+
+
 def attributes(size: int) -> Json:
     """What tells another reader where a rank's id stands."""
     return {"ranks_of": f"files/{FILE}", "dtype": _dtype(size)}
@@ -61,7 +66,7 @@ def by_frequency(counts: npt.NDArray[np.int64], size: int) -> Vocabulary:
 
 def from_bytes(data: bytes, size: int) -> Vocabulary:
     """The order that `to_bytes` wrote; DamageError if it is no permutation of `size` ids."""
-    if len(data) == size * np.dtype(_dtype(size)).itemsize:
+    if len(data) == size_of(size):
         ids = np.frombuffer(data, _dtype(size)).astype(np.int64)
         if (np.bincount(ids, minlength=size) == 1).all() and int(ids.max(initial=0)) < size:
             return _vocabulary(ids)

@@ -38,6 +38,7 @@ Json = dict[str, Any]
 VOCABS = (30522, 128256, 151936, 50257, 32000, 1271)
 CHECKED_ROWS = 72
 HUGE = ((16745, 128256), (14135, 151936))  # rows x vocabulary just beyond 2**31
+WARM_ROWS = 512
 RACE_REPEATS = 300
 GRACE = 35  # seconds to start a stage, and for its last item
 BAD = {"wrong", "failed"}
@@ -125,7 +126,7 @@ def calls(*, training: bool = False, op: str = "") -> Iterator[tuple[str, str, i
 
 def warmed(session: Session, case: Case, vocab: int) -> Callable[[], tuple[torch.Tensor, ...]]:
     """A call of our op that has run often enough to be compiled."""
-    x = case.draw(session.size(512, vocab), torch.bfloat16, session.device, False)
+    x = case.draw(session.size(WARM_ROWS, vocab), torch.bfloat16, session.device, False)
     fresh = case.fresh(case.ours, x)
     for _ in range(3):
         case.run(case.ours, case.fresh(case.ours, x))

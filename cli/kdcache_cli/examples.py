@@ -48,7 +48,8 @@ EXAMPLES = {
         "kdcache bench kernels --op topk_kl --compare bench/kernels.json",
     ),
     "bench fidelity": (
-        "kdcache bench fidelity wiki.txt --teacher ./teacher --task masked-lm --out bench",
+        "kdcache bench fidelity wiki.txt --teacher ./teacher --task masked-lm",
+        "    --out bench",
     ),
     "bench store": (
         "kdcache bench store --out bench",

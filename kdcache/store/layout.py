@@ -11,8 +11,8 @@ from kdcache.signals import Packing
 
 SHARD_BYTES = 64 * 2**20
 ZSTD_LEVELS: dict[Packing, int] = {"zstd": 1, "columns": 13}
-"""Of packed chunks: hidden states hardly gain beyond the first; ids do, up to the 13th, which writes
-150,000 rows of 50 a second."""
+"""Of packed chunks: hidden states hardly gain beyond the first; ids do, up to the 13th, which
+writes 150,000 rows of 50 a second."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ def _candidates(keys: Any, k: int, columns: Any, order: Any) -> int:
     if width < 4 * k:
         for v in range(keys.size):
             order[v] = v
-        return keys.size
+        return int(keys.size)
     columns[:] = keys[:width]
     for start in range(width, keys.size, width):
         _larger(columns, keys[start : start + width])

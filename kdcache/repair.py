@@ -33,8 +33,6 @@ from kdcache.store.verify import COMPLETE, MANIFEST, PLAN, Finding, find_damage
 from kdcache.store.writer import commit_record, completion_record, encode_part
 from kdcache.store.zarrs import group_json, read_record
 
-USUAL = {"batch_tokens": 8192, "device": "cpu"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Repair:
@@ -179,12 +177,14 @@ class _Rows:
 
     def _commits(self, parts: list[int]) -> None:
         """Write commits anew; those of a finished cache only if its record vouches for them."""
+        if self._forwards(parts[0]) is None:
+            return  # no commit is left to say how the teacher was run
         made = {part: self._commit(part) for part in parts}
         completion = read_record(self.root / "complete")
         if completion is not None:
             count = self.cache.plan.parts
             records = [made.get(part) or self.cache.commit(part) for part in range(count)]
-            if digest([record["objects"] for record in records]) != completion["contents"]:
+            if digest(records) != completion["commits"]:
                 return
         for part, record in made.items():
             self._write(f"commits/{part_name(part)}/zarr.json", group_json(record))
@@ -229,7 +229,9 @@ class _Rows:
 
     def _run(self, part: int, number: int) -> _Run:
         """What one build said of a part, made again as it was."""
-        seat, forward = self.sources.seats[number], self._forwards(part)[number]
+        forwards = self._forwards(part)
+        assert forwards is not None
+        seat, forward = self.sources.seats[number], forwards[number]
         cache = self.sources.view(seat.guest)
         teacher = self.sources.teacher(seat.guest, forward["device"])
         capture = Capture(cache, teacher, forward["batch_tokens"])
@@ -243,18 +245,17 @@ class _Rows:
             forward=forward,
         )
 
-    def _forwards(self, part: int) -> list[Json]:
+    def _forwards(self, part: int) -> list[Json] | None:
         """How a part was computed by each build; as the first other, if its commit is damaged."""
-        found: list[Json] | None = None
         for other in sorted(self.cache.committed, key=lambda known: known != part):
             try:
                 record = self.cache.commit(other)
             except DamageError:
                 continue
-            found = record.get("forwards", [record["forward"]])
-            break
-        seats = len(self.sources.seats)
-        return found if found is not None and len(found) == seats else [USUAL] * seats
+            found: list[Json] = record.get("forwards", [record["forward"]])
+            if len(found) == len(self.sources.seats):
+                return found
+        return None
 
     def _write(self, key: str, data: bytes) -> None:
         with writing(self.root):

@@ -44,6 +44,20 @@ def plan_objects(root: Root, manifest: Json) -> dict[str, Json]:
     return objects
 
 
+def read_completion(root: Root, parts: int) -> Json | None:
+    """The record that marks a cache complete; None if it is not, DamageError if it is unsound."""
+    where = inside(root, "complete/zarr.json")
+    record = read_record(where.parent)
+    if record is None:
+        return None
+    digests = record.get("contents"), record.get("commits")
+    if not all(isinstance(text, str) and SHA256.fullmatch(text) for text in digests):
+        raise DamageError(f"{where} is damaged: its digests are none")
+    if record.get("parts") != parts or not _figures(record.get("fidelity")):
+        raise DamageError(f"{where} is damaged: its parts or fidelity make no sense")
+    return record
+
+
 class Ledger:
     """The commits of the parts of a store whose signal arrays have `layouts`."""
 
@@ -72,6 +86,14 @@ class Ledger:
         if not isinstance(ways, list) or not all(map(_way, [record.get("forward"), *ways])):
             raise DamageError(f"{where} is damaged: how its rows were made makes no sense")
         return record
+
+    def require_commits(self, completion: Json) -> None:
+        """DamageError unless the commits are those that a finished cache was finished with."""
+        if digest([self.commit(part) for part in range(self.parts)]) != completion["commits"]:
+            raise DamageError(
+                f"{self.root / 'complete' / 'zarr.json'} is damaged: the commits are not those the "
+                "cache was completed with"
+            )
 
     def facts(self, part: int, key: str) -> Json:
         """What the commit of its part says of an object; the record is read once."""
@@ -105,6 +127,13 @@ def _sound(facts: Json) -> bool:
     size, chunks, crc = facts.get("bytes"), facts.get("chunks_sha256"), facts.get("crc32c")
     known = isinstance(chunks, str) and SHA256.fullmatch(chunks) is not None
     return type(size) is int and size >= 0 and (known or type(crc) is int)
+
+
+def _figures(fidelity: Any, depth: int = 3) -> bool:
+    """Whether these are numbers by signal and name, some of them by layer as well."""
+    if isinstance(fidelity, dict):
+        return depth > 0 and all(_figures(inner, depth - 1) for inner in fidelity.values())
+    return depth < 2 and type(fidelity) in (int, float)
 
 
 def _way(forward: Any) -> bool:

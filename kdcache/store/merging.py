@@ -216,4 +216,5 @@ def _completion(sources: Sequence[_Source], parts: Sequence[Json]) -> Json:
             for name, figures in source.cache.fidelity.items()
         },
         "contents": digest([record["objects"] for record in parts]),
+        "commits": digest(list(parts)),
     }

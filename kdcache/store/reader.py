@@ -26,10 +26,15 @@ from kdcache.store.blueprint import (
     read_blueprint,
 )
 from kdcache.store.create import plan_layouts, signal_layouts
-from kdcache.store.ledger import Ledger, part_name, plan_facts, plan_objects
+from kdcache.store.ledger import (
+    Ledger,
+    part_name,
+    plan_facts,
+    plan_objects,
+    read_completion,
+)
 from kdcache.store.objects import Place, Root, locate
 from kdcache.store.packed import reader_of, stored_bytes
-from kdcache.store.paths import inside
 from kdcache.store.shard import ArrayReader, Layout
 from kdcache.store.spans import Pieces, cut_spans
 from kdcache.store.zarrs import read_layout, read_object, read_record, require_record
@@ -101,7 +106,7 @@ class Cache:
         self.plan = _plan(path, blueprint, self.objects)
         layouts = _layouts(path, blueprint, self.objects)
         self.ledger = Ledger(path, layouts.values(), self.plan.parts)
-        self.completion = read_record(inside(path, "complete/zarr.json").parent)
+        self.completion = read_completion(path, self.plan.parts)
         self.prefix = ""
         if teacher is not None:
             if not self.teachers:
@@ -186,6 +191,8 @@ class Cache:
                 f"{self.path} is incomplete: {done} of {parts} parts are committed; run the same "
                 "`kdcache build` again to add the rest"
             )
+        assert self.completion is not None
+        self.ledger.require_commits(self.completion)
 
     def arrays_of(self, signal: str, layers: tuple[int, ...] | None = None) -> list[str]:
         """Names of the arrays of a signal, of some layers only if `layers` is given."""

@@ -11,13 +11,18 @@ from kdcache.manifest import Json, digest
 from kdcache.progress import Progress, quiet
 from kdcache.store.blueprint import Blueprint, plan_specs, read_blueprint
 from kdcache.store.create import spec_layouts
-from kdcache.store.ledger import Ledger, part_name, plan_facts, plan_objects
+from kdcache.store.ledger import (
+    Ledger,
+    part_name,
+    plan_facts,
+    plan_objects,
+    read_completion,
+)
 from kdcache.store.objects import Place, Root, locate
 from kdcache.store.packed import PackedReader, reader_of
-from kdcache.store.paths import inside
 from kdcache.store.reader import Cache
 from kdcache.store.shard import ArrayReader, Layout
-from kdcache.store.zarrs import read_layout, read_object, read_record, require_record
+from kdcache.store.zarrs import read_layout, read_object, require_record
 
 MANIFEST, PLAN, COMPLETE = "zarr.json", "commits/plan/zarr.json", "complete/zarr.json"
 
@@ -152,10 +157,10 @@ class _Survey:
         ]
         ledger = Ledger(self.root, layouts, blueprint.parts)
         readers = [reader_of(self.root, layout, ledger.facts) for layout in layouts]
-        contents, missing = [], []
+        commits, missing = [], []
         for part in range(blueprint.parts):
             try:
-                contents.append(ledger.commit(part)["objects"])
+                commits.append(ledger.commit(part))
             except IncompleteError:
                 missing.append(part)
             except CacheError as error:
@@ -164,11 +169,11 @@ class _Survey:
                 for reader in readers:
                     shards = reader.layout.part_shards(part)
                     self.jobs += [_Job(reader, shard, part) for shard in shards]
-        self._completion(blueprint.parts, missing, contents)
+        self._completion(blueprint.parts, missing, commits)
 
-    def _completion(self, parts: int, missing: list[int], contents: list[Json]) -> None:
+    def _completion(self, parts: int, missing: list[int], commits: list[Json]) -> None:
         try:
-            record = read_record(inside(self.root, COMPLETE).parent)
+            record = read_completion(self.root, parts)
         except CacheError as error:
             self.note(COMPLETE, None, error)
             return
@@ -180,7 +185,7 @@ class _Survey:
             self.note("commits", None, lacking)
         elif record is None:
             self.note(COMPLETE, None, "not there yet: run the same `kdcache build` again")
-        elif len(contents) == parts and record.get("contents") != digest(contents):
+        elif len(commits) == parts and record.get("commits") != digest(commits):
             self.note(COMPLETE, None, "the commits are not those the cache was completed with")
 
     def run(self, full: bool, deep: Collection[str], advance: Callable[[int], None]) -> None:

@@ -163,4 +163,5 @@ def completion_record(cache: Cache, signals: Mapping[str, Signal]) -> Json:
         "parts": len(records),
         "fidelity": fidelity,
         "contents": digest([record["objects"] for record in records]),
+        "commits": digest(records),
     }

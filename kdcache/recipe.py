@@ -117,7 +117,7 @@ def _read(recipe: str | Path) -> Json:
     if name in shipped:
         text = resources.files("kdcache").joinpath("recipes", f"{name}.toml").read_text("utf-8")
     elif Path(recipe).is_file():
-        text = Path(recipe).read_text("utf-8")
+        text = _text(Path(recipe))
     elif name.endswith(".toml") or "/" in name:
         raise ConfigError(f"no recipe file {name}; shipped recipes: {', '.join(shipped)}")
     else:
@@ -125,16 +125,24 @@ def _read(recipe: str | Path) -> Json:
         raise AssertionError(name)
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe {name} is not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: also numbers of 5,000 digits
+        raise ConfigError(f"recipe {name} is not TOML: {str(error)[:200]}") from error
     return {"name": Path(name).stem, **table}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"recipe {path} is not UTF-8: {error.reason}") from error
 
 
 def _override(table: Json, override: str) -> None:
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
-        raise ConfigError(f"an override is KEY=VALUE, as in losses.kl.weight=2; got {override!r}")
+        shown = f"{override[:60]}..." if len(override) > 60 else override
+        raise ConfigError(f"an override is KEY=VALUE, as in losses.kl.weight=2; got {shown!r}")
     if path[0] not in SECTIONS:
         raise ConfigError(_unknown_key(key.strip(), table))
     if path[0] == "student":
@@ -153,7 +161,7 @@ def _value(text: str) -> Any:
         return text == "True"
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, bool | int | float | str | list | dict) else text
 

@@ -12,14 +12,11 @@ from kdcache_cli.output import print_facts, print_table, print_title
 
 COLUMNS = (
     ("bytes_per_row", "bytes/row"),
-    ("code_kl", "KL of codes"),
+    ("code_kl", "codes' KL"),
     ("kl_t1", "KL, T=1"),
-    ("kl_t1_p99", "p99"),
     ("kl_t2", "KL, T=2"),
-    ("kl_t4", "KL, T=4"),
     ("angle", "angle, °"),
     ("norm_ratio", "norm"),
-    ("error_t2", "error, T=2"),
 )
 
 
@@ -63,6 +60,15 @@ def fidelity(
     finish(report, show=_print, as_json=as_json, compare=compare, tolerance=tolerance)
 
 
+def _range(errors: list[float]) -> str:
+    low, high = 100 * min(errors), 100 * max(errors)
+    return f"{low:.2g} to {high:.2g}"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
 def _print(report: dict[str, Any]) -> None:
     sample = report["sample"]
     first, half = sample["student_kl"]
@@ -79,19 +85,21 @@ def _print(report: dict[str, Any]) -> None:
     logits = [row for row in report["rows"] if "bytes_per_row" in row]
     print_table(
         ("signal or format", *(title for _, title in COLUMNS)),
-        [(row["signal"], *(row.get(name) for name, _ in COLUMNS)) for row in logits],
+        [
+            (row["signal"].removeprefix("logits:"), *(_short(row.get(name)) for name, _ in COLUMNS))
+            for row in logits
+        ],
         right=range(1, len(COLUMNS) + 1),
     )
-    print_title("The tail as one token at T=2: relative error of the gradient")
-    rest = [row for row in report["rows"] if "error_t2" in row and "bytes_per_row" not in row]
-    print_table((), [(row["signal"], row["error_t2"]) for row in rest], right=(1,))
+    print_title("Relative error of the gradient at T=2, by what is kept of the tail")
+    known = {row["signal"]: row["error_t2"] for row in report["rows"] if "error_t2" in row}
+    both = [(name, known.get(f"{name}, tail as one token")) for name in known]
+    rows = [(name, _short(known[name]), _short(other)) for name, other in both if other is not None]
+    print_table(("signal", "its statistic at T=2", "one token"), rows, right=(1, 2))
     print_title("Hidden states")
     hidden = [row for row in report["rows"] if "bits_per_value" in row]
     print_table(
-        ("signal", "bits/value", "error, %, by layer"),
-        [
-            (row["signal"], row["bits_per_value"], [100 * e for e in row["error_by_layer"]])
-            for row in hidden
-        ],
+        ("signal", "bits/value", "error of a layer, %"),
+        [(row["signal"], row["bits_per_value"], _range(row["error_by_layer"])) for row in hidden],
         right=(1,),
     )

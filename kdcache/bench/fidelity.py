@@ -118,7 +118,7 @@ def run(sample: Sample, choice: Choice | None = None, *, progress: Progress = qu
         for job in track(progress, jobs, "measuring", unit="codecs", total=len(jobs))
     ]
     rows += _one_token(sample, choice, full)
-    rows += [_hidden(sample, options) for options in choice.hidden]
+    rows += [measure_hidden(sample.hidden, options) for options in choice.hidden]
     return new_report(
         "fidelity",
         key=list(KEY),
@@ -254,21 +254,21 @@ def _one_token(sample: Sample, choice: Choice, full: Whole) -> Iterator[Json]:
             yield {"signal": f"{text}, tail as one token", "ours": False, "error_t2": error}
 
 
-def _hidden(sample: Sample, options: str) -> Json:
-    layers = range(len(sample.hidden))
+def measure_hidden(hidden: Sequence[torch.Tensor], options: str) -> Json:
+    """Bits a value on disk and relative error by layer, of layers [N, H] stored with `options`."""
+    layers = range(len(hidden))
     text = f"hidden:layers={'-'.join(map(str, layers))},positions=all,{options}"
     signal = parse(text)
     assert isinstance(signal, Hidden)
-    states = [layer[:, None] for layer in sample.hidden]
-    mask = torch.ones(len(states[0]), 1, dtype=torch.bool)
-    said = Outputs(logits=torch.empty(0, 1), hidden=states, mask=mask)
+    mask = torch.ones(len(hidden[0]), 1, dtype=torch.bool)
+    said = Outputs(logits=torch.empty(0, 1), hidden=[layer[:, None] for layer in hidden], mask=mask)
+    shape = TeacherShape(outputs=1, hidden=hidden[0].shape[1], layers=len(hidden) - 1)
     encoded, seconds = _timed(lambda: signal.encode(said))
-    specs = signal.arrays("masked-lm", _shape(sample))
-    size, packing = _timed(lambda: stored_bytes(specs, encoded))
+    size, packing = _timed(lambda: stored_bytes(signal.arrays("causal-lm", shape), encoded))
     _, reading = _timed(lambda: [signal.decode(encoded, layer).dense() for layer in layers])
     stats = signal.measure(said, encoded, torch.arange(len(mask)))
     errors = list(signal.summarise(stats)["relative_error"].values())
-    values = sum(layer.numel() for layer in sample.hidden)
+    values = sum(layer.numel() for layer in hidden)
     return {
         "signal": f"hidden:{options}",
         "ours": True,

@@ -38,7 +38,7 @@ def draw(path: Path, reports: Sequence[Json]) -> Path:
             axis.set_title(title, fontsize=9)
         sample = report["sample"]
         axes[0].set_ylabel(f"{sample['teacher']}, V={sample['vocabulary']:,}", fontsize=9)
-        axes[0].legend(fontsize=7)
+        axes[-1].legend(fontsize=7)  # every family has a gradient, a sample no divergence
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path

@@ -123,7 +123,13 @@ class Tokenizer:
         """The tokenizer's files by name, as `save_pretrained` writes them."""
         self._plain()
         with tempfile.TemporaryDirectory() as folder:
-            self._tokenizer.save_pretrained(folder)
+            try:
+                self._tokenizer.save_pretrained(folder)
+            except Exception as error:  # the disk's errors come as bare Exception, too
+                raise ModelError(
+                    f"the tokenizer of {self.source} cannot be saved in {folder}: {error}; make "
+                    "room there, or set TMPDIR to another folder"
+                ) from error
             return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 

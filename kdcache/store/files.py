@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdcache.errors import CacheError
@@ -35,6 +35,7 @@ REASONS = {
 
 
 Pieces = Sequence[bytes | memoryview]
+RETRIES = 100  # of a step that others may undo; each of them does so once
 
 
 @contextmanager
@@ -97,16 +98,17 @@ def put_if_absent(path: Root, data: bytes, scratch: Root | None = None) -> bool:
     if isinstance(path, ObjectPath):
         return _create(path, data)
     assert isinstance(scratch, Path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        write_synced(scratch, data)
+    for attempt in range(RETRIES):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            write_synced(scratch, data)
             os.link(scratch, path)
             break
         except FileExistsError:
             return False
-        except FileNotFoundError:
-            continue  # a writer that finished has cleared the folder of `scratch`
+        except FileNotFoundError:  # a writer that finished has cleared the folder of `scratch`
+            if attempt == RETRIES - 1:
+                raise
         finally:
             scratch.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -167,8 +169,14 @@ def object_sizes(root: Root) -> dict[str, int]:
     """Bytes of all objects below, by name relative to `root`; none if it is not there."""
     if isinstance(root, ObjectPath):
         return root.sizes()
-    files = [path for path in root.rglob("*") if path.is_file()]
-    return {str(path.relative_to(root)): path.stat().st_size for path in files}
+    found = {}
+    for folder, _, names in os.walk(root):  # passes over what another writer moves away meanwhile
+        for name in names:
+            path = Path(folder, name)
+            with suppress(FileNotFoundError):
+                if path.is_file():
+                    found[str(path.relative_to(root))] = path.stat().st_size
+    return found
 
 
 def remove_tree(path: Root) -> None:

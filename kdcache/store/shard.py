@@ -152,7 +152,10 @@ class ArrayReader:
 
         Raises DamageError, IncompleteError, CacheError.
         """
-        self._open(number)
+        try:
+            self._open(number)
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     def require_whole(self) -> None:
         """As `identify`, for every shard: before memory is taken for all of their rows."""
@@ -170,8 +173,8 @@ class ArrayReader:
 
     def _unreadable(self, error: OSError) -> CacheError:
         return CacheError(
-            f"{self.root / self.layout.name} cannot be read: {error.strerror}; check the disk it "
-            "is on, or copy the cache to another"
+            f"{error.filename or self.root / self.layout.name} cannot be read: {error.strerror}; "
+            "check the disk it is on, or copy the cache to another"
         )
 
 

@@ -25,7 +25,7 @@ from kdcache.store.files import (
     stage,
     writing,
 )
-from kdcache.store.ledger import part_name
+from kdcache.store.ledger import part_name, read_completion
 from kdcache.store.objects import Root
 from kdcache.store.packed import encode_rows
 from kdcache.store.paths import inside
@@ -101,6 +101,8 @@ class Writer:
                 wanted = {key: facts["bytes"] for key, facts in record["objects"].items()}
                 if self._staged(part, record).name in staged or not wanted.items() <= sizes.items():
                     self.publish(part)
+            if staged and read_completion(self.path, self.cache.plan.parts) is not None:
+                remove_tree(self.staging)  # a writer that was late has been killed
 
     def finalize(self) -> Json:
         """Mark the cache complete, with its fidelity; returns that record."""

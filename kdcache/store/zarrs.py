@@ -152,6 +152,8 @@ def require_record(path: Root, kind: str) -> Json:
     record = read_record(path)
     if record is None:
         raise CacheError(f"{path} is not a kdcache {kind}: it holds no zarr.json")
-    if record.get("kind") != kind:
+    if record.get("kind") not in ("plan", "cache"):
+        raise DamageError(f"{path / 'zarr.json'} is damaged: it is no manifest")
+    if record["kind"] != kind:
         raise CacheError(f"{path} is a kdcache {record.get('kind')}, not a {kind}")
     return record

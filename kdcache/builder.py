@@ -15,6 +15,7 @@ import torch
 
 from kdcache.capture import Capture
 from kdcache.errors import ConfigError, KdcacheError, one_of
+from kdcache.interrupts import held_interrupts
 from kdcache.manifest import Json
 from kdcache.models import Teacher, Tokenizer, load_config, load_teacher, load_tokenizer
 from kdcache.models.teacher import check_fit, teacher_shape
@@ -257,11 +258,17 @@ def _run_parts(writer: Writer, parts: list[int], capture: Capture, progress: Pro
         ThreadPoolExecutor(1, "kdcache-writer") as thread,
         progress.bar("running the teacher", unit="tokens", total=sum(tokens.values())) as advance,
         _claims(writer) as claims,
+        held_interrupts() as check,
     ):
+
+        def step(tokens: int) -> None:
+            advance(tokens)
+            check()
+
         try:
             left = list(parts)
             while (part := claims.take(left)) is not None:
-                arrays, fidelity = capture.part(part, advance)
+                arrays, fidelity = capture.part(part, step)
                 left.remove(part)
                 if pending is not None:
                     pending.result()

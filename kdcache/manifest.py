@@ -10,6 +10,8 @@ from typing import Any
 from kdcache.errors import DamageError, MismatchError
 
 FORMAT = 2
+FIRST = 1
+"""The first format, which is read, not written: commits know a shard by its size alone."""
 Json = dict[str, Any]
 
 
@@ -40,6 +42,15 @@ def unseal(attributes: Mapping[str, Any], where: str) -> Json:
     if attributes.get("sha256") != seen:
         raise DamageError(f"{where} is damaged: its record does not match its SHA-256")
     return record
+
+
+def require_current(record: Json, where: str) -> None:
+    """MismatchError if a store is of the first format, which does not say how to add to it."""
+    if record.get("format") == FIRST:
+        raise MismatchError(
+            f"{where} is of format {FIRST}: it can be read, verified, copied and trained from; to "
+            f"repair or merge it, build it anew, in format {FORMAT}"
+        )
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

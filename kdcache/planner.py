@@ -17,9 +17,10 @@ from kdcache.plans import Plan, PlanConfig, round_up
 from kdcache.progress import Progress, quiet, track
 from kdcache.spool import Spool
 from kdcache.store import Place, locate, open_plan, write_plan
-from kdcache.store.files import writing
+from kdcache.store.files import remove_tree, sweep, writing
 from kdcache.tasks import TASKS, Task
 
+SCRATCH = ".kdcache-plan-"
 MAX_VIEWS = 32_767  # a view's number is stored as int16
 
 
@@ -94,9 +95,12 @@ def scratch_folder(out: Place | None) -> Iterator[Path]:
     parent = root.resolve().parent if isinstance(root, Path) else Path(tempfile.gettempdir())
     with writing(root or parent):
         parent.mkdir(parents=True, exist_ok=True)
-        made = tempfile.TemporaryDirectory(dir=parent, prefix=".kdcache-plan-")
-    with made as scratch:
-        yield Path(scratch)
+        sweep(parent, f"{SCRATCH}*")
+        made = Path(tempfile.mkdtemp(dir=parent, prefix=SCRATCH))
+    try:
+        yield made
+    finally:
+        remove_tree(made)
 
 
 def make_plan(

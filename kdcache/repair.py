@@ -8,13 +8,14 @@ is either what it was, or says what is still damaged.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdcache.capture import Capture
 from kdcache.errors import CacheError, DamageError
-from kdcache.manifest import Json, digest
+from kdcache.manifest import Json, digest, require_current
 from kdcache.progress import Progress, quiet
 from kdcache.sources import Sources
 from kdcache.store import Place, Root, locate
@@ -64,6 +65,8 @@ def repair(
     CacheError if there is no cache or it cannot be written.
     """
     root = locate(path)
+    with suppress(DamageError):
+        require_current(read_record(root) or {}, str(root))
     before = _see(root, progress)
     sources = Sources(root, teacher, tokenizer, device)
     found = _restore(root, before, progress)

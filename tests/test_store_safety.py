@@ -309,6 +309,19 @@ def test_claims_part_the_work_and_hold_nobody_up(tmp_path: Path) -> None:
     assert Claims(tmp_path / "s" / "claims").take([1, 2]) == 1
 
 
+def test_only_what_was_abandoned_is_swept_away(tmp_path: Path, held: Path) -> None:
+    """What killed builds left beside a cache, and a day has not changed, goes with the next one."""
+    litter = [".c.1.creating", ".c.2.creating", ".d.3.creating", ".kdcache-plan-x"]
+    for name in litter:
+        (tmp_path / name / "inner").mkdir(parents=True)
+        (tmp_path / name / "inner" / "file").write_text("x")
+    for name in (".c.1.creating", ".d.3.creating", ".kdcache-plan-x"):
+        for path in (tmp_path / name, *(tmp_path / name).rglob("*")):
+            os.utime(path, (0, 0))
+    again(held, out=tmp_path / "c")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".c.2.creating", ".d.3.creating", "c"]
+
+
 def build_command(out: Path, corpus: Path, teacher: Path) -> list[str]:
     code = (
         "import sys; from kdcache_cli.main import main; sys.exit(main(['build', sys.argv[1], "

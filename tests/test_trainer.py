@@ -247,17 +247,18 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(
     assert log_of(whole.folder)[-1]["grad_norm"] == log_of(resumed.folder)[-1]["grad_norm"]
 
 
-def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_continues_exactly(cache, narrow, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_a_checkpoint_to_go_on_from_exactly(number, cache, narrow, tmp_path):
     def run(name, **options):
         return train(
             cache, recipe="kd", out=tmp_path / name, config=narrow, overrides=QUICK, **options
         )
 
-    interrupted = Watcher({2: lambda: os.kill(os.getpid(), signal.SIGINT)})
-    before = signal.getsignal(signal.SIGINT)
+    interrupted = Watcher({2: lambda: os.kill(os.getpid(), number)})
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
         run("broken", progress=interrupted)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     assert interrupted.said == ["stopping after this step; the run can be resumed"]
     assert not (tmp_path / "broken" / "model.safetensors").exists()
     assert_same_weights(run("whole").folder, run("broken", resume=True).folder)

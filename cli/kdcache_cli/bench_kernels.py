@@ -39,7 +39,10 @@ def kernels(
         typer.Option(metavar="OP", help="An op to measure; repeat it for more (all of them)."),
     ] = None,
     rows: Annotated[
-        int | None, typer.Option(metavar="N", help="Rows, that is tokens (512; 8192 on a GPU).")
+        int | None,
+        typer.Option(
+            metavar="N", help="Rows (512, and 4096 of hidden states; 8192 on a GPU)."
+        ),
     ] = None,
     vocab: Annotated[
         str | None,
@@ -113,7 +116,7 @@ def _off(found: Json) -> str:
 def _case(row: Json, *, short: bool = False) -> str:
     from kdcache.bench.kernels import title
 
-    return title({k: v for k, v in row.items() if not short or k not in ("rows", "k")})
+    return title({k: v for k, v in row.items() if not short or k != "k"})
 
 
 def _print(report: Json) -> None:
@@ -124,7 +127,7 @@ def _print(report: Json) -> None:
             "device": machine["processor"] if on_cpu else machine["gpu"],
             "threads": machine["threads"] if on_cpu else None,
             "software": ", ".join(f"{n} {machine[n]}" for n in SOFTWARE if n in machine),
-            "rows, ids a row": f"{settings['rows']:,}, {settings['k']}",
+            "ids a row": settings["k"],
         }
     )
     if not rows:

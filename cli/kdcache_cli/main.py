@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from kdcache_cli.app import app
 from kdcache_cli.usage import hoist, usage_message
 
 OK, FAILED, MISUSE, INTERRUPTED = 0, 1, 2, 130
+STOP = (signal.SIGINT, signal.SIGTERM)
 
 # Dependencies read these when imported, so they are set before any command imports one.
 CALM = {
@@ -38,18 +40,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     for name, value in CALM.items():
         os.environ.setdefault(name, value)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    _stopped.clear()
+    before = {number: signal.signal(number, _interrupt) for number in STOP}
     try:
         with warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")
             return _run(given, debug)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_stopped = threading.Event()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt("terminated")
+    _stopped.set()
+    raise KeyboardInterrupt("terminated" if number == signal.SIGTERM else "")
 
 
 def _run(arguments: list[str], debug: bool) -> int:
@@ -62,10 +70,12 @@ def _run(arguments: list[str], debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt as stop:
-        return _fail(f"interrupted: {stop or 'stopped by the user'}", INTERRUPTED, debug)
+        return _fail(f"interrupted: {str(stop) or 'stopped by the user'}", INTERRUPTED, debug)
     except KdcacheError as error:
         return _fail(f"error: {error}", MISUSE, debug)
     except Exception as error:
+        if _stopped.is_set():  # an interrupt in the middle of something can surface as anything
+            return _fail("interrupted: stopped by the user", INTERRUPTED, debug)
         if message := usage_message(error):
             return _fail(f"error: {message}", MISUSE, debug)
         what = f"unexpected {type(error).__name__}: {error}".rstrip(": ")

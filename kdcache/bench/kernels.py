@@ -39,10 +39,15 @@ OURS = "kdcache"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """What to measure. Every op meets every size and dtype it depends on."""
+    """What to measure. Every op meets every size and dtype it depends on.
+
+    `rows` is of ops over a vocabulary, as many as the masked or answered tokens of a batch;
+    `tokens` is of ops over hidden states, which are kept of every token.
+    """
 
     ops: Sequence[str] = OPS
     rows: int = 512
+    tokens: int = 4096
     vocab: Sequence[int] = (30522,)
     k: int = 64
     hidden: Sequence[int] = (768,)
@@ -58,7 +63,7 @@ class Grid:
             one_of("dtype", dtype, DTYPES)
         for rival in self.rivals:
             one_of("rival", rival, RIVALS)
-        sizes = (self.rows, self.k, self.repeats, *self.vocab, *self.hidden)
+        sizes = (self.rows, self.tokens, self.k, self.repeats, *self.vocab, *self.hidden)
         if min(sizes) < 1 or not (self.vocab and self.hidden and self.dtypes and self.ops):
             raise ConfigError("rows, vocab, k, hidden and repeats must be at least 1")
         if self.k >= min(self.vocab):  # the plain formulas have no case for an empty tail
@@ -71,13 +76,17 @@ class Grid:
             widths = self.hidden if "hidden" in case.sizes else self.hidden[:1]
             dtypes = [dtype for dtype in self.dtypes if DTYPES[dtype] in case.dtypes]
             for dtype, vocab, hidden in itertools.product(dtypes, vocabs, widths):
-                yield case, Size(rows=self.rows, vocab=vocab, k=self.k, hidden=hidden), dtype
+                rows = self.rows if "vocab" in case.sizes else self.tokens
+                yield case, Size(rows=rows, vocab=vocab, k=self.k, hidden=hidden), dtype
 
 
 def default_grid(device: torch.device, **changes: Any) -> Grid:
-    """The grid for a device, with the changes that are not None."""
-    on_gpu: Json = {"rows": 8192, "vocab": (30522, 128256), "dtypes": ("bf16",), "repeats": 25}
+    """The grid for a device, with the changes that are not None; `rows` are those of all ops."""
+    on_gpu: Json = {"rows": 8192, "tokens": 8192, "vocab": (30522, 128256), "dtypes": ("bf16",)}
+    on_gpu["repeats"] = 25
     given = {name: value for name, value in changes.items() if value is not None}
+    if "rows" in given:
+        given["tokens"] = given["rows"]
     return Grid(**{**(on_gpu if device.type == "cuda" else {}), **given})
 
 
@@ -101,7 +110,7 @@ def report(grid: Grid, device: torch.device, rows: list[Json], refused: list[Jso
     return new_report(
         "kernels",
         device=str(device),
-        settings={"repeats": grid.repeats, "rows": grid.rows, "k": grid.k},
+        settings={"repeats": grid.repeats, "k": grid.k},
         key=["op", "variant", "dtype", "device", "rows", "vocab", "k", "hidden"],
         better={"seconds": "lower", "peak_bytes": "lower"},
         rows=rows,

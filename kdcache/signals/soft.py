@@ -53,21 +53,24 @@ def measure_kept(logits: torch.Tensor, soft: SoftLabels) -> Stats:
 
     `kl` is over those ids and the tail as one outcome (what the codes cost), `full_kl` over the
     vocabulary, the decoded tail spread evenly (what leaving ids out costs). `logits` are the
-    teacher's, [N, V].
+    teacher's, [N, V], and finite; all is computed in float64.
     """
-    exact = logits.double().log_softmax(-1)
-    exact_k, decoded_k = exact.gather(1, soft.ids), soft.logprobs.double()
+    above = logits.double() - logits.amax(-1, keepdim=True)
+    mass = above.exp()
+    total = mass.sum(-1)
+    expected = torch.linalg.vecdot(mass, above) / total - total.log()  # sum of p log p
+    exact_k, decoded_k = above.gather(1, soft.ids) - total.log()[:, None], soft.logprobs.double()
+    true_tail = mass.scatter_(1, soft.ids, 0.0).sum(-1) / total
     assert soft.tail_logmass is not None
     tail = soft.tail_logmass.double()
-    true_tail = exact.scatter(1, soft.ids, -torch.inf).logsumexp(-1)
     bucket = divergence(
-        torch.cat([exact_k, true_tail.unsqueeze(-1)], 1),
+        torch.cat([exact_k, true_tail.log().unsqueeze(-1)], 1),
         torch.cat([decoded_k, tail.unsqueeze(-1)], 1),
     )
-    rest = exact.shape[1] - soft.ids.shape[1]
-    even = (tail - math.log(max(rest, 1))).unsqueeze(-1)
-    full = divergence(exact, even.expand(exact.shape).scatter(1, soft.ids, decoded_k))
-    same = exact.argmax(-1) == soft.ids.gather(1, decoded_k.argmax(-1, keepdim=True)).squeeze(1)
+    rest = logits.shape[1] - soft.ids.shape[1]
+    even = torch.where(true_tail > 0, true_tail * (tail - math.log(max(rest, 1))), 0.0)
+    full = expected - (exact_k.exp() * decoded_k).sum(-1) - even
+    same = logits.argmax(-1) == soft.ids.gather(1, decoded_k.argmax(-1, keepdim=True)).squeeze(1)
     kept = float(exact_k.exp().sum())
     return {**kl_stats("kl", bucket, same), **kl_stats("full_kl", full, same), "kept": kept}
 

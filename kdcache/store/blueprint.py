@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from kdcache.errors import CacheError, ConfigError, DamageError
-from kdcache.manifest import FORMAT, Json
+from kdcache.manifest import FIRST, FORMAT, Json
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig
 from kdcache.signals import ArraySpec, Signal, TeacherShape, from_json
 from kdcache.store.layout import Layout
@@ -136,7 +136,7 @@ class Blueprint:
     """Sizes and settings of a store, from its manifest alone; `signals` is empty for a plan.
 
     `guests` are the teachers that a merged cache holds beside its first, by name; their arrays lie
-    in a folder of their own (docs/decisions/0009).
+    in a folder of their own (docs/decisions/0009). `old` is whether the store is of the first format.
     """
 
     config: PlanConfig
@@ -145,6 +145,7 @@ class Blueprint:
     shape: TeacherShape | None
     signals: Mapping[str, Signal]
     guests: Mapping[str, Blueprint] = field(default_factory=dict)
+    old: bool = False
 
     def array_specs(self) -> list[ArraySpec]:
         """The arrays of all signals of all teachers, as they are named in the store."""
@@ -198,9 +199,9 @@ def plan_specs(config: PlanConfig) -> list[ArraySpec]:
 def read_blueprint(record: Json, root: Root) -> Blueprint:
     """Check a manifest and read it; DamageError, or CacheError for another format's."""
     where = root / "zarr.json"
-    if record.get("format") != FORMAT:
+    if record.get("format") not in (FIRST, FORMAT):
         raise CacheError(
-            f"{root} has format {record.get('format')!r}; this version reads {FORMAT}: "
+            f"{root} has format {record.get('format')!r}; this version reads {FIRST} and {FORMAT}: "
             "use the version of kdcache that made it"
         )
     conform(record, {"plan": PLAN}, where)
@@ -209,7 +210,10 @@ def read_blueprint(record: Json, root: Root) -> Blueprint:
     signals: dict[str, Signal] = {}
     if record.get("kind") == "cache":
         shape, signals = _teacher(record, config, where)
-    plain = Blueprint(config=config, parts=parts, rows=rows, shape=shape, signals=signals)
+    old = record["format"] == FIRST
+    plain = Blueprint(
+        config=config, parts=parts, rows=rows, shape=shape, signals=signals, old=old
+    )
     return replace(plain, guests=_guests(record.get("teachers", {}), plain, where))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from kdcache.store.files import (
     object_names,
     put_if_absent,
     remove_tree,
+    sweep,
     sync_folder,
     write_synced,
     writing,
@@ -138,6 +140,7 @@ def _rename(path: Root, kind: str, fill: Callable[[Path], None]) -> bool:
     fresh = root.with_name(f".{root.name}.{uuid.uuid4().hex}.creating")
     with writing(path):
         fresh.parent.mkdir(parents=True, exist_ok=True)
+        sweep(fresh.parent, f".{glob.escape(root.name)}.*.creating")
         try:
             fill(fresh)
             os.rename(fresh, root)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ REASONS = {
 
 
 Pieces = Sequence[bytes | memoryview]
+ABANDONED = 24 * 3600  # seconds without a change
 RETRIES = 100  # of a step that others may undo; each of them does so once
 
 
@@ -183,5 +185,18 @@ def remove_tree(path: Root) -> None:
     """Remove a folder and what is in it; one that is not there is fine."""
     if isinstance(path, ObjectPath):
         path.unlink_all()
-    else:
+        return
+    try:
         shutil.rmtree(path, ignore_errors=True)
+    except KeyboardInterrupt:  # what is half removed is of no use to anyone: first this, then stop
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Remove folders that killed processes have left: those in which a day has changed nothing."""
+    with suppress(OSError):
+        for found in folder.glob(pattern):
+            inside = [path.stat().st_mtime for path in (found, *found.rglob("*"))]
+            if time.time() - max(inside) > ABANDONED:
+                remove_tree(found)

@@ -4,6 +4,9 @@ The manifest seals the digest of the plan's commit; every part's commit seals it
 object but those its layouts give. A shard's entry is its size and a SHA-256 over the crc32c's that
 follow its chunks and its index, so a shard in the wrong place is known by reading four bytes a
 chunk, and a chunk in the wrong place by its own crc32c.
+
+Records of the first format lack what came later: a shard's digest, how rows were made, a copy of
+the manifest and a seal on the commits. Their chunks' crc32c are checked all the same.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kdcache.errors import DamageError, IncompleteError
-from kdcache.manifest import Json, digest
+from kdcache.manifest import FIRST, Json, digest
 from kdcache.store.facts import Facts
 from kdcache.store.objects import Root
 from kdcache.store.paths import inside
@@ -38,20 +41,25 @@ def plan_objects(root: Root, manifest: Json) -> dict[str, Json]:
     record = read_record(where.parent)
     if record is None:
         raise DamageError(f"{where} is missing")
-    objects = _objects(record.get("objects"), where)
-    if digest(objects) != manifest.get("contents") or record.get("manifest") != manifest:
+    old = manifest.get("format") == FIRST
+    objects = _objects(record.get("objects"), where, old)
+    copied = old or record.get("manifest") == manifest
+    if digest(objects) != manifest.get("contents") or not copied:
         raise DamageError(f"{where} is damaged: it is not the manifest's")
     return objects
 
 
-def read_completion(root: Root, parts: int) -> Json | None:
-    """The record that marks a cache complete; None if it is not, DamageError if it is unsound."""
+def read_completion(root: Root, parts: int, *, old: bool = False) -> Json | None:
+    """The record that marks a cache complete; None if it is not, DamageError if it is unsound.
+
+    `old` is whether the cache is of the first format.
+    """
     where = inside(root, "complete/zarr.json")
     record = read_record(where.parent)
     if record is None:
         return None
-    digests = record.get("contents"), record.get("commits")
-    if not all(isinstance(text, str) and SHA256.fullmatch(text) for text in digests):
+    digests = ["contents"] if old else ["contents", "commits"]
+    if not all(_is_digest(record.get(name)) for name in digests):
         raise DamageError(f"{where} is damaged: its digests are none")
     if record.get("parts") != parts or not _figures(record.get("fidelity")):
         raise DamageError(f"{where} is damaged: its parts or fidelity make no sense")
@@ -59,10 +67,15 @@ def read_completion(root: Root, parts: int) -> Json | None:
 
 
 class Ledger:
-    """The commits of the parts of a store whose signal arrays have `layouts`."""
+    """The commits of the parts of a store whose signal arrays have `layouts`.
 
-    def __init__(self, root: Root, layouts: Iterable[Layout], parts: int) -> None:
-        self.root, self.layouts, self.parts = root, list(layouts), parts
+    `old` is whether the store is of the first format.
+    """
+
+    def __init__(
+        self, root: Root, layouts: Iterable[Layout], parts: int, *, old: bool = False
+    ) -> None:
+        self.root, self.layouts, self.parts, self.old = root, list(layouts), parts, old
         self._known: dict[int, Mapping[str, Json]] = {}
 
     def keys(self, part: int) -> list[str]:
@@ -75,7 +88,7 @@ class Ledger:
         record = read_record(where.parent)
         if record is None:
             raise IncompleteError(f"{self.root}: part {part} is not committed")
-        objects = _objects(record.get("objects"), where)
+        objects = _objects(record.get("objects"), where, self.old)
         if record.get("part") != part:
             raise DamageError(f"{where} is damaged: it is the commit of part {record.get('part')}")
         if set(objects) != set(self.keys(part)):
@@ -83,17 +96,24 @@ class Ledger:
         if record.get("attempt") != digest(objects)[:16] or not _sums(record.get("fidelity")):
             raise DamageError(f"{where} is damaged: its attempt or fidelity makes no sense")
         ways = record.get("forwards", [])
-        if not isinstance(ways, list) or not all(map(_way, [record.get("forward"), *ways])):
+        known = self.old or isinstance(ways, list) and all(map(_way, [record.get("forward"), *ways]))
+        if not known:
             raise DamageError(f"{where} is damaged: how its rows were made makes no sense")
         return record
 
     def require_commits(self, completion: Json) -> None:
         """DamageError unless the commits are those that a finished cache was finished with."""
-        if digest([self.commit(part) for part in range(self.parts)]) != completion["commits"]:
-            raise DamageError(
-                f"{self.root / 'complete' / 'zarr.json'} is damaged: the commits are not those the "
-                "cache was completed with"
-            )
+        problem = self.completion_problem(completion, map(self.commit, range(self.parts)))
+        if problem:
+            raise DamageError(f"{self.root / 'complete' / 'zarr.json'} is damaged: {problem}")
+
+    def completion_problem(self, completion: Json, commits: Iterable[Json]) -> str | None:
+        """What is wrong if a cache with these commits was finished so; None if nothing is."""
+        if self.old:
+            sealed = digest([record["objects"] for record in commits]) == completion["contents"]
+        else:
+            sealed = digest(list(commits)) == completion["commits"]
+        return None if sealed else "the commits are not those the cache was completed with"
 
     def facts(self, part: int, key: str) -> Json:
         """What the commit of its part says of an object; the record is read once."""
@@ -114,19 +134,26 @@ def plan_facts(objects: Mapping[str, Json], root: Root) -> Facts:
     return facts
 
 
-def _objects(found: Any, where: Root) -> dict[str, Json]:
+def _objects(found: Any, where: Root, old: bool) -> dict[str, Json]:
     if not isinstance(found, dict) or not all(
-        KEY.fullmatch(key) and isinstance(facts, dict) and _sound(facts)
+        KEY.fullmatch(key) and isinstance(facts, dict) and _sound(key, facts, old)
         for key, facts in found.items()
     ):
         raise DamageError(f"{where} is damaged: its list of objects makes no sense")
     return found
 
 
-def _sound(facts: Json) -> bool:
-    size, chunks, crc = facts.get("bytes"), facts.get("chunks_sha256"), facts.get("crc32c")
-    known = isinstance(chunks, str) and SHA256.fullmatch(chunks) is not None
-    return type(size) is int and size >= 0 and (known or type(crc) is int)
+def _sound(key: str, facts: Json, old: bool) -> bool:
+    size = facts.get("bytes")
+    if old or key.rpartition("/")[2] == "zarr.json":
+        known = type(facts.get("crc32c")) is int
+    else:
+        known = _is_digest(facts.get("chunks_sha256"))
+    return type(size) is int and size >= 0 and known
+
+
+def _is_digest(text: Any) -> bool:
+    return isinstance(text, str) and SHA256.fullmatch(text) is not None
 
 
 def _figures(fidelity: Any, depth: int = 3) -> bool:

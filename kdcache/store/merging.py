@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from kdcache.errors import ConfigError, MismatchError
-from kdcache.manifest import Json, differences, digest
+from kdcache.manifest import Json, differences, digest, require_current
 from kdcache.progress import Progress, quiet
 from kdcache.store.blueprint import guest_prefix, plan_specs
 from kdcache.store.create import PLAN_COMMIT, plan_commit
@@ -61,6 +61,7 @@ def merge(sources: Sequence[Place], out: Place, *, progress: Progress = quiet) -
 def _views(source: Place) -> Iterator[Cache]:
     """A cache as each of its teachers."""
     first = Cache(locate(source))
+    require_current(first.manifest, str(first.path))
     first.require_complete()
     yield first
     yield from (Cache(first.path, teacher=name) for name in first.teachers)

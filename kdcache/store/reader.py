@@ -105,8 +105,8 @@ class Cache:
         self.teachers = tuple(blueprint.guests)
         self.plan = _plan(path, blueprint, self.objects)
         layouts = _layouts(path, blueprint, self.objects)
-        self.ledger = Ledger(path, layouts.values(), self.plan.parts)
-        self.completion = read_completion(path, self.plan.parts)
+        self.ledger = Ledger(path, layouts.values(), self.plan.parts, old=blueprint.old)
+        self.completion = read_completion(path, self.plan.parts, old=blueprint.old)
         self.prefix = ""
         if teacher is not None:
             if not self.teachers:

@@ -76,14 +76,15 @@ class ShardFile:
 
         Its own checksums cannot tell: those of a shard that took another's place are in order.
         """
-        if self.facts is None:
+        committed = self.facts().get("chunks_sha256") if self.facts else None
+        if committed is None:  # of no store, or of one of the first format
             return
         size = self.layout.chunk_bytes + 4
         ends = [*(i * size - 4 for i in range(1, self.layout.shard_chunks + 1)), handle.size - 4]
         found = [bytearray(4) for _ in ends]
         for checksum, offset in zip(found, ends, strict=True):
             self.fill(handle, [checksum], offset)
-        if checksums_digest(found) != self.facts().get("chunks_sha256"):
+        if checksums_digest(found) != committed:
             raise self.damaged("it is not the object that was committed there")
 
     def damaged(self, what: str) -> DamageError:

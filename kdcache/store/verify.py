@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdcache.errors import CacheError, DamageError, IncompleteError
-from kdcache.manifest import Json, digest
+from kdcache.manifest import Json
 from kdcache.progress import Progress, quiet
 from kdcache.store.blueprint import Blueprint, plan_specs, read_blueprint
 from kdcache.store.create import spec_layouts
@@ -155,7 +155,7 @@ class _Survey:
             next(self._layout(made.name, blueprint.parts, objects), made)
             for made, _ in spec_layouts(blueprint.plan, blueprint.array_specs())
         ]
-        ledger = Ledger(self.root, layouts, blueprint.parts)
+        ledger = Ledger(self.root, layouts, blueprint.parts, old=blueprint.old)
         readers = [reader_of(self.root, layout, ledger.facts) for layout in layouts]
         commits, missing = [], []
         for part in range(blueprint.parts):
@@ -169,11 +169,12 @@ class _Survey:
                 for reader in readers:
                     shards = reader.layout.part_shards(part)
                     self.jobs += [_Job(reader, shard, part) for shard in shards]
-        self._completion(blueprint.parts, missing, commits)
+        self._completion(ledger, missing, commits)
 
-    def _completion(self, parts: int, missing: list[int], commits: list[Json]) -> None:
+    def _completion(self, ledger: Ledger, missing: list[int], commits: list[Json]) -> None:
+        parts = ledger.parts
         try:
-            record = read_completion(self.root, parts)
+            record = read_completion(self.root, parts, old=ledger.old)
         except CacheError as error:
             self.note(COMPLETE, None, error)
             return
@@ -185,8 +186,8 @@ class _Survey:
             self.note("commits", None, lacking)
         elif record is None:
             self.note(COMPLETE, None, "not there yet: run the same `kdcache build` again")
-        elif len(commits) == parts and record.get("commits") != digest(commits):
-            self.note(COMPLETE, None, "the commits are not those the cache was completed with")
+        elif len(commits) == parts and (problem := ledger.completion_problem(record, commits)):
+            self.note(COMPLETE, None, problem)
 
     def run(self, full: bool, deep: Collection[str], advance: Callable[[int], None]) -> None:
         """Look at every shard; with `full`, or where it is in `deep`, at every byte of it."""

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from kdcache.batch import Batch
 from kdcache.errors import ModelError
+from kdcache.interrupts import SIGNALS
 from kdcache.loader import CachedDocuments, make_loader
 from kdcache.losses import Objective
 from kdcache.models import run_model
@@ -112,11 +113,11 @@ class DistillationTrainer(transformers.Trainer):
 
 
 class Reporter(transformers.TrainerCallback):
-    """Drives a progress bar, times steps, and turns Ctrl-C into a checkpoint and a stop.
+    """Drives a progress bar, times steps, and turns Ctrl-C or SIGTERM into a checkpoint and a stop.
 
     Attributes:
         step_seconds: time from the end of a step to the end of the next, reading included.
-        interrupted: whether Ctrl-C came; the run then stops after the step under way.
+        interrupted: whether one of the two came; the run then stops after the step under way.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -128,7 +129,7 @@ class Reporter(transformers.TrainerCallback):
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Hold the bar and the handler of Ctrl-C while training."""
+        """Hold the bar and the handler of both while training."""
         with self._stack:
             yield
 
@@ -136,8 +137,9 @@ class Reporter(transformers.TrainerCallback):
         self, args: Any, state: transformers.TrainerState, control: Any, **kwargs: Any
     ) -> None:
         if args.world_size == 1 and threading.current_thread() is threading.main_thread():
-            before = signal.signal(signal.SIGINT, self._interrupt)
-            self._stack.callback(signal.signal, signal.SIGINT, before)
+            for number in SIGNALS:
+                before = signal.signal(number, self._interrupt)
+                self._stack.callback(signal.signal, number, before)
         steps = state.max_steps - state.global_step
         if state.is_world_process_zero:
             bar = self.progress.bar("training", unit="steps", total=steps)

@@ -111,7 +111,9 @@ def load_row(source: Any, start: int, kind: int, out: Any) -> None:
     raw = out.view(np.uint32)
     n = out.size
     if kind == FP32:
-        raw[:] = source[start : start + 4 * n].view(np.uint32)
+        words = source[start : start + 4 * n].view(np.uint32)
+        for v in range(n):
+            raw[v] = words[v]
     elif kind == BF16:
         half = source[start : start + 2 * n].view(np.uint16)
         for v in range(n):
@@ -234,7 +236,8 @@ def exponentials(x: Any, scale: Real, square: bool, tops: Any) -> tuple[Real, Re
             total, squares, top = total * shrink, squares * shrink * shrink, high
         tops[piece] = top
         if top == -np.inf:
-            part[:] = np.float32(0.0)
+            for v in range(part.size):
+                part[v] = np.float32(0.0)
             continue
         both = exp_part(part, top, factor, square)
         total += both[0]

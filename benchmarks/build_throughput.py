@@ -130,7 +130,7 @@ def main() -> None:
     cases = {
         "sst2": ("text-classification", args.sst2 / "train.tsv", args.sst2_teacher, 2400,
                  ["logits:dense", "hidden:layers=2-4-6,positions=cls,dtype=int8"]),
-        "masked_lm": ("masked-lm", args.wikitext / "valid.txt", args.mlm_teacher, 240,
+        "masked_lm": ("masked-lm", args.wikitext / "valid.txt", args.mlm_teacher, 480,
                       ["logits:topk,k=64"]),
     }  # fmt: skip
     for name, (task, data, folder, limit, signals) in cases.items():
@@ -142,7 +142,7 @@ def main() -> None:
         figures[name] = throughput(cache, load_teacher(folder, task=task), out, args.repeats)
         print(name, figures[name], flush=True)
     data = args.sst2 / "train.tsv"
-    figures["memory"] = memory(data, args.sst2_teacher, args.out, (2000, 12000))
+    figures["memory"] = memory(data, args.sst2_teacher, args.out, (8_000, 32_000))
     save("build_throughput", figures)
 
 

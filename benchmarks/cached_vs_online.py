@@ -99,6 +99,7 @@ def train_once(
     return {
         "losses": [entry["loss"] for entry in log if "loss" in entry],
         "step_seconds": metrics["step_seconds_median"],
+        "data_wait_share": metrics["data_wait_share"],
         "teacher_seconds": (
             statistics.median(run.dataset.seconds[WARM_UP:] or run.dataset.seconds)
             if online is not None
@@ -151,8 +152,7 @@ def sst2(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dict[s
             result["largest_loss_difference"],
             flush=True,
         )
-    timed = step_times(cache, loaded, out, repeats=3)
-    return {"documents": limit, "seeds": seeds, **summary(runs), "step": timed, "runs": runs}
+    return {"documents": limit, "seeds": seeds, **summary(runs), "runs": runs}
 
 
 def sst2_steps(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dict[str, Any]:
@@ -161,20 +161,45 @@ def sst2_steps(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> 
     cache = build(
         data / "train.tsv", teacher=teacher, task=task, out=out / "sst2.zarr", limit=limit
     )
-    return {"documents": limit, **step_times(cache, load_teacher(teacher, task=task), out, seeds)}
+    loaded = load_teacher(teacher, task=task)
+    timed = step_times(cache, loaded, out, seeds, recipe="kd", student="[3,6]", k=None)
+    return {"documents": limit, **timed}
 
 
-def step_times(cache: Cache, teacher: Teacher, out: Path, repeats: int) -> dict[str, Any]:
+def masked_lm_steps(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dict[str, Any]:
+    """The same of masked language modelling."""
+    task = "masked-lm"
+    cache = build(
+        data / "valid.txt", teacher=teacher, task=task, out=out / "mlm.zarr", limit=limit,
+        signals=["logits:topk,k=64"],
+    )  # fmt: skip
+    loaded = load_teacher(teacher, task=task)
+    timed = step_times(cache, loaded, out, seeds, recipe="mlm-kd", student="[2,4,6]", k=64)
+    return {"documents": limit, **timed}
+
+
+def step_times(
+    cache: Cache,
+    teacher: Teacher,
+    out: Path,
+    repeats: int,
+    *,
+    recipe: str,
+    student: str,
+    k: int | None,
+) -> dict[str, Any]:
     """Median step of short runs, cached, online and hard in turn, and their ratios."""
     common = ["training.save_strategy=no", "training.max_steps=40"]
-    common += ["student.init_from_teacher=[3,6]"]
-    kd, hard = load_recipe("kd", common), load_recipe("finetune", common)
+    common += [f"student.init_from_teacher={student}"]
+    kd, hard = load_recipe(recipe, common), load_recipe("finetune", common)
     times: dict[str, list[float]] = {"cached": [], "online": [], "hard": []}
-    forward = []
+    forward, waits = [], []
     for _ in range(repeats):
-        times["cached"].append(train_once(cache, kd, out / "step", None)["step_seconds"])
+        cached = train_once(cache, kd, out / "step", None)
+        times["cached"].append(cached["step_seconds"])
+        waits.append(cached["data_wait_share"])
         times["hard"].append(train_once(cache, hard, out / "step", None)["step_seconds"])
-        online = train_once(cache, kd, out / "step", (teacher, None))
+        online = train_once(cache, kd, out / "step", (teacher, k))
         times["online"].append(online["step_seconds"])
         forward.append(online["teacher_seconds"])
     middle = {name: statistics.median(values) for name, values in times.items()}
@@ -186,6 +211,7 @@ def step_times(cache: Cache, teacher: Teacher, out: Path, repeats: int) -> dict[
         "cached_over_hard_step": student / middle["hard"],
         "online_over_cached_step": middle["online"] / student,
         "ceiling": (statistics.median(forward) + student) / student,
+        "data_wait_share": waits,
         "all": times,
     }
 
@@ -258,18 +284,25 @@ def masked_lm(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> d
     }
 
 
+PARTS = {
+    "sst2": sst2,
+    "sst2-steps": sst2_steps,
+    "masked-lm": masked_lm,
+    "masked-lm-steps": masked_lm_steps,
+}
+
+
 def main() -> None:
     """Run one part and write results/cached_vs_online_PART.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("sst2", "sst2-steps", "masked-lm"))
+    parser.add_argument("part", choices=tuple(PARTS))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=9600)
     parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
     args = parser.parse_args()
-    measure = {"sst2": sst2, "sst2-steps": sst2_steps, "masked-lm": masked_lm}[args.part]
-    figures = measure(args.data, args.teacher, args.out, args.seeds, args.limit)
+    figures = PARTS[args.part](args.data, args.teacher, args.out, args.seeds, args.limit)
     save(f"cached_vs_online_{args.part.replace('-', '_')}", figures)
 
 

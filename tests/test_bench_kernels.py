@@ -34,7 +34,14 @@ from kdcache_kernels import topk_kl
 
 CPU = torch.device("cpu")
 SIZE = Size(rows=19, vocab=257, k=8, hidden=48)
-TINY: dict[str, Any] = {"rows": 19, "tokens": 19, "vocab": (257,), "k": 8, "hidden": (48,), "repeats": 1}
+TINY: dict[str, Any] = {
+    "rows": 19,
+    "tokens": 19,
+    "vocab": (257,),
+    "k": 8,
+    "hidden": (48,),
+    "repeats": 1,
+}
 PLAIN = ("eager", "TRL", "axolotl")
 Run = Callable[..., tuple[int, str, str]]
 

@@ -76,9 +76,9 @@ def test_a_missing_commit_is_found(old: Path) -> None:
 
 
 def test_nothing_is_added_to_it(old: Path, tmp_path: Path) -> None:
-    with pytest.raises(MismatchError, match="format 1.*build it anew"):
+    with pytest.raises(MismatchError, match=r"format 1.*build it anew"):
         repair(old)
-    with pytest.raises(MismatchError, match="format 1.*build it anew"):
+    with pytest.raises(MismatchError, match=r"format 1.*build it anew"):
         merge([old, old], tmp_path / "merged")
 
 

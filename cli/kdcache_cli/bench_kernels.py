@@ -40,9 +40,7 @@ def kernels(
     ] = None,
     rows: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", help="Rows (512, and 4096 of hidden states; 8192 on a GPU)."
-        ),
+        typer.Option(metavar="N", help="Rows (512, and 4096 of hidden states; 8192 on a GPU)."),
     ] = None,
     vocab: Annotated[
         str | None,

@@ -136,7 +136,8 @@ class Blueprint:
     """Sizes and settings of a store, from its manifest alone; `signals` is empty for a plan.
 
     `guests` are the teachers that a merged cache holds beside its first, by name; their arrays lie
-    in a folder of their own (docs/decisions/0009). `old` is whether the store is of the first format.
+    in a folder of their own (docs/decisions/0009). `old` is whether the store is of the first
+    format.
     """
 
     config: PlanConfig
@@ -211,9 +212,7 @@ def read_blueprint(record: Json, root: Root) -> Blueprint:
     if record.get("kind") == "cache":
         shape, signals = _teacher(record, config, where)
     old = record["format"] == FIRST
-    plain = Blueprint(
-        config=config, parts=parts, rows=rows, shape=shape, signals=signals, old=old
-    )
+    plain = Blueprint(config=config, parts=parts, rows=rows, shape=shape, signals=signals, old=old)
     return replace(plain, guests=_guests(record.get("teachers", {}), plain, where))
 
 

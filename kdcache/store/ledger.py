@@ -95,9 +95,7 @@ class Ledger:
             raise DamageError(f"{where} is damaged: its objects are not those of part {part}")
         if record.get("attempt") != digest(objects)[:16] or not _sums(record.get("fidelity")):
             raise DamageError(f"{where} is damaged: its attempt or fidelity makes no sense")
-        ways = record.get("forwards", [])
-        known = self.old or isinstance(ways, list) and all(map(_way, [record.get("forward"), *ways]))
-        if not known:
+        if not self.old and not _ways(record):
             raise DamageError(f"{where} is damaged: how its rows were made makes no sense")
         return record
 
@@ -163,8 +161,13 @@ def _figures(fidelity: Any, depth: int = 3) -> bool:
     return depth < 2 and type(fidelity) in (int, float)
 
 
+def _ways(record: Json) -> bool:
+    """Whether a commit says how the teacher, or every teacher, was run."""
+    ways = record.get("forwards", [])
+    return isinstance(ways, list) and all(map(_way, [record.get("forward"), *ways]))
+
+
 def _way(forward: Any) -> bool:
-    """Whether this says how the teacher was run."""
     if not isinstance(forward, dict):
         return False
     tokens, device = forward.get("batch_tokens"), forward.get("device")

@@ -26,6 +26,7 @@ __all__ = [
     "PIECE",
     "Real",
     "bits",
+    "exact",
     "exponentials",
     "fast",
     "get_num_threads",
@@ -58,6 +59,11 @@ def fast(parallel: bool = False) -> Callable[[F], F]:
     """`numba.njit` with a disk cache and every fast-math flag that respects infinities and NaN."""
     decorate = njit(cache=True, nogil=True, parallel=parallel, fastmath=FAST, error_model="numpy")
     return cast(Callable[[F], F], decorate)
+
+
+def exact() -> Callable[[F], F]:
+    """As `fast`, but every operation rounds as it is written."""
+    return cast(Callable[[F], F], njit(cache=True, nogil=True, error_model="numpy"))
 
 
 def bits(x: Tensor) -> tuple[Any, int, int]:

@@ -11,6 +11,7 @@ import torch
 import kdcache_kernels
 from kdcache_kernels import dequantize_rows, quantize_rows, topk_encode, topk_kl
 from kdcache_kernels.quantize_rows.reference import make_inputs as make_hidden
+from kdcache_kernels.quantize_rows.reference import quantize_rows as reference_rows
 from kdcache_kernels.topk_encode import reference
 from kdcache_kernels.topk_encode.reference import make_inputs
 
@@ -147,6 +148,18 @@ def test_codes_are_within_half_a_step(dtype, group):
     error = (dequantize_rows(codes, scale).double() - x.double()).abs()
     assert (error <= 0.57 * step).all()
     assert codes.abs().max() <= 127
+
+
+@dtypes
+@pytest.mark.parametrize("group", [1, 16, 48])
+def test_codes_and_scales_are_those_of_the_reference(dtype, group):
+    x = torch.cat([make_hidden(40, 96, dtype=dtype)[:, ::2], torch.zeros(1, 48, dtype=dtype)])
+    x[7, :16] = torch.arange(16) / 2  # halves of the step 1/16: ties
+    x[7, 0] = 127 / 16
+    for found, wanted in zip(quantize_rows(x, group), reference_rows(x, group), strict=True):
+        assert torch.equal(found, wanted)
+    strided = x.repeat(1, 2)[:, 48:]
+    assert torch.equal(quantize_rows(strided, group)[0], quantize_rows(x, group)[0])
 
 
 def test_codes_use_the_stored_scale():

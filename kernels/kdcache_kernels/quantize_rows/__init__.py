@@ -45,6 +45,10 @@ def _backend(x: Tensor) -> Any:
         from kdcache_kernels.quantize_rows import _triton
 
         return _triton
+    if x.device.type == "cpu" and x.dtype != torch.float64:
+        from kdcache_kernels.quantize_rows import _numba
+
+        return _numba
     return reference
 
 

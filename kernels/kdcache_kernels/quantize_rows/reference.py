@@ -21,19 +21,20 @@ def quantize_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     if not h:
         raise ValueError(f"x must have at least one column; got {tuple(x.shape)}")
     top = grouped.abs().amax(2)
-    scale = _representable(top)
-    require_finite(scale)
+    scale = float16_scale(top)
     step = scale.to(grouped.dtype)[..., None]
     codes = (grouped / step.masked_fill(step == 0, 1)).round().clamp(-127, 127)
     return codes.to(torch.int8).view(n, h), scale
 
 
-def _representable(top: Tensor) -> Tensor:
-    """The float16 scale of groups whose largest magnitude is `top`."""
+def float16_scale(top: Tensor) -> Tensor:
+    """The scale of groups [N, G] whose largest magnitude is `top`; ValueError if not finite."""
     scale = (top / 127).half()
     # Among subnormals rounding to nearest may clip far more than half a step: go one up.
     clips = top > 127.5 * scale.to(top.dtype)
-    return torch.where(clips, (scale.view(torch.int16) + 1).view(torch.float16), scale)
+    scale = torch.where(clips, (scale.view(torch.int16) + 1).view(torch.float16), scale)
+    require_finite(scale)
+    return scale
 
 
 def require_finite(scale: Tensor) -> None:

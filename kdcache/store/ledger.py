@@ -18,7 +18,7 @@ from typing import Any
 from kdcache.errors import DamageError, IncompleteError
 from kdcache.manifest import FIRST, Json, digest
 from kdcache.store.facts import Facts
-from kdcache.store.objects import Root
+from kdcache.store.objects import AT_ONCE, ObjectPath, Root, at_once
 from kdcache.store.paths import inside
 from kdcache.store.shard import Layout
 from kdcache.store.zarrs import read_record
@@ -99,9 +99,16 @@ class Ledger:
             raise DamageError(f"{where} is damaged: how its rows were made makes no sense")
         return record
 
+    def commits(self) -> list[Json]:
+        """The commits of all parts, asked of an object store several at a time; as `commit`."""
+        found: list[Json] = []
+        threads = AT_ONCE if isinstance(self.root, ObjectPath) else 1
+        at_once(self.commit, range(self.parts), found.append, threads=threads)
+        return found
+
     def require_commits(self, completion: Json) -> None:
         """DamageError unless the commits are those that a finished cache was finished with."""
-        problem = self.completion_problem(completion, map(self.commit, range(self.parts)))
+        problem = self.completion_problem(completion, self.commits())
         if problem:
             raise DamageError(f"{self.root / 'complete' / 'zarr.json'} is damaged: {problem}")
 

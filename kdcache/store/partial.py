@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from kdcache.store.files import object_sizes
 from kdcache.store.reader import Cache, Docs
 
 
@@ -17,17 +18,13 @@ def parts_in_place(cache: Cache) -> list[int]:
     """
     if cache.complete:
         return list(range(cache.plan.parts))
-    return [part for part in cache.committed if _in_place(cache, part)]
+    sizes = object_sizes(cache.path)  # one listing: a bucket is slow to ask about each
+    return [part for part in cache.committed if _sizes_of(cache, part).items() <= sizes.items()]
 
 
-def _in_place(cache: Cache, part: int) -> bool:
-    try:
-        return all(
-            (cache.path / key).stat().st_size == facts["bytes"]
-            for key, facts in cache.commit(part)["objects"].items()
-        )
-    except FileNotFoundError:
-        return False
+def _sizes_of(cache: Cache, part: int) -> dict[str, int]:
+    """Bytes of the objects of a committed part, by key."""
+    return {key: facts["bytes"] for key, facts in cache.commit(part)["objects"].items()}
 
 
 def part_documents(cache: Cache, parts: Iterable[int]) -> Docs:

@@ -155,7 +155,7 @@ def completion_record(cache: Cache, signals: Mapping[str, Signal]) -> Json:
     """
     if cache.missing:
         raise IncompleteError(f"{cache.path} lacks {len(cache.missing)} of its parts")
-    records = [cache.commit(part) for part in range(cache.plan.parts)]
+    records = cache.ledger.commits()
     stats = [record["fidelity"] for record in records]
     fidelity = {
         name: signal.summarise(merge([part[name] for part in stats if name in part]))

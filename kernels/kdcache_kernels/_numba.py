@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 try:
-    from numba import get_num_threads, njit, prange
+    from numba import config, njit, prange, set_num_threads
 except ImportError as error:
     raise ImportError(
         "kdcache_kernels runs on CPU through numba, which is not installed: pip install numba"
@@ -29,7 +29,6 @@ __all__ = [
     "exact",
     "exponentials",
     "fast",
-    "get_num_threads",
     "gradient_rows",
     "load_row",
     "log_add",
@@ -37,6 +36,7 @@ __all__ = [
     "pieces",
     "prange",
     "round_row",
+    "thread_count",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,6 +64,17 @@ def fast(parallel: bool = False) -> Callable[[F], F]:
 def exact() -> Callable[[F], F]:
     """As `fast`, but every operation rounds as it is written."""
     return cast(Callable[[F], F], njit(cache=True, nogil=True, error_model="numpy"))
+
+
+def thread_count() -> int:
+    """As many threads as torch uses; the next launch from this thread has so many."""
+    wanted = torch.get_num_threads()
+    set_num_threads(min(wanted, config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads() != wanted:
+        # The first call starts Numba's threads, and sets those of the OpenMP that torch uses too:
+        # matrix products would then be cut otherwise, and differ in their last bits.
+        torch.set_num_threads(wanted)
+    return wanted
 
 
 def bits(x: Tensor) -> tuple[Any, int, int]:

@@ -13,11 +13,11 @@ from kdcache_kernels._numba import (
     Real,
     bits,
     fast,
-    get_num_threads,
     gradient_rows,
     load_row,
     prange,
     round_row,
+    thread_count,
 )
 from kdcache_kernels.hidden_mse.reference import LAYERNORM_EPS
 
@@ -56,7 +56,7 @@ def hidden_mse(
         out32,
         out16,
         losses.numpy(),
-        max(1, min(n, 4 * get_num_threads())),
+        max(1, min(n, 4 * thread_count())),
     )
     return losses.sum().float(), gradient
 

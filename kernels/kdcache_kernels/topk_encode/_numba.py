@@ -15,12 +15,12 @@ from kdcache_kernels._numba import (
     bits,
     exponentials,
     fast,
-    get_num_threads,
     load_row,
     log_add,
     log_sum,
     pieces,
     prange,
+    thread_count,
 )
 
 HEIGHT = 16  # rows of the table
@@ -46,7 +46,7 @@ def topk_encode(
         logprobs.numpy(),
         tails.numpy(),
         totals.numpy(),
-        max(1, min(n, 4 * get_num_threads())),
+        max(1, min(n, 4 * thread_count())),
     )
     return ids, logprobs, tails[0], tails[1], totals
 

@@ -62,7 +62,8 @@ def _batches(plan: Plan, docs: Array) -> list[Array]:
 
 
 def _case(name: str, source: Source, batches: Sequence[Array]) -> Case:
-    plan, spaces = source.cache.plan, set(source.cache.spaces.values())
+    plan = source.cache.plan
+    spaces = dict.fromkeys([*plan.rows, *source.cache.spaces.values()])
     return Case(
         name=name,
         batches=[{s: _joined(*plan.spans(docs, s)) for s in spaces} for docs in batches],

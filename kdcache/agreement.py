@@ -40,8 +40,9 @@ class Agreement:
         if "logits" not in self.cache.signals or not shared.any():
             return
         counts = self.plan.spans(docs, LOGITS_SPACE[self.plan.config.task])[1]
-        mine = logits[torch.from_numpy(np.repeat(shared, counts)).to(logits.device)].cpu()
-        theirs = self.cache.soft_labels(np.array([self.rows[int(doc)] for doc in docs[shared]]))
+        held = np.array([self.rows[int(doc)] for doc in docs[shared]])
+        rows = np.flatnonzero(np.repeat(shared, counts))[self.cache.kept_rows("logits", held)]
+        mine, theirs = logits[torch.from_numpy(rows)].cpu(), self.cache.soft_labels(held)
         if not len(mine):
             return
         self._count += len(mine)

@@ -23,7 +23,8 @@ class Batch(dict[str, torch.Tensor]):
     `token_type_ids` [B, L]; `labels` [B] class ids or float values, [M] tokens at the masked
     positions, or [tokens] next tokens; `masked` [M], flat indices into B * L of the masked
     positions. Signal arrays keep their names in the cache ("logits/ids") and hold one row per
-    document, token or masked position, documents one after the other.
+    document, token or masked position, documents one after the other. Where a signal has but a
+    fraction of them, "logits/kept" [rows] int64 says which, as `Cache.kept_rows`.
     """
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:

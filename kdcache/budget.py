@@ -137,13 +137,22 @@ def _logits(
         return
     measured = [(text, parse(text), error) for text, error in known["logits"].items()]
     if wanted is not None:
-        measured = [entry for entry in measured if entry[1] == wanted]
+        measured = [found for entry in measured if (found := _thinned(*entry, wanted))[1] == wanted]
         if not measured:
             raise ConfigError(
                 f"nothing was measured of the logits wanted ({wanted.to_json()}); leave them out, "
                 f"or take one of {', '.join(known['logits'])}"
             )
     yield from (entry for entry in measured if _serves(entry[1], plan.config.task, shape))
+
+
+def _thinned(text: str, signal: Any, error: float, wanted: Any) -> tuple[str, Signal, float]:
+    """An entry of the table at the fraction of rows that is wanted: their error is the same."""
+    return text + _fraction(wanted), replace(signal, fraction=wanted.fraction), error
+
+
+def _fraction(wanted: Any) -> str:
+    return f",fraction={wanted.fraction}" if wanted.fraction < 1 else ""
 
 
 def _hidden(
@@ -154,9 +163,15 @@ def _hidden(
         return
     assert isinstance(wanted, Hidden)
     place = f"hidden:layers={'-'.join(map(str, wanted.layers))},positions={wanted.positions}"
+    place += _fraction(wanted)
     for options, error in known["hidden"].items():
         measured: Any = parse(f"hidden:layers=0,{options}")
-        signal = replace(measured, layers=wanted.layers, positions=wanted.positions)
+        signal = replace(
+            measured,
+            layers=wanted.layers,
+            positions=wanted.positions,
+            fraction=wanted.fraction,
+        )
         if _serves(signal, "masked-lm" if wanted.positions == "masked" else "causal-lm", shape):
             yield f"{place},{options}", signal, error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,15 @@ from kdcache.models import Teacher, run_model
 from kdcache.models.run import plain_head
 from kdcache.plans import Array, Plan
 from kdcache.progress import Advance
-from kdcache.signals import Hidden, HiddenHead, Outputs, merge, select
+from kdcache.signals import Hidden, HiddenHead, Outputs, at_rows, merge, select
 from kdcache.signals.base import Arrays, Stats
 from kdcache.store import Cache
-from kdcache.tasks import LOGITS_SPACE, Space
+from kdcache.tasks import LOGITS_SPACE, RowSpace, Subset
 
 FIDELITY_ROWS = 1536
 Docs = npt.NDArray[np.int64]
+Said = Mapping[RowSpace, Outputs]
+"""What the teacher said at the rows of each space that something is stored in."""
 
 
 class Capture:
@@ -35,7 +37,8 @@ class Capture:
         self.hidden = any(isinstance(signal, Hidden) for signal in cache.signals.values())
         self.head: nn.Linear | None = None
         self.wants_head = any(isinstance(s, HiddenHead) for s in cache.signals.values())
-        self.sampled = {space: _sampled(self.plan, space) for space in set(cache.spaces.values())}
+        self.spaces = {name: cache.space_of(name) for name in cache.signals}
+        self.sampled = {space: _sampled(self.plan, space) for space in set(self.spaces.values())}
 
     @property
     def forward(self) -> Json:
@@ -54,10 +57,11 @@ class Capture:
             batch = self.cache.batch(docs, []).to(self.teacher.device)
             with torch.inference_mode():
                 outputs = self._run(batch)
-                self._require_finite(outputs, docs)
+                said = {space: self._said(outputs, docs, space) for space in self.sampled}
+                self._require_finite(outputs, said, docs)
                 at = {space: self._rows(part, docs, space) for space in self.sampled}
-                encoded = self._encode(outputs, at, rows)
-                self._measure(outputs, encoded, at, before, stats)
+                encoded = self._encode(said, at, rows)
+                self._measure(said, encoded, at, before, stats)
             advance(int(batch["attention_mask"].sum()))
         return rows, {name: merge(found) for name, found in stats.items() if found}
 
@@ -77,11 +81,21 @@ class Capture:
             head=self.head,
         )
 
+    def _said(self, outputs: Outputs, docs: Docs, space: RowSpace) -> Outputs:
+        """What the teacher said at the rows of a space."""
+        if not isinstance(space, Subset):
+            return outputs
+        rows = torch.from_numpy(self.plan.kept(docs, space)).to(self.teacher.device)
+        return at_rows(outputs, self.plan.config.task, space, rows)
+
     def _encode(
-        self, outputs: Outputs, at: dict[Space, Array], rows: dict[str, Array]
+        self, said: Said, at: dict[RowSpace, Array], rows: dict[str, Array]
     ) -> dict[str, Arrays]:
         """Fill in the rows `at` of a batch; returns them, still on the device, by signal."""
-        encoded = {name: signal.encode(outputs) for name, signal in self.cache.signals.items()}
+        encoded = {
+            name: signal.encode(said[self.spaces[name]])
+            for name, signal in self.cache.signals.items()
+        }
         for arrays in encoded.values():
             for array, values in arrays.items():
                 rows[array][at[self.cache.spaces[array]]] = values.cpu().numpy()
@@ -89,49 +103,48 @@ class Capture:
 
     def _measure(
         self,
-        outputs: Outputs,
+        said: Said,
         encoded: dict[str, Arrays],
-        at: dict[Space, Array],
-        before: dict[Space, int],
+        at: dict[RowSpace, Array],
+        before: dict[RowSpace, int],
         stats: dict[str, list[Stats]],
     ) -> None:
         """Add the fidelity of the sampled rows of a batch; `before` counts earlier parts' rows."""
         for name, signal in self.cache.signals.items():
-            space = self.cache.spaces[next(iter(encoded[name]))]
+            space = self.spaces[name]
             picked = np.flatnonzero(np.isin(at[space] + before[space], self.sampled[space]))
             if len(picked):
                 index = torch.from_numpy(picked).to(self.teacher.device)
-                stats[name].append(signal.measure(outputs, encoded[name], index))
+                stats[name].append(signal.measure(said[space], encoded[name], index))
 
-    def _rows(self, part: int, docs: Docs, space: Space) -> Array:
+    def _rows(self, part: int, docs: Docs, space: RowSpace) -> Array:
         """Rows of documents in a space, counted from the part's first row."""
         starts, counts = self.plan.spans(docs, space)
         ends = np.cumsum(counts)
         first = np.repeat(starts - (ends - counts), counts) + np.arange(ends[-1])
-        rows: Array = first - part * self.plan.rows[space]
+        rows: Array = first - part * self.plan.part_rows(space)
         return rows
 
-    def _before(self, part: int, space: Space) -> int:
+    def _before(self, part: int, space: RowSpace) -> int:
         """Real rows of a space in the parts before this one."""
         docs = self.plan.docs[: np.searchsorted(self.plan.docs, part * self.plan.rows["example"])]
         return self.plan.extent(docs, space)
 
-    def _require_finite(self, outputs: Outputs, docs: Docs) -> None:
-        space = LOGITS_SPACE[self.plan.config.task]
+    def _require_finite(self, outputs: Outputs, said: Said, docs: Docs) -> None:
+        space: RowSpace = LOGITS_SPACE[self.plan.config.task]
         if outputs.head is None:
             self._check_rows(outputs.logits, docs, space, "logits")
         else:
             self._check_rows(outputs.head.hidden, docs, space, "last hidden states")
-        for signal in self.cache.signals.values():
+        for name, signal in self.cache.signals.items():
             if isinstance(signal, Hidden):
-                space = self.cache.spaces[f"hidden/L{signal.layers[0]}/codes"]
+                space = self.spaces[name]
+                kept = said[space]
                 for layer in signal.layers:
-                    values = select(
-                        outputs.hidden[layer], signal.positions, outputs.mask, outputs.masked
-                    )
+                    values = select(kept.hidden[layer], signal.positions, kept.mask, kept.masked)
                     self._check_rows(values, docs, space, f"hidden layer {layer}")
 
-    def _check_rows(self, values: torch.Tensor, docs: Docs, space: Space, what: str) -> None:
+    def _check_rows(self, values: torch.Tensor, docs: Docs, space: RowSpace, what: str) -> None:
         if torch.isfinite(values.sum()) or torch.isfinite(values).all():
             return  # a finite sum has finite terms, and takes one pass without a copy
         row = int((~torch.isfinite(values).all(-1)).nonzero()[0])
@@ -144,7 +157,7 @@ class Capture:
         )
 
 
-def _sampled(plan: Plan, space: Space) -> Array:
+def _sampled(plan: Plan, space: RowSpace) -> Array:
     """Ordinals of the real rows whose fidelity is measured: FIDELITY_ROWS of them, by the seed."""
     total = plan.count(space)
     if total <= FIDELITY_ROWS:

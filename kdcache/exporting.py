@@ -2,7 +2,8 @@
 
 Columns are the documents' ids, tokens and labels, and every signal: as it is decoded here, or the
 arrays as they are stored. Rows belong to documents in their order: one each (`example`), or
-`doc_len` (`token`) or `masked_len` (`masked`) of them.
+`doc_len` (`token`) or `masked_len` (`masked`) of them. Where a signal has a fraction of those,
+`SIGNAL.kept` numbers them within their document and `SIGNAL.kept_len` counts them.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from kdcache.progress import Progress, quiet
 from kdcache.signals import Hidden
 from kdcache.store import Cache, Place, open_cache
 from kdcache.store.files import sync_folder, write_synced, writing
-from kdcache.tasks import Space
+from kdcache.tasks import RowSpace, Subset
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """Rows of one part, [rows of `space`, ...]."""
 
-    space: Space
+    space: RowSpace
     rows: Array
 
 
@@ -85,6 +86,8 @@ def part_columns(cache: Cache, part: int, *, raw: bool) -> dict[str, Column]:
     """Every column of a part, by name."""
     docs = cache.plan.part_docs(part)
     found = dict(_plan_columns(cache, part, docs))
+    for name in cache.signals:
+        found.update(_kept_columns(cache, docs, name))
     if raw:
         for name in cache.layouts:
             found[name] = Column(space=cache.spaces[name], rows=cache.read(name, docs))
@@ -106,15 +109,24 @@ def _plan_columns(cache: Cache, part: int, docs: Array) -> Iterator[tuple[str, C
         yield name, Column(space=space, rows=column[start : start + plan.extent(docs, space)])
 
 
+def _kept_columns(cache: Cache, docs: Array, signal: str) -> Iterator[tuple[str, Column]]:
+    """Which rows a signal has, where those are not all of its documents'."""
+    space = cache.space_of(signal)
+    if isinstance(space, Subset):
+        (_, lens), (_, counts) = (cache.plan.spans(docs, s) for s in (space.of, space))
+        before = np.repeat(np.cumsum(lens, dtype=np.int64) - lens, counts)
+        yield f"{signal}.kept", Column(space=space, rows=cache.kept_rows(signal, docs) - before)
+        yield f"{signal}.kept_len", Column(space="example", rows=counts)
+
+
 def _decoded(cache: Cache, docs: Array) -> Iterator[tuple[str, Column]]:
     for name, signal in cache.signals.items():
         if isinstance(signal, Hidden):
             for layer in signal.layers:
                 rows = cache.hidden(layer, docs).dense().numpy()
-                space = cache.spaces[cache.arrays_of(name, (layer,))[0]]
-                yield f"{name}.L{layer}", Column(space=space, rows=rows)
+                yield f"{name}.L{layer}", Column(space=cache.space_of(name), rows=rows)
             continue
-        soft, space = cache.soft_labels(docs), cache.spaces[cache.arrays_of(name)[0]]
+        soft, space = cache.soft_labels(docs), cache.space_of(name)
         for field in fields(soft):
             value = getattr(soft, field.name)
             if isinstance(value, torch.Tensor):
@@ -136,7 +148,7 @@ def _metadata(cache: Cache, part: int, raw: bool) -> Json:
 def _safetensors(columns: Columns, metadata: Json) -> bytes:
     from safetensors.numpy import save
 
-    spaces = {name: column.space for name, column in columns.items()}
+    spaces = {name: str(column.space) for name, column in columns.items()}
     told = canonical({**metadata, "spaces": spaces}).decode()
     tensors = {name: np.ascontiguousarray(column.rows) for name, column in columns.items()}
     data: bytes = save(tensors, metadata={"kdcache": told})
@@ -147,9 +159,12 @@ def _parquet(columns: Columns, metadata: Json) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    counts = {"token": columns["doc_len"].rows}
+    counts: dict[RowSpace, Array] = {"token": columns["doc_len"].rows}
     if "masked_len" in columns:
         counts["masked"] = columns["masked_len"].rows
+    for name, column in columns.items():
+        if name.endswith(".kept"):
+            counts[column.space] = columns[f"{name}_len"].rows
     arrays = {}
     for name, column in columns.items():
         values = _rows(pa, column.rows)

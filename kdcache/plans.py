@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.manifest import Json, canonical
-from kdcache.tasks import Space, Task
+from kdcache.subsets import draw, kept_of, spread
+from kdcache.tasks import RowSpace, Space, Subset, Task
 
 Array = npt.NDArray[Any]
 
@@ -108,8 +109,14 @@ class Plan:
         """Masked positions of all documents."""
         return int(self.examples["masked_len"].sum(dtype=np.int64))
 
-    def count(self, space: Space) -> int:
+    def part_rows(self, space: RowSpace) -> int:
+        """Rows per part in a space, padding included."""
+        return part_rows(self.rows, space)
+
+    def count(self, space: RowSpace) -> int:
         """Real rows (padding left out) of a space."""
+        if isinstance(space, Subset):
+            return self.extent(self.docs, space)
         return {"example": self.documents, "token": self.tokens, "masked": self.masked}[space]
 
     def part_docs(self, part: int) -> npt.NDArray[np.int64]:
@@ -118,14 +125,34 @@ class Plan:
         low, high = np.searchsorted(self.docs, [part * size, (part + 1) * size])
         return self.docs[low:high]
 
-    def spans(self, docs: npt.NDArray[np.int64], space: Space) -> tuple[Array, Array]:
+    def spans(self, docs: npt.NDArray[np.int64], space: RowSpace) -> tuple[Array, Array]:
         """First row and number of rows of each document in a space."""
+        if isinstance(space, Subset):
+            return self._subset_spans(docs, space)
         if space == "example":
             return docs, np.ones(len(docs), np.int64)
         name = "doc" if space == "token" else "masked"
         return self.examples[f"{name}_start"][docs], self.examples[f"{name}_len"][docs]
 
-    def extent(self, docs: npt.NDArray[np.int64], space: Space) -> int:
+    def _subset_spans(self, docs: npt.NDArray[np.int64], space: Subset) -> tuple[Array, Array]:
+        starts, counts = self.spans(docs, space.of)
+        part = docs // self.rows["example"]
+        begin = starts - part * self.rows[space.of]
+        first, end = (kept_of(rows, space.fraction) for rows in (begin, begin + counts))
+        return part * self.part_rows(space) + first, end - first
+
+    def kept(self, docs: npt.NDArray[np.int64], space: RowSpace) -> npt.NDArray[np.int64]:
+        """Which rows of documents a space holds: numbers among all they have in the space it is a
+        subset of, one document after the other; all of them where it is no subset.
+        """
+        counts = self.spans(docs, space)[1]
+        if not isinstance(space, Subset):
+            return np.arange(counts.sum(dtype=np.int64))
+        lens = self.spans(docs, space.of)[1].astype(np.int64)
+        before = np.repeat(np.cumsum(lens) - lens, counts)
+        return before + spread(lens, counts, draw(self.config.seed, docs, lens))
+
+    def extent(self, docs: npt.NDArray[np.int64], space: RowSpace) -> int:
         """Rows the documents of one part fill in a space, from the part's first row."""
         if space == "example":
             return len(docs)
@@ -164,6 +191,13 @@ class Plan:
             f"{masked}, {self.parts} part{'s' if self.parts != 1 else ''}, "
             f"sha256 {self.sha256[:12]}>"
         )
+
+
+def part_rows(rows: Mapping[Space, int], space: RowSpace) -> int:
+    """Rows per part in a space, padding included, given those of the spaces of the plan."""
+    if isinstance(space, Subset):
+        return round_up(int(kept_of(np.asarray(rows[space.of]), space.fraction)))
+    return rows[space]
 
 
 def column_space(name: str) -> Space:

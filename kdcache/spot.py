@@ -15,7 +15,7 @@ from kdcache.errors import ConfigError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.models import Teacher, run_model
 from kdcache.progress import Advance, Progress, quiet
-from kdcache.signals import Hidden, merge
+from kdcache.signals import Hidden, at_rows, merge
 from kdcache.signals.base import Stats
 from kdcache.sources import Sources
 from kdcache.store import Cache, Place, Root, locate
@@ -170,8 +170,10 @@ def _distance(cache: Cache, teacher: Teacher, docs: Docs) -> dict[str, Stats]:
             outputs = run_model(teacher.model, cache.plan.config.task, batch, hidden=hidden)
             for name, signal in cache.signals.items():
                 rows = {array: batch[array] for array in cache.arrays_of(name)}
+                space, kept = cache.space_of(name), batch.get(f"{name}/kept")
+                said = at_rows(outputs, cache.plan.config.task, space, kept)
                 for index in _pieces(len(next(iter(rows.values()))), teacher.device):
-                    stats[name].append(signal.measure(outputs, rows, index))
+                    stats[name].append(signal.measure(said, rows, index))
     return {name: merge(found) for name, found in stats.items() if found}
 
 

@@ -39,11 +39,12 @@ def cases(source: Source, seed: int = 0) -> list[Case]:
     mixed = docs[epoch_order(len(docs), seed=seed, epoch=0)]
     runs = _batches(plan, docs)
     turn = np.random.default_rng(seed).permutation(len(runs))
+    single = [mixed[i : i + 1] for i in range(min(DOCUMENTS, len(mixed)))]
     return [
-        _case("shuffled documents", plan, _batches(plan, mixed)),
-        _case("shuffled runs", plan, [runs[i] for i in turn]),
-        _case("sequential", plan, runs),
-        _case("one document", plan, [mixed[i : i + 1] for i in range(min(DOCUMENTS, len(mixed)))]),
+        _case("shuffled documents", source, _batches(plan, mixed)),
+        _case("shuffled runs", source, [runs[i] for i in turn]),
+        _case("sequential", source, runs),
+        _case("one document", source, single),
     ]
 
 
@@ -60,10 +61,12 @@ def _batches(plan: Plan, docs: Array) -> list[Array]:
     return [docs[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def _case(name: str, plan: Plan, batches: Sequence[Array]) -> Case:
+def _case(name: str, source: Source, batches: Sequence[Array]) -> Case:
+    plan = source.cache.plan
+    spaces = dict.fromkeys([*plan.rows, *source.cache.spaces.values()])
     return Case(
         name=name,
-        batches=[{s: _joined(*plan.spans(docs, s)) for s in plan.rows} for docs in batches],
+        batches=[{s: _joined(*plan.spans(docs, s)) for s in spaces} for docs in batches],
         tokens=[int(plan.examples["doc_len"][docs].sum()) for docs in batches],
     )
 

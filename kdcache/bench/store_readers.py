@@ -21,9 +21,9 @@ from kdcache.store.layout import Layout
 from kdcache.store.packed import reader_of
 from kdcache.store.shard import aligned
 from kdcache.store.spans import Pieces, cut_spans
-from kdcache.tasks import Space
+from kdcache.tasks import RowSpace
 
-Spans = Mapping[Space, tuple[Array, Array]]
+Spans = Mapping[RowSpace, tuple[Array, Array]]
 """First rows and numbers of rows, in each row space."""
 
 Read = Callable[[Spans], dict[str, Array]]
@@ -103,7 +103,7 @@ def kdcache(source: Source, folder: Path) -> Read:
     out, spaces = source.out(), source.cache.spaces
 
     def read(spans: Spans) -> dict[str, Array]:
-        cuts: dict[tuple[Space, int], Pieces] = {}
+        cuts: dict[tuple[RowSpace, int], Pieces] = {}
         found = {}
         for name, reader in readers.items():
             place = spaces[name], reader.layout.chunk_rows

@@ -12,7 +12,7 @@ import torch
 from kdcache.errors import ConfigError
 from kdcache.layer_maps import Pairs
 from kdcache.signals import HeadLabels, LayerRows, Outputs, Signal, SoftLabels, TeacherShape
-from kdcache.tasks import Task
+from kdcache.tasks import RowSpace, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,10 @@ class CacheFacts:
     signals: Mapping[str, Signal]
     shape: TeacherShape
     labelled: int
+
+    def space_of(self, signal: str) -> RowSpace:
+        """The row space of a signal of the cache."""
+        return self.signals[signal].arrays(self.task, self.shape)[0].space
 
     def held(self) -> str:
         """The signals of the cache, for messages."""
@@ -71,13 +75,15 @@ class Step:
 
     Attributes:
         student: what the student said; of a language model perhaps the head that would say it.
+        beside: the same at the rows that a signal has, by its name: all, or a fraction of them.
         labels: hard labels, a row per row of the logits; IGNORE_INDEX or NaN where there is none.
-        soft: the teacher's soft labels, a row per row of the logits.
+        soft: the teacher's soft labels, a row per row of the logits beside them.
         hidden: stored hidden states by teacher layer.
         project: apply the learned projection of a name to rows [N, student width].
     """
 
     student: Outputs
+    beside: Mapping[str, Outputs]
     labels: torch.Tensor
     soft: SoftLabels | HeadLabels | None
     hidden: Mapping[int, LayerRows]

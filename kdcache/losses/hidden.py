@@ -87,10 +87,10 @@ class HiddenMSE:
         pairs = layer_pairs(self.layer_map, student.layers, facts.shape.layers)
         self._check_layers(name, pairs, signal)
         positions = self._wanted(signal.positions)
-        if positions not in SERVES.get(signal.positions, (signal.positions,)):
+        if positions not in _served(signal):
             raise ConfigError(
                 f"losses.{name} needs hidden states at positions={positions}; the cache holds "
-                f"positions={signal.positions}: set losses.{name}.positions=cache, or build a "
+                f"{_held(signal)}: set losses.{name}.positions=cache, or build a "
                 f"cache with positions={positions}"
             )
         return Needs(
@@ -126,7 +126,7 @@ class HiddenMSE:
 
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
         """Mean or sum over the mapped layers of each layer's mean squared error."""
-        outputs, index = step.student, _index(step.student, needs)
+        outputs, index = step.beside["hidden"], _index(step.student, needs)
         total = torch.zeros((), device=outputs.mask.device)
         for layer, teacher_layer in needs.pairs:
             rows = select(outputs.hidden[layer], needs.positions, outputs.mask, outputs.masked)
@@ -136,7 +136,7 @@ class HiddenMSE:
                 rows,
                 _pick(step.hidden[teacher_layer], index),
                 normalize=self.normalize,
-                divisor=outputs.mask.numel() if self.pads == "count" else None,
+                divisor=_padded(step.student, outputs) if self.pads == "count" else None,
             )
         return total / len(needs.pairs) if self.layers == "mean" else total
 
@@ -146,7 +146,7 @@ def hidden_loss(
     teacher: LayerRows,
     *,
     normalize: str = "none",
-    divisor: int | None = None,
+    divisor: float | None = None,
 ) -> torch.Tensor:
     """Mean over H, and sum over rows / `divisor` (None: N), of the squared differences.
 
@@ -164,6 +164,25 @@ def hidden_loss(
         normalize=cast(Literal["none", "l2", "layernorm"], normalize),
         weight=weight,
     )
+
+
+def _served(signal: Hidden) -> tuple[str, ...]:
+    """Positions that all have a row."""
+    if signal.fraction < 1:
+        return (signal.positions,)
+    return SERVES.get(signal.positions, (signal.positions,))
+
+
+def _held(signal: Hidden) -> str:
+    part = f",fraction={signal.fraction:g}" if signal.fraction < 1 else ""
+    return f"positions={signal.positions}{part}"
+
+
+def _padded(student: Outputs, kept: Outputs) -> float:
+    """Positions, padding included, that the kept rows stand for: all, or the like share of them."""
+    if kept is student:
+        return student.mask.numel()
+    return student.mask.numel() * float(kept.mask.sum() / student.mask.sum())
 
 
 def _index(outputs: Outputs, needs: Needs) -> torch.Tensor | None:

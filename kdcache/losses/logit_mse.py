@@ -44,7 +44,7 @@ class LogitMSE:
         """Mean over rows and outputs."""
         assert isinstance(step.soft, SoftLabels)
         assert step.soft.values is not None
-        return logit_mse(step.student.logits, step.soft.values, self.scale)
+        return logit_mse(step.beside["logits"].logits, step.soft.values, self.scale)
 
 
 def logit_mse(logits: torch.Tensor, values: torch.Tensor, scale: float = 1.0) -> torch.Tensor:

@@ -13,7 +13,16 @@ from kdcache.errors import ConfigError
 from kdcache.losses.base import CacheFacts, Loss, Needs, Step
 from kdcache.losses.hard import Hard
 from kdcache.losses.soft import SoftKL
-from kdcache.signals import HeadLabels, HiddenHead, LayerRows, Outputs, SoftLabels, TeacherShape
+from kdcache.signals import (
+    HeadLabels,
+    HiddenHead,
+    LayerRows,
+    Outputs,
+    SoftLabels,
+    TeacherShape,
+    at_rows,
+)
+from kdcache.tasks import Subset
 
 Terms = dict[str, torch.Tensor]
 
@@ -44,6 +53,8 @@ class Objective:
         self.losses, self.notes = _active(losses, facts)
         self.needs = {name: loss.needs(name, facts, student) for name, loss in self.losses.items()}
         self.arrays = _arrays(self.needs.values(), facts)
+        read = dict.fromkeys(name.partition("/")[0] for name in self.arrays)
+        self._spaces = {name: facts.space_of(name) for name in read}
         self.logits = any(not needs.pairs for needs in self.needs.values())
         self.matrix = any(needs.matrix for needs in self.needs.values())
         self.hidden = any(needs.pairs for needs in self.needs.values())
@@ -52,7 +63,7 @@ class Objective:
             {name: nn.Linear(student.hidden, facts.shape.hidden) for name in sorted(names)}
         )
         self.hard_only = all(isinstance(loss, Hard) for loss in self.losses.values())
-        self._fused = _fused(self.losses)
+        self._fused = _fused(self.losses, facts)
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, Terms]:
         """The loss of a batch and its terms before their weights, detached.
@@ -79,11 +90,17 @@ class Objective:
     def _step(self, outputs: Outputs, batch: Batch) -> Step:
         return Step(
             student=outputs,
+            beside={name: self._beside(name, outputs, batch) for name in self._spaces},
             labels=batch["labels"],
             soft=self._soft(batch),
             hidden={layer: self._layer(batch, layer) for layer in _layers(self.needs.values())},
             project=lambda name, rows: self.projections[name](rows),
         )
+
+    def _beside(self, signal: str, outputs: Outputs, batch: Batch) -> Outputs:
+        """What the student said at the rows of a signal."""
+        rows = batch.get(f"{signal}/kept")
+        return at_rows(outputs, self.facts.task, self._spaces[signal], rows)
 
     def _soft(self, batch: Batch) -> SoftLabels | HeadLabels | None:
         if not any(needs.logits for needs in self.needs.values()):
@@ -133,8 +150,10 @@ def _arrays(needs: Collection[Needs], facts: CacheFacts) -> list[str]:
     ]
 
 
-def _fused(losses: Mapping[str, Loss]) -> tuple[str, str] | None:
-    """Names of a soft and a hard loss that one pass over the logits can serve."""
+def _fused(losses: Mapping[str, Loss], facts: CacheFacts) -> tuple[str, str] | None:
+    """Names of a soft and a hard loss that one pass over the logits can serve: the same rows."""
+    if "logits" in facts.signals and isinstance(facts.space_of("logits"), Subset):
+        return None
     soft = [name for name, loss in losses.items() if isinstance(loss, SoftKL)]
     hard = [name for name, loss in losses.items() if isinstance(loss, Hard)]
     return (soft[0], hard[0]) if soft and hard else None

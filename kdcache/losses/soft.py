@@ -101,7 +101,7 @@ class SoftKL:
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
         """The divergence alone; `soft_and_hard` fuses it with hard labels."""
         assert step.soft is not None
-        return self._fused(step.student.said, step.soft, None, 1.0, 0.0).total
+        return self._fused(step.beside["logits"].said, step.soft, None, 1.0, 0.0).total
 
     def with_hard(self, step: Step, hard_weight: float) -> SoftAndHard:
         """This loss and cross-entropy in one pass, both weighted."""

@@ -17,6 +17,7 @@ from kdcache.signals.base import (
     Packing,
     Signal,
     TeacherShape,
+    at_rows,
     merge,
     options,
     select,
@@ -52,6 +53,7 @@ __all__ = [
     "TopKLogits",
     "artefacts",
     "assist",
+    "at_rows",
     "from_json",
     "merge",
     "parse",
@@ -99,6 +101,8 @@ def _make(kind: type[Any], text: str, given: Mapping[str, str]) -> Signal:
             values["layers"] = _layers(values["layers"])
     except ValueError as error:
         raise ConfigError(f"signal {text!r}: not a whole number: {error}") from error
+    if "fraction" in values:
+        values["fraction"] = _number(values["fraction"], text)
     if kind is Hidden and "layers" not in values:
         raise ConfigError(f"signal {text!r} needs layers, as in hidden:layers=2-4-6")
     signal: Signal = kind(**values)
@@ -107,6 +111,13 @@ def _make(kind: type[Any], text: str, given: Mapping[str, str]) -> Signal:
 
 def _layers(text: str) -> tuple[int, ...]:
     return tuple(int(layer) for layer in text.split("-"))
+
+
+def _number(value: str, text: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ConfigError(f"signal {text!r}: {value!r} is not a number, as in 0.2") from error
 
 
 def parse_all(texts: Iterable[str]) -> dict[str, Signal]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json
-from kdcache.tasks import Space, Task
+from kdcache.tasks import LOGITS_SPACE, RowSpace, Space, Subset, Task
 
 Arrays = dict[str, torch.Tensor]
 Stats = dict[str, float]
@@ -42,7 +42,7 @@ class ArraySpec:
     """
 
     name: str
-    space: Space
+    space: RowSpace
     row_shape: tuple[int, ...]
     dtype: str
     attributes: Json = field(default_factory=dict)
@@ -201,6 +201,62 @@ def select(
     if masked is None:
         raise ConfigError("masked positions exist for the task masked-lm only")
     return hidden.flatten(0, 1)[masked]
+
+
+def at_rows(outputs: Outputs, task: Task, space: RowSpace, rows: torch.Tensor | None) -> Outputs:
+    """What a model said at the rows of a subset of a space: `mask` or `masked` has only those.
+
+    `rows` [kept] int64 are numbers among all rows of the batch, as `Plan.kept` gives them. Where
+    `space` is no subset the outputs are as they were.
+    """
+    if not isinstance(space, Subset):
+        return outputs
+    assert rows is not None, "which rows a subset keeps is to be read with it"
+    kept: dict[str, Any] = {}
+    if space.of == "token":
+        flat = outputs.mask.flatten().nonzero().squeeze(1)[rows]
+        kept["mask"] = torch.zeros_like(outputs.mask).flatten().index_fill(0, flat, True)
+        kept["mask"] = kept["mask"].view_as(outputs.mask)
+    else:
+        assert outputs.masked is not None
+        kept["masked"] = outputs.masked[rows]
+    if LOGITS_SPACE[task] != space.of:
+        return replace(outputs, **kept)
+    if outputs.head is None:
+        return replace(outputs, logits=outputs.logits[rows], **kept)
+    head = replace(outputs.head, hidden=outputs.head.hidden[rows])
+    return replace(outputs, logits=torch.empty(head.shape, device="meta"), head=head, **kept)
+
+
+def check_fraction(what: str, fraction: float) -> None:
+    """Raise ConfigError, naming `what`, for a fraction that is none."""
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"fraction of {what} must be more than 0 and at most 1; got {fraction}")
+
+
+def row_space(what: str, space: Space, fraction: float) -> RowSpace:
+    """`space`, or the subset that is a `fraction` of its rows.
+
+    Raises ConfigError, naming `what`, where a document has a single row.
+    """
+    if fraction == 1:
+        return space
+    if space == "example":
+        raise ConfigError(
+            f"fraction={fraction:g} of {what} is for rows of tokens or masked positions; here a "
+            "document has a single row: leave fraction out"
+        )
+    return Subset(space, fraction)
+
+
+def logits_space(codec: str, task: Task, fraction: float) -> RowSpace:
+    """Where a `fraction` of the logits is kept; ConfigError for that of a classifier's."""
+    return row_space(f"logits:{codec}", LOGITS_SPACE[task], fraction)
+
+
+def settings(values: Json) -> Json:
+    """A configuration for the manifest, which says nothing of a fraction where all is kept."""
+    return {name: value for name, value in values.items() if (name, value) != ("fraction", 1)}
 
 
 def check_positions(positions: str, task: Task) -> Space:

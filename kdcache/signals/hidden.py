@@ -16,8 +16,11 @@ from kdcache.signals.base import (
     Outputs,
     Stats,
     TeacherShape,
+    check_fraction,
     check_positions,
+    row_space,
     select,
+    settings,
 )
 from kdcache.signals.rows import LayerRows, RowCodec
 from kdcache.tasks import Task
@@ -27,6 +30,7 @@ from kdcache.tasks import Task
 class Hidden:
     """Hidden states of `layers` (0 is the embedding output) at `positions`.
 
+    `fraction` keeps that share of the positions, spread over every document (docs/decisions/0014).
     Bits a value and relative error, as measured on the layers of all-MiniLM-L6-v2:
 
     | `dtype`                     | bits        | error      |
@@ -48,10 +52,13 @@ class Hidden:
     dtype: str = "int8"
     group: int | None = None
     compress: str = "none"
+    fraction: float = 1.0
 
     def __post_init__(self) -> None:
         one_of("positions of hidden", self.positions, POSITIONS)
         _ = self.rows  # which checks itself
+        check_fraction("hidden", self.fraction)
+        row_space("hidden", POSITIONS[self.positions], self.fraction)
         if not self.layers or len(set(self.layers)) < len(self.layers) or min(self.layers) < 0:
             raise ConfigError(
                 f"layers of hidden must be distinct and 0 or more, as in layers=2-4-6; "
@@ -65,7 +72,7 @@ class Hidden:
 
     def to_json(self) -> Json:
         """The configuration as JSON values; what is not compressed says nothing of it."""
-        record = {**asdict(self), "codec": self.codec, "layers": list(self.layers)}
+        record = settings(asdict(self)) | {"codec": self.codec, "layers": list(self.layers)}
         if self.compress == "none":
             del record["compress"]
         return record
@@ -82,7 +89,7 @@ class Hidden:
 
     def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
         """`hidden/L{i}/codes` [rows, hidden] and, for integers, `hidden/L{i}/scale`."""
-        space = check_positions(self.positions, task)
+        space = row_space("hidden", check_positions(self.positions, task), self.fraction)
         return [
             spec
             for layer in self.layers

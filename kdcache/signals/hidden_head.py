@@ -12,10 +12,21 @@ import torch
 
 from kdcache.errors import ConfigError, DamageError, ModelError
 from kdcache.manifest import Json
-from kdcache.signals.base import Arrays, ArraySpec, Head, Origins, Outputs, Stats, TeacherShape
+from kdcache.signals.base import (
+    Arrays,
+    ArraySpec,
+    Head,
+    Origins,
+    Outputs,
+    Stats,
+    TeacherShape,
+    check_fraction,
+    logits_space,
+    settings,
+)
 from kdcache.signals.rows import LayerRows, RowCodec
 from kdcache.signals.soft import SoftLabels, divergence, kl_stats, kl_summary
-from kdcache.tasks import LOGITS_SPACE, Task
+from kdcache.tasks import Task
 
 FILE = "logits/head.safetensors"
 """Where a cache keeps the output layer, under `files/`: tensors `weight` [V, H], `bias` [V]."""
@@ -93,10 +104,12 @@ class HiddenHead:
     codec: ClassVar[str] = "hidden-head"
     dtype: str = "fp16"
     group: int | None = None
+    fraction: float = 1.0
     layer: OutputLayer | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _ = self.rows  # which checks itself
+        check_fraction("logits:hidden-head", self.fraction)
 
     @property
     def rows(self) -> RowCodec:
@@ -105,7 +118,8 @@ class HiddenHead:
 
     def to_json(self) -> Json:
         """The configuration as JSON values."""
-        return {"codec": self.codec, "dtype": self.dtype, "group": self.group}
+        values = {"dtype": self.dtype, "group": self.group, "fraction": self.fraction}
+        return settings({"codec": self.codec, **values})
 
     def check(self, task: Task, shape: TeacherShape) -> None:
         """Raise ConfigError for a classifier, or a group that does not divide the width."""
@@ -117,7 +131,9 @@ class HiddenHead:
 
     def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
         """`logits/codes` [rows, hidden] and, for integers, `logits/scale`."""
-        return self.rows.arrays("logits", LOGITS_SPACE[task], shape.hidden)
+        return self.rows.arrays(
+            "logits", logits_space(self.codec, task, self.fraction), shape.hidden
+        )
 
     def artefacts(self, task: Task, shape: TeacherShape, origins: Origins) -> dict[str, bytes]:
         """The output layer; ModelError if it does not take the hidden states as they are."""

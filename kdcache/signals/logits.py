@@ -9,7 +9,16 @@ import torch
 
 from kdcache.errors import ConfigError, ModelError, one_of
 from kdcache.manifest import Json
-from kdcache.signals.base import Arrays, ArraySpec, Outputs, Stats, TeacherShape
+from kdcache.signals.base import (
+    Arrays,
+    ArraySpec,
+    Outputs,
+    Stats,
+    TeacherShape,
+    check_fraction,
+    logits_space,
+    settings,
+)
 from kdcache.signals.codebook import (
     from_codes,
     high_bits,
@@ -28,7 +37,7 @@ from kdcache.signals.soft import (
     measure_kept,
     summarise_kept,
 )
-from kdcache.tasks import LOGITS_SPACE, Task
+from kdcache.tasks import Task
 from kdcache_kernels import topk_encode
 
 DENSE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -41,23 +50,26 @@ class DenseLogits:
     name: ClassVar[str] = "logits"
     codec: ClassVar[str] = "dense"
     dtype: str = "fp32"
+    fraction: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fraction("logits:dense", self.fraction)
         one_of("dtype of logits:dense", self.dtype, DENSE_DTYPES)
 
     def to_json(self) -> Json:
         """The configuration as JSON values."""
-        return {"codec": self.codec, **asdict(self)}
+        return settings({"codec": self.codec, **asdict(self)})
 
     def check(self, task: Task, shape: TeacherShape) -> None:
-        """Dense logits fit every teacher; a large vocabulary is only large."""
+        """Dense logits fit every teacher; ConfigError for a fraction of single rows."""
+        logits_space(self.codec, task, self.fraction)
 
     def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
         """`logits/values` [rows, outputs]."""
         return [
             ArraySpec(
                 name="logits/values",
-                space=LOGITS_SPACE[task],
+                space=logits_space(self.codec, task, self.fraction),
                 row_shape=(shape.outputs,),
                 dtype={"fp32": "float32", "fp16": "float16"}[self.dtype],
                 chunk_rows=max(64, 16_384 * 128 // max(128, shape.outputs)),
@@ -98,17 +110,20 @@ class TopKLogits:
     name: ClassVar[str] = "logits"
     codec: ClassVar[str] = "topk"
     k: int = 64
+    fraction: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fraction("logits:topk", self.fraction)
         if not 1 <= self.k <= 65536:
             raise ConfigError(f"k of logits:topk must lie in [1, 65536]; got {self.k}")
 
     def to_json(self) -> Json:
         """The configuration as JSON values."""
-        return {"codec": self.codec, **asdict(self)}
+        return settings({"codec": self.codec, **asdict(self)})
 
     def check(self, task: Task, shape: TeacherShape) -> None:
-        """Raise ConfigError if the teacher has fewer than k outputs."""
+        """Raise ConfigError for fewer outputs than k, or a fraction of single rows."""
+        logits_space(self.codec, task, self.fraction)
         if self.k > shape.outputs:
             raise ConfigError(
                 f"logits:topk,k={self.k}: the teacher has {shape.outputs} outputs; "
@@ -117,7 +132,8 @@ class TopKLogits:
 
     def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
         """Ids (16 bits, high bits packed apart), codes with their table, tail statistics."""
-        space, bits = LOGITS_SPACE[task], high_bits(shape.outputs)
+        space = logits_space(self.codec, task, self.fraction)
+        bits = high_bits(shape.outputs)
         book = {"codebook": [float(v) for v in table()], "unit": "nats"}
         specs: list[tuple[str, tuple[int, ...], str, Json]] = [
             ("ids", (self.k,), "uint16", {}),

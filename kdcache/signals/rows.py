@@ -11,7 +11,7 @@ from kdcache.errors import ConfigError, ModelError, one_of
 from kdcache.manifest import Json
 from kdcache.signals import int4
 from kdcache.signals.base import ArraySpec
-from kdcache.tasks import Space
+from kdcache.tasks import RowSpace
 from kdcache_kernels import dequantize_rows, quantize_rows
 
 FLOATS = {
@@ -82,7 +82,7 @@ class RowCodec:
                 f"{self.what}: group={self.columns} does not divide the hidden width {width}"
             )
 
-    def arrays(self, prefix: str, space: Space, width: int) -> list[ArraySpec]:
+    def arrays(self, prefix: str, space: RowSpace, width: int) -> list[ArraySpec]:
         """`{prefix}/codes` and, for integers, `{prefix}/scale`."""
         dtype, row, attributes = self._codes(width)
         zstd = self.compress == "zstd"

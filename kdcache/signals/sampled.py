@@ -11,9 +11,19 @@ import torch
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
 from kdcache.signals import gaps, vocabulary
-from kdcache.signals.base import Arrays, ArraySpec, Origins, Outputs, Stats, TeacherShape
+from kdcache.signals.base import (
+    Arrays,
+    ArraySpec,
+    Origins,
+    Outputs,
+    Stats,
+    TeacherShape,
+    check_fraction,
+    logits_space,
+    settings,
+)
 from kdcache.signals.soft import SoftLabels
-from kdcache.tasks import LOGITS_SPACE, Task
+from kdcache.tasks import Task
 
 CHUNK_ROWS = 1024
 BLOCK_VALUES = 1 << 21  # of a block of rows; some four buffers of 8 bytes a value live at once
@@ -37,6 +47,7 @@ class SampledLogits:
     codec: ClassVar[str] = "sampled"
     n: int = 50
     seed: int = 0
+    fraction: float = 1.0
     vocabulary: vocabulary.Vocabulary | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -44,13 +55,19 @@ class SampledLogits:
             raise ConfigError(f"n of logits:sampled must lie in [1, 65536]; got {self.n}")
         if not 0 <= self.seed < 2**62:
             raise ConfigError(f"seed of logits:sampled must lie in [0, 2**62); got {self.seed}")
+        check_fraction("logits:sampled", self.fraction)
 
     def to_json(self) -> Json:
         """The configuration as JSON values."""
-        return {"codec": self.codec, "n": self.n, "seed": self.seed}
+        return settings(
+            {"codec": self.codec, "n": self.n, "seed": self.seed, "fraction": self.fraction}
+        )
 
     def check(self, task: Task, shape: TeacherShape) -> None:
-        """Raise ConfigError for a teacher of a single output: it gives a value."""
+        """Raise ConfigError for a teacher of a single output, which is a value, or a fraction of
+        single rows.
+        """
+        logits_space(self.codec, task, self.fraction)
         if shape.outputs < 2:
             raise ConfigError(
                 f"logits:sampled draws classes; the teacher has {shape.outputs} output: "
@@ -64,7 +81,7 @@ class SampledLogits:
         return [
             ArraySpec(
                 name=name,
-                space=LOGITS_SPACE[task],
+                space=logits_space(self.codec, task, self.fraction),
                 row_shape=(self.n,),
                 dtype="uint8",
                 attributes=vocabulary.attributes(shape.outputs),

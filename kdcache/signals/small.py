@@ -12,7 +12,18 @@ import torch
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
 from kdcache.signals import gaps, vocabulary
-from kdcache.signals.base import Arrays, ArraySpec, Origins, Outputs, Packing, Stats, TeacherShape
+from kdcache.signals.base import (
+    Arrays,
+    ArraySpec,
+    Origins,
+    Outputs,
+    Packing,
+    Stats,
+    TeacherShape,
+    check_fraction,
+    logits_space,
+    settings,
+)
 from kdcache.signals.codebook import from_steep_codes, steep_table, to_steep_codes
 from kdcache.signals.soft import (
     STAT_TEMPERATURE,
@@ -21,7 +32,7 @@ from kdcache.signals.soft import (
     measure_kept,
     summarise_kept,
 )
-from kdcache.tasks import LOGITS_SPACE, Space, Task
+from kdcache.tasks import RowSpace, Task
 from kdcache_kernels import topk_encode
 
 CHUNK_ROWS = 1024
@@ -46,6 +57,7 @@ class SmallTopK:
     codec: ClassVar[str] = "topk-small"
     k: int = 64
     levels: int = 184
+    fraction: float = 1.0
     vocabulary: vocabulary.Vocabulary | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -55,13 +67,17 @@ class SmallTopK:
             raise ConfigError(
                 f"levels of logits:topk-small must lie in [2, 256]; got {self.levels}"
             )
+        check_fraction("logits:topk-small", self.fraction)
 
     def to_json(self) -> Json:
         """The configuration as JSON values."""
-        return {"codec": self.codec, "k": self.k, "levels": self.levels}
+        return settings(
+            {"codec": self.codec, "k": self.k, "levels": self.levels, "fraction": self.fraction}
+        )
 
     def check(self, task: Task, shape: TeacherShape) -> None:
-        """Raise ConfigError if there are not k classes."""
+        """Raise ConfigError for fewer outputs than k, or a fraction of single rows."""
+        logits_space(self.codec, task, self.fraction)
         if self.k > shape.outputs:
             raise ConfigError(
                 f"logits:topk-small,k={self.k}: the teacher has {shape.outputs} outputs; "
@@ -76,7 +92,7 @@ class SmallTopK:
         book = {"codebook": [float(v) for v in steep_table(self.levels)], "unit": "nats"}
         row = (self.k,)
         stat = {"unit": "nats", "temperature": STAT_TEMPERATURE}
-        space = LOGITS_SPACE[task]
+        space = logits_space(self.codec, task, self.fraction)
         return [
             *(
                 _packed(name, space, row, size, order)
@@ -172,7 +188,7 @@ def _bytes(share: tuple[float, float], bits: float) -> tuple[float, float]:
 
 
 def _packed(
-    name: str, space: Space, row: tuple[int, ...], size: tuple[float, float], attributes: Any
+    name: str, space: RowSpace, row: tuple[int, ...], size: tuple[float, float], attributes: Any
 ) -> ArraySpec:
     packing: Packing = "columns" if row else "zstd"
     return ArraySpec(

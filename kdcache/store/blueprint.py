@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from kdcache.errors import CacheError, ConfigError, DamageError
 from kdcache.manifest import FIRST, FORMAT, Json
-from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig
+from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig, part_rows
 from kdcache.signals import ArraySpec, Signal, TeacherShape, from_json
 from kdcache.store.layout import Layout
 from kdcache.store.objects import Root
@@ -168,7 +168,7 @@ class Blueprint:
     def require_fit(self, layout: Layout, spec: ArraySpec, root: Root) -> None:
         """DamageError unless an array on disk is the one the manifest speaks of."""
         found = (str(layout.dtype), layout.row_shape, layout.part_rows)
-        wanted = (spec.dtype, spec.row_shape, self.rows[spec.space])
+        wanted = (spec.dtype, spec.row_shape, part_rows(self.rows, spec.space))
         if found != wanted:
             raise DamageError(
                 f"{root / spec.name / 'zarr.json'} is damaged: dtype, row shape and rows of a part "

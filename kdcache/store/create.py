@@ -90,7 +90,7 @@ def _layout(plan: Plan, spec: ArraySpec) -> Layout:
         spec.name,
         spec.dtype,
         spec.row_shape,
-        part_rows=plan.rows[spec.space],
+        part_rows=plan.part_rows(spec.space),
         chunk_rows=spec.chunk_rows,
         parts=plan.parts,
         packing=spec.packing,

@@ -38,7 +38,7 @@ from kdcache.store.packed import reader_of, stored_bytes
 from kdcache.store.shard import ArrayReader, Layout
 from kdcache.store.spans import Pieces, cut_spans
 from kdcache.store.zarrs import read_layout, read_object, read_record, require_record
-from kdcache.tasks import Space
+from kdcache.tasks import RowSpace, Subset
 
 Docs = npt.NDArray[np.int64]
 Content = bytes  # the class has a property of that name
@@ -202,6 +202,16 @@ class Cache:
             return names
         return [name for name in names if any(f"/L{layer}/" in name for layer in layers)]
 
+    def space_of(self, signal: str) -> RowSpace:
+        """The row space of a signal; all its arrays share it."""
+        return self.spaces[self.arrays_of(signal)[0]]
+
+    def kept_rows(self, signal: str, docs: Docs) -> Array:
+        """Which of the documents' tokens or masked positions a signal has a row for: their numbers,
+        counted over all of `docs`, one document after the other. All of them without `fraction`.
+        """
+        return self.plan.kept(np.asarray(docs, np.int64), self.space_of(signal))
+
     def read(self, array: str, docs: Docs) -> Array:
         """Stored rows of an array for documents, one document after the other.
 
@@ -213,7 +223,7 @@ class Cache:
         """Rows of several arrays; where they lie is worked out once for those that lie alike."""
         docs = np.asarray(docs, np.int64)
         _require_documents(self.plan, docs)
-        cuts: dict[tuple[Space, int], Pieces] = {}
+        cuts: dict[tuple[RowSpace, int], Pieces] = {}
         rows = {}
         for name in arrays:
             reader = self._readers[one_of("array of this cache", name, self._readers)]
@@ -243,7 +253,11 @@ class Cache:
     def batch(self, docs: Docs, arrays: list[str] | None = None) -> Batch:
         """Inputs, labels and stored signal rows of documents, padded to the longest."""
         names = self.layouts if arrays is None else arrays
-        return collate(self.plan, docs, self._rows(names, docs))
+        rows = self._rows(names, docs)
+        for signal in dict.fromkeys(name.partition("/")[0] for name in names):
+            if isinstance(self.space_of(signal), Subset):
+                rows[f"{signal}/kept"] = self.kept_rows(signal, docs)
+        return collate(self.plan, docs, rows)
 
     def batches(
         self, size: int, *, seed: int = 0, epoch: int = 0, arrays: list[str] | None = None

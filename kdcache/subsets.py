@@ -1,0 +1,45 @@
+"""Which rows a subset keeps: a function of where documents lie and of a seed, and of nothing else.
+
+Of the first n rows of a part, ceil(n * fraction) are kept, for every n at which a document ends. So
+a document's share, and where its kept rows lie among those of the part, follow from its first row
+and its length, and a part of fixed size keeps a fixed size. Within a document they are evenly
+spaced from a first that is drawn, which makes every row as likely as any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[np.int64]
+GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def kept_of(rows: npt.NDArray[Any], fraction: float) -> Rows:
+    """How many rows are kept of the first `rows` of a part."""
+    return np.ceil(rows * fraction).astype(np.int64)
+
+
+def spread(lens: Rows, counts: Rows, draws: Rows) -> Rows:
+    """Rows kept within documents of `lens` rows, `counts` of each, one document after the other.
+
+    `draws`, in [0, length), say where each document's begin: the j-th of c rows out of n is
+    floor((j * n + draw) / c), so that of the n draws c keep any given row.
+    """
+    doc = np.repeat(np.arange(len(lens)), counts)
+    nth = np.arange(len(doc)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return (nth * lens[doc] + draws[doc]) // counts[doc]
+
+
+def draw(seed: int, docs: Rows, below: Rows) -> Rows:
+    """A whole number in [0, below) for each document, 0 where `below` is 0.
+
+    SplitMix64 (Steele et al. 2014), started at `seed` and advanced `docs` + 1 times.
+    """
+    x = (docs.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN) + np.uint64(seed % 2**64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX_1)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX_2)
+    x ^= x >> np.uint64(31)
+    return (x % np.maximum(below, 1).astype(np.uint64)).astype(np.int64)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from kdcache_kernels import empty_cache
+
 Call = Callable[[], Any]
 
 GPU_SIDE, CPU_SIDE, CPU_SIDE_16_BIT = 8192, 1024, 256
@@ -76,7 +78,8 @@ def _cuda_peak(call: Call, device: torch.device) -> int:
 
 def _cpu_peak(call: Call) -> int | None:
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # freed pages that the call would use again
+        empty_cache()  # freed pages that the call would use again
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
         before = _status("VmRSS")
         kept = call()

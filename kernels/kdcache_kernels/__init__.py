@@ -8,6 +8,7 @@ it. CPU tensors run a Numba kernel, compiled at first use and cached on disk, CU
 kernel; float64 runs in plain torch, as do other devices and `linear_kl`'s rows on CUDA.
 """
 
+from kdcache_kernels._buffer import empty_cache
 from kdcache_kernels.hidden_mse import hidden_mse
 from kdcache_kernels.linear_kl import linear_kl
 from kdcache_kernels.linear_topk_kl import linear_topk_kl
@@ -17,6 +18,7 @@ from kdcache_kernels.topk_kl import topk_kl
 
 __all__ = [
     "dequantize_rows",
+    "empty_cache",
     "hidden_mse",
     "linear_kl",
     "linear_topk_kl",

@@ -69,7 +69,8 @@ def exact() -> Callable[[F], F]:
 def thread_count() -> int:
     """As many threads as torch uses; the next launch from this thread has so many."""
     wanted = torch.get_num_threads()
-    set_num_threads(min(wanted, config.NUMBA_NUM_THREADS))
+    most: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # Numba sets it on loading
+    set_num_threads(min(wanted, most))
     if torch.get_num_threads() != wanted:
         # The first call starts Numba's threads, and sets those of the OpenMP that torch uses too:
         # matrix products would then be cut otherwise, and differ in their last bits.

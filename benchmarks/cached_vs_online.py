@@ -64,11 +64,13 @@ class OnlineDocuments(CachedDocuments):
 
 
 class OnlineLogits:
-    """Reads the teacher's values as they came; no codec in between."""
+    """Reads the teacher's values as they came; no codec in between.
 
-    def arrays(self, task: Any, shape: Any) -> list[Any]:
-        """Nothing is read from the cache."""
-        return []
+    Its rows are those of `cached`, the signal it stands for.
+    """
+
+    def __init__(self, cached: Any) -> None:
+        self.arrays = cached.arrays
 
     def decode(self, raw: Batch, outputs: int) -> SoftLabels:
         """Soft labels of a batch that `OnlineDocuments` made."""
@@ -89,10 +91,11 @@ def train_once(
 ) -> dict[str, Any]:
     """Train one student; losses of every logged step, seconds of every step."""
     shutil.rmtree(out, ignore_errors=True)
-    run = _Run(cache, recipe, out, resume=False, progress=quiet)
+    run = _Run(cache, None, recipe, out, resume=False, progress=quiet)
     if online is not None:
         run.dataset = OnlineDocuments(run.dataset, *online)
-        signals = {**run.objective.facts.signals, "logits": OnlineLogits()}
+        signals = dict(run.objective.facts.signals)
+        signals["logits"] = OnlineLogits(signals["logits"])
         run.objective.facts = replace(run.objective.facts, signals=signals)
     metrics = run.train()
     log = json.loads((out / "training_log.json").read_text())

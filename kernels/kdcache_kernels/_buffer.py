@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Memory = npt.NDArray[np.uint8]
 
-LEAST = 2**20  # bytes; smaller ones stay with the C library's allocator
+LEAST = 2**20  # bytes; smaller ones are torch's
 LINE = 64  # bytes; vectors that start a line of the caches are not split between two
 MOST = 2**28  # bytes kept in all
 UNUSED = 2  # references to memory that nothing uses: a local variable, and the call that counts
@@ -27,10 +27,10 @@ _kept: "list[Memory]" = []
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """An uninitialised tensor."""
-    if device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
-    flat: Any = torch.from_numpy(_used_again(size) if size >= LEAST else _fresh(size))
+    if device.type != "cpu" or size < LEAST:
+        return torch.empty(shape, dtype=dtype, device=device)
+    flat: Any = torch.from_numpy(_used_again(size))
     tensor: Tensor = flat.view(dtype).view(shape)
     return tensor
 

@@ -32,6 +32,12 @@ def test_memory_is_used_again_when_the_tensor_is_gone():
     assert (again.shape, again.dtype) == ((SIDE // 2, SIDE), torch.float32)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (5, 7)])
+def test_small_buffers_have_their_shape(shape):
+    assert _buffer.empty(shape, torch.float32, CPU).shape == shape
+    assert not _buffer._kept
+
+
 @pytest.mark.parametrize(
     "hold", [lambda x: x, lambda x: x[5:], lambda x: x.numpy(), lambda x: x.view(torch.int32)]
 )

@@ -176,7 +176,7 @@ def test_training_lowers_the_loss(recipe, cache, tmp_path):
     ]
     train(cache, recipe=recipe, out=tmp_path / "run", init_from_teacher=[1, 2], overrides=overrides)
     log = log_of(tmp_path / "run")
-    assert log[-1]["loss"] < 0.9 * log[0]["loss"]
+    assert log[-1]["loss"] < 0.95 * log[0]["loss"]
 
 
 def test_masked_language_modelling_learns_from_top_k(masked_cache, tmp_path):

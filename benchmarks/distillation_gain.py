@@ -20,7 +20,7 @@ from kdcache.comparison import Sentence, Settings, compare
 from kdcache.demo import split
 from kdcache.progress import quiet
 
-# A pass more over the sentences than the demo, whose time is short; 17 are as many steps as 4.
+# Two passes more over the sentences than the demo, whose time is short; 17 are as many steps as 4.
 DOCSTRINGS = {"hard_epochs": 17, "soft_epochs": 4}
 # 25 passes over 770 labelled sentences are as many steps as 2 over all 10,003.
 BANKING = {"labels": 770, "hard_epochs": 25, "soft_epochs": 2, "teacher_learning_rate": 5e-5}

@@ -54,8 +54,8 @@ class Settings:
     teacher_learning_rate: float = 1.5e-4
     student_layers: tuple[int, ...] = (1, 2)
     learning_rate: float = 5e-4
-    hard_epochs: int = 13
-    soft_epochs: int = 3
+    hard_epochs: int = 9
+    soft_epochs: int = 2
     temperature: float = 2.0
 
 

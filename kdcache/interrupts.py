@@ -16,6 +16,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
+def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Send both to `handler`, and to those of before again in the end; in the main thread only."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, known in before.items():
+            signal.signal(number, known)
+
+
+@contextmanager
 def held_interrupts() -> Iterator[Callable[[], None]]:
     """Hold interrupts back; the function given raises KeyboardInterrupt if one has come.
 
@@ -36,9 +47,5 @@ def held_interrupts() -> Iterator[Callable[[], None]]:
         if came:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, hold) for number in SIGNALS}
-    try:
+    with handled_by(hold):
         yield check
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

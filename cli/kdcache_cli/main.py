@@ -14,11 +14,11 @@ from types import FrameType
 import typer
 
 from kdcache.errors import KdcacheError
+from kdcache.interrupts import handled_by
 from kdcache_cli.app import app
 from kdcache_cli.usage import hoist, usage_message
 
 OK, FAILED, MISUSE, INTERRUPTED = 0, 1, 2, 130
-STOP = (signal.SIGINT, signal.SIGTERM)
 
 # Dependencies read these when imported, so they are set before any command imports one.
 CALM = {
@@ -41,15 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in CALM.items():
         os.environ.setdefault(name, value)
     _stopped.clear()
-    before = {number: signal.signal(number, _interrupt) for number in STOP}
-    try:
-        with warnings.catch_warnings():
-            if not debug:
-                warnings.simplefilter("ignore")
-            return _run(given, debug)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled_by(_interrupt), warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+        return _run(given, debug)
 
 
 _stopped = threading.Event()

@@ -128,6 +128,11 @@ class Ledger:
         return facts
 
 
+def sizes_of(commit: Json) -> dict[str, int]:
+    """Bytes of the objects that a commit names, by key."""
+    return {key: facts["bytes"] for key, facts in commit["objects"].items()}
+
+
 def plan_facts(objects: Mapping[str, Json], root: Root) -> Facts:
     """The ledger of the plan's own arrays and files."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from kdcache.store.files import object_sizes
+from kdcache.store.ledger import sizes_of
 from kdcache.store.reader import Cache, Docs
 
 
@@ -19,12 +20,9 @@ def parts_in_place(cache: Cache) -> list[int]:
     if cache.complete:
         return list(range(cache.plan.parts))
     sizes = object_sizes(cache.path)  # one listing: a bucket is slow to ask about each
-    return [part for part in cache.committed if _sizes_of(cache, part).items() <= sizes.items()]
-
-
-def _sizes_of(cache: Cache, part: int) -> dict[str, int]:
-    """Bytes of the objects of a committed part, by key."""
-    return {key: facts["bytes"] for key, facts in cache.commit(part)["objects"].items()}
+    return [
+        part for part in cache.committed if sizes_of(cache.commit(part)).items() <= sizes.items()
+    ]
 
 
 def part_documents(cache: Cache, parts: Iterable[int]) -> Docs:

@@ -25,7 +25,7 @@ from kdcache.store.files import (
     stage,
     writing,
 )
-from kdcache.store.ledger import part_name, read_completion
+from kdcache.store.ledger import part_name, read_completion, sizes_of
 from kdcache.store.objects import Root
 from kdcache.store.packed import encode_rows
 from kdcache.store.paths import inside
@@ -98,8 +98,8 @@ class Writer:
             sizes = object_sizes(self.path)  # one listing: a bucket is slow to ask about each
             for part in self.cache.committed:
                 record = self.cache.commit(part)
-                wanted = {key: facts["bytes"] for key, facts in record["objects"].items()}
-                if self._staged(part, record).name in staged or not wanted.items() <= sizes.items():
+                placed = sizes_of(record).items() <= sizes.items()
+                if self._staged(part, record).name in staged or not placed:
                     self.publish(part)
             if staged and read_completion(self.path, self.cache.plan.parts) is not None:
                 remove_tree(self.staging)  # a writer that was late has been killed

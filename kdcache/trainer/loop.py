@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import statistics
 import threading
 import time
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from kdcache.batch import Batch
 from kdcache.errors import ModelError
-from kdcache.interrupts import SIGNALS
+from kdcache.interrupts import handled_by
 from kdcache.loader import CachedDocuments, make_loader
 from kdcache.losses import Objective
 from kdcache.models import run_model
@@ -137,9 +136,7 @@ class Reporter(transformers.TrainerCallback):
         self, args: Any, state: transformers.TrainerState, control: Any, **kwargs: Any
     ) -> None:
         if args.world_size == 1 and threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                before = signal.signal(number, self._interrupt)
-                self._stack.callback(signal.signal, number, before)
+            self._stack.enter_context(handled_by(self._interrupt))
         steps = state.max_steps - state.global_step
         if state.is_world_process_zero:
             bar = self.progress.bar("training", unit="steps", total=steps)

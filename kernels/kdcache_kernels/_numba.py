@@ -26,6 +26,7 @@ __all__ = [
     "PIECE",
     "Real",
     "bits",
+    "block_count",
     "exact",
     "exponentials",
     "fast",
@@ -36,7 +37,6 @@ __all__ = [
     "pieces",
     "prange",
     "round_row",
-    "thread_count",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,8 +66,8 @@ def exact() -> Callable[[F], F]:
     return cast(Callable[[F], F], njit(cache=True, nogil=True, error_model="numpy"))
 
 
-def thread_count() -> int:
-    """As many threads as torch uses; the next launch from this thread has so many."""
+def block_count(rows: int) -> int:
+    """Blocks to cut rows into for the next launch from this thread, which uses torch's threads."""
     wanted = torch.get_num_threads()
     most: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # Numba sets it on loading
     set_num_threads(min(wanted, most))
@@ -75,7 +75,7 @@ def thread_count() -> int:
         # The first call starts Numba's threads, and sets those of the OpenMP that torch uses too:
         # matrix products would then be cut otherwise, and differ in their last bits.
         torch.set_num_threads(wanted)
-    return wanted
+    return max(1, min(rows, 4 * wanted))
 
 
 def bits(x: Tensor) -> tuple[Any, int, int]:

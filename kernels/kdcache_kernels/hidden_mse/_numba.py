@@ -12,12 +12,12 @@ from kdcache_kernels._numba import (
     INT8,
     Real,
     bits,
+    block_count,
     fast,
     gradient_rows,
     load_row,
     prange,
     round_row,
-    thread_count,
 )
 from kdcache_kernels.hidden_mse.reference import LAYERNORM_EPS
 
@@ -56,7 +56,7 @@ def hidden_mse(
         out32,
         out16,
         losses.numpy(),
-        max(1, min(n, 4 * thread_count())),
+        block_count(n),
     )
     return losses.sum().float(), gradient
 

@@ -13,12 +13,12 @@ from kdcache_kernels._numba import (
     PIECE,
     Real,
     bits,
+    block_count,
     exp_part,
     fast,
     pieces,
     prange,
     row_max,
-    thread_count,
 )
 from kdcache_kernels.linear_kl.spec import Spec
 from kdcache_kernels.topk_kl.spec import DIVERGENCES
@@ -54,7 +54,7 @@ def dense_kl(
         spec.hard_weight,
         need_grad,
         rows.numpy(),
-        max(1, min(n, 4 * thread_count())),
+        block_count(n),
     )
     return rows[0].sum().float(), rows[1].float(), rows[2].float()
 

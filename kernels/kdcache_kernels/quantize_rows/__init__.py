@@ -33,6 +33,8 @@ def quantize_rows(x: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
     require_matrix("x", x)
     require_dtype("x", x, FLOATS)
     h = x.shape[1]
+    if h == 0:
+        raise ValueError(f"x must have at least one column; got {tuple(x.shape)}")
     if group is not None and (group < 1 or h % group):
         raise ValueError(f"group must be positive and divide H = {h}; got {group}")
     codes, scale = _backend(x).quantize_rows(x.detach(), group or h)

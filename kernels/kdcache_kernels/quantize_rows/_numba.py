@@ -6,18 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache_kernels._numba import bits, exact, fast, load_row, prange, thread_count
+from kdcache_kernels._numba import bits, block_count, exact, fast, load_row, prange
 from kdcache_kernels.quantize_rows.reference import float16_scale
 
 
 def quantize_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """As `reference.quantize_rows`."""
     n, h = x.shape
-    if not h:
-        raise ValueError(f"x must have at least one column; got {tuple(x.shape)}")
     flat, stride, kind = bits(x)
     top = torch.empty(n, h // group)
-    blocks = max(1, min(n, 4 * thread_count()))
+    blocks = block_count(n)
     _tops(flat, stride, kind, h, top.numpy(), blocks)
     scale = float16_scale(top)
     codes = torch.empty(n, h, dtype=torch.int8)

@@ -21,9 +21,9 @@ TO_INTEGER = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it rounds to neares
 def quantize_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """As `reference.quantize_rows`; rows of more than 16384 columns run in plain torch."""
     n, h = x.shape
-    groups = h // group if group else 1
+    groups = h // group
     held = tile(groups, group)
-    if not h or held.groups * held.width > MAX_BLOCK:
+    if held.groups * held.width > MAX_BLOCK:
         return reference.quantize_rows(x, group)
     codes = torch.empty((n, h), dtype=torch.int8, device=x.device)
     scale = torch.empty((n, groups), dtype=torch.float16, device=x.device)

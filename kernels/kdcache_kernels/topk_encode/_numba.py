@@ -13,6 +13,7 @@ from torch import Tensor
 from kdcache_kernels._numba import (
     Real,
     bits,
+    block_count,
     exponentials,
     fast,
     load_row,
@@ -20,7 +21,6 @@ from kdcache_kernels._numba import (
     log_sum,
     pieces,
     prange,
-    thread_count,
 )
 
 HEIGHT = 16  # rows of the table
@@ -46,7 +46,7 @@ def topk_encode(
         logprobs.numpy(),
         tails.numpy(),
         totals.numpy(),
-        max(1, min(n, 4 * thread_count())),
+        block_count(n),
     )
     return ids, logprobs, tails[0], tails[1], totals
 

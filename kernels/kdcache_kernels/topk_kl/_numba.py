@@ -15,6 +15,7 @@ from kdcache_kernels._numba import (
     PIECE,
     Real,
     bits,
+    block_count,
     exponentials,
     fast,
     gradient_rows,
@@ -24,7 +25,6 @@ from kdcache_kernels._numba import (
     pieces,
     prange,
     round_row,
-    thread_count,
 )
 from kdcache_kernels.topk_kl import reference
 from kdcache_kernels.topk_kl.spec import DIVERGENCES, TAILS, Spec, Teacher
@@ -78,7 +78,7 @@ def topk_kl(
         out_stride,
         rows.numpy(),
         bad,
-        max(1, min(n, 4 * thread_count())),
+        block_count(n),
     )
     if check and bad.any():
         reference.check_ids(logits, ids, labels, weight, spec.ignore_index)

@@ -1,4 +1,4 @@
-"""Build against the bare teacher forward over the same batches, and memory at two corpus sizes.
+"""Build against the bare teacher forward over the same batches.
 
     python benchmarks/build_throughput.py --sst2 sst2 --sst2-teacher minilm-sst2 \
         --wikitext wikitext2 --mlm-teacher minilm-mlm
@@ -7,11 +7,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -87,37 +84,6 @@ def throughput(cache: Cache, teacher: Any, out: Path, repeats: int) -> dict[str,
     }
 
 
-MEMORY = """
-import json, sys
-from kdcache.builder import build
-from kdcache.memory import peak_rss_bytes
-from kdcache.trainer import train
-what, data, teacher, out, limit = sys.argv[1:]
-if what == "build":
-    build(data, teacher=teacher, task="text-classification", out=out, limit=int(limit),
-          signals=["logits:dense", "hidden:layers=3-6,positions=cls"], part_tokens=16384)
-else:
-    train(out, recipe="kd", out=out + ".student", init_from_teacher=(3, 6),
-          overrides=["training.max_steps=60", "training.save_strategy=no"])
-print(json.dumps(peak_rss_bytes()))
-"""
-
-
-def memory(data: Path, teacher: Path, out: Path, sizes: tuple[int, ...]) -> list[dict[str, int]]:
-    """Peak resident bytes of a build and of training, each in a process of its own."""
-    rows = []
-    for limit in sizes:
-        row = {"documents": limit}
-        for what in ("build", "train"):
-            command = [sys.executable, "-c", MEMORY, what, str(data), str(teacher)]
-            command += [str(out / f"memory-{limit}.zarr"), str(limit)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            row[f"{what}_peak_bytes"] = json.loads(done.stdout.splitlines()[-1])
-        print(row, flush=True)
-        rows.append(row)
-    return rows
-
-
 def main() -> None:
     """Run and write results/build_throughput.json."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -141,8 +107,6 @@ def main() -> None:
         )  # fmt: skip
         figures[name] = throughput(cache, load_teacher(folder, task=task), out, args.repeats)
         print(name, figures[name], flush=True)
-    data = args.sst2 / "train.tsv"
-    figures["memory"] = memory(data, args.sst2_teacher, args.out, (8_000, 32_000))
     save("build_throughput", figures)
 
 

@@ -27,6 +27,7 @@ from kdcache.trainer import train
 FULL = "logits:dense"
 MASKED_LM = (FULL, "logits:topk,k=64", "logits:topk-small,k=64", "logits:sampled,n=50")
 CLASSES = (FULL, "logits:topk,k=8", "logits:topk-small,k=8", "logits:sampled,n=50")
+DOCUMENTS = 1000  # of wikitext
 EVERY = ["losses.kl.temperature=1.0", "training.save_strategy=no"]
 
 
@@ -37,7 +38,7 @@ def masked_lm(data: Path, teacher: Path, out: Path, seeds: int) -> dict[str, Any
     for signal in MASKED_LM:
         cache = build(
             data / "valid.txt", teacher=teacher, task="masked-lm", out=out / "cache.zarr",
-            signals=[signal],
+            signals=[signal], limit=DOCUMENTS,
         )  # fmt: skip
         size = sum(size for name, size in cache.bytes.items() if name.startswith("logits/"))
         bytes_per_row[signal] = size / cache.plan.masked
@@ -50,7 +51,7 @@ def masked_lm(data: Path, teacher: Path, out: Path, seeds: int) -> dict[str, Any
                     "training.learning_rate=2e-4", f"training.seed={seed}",
                 ],
             )  # fmt: skip
-            perplexity = evaluate(student, data / "test.txt", limit=200)["perplexity"]
+            perplexity = evaluate(student, data / "test.txt", limit=100)["perplexity"]
             note(found, signal, {"seed": seed, "test_loss": math.log(perplexity)})
             shutil.rmtree(student)
         shutil.rmtree(cache.path)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,7 +13,6 @@ from kdcache.signals import gaps, vocabulary
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
-    Origins,
     Outputs,
     Stats,
     TeacherShape,
@@ -32,7 +30,7 @@ GOLDEN, MIX_1, MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCE
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampledLogits:
+class SampledLogits(vocabulary.Ranked):
     """`n` ids drawn with replacement from the teacher's distribution at T=1.
 
     The share of the draws that fell on an id estimates its probability without bias, and with it
@@ -48,7 +46,6 @@ class SampledLogits:
     n: int = 50
     seed: int = 0
     fraction: float = 1.0
-    vocabulary: vocabulary.Vocabulary | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= 65536:
@@ -92,30 +89,12 @@ class SampledLogits:
             for name in gaps.names(shape.outputs)
         ]
 
-    def artefacts(self, task: Task, shape: TeacherShape, origins: Origins) -> dict[str, bytes]:
-        """The vocabulary in the order of the corpus's counts; that of classes stays as it is."""
-        made = vocabulary.of_corpus(task, shape.outputs, origins)
-        return {vocabulary.FILE: made.to_bytes()}
-
-    def artefact_bytes(self, shape: TeacherShape) -> dict[str, int]:
-        """Two bytes an id, or four beyond 65,536 of them."""
-        return {vocabulary.FILE: vocabulary.size_of(shape.outputs)}
-
-    def assisted(self, shape: TeacherShape, read: Callable[[str], bytes]) -> SampledLogits:
-        """This signal with the order of the vocabulary."""
-        order = vocabulary.from_bytes(read(vocabulary.FILE), shape.outputs)
-        return replace(self, vocabulary=order)
-
-    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.vocabulary is not None, "the signal has not been assisted"
-        return self.vocabulary.on(device)
-
     def encode(self, outputs: Outputs) -> Arrays:
         """Draws of every row, a block of rows at a time, on the logits' device."""
         width = outputs.logits.shape[1]
         rows = max(1, BLOCK_VALUES // width)
         drawn = torch.cat([draw(block, self.n, self.seed) for block in outputs.logits.split(rows)])
-        return gaps.split(self._on(drawn.device)[1][drawn].sort(1).values, width)
+        return gaps.split(self.on(drawn.device)[1][drawn].sort(1).values, width)
 
     def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
         """Distinct ids and the logarithm of their share of the draws; -1 fills the row up."""
@@ -124,7 +103,7 @@ class SampledLogits:
         slot = fresh.cumsum(1) - 1
         counts = torch.zeros(ranks.shape, device=ranks.device)
         counts.scatter_add_(1, slot, torch.ones_like(counts))
-        ids = torch.full_like(ranks, -1).scatter_(1, slot, self._on(ranks.device)[0][ranks])
+        ids = torch.full_like(ranks, -1).scatter_(1, slot, self.on(ranks.device)[0][ranks])
         nothing = torch.full((len(ranks),), -torch.inf, device=ranks.device)
         most = min(self.n, outputs)
         return SoftLabels(

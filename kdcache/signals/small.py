@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +14,6 @@ from kdcache.signals import gaps, vocabulary
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
-    Origins,
     Outputs,
     Packing,
     Stats,
@@ -42,7 +40,7 @@ LOW_SHARE, HIGH_SHARE, CODE_SHARE = (0.6, 1.0), (0.1, 0.7), (0.45, 0.8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmallTopK:
+class SmallTopK(vocabulary.Ranked):
     """The `k` largest true log-probabilities, compressed: some 30% fewer bytes than other formats.
 
     Ids become ranks in the order of the corpus's token counts, rise within a row, and are stored
@@ -58,7 +56,6 @@ class SmallTopK:
     k: int = 64
     levels: int = 184
     fraction: float = 1.0
-    vocabulary: vocabulary.Vocabulary | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= 65536:
@@ -128,28 +125,10 @@ class SmallTopK:
         high = _bytes(HIGH_SHARE, max(bits - 8.0, 0.0) * self.k)
         return [low, high, (0.0, 0.1 * self.k)][: gaps.planes(outputs)]
 
-    def artefacts(self, task: Task, shape: TeacherShape, origins: Origins) -> dict[str, bytes]:
-        """The vocabulary in the order of the corpus's counts; that of classes stays as it is."""
-        made = vocabulary.of_corpus(task, shape.outputs, origins)
-        return {vocabulary.FILE: made.to_bytes()}
-
-    def artefact_bytes(self, shape: TeacherShape) -> dict[str, int]:
-        """Two bytes an id, or four beyond 65,536 of them."""
-        return {vocabulary.FILE: vocabulary.size_of(shape.outputs)}
-
-    def assisted(self, shape: TeacherShape, read: Callable[[str], bytes]) -> SmallTopK:
-        """This signal with the order of the vocabulary."""
-        order = vocabulary.from_bytes(read(vocabulary.FILE), shape.outputs)
-        return replace(self, vocabulary=order)
-
-    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.vocabulary is not None, "the signal has not been assisted"
-        return self.vocabulary.on(device)
-
     def encode(self, outputs: Outputs) -> Arrays:
         """One pass over the logits, on their device."""
         ids, logprobs, tail_logmass, tail_stat = topk_encode(outputs.logits, self.k)
-        ranks, order = self._on(ids.device)[1][ids].sort(1)
+        ranks, order = self.on(ids.device)[1][ids].sort(1)
         codes = to_steep_codes(logprobs, self.levels)
         least = codes[:, -1:]
         return {
@@ -166,7 +145,7 @@ class SmallTopK:
         codes = raw["logits/floor"].unsqueeze(1) - raw["logits/logprobs"]
         tail = raw["logits/tail_logmass"].float()
         return SoftLabels(
-            ids=self._on(ranks.device)[0][ranks],
+            ids=self.on(ranks.device)[0][ranks],
             logprobs=fill_up(from_steep_codes(codes, self.levels), tail),
             tail_logmass=tail,
             tail_stat=raw["logits/tail_stat"].float(),

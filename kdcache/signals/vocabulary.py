@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +12,7 @@ import torch
 
 from kdcache.errors import DamageError
 from kdcache.manifest import Json
-from kdcache.signals.base import Origins
+from kdcache.signals.base import Origins, TeacherShape
 from kdcache.tasks import Task
 
 FILE = "logits/vocabulary"
@@ -83,3 +85,27 @@ def of_corpus(task: Task, size: int, origins: Origins) -> Vocabulary:
     """The order by the corpus's token counts; classes are no tokens and stay in theirs."""
     counts = np.zeros(0, np.int64) if task == "text-classification" else origins.token_counts()
     return by_frequency(counts, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """A signal that stores ids as their ranks in the order of a vocabulary, which it keeps."""
+
+    vocabulary: Vocabulary | None = field(default=None, compare=False, repr=False)
+
+    def artefacts(self, task: Task, shape: TeacherShape, origins: Origins) -> dict[str, bytes]:
+        """The vocabulary in the order of the corpus's counts; that of classes stays as it is."""
+        return {FILE: of_corpus(task, shape.outputs, origins).to_bytes()}
+
+    def artefact_bytes(self, shape: TeacherShape) -> dict[str, int]:
+        """Two bytes an id, or four beyond 65,536 of them."""
+        return {FILE: size_of(shape.outputs)}
+
+    def assisted(self, shape: TeacherShape, read: Callable[[str], bytes]) -> Self:
+        """This signal with the order of the vocabulary."""
+        return replace(self, vocabulary=from_bytes(read(FILE), shape.outputs))
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The order's (ids, ranks) on a device."""
+        assert self.vocabulary is not None, "the signal has not been assisted"
+        return self.vocabulary.on(device)

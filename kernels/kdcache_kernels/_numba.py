@@ -1,7 +1,7 @@
-"""Pieces shared by the Numba kernels: 16-bit floats as bits, exp, row reductions.
+"""Pieces shared by the Numba kernels: rows of any dtype at an address, exp, row reductions.
 
-Numba has no 16-bit floats on CPU, so tensors come as flat arrays of bytes: that
-also makes one compilation serve every dtype.
+Numba has no 16-bit floats on CPU, so matrices come as addresses and a kind: one compilation serves
+every dtype, and no views have to be made for a call. The caller keeps the tensors alive.
 
 Numba's disk cache follows the file of a kernel, not the files it calls: after an edit here delete
 the `*.nbi` beside the kernels, or set NUMBA_CACHE_DIR to an empty folder.
@@ -15,28 +15,33 @@ import torch
 from torch import Tensor
 
 try:
-    from numba import config, njit, prange, set_num_threads
+    from numba import config, njit, prange, set_num_threads, types
+    from numba.extending import intrinsic
+    from numba.np.numpy_support import carray
 except ImportError as error:
     raise ImportError(
         "kdcache_kernels runs on CPU through numba, which is not installed: pip install numba"
     ) from error
 
 __all__ = [
+    "FP32",
     "INT8",
     "PIECE",
     "Real",
-    "bits",
+    "array_at",
     "block_count",
+    "clear",
+    "dense_rows",
     "exact",
     "exponentials",
     "fast",
-    "gradient_rows",
     "load_row",
     "log_add",
     "log_sum",
     "pieces",
     "prange",
     "round_row",
+    "rows_of",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -78,28 +83,40 @@ def block_count(rows: int) -> int:
     return max(1, min(rows, 4 * wanted))
 
 
-def bits(x: Tensor) -> tuple[Any, int, int]:
-    """View [N, C] floats or int8 as (flat bytes, row stride in bytes, kind)."""
-    if x.stride(1) != 1 and x.shape[1] != 1:
-        x = x.contiguous()
-    n, columns = x.shape
-    stride = x.stride(0)
-    flat = x.as_strided((((n - 1) * stride + columns) if n and columns else 0,), (1,))
-    return flat.view(torch.uint8).numpy(), stride * x.dtype.itemsize, KINDS[x.dtype]
+def dense_rows(x: Tensor) -> Tensor:
+    """`x` itself, or a copy if the elements of its rows do not lie side by side."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def gradient_rows(out: Tensor | None) -> tuple[Any, Any, int]:
-    """Two flat views of a gradient, as float32 and as bits of bfloat16, and its row stride.
+def rows_of(x: Tensor | None) -> tuple[int, int, int]:
+    """Address of a matrix of dense rows, bytes from one to the next, kind; address 0 for none."""
+    if x is None:
+        return 0, 0, FP32
+    return x.data_ptr(), x.stride(0) * x.dtype.itemsize, KINDS[x.dtype]
 
-    The view of the dtype it does not have is empty; both are if there is no gradient.
-    """
-    none32, none16 = np.empty(0, np.float32), np.empty(0, np.uint16)
-    if out is None:
-        return none32, none16, 0
-    flat, stride, _ = bits(out)
-    if out.dtype == torch.float32:
-        return flat.view(np.float32), none16, stride // 4
-    return none32, flat.view(np.uint16), stride // 2
+
+@intrinsic
+def _pointer(typing: Any, address: Any) -> Any:
+    """An address as a pointer."""
+
+    def convert(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.voidptr(types.int64), convert
+
+
+@fast()
+def array_at(address: int, size: int, dtype: Any) -> Any:
+    """The `size` elements at an address."""
+    return carray(_pointer(address), (size,), dtype)  # type: ignore[call-arg]  # Numba adds one
+
+
+@fast()
+def clear(address: int, size: int) -> None:
+    """Set `size` bytes to zero."""
+    out = array_at(address, size, np.uint8)
+    for v in range(size):
+        out[v] = np.uint8(0)
 
 
 LOG2_E = 1.4426950408889634
@@ -124,27 +141,28 @@ def exp2_32(x: Real) -> Real:
 
 
 @fast()
-def load_row(source: Any, start: int, kind: int, out: Any) -> None:
-    """Decode one row, from byte `start` of the flat `source`, to float32 `out`."""
+def load_row(address: int, kind: int, out: Any) -> None:
+    """Decode the row at an address to float32 `out`."""
     raw = out.view(np.uint32)
     n = out.size
     if kind == FP32:
-        words = source[start : start + 4 * n].view(np.uint32)
+        words = array_at(address, n, np.uint32)
         for v in range(n):
             raw[v] = words[v]
     elif kind == BF16:
-        half = source[start : start + 2 * n].view(np.uint16)
+        half = array_at(address, n, np.uint16)
         for v in range(n):
             raw[v] = np.uint32(half[v]) << np.uint32(16)
     elif kind == FP16:
-        _load_fp16(source[start : start + 2 * n].view(np.uint16), out)
+        _load_fp16(array_at(address, n, np.uint16), out)
     elif kind == INT8:
-        code = source[start : start + n].view(np.int8)
+        whole = array_at(address, n, np.int8)
         for v in range(n):
-            out[v] = code[v]
+            out[v] = whole[v]
     else:
+        code = array_at(address, n, np.uint8)
         for v in range(n):
-            out[v] = E4M3[source[start + v]]
+            out[v] = E4M3[code[v]]
 
 
 @fast()

@@ -9,15 +9,18 @@ from torch import Tensor
 from kdcache_kernels._buffer import empty
 from kdcache_kernels._checks import gradient_dtype
 from kdcache_kernels._numba import (
+    FP32,
     INT8,
     Real,
-    bits,
+    array_at,
     block_count,
+    clear,
+    dense_rows,
     fast,
-    gradient_rows,
     load_row,
     prange,
     round_row,
+    rows_of,
 )
 from kdcache_kernels.hidden_mse.reference import LAYERNORM_EPS
 
@@ -35,43 +38,38 @@ def hidden_mse(
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs of the op."""
     n, h = student.shape
-    flat, stride, kind = bits(student)
+    student, codes, weight = dense_rows(student), dense_rows(codes), weight.contiguous()
+    scale = None if scale is None else scale.float().contiguous()
     gradient = empty((n if need_grad else 0, h), gradient_dtype(student), student.device)
-    out32, out16, _ = gradient_rows(gradient if need_grad else None)
-    teacher, teacher_stride, teacher_kind = bits(codes)
-    scales = torch.ones(n, 1) if scale is None else scale.float().reshape(n, -1).contiguous()
-    losses = torch.zeros(n, dtype=torch.float64)
+    losses = torch.empty(n, dtype=torch.float64)
+    loss = torch.empty((), dtype=torch.float32)
     _all_rows(
-        flat,
-        stride,
-        kind,
-        teacher,
-        teacher_stride,
-        teacher_kind,
-        scales.numpy(),
-        weight.contiguous().numpy(),
+        *rows_of(student),
+        *rows_of(codes),
+        0 if scale is None else scale.data_ptr(),
+        scale.shape[1] if scale is not None and scale.dim() == 2 else 1,
+        weight.data_ptr(),
+        n,
         h,
         NORMALIZE[normalize],
-        need_grad,
-        out32,
-        out16,
-        losses.numpy(),
+        *rows_of(gradient if need_grad else None),
+        losses.data_ptr(),
+        loss.data_ptr(),
         block_count(n),
     )
-    return losses.sum().float(), gradient
+    return loss, gradient
 
 
 @fast()
-def _decode(source: Any, start: int, kind: int, scales: Any, out: Any) -> None:
+def _decode(address: int, kind: int, scales: Any, out: Any) -> None:
     """Decode a teacher row; each group of columns of int8 codes has a scale."""
     if kind != INT8:
-        load_row(source, start, kind, out)
+        load_row(address, kind, out)
         return
-    code = source[start : start + out.size].view(np.int8)
     width = out.size // scales.size
     for g in range(scales.size):
-        part = slice(g * width, (g + 1) * width)
-        _multiples(code[part], scales[g], out[part])
+        codes = array_at(address + g * width, width, np.int8)
+        _multiples(codes, scales[g], out[g * width : (g + 1) * width])
 
 
 @fast()
@@ -152,47 +150,63 @@ def _normalized(y: Any, t: Any, mode: int, weight: Real) -> Real:
     return squares
 
 
+@fast()
+def _sum(x: Any) -> Real:
+    total = 0.0
+    for v in range(x.size):
+        total += x[v]
+    return total
+
+
 @fast(parallel=True)
 def _all_rows(
-    flat: Any,
+    student: int,
     stride: int,
     kind: int,
-    teacher: Any,
+    teacher: int,
     teacher_stride: int,
     teacher_kind: int,
-    scales: Any,
-    weight: Any,
+    scale: int,
+    groups: int,
+    weight: int,
+    n: int,
     h: int,
     mode: int,
-    need_grad: bool,
-    out32: Any,
-    out16: Any,
-    losses: Any,
+    gradient: int,
+    out_stride: int,
+    out_kind: int,
+    losses: int,
+    loss: int,
     blocks: int,
 ) -> None:
-    """Fill gradient and weighted losses."""
-    n = weight.size
+    """Fill gradient, weighted losses and their sum; small arrays too come as their addresses."""
     for b in prange(blocks):
-        decoded = np.empty(h if kind != 0 else 0, np.float32)
-        scratch = np.empty(0 if out32.size else h, np.float32)
+        direct = gradient != 0 and out_kind == FP32
+        decoded = np.empty(h if kind != FP32 else 0, np.float32)
+        scratch = np.empty(0 if direct else h, np.float32)
+        weights = array_at(weight, n, np.float32)
+        each = array_at(losses, n, np.float64)
         for i in range(b * n // blocks, (b + 1) * n // blocks):
-            w = np.float64(weight[i])
+            out = gradient + i * out_stride
+            w = np.float64(weights[i])
             if w == 0.0:
-                if need_grad:
-                    out32[i * h : (i + 1) * h] = np.float32(0.0)
-                    out16[i * h : (i + 1) * h] = np.uint16(0)
+                each[i] = 0.0
+                if gradient != 0:
+                    clear(out, out_stride)
                 continue
-            if kind == 0:
-                y = flat[i * stride : i * stride + 4 * h].view(np.float32)
+            if kind == FP32:
+                y = array_at(student + i * stride, h, np.float32)
             else:
                 y = decoded
-                load_row(flat, i * stride, kind, y)
-            t = out32[i * h : (i + 1) * h] if out32.size else scratch
-            _decode(teacher, i * teacher_stride, teacher_kind, scales[i], t)
+                load_row(student + i * stride, kind, y)
+            t = array_at(out, h, np.float32) if direct else scratch
+            scales = array_at(scale + 4 * i * groups, groups, np.float32)
+            _decode(teacher + i * teacher_stride, teacher_kind, scales, t)
             if mode == NONE:
                 squares = _plain(y, t, np.float32(2.0 * w / h))
             else:
                 squares = _normalized(y, t, mode, w)
-            losses[i] = w * squares / h
-            if out16.size:
-                round_row(t, out16[i * h : (i + 1) * h])
+            each[i] = w * squares / h
+            if gradient != 0 and not direct:
+                round_row(t, array_at(out, h, np.uint16))
+    array_at(loss, 1, np.float32)[0] = _sum(array_at(losses, n, np.float64))

@@ -12,13 +12,14 @@ from torch import Tensor
 from kdcache_kernels._numba import (
     PIECE,
     Real,
-    bits,
+    array_at,
     block_count,
     exp_part,
     fast,
     pieces,
     prange,
     row_max,
+    rows_of,
 )
 from kdcache_kernels.linear_kl.spec import Spec
 from kdcache_kernels.topk_kl.spec import DIVERGENCES
@@ -36,14 +37,10 @@ def dense_kl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.dense_kl`, for float32; overwrites `logits` and `teacher` in any case."""
     n, v = logits.shape
-    student, stride, _ = bits(logits)
-    other, other_stride, _ = bits(teacher)
     rows = torch.zeros(3, n, dtype=torch.float64)
     _all_rows(
-        student.view(np.float32),
-        stride // 4,
-        other.view(np.float32),
-        other_stride // 4,
+        *rows_of(logits)[:2],
+        *rows_of(teacher)[:2],
         v,
         weight.contiguous().numpy(),
         np.full(n, spec.ignore_index) if labels is None else labels.contiguous().numpy(),
@@ -164,11 +161,18 @@ def _add(x: Any, y: Any) -> None:
         x[v] += y[v]
 
 
+@fast()
+def _fill(x: Any, value: Real) -> None:
+    """As `x[:] = value`, which under `parallel` leaves an array from an address as it is."""
+    for v in range(x.size):
+        x[v] = value
+
+
 @fast(parallel=True)
 def _all_rows(
-    student: Any,
+    student: int,
     stride: int,
-    other: Any,
+    other: int,
     other_stride: int,
     v: int,
     weight: Any,
@@ -189,18 +193,18 @@ def _all_rows(
         cold = np.empty(v, np.float32)
         sums = np.empty(4, np.float64)
         for i in range(b * n // blocks, (b + 1) * n // blocks):
-            x = student[i * stride : i * stride + v]
-            t = other[i * other_stride : i * other_stride + v]
+            x = array_at(student + i * stride, v, np.float32)
+            t = array_at(other + i * other_stride, v, np.float32)
             w, y = np.float64(weight[i]), labels[i]
             if w == 0.0:
-                x[:] = np.float32(0.0)
+                _fill(x, np.float32(0.0))
                 continue
             if y != ignore:
                 cold[:] = x
             rows[1, i] = _soft(x, t, d, temperature, kind, w * soft_weight, sums)
             rows[0, i] = w * soft_weight * rows[1, i] if soft_weight != 0.0 else 0.0
             if soft_weight == 0.0:
-                x[:] = np.float32(0.0)  # an infinite divergence leaves NaN
+                _fill(x, np.float32(0.0))  # an infinite divergence leaves NaN
             if y == ignore:
                 continue
             rows[2, i] = _hard(cold, y, w * hard_weight) if 0 <= y < v else np.nan
@@ -209,4 +213,4 @@ def _all_rows(
                 if 0 <= y < v:
                     _add(x, cold)
                 else:
-                    x[:] = np.float32(np.nan)
+                    _fill(x, np.float32(np.nan))

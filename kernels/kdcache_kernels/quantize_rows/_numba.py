@@ -6,20 +6,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache_kernels._numba import bits, block_count, exact, fast, load_row, prange
+from kdcache_kernels._numba import (
+    block_count,
+    dense_rows,
+    exact,
+    fast,
+    load_row,
+    prange,
+    rows_of,
+)
 from kdcache_kernels.quantize_rows.reference import float16_scale
 
 
 def quantize_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """As `reference.quantize_rows`."""
     n, h = x.shape
-    flat, stride, kind = bits(x)
+    x = dense_rows(x)
     top = torch.empty(n, h // group)
     blocks = block_count(n)
-    _tops(flat, stride, kind, h, top.numpy(), blocks)
+    _tops(*rows_of(x), h, top.numpy(), blocks)
     scale = float16_scale(top)
     codes = torch.empty(n, h, dtype=torch.int8)
-    _codes(flat, stride, kind, scale.float().numpy(), codes.numpy(), blocks)
+    _codes(*rows_of(x), scale.float().numpy(), codes.numpy(), blocks)
     return codes, scale
 
 
@@ -41,26 +49,26 @@ def _round(x: Any, step: Any, codes: Any) -> None:
 
 
 @fast(parallel=True)
-def _tops(flat: Any, stride: int, kind: int, h: int, top: Any, blocks: int) -> None:
+def _tops(rows: int, stride: int, kind: int, h: int, top: Any, blocks: int) -> None:
     n, groups = top.shape
     width = h // groups
     for b in prange(blocks):
         x = np.empty(h, np.float32)
         for i in range(b * n // blocks, (b + 1) * n // blocks):
-            load_row(flat, i * stride, kind, x)
+            load_row(rows + i * stride, kind, x)
             for g in range(groups):
                 top[i, g] = _top(x[g * width : (g + 1) * width])
 
 
 @fast(parallel=True)
-def _codes(flat: Any, stride: int, kind: int, scale: Any, codes: Any, blocks: int) -> None:
+def _codes(rows: int, stride: int, kind: int, scale: Any, codes: Any, blocks: int) -> None:
     n, groups = scale.shape
     h = codes.shape[1]
     width = h // groups
     for b in prange(blocks):
         x = np.empty(h, np.float32)
         for i in range(b * n // blocks, (b + 1) * n // blocks):
-            load_row(flat, i * stride, kind, x)
+            load_row(rows + i * stride, kind, x)
             for g in range(groups):
                 part = slice(g * width, (g + 1) * width)
                 step = scale[i, g] if scale[i, g] != 0.0 else np.float32(1.0)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kdcache_kernels._numba import (
     Real,
-    bits,
     block_count,
+    dense_rows,
     exponentials,
     fast,
     load_row,
@@ -21,6 +21,7 @@ from kdcache_kernels._numba import (
     log_sum,
     pieces,
     prange,
+    rows_of,
 )
 
 HEIGHT = 16  # rows of the table
@@ -31,15 +32,13 @@ def topk_encode(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `reference.topk_encode`."""
     n, v = logits.shape
-    flat, stride, kind = bits(logits)
+    logits = dense_rows(logits)
     ids = torch.empty((n, k), dtype=torch.int64)
     logprobs = torch.empty((n, k), dtype=torch.float32)
     tails = torch.empty((2, n), dtype=torch.float32)
     totals = torch.empty(n, dtype=torch.float32)
     _all_rows(
-        flat,
-        stride,
-        kind,
+        *rows_of(logits),
         v,
         temperature,
         ids.numpy(),
@@ -142,7 +141,7 @@ def _row(
 
 @fast(parallel=True)
 def _all_rows(
-    flat: Any,
+    logits: int,
     stride: int,
     kind: int,
     v: int,
@@ -162,7 +161,7 @@ def _all_rows(
         order = np.empty(v, np.int64)
         tops = np.empty(pieces(v), np.float32)
         for i in range(b * n // blocks, (b + 1) * n // blocks):
-            load_row(flat, i * stride, kind, x)
+            load_row(logits + i * stride, kind, x)
             lse, rest, warm, top = _row(x, keys, columns, order, tops, spare, temperature, ids[i])
             totals[i] = lse
             for c in range(k):

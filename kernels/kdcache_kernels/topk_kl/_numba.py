@@ -12,19 +12,22 @@ import torch
 from torch import Tensor
 
 from kdcache_kernels._numba import (
+    FP32,
     PIECE,
     Real,
-    bits,
+    array_at,
     block_count,
+    clear,
+    dense_rows,
     exponentials,
     fast,
-    gradient_rows,
     load_row,
     log_add,
     log_sum,
     pieces,
     prange,
     round_row,
+    rows_of,
 )
 from kdcache_kernels.topk_kl import reference
 from kdcache_kernels.topk_kl.spec import DIVERGENCES, TAILS, Spec, Teacher
@@ -47,18 +50,15 @@ def topk_kl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.topk_kl`; `out` is float32 or bfloat16."""
     n, v = logits.shape
-    flat, stride, kind = bits(logits)
-    out32, out16, out_stride = gradient_rows(out)
+    logits = dense_rows(logits)
     ids = teacher.ids
     pad = 65535 if ids.dtype == torch.uint16 and v < 65536 else -1
     rest = teacher.rest
     rows = torch.zeros(3, n, dtype=torch.float64)
     bad = np.zeros(n, np.bool_)
     _all_rows(
-        flat,
-        stride,
-        kind,
-        out is not None and out.data_ptr() == logits.data_ptr() and kind == 0,
+        *rows_of(logits),
+        *rows_of(out),
         v,
         ids.to(torch.int64).contiguous().numpy(),
         pad,
@@ -72,10 +72,6 @@ def topk_kl(
         DIVERGENCES.index(spec.divergence),
         spec.soft_weight,
         spec.hard_weight,
-        out is not None,
-        out32,
-        out16,
-        out_stride,
         rows.numpy(),
         bad,
         block_count(n),
@@ -200,10 +196,12 @@ def _add(x: Any, y: Any) -> None:
 
 @fast(parallel=True)
 def _all_rows(
-    flat: Any,
+    logits: int,
     stride: int,
     kind: int,
-    inplace: bool,
+    gradient: int,
+    out_stride: int,
+    out_kind: int,
     v: int,
     ids: Any,
     pad: int,
@@ -217,10 +215,6 @@ def _all_rows(
     divergence: int,
     soft_weight: Real,
     hard_weight: Real,
-    need_grad: bool,
-    out32: Any,
-    out16: Any,
-    out_stride: int,
     rows: Any,
     bad: Any,
     blocks: int,
@@ -228,22 +222,22 @@ def _all_rows(
     """Fill gradient, `rows` (loss, T^2 D, CE) and `bad`; letters as in `reference`."""
     n, k = ids.shape
     for b in prange(blocks):
-        scratch = np.empty(0 if out32.size else v, np.float32)
+        direct = gradient != 0 and out_kind == FP32
+        scratch = np.empty(0 if direct else v, np.float32)
         second = np.empty(v if temperature != 1.0 and temperature != 2.0 else 0, np.float32)
         support = np.empty((5, k + 1), np.float64)
         tops = np.empty(pieces(v), np.float32)
         tops2 = np.empty(pieces(v), np.float32)
         for i in range(b * n // blocks, (b + 1) * n // blocks):
-            start = i * out_stride
+            out = gradient + i * out_stride
             w = np.float64(weight[i])
             if w == 0.0:
-                if need_grad:
-                    out32[start : start + v] = np.float32(0.0)
-                    out16[start : start + v] = np.uint16(0)
+                if gradient != 0:
+                    clear(out, (4 if direct else 2) * v)
                 continue
-            x = out32[start : start + v] if out32.size else scratch
-            if not inplace:
-                load_row(flat, i * stride, kind, x)
+            x = array_at(out, v, np.float32) if direct else scratch
+            if not (direct and kind == FP32 and gradient == logits):
+                load_row(logits + i * stride, kind, x)
             y = labels[i]
             has_label = y != ignore
             label_ok = has_label and 0 <= y < v
@@ -276,20 +270,18 @@ def _all_rows(
                 rows[2, i] = hard
                 if hard_weight != 0.0:
                     rows[0, i] += w * hard_weight * hard
-            if need_grad:
+            if gradient != 0:
+                cold_too = 0.0 if separate or square else outside
+                squared = outside if square else 0.0
+                _to_gradient(x, tops, top, scale, inside + cold_too, squared)
                 if separate:
-                    _to_gradient(x, tops, top, scale, inside, 0.0)
                     _to_gradient(second, tops2, top2, 1.0, outside, 0.0)
                     _add(x, second)
-                elif square:
-                    _to_gradient(x, tops, top, scale, inside, outside)
-                else:
-                    _to_gradient(x, tops, top, scale, inside + outside, 0.0)
                 for c in range(k):
                     j = ids[i, c]
                     if 0 <= j < v:
                         x[j] = support[GRAD, c]
                 if label_ok:
                     x[y] -= w * hard_weight
-                if out16.size:
-                    round_row(x, out16[start : start + v])
+                if not direct:
+                    round_row(x, array_at(out, v, np.uint16))

@@ -1,4 +1,4 @@
-"""Memory of a build and of an epoch at two corpus sizes.
+"""Memory of a build, and of as many steps of training, at two corpus sizes.
 
 python benchmarks/memory.py --sst2 sst2 --teacher minilm-sst2
 """
@@ -37,13 +37,13 @@ if what == "build":
           signals=["logits:dense", "hidden:layers=3-6,positions=cls"], part_tokens=16384)
 else:
     train(out, recipe="kd", out=out + ".student", init_from_teacher=(3, 6),
-          overrides=["training.num_train_epochs=1", "training.save_strategy=no"])
+          overrides=["training.max_steps=600", "training.save_strategy=no"])
 print(json.dumps([peak_rss_bytes(), after]))
 """
 
 
 def measure(data: Path, teacher: Path, out: Path, documents: int) -> dict[str, Any]:
-    """Peak resident bytes of a build and of an epoch, each in a process of its own.
+    """Peak resident bytes of a build and of 600 steps, each in a process of its own.
 
     Of a build also the bytes resident after each part: what it keeps beside a batch's forward.
     """

@@ -67,8 +67,12 @@ def fast(parallel: bool = False) -> Callable[[F], F]:
 
 
 def exact() -> Callable[[F], F]:
-    """As `fast`, but every operation rounds as it is written."""
-    return cast(Callable[[F], F], njit(cache=True, nogil=True, error_model="numpy"))
+    """As `fast`, but every operation rounds as it is written.
+
+    Numba gives a function that says nothing of fast-math the flags of whom it is compiled for.
+    """
+    decorate = njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
+    return cast(Callable[[F], F], decorate)
 
 
 def block_count(rows: int) -> int:

@@ -185,6 +185,16 @@ def test_scales_among_float16_subnormals_do_not_clip(size):
     assert (dequantize_rows(codes, scale) - x).abs().max() <= 0.57 * scale.float()
 
 
+def test_every_float16_scale_is_rounded_to_as_by_torch():
+    halves = torch.arange(0x7C00, dtype=torch.int16).view(torch.float16).float()
+    middles = 127 * (halves[1:] + halves[:-1]) / 2
+    tops = [127 * halves, middles]
+    tops += [torch.nextafter(middles, torch.tensor(to)) for to in (0.0, math.inf)]
+    x = torch.cat(tops)[:, None]
+    for found, wanted in zip(quantize_rows(x), reference_rows(x, 1), strict=True):
+        assert torch.equal(found.view(-1), wanted.view(-1))
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf, 1e7])
 def test_rows_that_do_not_fit_are_named(poison):
     x = make_hidden(4, 8)

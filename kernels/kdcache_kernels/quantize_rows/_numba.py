@@ -1,4 +1,4 @@
-"""quantize_rows on CPU: one pass for the largest magnitudes, one for the codes."""
+"""quantize_rows on CPU: a row stays in the first cache for its largest magnitudes and its codes."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from kdcache_kernels._numba import (
+    Real,
+    array_at,
     block_count,
     dense_rows,
     exact,
@@ -15,24 +17,24 @@ from kdcache_kernels._numba import (
     prange,
     rows_of,
 )
-from kdcache_kernels.quantize_rows.reference import float16_scale
+from kdcache_kernels.quantize_rows.reference import require_finite
 
 
 def quantize_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """As `reference.quantize_rows`."""
     n, h = x.shape
     x = dense_rows(x)
-    top = torch.empty(n, h // group)
-    blocks = block_count(n)
-    _tops(*rows_of(x), h, top.numpy(), blocks)
-    scale = float16_scale(top)
     codes = torch.empty(n, h, dtype=torch.int8)
-    _codes(*rows_of(x), scale.float().numpy(), codes.numpy(), blocks)
+    scale = torch.empty(n, h // group, dtype=torch.float16)
+    finite = np.empty(n, np.bool_)
+    _all_rows(*rows_of(x), n, h, group, codes.data_ptr(), scale.data_ptr(), finite, block_count(n))
+    if not finite.all():
+        require_finite(scale)
     return codes, scale
 
 
 @fast()
-def _top(x: Any) -> Any:
+def _top(x: Any) -> Real:
     """Largest magnitude; NaN if there is one: as whole numbers, magnitudes have one order."""
     raw, top = x.view(np.uint32), np.uint32(0)
     for v in range(raw.size):
@@ -40,8 +42,38 @@ def _top(x: Any) -> Any:
     return np.uint32(top).view(np.float32)
 
 
+INFINITY = 0x7C00  # in bits of a float16, as all that is said of halves here
+
+
 @exact()
-def _round(x: Any, step: Any, codes: Any) -> None:
+def _nearest_half(x: Real) -> Real:
+    """Bits of the float16 nearest to float32 `x` >= 0, ties to even."""
+    raw = np.float32(x).view(np.uint32)
+    if raw >= np.uint32(0x47800000):  # 2^16 and beyond, infinity, NaN
+        return np.uint16(INFINITY)
+    if raw < np.uint32(0x38800000):  # below 2^-14, halves are multiples of the last digit of 0.5
+        return np.uint16(np.float32(np.float32(x) + np.float32(0.5)).view(np.uint32) & 0xFFFF)
+    even = (raw >> np.uint32(13)) & np.uint32(1)
+    return np.uint16((raw - np.uint32(112 << 23) + np.uint32(0xFFF) + even) >> np.uint32(13))
+
+
+@exact()
+def _of_half(half: Real) -> Real:
+    """The float32 of a finite positive float16: its exponent is 112 short, or it is subnormal."""
+    shifted = np.uint32(np.uint32(half) << np.uint32(13)).view(np.float32)
+    return np.float32(shifted * np.float32(5.192296858534828e33))  # 2^112
+
+
+@exact()
+def _half_scale(top: Real) -> Real:
+    """Bits of the scale of a group whose largest magnitude is `top`; see `float16_scale`."""
+    half = _nearest_half(np.float32(top) / np.float32(127.0))
+    clips = half < INFINITY and top > np.float32(127.5) * _of_half(half)
+    return np.uint16(half + 1) if clips else half
+
+
+@exact()
+def _round(x: Any, step: Real, codes: Any) -> None:
     """Multiples of `step` nearest to `x`, ties to even, at most 127 of them either way."""
     low, high = np.float32(-127.0), np.float32(127.0)
     for v in range(x.size):
@@ -49,27 +81,29 @@ def _round(x: Any, step: Any, codes: Any) -> None:
 
 
 @fast(parallel=True)
-def _tops(rows: int, stride: int, kind: int, h: int, top: Any, blocks: int) -> None:
-    n, groups = top.shape
-    width = h // groups
+def _all_rows(
+    rows: int,
+    stride: int,
+    kind: int,
+    n: int,
+    h: int,
+    group: int,
+    codes: int,
+    scale: int,
+    finite: Any,
+    blocks: int,
+) -> None:
+    """Fill codes, scales (as bits) and whether each row's are finite."""
     for b in prange(blocks):
         x = np.empty(h, np.float32)
         for i in range(b * n // blocks, (b + 1) * n // blocks):
             load_row(rows + i * stride, kind, x)
-            for g in range(groups):
-                top[i, g] = _top(x[g * width : (g + 1) * width])
-
-
-@fast(parallel=True)
-def _codes(rows: int, stride: int, kind: int, scale: Any, codes: Any, blocks: int) -> None:
-    n, groups = scale.shape
-    h = codes.shape[1]
-    width = h // groups
-    for b in prange(blocks):
-        x = np.empty(h, np.float32)
-        for i in range(b * n // blocks, (b + 1) * n // blocks):
-            load_row(rows + i * stride, kind, x)
-            for g in range(groups):
-                part = slice(g * width, (g + 1) * width)
-                step = scale[i, g] if scale[i, g] != 0.0 else np.float32(1.0)
-                _round(x[part], step, codes[i, part])
+            scales = array_at(scale + i * (h // group) * 2, h // group, np.uint16)
+            whole = True
+            for g in range(scales.size):
+                part = x[g * group : (g + 1) * group]
+                scales[g] = _half_scale(_top(part))
+                whole = whole and scales[g] < INFINITY
+                step = _of_half(scales[g]) if scales[g] else np.float32(1.0)
+                _round(part, step, array_at(codes + i * h + g * group, group, np.int8))
+            finite[i] = whole

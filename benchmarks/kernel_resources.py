@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 
 from kdcache_kernels import _triton
 from kdcache_kernels.hidden_mse import _triton as hidden_mse
+from kdcache_kernels.linear_kl import _triton as linear_kl
 from kdcache_kernels.quantize_rows import _triton as quantize_rows
 from kdcache_kernels.topk_encode import _triton as topk_encode
 from kdcache_kernels.topk_kl import _triton as topk_kl
@@ -147,6 +148,22 @@ def topk_encode_case(v: int, dtype: str) -> Case:
     )
 
 
+def linear_kl_case(v: int, dtype: str, *, kind: int = 0, labels: bool = False) -> Case:
+    """The row kernel of linear_kl, in buffers as it has them: rows are padded."""
+    constants = {
+        "KIND": kind,
+        "HARD": labels,
+        "POWER": 2 if labels else 1,
+        "NEED_GRAD": True,
+        "ALIGN": 16 // BYTES[dtype],
+        "BLOCK": linear_kl.BLOCK,
+    }
+    extras = [("forward", "reverse", "js")[kind]] if kind else []
+    extras += ["CE T=2"] if labels else []
+    name = " ".join([f"linear_kl V={v} {dtype}", *extras])
+    return Case(name, linear_kl.rows_kernel, {"x": dtype}, constants, linear_kl.NUM_WARPS)
+
+
 def cases(target: int) -> Iterator[Case]:
     """What is compiled for a target: every vocabulary and op everywhere, the variants once."""
     for v in VOCABULARIES:
@@ -156,6 +173,8 @@ def cases(target: int) -> Iterator[Case]:
     yield hidden_mse_case(768, "bf16", "i8")
     yield quantize_case(768, 6, "bf16")
     yield topk_encode_case(30522, "bf16")
+    for dtype in ("bf16", "fp32"):
+        yield linear_kl_case(30522, dtype)
     if target == 80:
         yield hidden_mse_case(768, "bf16", "u8", normalize="l2")  # it has no fp8
     if target == 90:
@@ -165,6 +184,8 @@ def cases(target: int) -> Iterator[Case]:
         yield topk_kl_case(target, 30522, "bf16", labels=True, temperature=4, kind=2)
         yield topk_kl_case(target, 128256, "bf16", labels=True, temperature=3)
         yield topk_kl_case(target, 30522, "bf16", k=1024)
+        yield linear_kl_case(30522, "bf16", kind=1)
+        yield linear_kl_case(30522, "bf16", kind=2, labels=True)
         yield hidden_mse_case(768, "bf16", "i8", groups=6, normalize="layernorm")
         yield hidden_mse_case(16384, "fp32", "bf16", normalize="layernorm")
 
@@ -176,6 +197,8 @@ def compiled(case: Case, target: int) -> bytes:
     divisible = {name for name in names if types[name].startswith("*")}
     if "G" in names:
         divisible |= {"stride", "codes_stride"}
+    if "t_stride" in names:
+        divisible |= {"stride", "t_stride"}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in divisible}
     source = ASTSource(case.kernel, types, case.constants, aligned)
     options = {

@@ -56,6 +56,14 @@ def test_short_rows_move_128_bits_at_a_time(rows, op):
         assert narrow == set()
 
 
+def test_rows_of_both_heads_move_128_bits_at_a_time(rows):
+    for row in named(rows, "linear_kl"):
+        assert widest(row, "loads") >= 8
+        assert widest(row, "stores") >= 2
+        assert sum(n for width, n in row["loads"].items() if width != "128") <= 3
+        assert sum(n for width, n in row["stores"].items() if width != "128") <= 6
+
+
 def test_a_row_of_bert_is_held_by_one_block_and_read_once(rows):
     for row in named(rows, "topk_kl V=30522 bf16"):
         assert row["num_ctas"] == 1

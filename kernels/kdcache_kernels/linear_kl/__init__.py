@@ -233,6 +233,10 @@ def _backend(logits: Tensor) -> Any:
         from kdcache_kernels.linear_kl import _numba
 
         return _numba
+    if logits.is_cuda and logits.dtype != torch.float64:
+        from kdcache_kernels.linear_kl import _triton
+
+        return _triton
     from kdcache_kernels.linear_kl import reference
 
     return reference

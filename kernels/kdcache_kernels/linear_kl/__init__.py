@@ -18,6 +18,7 @@ from kdcache_kernels._checks import (
 )
 from kdcache_kernels._checks import row_weight as checked_row_weight
 from kdcache_kernels._linear import Chunk, Need, Outputs
+from kdcache_kernels._op import define
 from kdcache_kernels.linear_kl.reference import check_labels as check_all_labels
 from kdcache_kernels.linear_kl.spec import Spec
 from kdcache_kernels.quantize_rows.reference import dequantize_rows
@@ -274,8 +275,7 @@ class _Teacher:
         return out if self.bias is None else out.add_(self.bias)
 
 
-@torch.library.custom_op("kdcache::linear_kl", mutates_args=())
-def _op(
+def _body(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -315,7 +315,6 @@ def _op(
     return _linear.run(hidden, weight, bias, row_weight, needs, dtype, chunk_bytes, kernel)
 
 
-@_op.register_fake
 def _fake(hidden: Tensor, weight: Tensor, *others: Any) -> Outputs:
     return _linear.fake(hidden, weight, Need(*others[-3:]))
 
@@ -328,4 +327,4 @@ def _backward(ctx: Any, loss: Tensor | None, *others: Tensor | None) -> tuple[Te
     return (*_linear.input_gradients(ctx, "linear_kl", loss), *(None,) * 17)
 
 
-_op.register_autograd(_backward, setup_context=_setup)
+_op = define("linear_kl", _body, _fake, backward=_backward, setup=_setup)

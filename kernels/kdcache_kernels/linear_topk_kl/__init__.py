@@ -8,6 +8,7 @@ from torch import Tensor
 from kdcache_kernels import _linear
 from kdcache_kernels._checks import row_weight as checked_row_weight
 from kdcache_kernels._linear import Chunk, Need, Outputs
+from kdcache_kernels._op import define
 from kdcache_kernels.topk_kl import (
     _backend,
     _check_divergence,
@@ -160,8 +161,7 @@ def linear_topk_kl(
     return (loss, soft.detach(), hard.detach()) if return_rows else cast(Tensor, loss)
 
 
-@torch.library.custom_op("kdcache::linear_topk_kl", mutates_args=())
-def _op(
+def _body(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -204,7 +204,6 @@ def _op(
         raise
 
 
-@_op.register_fake
 def _fake(hidden: Tensor, weight: Tensor, *others: Any) -> Outputs:
     return _linear.fake(hidden, weight, Need(*others[-3:]))
 
@@ -217,4 +216,4 @@ def _backward(ctx: Any, loss: Tensor | None, *others: Tensor | None) -> tuple[Te
     return (*_linear.input_gradients(ctx, "linear_topk_kl", loss), *(None,) * 17)
 
 
-_op.register_autograd(_backward, setup_context=_setup)
+_op = define("linear_topk_kl", _body, _fake, backward=_backward, setup=_setup)

@@ -24,6 +24,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "PIECE_BYTES",
     "Rows",
     "Tile",
     "aligned_rows",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcache_kernels._triton import (
+    PIECE_BYTES,
     at_temperature_1,
     exponentials,
     finite_or_zero,
@@ -27,7 +28,6 @@ FORWARD = tl.constexpr(0)
 REVERSE = tl.constexpr(1)
 BLOCK = 4096
 NUM_WARPS = 8
-PIECE_BYTES = 16
 
 
 def dense_kl(

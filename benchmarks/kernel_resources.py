@@ -157,6 +157,7 @@ def linear_kl_case(v: int, dtype: str, *, kind: int = 0, labels: bool = False) -
         "NEED_GRAD": True,
         "ALIGN": 16 // BYTES[dtype],
         "BLOCK": linear_kl.BLOCK,
+        "BLOCKS": -(-v // linear_kl.BLOCK),
     }
     extras = [("forward", "reverse", "js")[kind]] if kind else []
     extras += ["CE T=2"] if labels else []

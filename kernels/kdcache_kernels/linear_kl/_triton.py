@@ -44,6 +44,7 @@ def dense_kl(
     """
     n, v = logits.shape
     rows = torch.empty(3, n, dtype=torch.float32, device=logits.device)
+    block = min(BLOCK, max(64, power_of_2(v)))
     if n:
         with on_device(logits):
             rows_kernel[(n,)](
@@ -65,7 +66,8 @@ def dense_kl(
                 POWER=power_of(spec.temperature) if labels is not None else 1,
                 NEED_GRAD=need_grad,
                 ALIGN=_align(logits, teacher),
-                BLOCK=min(BLOCK, max(64, power_of_2(v))),
+                BLOCK=block,
+                BLOCKS=-(-v // block),
                 num_warps=NUM_WARPS,
                 maxnreg=max_registers(NUM_WARPS),
             )
@@ -118,6 +120,7 @@ def rows_kernel(
     NEED_GRAD: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ) -> None:
     """Losses and gradient of one row; d is (t - x) / T, both relative to their largest."""
     row = tl.program_id(0).to(tl.int64)
@@ -131,8 +134,9 @@ def rows_kernel(
         for i in range(3):
             tl.store(rows_ptr + i * N + row, 0.0)
         if NEED_GRAD:
-            for i in range(0, V, BLOCK):
-                tl.store(x_ptr + i + tile, tl.zeros([BLOCK], dtype), mask=i + tile < past)
+            for i in range(BLOCKS):
+                o = i * BLOCK + tile
+                tl.store(x_ptr + o, tl.zeros([BLOCK], dtype), mask=o < past)
     else:
         top = tl.full((), float("-inf"), tl.float32)
         top_t = tl.full((), float("-inf"), tl.float32)
@@ -140,9 +144,9 @@ def rows_kernel(
         mass_t = tl.zeros((), tl.float32)
         mass_1 = tl.zeros((), tl.float32)
         along = tl.zeros((), tl.float32)  # sum of exp * d, by the teacher's or the student's
-        for i in range(0, V, BLOCK):
-            x = load_below(x_ptr, i + tile, V, ALIGN, "evict_last")
-            t = load_below(t_ptr, i + tile, V, ALIGN, "evict_last")
+        for i in range(BLOCKS):
+            x = load_below(x_ptr, i * BLOCK + tile, V, ALIGN, "evict_last")
+            t = load_below(t_ptr, i * BLOCK + tile, V, ALIGN, "evict_last")
             high = tl.maximum(top, tl.max(x, 0))
             high_t = tl.maximum(top_t, tl.max(t, 0))
             base = finite_or_zero(high)
@@ -180,9 +184,9 @@ def rows_kernel(
             soft = logs - mean
         else:
             soft = tl.zeros((), tl.float32)
-            for i in range(0, V, BLOCK):
-                x = load_below(x_ptr, i + tile, V, ALIGN, "evict_last")
-                t = load_below(t_ptr, i + tile, V, ALIGN, "evict_last")
+            for i in range(BLOCKS):
+                x = load_below(x_ptr, i * BLOCK + tile, V, ALIGN, "evict_last")
+                t = load_below(t_ptr, i * BLOCK + tile, V, ALIGN, "evict_last")
                 e = exponentials(x - base, T)
                 _, pull, other = shares(e, mass, exponentials(t - base_t, T), mass_t)
                 pulls += tl.sum(pull, 0)
@@ -213,8 +217,8 @@ def rows_kernel(
 
         if NEED_GRAD:
             tl.debug_barrier()  # the label's logit is read before it is overwritten
-            for i in range(0, V, BLOCK):
-                o = i + tile
+            for i in range(BLOCKS):
+                o = i * BLOCK + tile
                 x = load_below(x_ptr, o, V, ALIGN, "evict_first") - base
                 t = load_below(t_ptr, o, V, ALIGN, "evict_first") - base_t
                 e = exponentials(x, T)

@@ -1,6 +1,8 @@
 """Memory of a build, and of as many steps of training, at two corpus sizes.
 
-python benchmarks/memory.py --sst2 sst2 --teacher minilm-sst2
+    python benchmarks/memory.py --sst2 sst2 --teacher minilm-sst2
+
+What a run keeps has to stay the same; what a batch of its longest texts needs, comes on top.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def test_training_lowers_the_loss(recipe, cache, tmp_path):
 
 
 def test_masked_language_modelling_learns_from_top_k(masked_cache, tmp_path):
-    overrides = [*QUICK, "training.max_steps=40", "losses.hidden.layer_map=1:2,2:4"]
+    overrides = [*QUICK, "training.max_steps=80", "losses.hidden.layer_map=1:2,2:4"]
     result = train(
         masked_cache,
         recipe="mlm-kd",
@@ -190,7 +190,7 @@ def test_masked_language_modelling_learns_from_top_k(masked_cache, tmp_path):
     )
     log = log_of(result.folder)
     assert set(result.metrics["losses"]) == {"loss", "loss_kl", "loss_hard", "loss_hidden"}
-    assert log[-1]["loss"] < 0.9 * log[0]["loss"]
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
     transformers.AutoModelForMaskedLM.from_pretrained(result.folder)
 
 

@@ -112,7 +112,7 @@ def _pointer(typing: Any, address: Any) -> Any:
 @fast()
 def array_at(address: int, size: int, dtype: Any) -> Any:
     """The `size` elements at an address."""
-    return carray(_pointer(address), (size,), dtype)  # type: ignore[call-arg]  # Numba adds one
+    return carray(_pointer(address), (size,), dtype)  # type: ignore[call-arg]  # Numba gives `typing`
 
 
 @fast()

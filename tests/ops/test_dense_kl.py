@@ -3,9 +3,7 @@
 Triton is interpreted, or runs on a GPU if there is one.
 """
 
-import importlib
 import math
-import os
 
 import pytest
 import torch
@@ -14,15 +12,12 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from kdcache_kernels._linear import chunk_buffer
-from kdcache_kernels.linear_kl import _numba, reference
+from kdcache_kernels.linear_kl import _numba, _triton, reference
 from kdcache_kernels.linear_kl.spec import Spec
 from kdcache_kernels.topk_kl.spec import DIVERGENCES
 from tests.ops.divergences import assert_near, divergence_rows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE.type == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before the import
-_triton = importlib.import_module("kdcache_kernels.linear_kl._triton")
 
 # The interpreter computes with NumPy, which warns of the infinities and NaN that are meant here.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

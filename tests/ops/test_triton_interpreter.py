@@ -1,22 +1,18 @@
 """topk_kl in Triton against float64, value and gradient apart: interpreted, or on a GPU if any."""
 
-import importlib
 import math
-import os
 
 import pytest
 import torch
 
+from kdcache_kernels import _triton as triton_rows
 from kdcache_kernels._checks import gradient_dtype
+from kdcache_kernels.topk_kl import _triton as triton_kl
 from kdcache_kernels.topk_kl import reference
 from kdcache_kernels.topk_kl.reference import make_inputs
 from kdcache_kernels.topk_kl.spec import Spec, Teacher
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before the import
-triton_rows = importlib.import_module("kdcache_kernels._triton")
-triton_kl = importlib.import_module("kdcache_kernels.topk_kl._triton")
 
 # The interpreter computes with NumPy, which warns of the infinities and NaN that are meant here.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -1,24 +1,19 @@
 """hidden_mse, quantize_rows and topk_encode in Triton: interpreted, or on a GPU if there is one."""
 
-import importlib
 import math
-import os
 
 import pytest
 import torch
 
 from kdcache_kernels._checks import gradient_dtype
+from kdcache_kernels.hidden_mse import _triton as triton_mse
 from kdcache_kernels.hidden_mse import reference as mse
+from kdcache_kernels.quantize_rows import _triton as triton_quantize
 from kdcache_kernels.quantize_rows import reference as quantize
+from kdcache_kernels.topk_encode import _triton as triton_encode
 from kdcache_kernels.topk_encode import reference as encode
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before the import
-triton_rows, triton_mse, triton_quantize, triton_encode = (
-    importlib.import_module(f"kdcache_kernels.{name}_triton")
-    for name in ("", "hidden_mse.", "quantize_rows.", "topk_encode.")
-)
 
 # The interpreter computes with NumPy, which warns of the infinities and NaN that are meant here.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

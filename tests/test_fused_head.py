@@ -105,9 +105,10 @@ def assert_same(fused, plain, rtol=1e-6):
     for name, term in plain[1].items():
         assert abs(fused[1][name] - term) <= rtol * abs(term)
     assert fused[2].keys() == plain[2].keys()
-    for name, gradient in plain[2].items():
+    largest = max(gradient.abs().max() for gradient in plain[2].values())
+    for name, gradient in plain[2].items():  # some are nothing but rounding: a key's bias
         error = (fused[2][name] - gradient).abs().max()
-        assert error <= 1e-5 * (1e-3 + gradient.abs().max()), name
+        assert error <= 1e-5 * gradient.abs().max() + 1e-6 * largest, name
 
 
 LOSSES = {

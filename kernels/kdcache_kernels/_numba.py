@@ -41,6 +41,7 @@ __all__ = [
     "pieces",
     "prange",
     "round_row",
+    "row_sum",
     "rows_of",
 ]
 
@@ -129,8 +130,9 @@ LOG2_E = 1.4426950408889634
 # Only "contract", one instruction for a * b + c: reassociation would undo `t - magic`.
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def exp2_32(x: Real) -> Real:
-    """2^x for x <= 0 in float32, within 2 ulp, vectorisable; 0 below -126, NaN for NaN."""
-    magic = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to a whole number
+    """2^x for x <= 0 in float32, within 2 ulp, vectorisable; 0 below -126.5, NaN for NaN."""
+    magic = np.float32(12582912.0 + 127.0)  # adding 1.5 * 2^23 rounds to a whole number
+    x = np.float32(-127.0) if x < np.float32(-127.0) else x
     t = x + magic
     r = x - (t - magic)
     p = np.float32(1.3264724636e-3)
@@ -139,9 +141,7 @@ def exp2_32(x: Real) -> Real:
     p = p * r + np.float32(2.4022242079e-1)
     p = p * r + np.float32(6.9314697759e-1)
     p = p * r + np.float32(1.0)
-    whole = np.uint32(np.float32(t).view(np.uint32) << np.uint32(23))
-    power = np.uint32(whole + np.uint32(127 << 23)).view(np.float32)
-    return np.float32(0.0) if x < np.float32(-126.0) else p * power
+    return p * np.uint32(np.float32(t).view(np.uint32) << np.uint32(23)).view(np.float32)
 
 
 @fast()
@@ -200,15 +200,28 @@ def round_row(x: Any, out: Any) -> None:
 def row_max(x: Any) -> Real:
     """Largest element of a float32 row; NaN if it holds a positive NaN.
 
-    Compared as integers in the order of the floats, which vectorises without assuming no NaN.
+    Compared as integers, which vectorises without assuming no NaN. Those of negative floats are in
+    the wrong order, which matters only to a row that holds nothing else.
     """
     raw = x.view(np.int32)
     top = np.int32(-0x80000000)
     for v in range(raw.size):
-        u = raw[v]
-        key = u ^ ((u >> np.int32(31)) & np.int32(0x7FFFFFFF))
-        top = max(top, key)
-    return np.int32(top ^ ((top >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
+        top = max(top, raw[v])
+    if top < 0:
+        low = np.int32(-1)
+        for v in range(raw.size):
+            low = min(low, raw[v])
+        top = low
+    return np.int32(top).view(np.float32)
+
+
+@fast()
+def row_sum(x: Any) -> Real:
+    """Sum of a row, in its own precision."""
+    total = x.dtype.type(0)
+    for v in range(x.size):
+        total += x[v]
+    return total
 
 
 @fast()
@@ -230,16 +243,20 @@ def exp_part(x: Any, top: Real, factor: Real, square: bool) -> tuple[Real, Real]
 
 
 @fast()
-def log_sum(x: Any, scale: Real) -> Real:
-    """log sum exp(x * scale) of a short float64 row; -inf if all of it is."""
+def log_sum(x: Any, scale: Real, terms: Any) -> tuple[Real, Real]:
+    """log sum exp(x * scale) of a short float64 row, -inf if all of it is; and a base for `terms`.
+
+    These become exp(x * scale - base), so that nobody needs the exponentials again.
+    """
     top = -np.inf
     for c in range(x.size):
         top = x[c] if x[c] > top else top
     shift = 0.0 if top == -np.inf else top
     total = 0.0
     for c in range(x.size):
-        total += np.exp((x[c] - shift) * scale)
-    return shift * scale + np.log(total)
+        terms[c] = np.exp((x[c] - shift) * scale)
+        total += terms[c]
+    return shift * scale + np.log(total), shift * scale
 
 
 @fast()

@@ -20,6 +20,7 @@ from kdcache_kernels._numba import (
     load_row,
     prange,
     round_row,
+    row_sum,
     rows_of,
 )
 from kdcache_kernels.hidden_mse.reference import LAYERNORM_EPS
@@ -150,14 +151,6 @@ def _normalized(y: Any, t: Any, mode: int, weight: Real) -> Real:
     return squares
 
 
-@fast()
-def _sum(x: Any) -> Real:
-    total = 0.0
-    for v in range(x.size):
-        total += x[v]
-    return total
-
-
 @fast(parallel=True)
 def _all_rows(
     student: int,
@@ -209,4 +202,4 @@ def _all_rows(
             each[i] = w * squares / h
             if gradient != 0 and not direct:
                 round_row(t, array_at(out, h, np.uint16))
-    array_at(loss, 1, np.float32)[0] = _sum(array_at(losses, n, np.float64))
+    array_at(loss, 1, np.float32)[0] = row_sum(array_at(losses, n, np.float64))

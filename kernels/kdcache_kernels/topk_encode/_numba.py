@@ -136,7 +136,8 @@ def _row(
     if mass != 0.0:
         rest = high + np.log(mass)
         rest_warm = high / temperature + np.log(warm)
-    return log_add(log_sum(top, 1.0), rest), rest, rest_warm, top
+    kept, _ = log_sum(top, 1.0, np.empty(k, np.float64))
+    return log_add(kept, rest), rest, rest_warm, top
 
 
 @fast(parallel=True)

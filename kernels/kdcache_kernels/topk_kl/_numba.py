@@ -27,6 +27,7 @@ from kdcache_kernels._numba import (
     pieces,
     prange,
     round_row,
+    row_sum,
     rows_of,
 )
 from kdcache_kernels.topk_kl import reference
@@ -35,8 +36,8 @@ from kdcache_kernels.topk_kl.spec import DIVERGENCES, TAILS, Spec, Teacher
 BUCKET, _, TRUNCATE = range(3)
 FORWARD, REVERSE, _ = range(3)
 
-# Rows of the [5, K + 1] float64 work area of one row's support, whose last column is the tail.
-X, LOG_P, LOG_Q, PULL, GRAD = range(5)
+# Rows of the [7, K + 1] float64 work area of one row's support, whose last column is the tail.
+X, LOG_P, P, LOG_Q, Q, PULL, GRAD = range(7)
 
 
 def topk_kl(
@@ -51,34 +52,40 @@ def topk_kl(
     """As `reference.topk_kl`; `out` is float32 or bfloat16."""
     n, v = logits.shape
     logits = dense_rows(logits)
-    ids = teacher.ids
-    pad = 65535 if ids.dtype == torch.uint16 and v < 65536 else -1
-    rest = teacher.rest
-    rows = torch.zeros(3, n, dtype=torch.float64)
-    bad = np.zeros(n, np.bool_)
-    _all_rows(
+    pad = 65535 if teacher.ids.dtype == torch.uint16 and v < 65536 else -1
+    ids = teacher.ids.to(torch.int64).contiguous()
+    logprobs = teacher.logprobs.float().contiguous()
+    rest = None if teacher.rest is None else teacher.rest.float().contiguous()
+    weight, labels = weight.contiguous(), None if labels is None else labels.contiguous()
+    losses = torch.empty(n, dtype=torch.float64)
+    loss, soft, hard = torch.empty(()), torch.zeros(n), torch.zeros(n)
+    ok = _all_rows(
         *rows_of(logits),
         *rows_of(out),
+        n,
         v,
-        ids.to(torch.int64).contiguous().numpy(),
+        ids.data_ptr(),
+        ids.shape[1],
         pad,
-        teacher.logprobs.float().contiguous().numpy(),
-        np.full(n, -np.inf, np.float32) if rest is None else rest.float().contiguous().numpy(),
-        weight.contiguous().numpy(),
-        np.full(n, spec.ignore_index) if labels is None else labels.contiguous().numpy(),
+        logprobs.data_ptr(),
+        0 if rest is None else rest.data_ptr(),
+        weight.data_ptr(),
+        0 if labels is None else labels.data_ptr(),
         spec.ignore_index,
         spec.temperature,
         TAILS.index(spec.tail),
         DIVERGENCES.index(spec.divergence),
         spec.soft_weight,
         spec.hard_weight,
-        rows.numpy(),
-        bad,
+        losses.data_ptr(),
+        soft.data_ptr(),
+        hard.data_ptr(),
+        loss.data_ptr(),
         block_count(n),
     )
-    if check and bad.any():
-        reference.check_ids(logits, ids, labels, weight, spec.ignore_index)
-    return rows[0].sum().float(), rows[1].float(), rows[2].float()
+    if check and not ok:
+        reference.check_ids(logits, teacher.ids, labels, weight, spec.ignore_index)
+    return loss, soft, hard
 
 
 @fast()
@@ -103,14 +110,19 @@ def _take_support(scratch: Any, ids: Any, pad: int, logprobs: Any, s: Any) -> bo
 def _teacher(s: Any, rest: Real, temperature: Real, mode: int) -> None:
     """Turn the teacher's log-probabilities into those of its classes at this temperature."""
     k = s.shape[1] - 1
-    log_total = 0.0
-    if mode != TRUNCATE or temperature != 1.0:
-        log_total = log_add(log_sum(s[LOG_P, :k], 1.0 / temperature), rest)
+    total, base = log_sum(s[LOG_P, :k], 1.0 / temperature, s[P])
+    if mode == TRUNCATE and temperature == 1.0:
+        log_total = 0.0
+    else:
+        log_total = log_add(total, rest)
         if log_total == -np.inf:  # no teacher at all: no soft loss
             log_total = 0.0
+    share = np.exp(base - log_total)
     for c in range(k):
         s[LOG_P, c] = s[LOG_P, c] / temperature - log_total
+        s[P, c] *= share
     s[LOG_P, k] = rest - log_total if mode == BUCKET else -np.inf
+    s[P, k] = np.exp(s[LOG_P, k])
 
 
 @fast()
@@ -118,8 +130,7 @@ def _divergence(s: Any, kind: int) -> Real:
     """Sum of D over the classes; fills in q dD/dq, up to a multiple of q."""
     total = 0.0
     for c in range(s.shape[1]):
-        lp, lq = s[LOG_P, c], s[LOG_Q, c]
-        p, q = np.exp(lp), np.exp(lq)
+        lp, p, lq, q = s[LOG_P, c], s[P, c], s[LOG_Q, c], s[Q, c]
         if kind == FORWARD:
             total += p * (lp - lq) if p != 0.0 else 0.0
             s[PULL, c] = -p
@@ -144,19 +155,23 @@ def _student(
     k = s.shape[1] - 1
     # The rest is summed on its own: 1 - sum(q) would cancel for a confident student.
     lse_rest = top / temperature + np.log(mass) if mass != 0.0 else -np.inf
-    lse = log_add(log_sum(s[X, :k], 1.0 / temperature), lse_rest)
+    total, base = log_sum(s[X, :k], 1.0 / temperature, s[Q])
+    lse = log_add(total, lse_rest)
+    share = np.exp(base - lse)
     for c in range(k):
         s[LOG_Q, c] = s[X, c] / temperature - lse
+        s[Q, c] *= share
     s[LOG_Q, k] = lse_rest - lse
+    s[Q, k] = np.exp(s[LOG_Q, k])
     loss = temperature * temperature * _divergence(s, kind)
     if factor == 0.0:
         s[GRAD] = 0.0
         return loss, 0.0
-    total = 0.0
+    pulls = 0.0
     for c in range(k + 1):
-        total += s[PULL, c]
+        pulls += s[PULL, c]
     for c in range(k + 1):
-        s[GRAD, c] = factor * (s[PULL, c] - np.exp(s[LOG_Q, c]) * total)
+        s[GRAD, c] = factor * (s[PULL, c] - s[Q, c] * pulls)
     return loss, s[GRAD, k] / mass if mass != 0.0 else 0.0
 
 
@@ -165,11 +180,13 @@ def _hard(s: Any, top: Real, mass: Real, x_label: Real, factor: Real) -> tuple[R
     """Return CE and its gradient per unit of exp(x - top); add that of the support to `s`."""
     k = s.shape[1] - 1
     lse_rest = top + np.log(mass) if mass != 0.0 else -np.inf
-    lse = log_add(log_sum(s[X, :k], 1.0), lse_rest)
+    total, base = log_sum(s[X, :k], 1.0, s[Q])
+    lse = log_add(total, lse_rest)
     if factor == 0.0:
         return lse - x_label, 0.0
+    share = factor * np.exp(base - lse)
     for c in range(k):
-        s[GRAD, c] += factor * np.exp(s[X, c] - lse)
+        s[GRAD, c] += share * s[Q, c]
     return lse - x_label, factor * np.exp(lse_rest - lse) / mass if mass != 0.0 else 0.0
 
 
@@ -202,35 +219,49 @@ def _all_rows(
     gradient: int,
     out_stride: int,
     out_kind: int,
+    n: int,
     v: int,
-    ids: Any,
+    ids: int,
+    k: int,
     pad: int,
-    logprobs: Any,
-    rest: Any,
-    weight: Any,
-    labels: Any,
+    logprobs: int,
+    rest: int,
+    weight: int,
+    labels: int,
     ignore: int,
     temperature: Real,
     mode: int,
     divergence: int,
     soft_weight: Real,
     hard_weight: Real,
-    rows: Any,
-    bad: Any,
+    losses: int,
+    soft_rows: int,
+    hard_rows: int,
+    loss: int,
     blocks: int,
-) -> None:
-    """Fill gradient, `rows` (loss, T^2 D, CE) and `bad`; letters as in `reference`."""
-    n, k = ids.shape
+) -> bool:
+    """Fill gradient, rows of both losses and their weighted sum; False for bad ids or labels.
+
+    Letters as in `reference`; small arrays too come as their addresses, 0 for none.
+    """
+    bad = np.zeros(n, np.bool_)
     for b in prange(blocks):
         direct = gradient != 0 and out_kind == FP32
         scratch = np.empty(0 if direct else v, np.float32)
         second = np.empty(v if temperature != 1.0 and temperature != 2.0 else 0, np.float32)
-        support = np.empty((5, k + 1), np.float64)
+        support = np.empty((7, k + 1), np.float64)
         tops = np.empty(pieces(v), np.float32)
         tops2 = np.empty(pieces(v), np.float32)
+        weights = array_at(weight, n, np.float32)
+        tails = array_at(rest, n, np.float32)
+        targets = array_at(labels, n, np.int64)
+        each = array_at(losses, n, np.float64)
+        each_soft = array_at(soft_rows, n, np.float32)
+        each_hard = array_at(hard_rows, n, np.float32)
         for i in range(b * n // blocks, (b + 1) * n // blocks):
             out = gradient + i * out_stride
-            w = np.float64(weight[i])
+            w = np.float64(weights[i])
+            each[i] = 0.0
             if w == 0.0:
                 if gradient != 0:
                     clear(out, (4 if direct else 2) * v)
@@ -238,13 +269,16 @@ def _all_rows(
             x = array_at(out, v, np.float32) if direct else scratch
             if not (direct and kind == FP32 and gradient == logits):
                 load_row(logits + i * stride, kind, x)
-            y = labels[i]
+            y = targets[i] if labels != 0 else ignore
             has_label = y != ignore
             label_ok = has_label and 0 <= y < v
             x_label = np.float64(x[y]) if label_ok else np.nan
-            ids_ok = _take_support(x, ids[i], pad, logprobs[i], support)
+            chosen = array_at(ids + 8 * i * k, k, np.int64)
+            known = array_at(logprobs + 4 * i * k, k, np.float32)
+            ids_ok = _take_support(x, chosen, pad, known, support)
             bad[i] = not ids_ok or (has_label and not label_ok)
-            _teacher(support, rest[i], temperature, mode)
+            tail = np.float64(tails[i]) if rest != 0 else -np.inf
+            _teacher(support, tail, temperature, mode)
             separate = has_label and second.size > 0
             top2, cold = 0.0, 0.0
             if separate:
@@ -258,8 +292,9 @@ def _all_rows(
             if not ids_ok:
                 soft = np.nan
                 inside = np.nan
-            rows[1, i] = soft
-            rows[0, i] = w * soft_weight * soft if soft_weight != 0.0 else 0.0
+            each_soft[i] = soft
+            if soft_weight != 0.0:
+                each[i] = w * soft_weight * soft
             outside = 0.0
             if has_label:
                 if not separate:
@@ -267,9 +302,9 @@ def _all_rows(
                 hard, outside = _hard(support, top2, cold, x_label, w * hard_weight)
                 if not label_ok and hard_weight != 0.0:
                     outside = np.nan
-                rows[2, i] = hard
+                each_hard[i] = hard
                 if hard_weight != 0.0:
-                    rows[0, i] += w * hard_weight * hard
+                    each[i] += w * hard_weight * hard
             if gradient != 0:
                 cold_too = 0.0 if separate or square else outside
                 squared = outside if square else 0.0
@@ -278,10 +313,12 @@ def _all_rows(
                     _to_gradient(second, tops2, top2, 1.0, outside, 0.0)
                     _add(x, second)
                 for c in range(k):
-                    j = ids[i, c]
+                    j = chosen[c]
                     if 0 <= j < v:
                         x[j] = support[GRAD, c]
                 if label_ok:
                     x[y] -= w * hard_weight
                 if not direct:
                     round_row(x, array_at(out, v, np.uint16))
+    array_at(loss, 1, np.float32)[0] = row_sum(array_at(losses, n, np.float64))
+    return not bad.any()

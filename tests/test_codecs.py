@@ -294,7 +294,7 @@ def test_every_flipped_bit_and_cut_of_a_packed_shard_is_noticed(tmp_path: Path) 
 
 
 CACHES = {
-    "small": ["logits:topk-small,k=16", "hidden:layers=2-4,positions=masked,dtype=int4"],
+    "small": ["logits:topk-small,k=16,draws=8", "hidden:layers=2-4,positions=masked,dtype=int4"],
     "sampled": ["logits:sampled,n=30", "hidden:layers=4,positions=all,dtype=fp8,compress=zstd"],
     "head": ["logits:hidden-head,dtype=fp32", "hidden:layers=1,dtype=int8,compress=zstd"],
 }

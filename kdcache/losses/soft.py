@@ -21,7 +21,7 @@ from kdcache.signals import (
 from kdcache.tasks import IGNORE_INDEX
 from kdcache_kernels import linear_kl, linear_topk_kl, topk_kl
 
-TAILS = ("bucket", "renormalize", "truncate")
+TAILS = ("bucket", "renormalize", "truncate", "drawn")
 REDUCTIONS = ("row", "element")
 STORED_TEMPERATURES = (1.0, 2.0)  # a topk cache keeps the tail's statistics at these
 
@@ -44,7 +44,8 @@ class SoftKL:
         weight: factor in the objective; 0 leaves the loss out.
         temperature: divides the logits of both sides.
         tail: classes outside a top-k cache: "bucket" makes them one class on both sides,
-            "renormalize" spreads their mass over the k, "truncate" drops them.
+            "renormalize" spreads their mass over the k, "truncate" drops them, "drawn" gives it to
+            ids that the cache drew from among them (`draws=16`), at temperature 1.
         reduction: "row" is the mean over rows (torch's batchmean), "element" divides by the
             number of classes too (torch's mean).
         t_squared: multiply by T^2, so that the gradient's size does not depend on T.
@@ -87,8 +88,12 @@ class SoftKL:
                 f"hold: logits:sampled tells the teacher at temperature 1. Set "
                 f"losses.{name}.temperature=1, or build a cache with logits:topk"
             )
-        kept = isinstance(signal, (TopKLogits, SmallTopK))
-        whole = not kept or signal.to_json()["k"] == facts.shape.outputs
+        if not isinstance(signal, (TopKLogits, SmallTopK)):
+            return
+        if self.tail == "drawn":
+            self._check_draws(name, signal)
+            return
+        whole = signal.k == facts.shape.outputs
         if whole or self.tail == "renormalize" or self.temperature in STORED_TEMPERATURES:
             return
         raise ConfigError(
@@ -97,6 +102,20 @@ class SoftKL:
             f"Set losses.{name}.temperature to 1 or 2, or losses.{name}.tail=renormalize, or build "
             "a cache with logits:dense"
         )
+
+    def _check_draws(self, name: str, signal: TopKLogits | SmallTopK) -> None:
+        if not signal.draws:
+            raise ConfigError(
+                f"losses.{name}: tail=drawn needs ids drawn from the tail, which the cache does "
+                f"not hold: build one with --signal logits:{signal.codec},k={signal.k},draws=16, "
+                f"or set losses.{name}.tail=bucket"
+            )
+        if self.temperature != 1:
+            raise ConfigError(
+                f"losses.{name}: tail=drawn tells the teacher at temperature 1; got "
+                f"{self.temperature:g}. Set losses.{name}.temperature=1, or "
+                f"losses.{name}.tail=bucket"
+            )
 
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
         """The divergence alone; `soft_and_hard` fuses it with hard labels."""
@@ -186,6 +205,8 @@ def _rows(
     if isinstance(said, Head) and isinstance(soft, HeadLabels):
         return _both_heads(said, soft, options)
     labels = soft.dense() if isinstance(soft, HeadLabels) else soft
+    if tail == "drawn":
+        labels, tail = (labels if labels.drawn is None else labels.with_drawn()), "bucket"
     options |= {
         "tail_logmass": labels.tail_logmass,
         "tail_stat": _tail_stat(labels, options["temperature"]),

@@ -94,7 +94,7 @@ def parse(text: str) -> Signal:
 def _make(kind: type[Any], text: str, given: Mapping[str, str]) -> Signal:
     values: dict[str, Any] = dict(given)
     try:
-        for name in ("k", "group", "levels", "n", "seed"):
+        for name in ("k", "draws", "group", "levels", "n", "seed"):
             if name in values:
                 values[name] = int(values[name])
         if "layers" in values:

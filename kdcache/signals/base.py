@@ -234,6 +234,28 @@ def check_fraction(what: str, fraction: float) -> None:
         raise ConfigError(f"fraction of {what} must be more than 0 and at most 1; got {fraction}")
 
 
+def check_kept(what: str, k: int, draws: int) -> None:
+    """Raise ConfigError, naming `what`, for numbers of ids that cannot be."""
+    if not 1 <= k <= 65536:
+        raise ConfigError(f"k of {what} must lie in [1, 65536]; got {k}")
+    if not 0 <= draws <= 65536:
+        raise ConfigError(f"draws of {what} must lie in [0, 65536]; got {draws}")
+
+
+def check_outputs(what: str, k: int, draws: int, shape: TeacherShape) -> None:
+    """Raise ConfigError, naming `what`, for fewer outputs than k, or none left to draw from."""
+    if k > shape.outputs:
+        raise ConfigError(
+            f"{what},k={k}: the teacher has {shape.outputs} outputs; use k={shape.outputs} or "
+            "less, or logits:dense"
+        )
+    if draws and k == shape.outputs:
+        raise ConfigError(
+            f"{what},k={k},draws={draws}: k is all the outputs of the teacher, and nothing is left "
+            "to draw; leave draws out"
+        )
+
+
 def row_space(what: str, space: Space, fraction: float) -> RowSpace:
     """`space`, or the subset that is a `fraction` of its rows.
 
@@ -255,8 +277,9 @@ def logits_space(codec: str, task: Task, fraction: float) -> RowSpace:
 
 
 def settings(values: Json) -> Json:
-    """A configuration for the manifest, which says nothing of a fraction where all is kept."""
-    return {name: value for name, value in values.items() if (name, value) != ("fraction", 1)}
+    """A configuration for the manifest, which is silent on a fraction of all and on no draws."""
+    silent = (("fraction", 1), ("draws", 0))
+    return {name: value for name, value in values.items() if (name, value) not in silent}
 
 
 def check_positions(positions: str, task: Task) -> Space:

@@ -10,12 +10,12 @@ def planes(vocabulary: int) -> int:
     return max(1, -(-(vocabulary - 1).bit_length() // 8))
 
 
-def names(vocabulary: int) -> list[str]:
+def names(vocabulary: int, of: str = "gaps") -> list[str]:
     """The arrays of the planes, the lowest byte first."""
-    return [f"logits/gaps_{plane}" for plane in range(planes(vocabulary))]
+    return [f"logits/{of}_{plane}" for plane in range(planes(vocabulary))]
 
 
-def split(ordered: torch.Tensor, vocabulary: int) -> dict[str, torch.Tensor]:
+def split(ordered: torch.Tensor, vocabulary: int, of: str = "gaps") -> dict[str, torch.Tensor]:
     """Rows [N, K] of rising ranks below `vocabulary` to planes of differences, uint8 [N, K].
 
     The first value of a row is its difference from zero; equal neighbours give 0.
@@ -23,12 +23,13 @@ def split(ordered: torch.Tensor, vocabulary: int) -> dict[str, torch.Tensor]:
     gaps = ordered.diff(dim=1, prepend=torch.zeros_like(ordered[:, :1]))
     return {
         name: ((gaps >> (8 * plane)) & 255).to(torch.uint8)
-        for plane, name in enumerate(names(vocabulary))
+        for plane, name in enumerate(names(vocabulary, of))
     }
 
 
-def join(raw: dict[str, torch.Tensor], vocabulary: int) -> torch.Tensor:
+def join(raw: dict[str, torch.Tensor], vocabulary: int, of: str = "gaps") -> torch.Tensor:
     """The rows that were split, int64 [N, K]."""
-    parts = (raw[name].long() << (8 * plane) for plane, name in enumerate(names(vocabulary)))
+    planes = enumerate(names(vocabulary, of))
+    parts = (raw[name].long() << (8 * plane) for plane, name in planes)
     gaps: torch.Tensor = sum(parts, torch.zeros((), dtype=torch.int64))
     return gaps.cumsum(1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import torch
 
-from kdcache.errors import ConfigError, ModelError, one_of
+from kdcache.errors import ModelError, one_of
 from kdcache.manifest import Json
 from kdcache.signals.base import (
     Arrays,
@@ -16,6 +16,8 @@ from kdcache.signals.base import (
     Stats,
     TeacherShape,
     check_fraction,
+    check_kept,
+    check_outputs,
     logits_space,
     settings,
 )
@@ -27,6 +29,7 @@ from kdcache.signals.codebook import (
     to_codes,
     unpack_high,
 )
+from kdcache.signals.draws import draw_tail
 from kdcache.signals.soft import (
     STAT_TEMPERATURE,
     SoftLabels,
@@ -36,6 +39,7 @@ from kdcache.signals.soft import (
     kl_summary,
     measure_kept,
     summarise_kept,
+    tail_labels,
 )
 from kdcache.tasks import Task
 from kdcache_kernels import topk_encode
@@ -105,17 +109,20 @@ class DenseLogits:
 
 @dataclass(frozen=True, kw_only=True)
 class TopKLogits:
-    """The `k` largest true log-probabilities as 8-bit codes, and exact statistics of the tail."""
+    """The `k` largest true log-probabilities as 8-bit codes, and exact statistics of the tail.
+
+    With `draws`, that many ids drawn from the tail too, for losses that ask for `tail="drawn"`.
+    """
 
     name: ClassVar[str] = "logits"
     codec: ClassVar[str] = "topk"
     k: int = 64
+    draws: int = 0
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
         check_fraction("logits:topk", self.fraction)
-        if not 1 <= self.k <= 65536:
-            raise ConfigError(f"k of logits:topk must lie in [1, 65536]; got {self.k}")
+        check_kept("logits:topk", self.k, self.draws)
 
     def to_json(self) -> Json:
         """The configuration as JSON values."""
@@ -124,14 +131,10 @@ class TopKLogits:
     def check(self, task: Task, shape: TeacherShape) -> None:
         """Raise ConfigError for fewer outputs than k, or a fraction of single rows."""
         logits_space(self.codec, task, self.fraction)
-        if self.k > shape.outputs:
-            raise ConfigError(
-                f"logits:topk,k={self.k}: the teacher has {shape.outputs} outputs; "
-                f"use k={shape.outputs} or less, or logits:dense"
-            )
+        check_outputs("logits:topk", self.k, self.draws, shape)
 
     def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
-        """Ids (16 bits, high bits packed apart), codes with their table, tail statistics."""
+        """Ids (16 bits, high bits packed apart), codes with their table, tail statistics, draws."""
         space = logits_space(self.codec, task, self.fraction)
         bits = high_bits(shape.outputs)
         book = {"codebook": [float(v) for v in table()], "unit": "nats"}
@@ -141,9 +144,14 @@ class TopKLogits:
             ("tail_logmass", (), "float32", {"unit": "nats"}),
             ("tail_stat", (), "float32", {"unit": "nats", "temperature": STAT_TEMPERATURE}),
         ]
+        if self.draws:
+            specs.append(("drawn", (self.draws,), "uint16", {}))
         if bits:
             packed = (-(-self.k * bits // 8),)
             specs.insert(1, ("ids_hi", packed, "uint8", {"bits": bits}))
+        if bits and self.draws:
+            packed = (-(-self.draws * bits // 8),)
+            specs.append(("drawn_hi", packed, "uint8", {"bits": bits}))
         return [
             ArraySpec(name=f"logits/{n}", space=space, row_shape=s, dtype=t, attributes=a)
             for n, s, t, a in specs
@@ -152,14 +160,15 @@ class TopKLogits:
     def encode(self, outputs: Outputs) -> Arrays:
         """One pass over the logits, on their device."""
         ids, logprobs, tail_logmass, tail_stat = topk_encode(outputs.logits, self.k)
+        width = outputs.logits.shape[1]
         arrays = {
-            "logits/ids": (ids & 0xFFFF).to(torch.uint16),
+            **_split("ids", ids, width),
             "logits/logprobs": to_codes(logprobs),
             "logits/tail_logmass": tail_logmass,
             "logits/tail_stat": tail_stat,
         }
-        if bits := high_bits(outputs.logits.shape[1]):
-            arrays["logits/ids_hi"] = pack_high(ids, bits)
+        if self.draws:
+            arrays |= _split("drawn", draw_tail(outputs.logits, ids, self.draws), width)
         return arrays
 
     def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
@@ -168,16 +177,17 @@ class TopKLogits:
         The tail's mass is exact, so the codes' common error is taken out: the decoded
         probabilities sum to one minus the tail.
         """
-        ids = raw["logits/ids"].to(torch.int64)
-        if bits := high_bits(outputs):
-            ids = ids | unpack_high(raw["logits/ids_hi"], self.k, bits)
         logprobs, tail = from_codes(raw["logits/logprobs"]), raw["logits/tail_logmass"]
-        return SoftLabels(
-            ids=ids,
+        soft = SoftLabels(
+            ids=_join("ids", raw, outputs),
             logprobs=fill_up(logprobs, tail),
             tail_logmass=tail,
             tail_stat=raw["logits/tail_stat"],
         )
+        if not self.draws:
+            return soft
+        drawn, mass = tail_labels(_join("drawn", raw, outputs), tail, outputs, self.k)
+        return replace(soft, drawn=drawn, drawn_logprobs=mass)
 
     def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """KL(teacher || decoded) in nats over the sampled `rows`; see `measure_kept`."""
@@ -188,3 +198,19 @@ class TopKLogits:
     def summarise(self, stats: Stats) -> Json:
         """KL over k ids + tail, KL over the vocabulary, top-1 agreement, mean mass of the k."""
         return summarise_kept(stats)
+
+
+def _split(name: str, ids: torch.Tensor, outputs: int) -> Arrays:
+    """Ids as the arrays `name`, the first 16 bits, and `name`_hi."""
+    arrays = {f"logits/{name}": (ids & 0xFFFF).to(torch.uint16)}
+    if bits := high_bits(outputs):
+        arrays[f"logits/{name}_hi"] = pack_high(ids, bits)
+    return arrays
+
+
+def _join(name: str, raw: Arrays, outputs: int) -> torch.Tensor:
+    """The ids that were split, int64."""
+    ids = raw[f"logits/{name}"].to(torch.int64)
+    if bits := high_bits(outputs):
+        ids = ids | unpack_high(raw[f"logits/{name}_hi"], ids.shape[1], bits)
+    return ids

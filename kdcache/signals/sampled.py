@@ -9,7 +9,7 @@ import torch
 
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
-from kdcache.signals import gaps, vocabulary
+from kdcache.signals import draws, gaps, vocabulary
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
@@ -24,9 +24,6 @@ from kdcache.signals.soft import SoftLabels
 from kdcache.tasks import Task
 
 CHUNK_ROWS = 1024
-BLOCK_VALUES = 1 << 21  # of a block of rows; some four buffers of 8 bytes a value live at once
-ID_BYTES = (0.25, 1.6)  # of a draw, least and most; repeats cost next to nothing
-GOLDEN, MIX_1, MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,7 @@ class SampledLogits(vocabulary.Ranked):
 
     def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
         """Planes of the differences between the ranks of the draws, [rows, n]."""
-        least, most = (share * self.n for share in ID_BYTES)
+        least, most = (share * self.n for share in draws.BYTES)
         count = gaps.planes(shape.outputs)
         return [
             ArraySpec(
@@ -90,24 +87,18 @@ class SampledLogits(vocabulary.Ranked):
         ]
 
     def encode(self, outputs: Outputs) -> Arrays:
-        """Draws of every row, a block of rows at a time, on the logits' device."""
-        width = outputs.logits.shape[1]
-        rows = max(1, BLOCK_VALUES // width)
-        drawn = torch.cat([draw(block, self.n, self.seed) for block in outputs.logits.split(rows)])
-        return gaps.split(self.on(drawn.device)[1][drawn].sort(1).values, width)
+        """Draws of every row, on the logits' device."""
+        drawn = draws.draw(outputs.logits, self.n, self.seed)
+        return gaps.split(self.ranks_of(drawn).sort(1).values, outputs.logits.shape[1])
 
     def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
         """Distinct ids and the logarithm of their share of the draws; -1 fills the row up."""
-        ranks = gaps.join(raw, outputs)
-        fresh = ranks.diff(dim=1, prepend=torch.full_like(ranks[:, :1], -1)) != 0
-        slot = fresh.cumsum(1) - 1
-        counts = torch.zeros(ranks.shape, device=ranks.device)
-        counts.scatter_add_(1, slot, torch.ones_like(counts))
-        ids = torch.full_like(ranks, -1).scatter_(1, slot, self.on(ranks.device)[0][ranks])
-        nothing = torch.full((len(ranks),), -torch.inf, device=ranks.device)
+        ranks, shares = draws.distinct(gaps.join(raw, outputs))
         most = min(self.n, outputs)
         return SoftLabels(
-            ids=ids[:, :most], logprobs=(counts / self.n).log()[:, :most], tail_logmass=nothing
+            ids=self.ids_of(ranks[:, :most]),
+            logprobs=shares[:, :most],
+            tail_logmass=torch.full((len(ranks),), -torch.inf, device=ranks.device),
         )
 
     def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
@@ -135,31 +126,3 @@ class SampledLogits(vocabulary.Ranked):
             "sampling_error": (stats["error"] / stats["norm"]) ** 0.5,
             "top1_agreement": stats["same"] / stats["rows"],
         }
-
-
-def draw(logits: torch.Tensor, n: int, seed: int) -> torch.Tensor:
-    """`n` stratified draws of each row's softmax, ids int64 [N, n], rising.
-
-    Draw j falls where the distribution function passes (j + u) / n, u uniform in [0, 1): the
-    expected count of an id is n times its probability, whatever the order of the ids.
-    """
-    risen = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
-    strata = torch.arange(n, device=logits.device) + _uniform(logits, n, seed)
-    points = strata / n * risen[:, -1:]
-    return torch.searchsorted(risen, points, right=True).clamp_(max=logits.shape[1] - 1)
-
-
-def _uniform(logits: torch.Tensor, n: int, seed: int) -> torch.Tensor:
-    """Numbers in [0, 1), float64 [N, n], that a row's logits and the seed determine."""
-    bits = logits.float().contiguous().view(torch.int32).long()
-    odd = torch.arange(logits.shape[1], device=logits.device) * 2 + 1
-    key = _mix((bits * _mix(odd)).sum(1, keepdim=True) + seed * GOLDEN % 2**63)
-    numbers = _mix(key + torch.arange(1, n + 1, device=logits.device) * GOLDEN)
-    return ((numbers >> 11) & (2**53 - 1)).double() / 2**53
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """The finaliser of SplitMix64 (Steele et al. 2014) on int64, which wraps as uint64 does."""
-    for shift, factor in ((30, MIX_1), (27, MIX_2)):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return x ^ ((x >> 31) & ((1 << 33) - 1))

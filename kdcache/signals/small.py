@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
-from kdcache.signals import gaps, vocabulary
+from kdcache.signals import draws, gaps, vocabulary
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
@@ -19,6 +19,8 @@ from kdcache.signals.base import (
     Stats,
     TeacherShape,
     check_fraction,
+    check_kept,
+    check_outputs,
     logits_space,
     settings,
 )
@@ -29,11 +31,13 @@ from kdcache.signals.soft import (
     fill_up,
     measure_kept,
     summarise_kept,
+    tail_labels,
 )
 from kdcache.tasks import RowSpace, Task
 from kdcache_kernels import topk_encode
 
 CHUNK_ROWS = 1024
+DRAWN = "drawn_gaps"  # planes of the draws
 # Least and most that was left of the bits: of ids drawn evenly from the vocabulary, in the lowest
 # byte and in those above it, and of codes that are all alike likely.
 LOW_SHARE, HIGH_SHARE, CODE_SHARE = (0.6, 1.0), (0.1, 0.7), (0.45, 0.8)
@@ -46,7 +50,8 @@ class SmallTopK(vocabulary.Ranked):
     Ids become ranks in the order of the corpus's token counts, rise within a row, and are stored
     as differences; log-probabilities follow their ids, as codes of a table with `levels` steps,
     counted from the row's least. Bytes lie column after column, so that zstd finds alike what is
-    alike. The tail's statistics are exact to float16.
+    alike. The tail's statistics are exact to float16. With `draws`, that many ids drawn from the
+    tail too, for losses that ask for `tail="drawn"`; kept as the others are.
 
     Decoded ids rise by rank: they are not in the order of their probability.
     """
@@ -55,11 +60,11 @@ class SmallTopK(vocabulary.Ranked):
     codec: ClassVar[str] = "topk-small"
     k: int = 64
     levels: int = 184
+    draws: int = 0
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= 65536:
-            raise ConfigError(f"k of logits:topk-small must lie in [1, 65536]; got {self.k}")
+        check_kept("logits:topk-small", self.k, self.draws)
         if not 2 <= self.levels <= 256:
             raise ConfigError(
                 f"levels of logits:topk-small must lie in [2, 256]; got {self.levels}"
@@ -68,22 +73,19 @@ class SmallTopK(vocabulary.Ranked):
 
     def to_json(self) -> Json:
         """The configuration as JSON values."""
-        return settings(
-            {"codec": self.codec, "k": self.k, "levels": self.levels, "fraction": self.fraction}
-        )
+        values = {"k": self.k, "levels": self.levels, "draws": self.draws}
+        return settings({"codec": self.codec, **values, "fraction": self.fraction})
 
     def check(self, task: Task, shape: TeacherShape) -> None:
         """Raise ConfigError for fewer outputs than k, or a fraction of single rows."""
         logits_space(self.codec, task, self.fraction)
-        if self.k > shape.outputs:
-            raise ConfigError(
-                f"logits:topk-small,k={self.k}: the teacher has {shape.outputs} outputs; "
-                f"use k={shape.outputs} or less, or logits:dense"
-            )
+        check_outputs("logits:topk-small", self.k, self.draws, shape)
 
     def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
-        """Planes of differences, codes, and what each row has once."""
+        """Planes of differences, codes, what each row has once, and planes of draws."""
         planes = gaps.names(shape.outputs)
+        drawn = gaps.names(shape.outputs, DRAWN) if self.draws else []
+        least, most = (share * self.draws / len(planes) for share in draws.BYTES)
         sizes = self._expected(shape.outputs)
         order = vocabulary.attributes(shape.outputs)
         book = {"codebook": [float(v) for v in steep_table(self.levels)], "unit": "nats"}
@@ -113,6 +115,7 @@ class SmallTopK(vocabulary.Ranked):
             ArraySpec(
                 name="logits/tail_stat", space=space, row_shape=(), dtype="float16", attributes=stat
             ),
+            *(_packed(name, space, (self.draws,), (least, most), order) for name in drawn),
         ]
 
     def _expected(self, outputs: int) -> list[tuple[float, float]]:
@@ -128,28 +131,37 @@ class SmallTopK(vocabulary.Ranked):
     def encode(self, outputs: Outputs) -> Arrays:
         """One pass over the logits, on their device."""
         ids, logprobs, tail_logmass, tail_stat = topk_encode(outputs.logits, self.k)
-        ranks, order = self.on(ids.device)[1][ids].sort(1)
+        width = outputs.logits.shape[1]
+        ranks, order = self.ranks_of(ids).sort(1)
         codes = to_steep_codes(logprobs, self.levels)
         least = codes[:, -1:]
-        return {
-            **gaps.split(ranks, outputs.logits.shape[1]),
+        arrays = {
+            **gaps.split(ranks, width),
             "logits/logprobs": least - codes.gather(1, order),
             "logits/floor": least.squeeze(1),
             "logits/tail_logmass": tail_logmass.half(),
             "logits/tail_stat": tail_stat.half(),
         }
+        if self.draws:
+            drawn = self.ranks_of(draws.draw_tail(outputs.logits, ids, self.draws))
+            arrays |= gaps.split(drawn.sort(1).values, width, DRAWN)
+        return arrays
 
     def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
         """Stored rows to soft labels over `outputs` classes, ids in the order of their ranks."""
         ranks = gaps.join(raw, outputs)
         codes = raw["logits/floor"].unsqueeze(1) - raw["logits/logprobs"]
         tail = raw["logits/tail_logmass"].float()
-        return SoftLabels(
-            ids=self.on(ranks.device)[0][ranks],
+        soft = SoftLabels(
+            ids=self.ids_of(ranks),
             logprobs=fill_up(from_steep_codes(codes, self.levels), tail),
             tail_logmass=tail,
             tail_stat=raw["logits/tail_stat"].float(),
         )
+        if not self.draws:
+            return soft
+        drawn, mass = tail_labels(gaps.join(raw, outputs, DRAWN), tail, outputs, self.k)
+        return replace(soft, drawn=self.ids_of(drawn), drawn_logprobs=mass)
 
     def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """KL(teacher || decoded) in nats over the sampled `rows`; see `measure_kept`."""

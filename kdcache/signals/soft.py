@@ -9,6 +9,7 @@ import torch
 
 from kdcache.manifest import Json
 from kdcache.signals.base import Stats
+from kdcache.signals.draws import distinct
 
 STAT_TEMPERATURE = 2.0
 """T of the second tail statistic: the tail's exact share of the partition function at that T."""
@@ -26,6 +27,8 @@ class SoftLabels:
         tail_logmass: [N] float32, log of the probability outside `ids`; None: nothing is outside.
         tail_stat: [N] float32, log of the sum of p^(1/2) outside `ids` (the tail at T=2).
         values: [N, C] float32, the teacher's raw logits or regression values, where stored.
+        drawn: [N, D] int64, distinct ids drawn from outside `ids`; -1 fills a row up.
+        drawn_logprobs: [N, D] float32, log of the tail's mass that each stands for.
     """
 
     ids: torch.Tensor
@@ -33,6 +36,36 @@ class SoftLabels:
     tail_logmass: torch.Tensor | None = None
     tail_stat: torch.Tensor | None = None
     values: torch.Tensor | None = None
+    drawn: torch.Tensor | None = None
+    drawn_logprobs: torch.Tensor | None = None
+
+    def with_drawn(self) -> SoftLabels:
+        """The drawn ids beside the others, with all of the tail's mass: nothing is left outside.
+
+        Their expectation over draws is the teacher's whole distribution, at T = 1.
+        """
+        assert self.drawn is not None
+        assert self.drawn_logprobs is not None
+        assert self.tail_logmass is not None
+        return SoftLabels(
+            ids=torch.cat([self.ids, self.drawn], 1),
+            logprobs=torch.cat([self.logprobs, self.drawn_logprobs], 1),
+            tail_logmass=torch.full_like(self.tail_logmass, -torch.inf),
+        )
+
+
+def tail_labels(
+    rising: torch.Tensor, tail_logmass: torch.Tensor, outputs: int, kept: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`drawn` and `drawn_logprobs` of draws [N, D] from all but `kept` of the `outputs`.
+
+    Nothing was drawn from a tail without mass.
+    """
+    numbers, shares = distinct(rising)
+    logprobs = shares + tail_logmass[:, None]
+    numbers = numbers.where(logprobs > -torch.inf, -1)
+    room = outputs - kept
+    return numbers[:, :room], logprobs[:, :room]
 
 
 def fill_up(logprobs: torch.Tensor, tail_logmass: torch.Tensor) -> torch.Tensor:

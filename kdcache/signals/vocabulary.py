@@ -105,7 +105,15 @@ class Ranked:
         """This signal with the order of the vocabulary."""
         return replace(self, vocabulary=from_bytes(read(FILE), shape.outputs))
 
-    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The order's (ids, ranks) on a device."""
+    def ranks_of(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rank of each id, on the ids' device."""
+        return self._order.on(ids.device)[1][ids]
+
+    def ids_of(self, ranks: torch.Tensor) -> torch.Tensor:
+        """The id at each rank, on the ranks' device; -1, which is no rank, stays as it is."""
+        return self._order.on(ranks.device)[0][ranks.clamp(min=0)].where(ranks >= 0, ranks)
+
+    @property
+    def _order(self) -> Vocabulary:
         assert self.vocabulary is not None, "the signal has not been assisted"
-        return self.vocabulary.on(device)
+        return self.vocabulary

@@ -198,5 +198,11 @@ def _sized(
         bytes=describe_bytes(plan, signals, shape)["total"],
         logits_error=logits[2],
         hidden_error=hidden[2],
-        note="temperature 1 only" if isinstance(logits[1], SampledLogits) else "",
+        note=_note(logits[1]),
     )
+
+
+def _note(logits: Signal) -> str:
+    if isinstance(logits, SampledLogits):
+        return "temperature 1 only"
+    return "with tail=drawn at temperature 1" if logits.to_json().get("draws") else ""

@@ -55,6 +55,7 @@ LOGITS = (
     *(f"logits:topk-small,k={k}" for k in KS),
     "logits:topk-small,k=50,levels=64",
     "logits:topk-small,k=128,levels=64",
+    *(f"logits:topk-small,k={k},draws=16" for k in (16, 50, 64)),
     *(f"logits:sampled,n={n}" for n in DRAWS),
     "logits:hidden-head,dtype=fp16",
     "logits:hidden-head,dtype=int8,group=64",
@@ -227,11 +228,13 @@ def stored_bytes(specs: Sequence[ArraySpec], encoded: Mapping[str, torch.Tensor]
 
 
 def _distances(sample: Sample, labels: SoftLabels, full: Whole) -> Json:
+    """Divergences and gradients; at T=1 with what was drawn from the tail, if anything was."""
     found: Json = {}
+    at_1 = labels if labels.drawn is None else labels.with_drawn()
     sampled = bool((labels.ids < 0).any())
     if not sampled:  # an estimate gives most of the vocabulary nothing: its divergence is infinite
         found |= divergences(sample, labels, full.truths)
-    found |= compare(gradient(sample, labels, 1.0), full.gradients[1.0])
+    found |= compare(gradient(sample, at_1, 1.0), full.gradients[1.0])
     if not sampled:
         found["error_t2"] = compare(gradient(sample, labels, 2.0), full.gradients[2.0])["error"]
     return found

@@ -85,8 +85,9 @@ class SmallTopK(vocabulary.Ranked):
         """Planes of differences, codes, what each row has once, and planes of draws."""
         planes = gaps.names(shape.outputs)
         drawn = gaps.names(shape.outputs, DRAWN) if self.draws else []
-        least, most = (share * self.draws / len(planes) for share in draws.BYTES)
-        sizes = self._expected(shape.outputs)
+        sizes = _sizes(shape.outputs, self.k, _log_choices(shape.outputs, self.k))
+        repeated = _log_choices(shape.outputs + self.draws - 1, self.draws)  # an id may come again
+        of_draws = _sizes(shape.outputs, self.draws, repeated) if drawn else []
         order = vocabulary.attributes(shape.outputs)
         book = {"codebook": [float(v) for v in steep_table(self.levels)], "unit": "nats"}
         row = (self.k,)
@@ -115,18 +116,11 @@ class SmallTopK(vocabulary.Ranked):
             ArraySpec(
                 name="logits/tail_stat", space=space, row_shape=(), dtype="float16", attributes=stat
             ),
-            *(_packed(name, space, (self.draws,), (least, most), order) for name in drawn),
+            *(
+                _packed(name, space, (self.draws,), size, order)
+                for name, size in zip(drawn, of_draws, strict=True)
+            ),
         ]
-
-    def _expected(self, outputs: int) -> list[tuple[float, float]]:
-        """Bytes of each plane of differences."""
-        ways = (
-            math.lgamma(outputs + 1) - math.lgamma(self.k + 1) - math.lgamma(outputs - self.k + 1)
-        )
-        bits = ways / math.log(2) / self.k
-        low = _bytes(LOW_SHARE, min(bits, 8.0) * self.k)
-        high = _bytes(HIGH_SHARE, max(bits - 8.0, 0.0) * self.k)
-        return [low, high, (0.0, 0.1 * self.k)][: gaps.planes(outputs)]
 
     def encode(self, outputs: Outputs) -> Arrays:
         """One pass over the logits, on their device."""
@@ -172,6 +166,19 @@ class SmallTopK(vocabulary.Ranked):
     def summarise(self, stats: Stats) -> Json:
         """KL over k ids + tail, KL over the vocabulary, top-1 agreement, mean mass of the k."""
         return summarise_kept(stats)
+
+
+def _log_choices(n: int, k: int) -> float:
+    """log of the number of ways to choose k of n."""
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def _sizes(outputs: int, count: int, ways: float) -> list[tuple[float, float]]:
+    """Bytes of each plane of the differences of `count` ids, chosen in exp(ways) ways."""
+    bits = ways / math.log(2) / count
+    low = _bytes(LOW_SHARE, min(bits, 8.0) * count)
+    high = _bytes(HIGH_SHARE, max(bits - 8.0, 0.0) * count)
+    return [low, high, (0.0, 0.1 * count)][: gaps.planes(outputs)]
 
 
 def _bytes(share: tuple[float, float], bits: float) -> tuple[float, float]:

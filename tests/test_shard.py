@@ -11,8 +11,9 @@ import pytest
 
 from kdcache.errors import CacheError, DamageError, IncompleteError
 from kdcache.store import descriptors, shard
+from kdcache.store.checksums import crc
 from kdcache.store.descriptors import Descriptor
-from kdcache.store.shard import ArrayReader, crc, encode_shard, plan_layout
+from kdcache.store.shard import ArrayReader, encode_shard, plan_layout
 from kdcache.store.spans import cut_spans
 
 PARTS, PART_ROWS, CHUNK_ROWS = 3, 384, 128

@@ -36,8 +36,8 @@ from kdcache.errors import (
 )
 from kdcache.plans import Array
 from kdcache.store import Cache, Claims, create, open_cache, open_plan, plan_record, verify
+from kdcache.store.checksums import crc
 from kdcache.store.partial import part_documents, parts_in_place
-from kdcache.store.shard import crc
 from tests.conftest import write_csv
 from tests.damage import copy_of, files_of, flip, swap
 

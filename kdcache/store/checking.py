@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import google_crc32c
 import numpy as np
 
 from kdcache.manifest import Json
-from kdcache.plans import Array
+from kdcache.store.checksums import CRC, ENTRY, crc, sound
 from kdcache.store.facts import checksums_digest
-
-CRC = 4  # bytes of a crc32c
-ENTRY = 16  # bytes of an index entry: offset and length of a chunk
 
 
 def object_facts(key: str, data: bytes) -> Json | None:
     """What a commit would say of an object with these bytes; None if they are no shard's."""
     if key.rpartition("/")[2] == "zarr.json":
-        return {"bytes": len(data), "crc32c": int(google_crc32c.value(data))}
+        return {"bytes": len(data), "crc32c": crc(data)}
     if _chunks(data) is None:
         return None
     return {"bytes": len(data), "chunks_sha256": _identity(data)}
@@ -29,7 +25,7 @@ def shard_problem(data: bytes) -> str | None:
         return "its index fails its crc32c"
     view = np.frombuffer(data, np.uint8)
     for number, (start, end) in enumerate(chunks):
-        if not _sound(view[start:end]):
+        if not sound(view[start:end]):
             return f"chunk {number} fails its crc32c"
     return None
 
@@ -39,7 +35,7 @@ def object_problem(data: bytes, facts: Json) -> str | None:
     if len(data) != facts["bytes"]:
         return f"expected {facts['bytes']} bytes, found {len(data)}"
     if "crc32c" in facts:
-        right = google_crc32c.value(data) == facts["crc32c"]
+        right = crc(data) == facts["crc32c"]
         return None if right else "its crc32c does not match its commit"
     problem = shard_problem(data)
     if problem is None and _identity(data) != facts["chunks_sha256"]:
@@ -68,15 +64,10 @@ def _chunks(data: bytes) -> list[tuple[int, int]] | None:
             return None
         filled += length + ENTRY
     table = np.frombuffer(data, np.uint8)[len(data) - CRC - count * ENTRY :]
-    if filled != len(data) or not count or not _sound(table):
+    if filled != len(data) or not count or not sound(table):
         return None
     spans: list[list[int]] = table[:-CRC].view("<u8").reshape(count, 2).tolist()
     end = len(data) - len(table)
     if any(start + length > end for start, length in spans):
         return None
     return [(start, start + length) for start, length in spans]
-
-
-def _sound(data: Array) -> bool:
-    """Whether the last four bytes are the crc32c of those before."""
-    return int(google_crc32c.value(data[:-CRC])) == int.from_bytes(data[-CRC:].tobytes(), "little")

@@ -17,6 +17,7 @@ from kdcache.manifest import FORMAT, Json, digest, require_same
 from kdcache.plans import Array, Column, Plan
 from kdcache.signals import ArraySpec, Signal, TeacherShape
 from kdcache.store.blueprint import plan_specs
+from kdcache.store.checksums import crc
 from kdcache.store.facts import shard_facts
 from kdcache.store.files import (
     object_names,
@@ -28,7 +29,7 @@ from kdcache.store.files import (
     writing,
 )
 from kdcache.store.objects import ObjectPath, Place, Root, at_once, locate
-from kdcache.store.shard import Layout, crc, encode_shard, plan_layout
+from kdcache.store.shard import Layout, encode_shard, plan_layout
 from kdcache.store.zarrs import create_arrays, create_group, group_json, read_record
 
 FILE_UNIT = 4096

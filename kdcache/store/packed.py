@@ -8,29 +8,28 @@ are read in random order cost a chunk each unless the array is small.
 from __future__ import annotations
 
 import itertools
-import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numcodecs import zstd
 
-from kdcache.errors import CacheError, DamageError, IncompleteError
-from kdcache.manifest import Json
+from kdcache.errors import CacheError
 from kdcache.plans import Array
 from kdcache.signals import Packing
-from kdcache.store.descriptors import Descriptor, Handle
-from kdcache.store.facts import Facts, checksums_digest
+from kdcache.store.checksums import CRC, ENTRY, crc, sound
+from kdcache.store.descriptors import Handle
+from kdcache.store.facts import Facts
 from kdcache.store.layout import ZSTD_LEVELS, Layout
 from kdcache.store.objects import Root
 from kdcache.store.paths import inside
-from kdcache.store.shard import ArrayReader, crc, encode_shard
+from kdcache.store.shard import ArrayReader, encode_shard
+from kdcache.store.shard_file import CommittedFile
 from kdcache.store.spans import Pieces, cut_spans
 
 KEPT_BYTES = 64 * 2**20  # of decompressed chunks, for each array
-ENTRY, CRC = 16, 4
 
 
 def encode_rows(rows: Array, layout: Layout) -> list[memoryview | bytes]:
@@ -159,90 +158,46 @@ class _Readable:
             ) from error
 
 
-class _PackedShard:
-    """A shard's file, and where its chunks lie in it."""
+class _PackedShard(CommittedFile):
+    """The file of compressed chunks, and where they lie in it."""
 
-    def __init__(self, path: Root, layout: Layout, facts: Callable[[], Json] | None) -> None:
-        self.path, self.layout, self.facts = path, layout, facts
-        self.file = Descriptor(path)
-        self.identity: tuple[int, ...] = ()
-        self.opened = 0  # how often the file was found to be a new one
-        self.spans: list[tuple[int, int]] = []
+    opened = 0  # how often the file was found to be a new one
+    spans: Sequence[tuple[int, int]] = ()
 
-    def open(self) -> Handle:
-        """Its file. One that was replaced since it was last read (repaired, say) is read anew."""
-        try:
-            handle = self.file.handle()
-        except FileNotFoundError as error:
-            raise IncompleteError(
-                f"{self.path} is not there; run the same `kdcache build` again to add what is "
-                "missing"
-            ) from error
-        if handle.identity != self.identity:
-            self.spans = self._index(handle)
-            self._identify(handle)
-            self.opened += 1
-            self.identity = handle.identity
-        return handle
+    def learn(self, handle: Handle) -> None:
+        """Its index of chunk after chunk, and its size as committed."""
+        self.spans = self._index(handle)
+        if self.facts is not None and handle.size != (size := self.facts()["bytes"]):
+            raise self.damaged(f"expected {size} bytes, found {handle.size}")
+        self.identify(handle, [end for _, end in self.spans])
+        self.opened += 1
 
     def _index(self, handle: Handle) -> list[tuple[int, int]]:
         """(start, end) of every chunk, its crc32c included: chunk after chunk, up to the index."""
         chunks = self.layout.shard_chunks
         end = handle.size - chunks * ENTRY - CRC
         if end < chunks * CRC:
-            raise self._damaged(f"{handle.size} bytes are too few for its {chunks} chunks")
-        data = self._read(handle, end, handle.size)
+            raise self.damaged(f"{handle.size} bytes are too few for its {chunks} chunks")
+        data = self.read(handle, end, handle.size)
         table = data[:-CRC].view("<u8").reshape(chunks, 2)
-        if not _sound(data):
-            raise self._damaged("its index fails its crc32c")
+        if not sound(data):
+            raise self.damaged("its index fails its crc32c")
         ends = np.cumsum(table[:, 1])
         if (table[:, 1] < CRC).any() or (table[1:, 0] != ends[:-1]).any() or table[0, 0]:
-            raise self._damaged("its index is not that of its chunks in their order")
+            raise self.damaged("its index is not that of its chunks in their order")
         if (table[:, 1] > end).any() or ends[-1] != end:
-            raise self._damaged("its index does not fit its size")
+            raise self.damaged("its index does not fit its size")
         return list(zip(table[:, 0].tolist(), ends.tolist(), strict=True))
-
-    def _identify(self, handle: Handle) -> None:
-        """DamageError if this is not the shard that was committed under its name."""
-        if self.facts is None:
-            return
-        facts = self.facts()
-        if handle.size != facts["bytes"]:
-            raise self._damaged(f"expected {facts['bytes']} bytes, found {handle.size}")
-        ends = [*(end for _, end in self.spans), handle.size]
-        found = [self._read(handle, end - CRC, end).tobytes() for end in ends]
-        if checksums_digest(found) != facts.get("chunks_sha256"):
-            raise self._damaged("it is not the object that was committed there")
 
     def rows(self, handle: Handle, inner: int) -> Array:
         """The rows of a chunk, checked; DamageError."""
-        data = self._read(handle, *self.spans[inner])
-        if not _sound(data):
-            raise self._damaged(f"chunk {inner} fails its crc32c")
+        data = self.read(handle, *self.spans[inner])
+        if not sound(data):
+            raise self.damaged(f"chunk {inner} fails its crc32c")
         try:
             return _unpack(data[:-CRC], self.layout)
         except (ValueError, RuntimeError) as error:
-            raise self._damaged(f"chunk {inner} does not decompress ({error})") from error
-
-    def _read(self, handle: Handle, start: int, end: int) -> Array:
-        data = np.empty(end - start, np.uint8)
-        view = data.data
-        while len(view):
-            got = os.preadv(handle.number, [view], start)
-            if got == 0:
-                raise self._damaged(f"it ends at byte {start}")
-            view, start = view[got:], start + got
-        return data
-
-    def _damaged(self, what: str) -> DamageError:
-        """The error to raise. What was read is forgotten: the next reading starts over."""
-        self.identity, self.file.current = (), None
-        return DamageError(f"{self.path} is damaged: {what}")
-
-
-def _sound(data: Array) -> bool:
-    """Whether the last bytes are the crc32c of those before."""
-    return crc(data[:-CRC]) == int.from_bytes(data[-CRC:].tobytes(), "little")
+            raise self.damaged(f"chunk {inner} does not decompress ({error})") from error
 
 
 def reader_of(root: Root, layout: Layout, facts: Facts | None = None) -> ArrayReader | PackedReader:

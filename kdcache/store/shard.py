@@ -19,15 +19,16 @@ import numpy as np
 
 from kdcache.errors import CacheError
 from kdcache.plans import Array
+from kdcache.store.checksums import crc
 from kdcache.store.descriptors import Handle
 from kdcache.store.facts import Facts
 from kdcache.store.layout import SHARD_BYTES, Layout, plan_layout
 from kdcache.store.objects import Root
 from kdcache.store.paths import inside
-from kdcache.store.shard_file import ShardFile, crc
+from kdcache.store.shard_file import ShardFile
 from kdcache.store.spans import Pieces, cut_spans
 
-__all__ = ["SHARD_BYTES", "ArrayReader", "Layout", "crc", "encode_shard", "plan_layout"]
+__all__ = ["SHARD_BYTES", "ArrayReader", "Layout", "encode_shard", "plan_layout"]
 
 RESIDENT_BYTES = 16 * 2**20  # reading small arrays piece by piece costs more than their memory
 PAGE = 4096

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
 from kdcache.errors import DamageError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.plans import Array
+from kdcache.store.checksums import CRC, crc, sound
 from kdcache.store.descriptors import Descriptor, Handle
 from kdcache.store.facts import checksums_digest
 from kdcache.store.layout import Layout
@@ -20,24 +21,13 @@ from kdcache.store.objects import Root
 _spare: list[Array] = []  # scratch memory that no thread is using
 
 
-def crc(*pieces: bytes | bytearray | memoryview | Array) -> int:
-    """crc32c of some bytes, given in one or more contiguous pieces; nothing is copied."""
-    value = 0
-    for piece in pieces:
-        view = (piece.data if isinstance(piece, np.ndarray) else memoryview(piece)).cast("B")
-        if len(view):  # the crc library takes arrays, whose memory cannot go away, but not views
-            value = google_crc32c.extend(value, np.frombuffer(view, np.uint8))
-    return int(value)
-
-
-class ShardFile:
-    """A shard: its file and which of its chunks were checked."""
+class CommittedFile(ABC):
+    """A shard's file, known to be the one that was committed under its name."""
 
     def __init__(self, path: Root, layout: Layout, facts: Callable[[], Json] | None) -> None:
         self.path, self.layout, self.facts = path, layout, facts
         self.file = Descriptor(path)
         self.identity: tuple[int, ...] = ()
-        self.checked = bytearray()
 
     def open(self) -> Handle:
         """Its file. One that was replaced since it was last read (repaired, say) is read anew."""
@@ -49,41 +39,23 @@ class ShardFile:
                 "missing"
             ) from error
         if handle.identity != self.identity:
-            self._learn(handle)
+            self.learn(handle)
+            self.identity = handle.identity
         return handle
 
-    def _learn(self, handle: Handle) -> None:
-        if handle.size != self.layout.shard_bytes:
-            raise self.damaged(f"expected {self.layout.shard_bytes} bytes, found {handle.size}")
-        self._check_index(handle)
-        self._identify(handle)
-        self.checked = bytearray(self.layout.shard_chunks)
-        self.identity = handle.identity
+    @abstractmethod
+    def learn(self, handle: Handle) -> None:
+        """Read where its chunks lie; DamageError if that, or the file, is not as committed."""
 
-    def _check_index(self, handle: Handle) -> None:
-        """DamageError unless the index says what every shard's does: chunk after chunk."""
-        chunks, size = self.layout.shard_chunks, self.layout.chunk_bytes + 4
-        data = np.empty(16 * chunks + 4, np.uint8)
-        self.fill(handle, [data], chunks * size)
-        table = data[:-4].view("<u8").reshape(chunks, 2)
-        if crc(data[:-4]) != int.from_bytes(data[-4:].tobytes(), "little"):
-            raise self.damaged("its index fails its crc32c")
-        if (table[:, 0] != np.arange(chunks) * size).any() or (table[:, 1] != size).any():
-            raise self.damaged("its index is not that of its chunks in their order")
+    def identify(self, handle: Handle, ends: Sequence[int]) -> None:
+        """DamageError if the checksums that end at `ends`, and its last, are not those committed.
 
-    def _identify(self, handle: Handle) -> None:
-        """DamageError if this is not the shard that was committed under its name.
-
-        Its own checksums cannot tell: those of a shard that took another's place are in order.
+        They cannot tell by themselves: those of a shard that took another's place are in order.
         """
         committed = self.facts().get("chunks_sha256") if self.facts else None
         if committed is None:  # of no store, or of one of the first format
             return
-        size = self.layout.chunk_bytes + 4
-        ends = [*(i * size - 4 for i in range(1, self.layout.shard_chunks + 1)), handle.size - 4]
-        found = [bytearray(4) for _ in ends]
-        for checksum, offset in zip(found, ends, strict=True):
-            self.fill(handle, [checksum], offset)
+        found = [self.read(handle, end - CRC, end).tobytes() for end in (*ends, handle.size)]
         if checksums_digest(found) != committed:
             raise self.damaged("it is not the object that was committed there")
 
@@ -91,6 +63,12 @@ class ShardFile:
         """The error to raise. What was read is forgotten: the next reading starts over."""
         self.identity, self.file.current = (), None
         return DamageError(f"{self.path} is damaged: {what}")
+
+    def read(self, handle: Handle, start: int, end: int) -> Array:
+        """Its bytes from `start` to `end`."""
+        data = np.empty(end - start, np.uint8)
+        self.fill(handle, [data], start)
+        return data
 
     def fill(self, handle: Handle, buffers: Sequence[Any], offset: int) -> None:
         """Read the bytes from `offset` on into buffers, one after the other, by one call."""
@@ -104,17 +82,37 @@ class ShardFile:
                     raise self.damaged(f"it ends at byte {offset}")
                 view, offset = view[got:], offset + got
 
+
+class ShardFile(CommittedFile):
+    """The file of chunks of one size, and which of them were checked."""
+
+    checked: bytearray
+
+    def learn(self, handle: Handle) -> None:
+        """Whole, its index that of every such shard: chunk after chunk."""
+        chunks, size = self.layout.shard_chunks, self.layout.chunk_bytes + CRC
+        if handle.size != self.layout.shard_bytes:
+            raise self.damaged(f"expected {self.layout.shard_bytes} bytes, found {handle.size}")
+        data = self.read(handle, chunks * size, handle.size)
+        table = data[:-CRC].view("<u8").reshape(chunks, 2)
+        if not sound(data):
+            raise self.damaged("its index fails its crc32c")
+        if (table[:, 0] != np.arange(chunks) * size).any() or (table[:, 1] != size).any():
+            raise self.damaged("its index is not that of its chunks in their order")
+        self.identify(handle, [i * size for i in range(1, chunks + 1)])
+        self.checked = bytearray(chunks)
+
     def fill_checked(self, handle: Handle, inner: int, offset: int, target: memoryview) -> None:
         """Read a whole inner chunk, what is at `offset` in the file into `target`, and check it.
 
         DamageError if its crc32c does not match. The rest of the chunk goes to scratch memory.
         """
         size = self.layout.chunk_bytes
-        start = inner * (size + 4)
-        skip, scratch = offset - start, _take(size + 4)
-        before, after = scratch[:skip], scratch[skip + len(target) : size + 4]
+        start = inner * (size + CRC)
+        skip, scratch = offset - start, _take(size + CRC)
+        before, after = scratch[:skip], scratch[skip + len(target) : size + CRC]
         self.fill(handle, [before, target, after], start)
-        if crc(before, target, after[:-4]) != int.from_bytes(after[-4:].tobytes(), "little"):
+        if crc(before, target, after[:-CRC]) != int.from_bytes(after[-CRC:].tobytes(), "little"):
             raise self.damaged(f"chunk {inner} fails its crc32c")
         self.checked[inner] = 1
         _spare.append(scratch)

@@ -15,10 +15,11 @@ from zarr.codecs import BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 from kdcache.errors import CacheError, DamageError
 from kdcache.manifest import Json, seal, unseal
 from kdcache.signals import Packing
+from kdcache.store.checksums import crc
 from kdcache.store.layout import ZSTD_LEVELS
 from kdcache.store.objects import Root
 from kdcache.store.paths import inside, read_regular
-from kdcache.store.shard import Layout, crc
+from kdcache.store.shard import Layout
 
 RECORD_BYTES = 2**30  # of a record, at most: a commit names some hundred objects of 100 bytes
 LONGEST = 2**31  # an axis

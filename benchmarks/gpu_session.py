@@ -198,7 +198,7 @@ def timed(session: Session, op: str, variant: str, vocab: int, hidden: int) -> J
     case, size = case_of(op, variant), session.size(8192, vocab, hidden)
     compiled = (op, variant) in HEADLINES and hidden == 768
     rivals = RIVALS if compiled else tuple(name for name in RIVALS if name != "torch.compile")
-    grid = Grid(rows=size.rows, dtypes=("bf16",), repeats=21, rivals=rivals)
+    grid = Grid(rows=(size.rows,), dtypes=("bf16",), repeats=21, rivals=rivals)
     row = measure(case, size, "bf16", grid, watch)
     torch.cuda.empty_cache()
     (refused if "wrong" in row else rows).append(row)

@@ -35,8 +35,8 @@ from kdcache_kernels import topk_kl
 CPU = torch.device("cpu")
 SIZE = Size(rows=19, vocab=257, k=8, hidden=48)
 TINY: dict[str, Any] = {
-    "rows": 19,
-    "tokens": 19,
+    "rows": (19,),
+    "tokens": (19,),
     "vocab": (257,),
     "k": 8,
     "hidden": (48,),
@@ -179,6 +179,7 @@ def test_errors_are_relative_and_see_what_is_missing_among_the_small() -> None:
         ({"rivals": ("egar",)}, "did you mean 'eager'"),
         ({"dtypes": ("fp61",)}, "unknown dtype"),
         ({"repeats": 0}, "at least 1"),
+        ({"rows": ()}, "at least 1"),
         ({"k": 257, "vocab": (257,)}, "below the vocabulary, 257"),
     ],
 )
@@ -190,10 +191,12 @@ def test_a_grid_that_cannot_be_run_is_refused(options: dict[str, Any], says: str
 def test_grids_of_cpu_and_gpu_differ_in_size_and_dtype() -> None:
     assert default_grid(CPU, rows=None) == Grid()
     gpu = default_grid(torch.device("cuda"), k=16)
-    assert (gpu.rows, gpu.vocab, gpu.dtypes, gpu.k) == (8192, (30522, 128256), ("bf16",), 16)
+    assert (gpu.rows, gpu.vocab, gpu.dtypes, gpu.k) == ((8192,), (30522, 128256), ("bf16",), 16)
     sizes = {(case.op, size.vocab, size.hidden) for case, size, _ in gpu.work()}
     assert ("topk_kl", 128256, 768) in sizes
     assert ("hidden_mse", 128256, 768) not in sizes
+    both = default_grid(CPU, rows=(16, 32), ops=("hidden_mse",))
+    assert {size.rows for _, size, _ in both.work()} == {16, 32}
 
 
 def test_the_peak_of_a_call_is_what_it_holds() -> None:

@@ -39,8 +39,8 @@ def kernels(
         typer.Option(metavar="OP", help="An op to measure; repeat it for more (all of them)."),
     ] = None,
     rows: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Rows (512, and 4096 of hidden states; 8192 on a GPU)."),
+        str | None,
+        typer.Option(metavar="N,N2", help="Rows (512, and 4096 of hidden states; 8192 on a GPU)."),
     ] = None,
     vocab: Annotated[
         str | None,
@@ -81,7 +81,7 @@ def kernels(
     grid = default_grid(
         where,
         ops=op,
-        rows=rows,
+        rows=_whole("--rows", rows),
         vocab=_whole("--vocab", vocab),
         k=k,
         hidden=_whole("--hidden", hidden),

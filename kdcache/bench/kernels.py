@@ -46,8 +46,8 @@ class Grid:
     """
 
     ops: Sequence[str] = OPS
-    rows: int = 512
-    tokens: int = 4096
+    rows: Sequence[int] = (512,)
+    tokens: Sequence[int] = (4096,)
     vocab: Sequence[int] = (30522,)
     k: int = 64
     hidden: Sequence[int] = (768,)
@@ -63,8 +63,9 @@ class Grid:
             one_of("dtype", dtype, DTYPES)
         for rival in self.rivals:
             one_of("rival", rival, RIVALS)
-        sizes = (self.rows, self.tokens, self.k, self.repeats, *self.vocab, *self.hidden)
-        if min(sizes) < 1 or not (self.vocab and self.hidden and self.dtypes and self.ops):
+        lists = (self.rows, self.tokens, self.vocab, self.hidden)
+        sizes = (self.k, self.repeats, *itertools.chain(*lists))
+        if min(sizes) < 1 or not all((*lists, self.dtypes, self.ops)):
             raise ConfigError("rows, vocab, k, hidden and repeats must be at least 1")
         if self.k >= min(self.vocab):  # the plain formulas have no case for an empty tail
             raise ConfigError(f"k must be below the vocabulary, {min(self.vocab)}; got {self.k}")
@@ -75,15 +76,15 @@ class Grid:
             vocabs = self.vocab if "vocab" in case.sizes else self.vocab[:1]
             widths = self.hidden if "hidden" in case.sizes else self.hidden[:1]
             dtypes = [dtype for dtype in self.dtypes if DTYPES[dtype] in case.dtypes]
-            for dtype, vocab, hidden in itertools.product(dtypes, vocabs, widths):
-                rows = self.rows if "vocab" in case.sizes else self.tokens
+            counts = self.rows if "vocab" in case.sizes else self.tokens
+            for dtype, rows, vocab, hidden in itertools.product(dtypes, counts, vocabs, widths):
                 yield case, Size(rows=rows, vocab=vocab, k=self.k, hidden=hidden), dtype
 
 
 def default_grid(device: torch.device, **changes: Any) -> Grid:
     """The grid for a device, with the changes that are not None; `rows` are those of all ops."""
-    on_gpu: Json = {"rows": 8192, "tokens": 8192, "vocab": (30522, 128256), "dtypes": ("bf16",)}
-    on_gpu["repeats"] = 25
+    on_gpu: Json = {"rows": (8192,), "tokens": (8192,), "vocab": (30522, 128256)}
+    on_gpu |= {"dtypes": ("bf16",), "repeats": 25}
     given = {name: value for name, value in changes.items() if value is not None}
     if "rows" in given:
         given["tokens"] = given["rows"]

@@ -41,6 +41,7 @@ DRAWN = "drawn_gaps"  # planes of the draws
 # Least and most that was left of the bits: of ids drawn evenly from the vocabulary, in the lowest
 # byte and in those above it, and of codes that are all alike likely.
 LOW_SHARE, HIGH_SHARE, CODE_SHARE = (0.6, 1.0), (0.1, 0.7), (0.45, 0.8)
+DRAWN_SHARE = (0.3, 1.1)  # as HIGH_SHARE, of draws from a tail, which is flatter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class SmallTopK(vocabulary.Ranked):
         drawn = gaps.names(shape.outputs, DRAWN) if self.draws else []
         sizes = _sizes(shape.outputs, self.k, _log_choices(shape.outputs, self.k))
         repeated = _log_choices(shape.outputs + self.draws - 1, self.draws)  # an id may come again
-        of_draws = _sizes(shape.outputs, self.draws, repeated) if drawn else []
+        of_draws = _sizes(shape.outputs, self.draws, repeated, DRAWN_SHARE) if drawn else []
         order = vocabulary.attributes(shape.outputs)
         book = {"codebook": [float(v) for v in steep_table(self.levels)], "unit": "nats"}
         row = (self.k,)
@@ -173,11 +174,13 @@ def _log_choices(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-def _sizes(outputs: int, count: int, ways: float) -> list[tuple[float, float]]:
+def _sizes(
+    outputs: int, count: int, ways: float, share: tuple[float, float] = HIGH_SHARE
+) -> list[tuple[float, float]]:
     """Bytes of each plane of the differences of `count` ids, chosen in exp(ways) ways."""
     bits = ways / math.log(2) / count
     low = _bytes(LOW_SHARE, min(bits, 8.0) * count)
-    high = _bytes(HIGH_SHARE, max(bits - 8.0, 0.0) * count)
+    high = _bytes(share, max(bits - 8.0, 0.0) * count)
     return [low, high, (0.0, 0.1 * count)][: gaps.planes(outputs)]
 
 

@@ -230,11 +230,10 @@ def stored_bytes(specs: Sequence[ArraySpec], encoded: Mapping[str, torch.Tensor]
 def _distances(sample: Sample, labels: SoftLabels, full: Whole) -> Json:
     """Divergences and gradients; at T=1 with what was drawn from the tail, if anything was."""
     found: Json = {}
-    at_1 = labels if labels.drawn is None else labels.with_drawn()
     sampled = bool((labels.ids < 0).any())
     if not sampled:  # an estimate gives most of the vocabulary nothing: its divergence is infinite
         found |= divergences(sample, labels, full.truths)
-    found |= compare(gradient(sample, at_1, 1.0), full.gradients[1.0])
+    found |= compare(gradient(sample, labels.with_drawn(), 1.0), full.gradients[1.0])
     if not sampled:
         found["error_t2"] = compare(gradient(sample, labels, 2.0), full.gradients[2.0])["error"]
     return found

@@ -206,7 +206,7 @@ def _rows(
         return _both_heads(said, soft, options)
     labels = soft.dense() if isinstance(soft, HeadLabels) else soft
     if tail == "drawn":
-        labels, tail = (labels if labels.drawn is None else labels.with_drawn()), "bucket"
+        labels, tail = labels.with_drawn(), "bucket"
     options |= {
         "tail_logmass": labels.tail_logmass,
         "tail_stat": _tail_stat(labels, options["temperature"]),

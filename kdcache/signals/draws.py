@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 
 BLOCK_VALUES = 1 << 21  # of a block of rows; some four buffers of 8 bytes a value live at once
-BYTES = (0.25, 1.6)  # of a draw as a compressed difference, least and most; repeats cost little
 GOLDEN, MIX_1, MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
@@ -19,13 +18,18 @@ def draw(logits: torch.Tensor, n: int, seed: int) -> torch.Tensor:
     expected count of an id is n times its probability, whatever the order of the ids. An id
     without probability is never drawn, from a row that has any.
     """
-    rows = max(1, BLOCK_VALUES // logits.shape[1])
-    return torch.cat([_draw(block, n, seed) for block in logits.split(rows)])
+    return torch.cat([_draw(block, n, seed) for block in logits.split(_block_rows(logits))])
 
 
 def draw_tail(logits: torch.Tensor, ids: torch.Tensor, n: int) -> torch.Tensor:
     """`n` draws of each row from what is left of its softmax without `ids` [N, K]."""
-    return draw(logits.scatter(1, ids, -torch.inf), n, seed=0)
+    rows = _block_rows(logits)
+    blocks = zip(logits.split(rows), ids.split(rows), strict=True)
+    return torch.cat([_draw(block.scatter(1, kept, -torch.inf), n, 0) for block, kept in blocks])
+
+
+def _block_rows(logits: torch.Tensor) -> int:
+    return max(1, BLOCK_VALUES // logits.shape[1])
 
 
 def _draw(logits: torch.Tensor, n: int, seed: int) -> torch.Tensor:

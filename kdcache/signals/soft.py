@@ -42,9 +42,11 @@ class SoftLabels:
     def with_drawn(self) -> SoftLabels:
         """The drawn ids beside the others, with all of the tail's mass: nothing is left outside.
 
-        Their expectation over draws is the teacher's whole distribution, at T = 1.
+        Their expectation over draws is the teacher's whole distribution, at T = 1. Labels of which
+        nothing was drawn stay as they are.
         """
-        assert self.drawn is not None
+        if self.drawn is None:
+            return self
         assert self.drawn_logprobs is not None
         assert self.tail_logmass is not None
         return SoftLabels(

@@ -165,10 +165,8 @@ class _PackedShard(CommittedFile):
     spans: Sequence[tuple[int, int]] = ()
 
     def learn(self, handle: Handle) -> None:
-        """Its index of chunk after chunk, and its size as committed."""
+        """Its index of chunk after chunk."""
         self.spans = self._index(handle)
-        if self.facts is not None and handle.size != (size := self.facts()["bytes"]):
-            raise self.damaged(f"expected {size} bytes, found {handle.size}")
         self.identify(handle, [end for _, end in self.spans])
         self.opened += 1
 

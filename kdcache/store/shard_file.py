@@ -48,11 +48,14 @@ class CommittedFile(ABC):
         """Read where its chunks lie; DamageError if that, or the file, is not as committed."""
 
     def identify(self, handle: Handle, ends: Sequence[int]) -> None:
-        """DamageError if the checksums that end at `ends`, and its last, are not those committed.
+        """DamageError if its size, or the checksums that end at `ends` and its last, are others.
 
         They cannot tell by themselves: those of a shard that took another's place are in order.
         """
-        committed = self.facts().get("chunks_sha256") if self.facts else None
+        facts = self.facts() if self.facts else {"bytes": handle.size}
+        if handle.size != facts["bytes"]:
+            raise self.damaged(f"expected {facts['bytes']} bytes, found {handle.size}")
+        committed = facts.get("chunks_sha256")
         if committed is None:  # of no store, or of one of the first format
             return
         found = [self.read(handle, end - CRC, end).tobytes() for end in (*ends, handle.size)]

@@ -294,7 +294,7 @@ def test_the_command_prints_writes_and_compares(run: Run, tmp_path: Path) -> Non
         assert text in out
     assert (tmp_path / "kernels.png").stat().st_size > 1000
     old = load_report(tmp_path / "kernels.json", "kernels")
-    assert len(old["rows"]) == 10
+    assert len(old["rows"]) == 12
     path = save_report(tmp_path / "fast.json", doctored(old, "topk_kl", "seconds", 1e-6))
     code, out, _ = run("--op", "topk_kl", "--compare", path)
     assert code == 1

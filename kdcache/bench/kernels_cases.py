@@ -25,6 +25,7 @@ from kdcache.bench.kernels_inputs import (
 GROUP = 128  # columns of a hidden state that share a scale
 LAYERS = 6  # hidden states compared in one call
 HARD = 0.5  # weight of the hard labels, where there are any
+BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}  # Liger's names of the divergences
 
 
 def _topk_kl(x: Tensors, *, hard_weight: float = 0.0, **options: Any) -> Tensor:
@@ -47,33 +48,35 @@ def _soft(
     temperature: float = 1.0,
     hard_weight: float = 0.0,
     inplace: bool = False,
-    js: bool = False,
+    divergence: str = "forward",
 ) -> Case:
     ours: dict[str, Any] = {"temperature": temperature, "hard_weight": hard_weight}
-    oracle = r.bucket_js if js else partial(r.bucket, **ours)
+    others = {"reverse": r.bucket_reverse, "js": r.bucket_js}
+    oracle = others.get(divergence) or partial(r.bucket, **ours)
     if inplace:
         ours["inplace"] = True
     return Case(
         op="topk_kl",
         variant=variant,
-        ours=partial(_topk_kl, **ours, divergence="js" if js else "forward"),
+        ours=partial(_topk_kl, **ours, divergence=divergence),
         oracle=oracle,
         draw=partial(draw_soft, temperature=temperature),
         leaves=("logits",),
         outputs=("loss", "logits"),
         sizes=("rows", "vocab", "k"),
         bytes=lambda size, item: size.rows * (2 * size.vocab * item + 8 * size.k),
-        rivals=(*plain(oracle), *_soft_rivals(temperature, hard_weight, js)),
+        rivals=(*plain(oracle), *_soft_rivals(temperature, hard_weight, divergence)),
         own=inplace,
         dtypes=(torch.float32, torch.bfloat16, *(() if inplace else (torch.float16,))),
     )
 
 
-def _soft_rivals(temperature: float, hard_weight: float, js: bool) -> list[Rival]:
+def _soft_rivals(temperature: float, hard_weight: float, divergence: str) -> list[Rival]:
     liger: dict[str, Any] = {"missing": needs_liger, "dense": True}
-    if js:
-        jsd = partial(r.liger_jsd, beta=0.5)
-        return [Rival(name="Liger jsd", formula=jsd, oracle=r.dense_js, **liger)]
+    if divergence != "forward":
+        jsd = partial(r.liger_jsd, beta=BETA[divergence])
+        dense = {"reverse": r.dense_reverse, "js": r.dense_js}[divergence]
+        return [Rival(name="Liger jsd", formula=jsd, oracle=dense, **liger)]
     whole = partial(r.axolotl, temperature=temperature, hard_weight=hard_weight)
     tail = partial(r.trl, temperature=temperature, hard_weight=hard_weight)
     found = [
@@ -85,7 +88,7 @@ def _soft_rivals(temperature: float, hard_weight: float, js: bool) -> list[Rival
         dense = partial(r.dense_kl, temperature=temperature)
         found.append(Rival(name="Liger kl_div", formula=kl_div, oracle=dense, **liger))
     if not hard_weight and temperature == 1:
-        jsd = partial(r.liger_jsd, beta=0.0)
+        jsd = partial(r.liger_jsd, beta=BETA["forward"])
         found.append(Rival(name="Liger jsd", formula=jsd, oracle=r.dense_kl, **liger))
     return found
 
@@ -103,8 +106,10 @@ def _linear_topk_kl(x: Tensors, *, temperature: float) -> Tensor:
     )
 
 
-def _linear_kl(x: Tensors) -> Tensor:
-    return kernels.linear_kl(x["hidden"], x["head"], x["teacher_hidden"], x["teacher_head"])
+def _linear_kl(x: Tensors, **options: Any) -> Tensor:
+    sides = (x["hidden"], x["head"], x["teacher_hidden"], x["teacher_head"])
+    loss: Tensor = kernels.linear_kl(*sides, **options)
+    return loss
 
 
 def _linear_bytes(size: Size, item: int) -> int:
@@ -137,6 +142,29 @@ def _linear(variant: str, temperature: float) -> Case:
         bytes=_linear_bytes,
         flops=_products(3),
         rivals=(*plain(oracle), *((chunked, dense) if temperature == 1 else ())),
+    )
+
+
+def _both_heads(variant: str, *, temperature: float = 1.0, divergence: str = "forward") -> Case:
+    js = divergence == "js"
+    oracle = r.linear_dense_js if js else partial(r.linear_dense_kl, temperature=temperature)
+    liger = Rival(
+        name="Liger fused_linear_jsd",
+        formula=partial(r.liger_fused_linear_jsd, beta=BETA[divergence]),
+        missing=needs_liger,
+    )
+    return Case(
+        op="linear_kl",
+        variant=variant,
+        ours=partial(_linear_kl, temperature=temperature, divergence=divergence),
+        oracle=oracle,
+        draw=partial(draw_linear, temperature=1.0),
+        leaves=("hidden", "head"),
+        outputs=("loss", "hidden", "head"),
+        sizes=("rows", "vocab", "hidden"),
+        bytes=_linear_bytes,
+        flops=_products(4),
+        rivals=(*plain(oracle), *([liger] if temperature == 1 else [])),
     )
 
 
@@ -199,29 +227,13 @@ CASES: tuple[Case, ...] = (
     _soft("T=2", temperature=2.0),
     _soft("labels", hard_weight=HARD),
     _soft("inplace", inplace=True),
-    _soft("js", js=True),
+    _soft("reverse", divergence="reverse"),
+    _soft("js", divergence="js"),
     _linear("T=1", 1.0),
     _linear("T=2", 2.0),
-    Case(
-        op="linear_kl",
-        variant="T=1",
-        ours=_linear_kl,
-        oracle=r.linear_dense_kl,
-        draw=partial(draw_linear, temperature=1.0),
-        leaves=("hidden", "head"),
-        outputs=("loss", "hidden", "head"),
-        sizes=("rows", "vocab", "hidden"),
-        bytes=_linear_bytes,
-        flops=_products(4),
-        rivals=(
-            *plain(r.linear_dense_kl),
-            Rival(
-                name="Liger fused_linear_jsd",
-                formula=r.liger_fused_linear_jsd,
-                missing=needs_liger,
-            ),
-        ),
-    ),
+    _both_heads("T=1"),
+    _both_heads("T=2", temperature=2.0),
+    _both_heads("js", divergence="js"),
     _hidden("row scale"),
     _hidden(f"scale per {GROUP}", grouped=True),
     _hidden(f"{LAYERS} layers", layers=LAYERS),

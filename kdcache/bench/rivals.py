@@ -69,26 +69,46 @@ def axolotl(x: Tensors, *, temperature: float = 1.0, hard_weight: float = 0.0) -
 def dense_kl(x: Tensors, *, temperature: float = 1.0) -> Tensor:
     """KL over the whole vocabulary, from the teacher's dense log-probabilities."""
     logq = torch.log_softmax(full(x["logits"]) / temperature, 1)
-    soft = F.kl_div(logq, full(x["dense"]), reduction="batchmean", log_target=True)
-    return temperature**2 * soft
+    return temperature**2 * _kl(full(x["dense"]), logq)
 
 
 def dense_js(x: Tensors) -> Tensor:
     """Jensen-Shannon divergence over the whole vocabulary at T = 1."""
-    logq, logp = torch.log_softmax(full(x["logits"]), 1), full(x["dense"])
-    middle = torch.logaddexp(logp, logq) - math.log(2)
-    sides = (logp.exp() * (logp - middle), logq.exp() * (logq - middle))
-    return 0.5 * (_sum(sides[0]) + _sum(sides[1]))
+    return _jensen_shannon(full(x["dense"]), torch.log_softmax(full(x["logits"]), 1))
+
+
+def dense_reverse(x: Tensors) -> Tensor:
+    """KL(student, teacher) over the whole vocabulary at T = 1."""
+    return _kl(torch.log_softmax(full(x["logits"]), 1), full(x["dense"]))
 
 
 def bucket_js(x: Tensors) -> Tensor:
     """Jensen-Shannon divergence over the support and one more class, at T = 1."""
+    return _jensen_shannon(*_buckets(x))
+
+
+def bucket_reverse(x: Tensors) -> Tensor:
+    """KL(student, teacher) over the support and one more class, at T = 1."""
+    logp, logq = _buckets(x)
+    return _kl(logq, logp)
+
+
+def _buckets(x: Tensors) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of teacher and student at T = 1, [N, K + 1], the last of all the rest."""
     logq = torch.log_softmax(full(x["logits"]), 1)
     rest = logq.scatter(1, x["ids64"], -math.inf).logsumexp(1, keepdim=True)
     logq = torch.cat([logq.gather(1, x["ids64"]), rest], 1)
     logp = torch.cat([x["logprobs"], x["tail_logmass"][:, None]], 1).to(logq.dtype)
+    return torch.log_softmax(logp, 1), logq
+
+
+def _kl(logp: Tensor, logq: Tensor) -> Tensor:
+    return F.kl_div(logq, logp, reduction="batchmean", log_target=True)
+
+
+def _jensen_shannon(logp: Tensor, logq: Tensor) -> Tensor:
     middle = torch.logaddexp(logp, logq) - math.log(2)
-    return 0.5 * (_sum(logp.exp() * (logp - middle)) + _sum(logq.exp() * (logq - middle)))
+    return 0.5 * (_kl(logp, middle) + _kl(logq, middle))
 
 
 def _sum(terms: Tensor) -> Tensor:
@@ -119,12 +139,21 @@ def linear_cross_entropy(x: Tensors) -> Tensor:
     return F.cross_entropy(full(with_head(x)["logits"]), full(x["probabilities"]))
 
 
-def linear_dense_kl(x: Tensors) -> Tensor:
+def linear_dense_kl(x: Tensors, *, temperature: float = 1.0) -> Tensor:
     """KL over the whole vocabulary, both sides' [N, V] logits made by their heads and held."""
-    teacher = full(F.linear(x["teacher_hidden"], x["teacher_head"]))
-    student = full(F.linear(x["hidden"], x["head"]))
-    sides = torch.log_softmax(student, 1), torch.log_softmax(teacher, 1)
-    return F.kl_div(*sides, reduction="batchmean", log_target=True)
+    return temperature**2 * _kl(*_from_heads(x, temperature))
+
+
+def linear_dense_js(x: Tensors) -> Tensor:
+    """Jensen-Shannon divergence at T = 1, from both sides' heads; their [N, V] logits are held."""
+    return _jensen_shannon(*_from_heads(x, 1.0))
+
+
+def _from_heads(x: Tensors, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of teacher and student, [N, V]."""
+    heads = ((x["teacher_hidden"], x["teacher_head"]), (x["hidden"], x["head"]))
+    logp, logq = (torch.log_softmax(full(F.linear(*head)) / temperature, 1) for head in heads)
+    return logp, logq
 
 
 def axolotl_chunked(x: Tensors) -> Tensor:
@@ -198,12 +227,12 @@ def liger_jsd(x: Tensors, *, beta: float) -> Tensor:
     return loss
 
 
-def liger_fused_linear_jsd(x: Tensors) -> Tensor:
-    """Liger's fused linear JSD at beta 0, the KL, both sides' logits made chunk by chunk."""
+def liger_fused_linear_jsd(x: Tensors, *, beta: float) -> Tensor:
+    """Liger's fused linear JSD, both sides' logits made chunk by chunk; at beta 0 the KL."""
     from liger_kernel.ops.fused_linear_jsd import LigerFusedLinearJSDFunction
 
     loss: Tensor = LigerFusedLinearJSDFunction.apply(
-        x["hidden"], x["head"], x["teacher_hidden"], x["teacher_head"], None, 0.0
+        x["hidden"], x["head"], x["teacher_hidden"], x["teacher_head"], None, beta
     )
     return loss
 

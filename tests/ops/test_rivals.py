@@ -109,11 +109,16 @@ def test_with_the_whole_vocabulary_it_is_the_dense_kl_of_liger(temperature: floa
     if temperature == 1:
         ours = partial(our_topk_kl, divergence="js")
         assert_same(ours, rivals.dense_js, x, "logits", tol=1e-12)
+        ours = partial(our_topk_kl, divergence="reverse")
+        assert_same(ours, rivals.dense_reverse, x, "logits", tol=1e-12)
 
 
-def test_js_is_the_plain_formula() -> None:
-    ours = partial(our_topk_kl, divergence="js")
-    assert_same(ours, rivals.bucket_js, soft(1.0), "logits", tol=1e-7)
+@pytest.mark.parametrize(
+    ("divergence", "plain"), [("js", rivals.bucket_js), ("reverse", rivals.bucket_reverse)]
+)
+def test_js_and_reverse_are_the_plain_formulas(divergence: str, plain: Formula) -> None:
+    ours = partial(our_topk_kl, divergence=divergence)
+    assert_same(ours, plain, soft(1.0), "logits", tol=1e-7)
 
 
 def our_linear(x: Tensors, **options: Any) -> torch.Tensor:
@@ -141,13 +146,23 @@ def test_the_fused_head_is_the_plain_formula() -> None:
     assert_same(ours, rivals.linear_bucket, x, "hidden", "head", "bias", tol=1e-12)
 
 
-def test_linear_kl_is_the_kl_of_both_heads_logits() -> None:
+@pytest.mark.parametrize(
+    ("options", "plain"),
+    [
+        ({}, rivals.linear_dense_kl),
+        ({"temperature": 2.0}, partial(rivals.linear_dense_kl, temperature=2.0)),
+        ({"divergence": "js"}, rivals.linear_dense_js),
+    ],
+)
+def test_linear_kl_is_the_divergence_of_both_heads_logits(
+    options: dict[str, Any], plain: Formula
+) -> None:
     def ours(x: Tensors) -> torch.Tensor:
         names = ("hidden", "head", "teacher_hidden", "teacher_head")
-        loss: torch.Tensor = linear_kl(*(x[name] for name in names))
+        loss: torch.Tensor = linear_kl(*(x[name] for name in names), **options)
         return loss
 
-    assert_same(ours, rivals.linear_dense_kl, linear(), "hidden", "head", tol=1e-12)
+    assert_same(ours, plain, linear(), "hidden", "head", tol=1e-12)
 
 
 @pytest.mark.skipif(

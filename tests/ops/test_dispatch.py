@@ -105,7 +105,8 @@ def test_a_subclass_of_tensor_meets_the_op(name: str) -> None:
 def test_the_profiler_names_the_op(name: str) -> None:
     x = inputs(name)
     loss_and_gradients(name, x)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, acc_events=True) as profile:  # 2.11 warns without
         loss_and_gradients(name, x)
     names = {event.key for event in profile.key_averages()}
     assert {name, f"{name}Backward"} <= names

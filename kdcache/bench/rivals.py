@@ -25,13 +25,8 @@ def full(x: Tensor) -> Tensor:
 def bucket(x: Tensors, *, temperature: float = 1.0, hard_weight: float = 0.0) -> Tensor:
     """KL over the support and one more class for the rest, from a log-softmax of the logits."""
     logits = full(x["logits"])
-    logq = torch.log_softmax(logits / temperature, 1)
-    inside = logq.gather(1, x["ids64"])
-    rest = logq.scatter(1, x["ids64"], -math.inf).logsumexp(1, keepdim=True)
-    tail = x["tail_logmass"] if temperature == 1 else x["tail_stat"]
-    logp = torch.cat([x["logprobs"] / temperature, tail[:, None]], 1).to(logq.dtype)
-    logp = torch.log_softmax(logp, 1)
-    soft = _sum(logp.exp() * (logp - torch.cat([inside, rest], 1)))
+    logp, logq = _buckets(x, logits, temperature)
+    soft = _sum(logp.exp() * (logp - logq))
     return temperature**2 * soft + _hard(logits, x["labels"], hard_weight)
 
 
@@ -84,22 +79,22 @@ def dense_reverse(x: Tensors) -> Tensor:
 
 def bucket_js(x: Tensors) -> Tensor:
     """Jensen-Shannon divergence over the support and one more class, at T = 1."""
-    return _jensen_shannon(*_buckets(x))
+    return _jensen_shannon(*_buckets(x, full(x["logits"])))
 
 
 def bucket_reverse(x: Tensors) -> Tensor:
     """KL(student, teacher) over the support and one more class, at T = 1."""
-    logp, logq = _buckets(x)
+    logp, logq = _buckets(x, full(x["logits"]))
     return _kl(logq, logp)
 
 
-def _buckets(x: Tensors) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of teacher and student at T = 1, [N, K + 1], the last of all the rest."""
-    logq = torch.log_softmax(full(x["logits"]), 1)
+def _buckets(x: Tensors, logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of teacher and student, [N, K + 1], the last of all the rest."""
+    logq = torch.log_softmax(logits / temperature, 1)
     rest = logq.scatter(1, x["ids64"], -math.inf).logsumexp(1, keepdim=True)
-    logq = torch.cat([logq.gather(1, x["ids64"]), rest], 1)
-    logp = torch.cat([x["logprobs"], x["tail_logmass"][:, None]], 1).to(logq.dtype)
-    return torch.log_softmax(logp, 1), logq
+    tail = x["tail_logmass"] if temperature == 1 else x["tail_stat"]
+    logp = torch.cat([x["logprobs"] / temperature, tail[:, None]], 1).to(logq.dtype)
+    return torch.log_softmax(logp, 1), torch.cat([logq.gather(1, x["ids64"]), rest], 1)
 
 
 def _kl(logp: Tensor, logq: Tensor) -> Tensor:

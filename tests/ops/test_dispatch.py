@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,50 +9,21 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdcache.bench.kernels_inputs import Size, Tensors, draw_hidden, draw_linear
-from kdcache_kernels import hidden_mse, linear_kl, linear_topk_kl, topk_kl
-
-Loss = Callable[[Tensors], torch.Tensor]
+from kdcache.bench.kernels_case import Case
+from kdcache.bench.kernels_cases import CASES
+from kdcache.bench.kernels_inputs import Size, Tensors
 
 SIZE = Size(rows=5, vocab=97, k=7, hidden=16)
+FIRST = {case.op: case for case in reversed(CASES) if case.leaves}  # of every op with gradients
+every_op = pytest.mark.parametrize("case", FIRST.values(), ids=FIRST)
 
 
-def _soft(x: Tensors) -> tuple[torch.Tensor, ...]:
-    return x["ids"], x["logprobs"]
+def inputs(case: Case) -> Tensors:
+    return case.draw(SIZE, torch.float32, torch.device("cpu"), False)
 
 
-LOSSES: dict[str, tuple[Loss, tuple[str, ...]]] = {
-    "topk_kl": (
-        lambda x: topk_kl(x["logits"], *_soft(x), tail_logmass=x["tail_logmass"]),
-        ("logits",),
-    ),
-    "linear_topk_kl": (
-        lambda x: linear_topk_kl(
-            x["hidden"], x["head"], x["bias"], *_soft(x), tail_logmass=x["tail_logmass"]
-        ),
-        ("hidden", "head", "bias"),
-    ),
-    "linear_kl": (
-        lambda x: linear_kl(x["hidden"], x["head"], x["teacher_hidden"], x["teacher_head"]),
-        ("hidden", "head"),
-    ),
-    "hidden_mse": (lambda x: hidden_mse(x["student"], x["codes"], x["scale"]), ("student",)),
-}
-every_op = pytest.mark.parametrize("name", LOSSES)
-
-
-def inputs(name: str) -> Tensors:
-    cpu = torch.device("cpu")
-    x = draw_linear(SIZE, torch.float32, cpu, False, temperature=1.0)
-    x |= draw_hidden(SIZE, torch.float32, cpu)
-    x["logits"] = x["hidden"] @ x["head"].t()
-    return {k: v.requires_grad_() if k in LOSSES[name][1] else v for k, v in x.items()}
-
-
-def loss_and_gradients(name: str, x: Tensors) -> tuple[torch.Tensor, ...]:
-    formula, leaves = LOSSES[name]
-    loss = formula(x)
-    return (loss, *torch.autograd.grad(loss, [x[leaf] for leaf in leaves]))
+def loss_and_gradients(case: Case, x: Tensors) -> tuple[torch.Tensor, ...]:
+    return case.run(case.ours, case.fresh(case.ours, x))
 
 
 class Seen(TorchDispatchMode):
@@ -73,40 +43,39 @@ class Labelled(torch.Tensor):
 
 
 @every_op
-def test_a_dispatch_mode_sees_the_op_and_the_same_bits(name: str) -> None:
-    x = inputs(name)
-    plain = loss_and_gradients(name, x)
+def test_a_dispatch_mode_sees_the_op_and_the_same_bits(case: Case) -> None:
+    x = inputs(case)
+    plain = loss_and_gradients(case, x)
     with Seen() as seen:
-        dispatched = loss_and_gradients(name, x)
-    assert f"kdcache::{name}" in seen.names
+        dispatched = loss_and_gradients(case, x)
+    assert f"kdcache::{case.op}" in seen.names
     assert all(torch.equal(a, b) for a, b in zip(plain, dispatched, strict=True))
 
 
 @every_op
-def test_fake_tensors_get_fake_losses(name: str) -> None:
+def test_fake_tensors_get_fake_losses(case: Case) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        x = {k: mode.from_tensor(v) for k, v in inputs(name).items()}
-        found = loss_and_gradients(name, x)
-    shapes = [(), *(x[leaf].shape for leaf in LOSSES[name][1])]
+        x = {k: mode.from_tensor(v) for k, v in inputs(case).items()}
+        found = loss_and_gradients(case, x)
+    shapes = [(), *(x[leaf].shape for leaf in case.leaves)]
     assert [t.shape for t in found] == shapes
-    assert loss_and_gradients(name, x)[0].shape == ()  # outside of the mode they stay what they are
+    assert loss_and_gradients(case, x)[0].shape == ()  # outside of the mode they stay what they are
 
 
 @every_op
-def test_a_subclass_of_tensor_meets_the_op(name: str) -> None:
-    x = inputs(name)
-    leaf = LOSSES[name][1][0]
-    marked = {**x, leaf: x[leaf].detach().as_subclass(Labelled).requires_grad_()}  # type: ignore[arg-type]  # torch's stub wants an instance
-    want, got = loss_and_gradients(name, x), loss_and_gradients(name, marked)
+def test_a_subclass_of_tensor_meets_the_op(case: Case) -> None:
+    x = inputs(case)
+    leaf = case.leaves[0]
+    want, got = (loss_and_gradients(case, y) for y in (x, {**x, leaf: Labelled(x[leaf])}))
     assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
 
 
 @every_op
-def test_the_profiler_names_the_op(name: str) -> None:
-    x = inputs(name)
-    loss_and_gradients(name, x)
+def test_the_profiler_names_the_op(case: Case) -> None:
+    x = inputs(case)
+    loss_and_gradients(case, x)
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=cpu, acc_events=True) as profile:  # 2.11 warns without
-        loss_and_gradients(name, x)
+        loss_and_gradients(case, x)
     names = {event.key for event in profile.key_averages()}
-    assert {name, f"{name}Backward"} <= names
+    assert {case.op, f"{case.op}Backward"} <= names

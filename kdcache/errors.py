@@ -14,6 +14,7 @@ KdcacheError
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -53,11 +54,47 @@ class DamageError(CacheError):
     """Bytes on disk are not the bytes that were written."""
 
 
+LISTED = 24  # names a message lists; of more, only the near ones
+SUGGESTED = 3
+
+
 def one_of(what: str, value: str, options: Iterable[str]) -> str:
-    """Return `value` if it is among `options`; else raise ConfigError with the nearest name."""
+    """Return `value` if it is among `options`; else raise ConfigError with the nearest names."""
     known = list(options)
     if value in known:
         return value
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"unknown {what} {value!r}{hint} (known: {', '.join(known)})")
+    listed = f" (known: {', '.join(known)})" if len(known) <= LISTED else ""
+    raise ConfigError(f"unknown {what} {value!r}{did_you_mean(near(value, known))}{listed}")
+
+
+def near(value: str, options: Iterable[str]) -> list[str]:
+    """The few options that `value` may be meant for.
+
+    Those it is but for case, "-" and "_"; else those it begins, then those it is a part of, then
+    the one spelled most alike.
+    """
+    plain = {name: _plain(name) for name in options}
+    given = _plain(value)
+    for fits in (str.__eq__, str.startswith, str.__contains__):
+        found = [name for name, text in plain.items() if len(given) > 1 and fits(text, given)]
+        if found:
+            return found[:SUGGESTED]
+    alike = difflib.get_close_matches(given, plain.values(), n=1, cutoff=0.5)
+    return [name for name, text in plain.items() if text in alike][:1]
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """The end of a message that suggests `names`; nothing if there are none."""
+    shown = " or ".join(map(repr, names))
+    return f"; did you mean {shown}?" if shown else ""
+
+
+def _plain(name: str) -> str:
+    return str(name).casefold().replace("_", "-")
+
+
+def require_path(what: str, value: object, by: str = "folder or hub name") -> None:
+    """Raise ConfigError unless `value` is a path or a name; objects have to be saved first."""
+    if not isinstance(value, str | os.PathLike):
+        way = ": save it (save_pretrained)" if hasattr(value, "save_pretrained") else ""
+        raise ConfigError(f"{what} is named by its {by}; got a {type(value).__name__}{way}")

@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import ConfigError, one_of
+from kdcache.errors import ConfigError, one_of, require_path
 from kdcache.losses import LOSSES, Loss
 from kdcache.manifest import Json
 
@@ -112,6 +112,7 @@ def load_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> R
 
 
 def _read(recipe: str | Path) -> Json:
+    require_path("a recipe", recipe, "name or file")
     shipped = shipped_recipes()
     name = str(recipe)
     if name in shipped:

@@ -38,7 +38,9 @@ EXAMPLES = {
     ),
     "train": (
         "kdcache train train.cache --recipe kd --init-from-teacher 2-4-6",
-        "    --out student --eval dev.csv --set training.num_train_epochs=3",
+        "    --out student --eval dev.csv --epochs 3 --lr 1e-4 --seed 1",
+        "kdcache train train.cache --recipe mine.toml --student ./small",
+        "    --out student --set losses.kl.temperature=4 --device cpu",
     ),
     "evaluate": ("kdcache evaluate student dev.csv --cache train.cache",),
     "recipes": ("kdcache recipes", "kdcache recipes kd > mine.toml"),

@@ -38,9 +38,36 @@ def train(
         Path | None,
         typer.Option("--eval", metavar="FILE", help="Labelled documents to measure it on."),
     ] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Passes over the documents, as training.num_train_epochs."),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="Learning rate, such as 1e-4: training.learning_rate."),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Documents of a forward on a device: training.per_device_train_batch_size.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of new weights, dropout and order: training.seed."),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="auto, cpu or cuda, the first GPU that is visible."),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a field of the recipe; repeat it."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set a field of the recipe, such as losses.kl.temperature=4; repeat it.",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
@@ -71,6 +98,11 @@ def train(
         init_from_teacher=layers,
         config=config,
         eval_file=eval_file,
+        seed=seed,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        device=device,
         overrides=overrides or [],
         resume=resume,
         allow_partial=allow_partial,

@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import transformers
 
-from kdcache.errors import ModelError
+from kdcache.errors import ModelError, require_path
 from kdcache.tasks import Task
 
 transformers.utils.logging.disable_progress_bar()
@@ -30,6 +30,7 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
 
     Raises ModelError if there is none.
     """
+    require_path("a model", source)
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{path} is no model folder: it has no config.json")

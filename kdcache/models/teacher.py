@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +62,13 @@ def pick_device(name: str) -> torch.device:
     """The device of that name, "auto" a GPU if there is one; ConfigError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(name)):
+        raise ConfigError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N")
+    device, seen = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r} is not there: torch sees no GPU; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= seen:
+        raise ConfigError(f"device {name!r} is not there: torch sees {seen}, cuda:0 and up")
     return device
 
 

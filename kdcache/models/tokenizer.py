@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import transformers
 
-from kdcache.errors import ModelError
+from kdcache.errors import ModelError, require_path
 from kdcache.manifest import Json
 from kdcache.models.auto import load_config, unreadable
 
@@ -156,6 +156,7 @@ def _pair_start(type_ids: list[int]) -> int:
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
     """Load the tokenizer of a folder or hub name; ModelError if there is none, or no fast one."""
+    require_path("a tokenizer", source)
     path = Path(source)
     if path.is_dir() and not any(path.glob("*token*")) and not any(path.glob("vocab*")):
         raise ModelError(f"{path} holds no tokenizer (no tokenizer.json)")

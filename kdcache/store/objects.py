@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from kdcache.errors import CacheError, ConfigError, DamageError, one_of
+from kdcache.errors import CacheError, ConfigError, DamageError, one_of, require_path
 from kdcache.store.client import Bucket, talking
 
 SCHEMES = ("s3", "gs", "az")
@@ -199,8 +199,9 @@ def locate(where: Place) -> Root:
 
     Raises ConfigError for a URL of an unknown kind, or one that names no prefix.
     """
-    if not isinstance(where, str):
+    if isinstance(where, Path | ObjectPath):
         return where
+    require_path("a plan or a cache", where, "folder or URL")
     scheme, separator, _ = where.partition("://")
     if not separator:
         return Path(where)

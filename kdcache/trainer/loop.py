@@ -161,10 +161,18 @@ class Reporter(transformers.TrainerCallback):
         self._last = now
         if state.is_world_process_zero:
             self._advance(1)
-        if state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps or control.should_training_stop:
             control.should_log = True  # or the last steps' losses would be lost
         if self.interrupted:
             control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: Any, state: Any, control: transformers.TrainerControl, **kwargs: Any
+    ) -> None:
+        if (
+            control.should_training_stop and not self.interrupted
+        ):  # a callback of the user's said so
+            control.should_log = True
 
     @property
     def median_step(self) -> float:

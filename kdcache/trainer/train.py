@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +14,11 @@ import torch
 from transformers import logging
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
-from kdcache.errors import CorpusError
 from kdcache.loader import CachedDocuments
 from kdcache.losses import CacheFacts, Objective
 from kdcache.manifest import Json
 from kdcache.memory import peak_rss_bytes
-from kdcache.models import StudentSpec, load_student, student_shape
+from kdcache.models import load_student, student_shape
 from kdcache.progress import Progress, quiet
 from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache, Place, open_cache
@@ -36,6 +34,13 @@ from kdcache.trainer.folder import (
 )
 from kdcache.trainer.fused import fused_head
 from kdcache.trainer.loop import DistillationTrainer, Reporter
+from kdcache.trainer.options import (
+    check_callbacks,
+    check_file,
+    student_spec,
+    with_shorthands,
+    with_student,
+)
 from kdcache.trainer.portion import Parts, agree, choose_parts, documents_of
 
 PROJECTIONS = "kdcache_projections"
@@ -68,11 +73,17 @@ def train(
     *,
     recipe: str | Path | Recipe = "kd",
     out: str | Path,
-    student: str | None = None,
+    student: str | Path | None = None,
     init_from_teacher: Sequence[int] | None = None,
-    config: str | None = None,
+    config: str | Path | None = None,
     eval_file: str | Path | None = None,
+    seed: int | None = None,
+    epochs: float | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
     overrides: Sequence[str] = (),
+    callbacks: Sequence[Any] = (),
     resume: bool = False,
     allow_partial: bool = False,
     progress: Progress = quiet,
@@ -86,7 +97,14 @@ def train(
         config: folder or file of a configuration whose weights are drawn anew. None of the three
             leaves the choice to the recipe.
         eval_file: labelled documents to evaluate the student on when it is done.
+        seed: of new weights, dropout and the order of documents. This and the next four set fields
+            of the recipe's [training] table.
+        epochs: passes over the documents.
+        lr: the highest learning rate.
+        batch_size: documents a device takes in a forward.
+        device: "auto", "cpu" or "cuda", the first GPU this process sees.
         overrides: fields of the recipe, such as "training.learning_rate=1e-4".
+        callbacks: `transformers.TrainerCallback` objects, called at every step, log and checkpoint.
         resume: continue from the last checkpoint in `out`. On a CPU the result equals that of the
             unbroken run bit for bit.
         allow_partial: train on the parts that are committed where the cache lacks some, as while
@@ -101,40 +119,17 @@ def train(
     """
     source = cache if isinstance(cache, Cache) else open_cache(cache)
     parts = choose_parts(source, Path(out) / CACHE, allow_partial=allow_partial, resume=resume)
-    chosen = _with_student(load_recipe(recipe, overrides), student, init_from_teacher, config)
-    _check_file(eval_file)
+    chosen = with_student(load_recipe(recipe, overrides), student, init_from_teacher, config)
+    given = {"seed": seed, "epochs": epochs, "lr": lr, "batch_size": batch_size, "device": device}
+    chosen = with_shorthands(chosen, given, overrides)
+    called = check_callbacks(callbacks)
+    check_file(eval_file)
     run = _Run(source, parts, chosen, Path(out), resume=resume, progress=progress)
-    metrics = run.train()
+    metrics = run.train(called)
     if eval_file is not None and run.first:
         metrics["evaluation"] = _evaluate(run, eval_file)
         write_json(run.folder / METRICS, metrics)
     return TrainResult(run.folder, metrics)
-
-
-def _with_student(
-    recipe: Recipe,
-    checkpoint: str | None,
-    layers: Sequence[int] | None,
-    config: str | None,
-) -> Recipe:
-    given = {"checkpoint": checkpoint, "config": config}
-    chosen: Json = {name: str(value) for name, value in given.items() if value is not None}
-    if layers is not None:
-        chosen["init_from_teacher"] = list(layers)
-    return dataclasses.replace(recipe, student=chosen) if chosen else recipe
-
-
-def _spec(recipe: Recipe) -> StudentSpec:
-    chosen = dict(recipe.student)
-    if chosen.get("init_from_teacher") is not None:
-        chosen["init_from_teacher"] = tuple(chosen["init_from_teacher"])
-    return StudentSpec(**chosen)
-
-
-def _check_file(file: str | Path | None) -> None:
-    """Training takes long: a mistyped name shows before it."""
-    if file is not None and not Path(file).exists() and "*" not in str(file):
-        raise CorpusError(f"no evaluation file {file}")
 
 
 def _evaluate(run: _Run, file: str | Path) -> Json:
@@ -158,7 +153,7 @@ class _Run:
         progress: Progress,
     ) -> None:
         self.cache, self.recipe, self.folder, self.progress = cache, recipe, folder, progress
-        self.spec = _spec(recipe)
+        self.spec = student_spec(recipe)
         self.checkpoint = check_folder(folder, recipe, cache, parts, resume=resume)
         self.args = training_arguments(recipe, folder / CHECKPOINTS)
         seed = self.args.seed
@@ -184,7 +179,7 @@ class _Run:
         """Whether this process is the one that writes."""
         return bool(self.args.process_index == 0)
 
-    def train(self) -> Json:
+    def train(self, callbacks: Sequence[Any]) -> Json:
         """Train, write the folder and return the metrics."""
         for note in [*self.objective.notes, *self._portion()]:
             self.progress.say(note)
@@ -194,7 +189,7 @@ class _Run:
         if self.first:
             start_folder(self.folder, self.recipe, self.cache, self.parts)
         reporter = Reporter(self.progress)
-        trainer = self._trainer(student, reporter)
+        trainer = self._trainer(student, [*callbacks, reporter])
         metrics = self._fit(trainer, reporter)
         delattr(student, PROJECTIONS)
         if keeps_cache is not None:
@@ -217,7 +212,7 @@ class _Run:
                 f"{len(self.parts)} of {plan.parts} parts are there"
             )
 
-    def _trainer(self, student: Any, reporter: Reporter) -> DistillationTrainer:
+    def _trainer(self, student: Any, callbacks: Sequence[Any]) -> DistillationTrainer:
         task = self.cache.plan.config.task
         sample = self.cache.batch(self.cache.plan.docs[:1], [])
         head, note = fused_head(student, task, sample, self.objective, self.args)
@@ -230,7 +225,7 @@ class _Run:
             dataset=self.dataset,
             model=student,
             args=self.args,
-            callbacks=[reporter],
+            callbacks=list(callbacks),
         )
 
     def _fit(self, trainer: DistillationTrainer, reporter: Reporter) -> Json:

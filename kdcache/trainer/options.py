@@ -1,0 +1,118 @@
+"""What a call of `train` says beside its recipe, and the recipe that holds it all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+
+from kdcache.errors import ConfigError, CorpusError, require_path
+from kdcache.manifest import Json
+from kdcache.models import StudentSpec, pick_device
+from kdcache.recipe import Recipe
+
+SHORTHANDS = {
+    "seed": "seed",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "device": "use_cpu",
+}
+"""Keywords of `train`, options of `kdcache train` too, and the field of [training] each sets."""
+
+
+def with_shorthands(recipe: Recipe, given: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
+    """`recipe` with the fields that the `given` SHORTHANDS stand for, None for those left out.
+
+    Raises ConfigError where an override sets the same field, or one that takes its effect away.
+    """
+    values = {name: _plain(value) for name, value in given.items() if value is not None}
+    set_too = {override.partition("=")[0].strip(): override for override in overrides}
+    for name in values:
+        override = set_too.get(f"training.{SHORTHANDS[name]}")
+        if override is not None:
+            raise ConfigError(
+                f"{_flag(name)} and --set {override} set the same field, "
+                f"training.{SHORTHANDS[name]}; give one of the two"
+            )
+    if "device" in values:
+        values["device"] = _on_cpu(values["device"])
+    fields = {SHORTHANDS[name]: value for name, value in values.items() if value is not None}
+    training = {**recipe.training, **fields}
+    steps = training.get("max_steps", -1)
+    if "epochs" in values and isinstance(steps, int) and steps > 0:
+        raise ConfigError(
+            f"--epochs has no effect beside training.max_steps={steps}; leave one of the two out"
+        )
+    return dataclasses.replace(recipe, training=training) if fields else recipe
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as one that TOML knows."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _on_cpu(device: Any) -> bool | None:
+    """The field `use_cpu` for a device; None leaves it to the recipe."""
+    name = str(device)
+    found = pick_device(name)
+    if found.index:
+        raise ConfigError(
+            f"training runs on the first GPU it sees; for {name} let it see that one alone: "
+            f"CUDA_VISIBLE_DEVICES={found.index} kdcache train --device cuda"
+        )
+    return None if name == "auto" else found.type == "cpu"
+
+
+def with_student(
+    recipe: Recipe,
+    checkpoint: str | Path | None,
+    layers: Sequence[int] | None,
+    config: str | Path | None,
+) -> Recipe:
+    """`recipe` with the student that a call asks for; its own where the call asks for none."""
+    given = {"checkpoint": checkpoint, "config": config}
+    for what, value in (("the student", checkpoint), ("the student's configuration", config)):
+        if value is not None:
+            require_path(what, value)
+    chosen: Json = {name: str(value) for name, value in given.items() if value is not None}
+    if layers is not None:
+        chosen["init_from_teacher"] = list(layers)
+    return dataclasses.replace(recipe, student=chosen) if chosen else recipe
+
+
+def student_spec(recipe: Recipe) -> StudentSpec:
+    """Where the student of a recipe comes from; ConfigError if it says none, or several."""
+    chosen = dict(recipe.student)
+    if chosen.get("init_from_teacher") is not None:
+        chosen["init_from_teacher"] = tuple(chosen["init_from_teacher"])
+    return StudentSpec(**chosen)
+
+
+def check_file(file: str | Path | None) -> None:
+    """Training takes long: a mistyped name shows before it."""
+    if file is not None and not Path(file).exists() and "*" not in str(file):
+        raise CorpusError(f"no evaluation file {file}")
+
+
+def check_callbacks(callbacks: Any) -> list[Any]:
+    """The callbacks as transformers takes them: objects, or classes made without arguments."""
+    kind = transformers.TrainerCallback
+    given = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    for callback in given:
+        if not isinstance(callback, kind) and not (
+            isinstance(callback, type) and issubclass(callback, kind)
+        ):
+            raise ConfigError(
+                "callbacks is a list of transformers.TrainerCallback objects; got "
+                f"{type(callback).__name__}"
+            )
+    return given

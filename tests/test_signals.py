@@ -28,6 +28,7 @@ from kdcache.signals import (
     merge,
     parse,
     parse_all,
+    select,
 )
 from kdcache.signals.codebook import high_bits, pack_high, unpack_high
 from kdcache.store import Cache
@@ -52,6 +53,23 @@ EXAMPLES = {
     "hidden:layers=1,group=16": Hidden(layers=(1,), group=16),
     "hidden:layers=1,dtype=int4,compress=zstd": Hidden(layers=(1,), dtype="int4", compress="zstd"),
 }
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_means_over_tokens_are_summed_in_float32(dtype: torch.dtype) -> None:
+    """700 states of 300 sum beyond float16; in bfloat16 a sum stops growing at some 2^8 terms."""
+    hidden = torch.full((2, 700, 4), 300.0, dtype=dtype)
+    hidden[1, ::2] = 100.0
+    mask = torch.ones(2, 700, dtype=torch.bool)
+    mask[1, 650:] = False
+    found = select(hidden, "mean", mask, None)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.tensor([300.0, 200.0])[:, None].expand(2, 4))
+    for stored in ("int8", "fp16"):
+        signal = Hidden(layers=(0,), positions="mean", dtype=stored)
+        codes = signal.encode(Outputs(logits=torch.empty(0), hidden=[hidden], mask=mask))
+        back = signal.decode(codes, 0).dense().float()
+        torch.testing.assert_close(back, found, rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("text", EXAMPLES)

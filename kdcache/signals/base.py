@@ -190,12 +190,16 @@ def merge(parts: Sequence[Mapping[str, float]]) -> Stats:
 def select(
     hidden: torch.Tensor, positions: str, mask: torch.Tensor, masked: torch.Tensor | None
 ) -> torch.Tensor:
-    """Rows of a layer [B, L, H] at `positions`: [B, H], [tokens, H] or [masked, H]."""
+    """Rows of a layer [B, L, H] at `positions`: [B, H], [tokens, H] or [masked, H].
+
+    Means are float32 at least: what half precision holds of a token it need not hold of their sum.
+    """
     if positions == "cls":
         return hidden[:, 0]
     if positions == "mean":
-        weights = mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * weights).sum(1) / weights.sum(1)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        weights = mask.unsqueeze(-1).to(wide)
+        return (hidden.to(wide) * weights).sum(1) / weights.sum(1)
     if positions == "all":
         return hidden[mask]
     if masked is None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from kdcache.batch import Batch
 from kdcache.errors import ConfigError, ModelError
 from kdcache.models.auto import (
     AUTO,
@@ -19,12 +19,15 @@ from kdcache.models.auto import (
     require_sizes,
     unreadable,
 )
+from kdcache.models.blocks import copy_blocks, require_same_states, shrunk_config
 from kdcache.models.teacher import load_teacher, most_tokens, teacher_shape
 from kdcache.models.tokenizer import load_tokenizer
 from kdcache.signals import TeacherShape
 
 if TYPE_CHECKING:
     from kdcache.store import Cache
+
+COMPARED_TOKENS = 512  # at most, of the document that student and teacher are compared on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
     teacher lacks.
     """
     if spec.init_from_teacher:
-        config = _shrunk(_teacher_config(cache), spec.init_from_teacher)
+        config = shrunk_config(_teacher_config(cache), spec.init_from_teacher)
     else:
         config = load_config(spec.checkpoint or spec.config or "")
     plan = cache.plan.config
@@ -148,21 +151,6 @@ def _teacher_config(cache: Cache) -> Any:
         return load_config(folder)
 
 
-def _shrunk(config: Any, layers: tuple[int, ...]) -> Any:
-    small = copy.deepcopy(config)
-    text = small.get_text_config()
-    depth = text.num_hidden_layers
-    if min(layers) < 1 or max(layers) > depth or list(layers) != sorted(set(layers)):
-        raise ConfigError(
-            f"--init-from-teacher takes rising layers from 1 to {depth}; "
-            f"got {'-'.join(map(str, layers))}"
-        )
-    if getattr(text, "layer_types", None):
-        text.layer_types = [text.layer_types[layer - 1] for layer in layers]
-    text.num_hidden_layers = len(layers)
-    return small
-
-
 def _from_teacher(cache: Cache, config: Any, layers: tuple[int, ...]) -> Any:
     task = cache.plan.config.task
     student = AUTO[task].from_config(config, dtype=torch.float32)
@@ -170,23 +158,16 @@ def _from_teacher(cache: Cache, config: Any, layers: tuple[int, ...]) -> Any:
         teacher = AUTO[task].from_pretrained(
             _teacher_folder(cache, Path(folder)), dtype=torch.float32, use_safetensors=True
         )
-    prefix = _blocks(teacher, cache.shape.layers)
-    block = re.compile(rf"^{re.escape(prefix)}\.(\d+)\.")
-    place = {layer - 1: index for index, layer in enumerate(layers)}
-    state = {}
-    for name, tensor in teacher.state_dict().items():
-        found = block.match(name)
-        if found is None:
-            state[name] = tensor
-        elif int(found[1]) in place:
-            state[f"{prefix}.{place[int(found[1])]}.{name[found.end() :]}"] = tensor
-    try:
-        student.load_state_dict(state)
-    except RuntimeError as error:
-        raise ModelError(
-            f"the layers of {type(teacher).__name__} cannot be copied one by one; use --config"
-        ) from error
+    copy_blocks(teacher, student, layers)
+    require_same_states(teacher, student, layers, task, _document(cache))
     return student
+
+
+def _document(cache: Cache) -> Batch:
+    """The longest document that takes no time to run; the shortest if all are long."""
+    lengths = cache.plan.examples["doc_len"][cache.plan.docs]
+    short = np.where(lengths <= COMPARED_TOKENS, lengths, -lengths)
+    return cache.batch(cache.plan.docs[[int(short.argmax())]], [])
 
 
 def _teacher_folder(cache: Cache, scratch: Path) -> str:
@@ -209,11 +190,3 @@ def _require_same_weights(cache: Cache, source: str) -> None:
     found = load_teacher(source, task=task, device="cpu", dtype=identity["dtype"])
     if found.identity["weights_sha256"] != identity["weights_sha256"]:
         raise ModelError(f"the weights in {source} are no longer the cache's teacher: {way}")
-
-
-def _blocks(model: Any, depth: int) -> str:
-    """Name of the list of the model's blocks."""
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
-            return str(name)
-    raise ModelError(f"cannot find the {depth} layers of {type(model).__name__}; use --config")

@@ -14,6 +14,8 @@ from kdcache.errors import MissingExtraError
 from kdcache.loader import document_order
 from kdcache.models import Tokenizer, load_tokenizer
 from kdcache.models.auto import AUTO
+from kdcache.models.teacher import most_tokens
+from kdcache.models.tokenizer import serve_with
 from kdcache.progress import Progress
 
 MAX_LENGTH = 64
@@ -68,6 +70,7 @@ def fit_teacher(
     model.eval().save_pretrained(out)
     for name, content in tokenizer.files().items():
         (out / name).write_bytes(content)
+    serve_with(out, length=most_tokens(model), pad_id=model.config.pad_token_id)
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray[Any, Any]]:

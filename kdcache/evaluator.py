@@ -18,7 +18,7 @@ from kdcache.batch import collate
 from kdcache.capture import length_batches
 from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.manifest import Json
-from kdcache.metrics import classification, regression
+from kdcache.metrics import classification, language, regression
 from kdcache.models import (
     Teacher,
     classes_of,
@@ -235,13 +235,7 @@ def _scores(plan: Plan, result: _Result) -> Json:
     if plan.config.problem == "tokens":
         if not len(result.nats):
             raise CorpusError("no document has a token to predict")
-        nats = float(result.nats.mean())
-        return {
-            "rows": len(result.nats),
-            "cross_entropy": nats,
-            "perplexity": float(np.exp(nats)),
-            "accuracy": float(result.correct.mean()),
-        }
+        return {"rows": len(result.nats), **language(result.nats, result.correct)}
     if plan.config.problem == "regression":
         targets = plan.examples["value"][plan.docs]
         kept = np.isfinite(targets)

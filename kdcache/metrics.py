@@ -12,6 +12,7 @@ from kdcache.manifest import Json
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
+Z95 = 1.959964  # standard deviations on either side that hold 95% of a normal distribution
 
 
 def classification(logits: Floats, labels: Ints) -> Json:
@@ -37,11 +38,15 @@ def classification(logits: Floats, labels: Ints) -> Json:
 
 
 def regression(values: Floats, targets: Floats) -> Json:
-    """Pearson and Spearman correlation and mean squared error of `values`, [N]."""
+    """Pearson and Spearman correlation and mean squared error of `values`, [N].
+
+    Pearson's comes with its 95% interval.
+    """
     from scipy.stats import pearsonr, spearmanr
 
     return {
         "pearson": _correlation(pearsonr, values, targets),
+        "pearson_interval": _pearson_interval(values, targets),
         "spearman": _correlation(spearmanr, values, targets),
         "mse": float(np.mean((values.astype(np.float64) - targets) ** 2)),
     }
@@ -52,6 +57,31 @@ def _correlation(measure: Any, values: Floats, targets: Floats) -> float | None:
     if len(values) < 2 or np.ptp(values) == 0 or np.ptp(targets) == 0:
         return None
     return float(measure(values, targets).statistic)
+
+
+def _pearson_interval(values: Floats, targets: Floats) -> list[float] | None:
+    """By Fisher's transformation; None where there is no correlation, or fewer than 4 rows."""
+    from scipy.stats import pearsonr
+
+    if len(values) < 4 or _correlation(pearsonr, values, targets) is None:
+        return None
+    return [float(bound) for bound in pearsonr(values, targets).confidence_interval()]
+
+
+def language(nats: Floats, correct: npt.NDArray[np.bool_]) -> Json:
+    """Cross-entropy (nats), perplexity and accuracy of N predicted tokens, with 95% intervals.
+
+    The intervals take the rows as independent; those of one document are not quite.
+    """
+    mean, accuracy = float(nats.mean()), float(correct.mean())
+    half = Z95 * float(nats.std()) / math.sqrt(len(nats))
+    return {
+        "cross_entropy": mean,
+        "cross_entropy_interval": [mean - half, mean + half],
+        "perplexity": math.exp(mean),
+        "accuracy": accuracy,
+        "accuracy_interval": list(wilson(accuracy, len(correct))),
+    }
 
 
 def calibration_error(logprobs: Floats, labels: Ints, bins: int = 15) -> float:
@@ -68,7 +98,7 @@ def calibration_error(logprobs: Floats, labels: Ints, bins: int = 15) -> float:
 
 def wilson(share: float, count: int) -> tuple[float, float]:
     """95% interval of a share of `count` trials (Wilson 1927)."""
-    z = 1.959964
+    z = Z95
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
     return middle - half, middle + half

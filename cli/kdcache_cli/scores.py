@@ -11,6 +11,8 @@ SCORES = {
     "accuracy_interval": "accuracy, 95% interval",
     "calibration_error": "expected calibration error",
     "cross_entropy": "cross-entropy, nats",
+    "cross_entropy_interval": "cross-entropy, 95% interval",
+    "pearson_interval": "pearson, 95% interval",
     "data_wait_share": "waiting for data, share of step time",
     "documents_per_s": "documents/s",
     "teacher_rows.documents": "documents the cache has too",

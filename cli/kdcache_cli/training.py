@@ -38,6 +38,10 @@ def train(
         Path | None,
         typer.Option("--eval", metavar="FILE", help="Labelled documents to measure it on."),
     ] = None,
+    eval_teacher: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Score this teacher on the --eval file too."),
+    ] = None,
     epochs: Annotated[
         float | None,
         typer.Option(metavar="N", help="Passes over the documents, as training.num_train_epochs."),
@@ -98,6 +102,7 @@ def train(
         init_from_teacher=layers,
         config=config,
         eval_file=eval_file,
+        eval_teacher=eval_teacher,
         seed=seed,
         epochs=epochs,
         lr=lr,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import transformers
 
 from kdcache.batch import Batch
 from kdcache.errors import ConfigError, ModelError
@@ -92,6 +93,8 @@ def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
         student = _from_teacher(cache, config, spec.init_from_teacher)
     else:
         student = _from_checkpoint(cache, config, spec.checkpoint or "")
+    if not spec.checkpoint:
+        _take_generation(student, cache)
     limit, longest = most_tokens(student), int(cache.plan.examples["doc_len"].max())
     if limit is not None and longest > limit:
         raise ModelError(
@@ -116,6 +119,15 @@ def _from_checkpoint(cache: Cache, config: Any, source: str) -> Any:
         raise ModelError(unreadable("student", source, error)) from error
     require_sizes(info, source)
     return student
+
+
+def _take_generation(student: Any, cache: Cache) -> None:
+    """Let a language model that starts anew begin, sample and stop as the teacher does."""
+    name = "teacher/generation_config.json"
+    if name in cache.files and student.can_generate():
+        with tempfile.TemporaryDirectory() as folder:
+            cache.extract(Path(folder), [name])
+            student.generation_config = transformers.GenerationConfig.from_pretrained(folder)
 
 
 def _set_classes(config: Any, problem: str, classes: list[str] | None, outputs: int) -> None:

@@ -39,12 +39,15 @@ class Teacher:
     device: torch.device
 
     def files(self, *, weights: bool) -> dict[str, bytes | Path]:
-        """Its configuration and, with `weights`, its safetensors files, by name.
+        """Its configurations and, with `weights`, its safetensors files, by name.
 
         Weights are written to a temporary folder that lives as long as the process.
         """
         if not weights:
-            return {"config.json": self.model.config.to_json_string().encode()}
+            configs = {"config.json": self.model.config}
+            if self.model.can_generate():
+                configs["generation_config.json"] = self.model.generation_config
+            return {name: config.to_json_string().encode() for name, config in configs.items()}
         folder = Path(_keep_folder())
         self.model.save_pretrained(folder)
         return {path.name: path for path in sorted(folder.iterdir())}

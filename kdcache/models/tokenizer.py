@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 import transformers
 
 from kdcache.errors import ModelError, require_path
@@ -17,6 +19,9 @@ from kdcache.models.auto import load_config, unreadable
 
 if TYPE_CHECKING:
     from kdcache.store import Cache
+
+
+UNBOUNDED = 10**9  # tokens; transformers cuts nothing off at such a length
 
 
 class Window(NamedTuple):
@@ -168,7 +173,9 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> To
         raise ModelError(unreadable("tokenizer", source, error)) from error
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer of {source} has no fast version (no tokenizer.json)")
-    tokenizer.model_max_length = 10**9  # the plan's max_length rules; no warning about the model's
+    tokenizer.model_max_length = (
+        UNBOUNDED  # the plan's max_length rules; no warning about the model's
+    )
     return Tokenizer(tokenizer, str(source))
 
 
@@ -194,8 +201,23 @@ def class_names(config: Any) -> list[str] | None:
 
 
 def save_tokenizer(cache: Cache, folder: Path) -> None:
-    """Write the tokenizer kept in a cache into a model folder."""
+    """Write the tokenizer kept in a cache into a model folder; `serve_with` fits it there."""
     cache.extract(folder, [name for name in cache.files if name.startswith("tokenizer/")])
+
+
+def serve_with(folder: Path, *, length: int | None, pad_id: int | None) -> None:
+    """Fit the tokenizer in a model's folder to that model, which takes `length` tokens at once.
+
+    Asked to truncate, it then cuts there. Where it has no pad token it takes that of `pad_id`, for
+    a pipeline that pads its batches asks for one.
+    """
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["model_max_length"] = UNBOUNDED if length is None else length
+    if config.get("pad_token") is None and pad_id is not None:
+        vocabulary = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        config["pad_token"] = vocabulary.id_to_token(pad_id)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def short_name(source: str) -> str:

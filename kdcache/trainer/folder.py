@@ -11,9 +11,10 @@ from kdcache.curves import draw_curves
 from kdcache.errors import ConfigError, MismatchError
 from kdcache.manifest import Json, differences
 from kdcache.models import save_tokenizer
+from kdcache.models.teacher import most_tokens
+from kdcache.models.tokenizer import serve_with
 from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache
-from kdcache.store.files import remove_tree
 from kdcache.trainer.portion import Parts, contents_of
 
 CHECKPOINTS = "checkpoints"
@@ -30,15 +31,19 @@ def cache_identity(cache: Cache, parts: Parts) -> Json:
     """What a student was trained from; `parts` is None for all of a cache."""
     record = cache.manifest
     return {
-        "path": str(cache.path),
         "plan": record["plan"]["sha256"],
         "plan_config": record["plan"]["config"],
         "contents": contents_of(cache, parts),
         "parts": parts,
-        "teacher": record["teacher"],
+        "teacher": _portable(record["teacher"]),
         "signals": record["signals"],
         "fidelity": cache.fidelity,
     }
+
+
+def _portable(teacher: Json) -> Json:
+    """A teacher's identity without the place it lay at: a student goes to other machines."""
+    return {name: value for name, value in teacher.items() if name != "source"}
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -86,6 +91,7 @@ def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
     stored = load_recipe(folder / RECIPE).to_json()
     identity = json.loads((folder / CACHE).read_text("utf-8"))
     found = differences(stored, recipe.to_json())
+    identity["teacher"] = _portable(identity["teacher"])
     kept = {"plan", "contents", "teacher", "signals"}
     found += differences(
         {f"cache.{key}": identity[key] for key in kept}, {f"cache.{key}": now[key] for key in kept}
@@ -105,16 +111,20 @@ def start_folder(folder: Path, recipe: Recipe, cache: Cache, parts: Parts) -> No
     write_json(folder / CACHE, cache_identity(cache, parts))
 
 
-def finish_folder(
-    folder: Path, student: Any, cache: Cache, metrics: Json, log: list[Json], title: str
-) -> None:
-    """Write the student, its tokenizer, the log, its curves and the metrics; drop checkpoints."""
+def finish_folder(folder: Path, student: Any, cache: Cache, log: list[Json], title: str) -> None:
+    """Write the student and its tokenizer as any good model folder has them, log and curves."""
     student.save_pretrained(folder)
     save_tokenizer(cache, folder)
+    pad_id = student.config.get_text_config().pad_token_id
+    serve_with(folder, length=_longest(student, cache), pad_id=pad_id)
     write_json(folder / LOG, log)
     draw_curves(log, folder / CURVES, title=title)
-    write_json(folder / METRICS, metrics)
-    remove_tree(folder / CHECKPOINTS)
+
+
+def _longest(student: Any, cache: Cache) -> int:
+    """Tokens of the longest text the student takes and has been trained on."""
+    planned, limit = cache.plan.config.max_length, most_tokens(student)
+    return planned if limit is None else min(planned, limit)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,7 +12,7 @@ import transformers
 
 from kdcache.errors import ConfigError, CorpusError, require_path
 from kdcache.manifest import Json
-from kdcache.models import StudentSpec, pick_device
+from kdcache.models import StudentSpec, load_config, pick_device
 from kdcache.recipe import Recipe
 
 SHORTHANDS = {
@@ -97,10 +97,18 @@ def student_spec(recipe: Recipe) -> StudentSpec:
     return StudentSpec(**chosen)
 
 
-def check_file(file: str | Path | None) -> None:
-    """Training takes long: a mistyped name shows before it."""
+def check_evaluation(file: str | Path | None, teacher: str | Path | None) -> None:
+    """Raise CorpusError, ConfigError or ModelError for an evaluation that cannot be.
+
+    Training takes long: a mistyped name shows before it.
+    """
     if file is not None and not Path(file).exists() and "*" not in str(file):
         raise CorpusError(f"no evaluation file {file}")
+    if teacher is not None:
+        if file is None:
+            raise ConfigError("a teacher is scored on an evaluation file: name one (--eval)")
+        load_config(teacher)
+
 
 
 def check_callbacks(callbacks: Any) -> list[Any]:

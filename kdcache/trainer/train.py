@@ -22,7 +22,9 @@ from kdcache.models import load_student, student_shape
 from kdcache.progress import Progress, quiet
 from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache, Place, open_cache
+from kdcache.store.files import remove_tree
 from kdcache.trainer.arguments import training_arguments
+from kdcache.trainer.card import write_card
 from kdcache.trainer.folder import (
     CACHE,
     CHECKPOINTS,
@@ -36,7 +38,7 @@ from kdcache.trainer.fused import fused_head
 from kdcache.trainer.loop import DistillationTrainer, Reporter
 from kdcache.trainer.options import (
     check_callbacks,
-    check_file,
+    check_evaluation,
     student_spec,
     with_shorthands,
     with_student,
@@ -77,6 +79,7 @@ def train(
     init_from_teacher: Sequence[int] | None = None,
     config: str | Path | None = None,
     eval_file: str | Path | None = None,
+    eval_teacher: str | Path | None = None,
     seed: int | None = None,
     epochs: float | None = None,
     lr: float | None = None,
@@ -97,6 +100,7 @@ def train(
         config: folder or file of a configuration whose weights are drawn anew. None of the three
             leaves the choice to the recipe.
         eval_file: labelled documents to evaluate the student on when it is done.
+        eval_teacher: folder or hub name of the teacher, to be scored on them too.
         seed: of new weights, dropout and the order of documents. This and the next four set fields
             of the recipe's [training] table.
         epochs: passes over the documents.
@@ -123,20 +127,21 @@ def train(
     given = {"seed": seed, "epochs": epochs, "lr": lr, "batch_size": batch_size, "device": device}
     chosen = with_shorthands(chosen, given, overrides)
     called = check_callbacks(callbacks)
-    check_file(eval_file)
+    check_evaluation(eval_file, eval_teacher)
     run = _Run(source, parts, chosen, Path(out), resume=resume, progress=progress)
     metrics = run.train(called)
     if eval_file is not None and run.first:
-        metrics["evaluation"] = _evaluate(run, eval_file)
-        write_json(run.folder / METRICS, metrics)
+        metrics["evaluation"] = _evaluate(run, eval_file, eval_teacher)
+        run.record(metrics)
     return TrainResult(run.folder, metrics)
 
 
-def _evaluate(run: _Run, file: str | Path) -> Json:
+def _evaluate(run: _Run, file: str | Path, teacher: str | Path | None) -> Json:
     from kdcache.evaluator import evaluate
 
     known = run.cache if run.parts is None else None  # the teacher's side may not all be there
-    return evaluate(run.folder, file, cache=known, progress=run.progress)
+    scores = evaluate(run.folder, file, cache=known, teacher=teacher, progress=run.progress)
+    return {"file": Path(file).name, **scores}
 
 
 class _Run:
@@ -200,8 +205,15 @@ class _Run:
         metrics["parameters"] = sum(p.numel() for p in student.parameters())
         if self.first:
             log, title = trainer.state.log_history, f"{self.recipe.name}: {self.folder.name}"
-            finish_folder(self.folder, student, self.cache, metrics, log, title)
+            finish_folder(self.folder, student, self.cache, log, title)
+            self.record(metrics)
+            remove_tree(self.folder / CHECKPOINTS)
         return metrics
+
+    def record(self, metrics: Json) -> None:
+        """Write what is known of the student: the model card and the metrics."""
+        write_card(self.folder, self.cache, self.recipe, metrics)
+        write_json(self.folder / METRICS, metrics)
 
     def _portion(self) -> Iterator[str]:
         """What a person should know of a run on part of a cache."""

@@ -1,0 +1,151 @@
+"""The model card of a student: what it was distilled from, how good it is, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from kdcache.manifest import Json
+from kdcache.recipe import Recipe
+from kdcache.store import Cache
+from kdcache.tasks import Task
+
+CARD = "README.md"
+PIPELINES: dict[Task, str] = {
+    "text-classification": "text-classification",
+    "masked-lm": "fill-mask",
+    "causal-lm": "text-generation",
+}
+LICENCE = (
+    "These weights come from the teacher above and from the corpus that it was run over: the "
+    "licences of both apply. State here the licence that you release the student under."
+)
+SCORES = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "mse": "mean squared error",
+    "cross_entropy": "cross-entropy, nats",
+    "perplexity": "perplexity",
+    "calibration_error": "expected calibration error",
+}
+CALLS: dict[Task, str] = {
+    "text-classification": 'pipe("a text to classify", truncation=True)',
+    "masked-lm": 'pipe(f"a text with a {pipe.tokenizer.mask_token} in it")',
+    "causal-lm": 'pipe("the beginning of a text", max_new_tokens=20)',
+}
+
+
+def write_card(folder: Path, cache: Cache, recipe: Recipe, metrics: Json) -> None:
+    """Write the model card of the student that is saved in `folder`, in Markdown.
+
+    `metrics` are those of its training; where they hold an evaluation, its scores are told with
+    their 95% intervals, and the teacher's beside them.
+    """
+    task = cache.plan.config.task
+    sections = [
+        _front(task),
+        f"# {folder.resolve().name}",
+        _summary(cache, recipe),
+        _table(("", ""), list(_origin(cache, recipe, metrics))),
+        "## Scores",
+        _scores(metrics.get("evaluation")),
+        "## How to use it",
+        _usage(task),
+        "## Licence",
+        LICENCE,
+    ]
+    (folder / CARD).write_text("\n\n".join(sections) + "\n", "utf-8")
+
+
+def _front(task: Task) -> str:
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=PIPELINES[task],
+        tags=["knowledge-distillation", "kdcache"],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _summary(cache: Cache, recipe: Recipe) -> str:
+    teacher = cache.manifest["teacher"]
+    return (
+        f"A student of `{teacher['name']}` ({teacher['class']}), distilled by kdcache with the "
+        f"recipe `{recipe.name}` from cached outputs of its teacher. `recipe.toml`, `cache.json` "
+        "and `metrics.json` beside this file tell all settings, hashes and figures."
+    )
+
+
+def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, str]]:
+    teacher, plan = cache.manifest["teacher"], cache.plan
+    corpus, software = plan.config.corpus, cache.manifest["software"]
+    yield "task", plan.config.task
+    yield "parameters", f"{metrics['parameters']:,}; the teacher has {teacher['parameters']:,}"
+    yield "initialised from", _start(recipe.student)
+    yield "losses", ", ".join(f"{name} × {loss.weight:g}" for name, loss in _on(recipe))
+    yield "steps", f"{metrics['steps']:,} ({metrics['epochs']:.3g} epochs)"
+    yield "corpus", f"{corpus['documents']:,} documents, {plan.tokens:,} tokens"
+    yield "longest input", f"{plan.config.max_length} tokens"
+    yield "teacher's outputs kept", ", ".join(cache.manifest["signals"])
+    yield "teacher run in", f"{teacher['dtype']}, transformers {software['transformers']}"
+    yield "SHA-256 of the teacher's weights", f"`{teacher['weights_sha256']}`"
+    yield "SHA-256 of the corpus", f"`{corpus['sha256']}`"
+    yield "SHA-256 of the plan", f"`{cache.manifest['plan']['sha256']}`"
+
+
+def _on(recipe: Recipe) -> list[tuple[str, Any]]:
+    return [(name, loss) for name, loss in recipe.losses.items() if loss.weight > 0]
+
+
+def _start(student: Mapping[str, Any]) -> str:
+    """Where a student's weights come from, without the folders of the machine it was made on."""
+    if layers := student.get("init_from_teacher"):
+        return f"layers {'-'.join(map(str, layers))} of the teacher"
+    if checkpoint := student.get("checkpoint"):
+        return f"`{Path(checkpoint).name if Path(checkpoint).exists() else checkpoint}`"
+    return "new weights"
+
+
+def _scores(evaluation: Json | None) -> str:
+    if evaluation is None:
+        return (
+            "Not measured yet: `kdcache evaluate . FILE --teacher TEACHER` scores it and its "
+            "teacher on labelled documents."
+        )
+    teacher = evaluation.get("teacher")
+    head = ("", "student") if teacher is None else ("", "student", "teacher")
+    sides = [evaluation] if teacher is None else [evaluation, teacher]
+    rows = [
+        (label, *(_score(side, name) for side in sides))
+        for name, label in SCORES.items()
+        if evaluation.get(name) is not None
+    ]
+    file = f"`{evaluation['file']}`, " if "file" in evaluation else ""
+    text = f"On {file}{evaluation['documents']:,} documents; intervals are of 95%.\n\n"
+    told = "" if teacher else "\n\nThe teacher was not scored on this file (`--eval-teacher`)."
+    return text + _table(head, rows) + told
+
+
+def _score(side: Json, name: str) -> str:
+    if side.get(name) is None:
+        return ""
+    interval = side.get(f"{name}_interval")
+    bounds = "" if interval is None else f" ({interval[0]:.4g} to {interval[1]:.4g})"
+    return f"{side[name]:.4g}{bounds}"
+
+
+def _usage(task: Task) -> str:
+    return (
+        "```python\nfrom transformers import pipeline\n\n"
+        f'pipe = pipeline("{PIPELINES[task]}", model="path/to/this/folder")\n{CALLS[task]}\n```'
+    )
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

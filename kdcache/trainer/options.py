@@ -110,7 +110,6 @@ def check_evaluation(file: str | Path | None, teacher: str | Path | None) -> Non
         load_config(teacher)
 
 
-
 def check_callbacks(callbacks: Any) -> list[Any]:
     """The callbacks as transformers takes them: objects, or classes made without arguments."""
     kind = transformers.TrainerCallback

@@ -140,6 +140,8 @@ def make_plan(
         label_type = options.get("label_type", "auto")
         labels = resolve(spool.labels, label_type=label_type, known=classes[0], count=classes[1])
         facts["classes"] = labels.classes
+        for note in labels.notes:
+            progress.say(note)
     config = replace(
         config,
         problem=labels.problem if labels else "tokens",

@@ -18,6 +18,7 @@ from kdcache.errors import ConfigError, KdcacheError, one_of
 from kdcache.interrupts import held_interrupts
 from kdcache.manifest import Json
 from kdcache.models import Teacher, Tokenizer, load_config, load_teacher, load_tokenizer
+from kdcache.models.auto import require_problem
 from kdcache.models.teacher import check_fit, teacher_shape
 from kdcache.models.tokenizer import class_names
 from kdcache.origins import origins
@@ -138,7 +139,10 @@ def _check(
     """Refuse what cannot work before anything heavy is loaded."""
     one_of("task", task, TASKS)
     wanted = parse_all(signals or DEFAULT_SIGNALS[task])
-    shape = teacher_shape(load_config(teacher, trust_remote_code=trust_remote_code), task)
+    config = load_config(teacher, trust_remote_code=trust_remote_code)
+    if task == "text-classification":
+        require_problem(config, teacher)
+    shape = teacher_shape(config, task)
     for signal in wanted.values():
         signal.check(task, shape)
     if is_plan(corpus):

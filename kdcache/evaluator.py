@@ -27,6 +27,7 @@ from kdcache.models import (
     load_tokenizer,
     run_model,
 )
+from kdcache.models.auto import require_problem, require_token_types
 from kdcache.models.teacher import check_fit, most_tokens
 from kdcache.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.plans import Plan
@@ -88,6 +89,9 @@ def evaluate(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be 1 or more; got {batch_size}")
     task = task_of(model)
+    if task == "text-classification":
+        for source in (model, *([] if teacher is None else [teacher])):
+            require_problem(load_config(source), source)
     student = load_teacher(model, task=task, device=device)
     known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
     options = _options(model, known, task, max_length)
@@ -183,6 +187,7 @@ def _check(model: Teacher, plan: Plan, file: Any) -> None:
     limit, longest = most_tokens(model.model), int(plan.examples["doc_len"].max())
     if limit is not None and longest > limit:
         raise ModelError(f"{name} takes {limit} tokens, not {longest}; pass --max-length {limit}")
+    require_token_types(model.model.config, plan, name)
 
 
 def _predict(

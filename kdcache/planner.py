@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack
 from kdcache.corpus import Corpus, Unit, open_corpus
 from kdcache.errors import ConfigError, one_of
 from kdcache.labels import LabelType, resolve
-from kdcache.models import Tokenizer, classes_of, load_tokenizer
+from kdcache.models import Tokenizer, check_classifier, classes_of, load_tokenizer
 from kdcache.plans import Plan, PlanConfig, round_up
 from kdcache.progress import Progress, quiet, track
 from kdcache.spool import Spool
@@ -74,6 +74,8 @@ def plan(
     Raises CorpusError, ConfigError or ModelError; MismatchError if `out` holds another plan.
     """
     loaded = load_tokenizer(tokenizer)
+    if task == "text-classification":
+        check_classifier(tokenizer)
     with scratch_folder(out) as scratch:
         made = make_plan(
             corpus,

@@ -109,6 +109,13 @@ class Plan:
         """Masked positions of all documents."""
         return int(self.examples["masked_len"].sum(dtype=np.int64))
 
+    @property
+    def token_types(self) -> int:
+        """Token types its documents have: 0 where the tokenizer knows none, 2 for text pairs."""
+        if not self.config.tokenizer["type_ids"]:
+            return 0
+        return 1 + bool((self.examples["pair_start"] < self.examples["doc_len"]).any())
+
     def part_rows(self, space: RowSpace) -> int:
         """Rows per part in a space, padding included."""
         return part_rows(self.rows, space)

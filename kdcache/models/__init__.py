@@ -4,12 +4,19 @@ from kdcache.models.auto import load_config
 from kdcache.models.run import plain_head, run_model
 from kdcache.models.student import StudentSpec, load_student, student_shape
 from kdcache.models.teacher import Teacher, load_teacher, pick_device
-from kdcache.models.tokenizer import Tokenizer, classes_of, load_tokenizer, save_tokenizer
+from kdcache.models.tokenizer import (
+    Tokenizer,
+    check_classifier,
+    classes_of,
+    load_tokenizer,
+    save_tokenizer,
+)
 
 __all__ = [
     "StudentSpec",
     "Teacher",
     "Tokenizer",
+    "check_classifier",
     "classes_of",
     "load_config",
     "load_student",

@@ -14,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import transformers
 
 from kdcache.errors import ModelError, require_path
+from kdcache.plans import Plan
 from kdcache.tasks import Task
 
 transformers.utils.logging.disable_progress_bar()
@@ -49,6 +50,38 @@ def require_direction(config: Any, task: Task, source: str | Path) -> None:
         raise ModelError(
             f"{source} is a {config.model_type} that reads in both directions: it does not fit "
             "causal-lm; use masked-lm, or a decoder"
+        )
+
+
+def require_problem(config: Any, source: str | Path) -> None:
+    """Raise ModelError for a classifier whose outputs mean something else than one class or value.
+
+    Where `problem_type` says nothing, one output is a value and several are classes.
+    """
+    problem, outputs = getattr(config, "problem_type", None), int(config.num_labels)
+    if problem == "multi_label_classification":
+        said = "a document can be of several of its classes: not supported yet, choose one that"
+        raise ModelError(f"{source} says problem_type={problem}, {said} gives a single class")
+    if problem == "regression" and outputs > 1:
+        said = "several values a document are not supported yet, choose one that gives a single"
+        raise ModelError(f"{source} says problem_type={problem} with {outputs} outputs: {said}")
+    if problem == "single_label_classification" and outputs == 1:
+        raise ModelError(
+            f"{source} says problem_type={problem} with 1 output, which tells no classes apart: "
+            "where it gives a value, write regression for problem_type in its config.json"
+        )
+
+
+def require_token_types(config: Any, plan: Plan, name: str) -> None:
+    """Raise ModelError if the plan's second texts have a token type that a model has no row for.
+
+    Models with 0 types ignore them, and so do those that name no number of them.
+    """
+    types = getattr(config.get_text_config(), "type_vocab_size", None)
+    if types == 1 and plan.token_types > 1:
+        raise ModelError(
+            f"{name} has an embedding for 1 token type (type_vocab_size), the plan's text pairs "
+            f"have {plan.token_types}: choose a model for pairs, or a tokenizer without token types"
         )
 
 

@@ -18,6 +18,7 @@ from kdcache.models.auto import (
     load_config,
     require_direction,
     require_sizes,
+    require_token_types,
     unreadable,
 )
 from kdcache.models.blocks import copy_blocks, require_same_states, shrunk_config
@@ -70,6 +71,7 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
     if plan.task == "text-classification":
         _set_classes(config, plan.problem, plan.classes, cache.shape.outputs)
     _check_vocabulary(config, spec, cache)
+    require_token_types(config, cache.plan, "the student")
     if config.get_text_config().pad_token_id is None:
         config.get_text_config().pad_token_id = plan.tokenizer["pad_id"]
     return config

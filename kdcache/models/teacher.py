@@ -18,6 +18,7 @@ from kdcache.models.auto import (
     load_config,
     require_direction,
     require_sizes,
+    require_token_types,
     unreadable,
 )
 from kdcache.models.tokenizer import Tokenizer, class_names, short_name
@@ -172,6 +173,7 @@ def check_fit(teacher: Teacher, plan: Plan, own: Tokenizer | None) -> None:
         raise ModelError(
             f"the teacher takes {limit} tokens, not {longest}; plan with --max-length {limit}"
         )
+    require_token_types(teacher.model.config, plan, f"the teacher {teacher.identity['name']}")
     _check_labels(teacher, plan)
 
 
@@ -180,7 +182,7 @@ def most_tokens(model: Any) -> int | None:
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and padding is not None:
-            return int(module.num_embeddings - padding - 1)  # RoBERTa counts on from the padding's
+            return int(len(module.weight) - padding - 1)  # RoBERTa counts on from the padding's
     limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0)
     return limit if limit > 0 else None  # -1: no limit, as in XLNet
 

@@ -15,7 +15,7 @@ import transformers
 
 from kdcache.errors import ModelError, require_path
 from kdcache.manifest import Json
-from kdcache.models.auto import load_config, unreadable
+from kdcache.models.auto import load_config, require_problem, unreadable
 
 if TYPE_CHECKING:
     from kdcache.store import Cache
@@ -181,17 +181,28 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> To
 
 def classes_of(source: str | Path) -> tuple[list[str] | None, int | None]:
     """Class names (None: unnamed) and number of classes (None: no classifier) of a model folder."""
+    config = _classifier(source)
+    return (None, None) if config is None else (class_names(config), int(config.num_labels))
+
+
+def check_classifier(source: str | Path) -> None:
+    """Raise ModelError where `source` is also a classifier that can be no teacher."""
+    config = _classifier(source)
+    if config is not None:
+        require_problem(config, source)
+
+
+def _classifier(source: str | Path) -> Any:
+    """The configuration of a classifier's folder; None for any other: a tokenizer can be alone."""
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
-        return None, None
+        return None
     try:
         config = load_config(source)
     except ModelError:
-        return None, None  # a tokenizer need not come with a model
+        return None
     heads = config.architectures or []
-    if not any(name.endswith("ForSequenceClassification") for name in heads):
-        return None, None
-    return class_names(config), int(config.num_labels)
+    return config if any(name.endswith("ForSequenceClassification") for name in heads) else None
 
 
 def class_names(config: Any) -> list[str] | None:

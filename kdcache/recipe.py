@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import tomllib
 import types
@@ -20,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import ConfigError, one_of, require_path
+from kdcache.errors import SUGGESTED, ConfigError, did_you_mean, near, one_of, require_path
 from kdcache.losses import LOSSES, Loss
 from kdcache.manifest import Json
 
@@ -98,16 +97,21 @@ def shipped_recipes() -> list[str]:
     )
 
 
-def load_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    recipe: str | Path | Recipe,
+    overrides: Sequence[str] = (),
+    training: Mapping[str, str] | None = None,
+) -> Recipe:
     """Read a shipped recipe by name, or a file, and apply overrides such as "losses.kl.weight=2".
 
-    The value of an override is read as TOML, and as text where it is not TOML.
+    The value of an override is read as TOML, and as text where it is not TOML. `training` are names
+    people may use for fields of [training], and the fields: for suggestions only.
 
     Raises ConfigError, with the nearest name, for an unknown recipe, field or choice.
     """
     table = recipe.to_json() if isinstance(recipe, Recipe) else _read(recipe)
     for override in overrides:
-        _override(table, override)
+        _override(table, override, training or {})
     return _recipe(table)
 
 
@@ -138,14 +142,14 @@ def _text(path: Path) -> str:
         raise ConfigError(f"recipe {path} is not UTF-8: {error.reason}") from error
 
 
-def _override(table: Json, override: str) -> None:
+def _override(table: Json, override: str, training: Mapping[str, str]) -> None:
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
         shown = f"{override[:60]}..." if len(override) > 60 else override
         raise ConfigError(f"an override is KEY=VALUE, as in losses.kl.weight=2; got {shown!r}")
     if path[0] not in SECTIONS:
-        raise ConfigError(_unknown_key(key.strip(), table))
+        raise ConfigError(_unknown_key(key.strip(), table, training))
     if path[0] == "student":
         table["student"] = {}
     inner = table
@@ -167,24 +171,30 @@ def _value(text: str) -> Any:
     return value if isinstance(value, bool | int | float | str | list | dict) else text
 
 
-def _unknown_key(key: str, table: Json) -> str:
-    known = [*_keys(table), *(f"{part}." for part in ("student", "losses", "training", "data"))]
+def _unknown_key(key: str, table: Json, training: Mapping[str, str]) -> str:
+    known: dict[str, list[str]] = {}
+    for path in _settable(table):
+        known.setdefault(path.rpartition(".")[2], []).append(path)
+    for name, meant in training.items():
+        known.setdefault(name, []).append(f"training.{meant}")
     last = key.rpartition(".")[2]
-    near = [name for name in known if name.rpartition(".")[2] == last]
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    hint = near[0] if near else f"training.{key}"
+    names = [last] if last in known else near(last, known)
+    paths = [path for name in names for path in known[name]]
     return (
-        f"unknown recipe field {key!r}; did you mean {hint!r}? (fields are student.*, "
-        "losses.NAME.*, data.* and, for everything of transformers.TrainingArguments, training.*)"
+        f"unknown recipe field {key!r}{did_you_mean(dict.fromkeys(paths[:SUGGESTED]))} (fields are "
+        "student.*, losses.NAME.*, data.* and, for everything of transformers.TrainingArguments, "
+        "training.*)"
     )
 
 
-def _keys(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+def _settable(table: Json) -> Iterator[str]:
+    """Every field of a recipe by its path, those of [training] apart: it has too many."""
+    yield from (f"student.{name}" for name in STUDENT)
+    yield from (f"data.{entry.name}" for entry in fields(DataOrder))
+    for name, values in table.get("losses", {}).items():
+        kind = LOSSES.get(values.get("kind", name)) if isinstance(values, dict) else None
+        if kind is not None:
+            yield from (f"losses.{name}.{entry.name}" for entry in fields(typing.cast(Any, kind)))
 
 
 def _recipe(table: Json) -> Recipe:

@@ -320,7 +320,7 @@ def test_the_command_refuses_a_wrong_kernel(run: Run, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--op", "topk"], "unknown op 'topk'; did you mean 'topk_kl'?"),
+        (["--op", "topk"], "unknown op 'topk'; did you mean 'topk_kl' or 'topk_encode'?"),
         (["--vocab", "30k"], "--vocab takes numbers as in 30522,128256; got '30k'"),
         (["--dtype", "fp61"], "did you mean 'fp16'?"),
         (["--compare", "/nowhere/old.json"], "is not a readable report"),

@@ -6,6 +6,7 @@ from kdcache.errors import ConfigError
 from kdcache.layer_maps import LAYER_MAPS, layer_pairs
 from kdcache.losses import LOSSES
 from kdcache.recipe import load_recipe, shipped_recipes
+from kdcache.trainer.arguments import meant_fields
 
 SHIPPED = [
     "causal-kd",
@@ -103,7 +104,11 @@ def test_two_losses_of_a_kind_have_names_of_their_own(tmp_path):
     ("override", "message"),
     [
         ("learning_rate=1", "did you mean 'training.learning_rate'"),
+        ("lr=1", "did you mean 'training.learning_rate'"),
+        ("train.lr=1", "did you mean 'training.learning_rate'"),
         ("fp16=true", "did you mean 'training.fp16'"),
+        ("weight=1", r"did you mean 'losses.kl.weight' or 'losses.hard.weight'\?"),
+        ("zzz=1", r"unknown recipe field 'zzz' \(fields are"),
         ("temperature=4", "did you mean 'losses.kl.temperature'"),
         ("losses.kl.temprature=3", "did you mean 'temperature'"),
         ("losses.hiden.weight=1", "did you mean 'hidden'"),
@@ -133,12 +138,21 @@ def test_two_losses_of_a_kind_have_names_of_their_own(tmp_path):
 )
 def test_a_wrong_override_is_refused_with_the_way_out(override, message):
     with pytest.raises(ConfigError, match=message):
-        load_recipe("kd", [override])
+        load_recipe("kd", [override], meant_fields())
 
 
-def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean 'pkd-skip'"):
-        load_recipe("pkd-skp")
+@pytest.mark.parametrize(
+    ("name", "suggested"),
+    [
+        ("pkd-skp", "'pkd-skip'"),
+        ("pkd", "'pkd-last' or 'pkd-skip'"),
+        ("PKD_last", "'pkd-last'"),
+        ("skip", "'pkd-skip'"),
+    ],
+)
+def test_an_unknown_recipe_names_those_it_may_be(name, suggested):
+    with pytest.raises(ConfigError, match=rf"'{name}'; did you mean {suggested}\? \(known: causal"):
+        load_recipe(name)
 
 
 def test_a_missing_file_lists_what_ships(tmp_path):

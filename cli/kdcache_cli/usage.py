@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from kdcache.errors import near
 
 GLOBAL = ("--debug", "--quiet")
 
@@ -15,19 +18,49 @@ def hoist(arguments: Sequence[str]) -> list[str]:
     return [*ours, *(a for a in given[:end] if a not in ours), *given[end:]]
 
 
+MEANT = {
+    "--output": "--out",
+    "--output-dir": "--out",
+    "--output-file": "--out",
+    "--learning-rate": "--lr",
+    "--num-epochs": "--epochs",
+    "--num-train-epochs": "--epochs",
+    "--per-device-train-batch-size": "--batch-size",
+    "--signals": "--signal",
+    "--layers": "--init-from-teacher",
+    "--max-seq-length": "--max-length",
+    "--max-tokens": "--max-length",
+    "--eval-file": "--eval",
+    "--model": "--teacher",
+}
+"""Options of other programs, and what they are called here."""
+
+
 def usage_message(error: Exception) -> str | None:
     """One line for a usage error of Typer's, with the nearest name; None for any other error."""
     describe = getattr(error, "format_message", None)
     if describe is None:
         return None
-    near = getattr(error, "possibilities", None)
-    text = str(getattr(error, "message", "")) if near else str(describe())
-    line = " ".join(text.split()).replace(". Did you mean", "; did you mean").rstrip(".")
-    if near:
-        line += f"; did you mean {near[0]}?"
-    elif not line.endswith("?"):
+    option = getattr(error, "option_name", None)
+    if option is not None:
+        return _no_option(str(option), error)
+    line = " ".join(str(describe()).split()).replace(". Did you mean", "; did you mean").rstrip(".")
+    if not line.endswith("?"):
         line += _help(error)
     return line[:1].lower() + line[1:]
+
+
+def _no_option(option: str, error: Any) -> str:
+    """What to say of an option that a command does not have."""
+    given = f"no such option: {option}"
+    parameters = error.ctx.command.params if error.ctx is not None else []
+    unnamed = [p for p in parameters if p.param_type_name == "argument"]
+    if option.lstrip("-") in {p.name for p in unnamed}:
+        words = " ".join(str(p.metavar or p.name).upper() for p in unnamed)
+        return f"{given}; it is given without a name: {error.ctx.command_path} {words}"
+    known = [name for p in parameters if p not in unnamed for name in p.opts]
+    names = [MEANT[option]] if MEANT.get(option) in known else near(option, known)
+    return f"{given}; did you mean {' or '.join(names)}?" if names else given + _help(error)
 
 
 def _help(error: Exception) -> str:

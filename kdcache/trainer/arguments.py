@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 
-from kdcache.errors import ConfigError, one_of
+from kdcache.errors import ConfigError, did_you_mean, near
 from kdcache.recipe import Recipe
 
 DEFAULTS: dict[str, Any] = {
@@ -50,11 +50,33 @@ TAKEN = {
 
 MEANT = {
     "batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
     "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "max_epochs": "num_train_epochs",
+    "steps": "max_steps",
     "lr": "learning_rate",
+    "lr_scheduler": "lr_scheduler_type",
+    "scheduler": "lr_scheduler_type",
+    "optimizer": "optim",
+    "warmup": "warmup_steps",
     "warmup_ratio": "warmup_steps",
+    "grad_accum": "gradient_accumulation_steps",
+    "max_grad": "max_grad_norm",
+    "no_cuda": "use_cpu",
 }
 """Names people try, and the fields they mean."""
+
+
+def known_fields() -> list[str]:
+    """The fields of [training] that can be set."""
+    fields = dataclasses.fields(transformers.TrainingArguments)
+    return [field.name for field in fields if field.name not in TAKEN]
+
+
+def meant_fields() -> dict[str, str]:
+    """Names that people may use for fields of [training], those of the fields among them."""
+    return {name: name for name in known_fields()} | MEANT
 
 
 def training_arguments(recipe: Recipe, folder: Path) -> transformers.TrainingArguments:
@@ -77,10 +99,13 @@ def training_arguments(recipe: Recipe, folder: Path) -> transformers.TrainingArg
 def _check(name: str, value: Any) -> None:
     if name in TAKEN:
         raise ConfigError(f"training.{name} cannot be set: {TAKEN[name]}")
-    if name in MEANT:
-        raise ConfigError(f"unknown field of training {name!r}; did you mean {MEANT[name]!r}?")
-    known = [field.name for field in dataclasses.fields(transformers.TrainingArguments)]
-    one_of("field of training", name, known)
+    known = known_fields()
+    if name not in known:
+        meant = [MEANT[name]] if name in MEANT else near(name, known)
+        raise ConfigError(
+            f"unknown field 'training.{name}'{did_you_mean(f'training.{m}' for m in meant)} "
+            "([training] takes the fields of transformers.TrainingArguments)"
+        )
     hint = typing.get_type_hints(transformers.TrainingArguments)[name]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {

@@ -23,7 +23,7 @@ from kdcache.progress import Progress, quiet
 from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache, Place, open_cache
 from kdcache.store.files import remove_tree
-from kdcache.trainer.arguments import training_arguments
+from kdcache.trainer.arguments import meant_fields, training_arguments
 from kdcache.trainer.card import write_card
 from kdcache.trainer.folder import (
     CACHE,
@@ -123,7 +123,8 @@ def train(
     """
     source = cache if isinstance(cache, Cache) else open_cache(cache)
     parts = choose_parts(source, Path(out) / CACHE, allow_partial=allow_partial, resume=resume)
-    chosen = with_student(load_recipe(recipe, overrides), student, init_from_teacher, config)
+    chosen = load_recipe(recipe, overrides, meant_fields())
+    chosen = with_student(chosen, student, init_from_teacher, config)
     given = {"seed": seed, "epochs": epochs, "lr": lr, "batch_size": batch_size, "device": device}
     chosen = with_shorthands(chosen, given, overrides)
     called = check_callbacks(callbacks)

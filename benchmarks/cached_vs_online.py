@@ -15,6 +15,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from record import save, spread
 
-from kdcache.batch import Batch
+from kdcache.batch import Batch, Docs
 from kdcache.builder import build
 from kdcache.evaluator import evaluate
 from kdcache.loader import CachedDocuments
@@ -48,8 +49,8 @@ class OnlineDocuments(CachedDocuments):
         self.teacher, self.k = teacher, k
         self.seconds: list[float] = []
 
-    def __getitems__(self, docs: list[int]) -> Batch:
-        batch = super().__getitems__(docs)
+    def read(self, docs: Sequence[int] | Docs) -> Batch:
+        batch = super().read(docs)
         started = time.perf_counter()
         with torch.inference_mode():
             task = self.cache.plan.config.task

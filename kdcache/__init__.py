@@ -2,7 +2,8 @@
 
 `plan` tokenises a corpus, `build` runs the teacher over it and writes a cache, `open_cache` reads
 one, `train` distils a student from it and `evaluate` measures a model; `copy`, `merge` and
-`export` move caches. Nothing heavy is imported until it is used.
+`export` move caches, and `CachedDocuments` is a torch data set for training loops of your own.
+Nothing heavy is imported until it is used.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
     from kdcache.errors import KdcacheError
     from kdcache.evaluator import evaluate
     from kdcache.exporting import export
+    from kdcache.loader import CachedDocuments
     from kdcache.planner import plan
     from kdcache.store import copy, merge, open_cache, open_plan, verify
     from kdcache.trainer import train
 
 __all__ = [
+    "CachedDocuments",
     "KdcacheError",
     "build",
     "copy",
@@ -34,6 +37,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "CachedDocuments": "loader",
     "KdcacheError": "errors",
     "build": "builder",
     "copy": "store",

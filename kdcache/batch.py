@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdcache.errors import DamageError
+from kdcache.errors import ConfigError, DamageError
 from kdcache.plans import Array, Plan
 from kdcache.tasks import IGNORE_INDEX
 
@@ -26,6 +26,14 @@ class Batch(dict[str, torch.Tensor]):
     document, token or masked position, documents one after the other. Where a signal has but a
     fraction of them, "logits/kept" [rows] int64 says which, as `Cache.kept_rows`.
     """
+
+    def __missing__(self, name: object) -> torch.Tensor:
+        if name == 0:  # a collate function that wants single documents
+            raise ConfigError(
+                "a Batch is read and padded already; give the DataLoader, or the Trainer as its "
+                "data_collator, the data set's own: collate_fn=dataset.collate"
+            )
+        raise KeyError(name)
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """The batch on another device."""

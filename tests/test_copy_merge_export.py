@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import struct
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +248,17 @@ def test_teachers_stay_apart(tmp_path: Path, logits: Cache, hidden: Cache, other
     assert len(verify(tmp_path / "all.zarr", full=True)) == 1
     with pytest.raises(ConfigError, match="unknown teacher of this cache 'large'"):
         open_cache(tmp_path / "all.zarr", teacher="large")
+
+
+def test_a_copy_of_a_view_sees_the_same_teacher(
+    tmp_path: Path, logits: Cache, other: Cache
+) -> None:
+    merge([logits.path, other.path], tmp_path / "both.zarr")
+    for teacher, wanted in ((None, logits), ("classifier-2", other)):
+        view = open_cache(tmp_path / "both.zarr", teacher=teacher)
+        for twin in (pickle.loads(pickle.dumps(view)), deepcopy(view)):
+            same_rows(twin, wanted)
+            assert (twin.teacher, twin.manifest) == (view.teacher, view.manifest)
 
 
 def test_merged_caches_merge_again(

@@ -105,12 +105,12 @@ class Watched(CachedDocuments):
         super().__init__(*args, seed=5, **options)
         self.failing, self.threads, self.most = failing, [], 0
 
-    def __getitems__(self, docs):
+    def read(self, docs):
         self.threads.append(threading.current_thread())
         self.most = max(self.most, len(reading()))
         if len(self.threads) - 1 in self.failing:
             raise DamageError(f"batch {len(self.threads) - 1} is damaged")
-        return super().__getitems__(docs)
+        return super().read(docs)
 
 
 def prepared(loader):

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from kdcache.errors import DamageError, IncompleteError
 from kdcache.manifest import FIRST, Json, digest
-from kdcache.store.facts import Facts
 from kdcache.store.objects import AT_ONCE, ObjectPath, Root, at_once
 from kdcache.store.paths import inside
 from kdcache.store.shard import Layout
@@ -133,15 +133,18 @@ def sizes_of(commit: Json) -> dict[str, int]:
     return {key: facts["bytes"] for key, facts in commit["objects"].items()}
 
 
-def plan_facts(objects: Mapping[str, Json], root: Root) -> Facts:
-    """The ledger of the plan's own arrays and files."""
+@dataclass(frozen=True)
+class PlanFacts:
+    """The ledger of the plan's own arrays and files: `Facts` that can be pickled."""
 
-    def facts(part: int, key: str) -> Json:
-        if key not in objects:
-            raise DamageError(f"{root / key} is in no commit: it is not of this store")
-        return objects[key]
+    objects: Mapping[str, Json]
+    root: Root
 
-    return facts
+    def __call__(self, part: int, key: str) -> Json:
+        """What was committed of an object; DamageError if it is in no commit."""
+        if key not in self.objects:
+            raise DamageError(f"{self.root / key} is in no commit: it is not of this store")
+        return self.objects[key]
 
 
 def _objects(found: Any, where: Root, old: bool) -> dict[str, Json]:

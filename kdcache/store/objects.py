@@ -216,6 +216,11 @@ def locate(where: Place) -> Root:
     return ObjectPath(Bucket(f"{scheme}://{parts.netloc}"), key)
 
 
+def absolute(root: Root) -> Root:
+    """The same place for a process that works in another folder."""
+    return root.absolute() if isinstance(root, Path) else root
+
+
 def at_once(
     job: Callable[[T], R],
     items: Iterable[T],

@@ -23,7 +23,7 @@ from kdcache.store.checksums import CRC, ENTRY, crc, sound
 from kdcache.store.descriptors import Handle
 from kdcache.store.facts import Facts
 from kdcache.store.layout import ZSTD_LEVELS, Layout
-from kdcache.store.objects import Root
+from kdcache.store.objects import Root, absolute
 from kdcache.store.paths import inside
 from kdcache.store.shard import ArrayReader, encode_shard
 from kdcache.store.shard_file import CommittedFile
@@ -78,6 +78,9 @@ class PackedReader:
         self._shards: dict[int, _PackedShard] = {}
         self._kept: OrderedDict[tuple[int, int, int], Array] = OrderedDict()
         self._most = max(1, KEPT_BYTES // layout.chunk_bytes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (absolute(self.root), self.layout, self.facts)
 
     def __getitem__(self, rows: slice) -> Array:
         return self.read(np.array([rows.start]), np.array([rows.stop - rows.start]))

@@ -15,7 +15,7 @@ import torch
 
 from kdcache.batch import Batch, collate, epoch_order
 from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError, one_of
-from kdcache.manifest import Json
+from kdcache.manifest import Json, digest
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan
 from kdcache.signals import Hidden, LayerRows, Signal, SoftLabels, assist
 from kdcache.store.blueprint import (
@@ -28,12 +28,12 @@ from kdcache.store.blueprint import (
 from kdcache.store.create import plan_layouts, signal_layouts
 from kdcache.store.ledger import (
     Ledger,
+    PlanFacts,
     part_name,
-    plan_facts,
     plan_objects,
     read_completion,
 )
-from kdcache.store.objects import Place, Root, locate
+from kdcache.store.objects import Place, Root, absolute, locate
 from kdcache.store.packed import reader_of, stored_bytes
 from kdcache.store.shard import ArrayReader, Layout
 from kdcache.store.spans import Pieces, cut_spans
@@ -57,7 +57,7 @@ def open_plan(path: Place) -> Plan:
 
 
 def _plan(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> Plan:
-    committed = plan_facts(objects, root)
+    committed = PlanFacts(objects, root)
     columns, examples = {}, {}
     for spec in plan_specs(blueprint.config):
         layout = read_layout(root, spec.name, blueprint.parts, objects)
@@ -92,13 +92,17 @@ class Cache:
     the order of the documents asked for. Of a merged cache one teacher is seen; arrays and files
     have the names they had where they came from.
 
+    A copy, and what another process unpickles, opens the same place again; CacheError if another
+    cache lies there by then.
+
     Attributes:
+        teacher: the one it was opened with, beside the first; None for the first.
         teachers: names of the teachers beside the first.
         prefix: where the arrays of a teacher beside the first lie in the store.
     """
 
     def __init__(self, path: Root, teacher: str | None = None) -> None:
-        self.path = path
+        self.path, self.teacher = path, teacher
         self.manifest = require_record(path, "cache")
         self.objects = plan_objects(path, self.manifest)
         blueprint = read_blueprint(self.manifest, path)
@@ -126,6 +130,9 @@ class Cache:
             name: reader_of(path, layout, self.ledger.facts)
             for name, layout in self.layouts.items()
         }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (absolute(self.path), self.teacher, digest(self.manifest))
 
     @property
     def committed(self) -> list[int]:
@@ -286,7 +293,7 @@ class Cache:
         if name not in self.files:
             raise DamageError(f"{self.path} holds no file {name!r}")
         layout = read_layout(self.path, f"files/{self.kept[name]}", 1, self.objects)
-        reader = ArrayReader(self.path, layout, plan_facts(self.objects, self.path))
+        reader = ArrayReader(self.path, layout, PlanFacts(self.objects, self.path))
         size = self.files[name]
         for start in range(0, size, 2**24):
             yield reader[start : min(size, start + 2**24)].tobytes()
@@ -307,6 +314,17 @@ class Cache:
             f"teacher {self.manifest['teacher']['name']}, signals: {signals}; {state}, "
             f"{sum(self.bytes.values()):,} bytes>"
         )
+
+
+def _reopen(path: Root, teacher: str | None, manifest: str) -> Cache:
+    """The cache of that manifest; CacheError if it is gone or another took its place."""
+    cache = Cache(path, teacher)
+    if digest(cache.manifest) != manifest:
+        raise CacheError(
+            f"{path} holds another cache than the one that was copied or sent to this process; "
+            "open it there with open_cache"
+        )
+    return cache
 
 
 def _layouts(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> dict[str, Layout]:

@@ -23,7 +23,7 @@ from kdcache.store.checksums import crc
 from kdcache.store.descriptors import Handle
 from kdcache.store.facts import Facts
 from kdcache.store.layout import SHARD_BYTES, Layout, plan_layout
-from kdcache.store.objects import Root
+from kdcache.store.objects import Root, absolute
 from kdcache.store.paths import inside
 from kdcache.store.shard_file import ShardFile
 from kdcache.store.spans import Pieces, cut_spans
@@ -53,7 +53,8 @@ class ArrayReader:
 
     An array of at most RESIDENT_BYTES is kept in memory, chunk by chunk as they are touched, and
     its rows are copied from there. Any number of threads may read at once, and a forked child may
-    go on reading. With `facts`, a shard must be the one that was committed.
+    go on reading. A copy, pickled or not, starts with nothing open and nothing read. With `facts`,
+    a shard must be the one that was committed.
     """
 
     def __init__(self, root: Root, layout: Layout, facts: Facts | None = None) -> None:
@@ -65,6 +66,9 @@ class ArrayReader:
         if layout.bytes <= RESIDENT_BYTES:
             self._kept = np.empty(layout.shape, layout.dtype)
             self._have = bytearray(layout.shape[0] // layout.chunk_rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (absolute(self.root), self.layout, self.facts)
 
     def __getitem__(self, rows: slice) -> Array:
         return self.read(np.array([rows.start]), np.array([rows.stop - rows.start]))

@@ -29,6 +29,9 @@ class CommittedFile(ABC):
         self.file = Descriptor(path)
         self.identity: tuple[int, ...] = ()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.layout, self.facts)  # what was read is checked anew
+
     def open(self) -> Handle:
         """Its file. One that was replaced since it was last read (repaired, say) is read anew."""
         try:

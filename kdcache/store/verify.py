@@ -13,8 +13,8 @@ from kdcache.store.blueprint import Blueprint, plan_specs, read_blueprint
 from kdcache.store.create import spec_layouts
 from kdcache.store.ledger import (
     Ledger,
+    PlanFacts,
     part_name,
-    plan_facts,
     plan_objects,
     read_completion,
 )
@@ -128,7 +128,7 @@ class _Survey:
                 read_object(self.root, key, objects)
             except CacheError as error:
                 self.note(key, None, error)
-        committed = plan_facts(objects, self.root)
+        committed = PlanFacts(objects, self.root)
         for name, parts in _plan_arrays(blueprint, objects):
             for layout in self._layout(name, parts, objects):
                 reader = ArrayReader(self.root, layout, committed)

@@ -67,12 +67,7 @@ class Capture:
 
     def _run(self, batch: Batch) -> Outputs:
         if self.wants_head and self.head is None:
-            self.head = plain_head(self.teacher.model, batch)
-            if self.head is None:
-                raise ModelError(
-                    f"the logits of {self.teacher.identity['name']} are not what its output layer "
-                    "says: store logits:topk instead of logits:hidden-head"
-                )
+            self.head = output_layer(self.teacher, batch)
         return run_model(
             self.teacher.model,
             self.plan.config.task,
@@ -155,6 +150,17 @@ class Capture:
             "the corpus (0 is the first); nothing of that part was stored: "
             "try --dtype fp32, or leave the document out"
         )
+
+
+def output_layer(teacher: Teacher, batch: Batch) -> nn.Linear:
+    """The layer that makes the teacher's logits; ModelError if they are not what it says."""
+    head = plain_head(teacher.model, batch)
+    if head is None:
+        raise ModelError(
+            f"the logits of {teacher.identity['name']} are not what its output layer says: store "
+            "logits:topk instead of logits:hidden-head"
+        )
+    return head
 
 
 def _sampled(plan: Plan, space: RowSpace) -> Array:

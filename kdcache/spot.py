@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.capture import Docs, length_batches
+from kdcache.capture import Docs, length_batches, output_layer
 from kdcache.errors import ConfigError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.models import Teacher, run_model
 from kdcache.progress import Advance, Progress, quiet
-from kdcache.signals import Hidden, at_rows, merge
+from kdcache.signals import Hidden, HiddenHead, at_rows, merge
 from kdcache.signals.base import Stats
 from kdcache.sources import Sources
 from kdcache.store import Cache, Place, Root, locate
@@ -156,29 +156,34 @@ def stored_fidelity(cache: Cache) -> Json:
     found: Json = {}
     for name, signal in cache.signals.items():
         where = cache.prefix + name
-        found[name] = signal.summarise(merge([sums[where] for sums in commits if where in sums]))
+        if stats := [sums[where] for sums in commits if where in sums]:
+            found[name] = signal.summarise(merge(stats))
     return found
 
 
 def _distance(cache: Cache, teacher: Teacher, docs: Docs) -> dict[str, Stats]:
     """Stats of every row of the documents, by signal."""
     hidden = any(isinstance(signal, Hidden) for signal in cache.signals.values())
+    wants_head = any(isinstance(signal, HiddenHead) for signal in cache.signals.values())
     stats: dict[str, list[Stats]] = {name: [] for name in cache.signals}
     for batch_docs in length_batches(cache.plan, docs, BATCH_TOKENS):
         batch = cache.batch(batch_docs).to(teacher.device)
         with torch.inference_mode():
-            outputs = run_model(teacher.model, cache.plan.config.task, batch, hidden=hidden)
+            head = output_layer(teacher, batch) if wants_head else None
+            task = cache.plan.config.task
+            outputs = run_model(teacher.model, task, batch, hidden=hidden, head=head)
             for name, signal in cache.signals.items():
                 rows = {array: batch[array] for array in cache.arrays_of(name)}
                 space, kept = cache.space_of(name), batch.get(f"{name}/kept")
-                said = at_rows(outputs, cache.plan.config.task, space, kept)
+                said = at_rows(outputs, task, space, kept)
                 for index in _pieces(len(next(iter(rows.values()))), teacher.device):
                     stats[name].append(signal.measure(said, rows, index))
     return {name: merge(found) for name, found in stats.items() if found}
 
 
 def _pieces(rows: int, device: torch.device) -> Iterator[torch.Tensor]:
-    yield from torch.arange(rows, device=device).split(ROWS)
+    if rows:  # splitting none would give one piece of none, which has no distance
+        yield from torch.arange(rows, device=device).split(ROWS)
 
 
 def _figures(part: int, signal: str, found: Json, stored: Json, dtype: str) -> Iterator[Figure]:

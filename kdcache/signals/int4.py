@@ -41,7 +41,7 @@ def pack(x: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
             f"magnitudes must be finite and at most {2 ** (MOST / STEPS):.0f}; "
             f"row {int(bad[0])} is not"
         )
-    nibbles = codes.view(len(x), -1, 2)
+    nibbles = codes.unflatten(1, (-1, 2))
     return nibbles[..., 0] | (nibbles[..., 1] << 4), scales.to(torch.uint8)
 
 

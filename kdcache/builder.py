@@ -14,9 +14,10 @@ from typing import Any, Unpack
 import torch
 
 from kdcache.capture import Capture
-from kdcache.errors import ConfigError, KdcacheError, one_of
+from kdcache.errors import ConfigError, KdcacheError, MismatchError, one_of
+from kdcache.identity import has_configuration, say_unvouched
 from kdcache.interrupts import held_interrupts
-from kdcache.manifest import Json
+from kdcache.manifest import NAMED, Json
 from kdcache.models import Teacher, Tokenizer, load_config, load_teacher, load_tokenizer
 from kdcache.models.auto import require_problem
 from kdcache.models.teacher import check_fit, teacher_shape
@@ -71,6 +72,7 @@ def build(
     batch_tokens: int = 8192,
     trust_remote_code: bool = False,
     keep_teacher_weights: bool = False,
+    same_teacher: bool = False,
     progress: Progress = quiet,
     **options: Unpack[PlanOptions],
 ) -> Cache:
@@ -90,9 +92,12 @@ def build(
         dtype: of the teacher's forward: "fp32", "bf16" or "fp16".
         batch_tokens: most tokens, padding included, of a forward.
         keep_teacher_weights: store the weights too, for students made of teacher layers elsewhere.
+        same_teacher: go on with an unfinished cache from before format 3, which does not tell the
+            configuration of its teacher: the caller vouches that it has not changed.
         options: see `PlanOptions`.
 
-    Raises ConfigError, CorpusError, ModelError; MismatchError if `out` holds another cache.
+    Raises ConfigError, CorpusError, ModelError; MismatchError if `out` holds another cache, or one
+    that only `same_teacher` goes on with.
     """
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens must be 1 or more; got {batch_tokens}")
@@ -104,7 +109,9 @@ def build(
     with _planned(corpus, tokens, task, loaded.model.config, out, progress, options) as plan:
         check_fit(loaded, plan, tokens)
         _create(locate(out), plan, loaded, wanted, tokens, keep_teacher_weights)
-    _fill(locate(out), loaded, batch_tokens, progress)
+    writer = Writer(locate(out))
+    _require_vouched(writer.cache, same_teacher, progress)
+    _fill(writer, loaded, batch_tokens, progress)
     return open_cache(out)
 
 
@@ -200,6 +207,19 @@ def _create(
     create(out, record, plan, signal_layouts(plan, signals, teacher.shape), files)
 
 
+def _require_vouched(cache: Cache, same_teacher: bool, progress: Progress) -> None:
+    """MismatchError for an unfinished cache without its teacher's configuration, unless told."""
+    if cache.complete or has_configuration(cache.manifest["teacher"]):
+        return
+    if not same_teacher:
+        raise MismatchError(
+            f"{cache.path} is unfinished and does not tell the configuration of its teacher, as "
+            f"caches before format {NAMED}: if that has not changed since, go on with "
+            "--same-teacher; else choose another output folder"
+        )
+    say_unvouched(progress, [(cache.path, cache.manifest["teacher"])])
+
+
 def kept_files(
     plan: Plan,
     teacher: Teacher,
@@ -222,18 +242,17 @@ def software() -> Json:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _fill(out: Root, teacher: Teacher, batch_tokens: int, progress: Progress) -> None:
+def _fill(writer: Writer, teacher: Teacher, batch_tokens: int, progress: Progress) -> None:
     """Run the teacher over every part that is not committed, then mark the cache complete."""
-    writer = Writer(out)
     writer.republish()
     cache, missing = writer.cache, writer.cache.missing
     parts = cache.plan.parts
     if cache.complete:
-        progress.say(f"{out} is complete: {parts} of {parts} parts; nothing to do")
+        progress.say(f"{writer.path} is complete: {parts} of {parts} parts; nothing to do")
         return
     if len(missing) < parts:
         progress.say(
-            f"resuming {out}: {parts - len(missing)} of {parts} parts are committed; "
+            f"resuming {writer.path}: {parts - len(missing)} of {parts} parts are committed; "
             f"going on with part {missing[0]}"
         )
     if missing:

@@ -9,9 +9,12 @@ from typing import Any
 
 from kdcache.errors import DamageError, MismatchError
 
-FORMAT = 2
+FORMAT = 3
+FORMATS = (1, 2, 3)
 FIRST = 1
 """The first format, which is read, not written: commits know a shard by its size alone."""
+NAMED = 3
+"""The first format in which dimensions have names, and teachers a configuration."""
 Json = dict[str, Any]
 
 
@@ -88,10 +91,13 @@ def require_same(stored: Json, asked: Json, where: str) -> None:
     found = differences(stored, asked)
     if not found:
         return
+    kind, other = stored.get("kind", "cache"), asked.get("kind", "cache")
+    if kind != other:
+        raise MismatchError(f"{where} holds a {kind}, not a {other}; choose another output folder")
     name, have, want = found[0]
     more = f" (and {len(found) - 1} more: {_names(found[1:])})" if len(found) > 1 else ""
     raise MismatchError(
-        f"{where} holds another cache: {name} is {_short(have)} there and {_short(want)} now"
+        f"{where} holds another {kind}: {name} is {_short(have)} there and {_short(want)} now"
         f"{more}; choose another output folder, or repeat the command that made it"
     )
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.manifest import Json, canonical
+from kdcache.manifest import FORMAT, NAMED, Json, canonical
 from kdcache.subsets import draw, kept_of, spread
 from kdcache.tasks import RowSpace, Space, Subset, Task
 
@@ -81,6 +81,7 @@ class Plan:
         examples: the arrays of EXAMPLE_COLUMNS, each [parts * rows["example"]].
         columns: `tokens` [parts * rows["token"]]; for masked-lm also `masked_position` (int32,
             within the document) and `masked_label` [parts * rows["masked"]].
+        format: of the store it lies in; a new plan's is that of new stores.
     """
 
     config: PlanConfig
@@ -88,6 +89,7 @@ class Plan:
     rows: Mapping[Space, int]
     examples: Mapping[str, Array]
     columns: Mapping[str, Column] = field(repr=False)
+    format: int = FORMAT
 
     @cached_property
     def docs(self) -> npt.NDArray[np.int64]:
@@ -182,7 +184,19 @@ class Plan:
     @cached_property
     def sha256(self) -> str:
         """The plan's identity: configuration, cuts, documents and every token."""
-        state = hashlib.sha256(canonical([self.config.to_json(), self.parts, dict(self.rows)]))
+        return self.sha256_in(self.format)
+
+    def sha256_in(self, form: int, name: str | None = None) -> str:
+        """The plan's identity in a store of format `form`.
+
+        Before the third what the tokenizer is called was part of it: `name`, or as it is here.
+        """
+        config = self.config.to_json()
+        if name is not None:
+            config["tokenizer"]["name"] = name
+        if form >= NAMED:
+            config["tokenizer"].pop("name", None)
+        state = hashlib.sha256(canonical([config, self.parts, dict(self.rows)]))
         for name in EXAMPLE_COLUMNS:
             state.update(self.examples[name].tobytes())
         for name in sorted(self.columns):

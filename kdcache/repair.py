@@ -68,7 +68,7 @@ def repair(
     with suppress(DamageError):
         require_current(read_record(root) or {}, str(root))
     before = _see(root, progress)
-    sources = Sources(root, teacher, tokenizer, device)
+    sources = Sources(root, teacher, tokenizer, device, progress)
     found = _restore(root, before, progress)
     if corpus is not None and any(map(_of_plan, found)):
         with sources.plan(corpus, progress) as plan:

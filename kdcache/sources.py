@@ -11,11 +11,12 @@ from typing import Any
 
 from kdcache.builder import is_plan, kept_files
 from kdcache.errors import DamageError, MismatchError
+from kdcache.identity import say_unvouched
 from kdcache.models import Teacher, Tokenizer, classes_of, load_tokenizer
 from kdcache.models.same import load_same_teacher
 from kdcache.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.plans import Plan, PlanConfig
-from kdcache.progress import Progress
+from kdcache.progress import Progress, quiet
 from kdcache.store import Cache, Root, open_plan
 from kdcache.store.blueprint import read_blueprint
 from kdcache.store.zarrs import require_record
@@ -59,8 +60,9 @@ class Sources:
         teacher_place: str | Path | None,
         tokenizer_place: str | Path | None,
         device: str | None,
+        progress: Progress = quiet,
     ) -> None:
-        self.root, self.device = root, device
+        self.root, self.device, self.progress = root, device, progress
         self.teacher_place, self.tokenizer_place = teacher_place, tokenizer_place
         self._teachers: dict[tuple[str | None, str], Teacher] = {}
         self._views: dict[str | None, Cache] = {}
@@ -90,6 +92,9 @@ class Sources:
         Raises ModelError if it is not there, MismatchError if it is another one.
         """
         where = guest, self.device or device
+        if not self._teachers:
+            views = map(self.view, (None, *self.view().teachers))
+            say_unvouched(self.progress, ((self.root, v.manifest["teacher"]) for v in views))
         if where not in self._teachers:
             self._teachers[where] = self._load(*where)
         return self._teachers[where]

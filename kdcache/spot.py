@@ -120,7 +120,7 @@ def spot_check(
     """
     if documents < 1:
         raise ConfigError(f"a spot check takes 1 document or more; got {documents}")
-    sources = Sources(locate(path), teacher, None, device)
+    sources = Sources(locate(path), teacher, None, device, progress)
     cache = sources.view()
     docs = part_documents(cache, parts_in_place(cache))
     if not len(docs):

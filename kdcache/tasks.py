@@ -26,6 +26,16 @@ class Subset:
 RowSpace = Space | Subset
 """What the rows of an array belong to."""
 
+ROW_AXIS: dict[Space, str] = {"example": "document", "token": "token", "masked": "masked"}
+
+
+def axis_of(space: RowSpace) -> str:
+    """Name of the dimension that the rows of a space make: arrays with one name share rows."""
+    if isinstance(space, Subset):
+        return f"{ROW_AXIS[space.of]}_fraction_{space.fraction}"
+    return ROW_AXIS[space]
+
+
 LOGITS_SPACE: dict[Task, Space] = {
     "text-classification": "example",
     "masked-lm": "masked",

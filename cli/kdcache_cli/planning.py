@@ -166,6 +166,14 @@ def build(
             help="Store the weights too, to make students of teacher layers elsewhere.",
         ),
     ] = False,
+    same_teacher: Annotated[
+        bool,
+        typer.Option(
+            "--same-teacher",
+            help="Go on with an unfinished cache from before format 3, which cannot tell whether "
+            "its teacher's configuration has changed: it has not.",
+        ),
+    ] = False,
     text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
     label_type: o.LabelType = None,
@@ -206,6 +214,7 @@ def build(
         dtype=dtype,
         batch_tokens=batch_tokens,
         keep_teacher_weights=keep_teacher_weights,
+        same_teacher=same_teacher,
         **asked,
     )
     (print_json if as_json else print_cache)(describe_cache(cache))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from kdcache.errors import MismatchError, ModelError
-from kdcache.manifest import Json, differences
+from kdcache.identity import teacher_differences
+from kdcache.manifest import Json
 from kdcache.models.teacher import Teacher, load_teacher
 from kdcache.tasks import Task
-
-ELSEWHERE = {"name", "source"}  # where a teacher lies does not change what it says
 
 
 def load_same_teacher(
@@ -27,15 +28,26 @@ def load_same_teacher(
             f"the teacher is no longer at {place}; say where it is now (--teacher FOLDER)"
         )
     teacher = load_teacher(place, task=task, device=device, dtype=identity["dtype"])
-    stored, found = (
-        {key: value for key, value in record.items() if key not in ELSEWHERE}
-        for record in (identity, teacher.identity)
+    require_same_teacher(
+        identity, teacher, place, "name the folder of the right one (--teacher FOLDER)"
     )
-    other = differences(stored, found)
+    return teacher
+
+
+def require_same_teacher(identity: Json, teacher: Teacher, place: str | Path, way: str) -> None:
+    """MismatchError unless a teacher, which lies at `place`, is that of a manifest.
+
+    `way` says what to do.
+    """
+    other = teacher_differences(identity, teacher.identity)
     if other:
         field, have, want = other[0]
         raise MismatchError(
-            f"{place} is not the teacher of the cache: its {field} is {want!r} and the cache's "
-            f"{have!r}; name the folder of the right one (--teacher FOLDER)"
+            f"{place} is not the teacher of the cache: its {field} is {_short(want)} there and "
+            f"{_short(have)} in the cache; {way}"
         )
-    return teacher
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -22,6 +22,7 @@ from kdcache.models.auto import (
     unreadable,
 )
 from kdcache.models.blocks import copy_blocks, require_same_states, shrunk_config
+from kdcache.models.same import require_same_teacher
 from kdcache.models.teacher import load_teacher, most_tokens, teacher_shape
 from kdcache.models.tokenizer import load_tokenizer
 from kdcache.signals import TeacherShape
@@ -204,3 +205,4 @@ def _require_same_weights(cache: Cache, source: str) -> None:
     found = load_teacher(source, task=task, device="cpu", dtype=identity["dtype"])
     if found.identity["weights_sha256"] != identity["weights_sha256"]:
         raise ModelError(f"the weights in {source} are no longer the cache's teacher: {way}")
+    require_same_teacher(identity, found, source, way)

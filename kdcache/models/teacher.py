@@ -21,6 +21,7 @@ from kdcache.models.auto import (
     require_token_types,
     unreadable,
 )
+from kdcache.models.configuration import function_of
 from kdcache.models.tokenizer import Tokenizer, class_names, short_name
 from kdcache.plans import Plan
 from kdcache.signals import TeacherShape
@@ -112,6 +113,7 @@ def load_teacher(
         "dtype": dtype,
         "attention": model.config._attn_implementation,
         "classes": class_names(config) if task == "text-classification" else None,
+        **function_of(model),
     }
     return Teacher(model.to(place), identity, teacher_shape(model.config, task), place)
 

@@ -13,7 +13,7 @@ import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json
-from kdcache.tasks import LOGITS_SPACE, RowSpace, Space, Subset, Task
+from kdcache.tasks import LOGITS_SPACE, RowSpace, Space, Subset, Task, axis_of
 
 Arrays = dict[str, torch.Tensor]
 Stats = dict[str, float]
@@ -35,6 +35,8 @@ class ArraySpec:
     """One array of a signal: `row_shape` values of `dtype` for each row of `space`.
 
     Attributes:
+        axes: names of the axes of a row; arrays of one group whose axes have one name have one
+            length there.
         chunk_rows: rows of an inner chunk, the least that is read and checked at once.
         packing: how inner chunks are compressed.
         expected: bytes a row takes once compressed, least and most, as measured on real teachers;
@@ -45,10 +47,19 @@ class ArraySpec:
     space: RowSpace
     row_shape: tuple[int, ...]
     dtype: str
+    axes: tuple[str, ...] = ()
     attributes: Json = field(default_factory=dict)
     chunk_rows: int = 16_384
     packing: Packing = ""
     expected: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        assert len(self.axes) == len(self.row_shape), f"{self.name}: an axis without a name"
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of all its dimensions, that of the rows first."""
+        return axis_of(self.space), *self.axes
 
 
 @dataclass(frozen=True, kw_only=True)

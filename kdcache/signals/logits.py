@@ -75,6 +75,7 @@ class DenseLogits:
                 name="logits/values",
                 space=logits_space(self.codec, task, self.fraction),
                 row_shape=(shape.outputs,),
+                axes=("output",),
                 dtype={"fp32": "float32", "fp16": "float16"}[self.dtype],
                 chunk_rows=max(64, 16_384 * 128 // max(128, shape.outputs)),
             )
@@ -138,23 +139,30 @@ class TopKLogits:
         space = logits_space(self.codec, task, self.fraction)
         bits = high_bits(shape.outputs)
         book = {"codebook": [float(v) for v in table()], "unit": "nats"}
-        specs: list[tuple[str, tuple[int, ...], str, Json]] = [
-            ("ids", (self.k,), "uint16", {}),
-            ("logprobs", (self.k,), "uint8", book),
-            ("tail_logmass", (), "float32", {"unit": "nats"}),
-            ("tail_stat", (), "float32", {"unit": "nats", "temperature": STAT_TEMPERATURE}),
+        specs: list[tuple[str, dict[str, int], str, Json]] = [
+            ("ids", {"k": self.k}, "uint16", {}),
+            ("logprobs", {"k": self.k}, "uint8", book),
+            ("tail_logmass", {}, "float32", {"unit": "nats"}),
+            ("tail_stat", {}, "float32", {"unit": "nats", "temperature": STAT_TEMPERATURE}),
         ]
         if self.draws:
-            specs.append(("drawn", (self.draws,), "uint16", {}))
+            specs.append(("drawn", {"draw": self.draws}, "uint16", {}))
         if bits:
-            packed = (-(-self.k * bits // 8),)
+            packed = {"byte_of_k": -(-self.k * bits // 8)}
             specs.insert(1, ("ids_hi", packed, "uint8", {"bits": bits}))
         if bits and self.draws:
-            packed = (-(-self.draws * bits // 8),)
+            packed = {"byte_of_draw": -(-self.draws * bits // 8)}
             specs.append(("drawn_hi", packed, "uint8", {"bits": bits}))
         return [
-            ArraySpec(name=f"logits/{n}", space=space, row_shape=s, dtype=t, attributes=a)
-            for n, s, t, a in specs
+            ArraySpec(
+                name=f"logits/{name}",
+                space=space,
+                row_shape=tuple(row.values()),
+                axes=tuple(row),
+                dtype=dtype,
+                attributes=attributes,
+            )
+            for name, row, dtype, attributes in specs
         ]
 
     def encode(self, outputs: Outputs) -> Arrays:

@@ -92,6 +92,7 @@ class RowCodec:
             name=f"{prefix}/codes",
             space=space,
             row_shape=(row,),
+            axes=("hidden" if row == width else "pair",),
             dtype=dtype,
             attributes=attributes,
             chunk_rows=1024,
@@ -104,6 +105,7 @@ class RowCodec:
             name=f"{prefix}/scale",
             space=space,
             row_shape=(width // self.columns,) if self.columns else (),
+            axes=("group",) if self.columns else (),
             dtype="float16" if self.dtype == "int8" else "uint8",
             attributes={} if self.dtype == "int8" else int4.SCALE_ATTRIBUTES,
         )

@@ -78,6 +78,7 @@ class SampledLogits(vocabulary.Ranked):
                 name=name,
                 space=logits_space(self.codec, task, self.fraction),
                 row_shape=(self.n,),
+                axes=("draw",),
                 dtype="uint8",
                 attributes=vocabulary.attributes(shape.outputs),
                 chunk_rows=CHUNK_ROWS,

@@ -91,7 +91,7 @@ class SmallTopK(vocabulary.Ranked):
         of_draws = _sizes(shape.outputs, self.draws, repeated, DRAWN_SHARE) if drawn else []
         order = vocabulary.attributes(shape.outputs)
         book = {"codebook": [float(v) for v in steep_table(self.levels)], "unit": "nats"}
-        row = (self.k,)
+        row = {"k": self.k}
         stat = {"unit": "nats", "temperature": STAT_TEMPERATURE}
         space = logits_space(self.codec, task, self.fraction)
         return [
@@ -106,7 +106,7 @@ class SmallTopK(vocabulary.Ranked):
                 _bytes(CODE_SHARE, math.log2(self.levels) * self.k),
                 book,
             ),
-            _packed("logits/floor", space, (), (0.4, 1.0), {}),
+            _packed("logits/floor", space, {}, (0.4, 1.0), {}),
             ArraySpec(
                 name="logits/tail_logmass",
                 space=space,
@@ -118,7 +118,7 @@ class SmallTopK(vocabulary.Ranked):
                 name="logits/tail_stat", space=space, row_shape=(), dtype="float16", attributes=stat
             ),
             *(
-                _packed(name, space, (self.draws,), size, order)
+                _packed(name, space, {"draw": self.draws}, size, order)
                 for name, size in zip(drawn, of_draws, strict=True)
             ),
         ]
@@ -189,13 +189,14 @@ def _bytes(share: tuple[float, float], bits: float) -> tuple[float, float]:
 
 
 def _packed(
-    name: str, space: RowSpace, row: tuple[int, ...], size: tuple[float, float], attributes: Any
+    name: str, space: RowSpace, row: dict[str, int], size: tuple[float, float], attributes: Any
 ) -> ArraySpec:
     packing: Packing = "columns" if row else "zstd"
     return ArraySpec(
         name=name,
         space=space,
-        row_shape=row,
+        row_shape=tuple(row.values()),
+        axes=tuple(row),
         dtype="uint8",
         attributes=attributes,
         chunk_rows=CHUNK_ROWS,

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from kdcache.errors import CacheError, ConfigError, DamageError
-from kdcache.manifest import FIRST, FORMAT, Json
+from kdcache.identity import has_configuration
+from kdcache.manifest import FIRST, FORMAT, FORMATS, NAMED, Json, canonical
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig, part_rows
 from kdcache.signals import ArraySpec, Signal, TeacherShape, from_json
 from kdcache.store.layout import Layout
@@ -47,6 +48,22 @@ def choice(*options: str) -> Kind:
 
 def _names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _settings(value: Any, depth: int = 12) -> bool:
+    """Whether this is a table of values, lists and tables, within one another up to `depth`."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(
+        _settings(v, depth - 1) if isinstance(v, (dict, list)) else True for v in inner
+    )
+
+
+def _fits(value: Any) -> bool:
+    return isinstance(value, dict) and len(canonical(value)) <= 2**22
+
+
+def _hex(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 TEXT = Kind("a text", lambda v: isinstance(v, str))
@@ -109,6 +126,12 @@ CACHE: Schema = {
     "signals": TABLE,
     "software": TABLE,
 }
+FUNCTION: Schema = {
+    "config": Kind("a table of up to 4 MiB", lambda v: _settings(v) and _fits(v)),
+    "implied": TEXTS,
+    "code_sha256": Kind("a SHA-256 or null", lambda v: v is None or _hex(v)),
+}
+"""Of a teacher, from the third format on."""
 
 
 def conform(value: Any, schema: Schema, where: Root, name: str = "") -> None:
@@ -136,8 +159,7 @@ class Blueprint:
     """Sizes and settings of a store, from its manifest alone; `signals` is empty for a plan.
 
     `guests` are the teachers that a merged cache holds beside its first, by name; their arrays lie
-    in a folder of their own (docs/decisions/0009). `old` is whether the store is of the first
-    format.
+    in a folder of their own (docs/decisions/0009).
     """
 
     config: PlanConfig
@@ -146,7 +168,12 @@ class Blueprint:
     shape: TeacherShape | None
     signals: Mapping[str, Signal]
     guests: Mapping[str, Blueprint] = field(default_factory=dict)
-    old: bool = False
+    format: int = FORMAT
+
+    @property
+    def old(self) -> bool:
+        """Whether the store is of the first format."""
+        return self.format == FIRST
 
     def array_specs(self) -> list[ArraySpec]:
         """The arrays of all signals of all teachers, as they are named in the store."""
@@ -163,7 +190,14 @@ class Blueprint:
     @property
     def plan(self) -> Plan:
         """The plan without its rows: enough for layouts."""
-        return Plan(config=self.config, parts=self.parts, rows=self.rows, examples={}, columns={})
+        return Plan(
+            config=self.config,
+            parts=self.parts,
+            rows=self.rows,
+            examples={},
+            columns={},
+            format=self.format,
+        )
 
     def require_fit(self, layout: Layout, spec: ArraySpec, root: Root) -> None:
         """DamageError unless an array on disk is the one the manifest speaks of."""
@@ -200,26 +234,34 @@ def plan_specs(config: PlanConfig) -> list[ArraySpec]:
 def read_blueprint(record: Json, root: Root) -> Blueprint:
     """Check a manifest and read it; DamageError, or CacheError for another format's."""
     where = root / "zarr.json"
-    if record.get("format") not in (FIRST, FORMAT):
+    if record.get("format") not in FORMATS:
         raise CacheError(
-            f"{root} has format {record.get('format')!r}; this version reads {FIRST} and {FORMAT}: "
-            "use the version of kdcache that made it"
+            f"{root} has format {record.get('format')!r:.40}; this version reads "
+            f"{', '.join(map(str, FORMATS))}: use the version of kdcache that made it"
         )
     conform(record, {"plan": PLAN}, where)
     config, parts, rows = _plan(record["plan"], where)
     shape: TeacherShape | None = None
     signals: dict[str, Signal] = {}
     if record.get("kind") == "cache":
-        shape, signals = _teacher(record, config, where)
-    old = record["format"] == FIRST
-    plain = Blueprint(config=config, parts=parts, rows=rows, shape=shape, signals=signals, old=old)
+        shape, signals = _teacher(record, config, where, record["format"])
+    plain = Blueprint(
+        config=config,
+        parts=parts,
+        rows=rows,
+        shape=shape,
+        signals=signals,
+        format=record["format"],
+    )
     return replace(plain, guests=_guests(record.get("teachers", {}), plain, where))
 
 
 def _teacher(
-    record: Json, config: PlanConfig, where: Root, name: str = ""
+    record: Json, config: PlanConfig, where: Root, form: int, name: str = ""
 ) -> tuple[TeacherShape, dict[str, Signal]]:
     conform(record, CACHE, where, name)
+    if form >= NAMED or has_configuration(record["teacher"]):  # a merged cache has the oldest's format
+        conform(record["teacher"], FUNCTION, where, f"{name}.teacher" if name else "teacher")
     shape = TeacherShape(**_only(record["shape"], CACHE["shape"]))
     return shape, _signals(record["signals"], config, shape, where)
 
@@ -229,7 +271,7 @@ def _guests(table: Any, plain: Blueprint, where: Root) -> dict[str, Blueprint]:
         raise _damage(where, "teachers", table, "a table of teachers by name")
     found = {}
     for name, record in table.items():
-        shape, signals = _teacher(record, plain.config, where, f"teachers.{name}")
+        shape, signals = _teacher(record, plain.config, where, plain.format, f"teachers.{name}")
         found[name] = replace(plain, shape=shape, signals=signals)
     return found
 

@@ -13,10 +13,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from kdcache.errors import CacheError
-from kdcache.manifest import FORMAT, Json, digest, require_same
+from kdcache.identity import comparable_teachers, nameless
+from kdcache.manifest import FIRST, FORMAT, NAMED, Json, digest, require_same
 from kdcache.plans import Array, Column, Plan
 from kdcache.signals import ArraySpec, Signal, TeacherShape
-from kdcache.store.blueprint import plan_specs
+from kdcache.store.blueprint import plan_specs, read_blueprint
 from kdcache.store.checksums import crc
 from kdcache.store.facts import shard_facts
 from kdcache.store.files import (
@@ -43,7 +44,7 @@ def plan_record(plan: Plan) -> Json:
         "format": FORMAT,
         "kind": "plan",
         "plan": {
-            "sha256": plan.sha256,
+            "sha256": plan.sha256 if plan.format >= NAMED else plan.sha256_in(FORMAT),
             "parts": plan.parts,
             "rows": dict(plan.rows),
             "documents": plan.documents,
@@ -95,6 +96,7 @@ def _layout(plan: Plan, spec: ArraySpec) -> Layout:
         chunk_rows=spec.chunk_rows,
         parts=plan.parts,
         packing=spec.packing,
+        dims=spec.dims,
     )
 
 
@@ -119,7 +121,8 @@ def create(
     """
     stored = read_record(path)
     if stored is not None:
-        require_same(_identity(stored), _identity(record), str(path))
+        read_blueprint(stored, path)
+        require_same(*_comparable(stored, _as_of(stored, record, plan)), str(path))
         return False
     make = _upload if isinstance(path, ObjectPath) else _rename
     made = make(
@@ -168,7 +171,7 @@ def _upload(path: Root, kind: str, fill: Callable[[Path], None]) -> bool:
         ours = read_record((fresh / PLAN_COMMIT).parent) or {}
         put_if_absent(path / PLAN_COMMIT, group_json(ours))
         claim = read_record((path / PLAN_COMMIT).parent) or {}
-        if _claimed(claim) != _claimed(ours):
+        if not _claimed_alike(claim, ours, path):
             raise CacheError(
                 f"{path} holds the beginning of another plan or cache; finish that one with the "
                 "command that began it, or choose another"
@@ -178,16 +181,38 @@ def _upload(path: Root, kind: str, fill: Callable[[Path], None]) -> bool:
         return put_if_absent(path / "zarr.json", group_json(claim["manifest"]))
 
 
-def _claimed(claim: Json) -> tuple[Json | None, Json]:
-    return claim.get("objects"), _identity(claim.get("manifest", {}))
+def _claimed_alike(claim: Json, ours: Json, path: Root) -> bool:
+    manifest = claim.get("manifest", {})
+    read_blueprint(manifest, path)
+    there, here = _comparable(manifest, ours["manifest"])
+    return claim.get("objects") == ours["objects"] and there == here
 
 
-def _identity(record: Json) -> Json:
-    """What must agree: all but the digest of what was written and where the teacher lay."""
-    kept = {name: value for name, value in record.items() if name != "contents"}
-    if "teacher" in kept:
-        kept["teacher"] = {k: v for k, v in kept["teacher"].items() if k != "source"}
-    return kept
+def _as_of(stored: Json, record: Json, plan: Plan) -> Json:
+    """A manifest as a store of the stored one's format would have it, if it can be added to."""
+    if not FIRST < stored["format"] < NAMED:
+        return record
+    name = stored["plan"]["config"]["tokenizer"]["name"]
+    facts = {**record["plan"], "sha256": plan.sha256_in(stored["format"], name)}
+    return {**record, "format": stored["format"], "plan": facts}
+
+
+def _comparable(stored: Json, asked: Json) -> tuple[Json, Json]:
+    """What of two manifests must agree: all but the digest of what was written, and names and
+    places of the teacher and the tokenizer.
+    """
+    tables = tuple(
+        {name: value for name, value in record.items() if name != "contents"}
+        for record in (stored, asked)
+    )
+    if all("teacher" in table for table in tables):
+        tables[0]["teacher"], tables[1]["teacher"] = comparable_teachers(
+            stored["teacher"], asked["teacher"]
+        )
+    for table in tables:
+        if "plan" in table:
+            table["plan"] = nameless(table["plan"])
+    return tables[0], tables[1]
 
 
 def write_skeleton(
@@ -195,17 +220,19 @@ def write_skeleton(
     plan: Plan,
     signals: Sequence[tuple[Layout, ArraySpec]],
     files: Mapping[str, bytes | Path],
+    *,
+    named: bool = True,
 ) -> dict[str, Json]:
     """Write all that goes before the plan's rows: groups, arrays without rows, and files.
 
-    Returns what a commit says of the files' shards.
+    `named` is whether dimensions have names. Returns what a commit says of the files' shards.
     """
     create_group(root, {})
-    create_arrays(root, [(layout, {}) for layout in plan_layouts(plan)])
-    create_arrays(root, [(layout, spec.attributes) for layout, spec in signals])
+    create_arrays(root, [(layout, {}) for layout in plan_layouts(plan)], named=named)
+    create_arrays(root, [(layout, spec.attributes) for layout, spec in signals], named=named)
     objects: dict[str, Json] = {}
     for name, content in files.items():
-        objects |= _write_file(root, name, content)
+        objects |= _write_file(root, name, content, named)
     create_group(root / "commits", {})
     return objects
 
@@ -256,7 +283,7 @@ def write_column(root: Path, layout: Layout, plan: Plan) -> dict[str, Json]:
     return objects
 
 
-def _write_file(root: Path, name: str, content: bytes | Path) -> dict[str, Json]:
+def _write_file(root: Path, name: str, content: bytes | Path, named: bool) -> dict[str, Json]:
     data: Array = (
         np.frombuffer(content, np.uint8)
         if isinstance(content, bytes)
@@ -265,9 +292,15 @@ def _write_file(root: Path, name: str, content: bytes | Path) -> dict[str, Json]
     unit = FILE_UNIT if len(data) <= FILE_CHUNK else FILE_CHUNK
     rows = -(-len(data) // unit) * unit
     layout = plan_layout(
-        f"files/{name}", "uint8", (), part_rows=rows, chunk_rows=FILE_CHUNK, parts=1
+        f"files/{name}",
+        "uint8",
+        (),
+        part_rows=rows,
+        chunk_rows=FILE_CHUNK,
+        parts=1,
+        dims=(f"byte_of_{name.rpartition('/')[2]}",),
     )
-    create_arrays(root, [(layout, {"bytes": len(data)})])
+    create_arrays(root, [(layout, {"bytes": len(data)})], named=named)
     objects = {}
     for shard in range(rows // layout.shard_rows):
         start = shard * layout.shard_rows

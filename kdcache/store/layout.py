@@ -17,7 +17,11 @@ writes 150,000 rows of 50 a second."""
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How an array's rows lie in shards and inner chunks; a part is a whole number of shards."""
+    """How an array's rows lie in shards and inner chunks; a part is a whole number of shards.
+
+    Attributes:
+        dims: names of the array's dimensions, where it is to be created with names.
+    """
 
     name: str
     dtype: np.dtype[Any]
@@ -27,6 +31,7 @@ class Layout:
     shard_rows: int
     parts: int
     packing: Packing = ""
+    dims: tuple[str, ...] = ()
 
     @property
     def row_bytes(self) -> int:
@@ -81,6 +86,7 @@ def plan_layout(
     chunk_rows: int,
     parts: int,
     packing: Packing = "",
+    dims: tuple[str, ...] = (),
 ) -> Layout:
     """Choose chunk and shard: the largest divisors of a part within `chunk_rows`, SHARD_BYTES."""
     kind = np.dtype(dtype)
@@ -96,6 +102,7 @@ def plan_layout(
         shard_rows=chunk * max(fitting, default=1),
         parts=parts,
         packing=packing,
+        dims=dims,
     )
 
 

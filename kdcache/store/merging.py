@@ -12,6 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from kdcache.errors import ConfigError, MismatchError
+from kdcache.identity import (
+    FUNCTION,
+    has_configuration,
+    nameless,
+    say_unvouched,
+    teacher_differences,
+)
 from kdcache.manifest import Json, differences, digest, require_current
 from kdcache.progress import Progress, quiet
 from kdcache.store.blueprint import guest_prefix, plan_specs
@@ -22,6 +29,7 @@ from kdcache.store.reader import Cache
 from kdcache.store.transfer import COMPLETE, MANIFEST, Item, Transfer, transfer
 
 TABLE = ("teacher", "shape", "signals", "software")
+PLAN_ROWS = re.compile("(plan/.*|tokens)/c/")
 EMPTY = "commits/zarr.json"  # a group without attributes, as any
 
 
@@ -32,7 +40,10 @@ def merge(sources: Sequence[Place], out: Place, *, progress: Progress = quiet) -
     `open_cache(out, teacher=NAME)`, where NAME is the teacher's name. Every object is checked on
     both sides, and an interrupted merge goes on, as in `copy`.
 
-    Raises MismatchError, naming the field, if the plans differ; ConfigError if two caches hold the
+    Caches of the second format and of the third make one of the second.
+
+    Raises MismatchError, naming the field, if the plans differ, or teachers with the same weights
+    in their configurations; ConfigError if two caches hold the
     same signal of the same teacher; IncompleteError; DamageError.
     """
     if len(sources) < 2:
@@ -41,6 +52,7 @@ def merge(sources: Sequence[Place], out: Place, *, progress: Progress = quiet) -
     for cache in caches[1:]:
         _require_one_plan(caches[0], cache)
     seats = _seat(caches)
+    say_unvouched(progress, ((cache.path, cache.manifest["teacher"]) for cache in caches))
     items = _plan_items(caches[0], seats)
     objects = {key: item.facts for key, item in items.items()}
     manifest = _manifest(seats, objects)
@@ -68,13 +80,19 @@ def _views(source: Place) -> Iterator[Cache]:
 
 
 def _require_one_plan(first: Cache, other: Cache) -> None:
-    found = differences(first.manifest["plan"], other.manifest["plan"])
+    found = differences(_plan_table(first), _plan_table(other))
     if found:
         name, have, want = found[0]
         raise MismatchError(
             f"{other.path} is of another plan than {first.path}: plan.{name} is {want} there and "
             f"{have} here; build both from one plan (`kdcache plan`)"
         )
+
+
+def _plan_table(cache: Cache) -> Json:
+    """A cache's plan with the digest of its rows: each format has a digest of its own."""
+    rows = {key: facts for key, facts in cache.objects.items() if PLAN_ROWS.match(key)}
+    return {**nameless(cache.manifest["plan"]), "sha256": digest(rows)}
 
 
 @dataclass(frozen=True)
@@ -117,17 +135,16 @@ def _below(cache: Cache, there: str, here: str) -> Iterator[Item]:
 
 def _seat(caches: Sequence[Cache]) -> list[_Source]:
     """Give every teacher beside the first a name, and every cache its teacher's prefix."""
-    prefixes: dict[str, str] = {}
     seated: dict[str, Cache] = {}
     names: list[str] = []
-    sources = []
+    sources: list[_Source] = []
     for cache in caches:
-        teacher = {k: v for k, v in cache.manifest["teacher"].items() if k != "source"}
-        identity = digest([teacher, cache.manifest["shape"]])
-        if identity not in prefixes:
+        teacher = cache.manifest["teacher"]
+        same = [source for source in sources if _one_teacher(source.cache, cache)]
+        if not same:
             names.append(_name(teacher["name"], names))
-            prefixes[identity] = guest_prefix(names[-1]) if prefixes else ""
-        sources.append(_Source(cache, prefixes[identity]))
+        other = guest_prefix(names[-1]) if sources else ""
+        sources.append(_Source(cache, same[0].prefix if same else other))
         for name in sources[-1].signals:
             if name in seated:
                 raise ConfigError(
@@ -136,6 +153,21 @@ def _seat(caches: Sequence[Cache]) -> list[_Source]:
                 )
             seated[name] = cache
     return sources
+
+
+def _one_teacher(first: Cache, other: Cache) -> bool:
+    """Whether two caches have one teacher; MismatchError if only what is made of it differs."""
+    found = teacher_differences(first.manifest["teacher"], other.manifest["teacher"])
+    if not found:
+        return bool(first.manifest["shape"] == other.manifest["shape"])
+    if any(name.partition(".")[0] not in FUNCTION for name, _, _ in found):
+        return False
+    name, have, want = found[0]
+    raise MismatchError(
+        f"{other.path} is of another teacher than {first.path}, with the same weights: "
+        f"teacher.{name} is {want} there and {have} here; build one of them anew with the "
+        "configuration of the other, or keep them apart"
+    )
 
 
 def _name(name: str, taken: Sequence[str]) -> str:
@@ -161,15 +193,18 @@ def _plan_items(first: Cache, sources: Sequence[_Source]) -> dict[str, Item]:
 
 
 def _manifest(sources: Sequence[_Source], objects: Json) -> Json:
-    first = sources[0].cache.manifest
+    oldest = min((s.cache.manifest for s in sources), key=lambda known: known["format"])
     tables: dict[str, Json] = {}
     for source in sources:
         theirs = {name: source.cache.manifest[name] for name in TABLE}
         table = tables.setdefault(source.prefix, {**theirs, "signals": {}})
         table["signals"].update(theirs["signals"])
+        if not has_configuration(table["teacher"]):
+            known = {key: value for key, value in theirs["teacher"].items() if key in FUNCTION}
+            table["teacher"] = {**table["teacher"], **known}
     guests = {PurePosixPath(prefix).name: table for prefix, table in tables.items() if prefix}
     return {
-        **{name: first[name] for name in ("format", "kind", "plan")},
+        **{name: oldest[name] for name in ("format", "kind", "plan")},
         **tables[""],
         **({"teachers": guests} if guests else {}),
         "merged": [

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kdcache.errors import DamageError
-from kdcache.manifest import Json, digest
+from kdcache.manifest import NAMED, Json, digest
 from kdcache.plans import Plan
 from kdcache.store.blueprint import read_blueprint
 from kdcache.store.checking import object_facts, object_problem
@@ -75,19 +75,35 @@ def restore_plan_commit(root: Root) -> None:
 def restore_metadata(
     root: Root, keys: Collection[str], files: Mapping[str, bytes | Path] | None = None
 ) -> None:
-    """Write damaged objects anew, as far as they can be made of the manifest and of `files`."""
+    """Write damaged objects anew, as far as they can be made of the manifest and of `files`.
+
+    A merged cache of an older format may hold arrays of a newer one: both ways are tried.
+    """
     manifest = require_record(root, "cache")
-    blueprint, objects = read_blueprint(manifest, root), plan_objects(root, manifest)
+    blueprint, left = read_blueprint(manifest, root), set(keys)
+    objects = plan_objects(root, manifest)
     layouts = spec_layouts(blueprint.plan, blueprint.array_specs())
-    with TemporaryDirectory(prefix="kdcache-") as folder:
-        fresh = Path(folder) / "store"
-        write_skeleton(fresh, blueprint.plan, layouts, files or {})
-        for key in keys:
-            made = fresh / key
-            if key in objects and made.is_file():
-                data = made.read_bytes()
-                if object_problem(data, objects[key]) is None:
-                    _replace(root, key, data)
+    new = manifest["format"] >= NAMED
+    for named in (new, not new):
+        if not left:
+            return
+        with TemporaryDirectory(prefix="kdcache-") as folder:
+            fresh = Path(folder) / "store"
+            write_skeleton(fresh, blueprint.plan, layouts, files or {}, named=named)
+            left -= _put_sound(root, left & objects.keys(), fresh, objects)
+
+
+def _put_sound(
+    root: Root, keys: Collection[str], fresh: Path, objects: Mapping[str, Json]
+) -> set[str]:
+    """Put those objects in place that were made as they were committed; returns their keys."""
+    sound = set()
+    for key in keys:
+        data = (fresh / key).read_bytes() if (fresh / key).is_file() else b""
+        if object_problem(data, objects[key]) is None:
+            _replace(root, key, data)
+            sound.add(key)
+    return sound
 
 
 def restore_columns(root: Root, keys: Collection[str], plan: Plan) -> None:

@@ -42,8 +42,13 @@ def group_json(record: Json) -> bytes:
     return json.dumps(node, indent=2, allow_nan=False).encode()
 
 
-def create_arrays(root: Path, arrays: Iterable[tuple[Layout, Mapping[str, Any]]]) -> None:
-    """Create the metadata of arrays, with the groups above them; no shard is written."""
+def create_arrays(
+    root: Path, arrays: Iterable[tuple[Layout, Mapping[str, Any]]], *, named: bool = True
+) -> None:
+    """Create the metadata of arrays, with the groups above them; no shard is written.
+
+    `named`: with the names of their dimensions, which the formats before the third are without.
+    """
     for layout, attributes in arrays:
         parents = layout.name.split("/")[:-1]
         for depth in range(len(parents)):
@@ -60,6 +65,7 @@ def create_arrays(root: Path, arrays: Iterable[tuple[Layout, Mapping[str, Any]]]
             serializer=BytesCodec(endian="little"),
             compressors=[*_compressor(layout), Crc32cCodec()],
             fill_value=0,
+            dimension_names=(layout.dims or None) if named else None,
             zarr_format=3,
             attributes={**attributes, "part_rows": layout.part_rows},
         )

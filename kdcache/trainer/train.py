@@ -14,6 +14,11 @@ import torch
 from transformers import logging
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
+<<<<<<< HEAD
+=======
+from kdcache.errors import CorpusError
+from kdcache.identity import say_unvouched
+>>>>>>> a524a7c (New stores are format 3: dimensions have names, and a teacher's configuration is part of who it is)
 from kdcache.loader import CachedDocuments
 from kdcache.losses import CacheFacts, Objective
 from kdcache.manifest import Json
@@ -122,6 +127,7 @@ def train(
     student that does not fit or a loss that is no longer finite.
     """
     source = cache if isinstance(cache, Cache) else open_cache(cache)
+    say_unvouched(progress, [(source.path, source.manifest["teacher"])])
     parts = choose_parts(source, Path(out) / CACHE, allow_partial=allow_partial, resume=resume)
     chosen = load_recipe(recipe, overrides, meant_fields())
     chosen = with_student(chosen, student, init_from_teacher, config)

@@ -193,6 +193,7 @@ def test_an_unfinished_build_is_finished(old: Path, tmp_path: Path) -> None:
         part_tokens=128,
         batch_tokens=48,
         seed=3,
+        same_teacher=True,
     )
     assert verify(root, full=True) == []
     assert before.items() <= files_of(root).items()

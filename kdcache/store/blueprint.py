@@ -260,7 +260,9 @@ def _teacher(
     record: Json, config: PlanConfig, where: Root, form: int, name: str = ""
 ) -> tuple[TeacherShape, dict[str, Signal]]:
     conform(record, CACHE, where, name)
-    if form >= NAMED or has_configuration(record["teacher"]):  # a merged cache has the oldest's format
+    if form >= NAMED or has_configuration(
+        record["teacher"]
+    ):  # a merged cache has the oldest's format
         conform(record["teacher"], FUNCTION, where, f"{name}.teacher" if name else "teacher")
     shape = TeacherShape(**_only(record["shape"], CACHE["shape"]))
     return shape, _signals(record["signals"], config, shape, where)

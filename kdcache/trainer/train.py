@@ -14,11 +14,7 @@ import torch
 from transformers import logging
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
-<<<<<<< HEAD
-=======
-from kdcache.errors import CorpusError
 from kdcache.identity import say_unvouched
->>>>>>> a524a7c (New stores are format 3: dimensions have names, and a teacher's configuration is part of who it is)
 from kdcache.loader import CachedDocuments
 from kdcache.losses import CacheFacts, Objective
 from kdcache.manifest import Json

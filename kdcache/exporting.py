@@ -20,7 +20,6 @@ from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json, canonical
 from kdcache.plans import Array, column_space
 from kdcache.progress import Progress, quiet
-from kdcache.signals import Hidden
 from kdcache.store import Cache, Place, open_cache
 from kdcache.store.files import sync_folder, write_synced, writing
 from kdcache.tasks import RowSpace, Subset
@@ -62,7 +61,8 @@ def export(
     the metadata `kdcache` of each file. A Parquet file has a row per document, whose tokens and
     other rows are lists.
 
-    Raises ConfigError for an unknown format or a folder in use, IncompleteError, DamageError.
+    Raises ConfigError for an unknown format, a folder in use, or a signal whose decoded columns
+    have no names here; IncompleteError, DamageError.
     """
     encode, folder = FORMS[one_of("format", form, FORMS)], Path(out)
     source = cache if isinstance(cache, Cache) else open_cache(cache)
@@ -83,7 +83,9 @@ def export(
 
 
 def part_columns(cache: Cache, part: int, *, raw: bool) -> dict[str, Column]:
-    """Every column of a part, by name."""
+    """Every column of a part, by name; ConfigError for a signal with no names for those."""
+    if not raw:
+        _require_named(cache)
     docs = cache.plan.part_docs(part)
     found = dict(_plan_columns(cache, part, docs))
     for name in cache.signals:
@@ -120,17 +122,40 @@ def _kept_columns(cache: Cache, docs: Array, signal: str) -> Iterator[tuple[str,
 
 
 def _decoded(cache: Cache, docs: Array) -> Iterator[tuple[str, Column]]:
-    for name, signal in cache.signals.items():
-        if isinstance(signal, Hidden):
-            for layer in signal.layers:
-                rows = cache.hidden(layer, docs).dense().numpy()
-                yield f"{name}.L{layer}", Column(space=cache.space_of(name), rows=rows)
-            continue
-        soft, space = cache.soft_labels(docs), cache.space_of(name)
-        for field in fields(soft):
-            value = getattr(soft, field.name)
-            if isinstance(value, torch.Tensor):
-                yield f"{name}.{field.name}", Column(space=space, rows=value.numpy())
+    for name in cache.signals:
+        space = cache.space_of(name)
+        for field, rows in DECODED[name](cache, docs):
+            yield f"{name}.{field}", Column(space=space, rows=rows)
+
+
+def _soft_labels(cache: Cache, docs: Array) -> Iterator[tuple[str, Array]]:
+    soft = cache.soft_labels(docs)
+    for field in fields(soft):
+        value = getattr(soft, field.name)
+        if isinstance(value, torch.Tensor):
+            yield field.name, value.numpy()
+
+
+def _hidden(cache: Cache, docs: Array) -> Iterator[tuple[str, Array]]:
+    for layer in cache.signals["hidden"].to_json()["layers"]:
+        yield f"L{layer}", cache.hidden(layer, docs).dense().numpy()
+
+
+DECODED: dict[str, Callable[[Cache, Array], Iterator[tuple[str, Array]]]] = {
+    "logits": _soft_labels,
+    "hidden": _hidden,
+}
+"""By signal: the names of its decoded columns and their rows for documents."""
+
+
+def _require_named(cache: Cache) -> None:
+    """ConfigError if a signal is none whose decoded columns have names."""
+    for name in cache.signals:
+        if name not in DECODED:
+            raise ConfigError(
+                f"export decodes {' and '.join(DECODED)}; {cache.path} holds {name}, whose columns "
+                "it cannot name: export the stored arrays (--raw)"
+            )
 
 
 def _metadata(cache: Cache, part: int, raw: bool) -> Json:

@@ -354,7 +354,7 @@ def test_unreachable_and_missing_places_are_named(
     with pytest.raises(CacheError, match="no bucket s3://no-such-bucket; create it first"):
         at("s3://no-such-bucket/c").write_bytes(b"")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("kdcache.store.client.RETRIES", {"max_retries": 0})
+    monkeypatch.setenv("KDCACHE_PATIENCE", "0")
     with pytest.raises(CacheError, match=r"s3://bucket/c/zarr\.json cannot be reached"):
         open_cache("s3://bucket/c")
 

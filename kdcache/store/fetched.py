@@ -20,6 +20,7 @@ from kdcache.manifest import digest
 from kdcache.store.checking import shard_problem
 from kdcache.store.files import writing
 from kdcache.store.objects import ObjectPath, Root
+from kdcache.store.paths import read_again
 
 FOLDER = "KDCACHE_FETCHED"
 LIMIT = "KDCACHE_FETCHED_LIMIT"
@@ -46,12 +47,7 @@ class Fetched:
         path = self.folder / name
         if self._sound(path, name):
             return path
-        data = shard.read_bytes()
-        if len(data) != facts.st_size:
-            raise CacheError(f"{shard} changed while it was read; run the same command again")
-        problem = shard_problem(data)
-        if problem:
-            raise DamageError(f"{shard} is damaged: {problem}")
+        data = read_again(shard, lambda: _download(shard, facts.st_size))
         self._keep(path, data, shard)
         self.checked.add(name)
         return path
@@ -99,6 +95,16 @@ class Fetched:
                 break
             Path(path).unlink(missing_ok=True)
             total -= size
+
+
+def _download(shard: ObjectPath, size: int) -> bytes:
+    data = shard.read_bytes()
+    if len(data) != size:
+        raise CacheError(f"{shard} changed while it was read; run the same command again")
+    problem = shard_problem(data)
+    if problem:
+        raise DamageError(f"{shard} is damaged: {problem}")
+    return data
 
 
 def open_file(path: Root) -> int:

@@ -7,14 +7,15 @@ through `Path`, which takes `s3://bucket` for `s3:/bucket`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from kdcache.errors import CacheError, ConfigError, DamageError, one_of, require_path
-from kdcache.store.client import Bucket, talking
+from kdcache.store.client import Bucket, patiently
 
 SCHEMES = ("s3", "gs", "az")
 AT_ONCE = 8  # requests; each holds an object in memory
@@ -77,8 +78,7 @@ class ObjectPath:
         import obstore
 
         client = self.bucket.client
-        with talking(self):
-            found = obstore.head(client, self.key)
+        found = patiently(self, lambda: obstore.head(client, self.key))
         return Stat(found["size"], str(found["e_tag"]))
 
     def is_file(self) -> bool:
@@ -102,7 +102,8 @@ class ObjectPath:
         import obstore
 
         client = self.bucket.client
-        with talking(self):
+
+        def read() -> bytes:
             found = obstore.get(client, self.key)
             size = found.meta["size"]
             if limit is not None and size > limit:
@@ -111,6 +112,8 @@ class ObjectPath:
                 )
             return found.bytes().to_bytes()
 
+        return patiently(self, read)
+
     def write_bytes(self, data: bytes, *, create: bool = False) -> None:
         """Put an object, in one step; with `create`, FileExistsError if there is one."""
         import obstore
@@ -118,8 +121,9 @@ class ObjectPath:
         client = self.bucket.client
         mode: Literal["create", "overwrite"] = "create" if create else "overwrite"
         try:
-            with talking(self):
-                obstore.put(client, self.key, data, mode=mode, use_multipart=False)
+            patiently(
+                self, lambda: obstore.put(client, self.key, data, mode=mode, use_multipart=False)
+            )
         except FileNotFoundError as error:
             raise CacheError(f"there is no bucket {self.bucket.url}; create it first") from error
 
@@ -128,8 +132,7 @@ class ObjectPath:
         import obstore
 
         client = self.bucket.client
-        with talking(self):
-            obstore.copy(client, self.key, target.key)
+        patiently(self, lambda: obstore.copy(client, self.key, target.key))
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove an object; FileNotFoundError if there is none, unless `missing_ok`."""
@@ -138,8 +141,7 @@ class ObjectPath:
         if not missing_ok:
             self.stat()
         client = self.bucket.client
-        with talking(self):
-            obstore.delete(client, self.key)
+        patiently(self, lambda: obstore.delete(client, self.key))
 
     def unlink_all(self) -> None:
         """Remove every object below; none is fine."""
@@ -147,9 +149,9 @@ class ObjectPath:
 
         keys = [f"{self.key}/{key}" for key in self.below()]
         client = self.bucket.client
-        with talking(self):
-            for start in range(0, len(keys), 1000):  # what one request may name
-                obstore.delete(client, keys[start : start + 1000])
+        for start in range(0, len(keys), 1000):  # what one request may name
+            some = keys[start : start + 1000]
+            patiently(self, partial(obstore.delete, client, some))
 
     def below(self) -> Iterator[str]:
         """Names of all objects below, relative to this path."""
@@ -160,12 +162,10 @@ class ObjectPath:
         return {found["path"][len(self.key) :].lstrip("/"): found["size"] for found in self._list()}
 
     def _list(self) -> Iterator[Any]:
-        import obstore
-
-        client = self.bucket.client
-        with talking(self):
-            for page in obstore.list(client, prefix=self.key or None):
-                yield from page
+        """Objects below, page by page; a listing that breaks off goes on after its last page."""
+        pages = _Pages(self.bucket.client, self.key or None)
+        while found := patiently(self, pages.turn):
+            yield from found
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
         """Objects below that match, as pathlib's: `*` within a folder, `**` any folders."""
@@ -185,6 +185,29 @@ class ObjectPath:
     def rglob(self, pattern: str) -> Iterator[ObjectPath]:
         """Objects in any folder below that match."""
         return self.glob(f"**/{pattern}")
+
+
+class _Pages:
+    """The pages of a listing, asked for one by one."""
+
+    def __init__(self, client: Any, prefix: str | None) -> None:
+        self.client, self.prefix = client, prefix
+        self.last: str | None = None
+        self.stream: Iterator[Any] | None = None
+
+    def turn(self) -> Sequence[Any]:
+        """The next page, empty after the last. What is raised leaves the place as it was."""
+        import obstore
+
+        if self.stream is None:
+            self.stream = iter(obstore.list(self.client, prefix=self.prefix, offset=self.last))
+        try:
+            page: Sequence[Any] = next(self.stream, ())
+        except BaseException:
+            self.stream = None
+            raise
+        self.last = page[-1]["path"] if page else self.last
+        return page
 
 
 Root = Path | ObjectPath

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
+from typing import TypeVar
 
 from kdcache.errors import DamageError
 from kdcache.store.objects import ObjectPath, Root
+
+T = TypeVar("T")
 
 
 def inside(root: Root, key: str) -> Root:
@@ -44,3 +48,17 @@ def read_regular(path: Root, limit: int) -> bytes:
                 f"{path} is damaged: {facts.st_size} bytes; {limit} at most can belong here"
             )
         return file.read()
+
+
+def read_again(path: Root, job: Callable[[], T]) -> T:
+    """The result of a job that reads an object and checks it.
+
+    What comes from an object store may be damaged on the way: that is read once more before it is
+    called damage. A disk is not asked twice.
+    """
+    try:
+        return job()
+    except DamageError:
+        if isinstance(path, ObjectPath):
+            return job()
+        raise

@@ -26,7 +26,7 @@ from kdcache.store.files import (
     writing,
 )
 from kdcache.store.objects import AT_ONCE, ObjectPath, Root, at_once
-from kdcache.store.paths import inside, read_regular
+from kdcache.store.paths import inside, read_again, read_regular
 from kdcache.store.zarrs import group_json, read_record
 
 COMPLETE, MANIFEST = "complete/zarr.json", "zarr.json"
@@ -116,12 +116,9 @@ def _bring(out: Root, staging: Root, item: Item) -> tuple[Item, bool]:
     if _sound(target, item.facts):
         return item, False
     try:
-        data = read_regular(item.source, item.facts["bytes"])
+        data = read_again(item.source, lambda: _read(item.source, item.facts))
     except FileNotFoundError as error:
         raise DamageError(f"{item.source} is missing; `kdcache verify` lists the damage") from error
-    problem = object_problem(data, item.facts)
-    if problem:
-        raise DamageError(f"{item.source} is damaged: {problem}")
     if isinstance(target, ObjectPath):
         target.write_bytes(data)
     else:
@@ -135,6 +132,16 @@ def _bring(out: Root, staging: Root, item: Item) -> tuple[Item, bool]:
 
 def _sound(path: Root, facts: Json) -> bool:
     try:
-        return object_problem(read_regular(path, facts["bytes"]), facts) is None
+        read_again(path, lambda: _read(path, facts))
     except (FileNotFoundError, DamageError):
         return False
+    return True
+
+
+def _read(path: Root, facts: Json) -> bytes:
+    """The bytes of an object; DamageError if they are not what its commit says."""
+    data = read_regular(path, facts["bytes"])
+    problem = object_problem(data, facts)
+    if problem:
+        raise DamageError(f"{path} is damaged: {problem}")
+    return data

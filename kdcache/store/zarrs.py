@@ -18,7 +18,7 @@ from kdcache.signals import Packing
 from kdcache.store.checksums import crc
 from kdcache.store.layout import ZSTD_LEVELS
 from kdcache.store.objects import Root
-from kdcache.store.paths import inside, read_regular
+from kdcache.store.paths import inside, read_again, read_regular
 from kdcache.store.shard import Layout
 
 RECORD_BYTES = 2**30  # of a record, at most: a commit names some hundred objects of 100 bytes
@@ -124,7 +124,11 @@ def read_layout(root: Root, name: str, parts: int, objects: Mapping[str, Json]) 
 
 def read_object(root: Root, key: str, objects: Mapping[str, Json]) -> bytes:
     """A small object that is read whole, checked against its commit; DamageError."""
-    path, facts = inside(root, key), objects.get(key)
+    path = inside(root, key)
+    return read_again(path, lambda: _committed(path, objects.get(key)))
+
+
+def _committed(path: Root, facts: Json | None) -> bytes:
     try:
         data = read_regular(path, RECORD_BYTES)
         if facts is not None and (len(data), crc(data)) == (facts["bytes"], facts.get("crc32c")):
@@ -136,6 +140,10 @@ def read_object(root: Root, key: str, objects: Mapping[str, Json]) -> bytes:
 
 def read_record(path: Root) -> Json | None:
     """The sealed record of a group's folder; None if the group is not there."""
+    return read_again(path, lambda: _sealed(path))
+
+
+def _sealed(path: Root) -> Json | None:
     try:
         data = read_regular(path / "zarr.json", RECORD_BYTES)
         node = json.loads(data)

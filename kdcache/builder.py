@@ -25,7 +25,7 @@ from kdcache.models.tokenizer import class_names
 from kdcache.origins import origins
 from kdcache.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.plans import Plan
-from kdcache.progress import Progress, quiet
+from kdcache.progress import Progress, Shown, shown
 from kdcache.signals import Signal, TeacherShape, artefacts, parse_all
 from kdcache.store import (
     Cache,
@@ -73,7 +73,7 @@ def build(
     trust_remote_code: bool = False,
     keep_teacher_weights: bool = False,
     same_teacher: bool = False,
-    progress: Progress = quiet,
+    progress: Shown = None,
     **options: Unpack[PlanOptions],
 ) -> Cache:
     """Run `teacher` once over `corpus` and write the cache to `out`, a folder or a URL.
@@ -99,6 +99,7 @@ def build(
     Raises ConfigError, CorpusError, ModelError; MismatchError if `out` holds another cache, or one
     that only `same_teacher` goes on with.
     """
+    progress = shown(progress)
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens must be 1 or more; got {batch_tokens}")
     wanted = _check(corpus, teacher, task, signals, trust_remote_code, options)
@@ -123,10 +124,11 @@ def estimate(
     signals: Sequence[str] = (),
     tokenizer: str | Path | None = None,
     trust_remote_code: bool = False,
-    progress: Progress = quiet,
+    progress: Shown = None,
     **options: Unpack[PlanOptions],
 ) -> Estimate:
     """Plan a build, reading the teacher's configuration but not its weights; nothing is written."""
+    progress = shown(progress)
     wanted = _check(corpus, teacher, task, signals, trust_remote_code, options)
     config = load_config(teacher, trust_remote_code=trust_remote_code)
     tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
@@ -277,9 +279,10 @@ def _run_parts(writer: Writer, parts: list[int], capture: Capture, progress: Pro
     plan = writer.cache.plan
     tokens = {part: plan.extent(plan.part_docs(part), "token") for part in parts}
     pending: Future[None] | None = None
+    label = f"running the teacher {capture.teacher.identity['name']} for {writer.path.name}"
     with (
         ThreadPoolExecutor(1, "kdcache-writer") as thread,
-        progress.bar("running the teacher", unit="tokens", total=sum(tokens.values())) as advance,
+        progress.bar(label, unit="tokens", total=sum(tokens.values())) as advance,
         _claims(writer) as claims,
         held_interrupts() as check,
     ):

@@ -24,6 +24,7 @@ from kdcache.errors import ConfigError
 from kdcache.evaluator import evaluate
 from kdcache.manifest import Json
 from kdcache.progress import Progress
+from kdcache.store.files import require_writable
 from kdcache.trainer import train
 
 Z95 = 1.959964
@@ -109,8 +110,9 @@ class _Run:
         self.note = out / "comparison.json"
         wanted = json.loads(json.dumps(asdict(settings)))
         state = json.loads(self.note.read_text()) if self.note.is_file() else None
-        if state is None and out.exists() and any(out.iterdir()):
-            raise ConfigError(f"{out} is not empty; choose another folder with --out")
+        require_writable(out)
+        if state is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"{out} is not empty, or no folder; choose another with --out")
         self.state: Json = state or {"settings": wanted, "phases": {}}
         if self.state["settings"] != wanted:
             raise ConfigError(f"{out} was made with other settings; choose another with --out")

@@ -11,7 +11,7 @@ from kdcache.comparison_plot import draw_comparison
 from kdcache.demo_corpus import docstrings
 from kdcache.demo_teacher import encoder_folder
 from kdcache.manifest import Json
-from kdcache.progress import Progress, quiet
+from kdcache.progress import Shown, shown
 
 TEST_SENTENCES = 1200
 
@@ -24,7 +24,7 @@ def split(seed: int) -> tuple[list[Sentence], list[Sentence]]:
     return shuffled[TEST_SENTENCES:], shuffled[:TEST_SENTENCES]
 
 
-def run(out: str | Path, *, seed: int = 0, progress: Progress = quiet) -> Json:
+def run(out: str | Path, *, seed: int = 0, progress: Shown = None) -> Json:
     """Run the demo in the folder `out`; what an earlier run finished there is kept.
 
     Returns what `comparison.compare` does, and "plot", the path of a PNG.
@@ -32,6 +32,7 @@ def run(out: str | Path, *, seed: int = 0, progress: Progress = quiet) -> Json:
     Raises MissingExtraError if the teacher's package is not installed, ConfigError if `out` holds
     something else.
     """
+    progress = shown(progress)
     encoder_folder()
     train_set, test_set = split(seed)
     report = compare(Path(out), train_set, test_set, Settings(seed=seed), progress)

@@ -32,9 +32,9 @@ from kdcache.models.teacher import check_fit, most_tokens
 from kdcache.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.plans import Plan
 from kdcache.predictions import write_predictions
-from kdcache.progress import Progress, quiet
+from kdcache.progress import Progress, Shown, short, shown
 from kdcache.store import Cache, Place, open_cache, open_plan, write_plan
-from kdcache.store.files import writing
+from kdcache.store.files import require_writable, writing
 from kdcache.tasks import Task
 
 Docs = npt.NDArray[np.int64]
@@ -69,7 +69,7 @@ def evaluate(
     limit: int | None = None,
     max_length: int | None = None,
     predictions: str | Path | None = None,
-    progress: Progress = quiet,
+    progress: Shown = None,
 ) -> Json:
     """Score the model in the folder `model` on the documents of `file`.
 
@@ -86,12 +86,17 @@ def evaluate(
     Returns the scores by name: see `metrics`; cross-entropies and divergences in nats, speed in
     documents a second. Raises ModelError, CorpusError (a label never seen in training), CacheError.
     """
+    progress = shown(progress)
     if batch_size < 1:
         raise ConfigError(f"batch_size must be 1 or more; got {batch_size}")
     task = task_of(model)
     if task == "text-classification":
         for source in (model, *([] if teacher is None else [teacher])):
             require_problem(load_config(source), source)
+    if predictions is not None:
+        if task != "text-classification":
+            raise ConfigError(f"predictions are written for text-classification only, not {task}")
+        require_writable(Path(predictions))
     student = load_teacher(model, task=task, device=device)
     known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
     options = _options(model, known, task, max_length)
@@ -102,7 +107,8 @@ def evaluate(
         _check(student, plan, file)
         agreement = Agreement(plan, known, student.shape.outputs) if known is not None else None
         budget = batch_size * max(1, plan.tokens // plan.documents)
-        with progress.bar("evaluating", unit="documents", total=plan.documents) as advance:
+        label, total = f"evaluating {short(model)} on {short(file)}", plan.documents
+        with progress.bar(label, unit="documents", total=total) as advance:
             result = _predict(student, plan, budget, agreement, advance)
         report = {
             "task": task,
@@ -115,7 +121,7 @@ def evaluate(
         if predictions is not None:
             with writing(Path(predictions)):
                 write_predictions(Path(predictions), plan, result.logits)
-        report.update(_speed(student, plan, budget, teacher, task, device))
+        report.update(_speed(student, plan, budget, teacher, task, device, progress))
     return report
 
 
@@ -250,14 +256,22 @@ def _scores(plan: Plan, result: _Result) -> Json:
 
 
 def _speed(
-    student: Teacher, plan: Plan, budget: int, teacher: str | Path | None, task: Task, device: str
+    student: Teacher,
+    plan: Plan,
+    budget: int,
+    teacher: str | Path | None,
+    task: Task,
+    device: str,
+    progress: Progress,
 ) -> Json:
     """Documents a second of the student, and of the teacher with its scores where it is given."""
     report: Json = {"documents_per_s": _rate(student, plan, budget)}
     if teacher is not None:
         loaded = load_teacher(teacher, task=task, device=device)
         check_fit(loaded, plan, load_tokenizer(teacher))
-        result = _predict(loaded, plan, budget, None, lambda done: None)
+        label = f"evaluating the teacher {short(teacher)} on the same"
+        with progress.bar(label, unit="documents", total=plan.documents) as advance:
+            result = _predict(loaded, plan, budget, None, advance)
         rate = _rate(loaded, plan, budget)
         report["teacher"] = {
             "parameters": loaded.identity["parameters"],

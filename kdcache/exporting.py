@@ -19,7 +19,7 @@ import torch
 from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json, canonical
 from kdcache.plans import Array, column_space
-from kdcache.progress import Progress, quiet
+from kdcache.progress import Shown, short, shown
 from kdcache.store import Cache, Place, open_cache
 from kdcache.store.files import sync_folder, write_synced, writing
 from kdcache.tasks import RowSpace, Subset
@@ -51,7 +51,7 @@ def export(
     *,
     form: str = "safetensors",
     raw: bool = False,
-    progress: Progress = quiet,
+    progress: Shown = None,
 ) -> Export:
     """Write the complete `cache` to files `part-000000.safetensors` (or `.parquet`) in `out`.
 
@@ -64,14 +64,15 @@ def export(
     Raises ConfigError for an unknown format, a folder in use, or a signal whose decoded columns
     have no names here; IncompleteError, DamageError.
     """
+    progress = shown(progress)
     encode, folder = FORMS[one_of("format", form, FORMS)], Path(out)
     source = cache if isinstance(cache, Cache) else open_cache(cache)
     source.require_complete()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not an empty folder; choose another")
     names, size = [], 0
-    parts = source.plan.parts
-    with writing(folder), progress.bar("exporting", unit="parts", total=parts) as advance:
+    parts, label = source.plan.parts, f"exporting {short(str(source.path))}"
+    with writing(folder), progress.bar(label, unit="parts", total=parts) as advance:
         for part in range(parts):
             data = encode(part_columns(source, part, raw=raw), _metadata(source, part, raw))
             names.append(f"part-{part:06d}.{form}")

@@ -14,7 +14,7 @@ from kdcache.errors import ConfigError, one_of
 from kdcache.labels import LabelType, resolve
 from kdcache.models import Tokenizer, check_classifier, classes_of, load_tokenizer
 from kdcache.plans import Plan, PlanConfig, round_up
-from kdcache.progress import Progress, quiet, track
+from kdcache.progress import Progress, Shown, quiet, short, shown, track
 from kdcache.spool import Spool
 from kdcache.store import Place, locate, open_plan, write_plan
 from kdcache.store.files import remove_tree, sweep, writing
@@ -59,7 +59,7 @@ def plan(
     tokenizer: str | Path,
     task: Task,
     out: Place,
-    progress: Progress = quiet,
+    progress: Shown = None,
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Tokenise `corpus` and write its plan, a Zarr group, to `out`.
@@ -73,6 +73,7 @@ def plan(
 
     Raises CorpusError, ConfigError or ModelError; MismatchError if `out` holds another plan.
     """
+    progress = shown(progress)
     loaded = load_tokenizer(tokenizer)
     if task == "text-classification":
         check_classifier(tokenizer)
@@ -134,7 +135,9 @@ def make_plan(
         )
     config = _config(task, opened, tokenizer, options)
     spool = Spool(scratch, tokenizer)
-    documents = track(progress, opened, "tokenising", unit="documents", total=opened.limit)
+    documents = track(
+        progress, opened, f"tokenising {short(corpus)}", unit="documents", total=opened.limit
+    )
     with writing(scratch.parent):
         facts = spool.fill(documents, config)
     labels = None

@@ -1,10 +1,15 @@
-"""How long work reports itself; the command line draws bars, the library is quiet by default."""
+"""How long work reports itself: bars where a person looks on, silence in scripts and pipelines."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
 from typing import Protocol, TypeVar
+
+from kdcache.errors import ConfigError
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
@@ -32,6 +37,63 @@ class _Quiet:
 
 
 quiet: Progress = _Quiet()
+
+Shown = Progress | bool | None
+"""What callers give: False for silence, a Progress of their own, else bars for whoever looks on."""
+
+
+def shown(progress: Shown) -> Progress:
+    """The Progress that the `progress` of a call means.
+
+    None and True are bars where stderr is a terminal, bars or lines in a notebook, and silence
+    everywhere else and in all processes of a run but the first. Raises ConfigError for an object
+    that is no Progress.
+    """
+    if progress is None or progress is True:
+        return _for_people()
+    if progress is False:
+        return quiet
+    if not (hasattr(progress, "bar") and hasattr(progress, "say")):
+        raise ConfigError(
+            "progress is True, False or an object with the methods of kdcache.progress.Progress; "
+            f"got a {type(progress).__name__}"
+        )
+    return progress
+
+
+def short(thing: object) -> str:
+    """What to call files, models and caches in a label: a path's last part, several by number."""
+    if isinstance(thing, list | tuple):
+        return short(thing[0]) if len(thing) == 1 else f"{len(thing)} files"
+    text = str(thing) if isinstance(thing, str | os.PathLike) else type(thing).__name__
+    return text.rstrip("/").rpartition("/")[2] or text
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a distributed run that tells how it goes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _for_people() -> Progress:
+    if not is_first_process():
+        return quiet
+    if _in_notebook():
+        from kdcache.progress_bars import Bars, Lines
+
+        return Bars(sys.stdout) if find_spec("ipywidgets") else Lines(sys.stdout)
+    if sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty():
+        from kdcache.progress_bars import Bars
+
+        return Bars(sys.stderr)
+    return quiet
+
+
+def _in_notebook() -> bool:
+    if "IPython" not in sys.modules:
+        return False
+    from rich.console import Console
+
+    return Console().is_jupyter
 
 
 def track(

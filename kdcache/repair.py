@@ -16,7 +16,7 @@ from typing import Any
 from kdcache.capture import Capture
 from kdcache.errors import CacheError, DamageError
 from kdcache.manifest import Json, require_current
-from kdcache.progress import Progress, quiet
+from kdcache.progress import Progress, Shown, shown
 from kdcache.sources import Sources
 from kdcache.store import Place, Root, locate
 from kdcache.store.facts import shard_facts
@@ -50,7 +50,7 @@ def repair(
     tokenizer: str | Path | None = None,
     corpus: Any = None,
     device: str | None = None,
-    progress: Progress = quiet,
+    progress: Shown = None,
 ) -> Repair:
     """Make the damaged objects of the cache at `path` again.
 
@@ -64,6 +64,7 @@ def repair(
     Raises ModelError if the teacher is needed and not there, MismatchError if it is another one,
     CacheError if there is no cache or it cannot be written.
     """
+    progress = shown(progress)
     root = locate(path)
     with suppress(DamageError):
         require_current(read_record(root) or {}, str(root))

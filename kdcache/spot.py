@@ -14,7 +14,7 @@ from kdcache.capture import Docs, length_batches, output_layer
 from kdcache.errors import ConfigError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.models import Teacher, run_model
-from kdcache.progress import Advance, Progress, quiet
+from kdcache.progress import Advance, Shown, shown
 from kdcache.signals import Hidden, HiddenHead, at_rows, merge
 from kdcache.signals.base import Stats
 from kdcache.sources import Sources
@@ -108,7 +108,7 @@ def spot_check(
     teacher: str | Path | None = None,
     device: str | None = None,
     seed: int = 0,
-    progress: Progress = quiet,
+    progress: Shown = None,
 ) -> Spot:
     """Run the teacher on `documents` documents, drawn by `seed`, and measure how far its outputs
     lie from those stored, by part and signal, against the fidelity the cache was stored with.
@@ -118,6 +118,7 @@ def spot_check(
 
     Raises ModelError if the teacher is not there, MismatchError if it is another one, CacheError.
     """
+    progress = shown(progress)
     if documents < 1:
         raise ConfigError(f"a spot check takes 1 document or more; got {documents}")
     sources = Sources(locate(path), teacher, None, device, progress)
@@ -129,7 +130,7 @@ def spot_check(
     figures: list[Figure] = []
     guests = (None, *cache.teachers)
     total = len(drawn) * len(guests)
-    with progress.bar("running the teacher", unit="documents", total=total) as advance:
+    with progress.bar(f"spot check of {cache.path.name}", unit="documents", total=total) as advance:
         for guest in guests:
             figures += _hold(sources.view(guest), sources.teacher(guest, "auto"), drawn, advance)
     return Spot(path=cache.path, documents=len(drawn), figures=tuple(figures))

@@ -49,7 +49,7 @@ class Watcher:
 
         def advance(count):
             done[3] += count
-            if label == "training":
+            if label.startswith("training"):
                 self.at.get(done[3], lambda: None)()
 
         yield advance
@@ -161,7 +161,7 @@ def test_progress_counts_steps_and_nothing_is_printed(cache, narrow, tmp_path, c
     train(
         cache, recipe="kd", out=tmp_path / "run", config=narrow, overrides=QUICK, progress=progress
     )
-    assert progress.bars == [["training", "steps", 6, 6]]
+    assert progress.bars == [["training run by kd from cache.zarr", "steps", 6, 6]]
     assert progress.said == []
     assert capfd.readouterr() == ("", "")
 
@@ -241,7 +241,7 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(
     again = Watcher()
     resumed = run("broken", resume=True, progress=again)
     assert again.said == [f"resuming from checkpoint {every}"]
-    assert again.bars == [["training", "steps", 16 - every, 16 - every]]
+    assert [bar[1:] for bar in again.bars] == [["steps", 16 - every, 16 - every]]
     assert resumed.metrics["steps"] == whole.metrics["steps"] == 16
     assert_same_weights(whole.folder, resumed.folder)
     assert log_of(whole.folder)[-1]["grad_norm"] == log_of(resumed.folder)[-1]["grad_norm"]
@@ -373,7 +373,7 @@ def test_an_unlabelled_corpus_turns_hard_labels_off_with_a_message(
             ConfigError,
             "width is 16, the cached teacher's 32",
         ),
-        ({"overrides": ["training.learning_rat=1"]}, ConfigError, "mean 'learning_rate'"),
+        ({"overrides": ["training.learning_rat=1"]}, ConfigError, "mean 'training.learning_rate'"),
         ({"overrides": ["training.batch_size=1"]}, ConfigError, "per_device_train_batch_size"),
         ({"overrides": ["training.learning_rate=fast"]}, ConfigError, "of type float; got 'fast'"),
         ({"overrides": ["training.lr_scheduler_type=lin"]}, ConfigError, "lin"),

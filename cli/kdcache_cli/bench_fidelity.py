@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from kdcache_cli import options as o
-from kdcache_cli.bench_report import Compare, Out, Tolerance, finish
+from kdcache_cli.bench_report import Compare, Out, Tolerance, check_places, finish
 from kdcache_cli.output import print_facts, print_table, print_title
 
 COLUMNS = (
@@ -45,6 +45,7 @@ def fidelity(
     from kdcache.bench.fidelity_sample import take_sample
     from kdcache.bench.report import save_report
 
+    check_places(out, compare, "fidelity")
     sample = take_sample(
         o.one_corpus(corpus),
         teacher=teacher,

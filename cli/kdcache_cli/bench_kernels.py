@@ -76,7 +76,7 @@ def kernels(
     from kdcache.bench.kernels import bench_kernels, default_grid, panels
     from kdcache.models import pick_device
 
-    b.check_old(compare, "kernels")
+    b.check_places(out, compare, "kernels")
     where = pick_device(device)
     grid = default_grid(
         where,

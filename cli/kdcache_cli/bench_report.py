@@ -40,12 +40,15 @@ def write(report: dict[str, Any], out: Path, panels: Sequence[Panel], title: str
     draw_panels(out / f"{name}.png", title, panels)
 
 
-def check_old(path: Path | None, benchmark: str) -> None:
-    """Raise now, not after minutes of measuring, if there is no such report to compare with."""
+def check_places(out: Path | None, compare: Path | None, benchmark: str) -> None:
+    """Raise now, not after minutes of measuring, if the one cannot be written or the other read."""
     from kdcache.bench.report import load_report
+    from kdcache.store.files import require_writable
 
-    if path:
-        load_report(path, benchmark)
+    if out:
+        require_writable(out / f"{benchmark}.json")
+    if compare:
+        load_report(compare, benchmark)
 
 
 def finish(

@@ -40,7 +40,7 @@ def store(
     """
     from kdcache.bench.store import bench_store, panels
 
-    b.check_old(compare, "store")
+    b.check_places(out, compare, "store")
     report = bench_store(
         cache, tokens=tokens, repeats=repeats, scratch=scratch, progress=context.obj
     )

@@ -29,7 +29,7 @@ from kdcache.bench.fidelity_measure import (
 from kdcache.bench.fidelity_sample import Sample
 from kdcache.bench.report import Json, new_report
 from kdcache.errors import ConfigError
-from kdcache.progress import Progress, quiet, track
+from kdcache.progress import Shown, shown, track
 from kdcache.signals import (
     ArraySpec,
     Head,
@@ -103,11 +103,12 @@ class Whole:
     truths: Sequence[Truth]
 
 
-def run(sample: Sample, choice: Choice | None = None, *, progress: Progress = quiet) -> Json:
+def run(sample: Sample, choice: Choice | None = None, *, progress: Shown = None) -> Json:
     """Measure codecs on a sample; the report has a row for each, keyed by teacher and signal.
 
     Those that a teacher of its sizes cannot give are listed under `left_out`, with the reason.
     """
+    progress = shown(progress)
     choice, left_out = _possible(choice or Choice(), _shape(sample))
     full = Whole(
         gradients={t: full_gradient(sample, t) for t in (1.0, 2.0)},

@@ -18,7 +18,7 @@ from kdcache.models.run import plain_head
 from kdcache.origins import head, token_counts
 from kdcache.planner import plan as make_plan
 from kdcache.plans import Plan
-from kdcache.progress import Progress, quiet
+from kdcache.progress import Shown, shown
 from kdcache.signals import Outputs, select
 from kdcache.signals.base import POSITIONS
 from kdcache.tasks import LOGITS_SPACE, Task
@@ -61,13 +61,14 @@ def take_sample(
     task: Task,
     rows: int,
     seed: int = 0,
-    progress: Progress = quiet,
+    progress: Shown = None,
 ) -> Sample:
     """Run a language model over documents of `corpus`, in the plan's order, until it gave `rows`.
 
     Raises ConfigError if the task has no vocabulary or the corpus holds fewer rows; ModelError if
     the teacher's logits are not one linear layer of its last hidden states.
     """
+    progress = shown(progress)
     if task == "text-classification":
         raise ConfigError("bench fidelity measures language models: masked-lm or causal-lm")
     loaded = load_teacher(teacher, task=task, device="cpu")

@@ -30,7 +30,7 @@ from kdcache.bench.timing import (
     probe_dtypes,
 )
 from kdcache.errors import ConfigError, one_of
-from kdcache.progress import Progress, quiet, track
+from kdcache.progress import Shown, shown, track
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -91,11 +91,12 @@ def default_grid(device: torch.device, **changes: Any) -> Grid:
     return Grid(**{**(on_gpu if device.type == "cuda" else {}), **given})
 
 
-def bench_kernels(grid: Grid, device: torch.device, *, progress: Progress = quiet) -> Json:
+def bench_kernels(grid: Grid, device: torch.device, *, progress: Shown = None) -> Json:
     """Check and time everything in `grid` on `device`; returns the report.
 
     Times are seconds, memory is bytes, errors are relative to float64.
     """
+    progress = shown(progress)
     watch = Stopwatch(device)
     work = list(grid.work())
     rows: list[Json] = []

@@ -19,7 +19,7 @@ from kdcache.bench.store_parts import cold, load, write
 from kdcache.bench.store_readers import BATCH_TOKENS, READERS, Read, Source
 from kdcache.bench.store_timing import OURS, check, time_case
 from kdcache.errors import ConfigError
-from kdcache.progress import Progress, quiet
+from kdcache.progress import Progress, Shown, shown
 from kdcache.store import Cache, open_cache
 
 ZARR = "zarr-python"
@@ -33,7 +33,7 @@ def bench_store(
     tokens: int = 2**20,
     repeats: int = 5,
     scratch: Path | None = None,
-    progress: Progress = quiet,
+    progress: Shown = None,
 ) -> Json:
     """Measure a cache on disk, or one of about `tokens` random tokens made for it.
 
@@ -45,6 +45,7 @@ def bench_store(
     Raises ConfigError for sizes that make no sense, CacheError if a reader gives other rows than
     the cache holds.
     """
+    progress = shown(progress)
     if tokens < BATCH_TOKENS or repeats < 1:
         raise ConfigError(
             f"tokens must be {BATCH_TOKENS} or more and repeats 1 or more; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdcache.errors import CacheError
 from kdcache.manifest import Json
-from kdcache.progress import Progress, quiet
+from kdcache.progress import Shown, short, shown
 from kdcache.store.create import PLAN_COMMIT
 from kdcache.store.ledger import part_name, plan_objects
 from kdcache.store.objects import Place, Root, locate
@@ -13,7 +13,7 @@ from kdcache.store.transfer import COMPLETE, MANIFEST, Item, Transfer, transfer
 from kdcache.store.zarrs import read_record
 
 
-def copy(source: Place, out: Place, *, progress: Progress = quiet) -> Transfer:
+def copy(source: Place, out: Place, *, progress: Shown = None) -> Transfer:
     """Copy the plan or cache at `source` to `out`; either is a folder or a URL.
 
     Every object is checked against its commit, by size and checksums, when it is read and again
@@ -23,6 +23,7 @@ def copy(source: Place, out: Place, *, progress: Progress = quiet) -> Transfer:
 
     Raises CacheError if there is nothing to copy or something else at `out`; DamageError.
     """
+    progress = shown(progress)
     root, target = locate(source), locate(out)
     manifest = read_record(root)
     if manifest is None:
@@ -40,7 +41,9 @@ def copy(source: Place, out: Place, *, progress: Progress = quiet) -> Transfer:
             objects |= record["objects"]
         if cache.completion is not None:
             records[COMPLETE] = cache.completion
-    return transfer(_items(root, objects), records, target, "copying", progress)
+    return transfer(
+        _items(root, objects), records, target, f"copying {short(str(source))}", progress
+    )
 
 
 def _items(root: Root, objects: Json) -> list[Item]:

@@ -55,6 +55,21 @@ def writing(path: Root) -> Iterator[None]:
         ) from error
 
 
+def require_writable(path: Path) -> None:
+    """Raise CacheError, before any work is done, if no file can be made at `path` or in it.
+
+    Nothing is written: what only the disk itself knows shows when it is.
+    """
+    above = os.path.abspath(path)
+    while not os.path.exists(above):
+        above = os.path.dirname(above)
+    with writing(path):
+        if not os.path.isdir(above) and above != os.path.abspath(path):
+            raise OSError(errno.ENOTDIR, above)
+        if not os.access(above, os.W_OK):
+            raise OSError(errno.EACCES, above)
+
+
 def write_synced(path: Root, *pieces: bytes | memoryview) -> None:
     """Write a new object and wait until it is kept for good."""
     if isinstance(path, ObjectPath):

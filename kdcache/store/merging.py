@@ -20,7 +20,7 @@ from kdcache.identity import (
     teacher_differences,
 )
 from kdcache.manifest import Json, differences, digest, require_current
-from kdcache.progress import Progress, quiet
+from kdcache.progress import Shown, short, shown
 from kdcache.store.blueprint import guest_prefix, plan_specs
 from kdcache.store.create import PLAN_COMMIT, plan_commit
 from kdcache.store.ledger import part_name
@@ -33,7 +33,7 @@ PLAN_ROWS = re.compile("(plan/.*|tokens)/c/")
 EMPTY = "commits/zarr.json"  # a group without attributes, as any
 
 
-def merge(sources: Sequence[Place], out: Place, *, progress: Progress = quiet) -> Transfer:
+def merge(sources: Sequence[Place], out: Place, *, progress: Shown = None) -> Transfer:
     """Write a cache to `out` that holds what the complete caches `sources` of one plan hold.
 
     Signals of the teacher of the first cache are its signals. Another teacher's are seen with
@@ -46,6 +46,7 @@ def merge(sources: Sequence[Place], out: Place, *, progress: Progress = quiet) -
     in their configurations; ConfigError if two caches hold the
     same signal of the same teacher; IncompleteError; DamageError.
     """
+    progress = shown(progress)
     if len(sources) < 2:
         raise ConfigError(f"merge takes two caches or more, and the new one; got {len(sources)}")
     caches = [cache for source in sources for cache in _views(source)]
@@ -67,7 +68,7 @@ def merge(sources: Sequence[Place], out: Place, *, progress: Progress = quiet) -
         records[f"commits/{part_name(part)}/zarr.json"] = parts[-1]
         everything += shards
     records[COMPLETE] = _completion(seats, parts)
-    return transfer(everything, records, locate(out), "merging", progress)
+    return transfer(everything, records, locate(out), f"merging into {short(str(out))}", progress)
 
 
 def _views(source: Place) -> Iterator[Cache]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdcache.errors import CacheError, DamageError, IncompleteError
 from kdcache.manifest import Json
-from kdcache.progress import Progress, quiet
+from kdcache.progress import Progress, Shown, quiet, short, shown
 from kdcache.store.blueprint import Blueprint, plan_specs, read_blueprint
 from kdcache.store.create import spec_layouts
 from kdcache.store.ledger import (
@@ -51,11 +51,12 @@ class Finding:
         return {"object": self.object, "part": self.part, "problem": self.problem}
 
 
-def verify(path: Place, *, full: bool = False, progress: Progress = quiet) -> list[str]:
+def verify(path: Place, *, full: bool = False, progress: Shown = None) -> list[str]:
     """Problems of the cache at `path`, each naming object and part; empty if there are none.
 
     As `find_damage`, one line each.
     """
+    progress = shown(progress)
     return [str(finding) for finding in find_damage(path, full=full, progress=progress)]
 
 
@@ -85,7 +86,9 @@ def find_damage(
         return survey.findings
     survey.plan(blueprint, objects)
     survey.parts(blueprint, objects)
-    with progress.bar("verifying", unit="objects", total=len(survey.jobs)) as advance:
+    with progress.bar(
+        f"verifying {short(str(path))}", unit="objects", total=len(survey.jobs)
+    ) as advance:
         survey.run(full, deep, advance)
     if not survey.findings:
         survey.open()

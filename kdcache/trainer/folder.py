@@ -15,6 +15,7 @@ from kdcache.models.teacher import most_tokens
 from kdcache.models.tokenizer import serve_with
 from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache
+from kdcache.store.files import require_writable
 from kdcache.trainer.portion import Parts, contents_of
 
 CHECKPOINTS = "checkpoints"
@@ -79,6 +80,7 @@ def check_folder(
         )
     elif folder.exists() and (not folder.is_dir() or _foreign(folder)):
         raise ConfigError(f"{folder} exists and is not an empty folder; choose another")
+    require_writable(folder)
     return checkpoint
 
 

@@ -119,8 +119,8 @@ class Reporter(transformers.TrainerCallback):
         interrupted: whether one of the two came; the run then stops after the step under way.
     """
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress, label: str) -> None:
+        self.progress, self.label = progress, label
         self.step_seconds: list[float] = []
         self.interrupted = False
         self._stack = ExitStack()
@@ -139,7 +139,7 @@ class Reporter(transformers.TrainerCallback):
             self._stack.enter_context(handled_by(self._interrupt))
         steps = state.max_steps - state.global_step
         if state.is_world_process_zero:
-            bar = self.progress.bar("training", unit="steps", total=steps)
+            bar = self.progress.bar(self.label, unit="steps", total=steps)
             self._advance = self._stack.enter_context(bar)
         self._last = time.perf_counter()
 

@@ -20,10 +20,10 @@ from kdcache.losses import CacheFacts, Objective
 from kdcache.manifest import Json
 from kdcache.memory import peak_rss_bytes
 from kdcache.models import load_student, student_shape
-from kdcache.progress import Progress, quiet
+from kdcache.progress import Progress, Shown, short, shown
 from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache, Place, open_cache
-from kdcache.store.files import remove_tree
+from kdcache.store.files import remove_tree, writing
 from kdcache.trainer.arguments import meant_fields, training_arguments
 from kdcache.trainer.card import write_card
 from kdcache.trainer.folder import (
@@ -90,7 +90,7 @@ def train(
     callbacks: Sequence[Any] = (),
     resume: bool = False,
     allow_partial: bool = False,
-    progress: Progress = quiet,
+    progress: Shown = None,
 ) -> TrainResult:
     """Train a student from `cache` by `recipe` into the folder `out`.
 
@@ -122,6 +122,7 @@ def train(
     or a folder that cannot be used, IncompleteError for a cache that lacks parts; ModelError for a
     student that does not fit or a loss that is no longer finite.
     """
+    progress = shown(progress)
     source = cache if isinstance(cache, Cache) else open_cache(cache)
     say_unvouched(progress, [(source.path, source.manifest["teacher"])])
     parts = choose_parts(source, Path(out) / CACHE, allow_partial=allow_partial, resume=resume)
@@ -187,6 +188,12 @@ class _Run:
         """Whether this process is the one that writes."""
         return bool(self.args.process_index == 0)
 
+    @property
+    def label(self) -> str:
+        """What is trained, for progress."""
+        made = f"{self.recipe.name} from {short(str(self.cache.path))}"
+        return f"training {self.folder.name} by {made}"
+
     def train(self, callbacks: Sequence[Any]) -> Json:
         """Train, write the folder and return the metrics."""
         for note in [*self.objective.notes, *self._portion()]:
@@ -195,8 +202,9 @@ class _Run:
         keeps_cache = getattr(student.config, "use_cache", None)
         setattr(student, PROJECTIONS, self.objective.projections)
         if self.first:
-            start_folder(self.folder, self.recipe, self.cache, self.parts)
-        reporter = Reporter(self.progress)
+            with writing(self.folder):
+                start_folder(self.folder, self.recipe, self.cache, self.parts)
+        reporter = Reporter(self.progress, self.label)
         trainer = self._trainer(student, [*callbacks, reporter])
         metrics = self._fit(trainer, reporter)
         delattr(student, PROJECTIONS)
@@ -208,8 +216,9 @@ class _Run:
         metrics["parameters"] = sum(p.numel() for p in student.parameters())
         if self.first:
             log, title = trainer.state.log_history, f"{self.recipe.name}: {self.folder.name}"
-            finish_folder(self.folder, student, self.cache, log, title)
-            self.record(metrics)
+            with writing(self.folder):
+                finish_folder(self.folder, student, self.cache, log, title)
+                self.record(metrics)
             remove_tree(self.folder / CHECKPOINTS)
         return metrics
 

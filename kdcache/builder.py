@@ -14,13 +14,14 @@ from typing import Any, Unpack
 import torch
 
 from kdcache.capture import Capture
-from kdcache.errors import ConfigError, KdcacheError, MismatchError, one_of
+from kdcache.errors import ConfigError, KdcacheError, MismatchError, ModelError, one_of
 from kdcache.identity import has_configuration, say_unvouched
 from kdcache.interrupts import held_interrupts
 from kdcache.manifest import NAMED, Json
 from kdcache.models import Teacher, Tokenizer, load_config, load_teacher, load_tokenizer
 from kdcache.models.auto import require_problem
 from kdcache.models.teacher import check_fit, teacher_shape
+from kdcache.models.token_map import own_tokenizer, processing_difference
 from kdcache.models.tokenizer import class_names
 from kdcache.origins import origins
 from kdcache.planner import PlanOptions, make_plan, scratch_folder
@@ -108,7 +109,14 @@ def build(
     )
     tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
     with _planned(corpus, tokens, task, loaded.model.config, out, progress, options) as plan:
-        check_fit(loaded, plan, tokens)
+        _require_planned(plan, tokens)
+        own = tokens if tokenizer is None else own_tokenizer(teacher)
+        check_fit(loaded, plan, tokens, own)
+        if own is not None and (parts := processing_difference(tokens, own)):
+            progress.say(
+                f"{tokens.source} numbers tokens as the teacher's tokenizer does, but differs from "
+                f"it in {parts}: texts may be cut into other tokens than the teacher was made for"
+            )
         _create(locate(out), plan, loaded, wanted, tokens, keep_teacher_weights)
     writer = Writer(locate(out))
     _require_vouched(writer.cache, same_teacher, progress)
@@ -191,6 +199,16 @@ def _planned(
             classes=classes if task == "text-classification" else (None, None),
             progress=progress,
             **options,
+        )
+
+
+def _require_planned(plan: Plan, tokens: Tokenizer) -> None:
+    """Raise ModelError unless `tokens`, which the cache will keep, made the plan."""
+    planned = plan.config.tokenizer
+    if tokens.identity["sha256"] != planned["sha256"]:
+        raise ModelError(
+            f"the plan's tokenizer {planned['name']} is not that of {tokens.source} (their SHA-256 "
+            "differ): plan with the teacher's own, or name the plan's with --tokenizer"
         )
 
 

@@ -21,6 +21,7 @@ from kdcache.manifest import Json
 from kdcache.metrics import classification, language, regression
 from kdcache.models import (
     Teacher,
+    Tokenizer,
     classes_of,
     load_config,
     load_teacher,
@@ -29,6 +30,7 @@ from kdcache.models import (
 )
 from kdcache.models.auto import require_problem, require_token_types
 from kdcache.models.teacher import check_fit, most_tokens
+from kdcache.models.token_map import token_map, vocabulary_apart
 from kdcache.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.plans import Plan
 from kdcache.predictions import write_predictions
@@ -102,8 +104,12 @@ def evaluate(
     options = _options(model, known, task, max_length)
     options["text_columns"], options["label_column"] = text_columns, label_column
     options["limit"] = limit
+    tokenizer = load_tokenizer(model)
+    _require_trained_vocabulary(model, tokenizer)
+    if known is not None and (apart := vocabulary_apart(known, tokenizer.plain)):
+        raise ModelError(f"the model's tokenizer is not the cache's: {apart}; leave --cache out")
     with scratch_folder(None) as scratch:
-        plan = _plan(file, model, task, scratch, options, progress)
+        plan = _plan(file, model, tokenizer, task, scratch, options, progress)
         _check(student, plan, file)
         agreement = Agreement(plan, known, student.shape.outputs) if known is not None else None
         budget = batch_size * max(1, plan.tokens // plan.documents)
@@ -121,7 +127,7 @@ def evaluate(
         if predictions is not None:
             with writing(Path(predictions)):
                 write_predictions(Path(predictions), plan, result.logits)
-        report.update(_speed(student, plan, budget, teacher, task, device, progress))
+        report.update(_speed(student, plan, tokenizer, budget, teacher, task, device, progress))
     return report
 
 
@@ -148,25 +154,43 @@ def _options(model: str | Path, cache: Cache | None, task: Task, length: int | N
     return options
 
 
+def _require_trained_vocabulary(model: str | Path, tokenizer: Tokenizer) -> None:
+    """Raise ModelError if `train` notes another vocabulary beside its model."""
+    trained = _training(Path(model) / "cache.json").get("vocabulary")
+    if trained is not None and trained != token_map(tokenizer.plain).sha256:
+        raise ModelError(
+            f"the tokenizer in {model} numbers other tokens than the one it was trained with "
+            "(cache.json): put that one's files back into the folder"
+        )
+
+
 def _training_plan(record: Path) -> Json:
     """The plan's configuration that `train` notes beside its model; empty if there is no note."""
+    try:
+        return dict(_training(record).get("plan_config", {}))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{record} is damaged: {error}") from error
+
+
+def _training(record: Path) -> Json:
+    """What `train` notes beside its model of the cache; empty if there is no note."""
     if not record.is_file():
         return {}
     try:
-        return dict(json.loads(record.read_bytes()).get("plan_config", {}))
-    except (ValueError, TypeError, AttributeError) as error:
+        return dict(json.loads(record.read_bytes()))
+    except (ValueError, TypeError) as error:
         raise ModelError(f"{record} is damaged: {error}") from error
 
 
 def _plan(
     file: Any,
     model: str | Path,
+    tokenizer: Tokenizer,
     task: Task,
     scratch: Path,
     options: PlanOptions,
     progress: Progress,
 ) -> Plan:
-    tokenizer = load_tokenizer(model)
     made = make_plan(
         file,
         tokenizer,
@@ -258,6 +282,7 @@ def _scores(plan: Plan, result: _Result) -> Json:
 def _speed(
     student: Teacher,
     plan: Plan,
+    tokenizer: Tokenizer,
     budget: int,
     teacher: str | Path | None,
     task: Task,
@@ -268,7 +293,7 @@ def _speed(
     report: Json = {"documents_per_s": _rate(student, plan, budget)}
     if teacher is not None:
         loaded = load_teacher(teacher, task=task, device=device)
-        check_fit(loaded, plan, load_tokenizer(teacher))
+        check_fit(loaded, plan, tokenizer, load_tokenizer(teacher))
         label = f"evaluating the teacher {short(teacher)} on the same"
         with progress.bar(label, unit="documents", total=plan.documents) as advance:
             result = _predict(loaded, plan, budget, None, advance)

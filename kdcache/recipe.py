@@ -24,7 +24,7 @@ from kdcache.losses import LOSSES, Loss
 from kdcache.manifest import Json
 
 SECTIONS = ("name", "description", "paper", "student", "losses", "training", "data")
-STUDENT = ("checkpoint", "config", "init_from_teacher")
+STUDENT = ("checkpoint", "config", "init_from_teacher", "same_tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Recipe:
     """How a student is trained.
 
     Attributes:
-        student: at most one of checkpoint, config and init_from_teacher.
+        student: at most one of checkpoint, config and init_from_teacher; same_tokenizer.
         losses: by name; the objective is their weighted sum.
         training: fields of transformers.TrainingArguments, checked when training starts.
     """
@@ -150,7 +150,7 @@ def _override(table: Json, override: str, training: Mapping[str, str]) -> None:
         raise ConfigError(f"an override is KEY=VALUE, as in losses.kl.weight=2; got {shown!r}")
     if path[0] not in SECTIONS:
         raise ConfigError(_unknown_key(key.strip(), table, training))
-    if path[0] == "student":
+    if path[0] == "student" and path[1:] != ["same_tokenizer"]:
         table["student"] = {}
     inner = table
     for name in path[:-1]:
@@ -229,6 +229,9 @@ def _loss(name: str, values: Any) -> Loss:
 def _student(values: Json) -> Json:
     for key in values:
         one_of("field of student", key, STUDENT)
+    same = values.get("same_tokenizer", False)
+    if not isinstance(same, bool):
+        raise ConfigError(f"student.same_tokenizer must be true or false; got {same!r}")
     layers = values.get("init_from_teacher")
     if layers is not None:
         parts = layers.split("-") if isinstance(layers, str) else layers

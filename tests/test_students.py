@@ -14,7 +14,7 @@ from kdcache.builder import build
 from kdcache.errors import ConfigError, ModelError
 from kdcache.models import StudentSpec, load_student, student_shape
 from kdcache.store import Cache
-from tests.conftest import bert_config, save_teacher
+from tests.conftest import bert_config, exchange_tokens, save_teacher
 
 TASK: Any = "text-classification"
 IDS = torch.tensor([[2, 90, 200, 31, 3]])
@@ -187,8 +187,7 @@ def test_a_tokenizer_of_the_same_size_is_still_another_tokenizer(
 ) -> None:
     model = transformers.BertModel(bert_config(tokenizer))
     source = save_teacher(tmp_path / "s", tokenizer, model)
-    file = source / "tokenizer.json"
-    file.write_text(file.read_text().replace('"lowercase": true', '"lowercase": false', 1))
+    exchange_tokens(source)
     with pytest.raises(ModelError, match=r"is not the cache's .*choose a student with the teacher"):
         load_student(cache, StudentSpec(checkpoint=str(source)), seed=0)
 
@@ -225,5 +224,6 @@ def test_a_checkpoint_that_cannot_be_read_is_named(
     with pytest.raises(ModelError, match=r"empty is no model folder: it has no config.json"):
         load_student(cache, StudentSpec(checkpoint=str(tmp_path / "empty")), seed=0)
     bert_config(tokenizer).save_pretrained(tmp_path / "bare")
+    bare = StudentSpec(checkpoint=str(tmp_path / "bare"), same_tokenizer=True)
     with pytest.raises(ModelError, match=r"cannot load the student in .*bare: .*safetensors"):
-        load_student(cache, StudentSpec(checkpoint=str(tmp_path / "bare")), seed=0)
+        load_student(cache, bare, seed=0)

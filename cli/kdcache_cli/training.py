@@ -34,6 +34,13 @@ def train(
         str | None,
         typer.Option(metavar="FILE", help="Start from a model configuration with new weights."),
     ] = None,
+    same_tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--same-tokenizer",
+            help="Take your word that a --student without a tokenizer has the cache's vocabulary.",
+        ),
+    ] = False,
     eval_file: Annotated[
         Path | None,
         typer.Option("--eval", metavar="FILE", help="Labelled documents to measure it on."),
@@ -101,6 +108,7 @@ def train(
         student=student,
         init_from_teacher=layers,
         config=config,
+        same_tokenizer=same_tokenizer,
         eval_file=eval_file,
         eval_teacher=eval_teacher,
         seed=seed,

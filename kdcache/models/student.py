@@ -24,7 +24,7 @@ from kdcache.models.auto import (
 from kdcache.models.blocks import copy_blocks, require_same_states, shrunk_config
 from kdcache.models.same import require_same_teacher
 from kdcache.models.teacher import load_teacher, most_tokens, teacher_shape
-from kdcache.models.tokenizer import load_tokenizer
+from kdcache.models.token_map import require_same_vocabulary
 from kdcache.signals import TeacherShape
 
 if TYPE_CHECKING:
@@ -42,11 +42,14 @@ class StudentSpec:
         config: folder or file of a configuration; weights are drawn anew.
         init_from_teacher: hidden layers of the teacher (1 is its first block's output) whose blocks
             the student copies, with the embeddings and the head.
+        same_tokenizer: a person's word that a checkpoint without a tokenizer, which therefore
+            cannot be compared, has the vocabulary of the cache's.
     """
 
     checkpoint: str | None = None
     config: str | None = None
     init_from_teacher: tuple[int, ...] | None = None
+    same_tokenizer: bool = False
 
     def __post_init__(self) -> None:
         given = [v for v in (self.checkpoint, self.config, self.init_from_teacher) if v]
@@ -54,6 +57,11 @@ class StudentSpec:
             raise ConfigError(
                 "a student comes from exactly one of a checkpoint (--student), teacher layers "
                 f"(--init-from-teacher 2-4-6) or a configuration (--config); got {len(given)}"
+            )
+        if self.same_tokenizer and not self.checkpoint:
+            raise ConfigError(
+                "--same-tokenizer is for a checkpoint (--student); others take the cache's "
+                "tokenizer: leave it out"
             )
 
 
@@ -89,6 +97,8 @@ def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
     Raises ModelError or ConfigError if it cannot be made, or does not take the plan's documents.
     """
     config = student_config(spec, cache)
+    if spec.checkpoint:
+        require_same_vocabulary(cache, spec.checkpoint, unless_none=spec.same_tokenizer)
     torch.manual_seed(seed)
     if spec.config:
         student = AUTO[cache.plan.config.task].from_config(config)
@@ -150,14 +160,6 @@ def _check_vocabulary(config: Any, spec: StudentSpec, cache: Cache) -> None:
             f"the student's vocabulary has {vocab} tokens; the cache was made with "
             f"{tokenizer['vocab_size']} tokens and {outputs} outputs: a student must share them"
         )
-    folder = Path(spec.checkpoint or "")
-    if spec.checkpoint and folder.is_dir() and (folder / "tokenizer.json").is_file():
-        found = load_tokenizer(folder).identity["sha256"]
-        if found != tokenizer["sha256"]:
-            raise ModelError(
-                f"the tokenizer of {folder} is not the cache's ({tokenizer['name']}): their tokens "
-                "do not mean the same; choose a student with the teacher's tokenizer"
-            )
 
 
 def _teacher_config(cache: Cache) -> Any:

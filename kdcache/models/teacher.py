@@ -22,6 +22,7 @@ from kdcache.models.auto import (
     unreadable,
 )
 from kdcache.models.configuration import function_of
+from kdcache.models.token_map import difference, token_map
 from kdcache.models.tokenizer import Tokenizer, class_names, short_name
 from kdcache.plans import Plan
 from kdcache.signals import TeacherShape
@@ -157,18 +158,22 @@ def weights_sha256(model: Any) -> str:
     return state.hexdigest()
 
 
-def check_fit(teacher: Teacher, plan: Plan, own: Tokenizer | None) -> None:
-    """Raise ModelError if the plan's tokens, length or labels do not fit the teacher."""
+def check_fit(teacher: Teacher, plan: Plan, tokens: Tokenizer, own: Tokenizer | None) -> None:
+    """Raise ModelError if the plan's tokens, length or labels do not fit the teacher.
+
+    `tokens` is the tokenizer of the plan, `own` that of the teacher, if it has one.
+    """
     tokenizer, vocab = plan.config.tokenizer, teacher.model.config.get_text_config().vocab_size
     if not 0 <= vocab - tokenizer["vocab_size"] <= SPARE_ROWS:
         raise ModelError(
             f"the tokenizer {tokenizer['name']} has {tokenizer['vocab_size']} tokens, the teacher "
             f"{teacher.identity['name']} {vocab}: plan with the teacher's own tokenizer"
         )
-    if own is not None and own.identity["sha256"] != tokenizer["sha256"]:
+    apart = "" if own is None else difference(token_map(tokens.plain), token_map(own.plain))
+    if apart:
         raise ModelError(
             f"the plan's tokenizer {tokenizer['name']} is not the tokenizer of the teacher "
-            f"{teacher.identity['name']} (their SHA-256 differ): plan with the teacher's own"
+            f"{teacher.identity['name']}: {apart}; plan with the teacher's own"
         )
     limit, longest = most_tokens(teacher.model), int(plan.examples["doc_len"].max())
     if limit is not None and longest > limit:

@@ -50,6 +50,11 @@ class Tokenizer:
         self.special_ids = np.asarray(sorted(tokenizer.all_special_ids), np.int64)
 
     @property
+    def plain(self) -> Any:
+        """The tokenizer as transformers has it."""
+        return self._tokenizer
+
+    @property
     def mask_id(self) -> int:
         """Id of the mask token; ModelError if there is none."""
         found = self._tokenizer.mask_token_id
@@ -73,6 +78,11 @@ class Tokenizer:
 
     def _sha256(self) -> str:
         return hashlib.sha256(self._plain().to_str().encode()).hexdigest()
+
+    @property
+    def parts(self) -> Json:
+        """What it is made of, by name: normalizer, model, post_processor and so on."""
+        return dict(json.loads(self._plain().to_str()))
 
     def _plain(self) -> Any:
         """The tokenizer itself, without the settings that the last use has left in it."""
@@ -159,24 +169,39 @@ def _pair_start(type_ids: list[int]) -> int:
     return start
 
 
+TOKENIZER_FILES = ("*token*", "vocab*", "*.model")
+"""What the files of a tokenizer are called."""
+
+
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
     """Load the tokenizer of a folder or hub name; ModelError if there is none, or no fast one."""
-    require_path("a tokenizer", source)
-    path = Path(source)
-    if path.is_dir() and not any(path.glob("*token*")) and not any(path.glob("vocab*")):
-        raise ModelError(f"{path} holds no tokenizer (no tokenizer.json)")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(source), trust_remote_code=trust_remote_code
-        )
-    except Exception as error:  # tokenizers raise bare Exception for a malformed file
-        raise ModelError(unreadable("tokenizer", source, error)) from error
+    tokenizer = load_plain(source, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer of {source} has no fast version (no tokenizer.json)")
     tokenizer.model_max_length = (
         UNBOUNDED  # the plan's max_length rules; no warning about the model's
     )
     return Tokenizer(tokenizer, str(source))
+
+
+def load_plain(source: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a folder or hub name as transformers has it, fast or not.
+
+    Raises ModelError if there is none.
+    """
+    require_path("a tokenizer", source)
+    path = Path(source)
+    if path.is_dir() and not any(any(path.glob(name)) for name in TOKENIZER_FILES):
+        raise ModelError(f"{path} holds no tokenizer (no tokenizer.json)")
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(
+            str(source), trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # tokenizers raise bare Exception for a malformed file
+        raise ModelError(unreadable("tokenizer", source, error)) from error
+    if found.get_vocab().keys() <= found.get_added_vocab().keys():
+        raise ModelError(f"{source} holds no tokenizer: its vocabulary is missing")
+    return found
 
 
 def classes_of(source: str | Path) -> tuple[list[str] | None, int | None]:

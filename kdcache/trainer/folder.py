@@ -12,6 +12,7 @@ from kdcache.errors import ConfigError, MismatchError
 from kdcache.manifest import Json, differences
 from kdcache.models import save_tokenizer
 from kdcache.models.teacher import most_tokens
+from kdcache.models.token_map import cached_tokenizer, token_map
 from kdcache.models.tokenizer import serve_with
 from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache
@@ -110,7 +111,8 @@ def start_folder(folder: Path, recipe: Recipe, cache: Cache, parts: Parts) -> No
     """Write what the run is made of, so that it can be resumed as it was started."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(recipe.to_toml(), "utf-8")
-    write_json(folder / CACHE, cache_identity(cache, parts))
+    vocabulary = token_map(cached_tokenizer(cache).plain).sha256
+    write_json(folder / CACHE, {**cache_identity(cache, parts), "vocabulary": vocabulary})
 
 
 def finish_folder(folder: Path, student: Any, cache: Cache, log: list[Json], title: str) -> None:

@@ -77,6 +77,7 @@ def with_student(
     checkpoint: str | Path | None,
     layers: Sequence[int] | None,
     config: str | Path | None,
+    same_tokenizer: bool = False,
 ) -> Recipe:
     """`recipe` with the student that a call asks for; its own where the call asks for none."""
     given = {"checkpoint": checkpoint, "config": config}
@@ -86,7 +87,10 @@ def with_student(
     chosen: Json = {name: str(value) for name, value in given.items() if value is not None}
     if layers is not None:
         chosen["init_from_teacher"] = list(layers)
-    return dataclasses.replace(recipe, student=chosen) if chosen else recipe
+    chosen = chosen or dict(recipe.student)
+    if same_tokenizer:
+        chosen["same_tokenizer"] = True
+    return dataclasses.replace(recipe, student=chosen)
 
 
 def student_spec(recipe: Recipe) -> StudentSpec:

@@ -79,6 +79,7 @@ def train(
     student: str | Path | None = None,
     init_from_teacher: Sequence[int] | None = None,
     config: str | Path | None = None,
+    same_tokenizer: bool = False,
     eval_file: str | Path | None = None,
     eval_teacher: str | Path | None = None,
     seed: int | None = None,
@@ -100,6 +101,7 @@ def train(
         init_from_teacher: teacher layers (1 is the first block) whose blocks the student copies; or
         config: folder or file of a configuration whose weights are drawn anew. None of the three
             leaves the choice to the recipe.
+        same_tokenizer: your word that a checkpoint without a tokenizer has the cache's vocabulary.
         eval_file: labelled documents to evaluate the student on when it is done.
         eval_teacher: folder or hub name of the teacher, to be scored on them too.
         seed: of new weights, dropout and the order of documents. This and the next four set fields
@@ -127,7 +129,7 @@ def train(
     say_unvouched(progress, [(source.path, source.manifest["teacher"])])
     parts = choose_parts(source, Path(out) / CACHE, allow_partial=allow_partial, resume=resume)
     chosen = load_recipe(recipe, overrides, meant_fields())
-    chosen = with_student(chosen, student, init_from_teacher, config)
+    chosen = with_student(chosen, student, init_from_teacher, config, same_tokenizer)
     given = {"seed": seed, "epochs": epochs, "lr": lr, "batch_size": batch_size, "device": device}
     chosen = with_shorthands(chosen, given, overrides)
     called = check_callbacks(callbacks)

@@ -169,8 +169,8 @@ def check_fit(teacher: Teacher, plan: Plan, tokens: Tokenizer, own: Tokenizer | 
             f"the tokenizer {tokenizer['name']} has {tokenizer['vocab_size']} tokens, the teacher "
             f"{teacher.identity['name']} {vocab}: plan with the teacher's own tokenizer"
         )
-    apart = "" if own is None else difference(token_map(tokens.plain), token_map(own.plain))
-    if apart:
+    other = own if own is not tokens else None
+    if other and (apart := difference(token_map(tokens.plain), token_map(other.plain))):
         raise ModelError(
             f"the plan's tokenizer {tokenizer['name']} is not the tokenizer of the teacher "
             f"{teacher.identity['name']}: {apart}; plan with the teacher's own"

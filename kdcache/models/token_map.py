@@ -85,6 +85,8 @@ def _told(number: int | None) -> str:
 
 def processing_difference(one: Tokenizer, other: Tokenizer) -> str:
     """The parts, such as the normalizer, that two tokenizers of one vocabulary differ in."""
+    if one is other:
+        return ""
     mine, theirs = one.parts, other.parts
     names = [name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)]
     return ", ".join(sorted(names))

@@ -16,8 +16,10 @@ import typer
 from kdcache.errors import KdcacheError
 from kdcache.interrupts import handled_by
 from kdcache_cli.app import app
+from kdcache_cli.crash import write_log
 from kdcache_cli.usage import hoist, usage_message
 
+MOST = 300  # characters of an error that nobody worded for a person
 OK, FAILED, MISUSE, INTERRUPTED = 0, 1, 2, 130
 
 # Dependencies read these when imported, so they are set before any command imports one.
@@ -73,9 +75,7 @@ def _run(arguments: list[str], debug: bool) -> int:
             return _fail("interrupted: stopped by the user", INTERRUPTED, debug)
         if message := usage_message(error):
             return _fail(f"error: {message}", MISUSE, debug)
-        what = f"unexpected {type(error).__name__}: {error}".rstrip(": ")
-        hint = "" if debug else "; run again with --debug for the traceback"
-        return _fail(f"error: {what}{hint}", FAILED, debug)
+        return _fail(f"error: {_unexpected(error, arguments)}", FAILED, debug)
 
 
 def _invoke(arguments: list[str]) -> int:
@@ -87,6 +87,14 @@ def _invoke(arguments: list[str]) -> int:
     except typer.Exit as leave:
         return leave.exit_code
     return OK
+
+
+def _unexpected(error: Exception, arguments: list[str]) -> str:
+    """A fault of kdcache's own, or of its surroundings: what it is, and where all of it stands."""
+    log = write_log(error, arguments)
+    way = f"{log} tells what a report needs" if log else "run again with --debug for the traceback"
+    text = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {text[:MOST]}".rstrip(": ") + f"; {way}"
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

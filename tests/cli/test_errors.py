@@ -135,20 +135,56 @@ def test_debug_shows_the_traceback_wherever_it_stands(run: Run, place: str) -> N
     assert err.splitlines()[-1].startswith("error: no such cache")
 
 
-def test_the_unexpected_is_a_line_with_exit_code_1(
-    run: Run, cache: Cache, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault that the library does not foresee, put into `inspect`."""
+
+    def fail(*_: object) -> None:
+        raise IsADirectoryError("some\nwhere " + 999 * "x")
+
+    monkeypatch.setattr("kdcache.describe.describe_cache", fail)
+
+
+@pytest.mark.usefixtures("fault")
+def test_the_unexpected_is_a_line_that_names_a_log_with_all_of_it(
+    run: Run, cache: Cache, state: Path
 ) -> None:
-    """A fault that the library does not foresee, put there."""
-
-    def fault(*_: object) -> None:
-        raise IsADirectoryError("somewhere")
-
-    monkeypatch.setattr("kdcache.describe.describe_cache", fault)
     code, out, err = run("inspect", cache.path)
     assert (code, out) == (1, "")
-    assert err.startswith("error: unexpected IsADirectoryError")
-    assert "--debug" in err
+    assert err.startswith("error: unexpected IsADirectoryError: some where xxx")
+    assert len(err) < 700
     assert one_line(err)
+    (log,) = (state / "kdcache").iterdir()
+    assert f"; {log} tells what a report needs" in err
+    assert log.stat().st_mode & 0o777 == 0o600
+    text = log.read_text()
+    assert f"command: kdcache inspect {cache.path}" in text
+    assert "Traceback (most recent call last)" in text
+    assert "transformers" in text
+
+
+@pytest.mark.usefixtures("fault")
+def test_debug_shows_the_traceback_of_the_unexpected(run: Run, cache: Cache, state: Path) -> None:
+    code, _, err = run("inspect", cache.path, "--debug")
+    assert code == 1
+    assert "Traceback (most recent call last)" in err
+    assert str(state / "kdcache") in err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("fault")
+def test_without_a_home_the_log_lies_with_temporary_files(
+    run: Run, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    _, _, err = run("inspect", cache.path)
+    (log,) = (tmp_path / "tmp").iterdir()
+    assert str(log) in err
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    _, _, err = run("inspect", cache.path)
+    assert err.endswith("; run again with --debug for the traceback\n")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

@@ -47,14 +47,18 @@ def describe_plan(plan: Plan, sha256: str | None = None) -> Json:
 def length_histogram(lengths: Sequence[int] | np.ndarray[Any, Any]) -> list[list[int]]:
     """At most BINS rows [shortest, longest, documents] of equal width, a power of two.
 
-    `lengths` are positive token counts, one per document; the last row may be narrower.
+    `lengths` are positive token counts, one per document. Rows without a document are left out; the
+    first begins with the shortest document, the last ends with the longest.
     """
-    longest = int(np.max(lengths))
+    shortest, longest = int(np.min(lengths)), int(np.max(lengths))
     width = 1
-    while width * BINS < longest:
+    while (longest - 1) // width - (shortest - 1) // width >= BINS:
         width *= 2
-    counts = np.bincount((np.asarray(lengths) - 1) // width)
-    return [[i * width + 1, min((i + 1) * width, longest), int(n)] for i, n in enumerate(counts)]
+    bins, counts = np.unique((np.asarray(lengths) - 1) // width, return_counts=True)
+    return [
+        [max(i * width + 1, shortest), min((i + 1) * width, longest), n]
+        for i, n in zip(bins.tolist(), counts.tolist(), strict=True)
+    ]
 
 
 def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: TeacherShape) -> Json:

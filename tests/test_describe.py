@@ -26,15 +26,30 @@ CACHES = ["cache", "masked_cache", "causal_cache"]
 
 
 @pytest.mark.parametrize("longest", [1, 2, 12, 13, 48, 100, 128, 4096])
-def test_histogram_counts_every_length_once(longest: int) -> None:
-    lengths = np.random.default_rng(longest).integers(1, longest + 1, 500)
-    lengths[0] = longest
+@pytest.mark.parametrize("shortest", [1, 7, 100])
+def test_histogram_counts_every_length_once(shortest: int, longest: int) -> None:
+    longest = max(shortest, longest)
+    lengths = np.random.default_rng(longest).integers(shortest, longest + 1, 500)
+    lengths[:2] = longest, shortest
     rows = length_histogram(lengths)
     assert len(rows) <= BINS
-    assert [rows[0][0], rows[-1][1]] == [1, longest]
-    assert all(after[0] == before[1] + 1 for before, after in itertools.pairwise(rows))
+    assert [rows[0][0], rows[-1][1]] == [shortest, longest]
+    assert all(after[0] > before[1] for before, after in itertools.pairwise(rows))
+    assert sum(count for *_, count in rows) == len(lengths)
     for low, high, count in rows:
-        assert count == ((lengths >= low) & (lengths <= high)).sum()
+        assert count == ((lengths >= low) & (lengths <= high)).sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows"),
+    [
+        ([128] * 9, [[128, 128, 9]]),
+        ([3, 4, 500], [[3, 64, 2], [449, 500, 1]]),
+        ([90, 128], [[90, 92, 1], [125, 128, 1]]),
+    ],
+)
+def test_a_histogram_has_no_empty_bins(lengths: list[int], rows: list[list[int]]) -> None:
+    assert length_histogram(lengths) == rows
 
 
 @pytest.mark.parametrize("name", CACHES)

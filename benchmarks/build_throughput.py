@@ -23,7 +23,7 @@ from kdcache.builder import build
 from kdcache.capture import length_batches
 from kdcache.models import load_teacher, run_model
 from kdcache.progress import quiet
-from kdcache.store import Cache, open_cache
+from kdcache.store import Cache, Writer, open_cache
 
 BATCH_TOKENS = 8192
 
@@ -44,7 +44,7 @@ def fill(source: Path, target: Path, teacher: Any) -> float:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
     started = time.perf_counter()
-    builder._fill(target, teacher, BATCH_TOKENS, quiet)
+    builder._fill(Writer(target), teacher, BATCH_TOKENS, quiet)
     return time.perf_counter() - started
 
 

@@ -12,6 +12,7 @@ from kdcache.demo_corpus import docstrings
 from kdcache.demo_teacher import encoder_folder
 from kdcache.manifest import Json
 from kdcache.progress import Shown, shown
+from kdcache.store.files import require_writable
 
 TEST_SENTENCES = 1200
 
@@ -33,6 +34,7 @@ def run(out: str | Path, *, seed: int = 0, progress: Shown = None) -> Json:
     something else.
     """
     progress = shown(progress)
+    require_writable(Path(out))
     encoder_folder()
     train_set, test_set = split(seed)
     report = compare(Path(out), train_set, test_set, Settings(seed=seed), progress)

@@ -98,7 +98,7 @@ def evaluate(
     if predictions is not None:
         if task != "text-classification":
             raise ConfigError(f"predictions are written for text-classification only, not {task}")
-        require_writable(Path(predictions))
+        require_writable(Path(predictions), file=True)
     student = load_teacher(model, task=task, device=device)
     known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
     options = _options(model, known, task, max_length)

@@ -46,7 +46,7 @@ def check_places(out: Path | None, compare: Path | None, benchmark: str) -> None
     from kdcache.store.files import require_writable
 
     if out:
-        require_writable(out / f"{benchmark}.json")
+        require_writable(out / f"{benchmark}.json", file=True)
     if compare:
         load_report(compare, benchmark)
 

@@ -55,16 +55,18 @@ def writing(path: Root) -> Iterator[None]:
         ) from error
 
 
-def require_writable(path: Path) -> None:
-    """Raise CacheError, before any work is done, if no file can be made at `path` or in it.
+def require_writable(path: Path, *, file: bool = False) -> None:
+    """Raise CacheError, before any work is done, if `path` can be no folder (or `file`) to write.
 
     Nothing is written: what only the disk itself knows shows when it is.
     """
-    above = os.path.abspath(path)
+    whole = above = os.path.abspath(path)
     while not os.path.exists(above):
         above = os.path.dirname(above)
     with writing(path):
-        if not os.path.isdir(above) and above != os.path.abspath(path):
+        if file and os.path.isdir(whole):
+            raise OSError(errno.EISDIR, whole)
+        if not os.path.isdir(above) and not (file and above == whole):
             raise OSError(errno.ENOTDIR, above)
         if not os.access(above, os.W_OK):
             raise OSError(errno.EACCES, above)

@@ -170,5 +170,6 @@ def require_record(path: Root, kind: str) -> Json:
     if record.get("kind") not in ("plan", "cache"):
         raise DamageError(f"{path / 'zarr.json'} is damaged: it is no manifest")
     if record["kind"] != kind:
-        raise CacheError(f"{path} is a kdcache {record.get('kind')}, not a {kind}")
+        way = "; `kdcache build` makes a cache of it" if kind == "cache" else ""
+        raise CacheError(f"{path} is a kdcache {record['kind']}, not a {kind}{way}")
     return record

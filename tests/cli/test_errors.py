@@ -93,28 +93,6 @@ def test_misuse_is_one_line_and_exit_code_2(run: Run, arguments: list[str], says
     assert says in err
 
 
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        (["--signal", "logit:dense"], "did you mean 'logits'?"),
-        (["--signal", "logits:topk,k=64"], "the teacher has 3 outputs"),
-        (["--signal", "hidden:layers=9"], "layer 9 is out of range"),
-        (["--text-column", "txt"], "has no column 'txt'"),
-        (["--part-tokens", "100"], "part_tokens must be a multiple of 128"),
-    ],
-)
-def test_a_build_that_cannot_work_leaves_nothing_behind(
-    run: Run, corpus: Path, classifier: Path, tmp_path: Path, more: list[str], says: str
-) -> None:
-    code, out, err = run(
-        *["build", corpus, "--teacher", classifier, *CLASSIFY, "--out", tmp_path / "c", *more]
-    )
-    assert (code, out) == (2, "")
-    assert says in err
-    assert one_line(err)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_malformed_corpus_is_named_by_file_and_line(
     run: Run, tokenizer: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,214 @@
+"""Wrong calls: a line on stderr that names the thing and the way out, exit code 2, nothing written.
+
+A row of ROWS is a name, a command line and what its line of error has to mention, "+" between. In
+{braces} stand the session's models, corpora and caches, files of INPUTS by their names, {out}, a
+path where nothing is, and what SHORT abbreviates. Of an option given twice, the last one counts.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import transformers
+
+from kdcache.store import Cache
+from tests.cli.test_errors import one_line
+
+Run = Callable[..., tuple[int, str, str]]
+
+SHORT = {
+    "TRAIN": "train {cache} --recipe kd --out {out} --init-from-teacher 1-2",
+    "AS_PLAN": "--tokenizer {classifier} --task text-classification --out {out}",
+    "AS_BUILD": "--teacher {classifier} --task text-classification --out {out}",
+}
+
+INPUTS: dict[str, str] = {
+    "file": "not a folder\n",
+    "one.csv": "text,label\nx,email\ny,xml\n",
+    "far.csv": "text,label\nx,0\ny,7\n",
+    "unlabelled.csv": "text\nx\ny\n",
+    "ragged.csv": "text,label\nx,0\ny\n",
+    "empty.csv": "",
+    "pairs.csv": "text,other\nx,y\n",
+    "bad.toml": "[losses.kl\n",
+    "lossless.toml": "[training]\nseed = 1\n",
+    "trained/metrics.json": "{}",
+    "mine/notes.txt": "precious\n",
+    "bare/notes.txt": "no model\n",
+}
+
+ROWS = """
+half a recipe's name | train {cache} --recipe pkd --out {out} | 'pkd-last' or 'pkd-skip'
+a recipe file that is not there | train {cache} --recipe my.toml --out {out} | no recipe file my.toml + shipped recipes: causal-kd
+a recipe that is no TOML | train {cache} --recipe {bad.toml} --out {out} | bad.toml is not TOML
+a recipe without a loss | train {cache} --recipe {lossless.toml} --out {out} | has no loss + [losses.kl]
+a short name in --set | train {cache} --recipe kd --out {out} --set lr=1e-4 | 'lr' + did you mean 'training.learning_rate'?
+a short name with its table | {TRAIN} --set training.lr=1e-4 | did you mean 'training.learning_rate'?
+a field that is taken | {TRAIN} --set training.output_dir=x | training.output_dir cannot be set + --out
+no value in --set | train {cache} --recipe kd --out {out} --set training.learning_rate | KEY=VALUE
+one field set twice | {TRAIN} --lr 1e-4 --set training.learning_rate=1e-3 | --lr and --set training.learning_rate=1e-3 + give one of the two
+epochs beside steps | {TRAIN} --epochs 2 --set training.max_steps=9 | --epochs has no effect beside training.max_steps=9
+a device by another name | {TRAIN} --device gpu | unknown device 'gpu' + auto, cpu, cuda
+a GPU that is not there | {TRAIN} --device cuda:7 | device 'cuda:7' is not there
+a learning rate in words | {TRAIN} --lr fast | --lr + a valid number
+no student | train {cache} --recipe kd --out {out} | --student + --init-from-teacher 2-4-6 + --config
+two students | {TRAIN} --student {classifier} | exactly one of
+a student of a folder without a model | train {cache} --recipe kd --out {out} --student {bare} | bare is no model folder + config.json
+a student of nowhere | train {cache} --recipe kd --out {out} --student /nowhere/at/all | there is no such folder
+a layer too high | train {cache} --recipe kd --out {out} --init-from-teacher 3-9 | rising layers from 1 to 4 + 3-9
+a model where a run was | {TRAIN} --out {trained} | already holds a trained model
+a folder of somebody's | {TRAIN} --out {mine} | is not an empty folder
+nothing to resume | {TRAIN} --resume | holds no checkpoint to resume from
+an evaluation file that is not there | {TRAIN} --eval dev.csv | no evaluation file dev.csv
+a plan given for a cache | train {plan} --recipe kd --out {out} | is a kdcache plan, not a cache + `kdcache build`
+a student below a file | {TRAIN} --out {file}/s | cannot write + choose another folder
+a plan below a file | plan {corpus} {AS_PLAN} --out {file}/p | cannot write + choose another folder
+a cache below a file | build {corpus} {AS_BUILD} --out {file}/c | cannot write + choose another folder
+a copy below a file | copy {cache} {file}/c | cannot write + choose another folder
+an export below a file | export {cache} {file}/e | cannot write + choose another folder
+predictions below a file | evaluate {classifier} {corpus} --predictions {file}/p.csv | cannot write + choose another folder
+predictions into a folder | evaluate {classifier} {corpus} --predictions {mine} | cannot write + name a file
+a demo below a file | demo --out {file}/d | cannot write + choose another folder
+a report below a file | bench kernels --op hidden_mse --out {file}/b | cannot write + choose another folder
+a report of stores below a file | bench store --out {file}/b | cannot write + choose another folder
+a report of codecs below a file | bench fidelity {corpus} --teacher {masked_lm} --out {file}/b | cannot write + choose another folder
+files for a test below a file | bench store --scratch {file}/b | cannot be written to + name another
+a teacher of several labels at once | build {corpus} {AS_BUILD} --teacher {multi} | multi_label_classification
+a student without a tokenizer | train {cache} --recipe kd --out {out} --student {mute} | --same-tokenizer
+predictions of tokens | evaluate {masked_lm} {corpus} --predictions {out} | text-classification only
+a corpus without labels | evaluate {classifier} {unlabelled.csv} | --label-column
+a label nobody knows | build {one.csv} {AS_BUILD} | 'xml' + asyncio, email, tkinter
+a class too far | build {far.csv} {AS_BUILD} | 7 + 0 to 2
+a ragged table | plan {ragged.csv} {AS_PLAN} | ragged.csv:3 + expected 2 columns, found 1
+no documents | plan {empty.csv} {AS_PLAN} | empty.csv holds no documents
+no corpus | plan nothing.csv {AS_PLAN} | no such corpus + nothing.csv
+more classes than there are | build {corpus} {AS_BUILD} --signal logits:topk,k=64 | the teacher has 3 outputs + k=3 or less
+a part of no size | build {corpus} {AS_BUILD} --part-tokens 100 | part_tokens must be a multiple of 128
+a column that is not there | plan {corpus} {AS_PLAN} --text-column body | no column 'body' + text, label
+pairs for a model of one text | build {pairs.csv} {AS_BUILD} --teacher {one_type} --text-column text --text-column other | pair
+a masked model asked for classes | build {corpus} {AS_BUILD} --teacher {masked_lm} | masked_lm + no teacher for text-classification
+a signal by half its name | build {corpus} {AS_BUILD} --signal logit:dense | did you mean 'logits'?
+a layer the teacher lacks | build {corpus} {AS_BUILD} --signal hidden:layers=9 | layer 9 is out of range
+no room | plan {corpus} {AS_PLAN} --signal logits:dense --budget many | --budget + such as 500MB
+a plan that fixes its options | build {plan} {AS_BUILD} --max-length 64 | it fixes max_length already
+another task than the plan's | build {plan} {AS_BUILD} --teacher {masked_lm} --task masked-lm | is a plan for text-classification, not masked-lm
+a merge of one | merge {cache} {out} | two caches or more
+a copy onto itself | copy {cache} {cache} | onto itself + choose another place
+another format | export {cache} {out} --format csv | unknown format 'csv' + safetensors, parquet
+an option without its name | export {cache} --out {out} | --out + kdcache export CACHE OUT
+an option of another program | {TRAIN} --learning-rate 1e-4 | did you mean --lr?
+a bucket of no kind we know | copy {cache} s4://bucket/c | 's4' + did you mean 's3'?
+no batch | evaluate {classifier} {corpus} --batch-size 0 | '--batch-size' + `kdcache evaluate --help` shows how
+"""  # noqa: E501 - a row is a line
+
+
+class Row(NamedTuple):
+    """A wrong call and what is said of it."""
+
+    name: str
+    command: str
+    says: tuple[str, ...]
+
+
+def rows() -> list[Row]:
+    cells = [line.split(" | ") for line in ROWS.strip().splitlines()]
+    return [Row(name, command, tuple(says.split(" + "))) for name, command, says in cells]
+
+
+def filled(text: str, values: Mapping[str, object]) -> str:
+    """`text` with its {names} filled in."""
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", str(value))
+    return text
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of INPUTS; nothing may change among them."""
+    folder = tmp_path_factory.mktemp("inputs")
+    for name, text in INPUTS.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, classifier: Path) -> dict[str, Path]:
+    """Models that cannot be used: made of the classifier, by their names in braces."""
+    folder = tmp_path_factory.mktemp("models")
+    made = {name: folder / name for name in ("one_type", "multi", "mute")}
+    for path in made.values():
+        shutil.copytree(classifier, path)
+    config = transformers.AutoConfig.from_pretrained(classifier, type_vocab_size=1)
+    transformers.BertForSequenceClassification(config).save_pretrained(made["one_type"])
+    config = transformers.AutoConfig.from_pretrained(
+        classifier, problem_type="multi_label_classification"
+    )
+    config.save_pretrained(made["multi"])
+    for file in made["mute"].glob("token*"):
+        file.unlink()
+    return made
+
+
+@pytest.fixture(scope="module")
+def places(
+    inputs: Path,
+    models: dict[str, Path],
+    cache: Cache,
+    corpus: Path,
+    made: tuple[Path, Path],
+    classifier: Path,
+    masked_lm: Path,
+) -> dict[str, Path]:
+    """What rows name in braces, {out} apart."""
+    return {
+        "cache": cache.path,
+        "plan": made[0],
+        "corpus": corpus,
+        "classifier": classifier,
+        "masked_lm": masked_lm,
+        **models,
+        **{name.partition("/")[0]: inputs / name.partition("/")[0] for name in INPUTS},
+    }
+
+
+def contents(*folders: Path) -> dict[str, int]:
+    """When each file in the folders was changed last."""
+    return {str(p): p.stat().st_mtime_ns for folder in folders for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
+def test_a_wrong_call_is_one_line_that_names_the_way_out_and_writes_nothing(
+    run: Run,
+    places: dict[str, Path],
+    inputs: Path,
+    state: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    row: Row,
+) -> None:
+    for name in ("here", "temporary"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    command = filled(filled(row.command, SHORT), {**places, "out": tmp_path / "out"})
+    watched = (inputs, places["cache"], places["plan"])
+    before = contents(*watched)
+    code, out, err = run(*shlex.split(command), "--quiet")
+    assert one_line(err), err
+    assert err.startswith("error: ")
+    assert [words for words in row.says if words not in err] == [], err
+    assert (code, out) == (2, "")
+    assert contents(*watched) == before
+    assert sorted(os.listdir(tmp_path)) == ["here", "temporary"]
+    assert contents(tmp_path / "here", tmp_path / "temporary", state) == {}
+
+
+def test_the_table_has_the_rows_it_promises_each_with_a_name_of_its_own() -> None:
+    assert len({row.name for row in rows()}) == len(rows()) >= 41

@@ -68,6 +68,7 @@ def evaluate(
     device: str = "auto",
     text_columns: Sequence[str] = (),
     label_column: str | None = None,
+    ignore_columns: Sequence[str] = (),
     limit: int | None = None,
     max_length: int | None = None,
     predictions: str | Path | None = None,
@@ -101,16 +102,18 @@ def evaluate(
         require_writable(Path(predictions), file=True)
     student = load_teacher(model, task=task, device=device)
     known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
-    options = _options(model, known, task, max_length)
+    trained = _trained(model, known, task)
+    options = _options(trained, task, max_length)
     options["text_columns"], options["label_column"] = text_columns, label_column
-    options["limit"] = limit
+    options["ignore_columns"], options["limit"] = ignore_columns, limit
     tokenizer = load_tokenizer(model)
     _require_trained_vocabulary(model, tokenizer)
     if known is not None and (apart := vocabulary_apart(known, tokenizer.plain)):
         raise ModelError(f"the model's tokenizer is not the cache's: {apart}; leave --cache out")
     with scratch_folder(None) as scratch:
-        plan = _plan(file, model, tokenizer, task, scratch, options, progress)
+        plan = _plan(file, model, tokenizer, task, scratch, options, texts_of(trained), progress)
         _check(student, plan, file)
+        _check_texts(model, texts_of(trained), plan, file)
         agreement = Agreement(plan, known, student.shape.outputs) if known is not None else None
         budget = batch_size * max(1, plan.tokens // plan.documents)
         label, total = f"evaluating {short(model)} on {short(file)}", plan.documents
@@ -141,16 +144,21 @@ def task_of(model: str | Path) -> Task:
     raise ModelError(f"{model} is a {', '.join(heads) or 'model without a head'}: not for any task")
 
 
-def _options(model: str | Path, cache: Cache | None, task: Task, length: int | None) -> PlanOptions:
-    """What the model was trained with, where its folder or else the cache tells."""
+def _trained(model: str | Path, cache: Cache | None, task: Task) -> Json:
+    """The plan's configuration a model was trained with, where its folder or the cache tells."""
     config = _training_plan(Path(model) / "cache.json")
     if not config and cache is not None:
         config = cache.plan.config.to_json()
     if config.get("task", task) != task:
         raise ConfigError(f"{model} is a model for {task}; the cache is for {config['task']}")
-    options: PlanOptions = {"max_length": length or config.get("max_length", 128)}
-    if task == "masked-lm" and config:
-        options["mask_probability"], options["seed"] = config["mask_probability"], config["seed"]
+    return config
+
+
+def _options(trained: Json, task: Task, length: int | None) -> PlanOptions:
+    """Documents are cut and masked as in training, where that is known."""
+    options: PlanOptions = {"max_length": length or trained.get("max_length", 128)}
+    if task == "masked-lm" and trained:
+        options["mask_probability"], options["seed"] = trained["mask_probability"], trained["seed"]
     return options
 
 
@@ -162,6 +170,11 @@ def _require_trained_vocabulary(model: str | Path, tokenizer: Tokenizer) -> None
             f"the tokenizer in {model} numbers other tokens than the one it was trained with "
             "(cache.json): put that one's files back into the folder"
         )
+
+
+def texts_of(config: Json) -> list[str]:
+    """The text columns of a plan's configuration; none where that is not known."""
+    return list(config.get("corpus", {}).get("text_columns", ()))
 
 
 def _training_plan(record: Path) -> Json:
@@ -189,6 +202,7 @@ def _plan(
     task: Task,
     scratch: Path,
     options: PlanOptions,
+    like: Sequence[str],
     progress: Progress,
 ) -> Plan:
     made = make_plan(
@@ -197,6 +211,7 @@ def _plan(
         scratch=scratch,
         task=task,
         classes=classes_of(model),
+        like=like,
         progress=progress,
         **options,
     )
@@ -218,6 +233,20 @@ def _check(model: Teacher, plan: Plan, file: Any) -> None:
     if limit is not None and longest > limit:
         raise ModelError(f"{name} takes {limit} tokens, not {longest}; pass --max-length {limit}")
     require_token_types(model.model.config, plan, name)
+
+
+def _check_texts(model: str | Path, trained: list[str], plan: Plan, file: Any) -> None:
+    """Raise if a model trained on one text a document is given two, or the other way round."""
+    found = texts_of(plan.config.to_json())
+    if trained and len(trained) != len(found):
+        raise ConfigError(
+            f"{model} was trained on {_columns(trained)} and cannot be scored on "
+            f"{_columns(found)} of {file}: name what it should read with --text-column"
+        )
+
+
+def _columns(names: list[str]) -> str:
+    return f"column{'s' if len(names) > 1 else ''} {' and '.join(names)}"
 
 
 def _predict(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ class PlanOptions(TypedDict, total=False):
     Attributes:
         text_columns: one column, or two for text pairs; guessed from their names if not given.
         label_column: column of the labels; None guesses it and "" means there are none.
+        ignore_columns: columns that may go unused although they look like text.
         label_type: "class", "float" or "auto", which looks at the labels.
         limit: take the first documents only.
         unit: of plain text files, a document is a "line" or the whole "file".
@@ -43,6 +44,7 @@ class PlanOptions(TypedDict, total=False):
 
     text_columns: Sequence[str]
     label_column: str | None
+    ignore_columns: Sequence[str]
     label_type: LabelType
     limit: int | None
     unit: Unit
@@ -113,26 +115,33 @@ def make_plan(
     scratch: Path,
     task: Task,
     classes: tuple[list[str] | None, int | None] = (None, None),
+    like: Sequence[str] = (),
     progress: Progress = quiet,
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Tokenise a corpus into a plan whose tokens lie in files of the folder `scratch`.
 
-    `classes` are the teacher's class names and their number, where known.
+    `classes` are the teacher's class names and their number, where known. Where text columns are
+    not named, those of `like` are taken if they are there.
     """
     one_of("task", task, TASKS)
     opened = open_corpus(
         corpus,
         text_columns=options.get("text_columns", ()),
         label_column=options.get("label_column"),
+        ignore_columns=options.get("ignore_columns", ()),
         limit=options.get("limit"),
         unit=options.get("unit", "line"),
+        labelled=task == "text-classification",
+        like=like,
     )
     if task != "text-classification" and len(opened.text_columns) > 1:
         raise ConfigError(
             f"{task} takes one text column, not {' and '.join(opened.text_columns)}; "
             "name one with --text-column"
         )
+    if opened.unused:
+        progress.say(f"columns not read: {_names(opened.unused)}")
     config = _config(task, opened, tokenizer, options)
     spool = Spool(scratch, tokenizer)
     documents = track(
@@ -140,10 +149,17 @@ def make_plan(
     )
     with writing(scratch.parent):
         facts = spool.fill(documents, config)
+    if opened.late:
+        progress.say(f"columns not read, which only later rows have: {_names(opened.late)}")
     labels = None
     if task == "text-classification":
-        label_type = options.get("label_type", "auto")
-        labels = resolve(spool.labels, label_type=label_type, known=classes[0], count=classes[1])
+        labels = resolve(
+            spool.labels,
+            label_type=options.get("label_type", "auto"),
+            known=classes[0],
+            count=classes[1],
+            corpus_names=opened.class_names,
+        )
         facts["classes"] = labels.classes
         for note in labels.notes:
             progress.say(note)
@@ -154,6 +170,10 @@ def make_plan(
     )
     with writing(scratch.parent):
         return spool.arrange(config, labels)
+
+
+def _names(columns: Iterable[str]) -> str:
+    return ", ".join(column or "(unnamed)" for column in columns)
 
 
 def _config(task: Task, corpus: Corpus, tokenizer: Tokenizer, options: PlanOptions) -> PlanConfig:

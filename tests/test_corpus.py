@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
+import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdcache.corpus import Document, open_corpus
+from kdcache.corpus import PEEK, Document, open_corpus
 from kdcache.errors import ConfigError, CorpusError, KdcacheError
 
 ROWS = [
@@ -95,24 +99,59 @@ def test_files_without_text_hold_no_documents_but_do_no_harm(tmp_path: Path) -> 
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """A folder of several formats, one of them in a folder below."""
+    """A folder of files of one kind, one of them in a folder below, and of one that is none."""
     (tmp_path / "sub").mkdir()
-    (tmp_path / "a.txt").write_text("from txt")
-    jsonl(tmp_path / "b.jsonl", [{"text": "from jsonl"}])
-    (tmp_path / "sub" / "c.CSV").write_text("text\nfrom csv\n")
+    jsonl(tmp_path / "a.jsonl", [{"text": "from a"}])
+    jsonl(tmp_path / "b.ndjson", [{"text": "from b"}])
+    jsonl(tmp_path / "sub" / "c.JSONL", [{"text": "from c"}])
     (tmp_path / "README.md").write_text("no corpus")
     return tmp_path
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths(many: Path) -> None:
-    assert texts(many) == ["from txt", "from jsonl", "from csv"]
+    assert texts(many) == ["from a", "from b", "from c"]
     assert texts(str(many)) == texts(many)
 
 
 def test_a_glob_and_a_list_are_read_alike(many: Path) -> None:
-    assert texts(f"{many}/*.[tj]*") == ["from txt", "from jsonl"]
-    assert texts(f"{many}/**/*.CSV") == ["from csv"]
-    assert texts([many / "sub", f"{many}/*.txt"]) == ["from csv", "from txt"]
+    assert texts(f"{many}/*.[jn]*") == ["from a", "from b"]
+    assert texts(f"{many}/**/*.JSONL") == ["from c"]
+    assert texts([many / "sub", f"{many}/a*"]) == ["from c", "from a"]
+    (many / "README.md").unlink()
+    for pattern in ("*", "**"):
+        assert sorted(texts(f"{many}/{pattern}")) == texts(many)
+
+
+def test_what_is_hidden_in_a_folder_is_left_out(many: Path) -> None:
+    (many / "README.md").unlink()
+    for hidden in (".ipynb_checkpoints/a-checkpoint.jsonl", "sub/.git/x.jsonl", "._a.jsonl"):
+        path = many / hidden
+        path.parent.mkdir(exist_ok=True)
+        jsonl(path, [{"text": "hidden"}])
+    assert texts(many) == ["from a", "from b", "from c"]
+    for pattern in ("*", "**", "**/*"):
+        assert sorted(texts(f"{many}/{pattern}")) == texts(many)
+    assert texts(many / ".ipynb_checkpoints") == texts(f"{many}/.ipynb*/*") == ["hidden"]
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "**"])
+def test_files_of_several_kinds_are_named(many: Path, pattern: str) -> None:
+    (many / "README.md").unlink()
+    (many / "README.txt").write_text("about the corpus")
+    with pytest.raises(CorpusError, match=r"several kinds, such as \S+README.txt and \S+a\.jsonl"):
+        open_corpus(f"{many}/{pattern}")
+    assert texts([many / "README.txt", many / "a.jsonl"]) == ["about the corpus", "from a"]
+
+
+def test_a_compressed_file_in_a_folder_is_not_passed_over(many: Path) -> None:
+    (many / "d.jsonl.gz").write_bytes(b"")
+    with pytest.raises(CorpusError, match=r"d\.jsonl\.gz is compressed: unpack it"):
+        open_corpus(many)
+
+
+def test_a_file_named_twice_is_refused(many: Path) -> None:
+    with pytest.raises(CorpusError, match=r"a\.jsonl is in the corpus 2 times: name it once"):
+        open_corpus([many, many / "sub" / ".." / "a.jsonl"])
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path: Path) -> None:
@@ -129,7 +168,7 @@ def test_a_dataset_is_read_from_memory_and_from_its_folder(tmp_path: Path) -> No
 
 
 def test_limit_takes_the_first_documents(many: Path) -> None:
-    assert texts(many, limit=2) == ["from txt", "from jsonl"]
+    assert texts(many, limit=2) == ["from a", "from b"]
     assert len(texts(many, limit=99)) == 3
 
 
@@ -183,7 +222,16 @@ BAD_FILES = {
     ),
     "latin.csv": (b"text\n" + b"fine\n" * 5 + b"caf\xe9\n", r"latin\.csv:7: not UTF-8 .*convert"),
     "latin.txt": (b"fine\n" * 9000 + b"\xff\n", r"latin\.txt:9001: not UTF-8"),
-    "utf16.txt": ("hello".encode("utf-16"), r"utf16\.txt:1: not UTF-8"),
+    "utf16.txt": ("hello".encode("utf-16"), r"utf16\.txt:1: not UTF-8 but UTF-16: convert"),
+    "utf16.csv": ("text\nx".encode("utf-16"), r"utf16\.csv:1: not UTF-8 but UTF-16: convert"),
+    "gzip.jsonl": (gzip.compress(b'{"text": "a"}\n'), r"not UTF-8 but compressed with gzip: unp"),
+    "bzip2.csv": (bz2.compress(b"text\na\n"), "not UTF-8 but compressed with bzip2: unpack"),
+    "xz.txt": (lzma.compress(b"a\n"), "not UTF-8 but compressed with xz: unpack"),
+    "semicolon.csv": (b"text;label\na;1\n", r"csv:1: the only .* 'text;label': .* by semicolons"),
+    "tab.csv": (b"text\tlabel\na\t1\n", r"tab\.csv:1: .* by commas, this one seems to by tabs"),
+    "bar.csv": (b"text|label\na|1\n", r"bar\.csv:1: .* by bars: save it with commas"),
+    "comma.tsv": (b"text,label\na,1\n", r"comma\.tsv:1: .* seems to by commas: save it with tabs"),
+    "packed.jsonl.gz": (b"", r"cannot read \.gz; .*unpack it first"),
     "broken.parquet": (b"PAR1 and nothing else", r"broken\.parquet: malformed: not a readable"),
     "sheet.xlsx": (b"PK", r"sheet\.xlsx: cannot read \.xlsx; a corpus is one of \.csv, \.tsv"),
     "noname": (b"text", "cannot read a file without a suffix"),
@@ -282,8 +330,219 @@ def test_options_that_cannot_work_are_refused(
         open_corpus(path, **options)
 
 
-def test_a_later_file_without_the_column_is_named(tmp_path: Path) -> None:
+def test_files_whose_columns_differ_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\nx,1\n")
+    (tmp_path / "b.csv").write_text("label,more,text\n1,-,y\n")
+    with pytest.raises(
+        CorpusError, match=r"b.csv has the columns label, more, text; \S+a.csv has te"
+    ):
+        open_corpus(tmp_path)
+    assert read(tmp_path, ignore_columns=["more"]) == [("x", "1"), ("y", "1")]
+    assert read(tmp_path, text_columns="text", label_column="") == [("x", None), ("y", None)]
+    (tmp_path / "b.csv").write_text("")
+    assert read(tmp_path) == [("x", "1")]
     (tmp_path / "b.csv").write_text("txt,label\ny,1\n")
-    with pytest.raises(KdcacheError, match=r"b\.csv:2: no column 'text'; it has txt, label"):
-        list(open_corpus(tmp_path))
+    with pytest.raises(KdcacheError, match=r"b\.csv:2: no column 'text'; it has label"):
+        list(open_corpus(tmp_path, text_columns="text", label_column="label"))
+
+
+def test_files_of_several_suffixes_that_differ_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "b.csv").write_text("text,label\ny,1\n")
+    with pytest.raises(CorpusError, match=r"b.csv has the columns text, label; \S+a.txt has text:"):
+        open_corpus([tmp_path / "a.txt", tmp_path / "b.csv"])
+
+
+LATE = [{"text": "x"}] * PEEK
+
+
+@pytest.mark.parametrize("column", ["label", "Score", "sentence", "text_pair", "hypothesis"])
+def test_a_column_that_counts_is_never_too_late(tmp_path: Path, column: str) -> None:
+    path = jsonl(tmp_path / "l.jsonl", [*LATE, {"text": "y", column: "z"}])
+    with pytest.raises(
+        CorpusError, match=rf"l\.jsonl:1001: column '{column}' comes up here, after"
+    ):
+        list(open_corpus(path))
+    assert len(texts(path, ignore_columns=[column])) == PEEK + 1
+    assert len(texts(path, text_columns=["text"], label_column="")) == PEEK + 1
+
+
+def test_a_late_column_that_does_not_count_is_noted(tmp_path: Path) -> None:
+    corpus = open_corpus(jsonl(tmp_path / "l.jsonl", [*LATE, {"text": "y", "id": 1}]))
+    assert len(list(corpus)) == PEEK + 1
+    assert (corpus.unused, list(corpus.late)) == ((), ["id"])
+
+
+def test_the_first_row_decides_nothing_by_itself(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "l.jsonl", [{"text": "x"}, {"text": "y", "label": 1}])
+    with pytest.raises(
+        CorpusError, match=r"l\.jsonl:1: no column 'label'; it has text; write null"
+    ):
+        list(open_corpus(path))
+    jsonl(path, [{"text": "x", "label": None}, {"text": "y", "label": 1}])
+    assert read(path) == [("x", None), ("y", 1)]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("text, label", "column ' label' has blanks around its name"),
+        ("text ,label", "column 'text ' has blanks"),
+        ("text,label\u200b", r"column 'label\\u200b' has .* characters that do not print"),
+        ("\ufefftext,label", r"column '\\ufefftext' has"),
+    ],
+)
+def test_an_odd_header_is_refused(tmp_path: Path, header: str, message: str) -> None:
+    for path in (tmp_path / "o.csv", tmp_path / "o.jsonl"):
+        row = dict.fromkeys(header.split(","), "x")
+        text = f"{header}\nx,x\n" if path.suffix == ".csv" else json.dumps(row) + "\n"
+        path.write_text(text, encoding="utf-8-sig")
+        with pytest.raises(ConfigError, match=message):
+            open_corpus(path)
+
+
+def test_a_file_without_a_header_is_no_column_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "h.csv"
+    path.write_text("this is the first of many documents\nand a second\n")
+    with pytest.raises(ConfigError, match=r"cannot tell which .* a table's first line must name"):
+        open_corpus(path)
+
+
+PAIRS = [
+    *[("query", other) for other in ("passage", "document", "positive", "text")],
+    *[("question", other) for other in ("context", "answer", "passage", "sentence")],
+    *[("premise", "hypothesis"), ("text", "text_pair"), ("text1", "text2"), ("text_a", "text_b")],
+    *[("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("question1", "question2")],
+    *[("s1", "s2"), ("claim", "evidence"), ("context", "response"), ("anchor", "positive")],
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_both_halves_of_a_pair_are_read(tmp_path: Path, pair: tuple[str, str]) -> None:
+    row = {"id": 1, pair[1]: "second", "label": 0, pair[0]: "first"}
+    corpus = open_corpus(jsonl(tmp_path / "p.jsonl", [row]))
+    assert next(iter(corpus))[:3] == ("first", "second", 0)
+    assert corpus.unused == ("id",)
+
+
+LEFT: list[tuple[dict[str, Any], str]] = [
+    ({"question": "q", "context": "c", "answer": "a"}, "'answer' makes a pair with question and"),
+    ({"query": "q", "passage": "p", "positive": "r"}, "'positive' makes a pair with query and"),
+    ({"text": "t", "title": "of three words"}, r"'title' holds text, too \(3 words a value\)"),
+    ({"sentence": "t", "translation": "a b c d e"}, "'translation' holds text, too"),
+    ({"text": "t", "note": ["list"], "more": "one two three"}, "'more' holds text"),
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "dataset"])
+@pytest.mark.parametrize(("row", "message"), LEFT, ids=lambda value: str(value)[:20])
+def test_half_the_input_is_never_dropped(
+    tmp_path: Path, row: dict[str, Any], message: str, kind: str
+) -> None:
+    source = written(tmp_path, [row, dict.fromkeys(row, "") | {"note": []}], kind, list(row))
+    column = message.split("'")[1]
+    with pytest.raises(ConfigError, match=f"{message}.*--text-column.*--ignore-columns {column}"):
+        open_corpus(source)
+    rest = tuple(name for name in row if name in ("note",))
+    assert open_corpus(source, ignore_columns=[column]).unused == rest
+    chosen = open_corpus(source, text_columns=list(row)[:1])
+    assert chosen.unused == tuple(row)[1:]
+
+
+def written(folder: Path, rows: list[dict[str, Any]], kind: str, columns: list[str]) -> Any:
+    """The rows as a file or data set of some kind."""
+    rows = [{column: row[column] for column in columns} for row in rows]
+    path = folder / f"w.{kind}"
+    if kind == "jsonl":
+        return jsonl(path, rows)
+    if kind == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+    table = pa.Table.from_pylist(rows)
+    if kind == "parquet":
+        pq.write_table(table, path)
+        return path
+    return datasets.Dataset(table)
+
+
+def test_labels_that_a_task_does_not_use_are_columns_like_others(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "t.jsonl", [{"text": "x", "target": "an answer of many words"}])
+    assert open_corpus(path).label_column == "target"
+    with pytest.raises(ConfigError, match="'target' holds text, too"):
+        open_corpus(path, labelled=False)
+    path = jsonl(tmp_path / "t.jsonl", [{"text": "x", "label": 1}])
+    assert open_corpus(path, labelled=False).unused == ("label",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ignore_columns": ["nothing"]}, "has no column 'nothing'; its columns are text, label"),
+        ({"ignore_columns": ["text"], "text_columns": "text"}, "'text' is named and to be ignored"),
+        ({"ignore_columns": ["label"], "label_column": "label"}, "'label' is named and to be ign"),
+    ],
+)
+def test_columns_that_cannot_be_ignored_are_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("text,label\na,1\n")
+    with pytest.raises(ConfigError, match=message):
+        open_corpus(path, **options)
+    assert read(path, ignore_columns="label") == [("a", None)]
+
+
+def test_parquet_reads_the_wanted_columns_only(tmp_path: Path) -> None:
+    """The pages of another column may be anything: they are not looked at."""
+    path = tmp_path / "p.parquet"
+    values = [[float(i)] * 64 for i in range(300)]
+    table = pa.table({"text": ["x"] * 300, "embedding": values, "label": [1] * 300})
+    pq.write_table(table, path, compression="none", use_dictionary=False)
+    column = pq.ParquetFile(path).metadata.row_group(0).column(1)
+    assert column.path_in_schema.startswith("embedding")
+    content = bytearray(path.read_bytes())
+    start = column.data_page_offset
+    content[start : start + column.total_compressed_size] = b"?" * column.total_compressed_size
+    path.write_bytes(content)
+    corpus = open_corpus(path)
+    assert [document.label for document in corpus] == [1] * 300
+    assert corpus.unused == ("embedding",)
+
+
+CLASSES = datasets.Features(
+    {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+)
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder", "stream", "parquet"])
+def test_the_names_of_classes_come_along(tmp_path: Path, kind: str) -> None:
+    made = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}, features=CLASSES)
+    source: Any = {"memory": made, "stream": made.to_iterable_dataset()}.get(kind, tmp_path / "s")
+    if kind == "folder":
+        made.save_to_disk(source)
+    if kind == "parquet":
+        source = tmp_path / "s.parquet"
+        made.to_parquet(source)
+    corpus = open_corpus(source)
+    assert corpus.class_names == ("no", "yes")
+    assert [document.label for document in corpus] == [1, 0]
+    assert open_corpus(source, label_column="").class_names is None
+
+
+def test_files_that_name_their_classes_differently_are_refused(tmp_path: Path) -> None:
+    other = datasets.ClassLabel(names=["yes", "no"])
+    for name, classes in (("a", CLASSES["label"]), ("b", other)):
+        features = datasets.Features({"text": datasets.Value("string"), "label": classes})
+        made = datasets.Dataset.from_dict({"text": ["x"], "label": [1]}, features=features)
+        made.to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(CorpusError, match="other names for the numbers in column 'label': no, yes"):
+        open_corpus(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_a_dataset_of_arrays_is_read_as_plain_values(kind: str) -> None:
+    made = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}).with_format(kind)
+    assert read(made) == [("x", 1), ("y", 0)]

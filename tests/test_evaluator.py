@@ -360,3 +360,38 @@ def test_a_teacher_of_another_vocabulary_is_not_compared(
     retokenize(other)
     with pytest.raises(ModelError, match="is not the tokenizer of the teacher"):
         evaluate(student, corpus, teacher=other, max_length=48)
+
+
+@pytest.mark.parametrize(
+    ("trained", "header", "message"),
+    [
+        (["text"], ("text", "text_pair"), "column 'text_pair' makes a pair with text: .*--ignore"),
+        (["text"], ("premise", "hypothesis"), "column text and cannot be .* premise and hypothes"),
+        (["text1", "text2"], ("text",), "columns text1 and text2 and cannot be scored on column t"),
+        (["one", "two"], ("two", "one"), None),
+        (["text"], ("sentence",), None),
+    ],
+)
+def test_a_model_of_one_text_is_not_scored_on_pairs(
+    tmp_path: Path, own: Path, trained: list[str], header: tuple[str, ...], message: str | None
+) -> None:
+    corpus = {"text_columns": trained, "label_column": "label"}
+    (own / "cache.json").write_text(json.dumps({"plan_config": {"task": TASK, "corpus": corpus}}))
+    path = write_csv(tmp_path / "c.csv", [(*header, "email")], (*header, "label"))
+    if message is None:
+        assert evaluate(own, path)["documents"] == 1
+    else:
+        with pytest.raises(ConfigError, match=message):
+            evaluate(own, path)
+
+
+def test_columns_may_be_ignored_or_named(tmp_path: Path, own: Path) -> None:
+    header = ("query", "passage", "label")
+    path = write_csv(tmp_path / "c.csv", [("a text", "another", "email")], header)
+    corpus = {"text_columns": ["query"], "label_column": "label"}
+    (own / "cache.json").write_text(json.dumps({"plan_config": {"task": TASK, "corpus": corpus}}))
+    with pytest.raises(ConfigError, match="'passage' makes a pair with query"):
+        evaluate(own, path)
+    ignored = evaluate(own, path, ignore_columns=["passage"])
+    named = evaluate(own, path, text_columns=["query"])
+    assert ignored["cross_entropy"] == named["cross_entropy"]

@@ -6,9 +6,12 @@ import csv
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import transformers
@@ -358,3 +361,53 @@ def test_a_long_text_beside_a_short_one_is_cut_as_the_tokenizer_cuts_it(tokenize
 def test_pairs_of_long_texts_take_no_more_than_their_tokens(tokenizer: Path) -> None:
     long = "alpha beta gamma delta " * 4000
     assert load_tokenizer(tokenizer).encode([long], [long], 32, windows=False).truncated == 1
+
+
+class Lines:
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    @contextmanager
+    def bar(self, label: str, *, unit: str, total: int | None) -> Iterator[Any]:
+        yield lambda done: None
+
+
+def test_what_is_guessed_or_left_unused_is_told(tokenizer: Path, tmp_path: Path) -> None:
+    row = {"id": 7, "query": "a question", "passage": "a text", "label": "b"}
+    rows = [row, {**row, "label": "a"}, {**row, "label": -100}] + [row] * 1000
+    rows += [{**row, "source": "web"}]
+    path, lines = tmp_path / "c.jsonl", Lines()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = plan(
+        path, tokenizer=tokenizer, task="text-classification", out=tmp_path / "p", progress=lines
+    )
+    assert made.config.corpus["text_columns"] == ["query", "passage"]
+    assert made.labelled == 1003
+    told = ["columns not read: id", "columns not read, which only later rows have: source"]
+    assert lines.said[:2] == told
+    assert "1 documents are labelled -100" in lines.said[2]
+    assert "numbered alphabetically (0 a, 1 b)" in lines.said[3]
+    assert len(lines.said) == 4
+
+
+def test_a_dataset_of_swapped_names_keeps_its_meaning(classifier: Path, tmp_path: Path) -> None:
+    names = ["tkinter", "email", "asyncio"]
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+    )
+    columns = {"text": ["one", "two", "three"], "label": [0, 1, 2]}
+    made = datasets.Dataset.from_dict(columns, features=features)
+    made.to_parquet(tmp_path / "c.parquet")
+    made.save_to_disk(tmp_path / "saved")
+    for index, source in enumerate((made, tmp_path / "c.parquet", tmp_path / "saved")):
+        found = plan(
+            source, tokenizer=classifier, task="text-classification", out=tmp_path / f"{index}.plan"
+        )
+        assert found.config.classes == ["asyncio", "email", "tkinter"]
+        order = np.argsort(found.examples["doc_id"][found.docs])
+        assert found.examples["label"][found.docs][order].tolist() == [2, 1, 0]

@@ -34,12 +34,19 @@ def layers(text: str | None) -> tuple[int, ...] | None:
         raise ConfigError(f"--init-from-teacher takes layers as in 2-4-6; got {text!r}") from error
 
 
+def names(values: list[str] | None) -> list[str] | None:
+    """Names written as A,B, the option given once or more often."""
+    found = [name.strip() for value in values or () for name in value.split(",")]
+    return [name for name in found if name] or None
+
+
 PLAN_OPTIONS = {
     "text_column": "text_columns",
     **{
         name: name
         for name in (
             "label_column",
+            "ignore_columns",
             "label_type",
             "limit",
             "unit",
@@ -107,6 +114,14 @@ LabelColumn = Annotated[
     str | None,
     typer.Option(
         metavar="NAME", help="Column of the labels. Guessed from common names; '' means none."
+    ),
+]
+IgnoreColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="A,B",
+        help="Columns to leave unused although they look like text.",
+        callback=names,
     ),
 ]
 LabelType = Annotated[

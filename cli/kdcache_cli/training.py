@@ -145,6 +145,7 @@ def evaluate(
     device: o.Device = "auto",
     text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
+    ignore_columns: o.IgnoreColumns = None,
     limit: o.Limit = None,
     max_length: Annotated[
         int | None,
@@ -172,6 +173,7 @@ def evaluate(
         device=device,
         text_columns=tuple(text_column or ()),
         label_column=label_column,
+        ignore_columns=tuple(ignore_columns or ()),
         limit=limit,
         max_length=max_length,
         predictions=predictions,

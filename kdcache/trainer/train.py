@@ -14,6 +14,7 @@ import torch
 from transformers import logging
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
+from kdcache.corpus import columns_of
 from kdcache.identity import say_unvouched
 from kdcache.loader import CachedDocuments
 from kdcache.losses import CacheFacts, Objective
@@ -146,8 +147,25 @@ def _evaluate(run: _Run, file: str | Path, teacher: str | Path | None) -> Json:
     from kdcache.evaluator import evaluate
 
     known = run.cache if run.parts is None else None  # the teacher's side may not all be there
-    scores = evaluate(run.folder, file, cache=known, teacher=teacher, progress=run.progress)
+    scores = evaluate(
+        run.folder,
+        file,
+        cache=known,
+        teacher=teacher,
+        progress=run.progress,
+        **_same_columns(run.cache.plan.config.corpus, file),
+    )
     return {"file": Path(file).name, **scores}
+
+
+def _same_columns(corpus: Json, file: str | Path) -> dict[str, Any]:
+    """The columns the plan was made from, named where the file has them, too."""
+    columns = columns_of(file)
+    texts, label = corpus["text_columns"], corpus["label_column"]
+    return {
+        "text_columns": texts if set(texts) <= set(columns) else (),
+        "label_column": label if label in columns else None,
+    }
 
 
 class _Run:

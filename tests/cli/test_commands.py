@@ -52,6 +52,20 @@ def test_plan_takes_text_pairs_and_several_files(run: Run, tokenizer: Path, tmp_
     assert (told["documents"], told["problem"]) == (4, "regression")
 
 
+def test_columns_that_look_like_text_are_ignored_when_told(
+    run: Run, tokenizer: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("text,title,summary,label\na text,one of three words,and one more such,1\n")
+    asked = ["plan", path, "--tokenizer", tokenizer, *CLASSIFY, "--out", tmp_path / "p"]
+    code, out, err = run(*asked, "--ignore-columns", "title")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: the text would be column text, but column 'summary' holds text")
+    code, out, err = run(*asked, "--ignore-columns", "title, summary", "--json")
+    assert code == 0, err
+    assert json.loads(out)["text_columns"] == ["text"]
+
+
 def test_plan_sizes_signals_of_a_teacher_that_lies_elsewhere(
     run: Run, tokenizer: Path, masked_lm: Path, prose_file: Path, tmp_path: Path
 ) -> None:

@@ -44,6 +44,11 @@ def require_constant(name: str, x: Tensor, owner: str) -> None:
         raise ValueError(f"{name} gets no gradient, only {owner} does; pass {name}.detach()")
 
 
+def constant(x: Tensor) -> Tensor:
+    """A teacher's tensor as the ops take it: without the graph it may hang on."""
+    return x.detach() if x.requires_grad else x
+
+
 def row_weight(weight: Tensor | None, like: Tensor, owner: str, name: str = "weight") -> Tensor:
     """Check `weight` against the rows of `like`, or make the default 1/N; in compute precision."""
     dtype = compute_dtype(like)

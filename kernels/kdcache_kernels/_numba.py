@@ -7,7 +7,10 @@ Numba's disk cache follows the file of a kernel, not the files it calls: after a
 the `*.nbi` beside the kernels, or set NUMBA_CACHE_DIR to an empty folder.
 """
 
+import os
 from collections.abc import Callable
+from functools import wraps
+from types import FunctionType
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -18,6 +21,7 @@ try:
     from numba import config, njit, prange, set_num_threads, types
     from numba.extending import intrinsic
     from numba.np.numpy_support import carray
+    from numba.np.ufunc.parallel import threading_layer
 except ImportError as error:
     raise ImportError(
         "kdcache_kernels runs on CPU through numba, which is not installed: pip install numba"
@@ -38,6 +42,7 @@ __all__ = [
     "load_row",
     "log_add",
     "log_sum",
+    "parallel",
     "pieces",
     "prange",
     "round_row",
@@ -61,10 +66,54 @@ KINDS = {
 E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
 
 
-def fast(parallel: bool = False) -> Callable[[F], F]:
+def fast(threads: bool = False) -> Callable[[F], F]:
     """`numba.njit` with a disk cache and every fast-math flag that respects infinities and NaN."""
-    decorate = njit(cache=True, nogil=True, parallel=parallel, fastmath=FAST, error_model="numpy")
+    decorate = njit(cache=True, nogil=True, parallel=threads, fastmath=FAST, error_model="numpy")
     return cast(Callable[[F], F], decorate)
+
+
+def parallel() -> Callable[[F], F]:
+    """`fast` for a function whose `prange` is shared among threads, where there are any.
+
+    They do not survive a fork: where SIGTERM is handled, OpenMP's launch in a child returns with
+    nothing computed. So a child whose parent had them runs a second compilation, on one thread.
+    """
+
+    def decorate(function: F) -> F:
+        threads, alone = fast(threads=True)(function), fast()(_renamed(function))
+
+        @wraps(function)
+        def launch(*args: Any) -> Any:
+            return (alone if _threads_lost else threads)(*args)
+
+        return cast(F, launch)
+
+    return decorate
+
+
+def _renamed(function: Any) -> Any:
+    """A copy under another name, which names its files in Numba's disk cache."""
+    code, names = function.__code__, function.__globals__
+    copy = FunctionType(code, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__qualname__, copy.__module__ = f"{function.__qualname__}_alone", function.__module__
+    return copy
+
+
+_threads_lost = False
+
+
+def _after_fork() -> None:
+    """In a child: find out whether the parent had threads; torch's OpenMP has then lost its too."""
+    global _threads_lost
+    try:
+        threading_layer()  # type: ignore[no-untyped-call]  # so in numba
+    except ValueError:  # Numba had started none
+        return
+    _threads_lost = True
+    torch.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def exact() -> Callable[[F], F]:
@@ -78,6 +127,8 @@ def exact() -> Callable[[F], F]:
 
 def block_count(rows: int) -> int:
     """Blocks to cut rows into for the next launch from this thread, which uses torch's threads."""
+    if _threads_lost:
+        return 1
     wanted = torch.get_num_threads()
     most: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # Numba sets it on loading
     set_num_threads(min(wanted, most))

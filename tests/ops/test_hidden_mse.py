@@ -229,7 +229,7 @@ def test_compiles_as_one_graph():
         ({"codes": torch.zeros(3, 4).to(torch.int8)}, ValueError, r"shape \(3, 8\)"),
         ({"scale": torch.ones(3, 3)}, ValueError, "G dividing H = 8"),
         ({"scale": torch.ones(2)}, ValueError, "N = 3"),
-        ({"scale": torch.ones(3, requires_grad=True)}, ValueError, "detach"),
+        ({"weight": torch.ones(3, requires_grad=True)}, ValueError, "detach"),
         ({"normalize": "l1"}, ValueError, "none, l2, layernorm; got 'l1'"),
         ({"student": torch.zeros(1, 3, 8)}, ValueError, "flatten"),
         ({"weight": torch.ones(2)}, ValueError, r"weight must have shape \(3,\)"),

@@ -9,8 +9,8 @@ from kdcache_kernels._autograd import input_gradient, keep_gradient
 from kdcache_kernels._checks import (
     FLOATS,
     compute_dtype,
+    constant,
     gradient_dtype,
-    require_constant,
     require_device,
     require_dtype,
     require_matrix,
@@ -37,7 +37,8 @@ def hidden_mse(
 ) -> Tensor:
     """Sum over rows of `w_i mean_H (norm(student_i) - norm(teacher_i))^2`.
 
-    The loss and its gradient come from one pass; only `student` gets a gradient.
+    The loss and its gradient come from one pass; only `student` gets a gradient, and the teacher's
+    tensors are constants even where they require one.
 
     Several layers go through one launch as [L, N, H], the other tensors with a leading L too.
 
@@ -58,7 +59,7 @@ def hidden_mse(
 
     Raises:
         ValueError: wrong shape, device or `normalize`; int8 codes without `scale` or the reverse;
-            a gradient asked for anything but `student`.
+            a gradient asked for `weight`.
         TypeError: wrong dtype.
         RuntimeError: double backward.
     """
@@ -69,8 +70,8 @@ def hidden_mse(
     _check(student, codes, scale, normalize)
     loss: Tensor = _op(
         student,
-        codes,
-        scale,
+        constant(codes),
+        None if scale is None else constant(scale),
         row_weight(weight, student, "student"),
         normalize,
         torch.is_grad_enabled() and student.requires_grad,
@@ -84,7 +85,6 @@ def _check(student: Tensor, codes: Tensor, scale: Tensor | None, normalize: str)
     require_shape("codes", codes, tuple(student.shape))
     require_dtype("codes", codes, CODES)
     require_device("codes", codes, student, "student")
-    require_constant("codes", codes, "student")
     if student.shape[1] == 0:
         raise ValueError(f"student must have at least one column; got {tuple(student.shape)}")
     if normalize not in NORMALIZE:
@@ -102,7 +102,6 @@ def _check_scale(student: Tensor, scale: Tensor) -> None:
     n, h = student.shape
     require_dtype("scale", scale, FLOATS)
     require_device("scale", scale, student, "student")
-    require_constant("scale", scale, "student")
     groups = scale.shape[1] if scale.dim() == 2 else 1
     if scale.dim() not in (1, 2) or scale.shape[0] != n or not groups or h % groups:
         raise ValueError(

@@ -18,6 +18,7 @@ from kdcache_kernels._numba import (
     dense_rows,
     fast,
     load_row,
+    parallel,
     prange,
     round_row,
     row_sum,
@@ -151,7 +152,7 @@ def _normalized(y: Any, t: Any, mode: int, weight: Real) -> Real:
     return squares
 
 
-@fast(parallel=True)
+@parallel()
 def _all_rows(
     student: int,
     stride: int,

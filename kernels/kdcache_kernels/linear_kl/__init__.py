@@ -10,7 +10,7 @@ from kdcache_kernels import _linear
 from kdcache_kernels._checks import (
     FLOATS,
     compute_dtype,
-    require_constant,
+    constant,
     require_device,
     require_dtype,
     require_matrix,
@@ -100,7 +100,8 @@ def linear_kl(
     Over the whole vocabulary: the student's logits are `hidden @ weight.T + bias`, the teacher's
     `teacher_hidden @ teacher_weight.T + teacher_bias`, and of neither more than a chunk of rows
     exists. Loss and gradients come from one pass, four matrix products, in the forward pass; the
-    backward pass multiplies by the incoming scalar.
+    backward pass multiplies by the incoming scalar. The teacher's tensors are constants: they get
+    no gradient even where they require one, as the parameters of a loaded model do.
 
     Args:
         hidden: input of the student's head, [N, H], float32, float16, bfloat16 or float64.
@@ -131,7 +132,7 @@ def linear_kl(
 
     Raises:
         ValueError: wrong shape, device, divergence, temperature or chunk_bytes; int8 codes without
-            a scale or the reverse; labels out of range; a gradient asked for on the teacher's side.
+            a scale or the reverse; labels out of range; a gradient asked for `row_weight`.
         TypeError: wrong dtype.
         RuntimeError: double backward.
 
@@ -145,10 +146,10 @@ def linear_kl(
         hidden,
         weight,
         bias,
-        teacher_hidden,
-        teacher_weight,
-        teacher_bias,
-        teacher_scale,
+        constant(teacher_hidden),
+        constant(teacher_weight),
+        None if teacher_bias is None else constant(teacher_bias),
+        None if teacher_scale is None else constant(teacher_scale),
         checked_row_weight(row_weight, hidden, "hidden", "row_weight"),
         labels,
         float(temperature),
@@ -181,7 +182,6 @@ def _check_teacher(
     for name, x in given.items():
         if x is not None:
             require_device(name, x, hidden, "hidden")
-            require_constant(name, x, "the student")
             require_dtype(name, x, (*FLOATS, torch.int8) if x is codes else FLOATS)
     require_matrix("teacher_hidden", codes)
     n, h = hidden.shape[0], codes.shape[1]

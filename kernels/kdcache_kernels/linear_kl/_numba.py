@@ -16,6 +16,7 @@ from kdcache_kernels._numba import (
     block_count,
     exp_part,
     fast,
+    parallel,
     pieces,
     prange,
     row_max,
@@ -168,7 +169,7 @@ def _fill(x: Any, value: Real) -> None:
         x[v] = value
 
 
-@fast(parallel=True)
+@parallel()
 def _all_rows(
     student: int,
     stride: int,

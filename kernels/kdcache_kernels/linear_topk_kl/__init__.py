@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kdcache_kernels import _linear
+from kdcache_kernels._checks import constant
 from kdcache_kernels._checks import row_weight as checked_row_weight
 from kdcache_kernels._linear import Chunk, Need, Outputs
 from kdcache_kernels._op import define
@@ -121,8 +122,7 @@ def linear_topk_kl(
 
     Raises:
         ValueError: wrong shape, device, tail mode, temperature or chunk_bytes; a missing tail
-            statistic; ids or labels out of range or duplicated; a gradient asked for anything but
-            `hidden`, `weight` and `bias`.
+            statistic; ids or labels out of range or duplicated; a gradient asked for `row_weight`.
         TypeError: wrong dtype.
         RuntimeError: double backward.
 
@@ -143,7 +143,7 @@ def linear_topk_kl(
         weight,
         bias,
         ids,
-        logprobs,
+        constant(logprobs),
         _tail_statistic(shape, ids, tail_logmass, tail_stat, temperature, tail),
         checked_row_weight(row_weight, hidden, "hidden", "row_weight"),
         labels,

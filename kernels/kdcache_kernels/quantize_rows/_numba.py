@@ -14,6 +14,7 @@ from kdcache_kernels._numba import (
     exact,
     fast,
     load_row,
+    parallel,
     prange,
     rows_of,
 )
@@ -80,7 +81,7 @@ def _round(x: Any, step: Real, codes: Any) -> None:
         codes[v] = np.int8(min(max(np.rint(x[v] / step), low), high))
 
 
-@fast(parallel=True)
+@parallel()
 def _all_rows(
     rows: int,
     stride: int,

@@ -19,6 +19,7 @@ from kdcache_kernels._numba import (
     load_row,
     log_add,
     log_sum,
+    parallel,
     pieces,
     prange,
     rows_of,
@@ -140,7 +141,7 @@ def _row(
     return log_add(kept, rest), rest, rest_warm, top
 
 
-@fast(parallel=True)
+@parallel()
 def _all_rows(
     logits: int,
     stride: int,

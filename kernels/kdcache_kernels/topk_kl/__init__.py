@@ -13,8 +13,8 @@ from kdcache_kernels._checks import (
     FLOATS,
     IDS,
     compute_dtype,
+    constant,
     gradient_dtype,
-    require_constant,
     require_device,
     require_dtype,
     require_matrix,
@@ -96,8 +96,9 @@ def topk_kl(
     """Sum over rows of `w (soft_weight T^2 D(teacher, student) + hard_weight CE)`, in nats.
 
     The loss and its dense gradient come from one pass over the logits; the backward pass only
-    multiplies that gradient by the incoming scalar. Only `logits` gets a gradient. D is
-    KL(teacher, student) unless `divergence` says otherwise.
+    multiplies that gradient by the incoming scalar. Only `logits` gets a gradient: the teacher's
+    tensors are constants even where they require one. D is KL(teacher, student) unless
+    `divergence` says otherwise.
 
     Args:
         logits: student, [N, V], float32, float16, bfloat16 or float64; rows at any stride.
@@ -137,7 +138,7 @@ def topk_kl(
 
     Raises:
         ValueError: wrong shape, device, tail mode or temperature; a missing tail statistic; ids
-            or labels out of range or duplicated; a gradient asked for anything but `logits`.
+            or labels out of range or duplicated; a gradient asked for `weight`.
         TypeError: wrong dtype.
         RuntimeError: double backward.
 
@@ -154,7 +155,7 @@ def topk_kl(
     arguments = (
         logits,
         ids,
-        logprobs,
+        constant(logprobs),
         _tail_statistic(logits, ids, tail_logmass, tail_stat, temperature, tail),
         row_weight(weight, logits, "logits"),
         labels,
@@ -193,7 +194,6 @@ def _check_tensors(logits: Tensor, ids: Tensor, logprobs: Tensor, labels: Tensor
     for name, x in (("ids", ids), ("logprobs", logprobs), ("labels", labels)):
         if x is not None:
             require_device(name, x, logits, "logits")
-    require_constant("logprobs", logprobs, "logits")
 
 
 def _check_options(temperature: float, tail: str, labels: Tensor | None, hard: float) -> None:
@@ -238,7 +238,6 @@ def _tail_statistic(
             require_shape(name, x, (logits.shape[0],))
             require_dtype(name, x, FLOATS)
             require_device(name, x, logits, "logits")
-            require_constant(name, x, "logits")
     if tail == "renormalize" or (tail == "truncate" and temperature == 1):
         return None
     name, x = ("tail_logmass", logmass) if temperature == 1 else ("tail_stat", stat)
@@ -248,7 +247,7 @@ def _tail_statistic(
             f"tail={tail!r} at temperature {temperature:g} needs {name} [N], the log of the {what} "
             "outside the support; got None: pass it, or choose tail='renormalize'"
         )
-    return x
+    return None if x is None else constant(x)
 
 
 def _backend(logits: Tensor) -> Any:

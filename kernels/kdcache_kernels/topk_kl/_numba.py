@@ -24,6 +24,7 @@ from kdcache_kernels._numba import (
     load_row,
     log_add,
     log_sum,
+    parallel,
     pieces,
     prange,
     round_row,
@@ -211,7 +212,7 @@ def _add(x: Any, y: Any) -> None:
         x[v] += y[v]
 
 
-@fast(parallel=True)
+@parallel()
 def _all_rows(
     logits: int,
     stride: int,

@@ -143,8 +143,8 @@ def rows_kernel(
         g = tl.where(use, factor * g + wrong, 0.0)
         a = tl.where(use, factor * a / tl.where(mass == 0, 1.0, mass) + wrong, 0.0)
         loss = tl.where(use, w * soft_weight * soft, 0.0)
-        b = a * 0
-        hard = loss * 0
+        b = tl.zeros((), tl.float32)  # not 0 times what may be infinite or NaN
+        hard = tl.zeros((), tl.float32)
         if HARD:
             lse, lse_rest, base = normaliser(top_s, mass1_s, top, mass1, 1.0)
             ce = tl.where(y >= 0, lse - (x_label - base), float("nan"))

@@ -190,7 +190,8 @@ def _planned(
         yield open_plan(corpus)
         return
     classes = (class_names(config), int(config.num_labels))
-    with scratch_folder(out) as scratch:
+    complete = out is not None and (locate(out) / "complete" / "zarr.json").is_file()
+    with scratch_folder(out, anywhere=complete) as scratch:
         yield make_plan(
             corpus,
             tokenizer,

@@ -91,7 +91,8 @@ def _modern(config: Json) -> Json:
     """A configuration, and those within it, with rotary settings where transformers 5 has them."""
     found = {k: _modern(v) if isinstance(v, dict) else v for k, v in config.items()}
     scaling = found.get("rope_scaling") or {}
-    if "rope_theta" in found and "rope_parameters" not in found and isinstance(scaling, dict):
+    old = "rope_theta" in found and "rope_parameters" not in found and "model_type" in found
+    if old and isinstance(scaling, dict):
         kind = {"rope_type": "default", "rope_theta": found.pop("rope_theta")}
         found.pop("rope_scaling", None)
         found["rope_parameters"] = {**kind, **scaling}

@@ -94,18 +94,30 @@ def plan(
 
 
 @contextmanager
-def scratch_folder(out: Place | None) -> Iterator[Path]:
-    """A temporary folder for the files behind a plan, on the disk of `out` where that is given."""
+def scratch_folder(out: Place | None, *, anywhere: bool = False) -> Iterator[Path]:
+    """A temporary folder for the files behind a plan, on the disk of `out` where that is given.
+
+    `anywhere`: where that cannot be written to, which nothing else will ask of it.
+    """
     root = None if out is None else locate(out)
     parent = root.resolve().parent if isinstance(root, Path) else Path(tempfile.gettempdir())
     with writing(root or parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        sweep(parent, f"{SCRATCH}*")
-        made = Path(tempfile.mkdtemp(dir=parent, prefix=SCRATCH))
+        try:
+            made = _fresh_folder(parent)
+        except OSError:
+            if not anywhere:
+                raise
+            made = _fresh_folder(Path(tempfile.gettempdir()))
     try:
         yield made
     finally:
         remove_tree(made)
+
+
+def _fresh_folder(parent: Path) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    sweep(parent, f"{SCRATCH}*")
+    return Path(tempfile.mkdtemp(dir=parent, prefix=SCRATCH))
 
 
 def make_plan(

@@ -35,6 +35,7 @@ from tests.damage import (
     copy_of,
     files_of,
     forge_commit,
+    forge_completion,
     forge_manifest,
     forge_plan,
     record_of,
@@ -267,6 +268,51 @@ def test_what_is_no_record_is_damage(victim: Path, group: str, raw: bytes) -> No
 
 
 KEYS = ["../outside", "/etc/passwd", "logits/../../outside", "logits/ids/c/0/./0", "a//b", ""]
+
+
+@pytest.mark.parametrize("name", ["documents", "tokens", "masked"])
+def test_a_manifest_counts_what_the_plan_holds(victim: Path, name: str) -> None:
+    with restored(victim):
+        forge_manifest(victim, lambda record: record["plan"].update({name: 7}))
+        with pytest.raises(DamageError, match=rf"plan\.{name} is 7; expected \d+, as many as the"):
+            open_cache(victim)
+        with pytest.raises(DamageError, match=rf"plan\.{name} is 7"):
+            open_plan(victim)
+        assert [problem for problem in verify(victim) if f"plan.{name} is 7" in problem]
+
+
+def test_a_commit_counts_the_documents_of_its_part(victim: Path) -> None:
+    with restored(victim):
+        forge_commit(victim, 1, lambda record: record.update(documents=7))
+        forge_completion(victim, open_cache(victim).plan.parts)
+        (problem,) = verify(victim)
+        assert "commits/000001" in problem
+        assert "counts 7 documents; the plan has" in problem
+
+
+@pytest.mark.parametrize("parts", [10**9, 2**31])
+def test_nobody_loops_over_parts_that_are_not_there(victim: Path, parts: int) -> None:
+    """Neither where the arrays' metadata agrees with the manifest."""
+
+    def stretch(folder: Path) -> None:
+        node = json.loads((folder / "zarr.json").read_text())
+        node["shape"][0] = parts * node["attributes"]["part_rows"]
+        data = json.dumps(node).encode()
+        (folder / "zarr.json").write_bytes(data)
+        key = str((folder / "zarr.json").relative_to(victim))
+        facts = {"bytes": len(data), "crc32c": crc(data)}
+        forge_plan(victim, lambda objects: objects.update({key: facts}))
+
+    with restored(victim):
+        forge_manifest(victim, lambda record: record["plan"].update(parts=parts))
+        for agree in (False, True):
+            if agree:
+                for path in [*victim.glob("plan/*/zarr.json"), *victim.rglob("tokens/zarr.json")]:
+                    stretch(path.parent)
+            (problem,) = verify(victim)
+            assert f"plan.parts is {parts}" in problem
+            with pytest.raises(DamageError, match=r"plan\.parts is"):
+                open_cache(victim)
 
 
 @pytest.mark.parametrize("key", KEYS)

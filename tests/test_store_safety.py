@@ -413,6 +413,23 @@ def test_a_cache_that_may_not_be_written_is_read_and_not_resumed(
     assert files_of(folder) == before
 
 
+def test_a_complete_cache_that_may_not_be_written_needs_nothing(held: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(held, tmp_path / "f"))
+    before = files_of(folder)
+    places = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for path in places:
+        path.chmod(0o555)
+    try:
+        with no_override():
+            assert again(folder).complete
+            with pytest.raises(MismatchError, match=r"plan\.config\.seed"):
+                again(folder, seed=3)
+    finally:
+        for path in places:
+            path.chmod(0o755)
+    assert files_of(folder) == before
+
+
 @pytest.mark.parametrize(
     "key", ["zarr.json", "logits/values/c/0/0", "commits/000000/zarr.json", "tokens/zarr.json"]
 )

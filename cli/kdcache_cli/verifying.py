@@ -56,8 +56,10 @@ def verify(
     """Check that a cache is what was written.
 
     Names every damaged object and its part, and exits with 1 if there are any. Without --full it
-    checks records, sizes and the checksums in each shard's index.
+    checks records, sizes and the checksums in each shard's index. Caches that an earlier version
+    made wrongly get a warning.
     """
+    from kdcache.outdated import outdated
     from kdcache.store.verify import find_damage
 
     asked: dict[str, Any] = {"teacher": teacher, "device": device, "progress": context.obj}
@@ -76,9 +78,13 @@ def verify(
 
         spotted = spot_check(cache, spot, **asked)
         found = spotted.findings
+    warnings = outdated(cache)
     if as_json:
-        print_json(_report(cache, full or repair, found, repaired, spotted))
+        report = _report(cache, full or repair, found, repaired, spotted)
+        print_json({**report, "warnings": warnings})
     else:
+        for warning in warnings:
+            print(f"warning: {warning}")
         for finding in repaired:
             print(f"repaired: {finding}")
         for finding in found:

@@ -7,7 +7,7 @@ before anything is allocated or looped over; everything wrong is a DamageError n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -73,6 +73,8 @@ TEXT_OR_NONE = Kind("a text or null", lambda v: v is None or isinstance(v, str))
 FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 SHARE = Kind("a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1)
 TABLE = Kind("a table", lambda v: isinstance(v, dict))
+
+COUNTS = ("documents", "tokens", "masked")
 
 Schema = Mapping[str, "Kind | Schema"]
 
@@ -158,8 +160,9 @@ def _damage(where: Root, field: str, value: Any, what: str) -> DamageError:
 class Blueprint:
     """Sizes and settings of a store, from its manifest alone; `signals` is empty for a plan.
 
-    `guests` are the teachers that a merged cache holds beside its first, by name; their arrays lie
-    in a folder of their own (docs/decisions/0009).
+    `counts` are the plan's documents, tokens and masked positions. `guests` are the teachers that a
+    merged cache holds beside its first, by name; their arrays lie in a folder of their own
+    (docs/decisions/0009).
     """
 
     config: PlanConfig
@@ -167,6 +170,7 @@ class Blueprint:
     rows: Mapping[Space, int]
     shape: TeacherShape | None
     signals: Mapping[str, Signal]
+    counts: Mapping[str, int]
     guests: Mapping[str, Blueprint] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -251,6 +255,7 @@ def read_blueprint(record: Json, root: Root) -> Blueprint:
         rows=rows,
         shape=shape,
         signals=signals,
+        counts=_only(record["plan"], COUNTS),
         format=record["format"],
     )
     return replace(plain, guests=_guests(record.get("teachers", {}), plain, where))
@@ -278,8 +283,8 @@ def _guests(table: Any, plain: Blueprint, where: Root) -> dict[str, Blueprint]:
     return found
 
 
-def _only(value: Json, schema: Any) -> Json:
-    return {key: value[key] for key in schema}
+def _only(value: Json, names: Any) -> Json:
+    return {key: value[key] for key in names}
 
 
 def _plan(facts: Json, where: Root) -> tuple[PlanConfig, int, dict[Space, int]]:
@@ -317,6 +322,26 @@ def _signals(
         except (ConfigError, TypeError, ValueError, AttributeError) as error:
             raise DamageError(f"{where} is damaged: signals.{name}: {error}") from error
     return found
+
+
+def check_parts(blueprint: Blueprint, objects: Iterable[str], root: Root) -> None:
+    """DamageError if there are more parts than the plan's commit names objects of their rows.
+
+    Whatever loops over parts is bounded by what was committed.
+    """
+    shards = sum(key.startswith("plan/doc_len/c/") for key in objects)
+    if blueprint.parts > shards:
+        raise _damage(root / "zarr.json", "plan.parts", blueprint.parts, f"{shards} at most")
+
+
+def check_counts(blueprint: Blueprint, plan: Plan, root: Root) -> None:
+    """DamageError if the manifest counts other documents, tokens or masked positions than the plan
+    holds.
+    """
+    for name, count in blueprint.counts.items():
+        if getattr(plan, name) != count:
+            found = f"{getattr(plan, name)}, as many as the plan holds"
+            raise _damage(root / "zarr.json", f"plan.{name}", count, found)
 
 
 def check_examples(plan: Plan, root: Root, outputs: int | None) -> None:

@@ -200,9 +200,9 @@ def _manifest(sources: Sequence[_Source], objects: Json) -> Json:
         theirs = {name: source.cache.manifest[name] for name in TABLE}
         table = tables.setdefault(source.prefix, {**theirs, "signals": {}})
         table["signals"].update(theirs["signals"])
-        if not has_configuration(table["teacher"]):
-            known = {key: value for key, value in theirs["teacher"].items() if key in FUNCTION}
-            table["teacher"] = {**table["teacher"], **known}
+        if not has_configuration(theirs["teacher"]):  # what one of them lacks, nobody vouches for
+            kept = {key: value for key, value in table["teacher"].items() if key not in FUNCTION}
+            table["teacher"] = kept
     guests = {PurePosixPath(prefix).name: table for prefix, table in tables.items() if prefix}
     return {
         **{name: oldest[name] for name in ("format", "kind", "plan")},

@@ -20,7 +20,9 @@ from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan
 from kdcache.signals import Hidden, LayerRows, Signal, SoftLabels, assist
 from kdcache.store.blueprint import (
     Blueprint,
+    check_counts,
     check_examples,
+    check_parts,
     guest_prefix,
     plan_specs,
     read_blueprint,
@@ -57,6 +59,7 @@ def open_plan(path: Place) -> Plan:
 
 
 def _plan(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> Plan:
+    check_parts(blueprint, objects, root)
     committed = PlanFacts(objects, root)
     columns, examples = {}, {}
     for spec in plan_specs(blueprint.config):
@@ -71,6 +74,7 @@ def _plan(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> Plan
     plan = dataclasses.replace(blueprint.plan, examples=examples, columns=columns)
     outputs = None if blueprint.shape is None else blueprint.shape.outputs
     check_examples(plan, root, outputs)
+    check_counts(blueprint, plan, root)
     return plan
 
 

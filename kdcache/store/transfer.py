@@ -105,7 +105,8 @@ def _put(out: Root, key: str, record: Json, staging: Root) -> None:
     scratch = staging / f"record.{uuid.uuid4().hex}"
     if not put_if_absent(path, group_json(record), scratch) and read_record(path.parent) != record:
         raise MismatchError(
-            f"{out} holds another cache, or the beginning of one: {path} says something else; "
+            f"{out} holds another plan or cache, or the beginning of one: {path} says something "
+            "else; "
             "choose another"
         )
 

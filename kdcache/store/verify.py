@@ -9,7 +9,7 @@ from pathlib import Path
 from kdcache.errors import CacheError, DamageError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.progress import Progress, Shown, quiet, short, shown
-from kdcache.store.blueprint import Blueprint, plan_specs, read_blueprint
+from kdcache.store.blueprint import Blueprint, check_parts, plan_specs, read_blueprint
 from kdcache.store.create import spec_layouts
 from kdcache.store.ledger import (
     Ledger,
@@ -81,6 +81,7 @@ def find_damage(
         manifest = require_record(root, "cache")
         blueprint = read_blueprint(manifest, root)
         objects = plan_objects(root, manifest)
+        check_parts(blueprint, objects, root)
     except DamageError as error:
         survey.note(PLAN if PLAN in str(error) else MANIFEST, None, error)
         return survey.findings
@@ -209,9 +210,15 @@ class _Survey:
     def open(self) -> None:
         """Open the cache as a reader does: what it says must make sense, too."""
         try:
-            Cache(self.root)
+            cache = Cache(self.root)
         except CacheError as error:
             self.note(MANIFEST, None, error)
+            return
+        for part in cache.committed:
+            count, found = cache.commit(part).get("documents"), len(cache.plan.part_docs(part))
+            if count != found:
+                key = f"commits/{part_name(part)}/zarr.json"
+                self.note(key, part, f"it counts {count!r:.40} documents; the plan has {found}")
 
 
 def _plan_arrays(blueprint: Blueprint, objects: Mapping[str, Json]) -> Iterator[tuple[str, int]]:

@@ -110,7 +110,7 @@ def load_recipe(
     Raises ConfigError, with the nearest name, for an unknown recipe, field or choice.
     """
     table = recipe.to_json() if isinstance(recipe, Recipe) else _read(recipe)
-    for override in overrides:
+    for override in [overrides] if isinstance(overrides, str) else overrides:
         _override(table, override, training or {})
     return _recipe(table)
 
@@ -210,7 +210,7 @@ def _recipe(table: Json) -> Recipe:
             f"(kinds: {', '.join(LOSSES)})"
         )
     table["losses"] = {name: _loss(name, values) for name, values in table["losses"].items()}
-    table["student"] = _student(table["student"])
+    table["student"] = student_table(table["student"])
     table["data"] = make(DataOrder, table["data"], "data")
     made: Recipe = make(Recipe, table, "recipe")
     return made
@@ -226,7 +226,8 @@ def _loss(name: str, values: Any) -> Loss:
     return loss
 
 
-def _student(values: Json) -> Json:
+def student_table(values: Json) -> Json:
+    """A [student] table as it is kept; ConfigError for a field or layers that make no sense."""
     for key in values:
         one_of("field of student", key, STUDENT)
     same = values.get("same_tokenizer", False)

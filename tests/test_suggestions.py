@@ -96,6 +96,9 @@ def test_options_of_other_programs_lead_to_options_of_ours() -> None:
     [
         (["train", "--learning-rate", "1"], "no such option: --learning-rate; did you mean --lr?"),
         (["build", "--output-dir", "1"], "did you mean --out?"),
+        (["train", "--weight-decay", "1"], "did you mean --set training.weight_decay=...?"),
+        (["build", "--batch-size", "1"], "did you mean --batch-tokens?"),
+        (["build", "--foo", "1"], "`kdcache build --help` shows how"),
         (["plan", "--max", "1"], "did you mean --max-length?"),
         (["train", "--init", "1"], "did you mean --init-from-teacher?"),
         (["evaluate", "--batch", "1"], "did you mean --batch-size?"),

@@ -10,11 +10,12 @@ import pytest
 import transformers
 
 import kdcache
+from kdcache.builder import estimate
 from kdcache.errors import ConfigError, KdcacheError
 from kdcache.recipe import load_recipe
 from kdcache.store import Cache
 from kdcache.trainer.arguments import training_arguments
-from kdcache.trainer.options import SHORTHANDS, with_shorthands
+from kdcache.trainer.options import SHORTHANDS, with_shorthands, with_student
 from kdcache_cli.main import main
 
 GIVEN: dict[str, Any] = {"seed": 7, "epochs": 1, "lr": 2e-3, "batch_size": 120, "device": "cpu"}
@@ -112,6 +113,10 @@ WRONG: dict[str, tuple[Wrong, str]] = {
     "a learning rate in words": ({"lr": "fast"}, "training.learning_rate must be of type float"),
     "half a seed": ({"seed": 0.5}, "training.seed must be of type int"),
     "a table for a recipe": ({"recipe": {}}, "a recipe is named by"),
+    "one layer without a list": ({"init_from_teacher": 2}, r"list of teacher layers such as"),
+    "layers in words": ({"init_from_teacher": "top"}, r"list of teacher layers such as"),
+    "an override alone": ({"overrides": "lr=1e-3"}, r"mean 'training\.learning_rate'"),
+    "an override twice": ({"overrides": "training.seed=1", "seed": 2}, "set the same field"),
 }
 
 
@@ -124,6 +129,19 @@ def test_a_wrong_option_is_one_line_and_nothing_is_written(
         kdcache.train(cache, **{"out": tmp_path / "s", "init_from_teacher": [1], **given})
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_text_stands_for_a_list_of_one(
+    cache: Cache, corpus: Path, classifier: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"teacher": classifier, "task": "text-classification"}
+    found = estimate(corpus, signals="hidden:layers=1", text_columns="text", **given)
+    assert list(found.signals) == ["hidden"]
+    with pytest.raises(ConfigError, match=r"merge takes two caches or more, .*; got 1"):
+        kdcache.merge(cache.path, tmp_path / "m")  # type: ignore[arg-type]
+    made = load_recipe("kd", "data.window=7")
+    assert made.data.window == 7
+    assert with_student(made, None, "1-2", None).student == {"init_from_teacher": [1, 2]}
 
 
 def test_models_and_tokenizers_in_memory_are_refused_by_every_function_that_wants_a_folder(

@@ -16,6 +16,13 @@ def read_recipes() -> dict[str, str]:
     }
 
 
+def training_fields() -> set[str]:
+    """The fields of [training] that shipped recipes set."""
+    return {
+        name for text in read_recipes().values() for name in tomllib.loads(text).get("training", {})
+    }
+
+
 def summary(text: str) -> str:
     """What a recipe says it does: its `description`, or else its first comment."""
     described = tomllib.loads(text).get("description")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdcache.errors import near
+from kdcache_cli.shipped import training_fields
 
 GLOBAL = ("--debug", "--quiet")
 
@@ -59,7 +60,13 @@ def _no_option(option: str, error: Any) -> str:
         words = " ".join(str(p.metavar or p.name).upper() for p in unnamed)
         return f"{given}; it is given without a name: {error.ctx.command_path} {words}"
     known = [name for p in parameters if p not in unnamed for name in p.opts]
-    names = [MEANT[option]] if MEANT.get(option) in known else near(option, known)
+    field = option.lstrip("-").replace("-", "_")
+    if MEANT.get(option) in known:
+        names = [MEANT[option]]
+    elif "--set" in known and field in training_fields():
+        names = [f"--set training.{field}=..."]
+    else:  # without the dashes, in which all options are alike
+        names = [f"--{name}" for name in near(option.lstrip("-"), [k.lstrip("-") for k in known])]
     return f"{given}; did you mean {' or '.join(names)}?" if names else given + _help(error)
 
 

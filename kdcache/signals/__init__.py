@@ -120,10 +120,10 @@ def _number(value: str, text: str) -> float:
         raise ConfigError(f"signal {text!r}: {value!r} is not a number, as in 0.2") from error
 
 
-def parse_all(texts: Iterable[str]) -> dict[str, Signal]:
-    """Read several signals into a table by name; ConfigError if two have one name."""
+def parse_all(texts: str | Iterable[str]) -> dict[str, Signal]:
+    """Read signals, one or several, into a table by name; ConfigError if two have one name."""
     table: dict[str, Signal] = {}
-    for text in texts:
+    for text in [texts] if isinstance(texts, str) else texts:
         signal = parse(text)
         if signal.name in table:
             raise ConfigError(f"signal {signal.name!r} is given twice; a cache holds one of each")

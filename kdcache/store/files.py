@@ -69,7 +69,8 @@ def require_writable(path: Path, *, file: bool = False) -> None:
         if not os.path.isdir(above) and not (file and above == whole):
             raise OSError(errno.ENOTDIR, above)
         if not os.access(above, os.W_OK):
-            raise OSError(errno.EACCES, above)
+            fixed = os.statvfs(above).f_flag & os.ST_RDONLY
+            raise OSError(errno.EROFS if fixed else errno.EACCES, above)
 
 
 def write_synced(path: Root, *pieces: bytes | memoryview) -> None:

@@ -47,9 +47,10 @@ def merge(sources: Sequence[Place], out: Place, *, progress: Shown = None) -> Tr
     same signal of the same teacher; IncompleteError; DamageError.
     """
     progress = shown(progress)
-    if len(sources) < 2:
-        raise ConfigError(f"merge takes two caches or more, and the new one; got {len(sources)}")
-    caches = [cache for source in sources for cache in _views(source)]
+    given = [sources] if isinstance(sources, Place) else list(sources)
+    if len(given) < 2:
+        raise ConfigError(f"merge takes two caches or more, and the new one; got {len(given)}")
+    caches = [cache for source in given for cache in _views(source)]
     for cache in caches[1:]:
         _require_one_plan(caches[0], cache)
     seats = _seat(caches)

@@ -13,7 +13,7 @@ import transformers
 from kdcache.errors import ConfigError, CorpusError, require_path
 from kdcache.manifest import Json
 from kdcache.models import StudentSpec, load_config, pick_device
-from kdcache.recipe import Recipe
+from kdcache.recipe import Recipe, student_table
 
 SHORTHANDS = {
     "seed": "seed",
@@ -31,7 +31,8 @@ def with_shorthands(recipe: Recipe, given: Mapping[str, Any], overrides: Sequenc
     Raises ConfigError where an override sets the same field, or one that takes its effect away.
     """
     values = {name: _plain(value) for name, value in given.items() if value is not None}
-    set_too = {override.partition("=")[0].strip(): override for override in overrides}
+    texts = [overrides] if isinstance(overrides, str) else overrides
+    set_too = {override.partition("=")[0].strip(): override for override in texts}
     for name in values:
         override = set_too.get(f"training.{SHORTHANDS[name]}")
         if override is not None:
@@ -75,7 +76,7 @@ def _on_cpu(device: Any) -> bool | None:
 def with_student(
     recipe: Recipe,
     checkpoint: str | Path | None,
-    layers: Sequence[int] | None,
+    layers: Sequence[int] | str | None,
     config: str | Path | None,
     same_tokenizer: bool = False,
 ) -> Recipe:
@@ -86,11 +87,11 @@ def with_student(
             require_path(what, value)
     chosen: Json = {name: str(value) for name, value in given.items() if value is not None}
     if layers is not None:
-        chosen["init_from_teacher"] = list(layers)
+        chosen["init_from_teacher"] = layers
     chosen = chosen or dict(recipe.student)
     if same_tokenizer:
         chosen["same_tokenizer"] = True
-    return dataclasses.replace(recipe, student=chosen)
+    return dataclasses.replace(recipe, student=student_table(chosen))
 
 
 def student_spec(recipe: Recipe) -> StudentSpec:

@@ -78,7 +78,7 @@ def train(
     recipe: str | Path | Recipe = "kd",
     out: str | Path,
     student: str | Path | None = None,
-    init_from_teacher: Sequence[int] | None = None,
+    init_from_teacher: Sequence[int] | str | None = None,
     config: str | Path | None = None,
     same_tokenizer: bool = False,
     eval_file: str | Path | None = None,

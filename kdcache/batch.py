@@ -25,7 +25,17 @@ class Batch(dict[str, torch.Tensor]):
     positions. Signal arrays keep their names in the cache ("logits/ids") and hold one row per
     document, token or masked position, documents one after the other. Where a signal has but a
     fraction of them, "logits/kept" [rows] int64 says which, as `Cache.kept_rows`.
+
+    Attributes:
+        tokens: tokens of all documents, pads left out.
+        labelled: rows with a hard label. Both are counted where the batch is made, so that nobody
+            waits for a device to know them.
+        idle: it stands in for a rank whose turn has no documents, and nothing in it counts.
     """
+
+    tokens: int = 0
+    labelled: int = 0
+    idle: bool = False
 
     def __missing__(self, name: object) -> torch.Tensor:
         if name == 0:  # a collate function that wants single documents
@@ -37,11 +47,21 @@ class Batch(dict[str, torch.Tensor]):
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
-        return Batch({k: v.to(device, non_blocking=non_blocking) for k, v in self.items()})
+        return self._of({k: v.to(device, non_blocking=non_blocking) for k, v in self.items()})
 
     def pin_memory(self) -> Batch:
         """The batch in memory a GPU copies from while it works."""
-        return Batch({name: tensor.pin_memory() for name, tensor in self.items()})
+        return self._of({name: tensor.pin_memory() for name, tensor in self.items()})
+
+    def _of(self, tensors: Mapping[str, torch.Tensor]) -> Batch:
+        """The same documents as other tensors."""
+        made = Batch(tensors)
+        made.tokens, made.labelled, made.idle = self.tokens, self.labelled, self.idle
+        return made
+
+    def rows(self, signal: str) -> int:
+        """Stored rows of a signal of which the batch holds an array."""
+        return next(len(rows) for name, rows in self.items() if name.startswith(f"{signal}/"))
 
     @property
     def mask(self) -> torch.Tensor:
@@ -97,8 +117,15 @@ def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
         batch["labels"] = torch.from_numpy(_next_tokens(flat, lens))
     else:
         _add_masked(batch, plan, docs, mask.shape[1])
+    batch.tokens, batch.labelled = len(flat), labelled_rows(batch["labels"])
     batch.update({name: torch.from_numpy(rows) for name, rows in signals.items()})
     return batch
+
+
+def labelled_rows(labels: torch.Tensor) -> int:
+    """Rows with a label: class ids but IGNORE_INDEX, or finite values."""
+    known = labels.isfinite() if labels.is_floating_point() else labels != IGNORE_INDEX
+    return int(known.sum())
 
 
 def _next_tokens(flat: Array, lens: Array) -> Array:

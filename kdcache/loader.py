@@ -239,6 +239,47 @@ class EpochSampler(Sampler[int]):
         self.dataset.set_epoch(epoch)
 
 
+class RankBatches(BatchSampler):
+    """The batches of one rank in the order of the epoch: its share of every step, in turn.
+
+    A last step that is not full is shared as evenly as it goes, no document is read twice, and all
+    ranks have as many turns: where one has no document left, its batch is empty. With `drop_last`,
+    documents that do not fill a step are left out.
+    """
+
+    sampler: EpochSampler
+
+    def __init__(
+        self, sampler: EpochSampler, batch_size: int, drop_last: bool, *, ranks: int, rank: int
+    ) -> None:
+        super().__init__(sampler, batch_size, drop_last)
+        self.ranks, self.rank = ranks, rank
+
+    @property
+    def step(self) -> int:
+        """Documents of a step over all ranks."""
+        wanted, turn = self.sampler.dataset.batch, self.batch_size * self.ranks
+        return turn if wanted % turn else wanted
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.sampler), self.step)
+        turns = 0 if self.drop_last else -(-rest // self.ranks)  # of the rank that has most
+        return full * self.step // (self.batch_size * self.ranks) + -(-turns // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        options = {"batch": self.step, "ranks": self.ranks, "rank": self.rank}
+        docs = rank_share(self.sampler.dataset.order, drop_last=self.drop_last, **options)
+        for turn in range(len(self)):
+            yield docs[turn * self.batch_size : (turn + 1) * self.batch_size].tolist()
+
+
+def _read(dataset: CachedDocuments, docs: list[int]) -> Batch:
+    """The batch of a turn; of one without documents, a batch that stands in for it and is idle."""
+    batch = dataset.read(docs or dataset.docs[:1])
+    batch.idle = not docs
+    return batch
+
+
 class Pending(Mapping[str, torch.Tensor]):
     """A batch that a thread reads; whoever looks into it waits until it is there.
 
@@ -255,7 +296,7 @@ class Pending(Mapping[str, torch.Tensor]):
     def _read(self) -> None:
         dataset, docs, pin_memory = self._job
         try:
-            batch = dataset.read(docs)
+            batch = _read(dataset, docs)
             self._batch = batch.pin_memory() if pin_memory else batch
         except BaseException as error:
             self._error = error
@@ -295,7 +336,7 @@ class _Rows(Dataset[Batch]):
         return len(self.dataset)
 
     def __getitems__(self, docs: list[int]) -> Batch:
-        return self.dataset.read(docs)
+        return _read(self.dataset, docs)
 
     def set_epoch(self, epoch: int) -> None:
         self.dataset.set_epoch(epoch)
@@ -333,15 +374,23 @@ class Loader(DataLoader[Any]):
 
 
 def make_loader(
-    dataset: CachedDocuments, *, batch_size: int, drop_last: bool = False, pin_memory: bool = False
+    dataset: CachedDocuments,
+    *,
+    batch_size: int,
+    drop_last: bool = False,
+    pin_memory: bool = False,
+    ranks: int = 1,
+    rank: int = 0,
 ) -> Loader:
-    """A DataLoader over batches of `batch_size` documents, for one rank.
+    """A DataLoader over batches of `batch_size` documents, for one of so many ranks.
 
     It draws nothing from torch's global generator, so that reading does not change training.
     """
     return Loader(
         _Ahead(dataset, pin_memory) if dataset.ahead else _Rows(dataset),
-        batch_sampler=BatchSampler(EpochSampler(dataset), batch_size, drop_last),
+        batch_sampler=RankBatches(
+            EpochSampler(dataset), batch_size, drop_last, ranks=ranks, rank=rank
+        ),
         collate_fn=_whole,
         generator=torch.Generator(),
     )

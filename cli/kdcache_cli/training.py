@@ -121,6 +121,8 @@ def train(
         allow_partial=allow_partial,
         progress=context.obj,
     )
+    if not result.wrote:
+        return  # the first of several ranks tells
     if as_json:
         print_json({"folder": str(result.folder), "metrics": result.metrics})
     else:

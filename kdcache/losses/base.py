@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 
+from kdcache.batch import Batch
 from kdcache.errors import ConfigError
 from kdcache.layer_maps import Pairs
 from kdcache.signals import HeadLabels, LayerRows, Outputs, Signal, SoftLabels, TeacherShape
 from kdcache.tasks import RowSpace, Task
+
+Over = Literal["rows", "documents", "batch"]
+"""What a loss is a mean over: its own count of rows, documents, or, in a loss that compares the
+documents of a batch with each other, a batch that nobody may cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +96,24 @@ class Step:
 
 
 class Loss(Protocol):
-    """A frozen dataclass with a `weight`; the objective is the weighted sum of all losses."""
+    """A frozen dataclass with a `weight`; the objective is the weighted sum of all losses.
+
+    `value` is a mean over the batch that it sees. A step may be cut into micro-batches and dealt
+    out to ranks: `over` and `rows` say how much each one's mean counts for in that of the step.
+    """
 
     kind: ClassVar[str]
+    over: ClassVar[Over]
 
     @property
     def weight(self) -> float: ...
 
     def needs(self, name: str, facts: CacheFacts, student: TeacherShape) -> Needs:
         """What it reads; ConfigError, naming what is there, if cache or student lack it."""
+        ...
+
+    def rows(self, batch: Batch, needs: Needs) -> float:
+        """What `value` divides by: asked of a loss over rows alone, for no other batch."""
         ...
 
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
@@ -121,6 +135,11 @@ def require_outputs(name: str, facts: CacheFacts, student: TeacherShape) -> None
             f"losses.{name} compares outputs one by one; the student has {student.outputs} and the "
             f"cached teacher {facts.shape.outputs}"
         )
+
+
+def exact(x: torch.Tensor) -> torch.Tensor:
+    """`x` as losses add it up: in float64 if it is, else in float32."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def layers_text(layers: Sequence[int]) -> str:

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
+from kdcache.batch import Batch
 from kdcache.errors import ConfigError
-from kdcache.losses.base import CacheFacts, Needs, Step, check_number
+from kdcache.losses.base import CacheFacts, Needs, Over, Step, check_number, exact
 from kdcache.signals import Head, TeacherShape
 from kdcache.tasks import IGNORE_INDEX
 from kdcache_kernels import linear_topk_kl
@@ -25,6 +26,7 @@ class Hard:
     """
 
     kind: ClassVar[str] = "hard"
+    over: ClassVar[Over] = "rows"
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -38,6 +40,10 @@ class Hard:
                 f"{student.outputs} outputs"
             )
         return Needs()
+
+    def rows(self, batch: Batch, needs: Needs) -> float:
+        """Labelled rows."""
+        return batch.labelled
 
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
         """Mean over labelled rows."""
@@ -56,10 +62,10 @@ def hard_loss(said: torch.Tensor | Head, labels: torch.Tensor) -> torch.Tensor:
         return _through_head(said, labels)
     if labels.is_floating_point():
         known = labels.isfinite()
-        error = torch.where(known, said.squeeze(-1).float() - labels, 0.0)
+        error = torch.where(known, exact(said.squeeze(-1)) - labels, 0.0)
         return error.square().sum() / known.sum().clamp(min=1)
     total = functional.cross_entropy(
-        said.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum"
+        exact(said), labels, ignore_index=IGNORE_INDEX, reduction="sum"
     )
     return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
 
@@ -80,5 +86,5 @@ def _through_head(head: Head, labels: torch.Tensor) -> torch.Tensor:
             labels=labels,
             hard_weight=1.0,
             ignore_index=IGNORE_INDEX,
-            row_weight=known / known.sum().clamp(min=1),
+            row_weight=exact(known.to(head.hidden.dtype)) / known.sum().clamp(min=1),
         )

@@ -7,9 +7,10 @@ from typing import ClassVar, Literal, cast
 
 import torch
 
+from kdcache.batch import Batch
 from kdcache.errors import ConfigError, one_of
 from kdcache.layer_maps import LAYER_MAPS, LayerMap, Pairs, explicit_pairs, layer_pairs
-from kdcache.losses.base import CacheFacts, Needs, Step, check_number, layers_text
+from kdcache.losses.base import CacheFacts, Needs, Over, Step, check_number, exact, layers_text
 from kdcache.signals import POSITIONS, Hidden, LayerRows, Outputs, TeacherShape, select
 from kdcache_kernels import hidden_mse
 
@@ -50,6 +51,7 @@ class HiddenMSE:
     """
 
     kind: ClassVar[str] = "hidden"
+    over: ClassVar[Over] = "rows"
     weight: float = 1.0
     layer_map: LayerMap = "uniform"
     positions: str = "cache"
@@ -124,6 +126,14 @@ class HiddenMSE:
             return {}
         return {layer: name if self.shared_projection else f"{name}_{layer}" for layer, _ in pairs}
 
+    def rows(self, batch: Batch, needs: Needs) -> float:
+        """Rows compared in a layer; with pads=count, the padded positions they stand for."""
+        if self.pads == "count":
+            return batch["attention_mask"].numel() * batch.rows("hidden") / batch.tokens
+        if needs.positions == needs.stored:
+            return batch.rows("hidden")
+        return len(batch["docs" if needs.positions == "cls" else "masked"])
+
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
         """Mean or sum over the mapped layers of each layer's mean squared error."""
         outputs, index = step.beside["hidden"], _index(step.student, needs)
@@ -153,10 +163,10 @@ def hidden_loss(
     `student` is [N, H]; `teacher` holds N rows of the same width. Zero if N is 0.
     """
     if not len(student):
-        return student.float().sum()
+        return exact(student).sum()
     weight = None
     if divisor is not None:
-        weight = student.new_full((len(student),), 1 / divisor, dtype=torch.float32)
+        weight = exact(student).new_full((len(student),), 1 / divisor)
     return hidden_mse(
         student,
         teacher.codes,

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
+from kdcache.batch import Batch
 from kdcache.errors import ConfigError
-from kdcache.losses.base import CacheFacts, Needs, Step, check_number, require_outputs
+from kdcache.losses.base import CacheFacts, Needs, Over, Step, check_number, exact, require_outputs
 from kdcache.signals import DenseLogits, SoftLabels, TeacherShape
 
 
@@ -23,6 +24,7 @@ class LogitMSE:
     """
 
     kind: ClassVar[str] = "logit_mse"
+    over: ClassVar[Over] = "rows"
     weight: float = 1.0
     scale: float = 1.0
 
@@ -40,6 +42,10 @@ class LogitMSE:
         require_outputs(name, facts, student)
         return Needs(logits=True, matrix=True)
 
+    def rows(self, batch: Batch, needs: Needs) -> float:
+        """Rows of the logits; each has as many elements."""
+        return batch.rows("logits")
+
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
         """Mean over rows and outputs."""
         assert isinstance(step.soft, SoftLabels)
@@ -49,6 +55,7 @@ class LogitMSE:
 
 def logit_mse(logits: torch.Tensor, values: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     """Mean over rows and outputs of (logits - scale * values)^2, both [N, C]; zero if N is 0."""
-    if not len(logits):
-        return logits.float().sum()
-    return functional.mse_loss(logits.float(), scale * values)
+    said = exact(logits)
+    if not len(said):
+        return said.sum()
+    return functional.mse_loss(said, (scale * values).to(said.dtype))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from kdcache.batch import Batch
 from kdcache.errors import ConfigError
-from kdcache.losses.base import CacheFacts, Loss, Needs, Step
+from kdcache.losses.base import CacheFacts, Loss, Needs, Over, Step
 from kdcache.losses.hard import Hard
 from kdcache.losses.soft import SoftKL
 from kdcache.signals import (
@@ -25,6 +25,14 @@ from kdcache.signals import (
 from kdcache.tasks import Subset
 
 Terms = dict[str, torch.Tensor]
+Shares = Mapping[str, float]
+"""By loss: what part a batch is of all that the loss of a step is the mean over."""
+
+COUNTS: dict[Over, Callable[[Loss, Batch, Needs], float]] = {
+    "rows": lambda loss, batch, needs: loss.rows(batch, needs),
+    "documents": lambda loss, batch, needs: len(batch["docs"]),
+    "batch": lambda loss, batch, needs: len(batch["docs"]),
+}
 
 
 class Objective:
@@ -65,26 +73,42 @@ class Objective:
         self.hard_only = all(isinstance(loss, Hard) for loss in self.losses.values())
         self._fused = _fused(self.losses, facts)
 
-    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, Terms]:
+    def counts(self, batch: Batch) -> list[float]:
+        """What each loss is the mean over in a batch, in the order of `losses`."""
+        if batch.idle:
+            return [0.0] * len(self.losses)
+        return [
+            float(COUNTS[loss.over](loss, batch, self.needs[name]))
+            for name, loss in self.losses.items()
+        ]
+
+    def __call__(
+        self, outputs: Outputs, batch: Batch, shares: Shares | None = None
+    ) -> tuple[torch.Tensor, Terms]:
         """The loss of a batch and its terms before their weights, detached.
 
-        `outputs` are the student's, with hidden states if `self.hidden`.
+        `outputs` are the student's, with hidden states if `self.hidden`. With `shares`, what the
+        batch adds to those of its step.
         """
         step = self._step(outputs, batch)
+        share = dict.fromkeys(self.losses, 1.0) if shares is None else shares
         parts: list[torch.Tensor] = []
         terms: Terms = {}
         if self._fused is not None:
             soft, hard = self._fused
             loss = self.losses[soft]
             assert isinstance(loss, SoftKL)
-            both = loss.with_hard(step, self.losses[hard].weight)
+            weights = [self.losses[name].weight * share[name] for name in self._fused]
+            both = loss.with_hard(step, *weights)
             parts.append(both.total)
             terms |= {soft: both.soft, hard: both.hard}
         for name, loss in self.losses.items():
             if name not in terms:
                 value = loss.value(step, self.needs[name])
-                parts.append(loss.weight * value)
+                parts.append(loss.weight * share[name] * value)
                 terms[name] = value.detach()
+        if shares is not None:
+            terms = {name: share[name] * term for name, term in terms.items()}
         return torch.stack(parts).sum(), terms
 
     def _step(self, outputs: Outputs, batch: Batch) -> Step:

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from kdcache.batch import Batch
 from kdcache.errors import ConfigError, one_of
-from kdcache.losses.base import CacheFacts, Needs, Step, check_number, require_outputs
+from kdcache.losses.base import CacheFacts, Needs, Over, Step, check_number, require_outputs
 from kdcache.signals import (
     Head,
     HeadLabels,
@@ -52,6 +53,7 @@ class SoftKL:
     """
 
     kind: ClassVar[str] = "kl"
+    over: ClassVar[Over] = "rows"
     weight: float = 1.0
     temperature: float = 1.0
     tail: str = "bucket"
@@ -117,15 +119,19 @@ class SoftKL:
                 f"losses.{name}.tail=bucket"
             )
 
+    def rows(self, batch: Batch, needs: Needs) -> float:
+        """Rows of the soft labels, which a fraction makes fewer than those of the task."""
+        return batch.rows("logits")
+
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
         """The divergence alone; `soft_and_hard` fuses it with hard labels."""
         assert step.soft is not None
         return self._fused(step.beside["logits"].said, step.soft, None, 1.0, 0.0).total
 
-    def with_hard(self, step: Step, hard_weight: float) -> SoftAndHard:
-        """This loss and cross-entropy in one pass, both weighted."""
+    def with_hard(self, step: Step, weight: float, hard_weight: float) -> SoftAndHard:
+        """This loss and cross-entropy in one pass, weighted by what is given."""
         assert step.soft is not None
-        return self._fused(step.student.said, step.soft, step.labels, self.weight, hard_weight)
+        return self._fused(step.student.said, step.soft, step.labels, weight, hard_weight)
 
     def _fused(
         self,

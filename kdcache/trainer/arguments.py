@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import transformers
 
 from kdcache.errors import ConfigError, did_you_mean, near
 from kdcache.recipe import Recipe
+from kdcache.trainer.launch import launch_values, require_together
 
 DEFAULTS: dict[str, Any] = {
     "report_to": "none",
@@ -38,6 +41,7 @@ TAKEN = {
     "dataloader_num_workers": _READER,
     "dataloader_prefetch_factor": _READER,
     "dataloader_persistent_workers": _READER,
+    "accelerator_config": "batches are dealt out to ranks by kdcache, none of them twice",
     "auto_find_batch_size": _RESUME,
     "ignore_data_skip": _RESUME,
     "label_smoothing_factor": "the objective is made of the losses of the recipe",
@@ -79,6 +83,23 @@ def meant_fields() -> dict[str, str]:
     return {name: name for name in known_fields()} | MEANT
 
 
+_COUNT = ("1 or more", lambda value: value >= 1)
+_LARGE = ("0 or more and finite", lambda value: 0 <= value < math.inf)
+_SHARE = ("0 or more and below 1", lambda value: 0 <= value < 1)
+_ABOVE = ("more than 0 and finite", lambda value: 0 < value < math.inf)
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), _COUNT),
+    "max_steps": ("1 or more, or -1 for none", lambda value: value >= 1 or value == -1),
+    **dict.fromkeys(("num_train_epochs", "logging_steps", "save_steps"), _ABOVE),
+    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "adam_epsilon"), _LARGE),
+    "max_grad_norm": ("0 or more", lambda value: value >= 0),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), _SHARE),
+    "save_total_limit": _COUNT,
+    **dict.fromkeys(("seed", "data_seed"), ("0 to 2^32 - 1", lambda value: 0 <= value < 2**32)),
+}
+"""Fields that a run depends on, and the numbers they may hold; others transformers checks."""
+
+
 def training_arguments(recipe: Recipe, folder: Path) -> transformers.TrainingArguments:
     """Arguments of a run that keeps its checkpoints in `folder`.
 
@@ -87,12 +108,15 @@ def training_arguments(recipe: Recipe, folder: Path) -> transformers.TrainingArg
     """
     for name, value in recipe.training.items():
         _check(name, value)
-    values = DEFAULTS | dict(recipe.training) | FIXED | {"output_dir": str(folder)}
+    values = (
+        DEFAULTS | launch_values() | dict(recipe.training) | FIXED | {"output_dir": str(folder)}
+    )
     try:
         args = transformers.TrainingArguments(**values)
         args._n_gpu = min(1, args.n_gpu)  # DataParallel would cut a batch's token rows anywhere
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"[training] of recipe {recipe.name}: {error}") from error
+    require_together(args)
     return args
 
 
@@ -109,10 +133,13 @@ def _check(name: str, value: Any) -> None:
     hint = typing.get_type_hints(transformers.TrainingArguments)[name]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {
-        int: number and value == int(value),
+        int: number and (isinstance(value, int) or value.is_integer()),
         float: number,
         bool: isinstance(value, bool),
         str: isinstance(value, str),
     }
     if not fits.get(hint, True):
         raise ConfigError(f"training.{name} must be of type {hint.__name__}; got {value!r}")
+    words, holds = RANGES.get(name, ("", lambda value: True))
+    if words and value is not None and not (number and holds(value)):
+        raise ConfigError(f"training.{name} must be {words}; got {value!r}")

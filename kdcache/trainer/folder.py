@@ -18,6 +18,7 @@ from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache
 from kdcache.store.files import require_writable
 from kdcache.trainer.portion import Parts, contents_of
+from kdcache.trainer.scale import RUN
 
 CHECKPOINTS = "checkpoints"
 RECIPE, CACHE, METRICS, LOG, CURVES = (
@@ -91,9 +92,11 @@ def _foreign(folder: Path) -> bool:
 
 
 def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
-    stored = load_recipe(folder / RECIPE).to_json()
+    stored, wanted = load_recipe(folder / RECIPE).to_json(), recipe.to_json()
+    for table in (stored, wanted):
+        table["training"].pop("per_device_train_batch_size", None)  # a step may be cut otherwise
     identity = json.loads((folder / CACHE).read_text("utf-8"))
-    found = differences(stored, recipe.to_json())
+    found = differences(stored, wanted)
     identity["teacher"] = _portable(identity["teacher"])
     kept = {"plan", "contents", "teacher", "signals"}
     found += differences(
@@ -107,12 +110,13 @@ def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
         )
 
 
-def start_folder(folder: Path, recipe: Recipe, cache: Cache, parts: Parts) -> None:
+def start_folder(folder: Path, recipe: Recipe, cache: Cache, parts: Parts, scale: Json) -> None:
     """Write what the run is made of, so that it can be resumed as it was started."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(recipe.to_toml(), "utf-8")
     vocabulary = token_map(cached_tokenizer(cache).plain).sha256
     write_json(folder / CACHE, {**cache_identity(cache, parts), "vocabulary": vocabulary})
+    write_json(folder / CHECKPOINTS / RUN, scale)
 
 
 def finish_folder(folder: Path, student: Any, cache: Cache, log: list[Json], title: str) -> None:

@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 import transformers
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
 from kdcache.batch import Batch
@@ -19,15 +21,19 @@ from kdcache.errors import ModelError
 from kdcache.interrupts import handled_by
 from kdcache.loader import CachedDocuments, make_loader
 from kdcache.losses import Objective
+from kdcache.losses.objective import Shares
 from kdcache.models import run_model
 from kdcache.progress import Progress
 from kdcache.tasks import Task
+from kdcache.trainer.ranks import Ranks
 
 
 class DistillationTrainer(transformers.Trainer):
     """A Trainer whose batches come from a cache and whose loss is an objective.
 
-    A language model's `head`, if given, is left to the losses, which fuse with it.
+    The loss of a step is that of all its documents at once, however they are cut into micro-batches
+    and dealt out to ranks. A language model's `head`, if given, is left to the losses, which fuse
+    with it.
     """
 
     def __init__(
@@ -36,46 +42,62 @@ class DistillationTrainer(transformers.Trainer):
         task: Task,
         objective: Objective,
         dataset: CachedDocuments,
+        ranks: Ranks,
         head: torch.nn.Linear | None = None,
         **options: Any,
     ) -> None:
         super().__init__(train_dataset=dataset, **options)
-        self.model_accepts_loss_kwargs = False  # with the next line: an objective is a mean over a
-        self.loss_is_scaled_for_ga = False  # micro-batch, so accumulation has to divide it
+        self.model_accepts_loss_kwargs = True  # with the next line: accumulation has nothing to
+        self.loss_is_scaled_for_ga = True  # divide, a batch's loss is its part of the step's
         self.remove_callback(transformers.PrinterCallback)
         self.task: Task = task
         self.objective: Objective = objective
         self.dataset: CachedDocuments = dataset
+        self.ranks = ranks
         self.head = head
-        self._seen = torch.zeros(2, dtype=torch.int64, device=self.args.device)
+        self._documents = self._tokens = 0
         self._terms: dict[str, torch.Tensor] = {}
-        self._batches = 0
+        self._steps = 0
         self.wait_seconds = 0.0
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The batches of a step; `wait_seconds` sums the time until they were there."""
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any
+    ) -> Any:
+        """The batches of a step and, in turn, their shares of it, which `compute_loss` asks for.
+
+        `wait_seconds` sums the time until the batches were there.
+        """
         started = time.perf_counter()
-        try:
-            return super().get_batch_samples(*args, **kwargs)
-        finally:
-            self.wait_seconds += time.perf_counter() - started
+        batches = list(islice(epoch_iterator, num_batches))
+        self.wait_seconds += time.perf_counter() - started
+        for batch in batches:
+            if not batch.idle:
+                self._documents += len(batch["docs"])
+                self._tokens += batch.tokens
+        self._steps += 1
+        return batches, self.ranks.shares(self.objective, batches)
 
     def seen(self) -> tuple[int, int]:
         """Documents and tokens, pads left out, trained on by all ranks; every rank has to ask."""
-        documents, tokens = self.accelerator.reduce(self._seen, reduction="sum").tolist()
-        return documents, tokens
+        documents, tokens = self.ranks.total([self._documents, self._tokens])
+        return int(documents), int(tokens)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args
-        ranks = args.world_size * args.gradient_accumulation_steps
-        self.dataset.batch = args.train_batch_size * ranks
+        turns = args.world_size * args.gradient_accumulation_steps
+        self.dataset.batch = args.train_batch_size * turns
         loader = make_loader(
             self.dataset,
             batch_size=args.train_batch_size,
             drop_last=args.dataloader_drop_last,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            ranks=args.world_size,
+            rank=args.process_index,
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        # Not accelerator.prepare, which would deal the batches out again and repeat some of them.
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader, args.device, num_processes=1, process_index=0, put_on_device=True
+        )
         return prepared
 
     def compute_loss(  # type: ignore[override]  # a Batch is what our loader gives
@@ -83,17 +105,17 @@ class DistillationTrainer(transformers.Trainer):
         model: torch.nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        num_items_in_batch: Iterator[Shares | None] | None = None,
     ) -> Any:
+        shares = None if num_items_in_batch is None else next(num_items_in_batch)
         outputs = run_model(model, self.task, inputs, hidden=self.objective.hidden, head=self.head)
-        loss, terms = self.objective(outputs, inputs)
-        if self.args.world_size > 1 and not self.objective.logits:
-            loss = loss + 0.0 * outputs.logits.sum()  # DDP waits for a gradient of every parameter
+        loss, terms = self.objective(outputs, inputs, shares)
+        if self.ranks.size > 1:
+            loss = loss * self.ranks.size  # DDP takes the mean of the ranks' gradients
+            if not self.objective.logits:
+                loss = loss + 0.0 * outputs.logits.sum()  # and waits for one of every parameter
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0) + value.float()
-        self._batches += 1
-        self._seen[0] += len(inputs["docs"])
-        self._seen[1] += inputs["attention_mask"].sum()
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -105,26 +127,31 @@ class DistillationTrainer(transformers.Trainer):
                     "diverged; lower training.learning_rate"
                 )
             for name, value in self._terms.items():
-                mean = self.accelerator.reduce(value / self._batches, reduction="mean")
+                mean = self.accelerator.reduce(value / self._steps, reduction="sum")
                 logs[f"loss_{name}"] = float(mean)
-            self._terms, self._batches = {}, 0
+            self._terms, self._steps = {}, 0
         super().log(logs, start_time)
 
 
 class Reporter(transformers.TrainerCallback):
     """Drives a progress bar, times steps, and turns Ctrl-C or SIGTERM into a checkpoint and a stop.
 
+    Several ranks stop after the same step, the one after the next that all of them begin.
+
     Attributes:
         step_seconds: time from the end of a step to the end of the next, reading included.
-        interrupted: whether one of the two came; the run then stops after the step under way.
     """
 
-    def __init__(self, progress: Progress, label: str) -> None:
-        self.progress, self.label = progress, label
+    def __init__(self, progress: Progress, label: str, ranks: Ranks) -> None:
+        self.progress, self.label, self.ranks = progress, label, ranks
         self.step_seconds: list[float] = []
-        self.interrupted = False
         self._stack = ExitStack()
         self._last = 0.0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run stops after the step under way."""
+        return self.ranks.stopping
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -135,7 +162,7 @@ class Reporter(transformers.TrainerCallback):
     def on_train_begin(
         self, args: Any, state: transformers.TrainerState, control: Any, **kwargs: Any
     ) -> None:
-        if args.world_size == 1 and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             self._stack.enter_context(handled_by(self._interrupt))
         steps = state.max_steps - state.global_step
         if state.is_world_process_zero:
@@ -144,9 +171,9 @@ class Reporter(transformers.TrainerCallback):
         self._last = time.perf_counter()
 
     def _interrupt(self, *_: Any) -> None:
-        if self.interrupted:
+        if self.ranks.asked:
             raise KeyboardInterrupt  # the second time, at once
-        self.interrupted = True
+        self.ranks.ask_to_stop()
         self.progress.say("stopping after this step; the run can be resumed")
 
     def on_step_end(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from accelerate.utils import wait_for_everyone
 from transformers import logging
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
@@ -19,9 +18,8 @@ from kdcache.identity import say_unvouched
 from kdcache.loader import CachedDocuments
 from kdcache.losses import CacheFacts, Objective
 from kdcache.manifest import Json
-from kdcache.memory import peak_rss_bytes
 from kdcache.models import load_student, student_shape
-from kdcache.progress import Progress, Shown, short, shown
+from kdcache.progress import Progress, Shown, quiet, short, shown
 from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache, Place, open_cache
 from kdcache.store.files import remove_tree, writing
@@ -31,12 +29,14 @@ from kdcache.trainer.folder import (
     CACHE,
     CHECKPOINTS,
     METRICS,
+    RECIPE,
     check_folder,
     finish_folder,
     start_folder,
     write_json,
 )
 from kdcache.trainer.fused import fused_head
+from kdcache.trainer.lock import one_run, require_free
 from kdcache.trainer.loop import DistillationTrainer, Reporter
 from kdcache.trainer.options import (
     check_callbacks,
@@ -46,30 +46,18 @@ from kdcache.trainer.options import (
     with_student,
 )
 from kdcache.trainer.portion import Parts, agree, choose_parts, documents_of
+from kdcache.trainer.ranks import Ranks
+from kdcache.trainer.result import TrainResult, run_metrics
+from kdcache.trainer.scale import (
+    RUN,
+    keep_scale,
+    require_step,
+    require_whole,
+    scale_record,
+    stored_scale,
+)
 
 PROJECTIONS = "kdcache_projections"
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A trained student.
-
-    Attributes:
-        folder: model, tokenizer, `metrics.json`, `training_log.json`, `curves.png`, `recipe.toml`,
-            `cache.json`.
-        metrics: final losses, steps, seconds, the share of them spent waiting for batches, speed
-            and memory; scores under "evaluation".
-    """
-
-    folder: Path
-    metrics: Json
-
-    def __repr__(self) -> str:
-        losses = ", ".join(f"{k} {v:.4g}" for k, v in self.metrics["losses"].items())
-        return (
-            f"<TrainResult {self.folder}: {self.metrics['steps']:,} steps in "
-            f"{self.metrics['seconds']:.1f} s, {losses}>"
-        )
 
 
 def train(
@@ -140,7 +128,7 @@ def train(
     if eval_file is not None and run.first:
         metrics["evaluation"] = _evaluate(run, eval_file, eval_teacher)
         run.record(metrics)
-    return TrainResult(run.folder, metrics)
+    return TrainResult(run.folder, metrics, run.first)
 
 
 def _evaluate(run: _Run, file: str | Path, teacher: str | Path | None) -> Json:
@@ -181,10 +169,14 @@ class _Run:
         resume: bool,
         progress: Progress,
     ) -> None:
-        self.cache, self.recipe, self.folder, self.progress = cache, recipe, folder, progress
+        self.cache, self.recipe, self.folder = cache, recipe, folder
         self.spec = student_spec(recipe)
         self.checkpoint = check_folder(folder, recipe, cache, parts, resume=resume)
         self.args = training_arguments(recipe, folder / CHECKPOINTS)
+        self.progress = progress if self.first else quiet
+        self.notes = self._same_steps()
+        if self.first:
+            require_free(folder, folder / CHECKPOINTS)
         seed = self.args.seed
         if self.args.full_determinism:
             enable_full_determinism(seed)
@@ -202,6 +194,17 @@ class _Run:
             window=recipe.data.window if recipe.data.group_by_length else 0,
             docs=labelled if self.objective.hard_only else docs,
         )
+        require_step(self.args, len(self.dataset))
+        require_whole(self.args, self.objective.losses, recipe)
+        wait_for_everyone()  # or the first could write what another still checks
+
+    def _same_steps(self) -> list[str]:
+        """Let a resumed run keep the documents of a step; what a person should know of it."""
+        if self.checkpoint is None:
+            return []
+        record = self.folder / CHECKPOINTS / RUN
+        stored = stored_scale(record, self.folder / RECIPE, self.checkpoint)
+        return list(filter(None, [keep_scale(self.args, stored)]))
 
     @property
     def first(self) -> bool:
@@ -216,16 +219,31 @@ class _Run:
 
     def train(self, callbacks: Sequence[Any]) -> Json:
         """Train, write the folder and return the metrics."""
-        for note in [*self.objective.notes, *self._portion()]:
+        for note in [*self.objective.notes, *self._portion(), *self.notes]:
             self.progress.say(note)
         student = load_student(self.cache, self.spec, seed=self.args.seed)
+        with self._writing():
+            return self._train(student, callbacks)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the folder while training, and start it, in the process that writes."""
+        if not self.first:
+            yield
+            return
+        known = (self.folder, self.recipe, self.cache, self.parts)
+        with ExitStack() as stack:
+            with writing(self.folder):
+                stack.enter_context(one_run(self.folder, self.folder / CHECKPOINTS))
+                check_folder(*known, resume=self.checkpoint is not None)
+                start_folder(*known, scale_record(self.args))
+            yield
+
+    def _train(self, student: Any, callbacks: Sequence[Any]) -> Json:
         keeps_cache = getattr(student.config, "use_cache", None)
         setattr(student, PROJECTIONS, self.objective.projections)
-        if self.first:
-            with writing(self.folder):
-                start_folder(self.folder, self.recipe, self.cache, self.parts)
-        reporter = Reporter(self.progress, self.label)
-        trainer = self._trainer(student, [*callbacks, reporter])
+        reporter = Reporter(self.progress, self.label, Ranks(self.args))
+        trainer = self._trainer(student, reporter.ranks, [*callbacks, reporter])
         metrics = self._fit(trainer, reporter)
         delattr(student, PROJECTIONS)
         if keeps_cache is not None:
@@ -256,7 +274,7 @@ class _Run:
                 f"{len(self.parts)} of {plan.parts} parts are there"
             )
 
-    def _trainer(self, student: Any, callbacks: Sequence[Any]) -> DistillationTrainer:
+    def _trainer(self, student: Any, ranks: Ranks, callbacks: Sequence[Any]) -> DistillationTrainer:
         task = self.cache.plan.config.task
         sample = self.cache.batch(self.cache.plan.docs[:1], [])
         head, note = fused_head(student, task, sample, self.objective, self.args)
@@ -267,6 +285,7 @@ class _Run:
             head=head,
             objective=self.objective,
             dataset=self.dataset,
+            ranks=ranks,
             model=student,
             args=self.args,
             callbacks=list(callbacks),
@@ -280,8 +299,9 @@ class _Run:
             resume_from = None if self.checkpoint is None else str(self.checkpoint)
             trainer.train(resume_from_checkpoint=resume_from)
         if reporter.interrupted:
+            reporter.ranks.total([])  # every rank has written its part of the checkpoint
             raise KeyboardInterrupt
-        return _metrics(trainer, reporter, time.perf_counter() - start)
+        return run_metrics(trainer, reporter, time.perf_counter() - start)
 
 
 @contextmanager
@@ -304,28 +324,3 @@ def facts(cache: Cache, labelled: int) -> CacheFacts:
         shape=cache.shape,
         labelled=labelled,
     )
-
-
-def _metrics(trainer: DistillationTrainer, reporter: Reporter, seconds: float) -> Json:
-    """Figures of this process's share of the run; a resumed run tells of what it added."""
-    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    last = entries[-1] if entries else {}
-    documents, tokens = trainer.seen()
-    metrics: Json = {
-        "losses": {name: value for name, value in last.items() if name.startswith("loss")},
-        "steps": trainer.state.global_step,
-        "steps_run": len(reporter.step_seconds),
-        "epochs": trainer.state.epoch,
-        "seconds": seconds,
-        "step_seconds_median": reporter.median_step,
-        "documents": documents,
-        "tokens": tokens,
-        "documents_per_second": documents / seconds,
-        "tokens_per_second": tokens / seconds,
-        "data_wait_seconds": trainer.wait_seconds,
-        "data_wait_share": trainer.wait_seconds / max(sum(reporter.step_seconds), 1e-9),
-        "peak_rss_bytes": peak_rss_bytes(),
-    }
-    if trainer.args.device.type == "cuda":
-        metrics["peak_device_bytes"] = torch.cuda.max_memory_allocated()
-    return metrics

@@ -1,0 +1,152 @@
+"""Training steps whose gradients are looked at: cut into batches and ranks, or all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from kdcache.batch import Batch, Docs
+from kdcache.loader import CachedDocuments
+from kdcache.losses import Hard, HiddenMSE, LogitMSE, Loss, Objective, SoftKL
+from kdcache.models import run_model
+from kdcache.progress import quiet
+from kdcache.recipe import Recipe
+from kdcache.signals import TeacherShape
+from kdcache.store import Cache
+from kdcache.trainer.arguments import training_arguments
+from kdcache.trainer.fused import fused_head
+from kdcache.trainer.loop import DistillationTrainer, Reporter
+from kdcache.trainer.ranks import Ranks
+from kdcache.trainer.train import PROJECTIONS, facts
+
+BATCH, TURNS = 3, 4
+DOCUMENTS = {torch.float64: 19, torch.float32: 13}
+"""A step takes 12; of the second step, one of two ranks has a batch less, or none."""
+TOP = HiddenMSE(layer_map="2:4")
+LOSSES: dict[str, Loss] = {"hard": Hard(), "kl": SoftKL(), "logit_mse": LogitMSE(), "hidden": TOP}
+"""One of every kind."""
+COMBINED: dict[str, dict[str, Loss]] = {
+    "kl and hard": {"kl": SoftKL(weight=0.7), "hard": Hard(weight=0.3)},
+    "three": {"hidden": TOP, "hard": Hard(weight=0.5), "kl": SoftKL(temperature=2.0)},
+    "element": {"kl": SoftKL(reduction="element", t_squared=False, tail="renormalize")},
+    "squares": {"logit_mse": LogitMSE(), "hard": Hard(weight=0.5)},
+    "first token": {"hidden": HiddenMSE(layer_map="2:4", positions="cls", normalize="l2")},
+}
+ALL: dict[str, dict[str, Loss]] = {name: {name: loss} for name, loss in LOSSES.items()} | COMBINED
+SMALL = {
+    "bert": {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2}
+    | dict.fromkeys(["resid_pdrop", "embd_pdrop", "attn_pdrop"], 0.0),
+}
+AUTO = {
+    "text-classification": transformers.AutoModelForSequenceClassification,
+    "masked-lm": transformers.AutoModelForMaskedLM,
+    "causal-lm": transformers.AutoModelForCausalLM,
+}
+
+Gradients = dict[str, torch.Tensor]
+
+
+class Taken(transformers.TrainerCallback):
+    """Keeps the gradients of every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[Gradients] = []
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        self.steps.append(gradients(model))
+
+
+def gradients(model: torch.nn.Module) -> Gradients:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+class Student:
+    """A small student without dropout, always of the same weights, and its objective."""
+
+    def __init__(
+        self, cache: Cache, config: str | Path, losses: dict[str, Loss], dtype: torch.dtype
+    ) -> None:
+        self.cache, self.task = cache, cache.plan.config.task
+        kind = transformers.AutoConfig.from_pretrained(config).model_type
+        made = transformers.AutoConfig.from_pretrained(config, **SMALL[kind])
+        torch.manual_seed(0)
+        self.model = AUTO[self.task].from_config(made)
+        shape = TeacherShape(outputs=cache.shape.outputs, hidden=16, layers=2)
+        known = facts(cache, len(cache.plan.labelled_docs))
+        self.objective = Objective(losses, known, shape)
+        setattr(self.model, PROJECTIONS, self.objective.projections)
+        self.model.to(dtype)
+        self.documents = DOCUMENTS[dtype]
+
+    def data(self) -> CachedDocuments:
+        docs = self.cache.plan.docs[: self.documents]
+        return CachedDocuments(self.cache, self.objective.arrays, seed=5, docs=docs)
+
+    def trainer(
+        self, folder: Path, *, turns: int, **more: Any
+    ) -> tuple[DistillationTrainer, Taken]:
+        args = self.arguments(folder, turns, **more)
+        taken, ranks = Taken(), Ranks(args)
+        made = DistillationTrainer(
+            task=self.task,
+            head=self.head(args),
+            objective=self.objective,
+            dataset=self.data(),
+            ranks=ranks,
+            model=self.model,
+            args=args,
+            callbacks=[taken, Reporter(quiet, "steps", ranks)],
+        )
+        return made, taken
+
+    def arguments(self, folder: Path, turns: int = 1, **more: Any) -> Any:
+        training = {
+            "per_device_train_batch_size": BATCH,
+            "gradient_accumulation_steps": turns,
+            "num_train_epochs": 1,
+            "learning_rate": 0.0,  # or the second step would be of other weights
+            "max_grad_norm": 0.0,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            **more,
+        }
+        recipe = Recipe(name="steps", losses=self.objective.losses, training=training)
+        return training_arguments(recipe, folder)
+
+    def head(self, args: Any) -> Any:
+        sample = self.cache.batch(self.cache.plan.docs[:1], [])
+        return fused_head(self.model, self.task, sample, self.objective, args)[0]
+
+    def at_once(self, batch: Batch, args: Any) -> tuple[float, dict[str, float], Gradients]:
+        """Loss, terms and gradients of a batch that nobody cuts."""
+        self.model.zero_grad()
+        hidden = self.objective.hidden
+        said = run_model(self.model, self.task, batch, hidden=hidden, head=self.head(args))
+        total, terms = self.objective(said, batch)
+        total.backward()
+        told = {name: float(term) for name, term in terms.items()}
+        return float(total.detach()), told, gradients(self.model)
+
+
+def steps_of(data: CachedDocuments, size: int) -> list[Docs]:
+    """Documents of every step of an epoch."""
+    data.batch = size
+    return [data.order[i : i + size] for i in range(0, len(data), size)]
+
+
+def run(trainer: DistillationTrainer, taken: Taken) -> tuple[list[Any], list[Gradients]]:
+    """Train; the log entry and the gradients of every step."""
+    trainer.train()
+    return [entry for entry in trainer.state.log_history if "loss" in entry], taken.steps

@@ -1,0 +1,253 @@
+"""The loss of a step is that of all its documents, however they are cut into batches and ranks."""
+
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from kdcache.builder import build
+from kdcache.errors import MismatchError
+from kdcache.losses import LOSSES
+from kdcache.trainer import train
+from tests import steps
+from tests.conftest import write_csv
+from tests.steps import ALL, BATCH, TURNS, Student, steps_of
+from tests.test_trainer import Watcher, log_of
+
+ROOT = Path(__file__).parents[1]
+ALONE = {
+    "cache": ["hard", "kl", "logit_mse", "hidden"],
+    "masked_cache": ["hard", "kl", "hidden"],
+    "causal_cache": ["hard", "kl", "hidden"],
+}
+TOGETHER = {
+    "cache": ["three", "squares"],
+    "masked_cache": ["three", "element"],
+    "causal_cache": ["three", "first token"],
+    "part_labelled": ["kl and hard", "squares"],
+    "values": ["squares"],
+    "fraction": ["three"],
+}
+TEACHERS = {
+    "cache": "classifier",
+    "masked_cache": "masked_lm",
+    "causal_cache": "causal_lm",
+    "part_labelled": "classifier",
+    "values": "regressor",
+    "fraction": "causal_lm",
+}
+CASES = [
+    (place, name, dtype)
+    for table, dtype in (
+        (ALONE, torch.float64),
+        (TOGETHER, torch.float64),
+        (TOGETHER, torch.float32),
+    )
+    for place, names in table.items()
+    for name in names
+]
+in_all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, case)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    """Every trainer collects garbage; without this it walks through all that is imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def part_labelled(folder, sentences, classifier):
+    """A document in four has a label: most micro-batches of three have one, some none."""
+    rows = [(s.text, s.package if i % 4 == 0 else "") for i, s in enumerate(sentences[:40])]
+    return _classified(folder / "part", rows, classifier)
+
+
+@pytest.fixture(scope="session")
+def values(folder, sentences, regressor):
+    """Numbers for labels, of two documents in three."""
+    rows = [(s.text, "" if i % 3 == 0 else i / 7) for i, s in enumerate(sentences[:40])]
+    return _classified(folder / "values", rows, regressor)
+
+
+def _classified(path, rows, teacher):
+    file = write_csv(path.with_suffix(".csv"), rows)
+    return build(
+        file,
+        teacher=teacher,
+        task="text-classification",
+        out=path.with_suffix(".zarr"),
+        signals=["logits:dense"],
+        max_length=48,
+    )
+
+
+@pytest.fixture(scope="session")
+def fraction(folder, prose_file, causal_lm):
+    """An eighth of the tokens: a micro-batch may have no row at all."""
+    return build(
+        prose_file,
+        teacher=causal_lm,
+        task="causal-lm",
+        out=folder / "eighth.zarr",
+        signals=["logits:topk,k=8,fraction=0.125", "hidden:layers=4,positions=all,fraction=0.125"],
+        max_length=32,
+        limit=30,
+    )
+
+
+def test_every_kind_of_loss_is_tried_alone():
+    assert set(steps.LOSSES) == set(LOSSES)
+    assert {name for names in ALONE.values() for name in names} == set(LOSSES)
+
+
+def documents_and_tokens(student):
+    docs = student.cache.plan.docs[: student.documents]
+    return len(docs), int(student.cache.plan.examples["doc_len"][docs].sum())
+
+
+def compare(whole, dtype, args, found):
+    """Hold what `found` says of every step, (log entry, gradients), against the whole batch."""
+    data = whole.data()
+    wanted = steps_of(data, BATCH * TURNS)
+    assert len(found) == len(wanted) == 2
+    for docs, (entry, taken) in zip(wanted, found, strict=True):
+        loss, terms, exact = whole.at_once(data.__getitems__(docs.tolist()), args)
+        assert entry["loss"] == pytest.approx(loss, rel=2e-6)
+        for term, value in terms.items():
+            assert entry[f"loss_{term}"] == pytest.approx(value, rel=2e-6, abs=1e-9)
+        for key in taken.keys() - exact.keys():  # of a head that no loss reads
+            assert not taken[key].any()
+        largest = max(float(g.abs().max()) for g in exact.values())
+        bound = 1e-9 * max(1, largest) if dtype == torch.float64 else 1e-5 * largest
+        for key, gradient in exact.items():
+            assert (taken[key] - gradient).abs().max() <= bound, (key, largest)
+
+
+@in_all_cases
+def test_accumulated_micro_batches_are_the_whole_batch(case, request, tmp_path):
+    place, name, dtype = case
+    cache, config = (request.getfixturevalue(n) for n in (place, TEACHERS[place]))
+    student = Student(cache, config, ALL[name], dtype)
+    trainer, taken = student.trainer(tmp_path, turns=TURNS)
+    found = list(zip(*steps.run(trainer, taken), strict=True))
+    whole = Student(cache, config, ALL[name], dtype)
+    compare(whole, dtype, trainer.args, found)
+    assert trainer.seen() == documents_and_tokens(whole)
+
+
+@pytest.fixture(scope="module")
+def still(folder, classifier):
+    """A student without dropout, which no two splits of a batch draw alike."""
+    config = transformers.AutoConfig.from_pretrained(classifier, **steps.SMALL["bert"])
+    config.save_pretrained(folder / "still")
+    return str(folder / "still")
+
+
+WHOLE = ["training.num_train_epochs=1", "training.logging_steps=1", "training.learning_rate=1e-3"]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(request, tmp_path_factory, cache, still):
+    """All that two ranks do, by one launch of torchrun: its folder and what it printed."""
+    out = tmp_path_factory.mktemp("ranks")
+    jobs = [
+        {
+            "cache": str(request.getfixturevalue(place).path),
+            "config": str(request.getfixturevalue(TEACHERS[place])),
+            "name": name,
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+        for place, name, dtype in CASES
+    ]
+    stopped = {"cache": str(cache.path), "recipe": "kd", "out": str(out / "run"), "config": still}
+    stopped["overrides"] = [*WHOLE, "training.per_device_train_batch_size=8"]
+    command = ["train", str(cache.path), "--recipe", "kd", "--out", str(out / "by command")]
+    command += ["--config", still, "--set", "training.max_steps=2"]
+    told = {"steps": jobs, "stopped": stopped, "command": command}
+    (out / "jobs.json").write_text(json.dumps(told), "utf-8")
+    paths = os.pathsep.join(str(ROOT / where) for where in (".", "kernels", "cli"))
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = [str(ROOT / "tests" / "two_ranks.py"), str(out / "jobs.json"), str(out)]
+    ended = subprocess.run(
+        [sys.executable, "-m", *launcher, *script],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return out, ended.stdout
+
+
+@in_all_cases
+def test_two_ranks_are_the_whole_batch(case, two_ranks, request):
+    """In the second step one of them has a batch less, or none, and still takes its turn."""
+    place, name, dtype = case
+    cache, config = (request.getfixturevalue(n) for n in (place, TEACHERS[place]))
+    entries, taken, seen = torch.load(two_ranks[0] / f"{CASES.index(case)}.pt")
+    whole = Student(cache, config, ALL[name], dtype)
+    compare(whole, dtype, whole.arguments(two_ranks[0]), list(zip(entries, taken, strict=True)))
+    assert seen == documents_and_tokens(whole)
+
+
+def test_torchrun_trains_one_student_and_one_rank_tells(two_ranks):
+    out, printed = two_ranks
+    metrics = json.loads((out / "by command" / "metrics.json").read_text("utf-8"))
+    assert metrics["documents"] == 2 * 2 * 32
+    assert printed.count("by command") == 1
+
+
+def test_all_ranks_stop_together_when_one_is_told_to(two_ranks):
+    out, _ = two_ranks
+    assert (out / "stopped 0").exists()
+    assert (out / "stopped 1").exists()
+    (checkpoint,) = (out / "run" / "checkpoints").glob("checkpoint-*")
+    assert checkpoint.name == "checkpoint-5"  # told in the fourth, agreed on in the fifth
+    assert {path.name for path in checkpoint.glob("rng_state*")} == {
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    }
+
+
+def test_a_run_resumed_on_fewer_ranks_keeps_its_steps(two_ranks, cache, still, tmp_path):
+    """Two ranks of 8 are one of 8, accumulated twice, or one of 16: the same 15 steps."""
+    for size in (8, 16):
+        overrides = [*WHOLE, f"training.per_device_train_batch_size={size}"]
+        options = {"recipe": "kd", "config": still, "overrides": overrides}
+        shutil.copytree(two_ranks[0] / "run", tmp_path / str(size))
+        said = Watcher()
+        train(cache, out=tmp_path / str(size), resume=True, progress=said, **options)
+        note = "a step keeps its 16 documents: 1 rank x 8 x accumulation 2"
+        assert (note in said.said) == (size == 8)
+        assert said.bars == [["training", "steps", 10, 10]]
+    unbroken = train(cache, out=tmp_path / "unbroken", **options)
+    for other in ("8", "16"):
+        found = log_of(tmp_path / other)
+        assert [entry["step"] for entry in found] == list(range(1, 16))
+        for entry, wanted in zip(found, log_of(unbroken.folder), strict=True):
+            for key in ("learning_rate", "loss", "loss_kl"):
+                assert entry[key] == pytest.approx(wanted[key], rel=1e-4), (other, key)
+
+
+def test_a_step_that_other_ranks_cannot_make_is_refused(two_ranks, cache, still, tmp_path):
+    shutil.copytree(two_ranks[0] / "run", tmp_path / "run")
+    overrides = [*WHOLE, "training.per_device_train_batch_size=6"]
+    message = "16 documents a step, on 2 ranks; 1 rank of 6 cannot: resume on 2 ranks, or set"
+    with pytest.raises(MismatchError, match=message):
+        train(
+            cache,
+            recipe="kd",
+            config=still,
+            out=tmp_path / "run",
+            resume=True,
+            overrides=overrides,
+        )

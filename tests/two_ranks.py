@@ -1,0 +1,55 @@
+"""What each of two ranks does in tests/test_steps.py, one thing after the other in one launch."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from kdcache.store import open_cache
+from kdcache.trainer import train
+from kdcache_cli.main import main
+from tests.steps import ALL, TURNS, Student, run
+
+RANK = int(os.environ["RANK"])
+
+
+class Stop(transformers.TrainerCallback):
+    """Ends the second rank, and it alone, at a step, as a scheduler would."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if RANK == 1 and state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def steps(jobs: list[dict[str, str]], out: Path) -> None:
+    for number, job in enumerate(jobs):
+        dtype = getattr(torch, job["dtype"])
+        student = Student(open_cache(job["cache"]), job["config"], ALL[job["name"]], dtype)
+        trainer, taken = student.trainer(out / f"run {number}", turns=TURNS // 2)
+        found = (*run(trainer, taken), trainer.seen())
+        if RANK == 0:
+            torch.save(found, out / f"{number}.pt")
+
+
+def stopped(job: dict[str, Any], out: Path) -> None:
+    try:
+        train(job.pop("cache"), callbacks=[Stop()], **job)
+    except KeyboardInterrupt:
+        (out / f"stopped {RANK}").touch()
+
+
+if __name__ == "__main__":
+    gc.freeze()  # every trainer collects garbage, and would walk through all of torch
+    jobs = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    out = Path(sys.argv[2])
+    steps(jobs["steps"], out)
+    stopped(jobs["stopped"], out)
+    sys.exit(main(jobs["command"]))

@@ -148,7 +148,7 @@ def test_projections_are_learned_and_kept_in_checkpoints(cache, narrow, tmp_path
             overrides=[*QUICK, *HIDDEN],
             progress=Watcher(at={3: stop}),
         )
-    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-*")
     learned = weights(checkpoint)
     names = [name for name in learned if name.startswith("kdcache_projections")]
     assert len(names) == 2 * 3  # weight and bias of layers 0, 1 and 2

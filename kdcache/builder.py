@@ -23,6 +23,7 @@ from kdcache.models.auto import require_problem
 from kdcache.models.teacher import check_fit, teacher_shape
 from kdcache.models.token_map import own_tokenizer, processing_difference
 from kdcache.models.tokenizer import class_names
+from kdcache.numbering import Numbering
 from kdcache.origins import origins
 from kdcache.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.plans import Plan
@@ -277,9 +278,22 @@ def _fill(writer: Writer, teacher: Teacher, batch_tokens: int, progress: Progres
             f"going on with part {missing[0]}"
         )
     if missing:
-        _run_parts(writer, missing, Capture(cache, teacher, batch_tokens), progress)
+        capture = Capture(cache, teacher, batch_tokens)
+        if cache.plan.config.problem == "classes":
+            capture.numbering = Numbering()
+        _run_parts(writer, missing, capture, progress)
+        _say_renumbering(capture, progress)
         writer.republish()  # another builder of the cache may have been killed meanwhile
     writer.finalize()
+
+
+def _say_renumbering(capture: Capture, progress: Progress) -> None:
+    """Warn, once, if the teacher seems to number its classes otherwise than the labels do."""
+    if capture.numbering is not None:
+        warning = capture.numbering.warning(capture.plan.config.classes)
+        capture.numbering = None
+        if warning is not None:
+            progress.say(warning)
 
 
 @contextmanager
@@ -314,6 +328,8 @@ def _run_parts(writer: Writer, parts: list[int], capture: Capture, progress: Pro
             left = list(parts)
             while (part := claims.take(left)) is not None:
                 arrays, fidelity = capture.part(part, step)
+                if capture.numbering is not None and capture.numbering.enough:
+                    _say_renumbering(capture, progress)
                 left.remove(part)
                 if pending is not None:
                     pending.result()

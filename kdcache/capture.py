@@ -15,6 +15,7 @@ from kdcache.errors import ModelError
 from kdcache.manifest import Json
 from kdcache.models import Teacher, run_model
 from kdcache.models.run import plain_head
+from kdcache.numbering import Numbering
 from kdcache.plans import Array, Plan
 from kdcache.progress import Advance
 from kdcache.signals import Hidden, HiddenHead, Outputs, at_rows, merge, select
@@ -29,11 +30,16 @@ Said = Mapping[RowSpace, Outputs]
 
 
 class Capture:
-    """Turns parts of a cache's plan into rows of its signal arrays."""
+    """Turns parts of a cache's plan into rows of its signal arrays.
+
+    Attributes:
+        numbering: where set, takes in the teacher's classes beside the labels until it has enough.
+    """
 
     def __init__(self, cache: Cache, teacher: Teacher, batch_tokens: int) -> None:
         self.cache, self.teacher, self.batch_tokens = cache, teacher, batch_tokens
         self.plan = cache.plan
+        self.numbering: Numbering | None = None
         self.hidden = any(isinstance(signal, Hidden) for signal in cache.signals.values())
         self.head: nn.Linear | None = None
         self.wants_head = any(isinstance(s, HiddenHead) for s in cache.signals.values())
@@ -62,8 +68,14 @@ class Capture:
                 at = {space: self._rows(part, docs, space) for space in self.sampled}
                 encoded = self._encode(said, at, rows)
                 self._measure(said, encoded, at, before, stats)
+                self._note_classes(outputs, docs)
             advance(int(batch["attention_mask"].sum()))
         return rows, {name: merge(found) for name, found in stats.items() if found}
+
+    def _note_classes(self, outputs: Outputs, docs: Docs) -> None:
+        if self.numbering is not None and not self.numbering.full:
+            likeliest = outputs.logits.argmax(-1).cpu().numpy()
+            self.numbering.add(self.plan.examples["label"][docs], likeliest)
 
     def _run(self, batch: Batch) -> Outputs:
         if self.wants_head and self.head is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,8 @@ from kdcache.models import (
 )
 from kdcache.models.auto import require_problem, require_token_types
 from kdcache.models.teacher import check_fit, most_tokens
-from kdcache.models.token_map import token_map, vocabulary_apart
+from kdcache.models.token_map import vocabulary_apart
+from kdcache.numbering import Numbering
 from kdcache.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.plans import Plan
 from kdcache.predictions import write_predictions
@@ -38,6 +38,12 @@ from kdcache.progress import Progress, Shown, short, shown
 from kdcache.store import Cache, Place, open_cache, open_plan, write_plan
 from kdcache.store.files import require_writable, writing
 from kdcache.tasks import Task
+from kdcache.training_note import (
+    require_same_texts,
+    require_trained_vocabulary,
+    texts_of,
+    trained_plan,
+)
 
 Docs = npt.NDArray[np.int64]
 HEADS: dict[str, Task] = {
@@ -102,23 +108,24 @@ def evaluate(
         require_writable(Path(predictions), file=True)
     student = load_teacher(model, task=task, device=device)
     known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
-    trained = _trained(model, known, task)
+    trained = trained_plan(model, known, task)
     options = _options(trained, task, max_length)
     options["text_columns"], options["label_column"] = text_columns, label_column
     options["ignore_columns"], options["limit"] = ignore_columns, limit
     tokenizer = load_tokenizer(model)
-    _require_trained_vocabulary(model, tokenizer)
+    require_trained_vocabulary(model, tokenizer)
     if known is not None and (apart := vocabulary_apart(known, tokenizer.plain)):
         raise ModelError(f"the model's tokenizer is not the cache's: {apart}; leave --cache out")
     with scratch_folder(None) as scratch:
         plan = _plan(file, model, tokenizer, task, scratch, options, texts_of(trained), progress)
         _check(student, plan, file)
-        _check_texts(model, texts_of(trained), plan, file)
+        require_same_texts(model, texts_of(trained), plan, file)
         agreement = Agreement(plan, known, student.shape.outputs) if known is not None else None
         budget = batch_size * max(1, plan.tokens // plan.documents)
         label, total = f"evaluating {short(model)} on {short(file)}", plan.documents
         with progress.bar(label, unit="documents", total=total) as advance:
             result = _predict(student, plan, budget, agreement, advance)
+        _say_renumbering(plan, result, progress)
         report = {
             "task": task,
             "documents": plan.documents,
@@ -144,55 +151,12 @@ def task_of(model: str | Path) -> Task:
     raise ModelError(f"{model} is a {', '.join(heads) or 'model without a head'}: not for any task")
 
 
-def _trained(model: str | Path, cache: Cache | None, task: Task) -> Json:
-    """The plan's configuration a model was trained with, where its folder or the cache tells."""
-    config = _training_plan(Path(model) / "cache.json")
-    if not config and cache is not None:
-        config = cache.plan.config.to_json()
-    if config.get("task", task) != task:
-        raise ConfigError(f"{model} is a model for {task}; the cache is for {config['task']}")
-    return config
-
-
 def _options(trained: Json, task: Task, length: int | None) -> PlanOptions:
     """Documents are cut and masked as in training, where that is known."""
     options: PlanOptions = {"max_length": length or trained.get("max_length", 128)}
     if task == "masked-lm" and trained:
         options["mask_probability"], options["seed"] = trained["mask_probability"], trained["seed"]
     return options
-
-
-def _require_trained_vocabulary(model: str | Path, tokenizer: Tokenizer) -> None:
-    """Raise ModelError if `train` notes another vocabulary beside its model."""
-    trained = _training(Path(model) / "cache.json").get("vocabulary")
-    if trained is not None and trained != token_map(tokenizer.plain).sha256:
-        raise ModelError(
-            f"the tokenizer in {model} numbers other tokens than the one it was trained with "
-            "(cache.json): put that one's files back into the folder"
-        )
-
-
-def texts_of(config: Json) -> list[str]:
-    """The text columns of a plan's configuration; none where that is not known."""
-    return list(config.get("corpus", {}).get("text_columns", ()))
-
-
-def _training_plan(record: Path) -> Json:
-    """The plan's configuration that `train` notes beside its model; empty if there is no note."""
-    try:
-        return dict(_training(record).get("plan_config", {}))
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{record} is damaged: {error}") from error
-
-
-def _training(record: Path) -> Json:
-    """What `train` notes beside its model of the cache; empty if there is no note."""
-    if not record.is_file():
-        return {}
-    try:
-        return dict(json.loads(record.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{record} is damaged: {error}") from error
 
 
 def _plan(
@@ -233,20 +197,6 @@ def _check(model: Teacher, plan: Plan, file: Any) -> None:
     if limit is not None and longest > limit:
         raise ModelError(f"{name} takes {limit} tokens, not {longest}; pass --max-length {limit}")
     require_token_types(model.model.config, plan, name)
-
-
-def _check_texts(model: str | Path, trained: list[str], plan: Plan, file: Any) -> None:
-    """Raise if a model trained on one text a document is given two, or the other way round."""
-    found = texts_of(plan.config.to_json())
-    if trained and len(trained) != len(found):
-        raise ConfigError(
-            f"{model} was trained on {_columns(trained)} and cannot be scored on "
-            f"{_columns(found)} of {file}: name what it should read with --text-column"
-        )
-
-
-def _columns(names: list[str]) -> str:
-    return f"column{'s' if len(names) > 1 else ''} {' and '.join(names)}"
 
 
 def _predict(
@@ -306,6 +256,14 @@ def _scores(plan: Plan, result: _Result) -> Json:
         return regression(result.logits[kept, 0], targets[kept])
     labels = plan.examples["label"][plan.docs]
     return classification(result.logits[labels >= 0], labels[labels >= 0])
+
+
+def _say_renumbering(plan: Plan, result: _Result, progress: Progress) -> None:
+    if plan.config.problem == "classes":
+        numbering = Numbering()
+        numbering.add(plan.examples["label"][plan.docs], result.logits.argmax(1))
+        if (warning := numbering.warning(plan.config.classes)) is not None:
+            progress.say(warning)
 
 
 def _speed(

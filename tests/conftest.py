@@ -10,7 +10,9 @@ import sys
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 if not Path("/dev/nvidiactl").exists():
     # Read when triton is imported, which a CUDA build of torch does before any test could set it.
@@ -151,6 +153,20 @@ def prose_file(folder: Path) -> Path:
     path = folder / "prose.txt"
     path.write_text("\n".join(prose()[400:480]), encoding="utf-8")
     return path
+
+
+class Lines:
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    @contextmanager
+    def bar(self, label: str, *, unit: str, total: int | None) -> Iterator[Any]:
+        yield lambda done: None
 
 
 def write_csv(

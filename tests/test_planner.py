@@ -6,8 +6,6 @@ import csv
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from kdcache.models import load_tokenizer
 from kdcache.planner import plan
 from kdcache.plans import Plan
 from kdcache.store import open_plan
-from tests.conftest import write_csv
+from tests.conftest import Lines, write_csv
 
 Doc = tuple[int, ...]
 
@@ -361,20 +359,6 @@ def test_a_long_text_beside_a_short_one_is_cut_as_the_tokenizer_cuts_it(tokenize
 def test_pairs_of_long_texts_take_no_more_than_their_tokens(tokenizer: Path) -> None:
     long = "alpha beta gamma delta " * 4000
     assert load_tokenizer(tokenizer).encode([long], [long], 32, windows=False).truncated == 1
-
-
-class Lines:
-    """A progress that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    @contextmanager
-    def bar(self, label: str, *, unit: str, total: int | None) -> Iterator[Any]:
-        yield lambda done: None
 
 
 def test_what_is_guessed_or_left_unused_is_told(tokenizer: Path, tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""What `train` notes beside a model of the cache it was trained from, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import ConfigError, ModelError
+from kdcache.manifest import Json
+from kdcache.models import Tokenizer
+from kdcache.models.token_map import token_map
+from kdcache.plans import Plan
+from kdcache.store import Cache
+from kdcache.tasks import Task
+
+
+def trained_plan(model: str | Path, cache: Cache | None, task: Task) -> Json:
+    """The plan's configuration a model was trained with, where its folder or the cache tells."""
+    config = _training_plan(Path(model) / "cache.json")
+    if not config and cache is not None:
+        config = cache.plan.config.to_json()
+    if config.get("task", task) != task:
+        raise ConfigError(f"{model} is a model for {task}; the cache is for {config['task']}")
+    return config
+
+
+def require_trained_vocabulary(model: str | Path, tokenizer: Tokenizer) -> None:
+    """Raise ModelError if `train` notes another vocabulary beside its model."""
+    trained = _training(Path(model) / "cache.json").get("vocabulary")
+    if trained is not None and trained != token_map(tokenizer.plain).sha256:
+        raise ModelError(
+            f"the tokenizer in {model} numbers other tokens than the one it was trained with "
+            "(cache.json): put that one's files back into the folder"
+        )
+
+
+def texts_of(config: Json) -> list[str]:
+    """The text columns of a plan's configuration; none where that is not known."""
+    return list(config.get("corpus", {}).get("text_columns", ()))
+
+
+def _training_plan(record: Path) -> Json:
+    """The plan's configuration that `train` notes beside its model; empty if there is no note."""
+    try:
+        return dict(_training(record).get("plan_config", {}))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{record} is damaged: {error}") from error
+
+
+def _training(record: Path) -> Json:
+    """What `train` notes beside its model of the cache; empty if there is no note."""
+    if not record.is_file():
+        return {}
+    try:
+        return dict(json.loads(record.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{record} is damaged: {error}") from error
+
+
+def require_same_texts(model: str | Path, trained: list[str], plan: Plan, file: Any) -> None:
+    """Raise if a model trained on one text a document is given two, or the other way round."""
+    found = texts_of(plan.config.to_json())
+    if trained and len(trained) != len(found):
+        raise ConfigError(
+            f"{model} was trained on {_columns(trained)} and cannot be scored on "
+            f"{_columns(found)} of {file}: name what it should read with --text-column"
+        )
+
+
+def _columns(names: list[str]) -> str:
+    return f"column{'s' if len(names) > 1 else ''} {' and '.join(names)}"

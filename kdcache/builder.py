@@ -165,9 +165,15 @@ def _check(
         signal.check(task, shape)
     if is_plan(corpus):
         if options:
-            raise ConfigError(f"{corpus} is a plan: it fixes {', '.join(options)} already")
+            raise ConfigError(
+                f"{corpus} is a plan: it fixes {', '.join(options)} already; leave that out, or "
+                "build from the corpus itself"
+            )
         if open_plan(corpus).config.task != task:
-            raise ConfigError(f"{corpus} is a plan for {open_plan(corpus).config.task}, not {task}")
+            planned = open_plan(corpus).config.task
+            raise ConfigError(
+                f"{corpus} is a plan for {planned}, not {task}: give --task {planned}, or plan anew"
+            )
     return wanted
 
 

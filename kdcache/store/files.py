@@ -63,14 +63,15 @@ def require_writable(path: Path, *, file: bool = False) -> None:
     whole = above = os.path.abspath(path)
     while not os.path.exists(above):
         above = os.path.dirname(above)
-    with writing(path):
-        if file and os.path.isdir(whole):
-            raise OSError(errno.EISDIR, whole)
-        if not os.path.isdir(above) and not (file and above == whole):
-            raise OSError(errno.ENOTDIR, above)
-        if not os.access(above, os.W_OK):
-            fixed = os.statvfs(above).f_flag & os.ST_RDONLY
-            raise OSError(errno.EROFS if fixed else errno.EACCES, above)
+    reason = 0
+    if file and os.path.isdir(whole):
+        reason = errno.EISDIR
+    elif not os.path.isdir(above) and not (file and above == whole):
+        reason = errno.ENOTDIR
+    elif not os.access(above, os.W_OK):
+        reason = errno.EROFS if os.statvfs(above).f_flag & os.ST_RDONLY else errno.EACCES
+    if reason:
+        raise CacheError(f"cannot write {path}: {REASONS[reason]}")
 
 
 def write_synced(path: Root, *pieces: bytes | memoryview) -> None:

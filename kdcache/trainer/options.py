@@ -108,7 +108,7 @@ def check_evaluation(file: str | Path | None, teacher: str | Path | None) -> Non
     Training takes long: a mistyped name shows before it.
     """
     if file is not None and not Path(file).exists() and "*" not in str(file):
-        raise CorpusError(f"no evaluation file {file}")
+        raise CorpusError(f"no evaluation file {file}; --eval names a file of labelled documents")
     if teacher is not None:
         if file is None:
             raise ConfigError("a teacher is scored on an evaluation file: name one (--eval)")

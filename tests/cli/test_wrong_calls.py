@@ -7,6 +7,7 @@ path where nothing is, and what SHORT abbreviates. Of an option given twice, the
 
 from __future__ import annotations
 
+import gzip
 import os
 import shlex
 import shutil
@@ -36,6 +37,12 @@ INPUTS: dict[str, str] = {
     "ragged.csv": "text,label\nx,0\ny\n",
     "empty.csv": "",
     "pairs.csv": "text,other\nx,y\n",
+    "unread.csv": "text,story,label\nx,once upon a time,0\ny,there was a king,1\n",
+    "semicolons.csv": "text;label\nx;0\ny;1\n",
+    "late.jsonl": '{"text": "x"}\n{"text": "y", "label": 1}\n',
+    "mixed/a.csv": "text,label\nx,0\n",
+    "mixed/README.txt": "what this is\n",
+    "packed.jsonl": gzip.compress(b'{"text": "x"}\n', mtime=0).decode("latin-1"),
     "bad.toml": "[losses.kl\n",
     "lossless.toml": "[training]\nseed = 1\n",
     "trained/metrics.json": "{}",
@@ -65,7 +72,7 @@ a layer too high | train {cache} --recipe kd --out {out} --init-from-teacher 3-9
 a model where a run was | {TRAIN} --out {trained} | already holds a trained model
 a folder of somebody's | {TRAIN} --out {mine} | is not an empty folder
 nothing to resume | {TRAIN} --resume | holds no checkpoint to resume from
-an evaluation file that is not there | {TRAIN} --eval dev.csv | no evaluation file dev.csv
+an evaluation file that is not there | {TRAIN} --eval dev.csv | no evaluation file dev.csv + --eval
 a plan given for a cache | train {plan} --recipe kd --out {out} | is a kdcache plan, not a cache + `kdcache build`
 a student below a file | {TRAIN} --out {file}/s | cannot write + choose another folder
 a plan below a file | plan {corpus} {AS_PLAN} --out {file}/p | cannot write + choose another folder
@@ -86,6 +93,11 @@ a corpus without labels | evaluate {classifier} {unlabelled.csv} | --label-colum
 a label nobody knows | build {one.csv} {AS_BUILD} | 'xml' + asyncio, email, tkinter
 a class too far | build {far.csv} {AS_BUILD} | 7 + 0 to 2
 a ragged table | plan {ragged.csv} {AS_PLAN} | ragged.csv:3 + expected 2 columns, found 1
+a column of text that nobody reads | plan {unread.csv} {AS_PLAN} | story + --text-column + --ignore-columns
+a table with semicolons | plan {semicolons.csv} {AS_PLAN} | ;
+a column that comes late | plan {late.jsonl} {AS_PLAN} | label
+a folder of two kinds | plan {mixed} {AS_PLAN} | README.txt
+a packed file by another name | plan {packed.jsonl} {AS_PLAN} | gzip
 no documents | plan {empty.csv} {AS_PLAN} | empty.csv holds no documents
 no corpus | plan nothing.csv {AS_PLAN} | no such corpus + nothing.csv
 more classes than there are | build {corpus} {AS_BUILD} --signal logits:topk,k=64 | the teacher has 3 outputs + k=3 or less
@@ -96,8 +108,8 @@ a masked model asked for classes | build {corpus} {AS_BUILD} --teacher {masked_l
 a signal by half its name | build {corpus} {AS_BUILD} --signal logit:dense | did you mean 'logits'?
 a layer the teacher lacks | build {corpus} {AS_BUILD} --signal hidden:layers=9 | layer 9 is out of range
 no room | plan {corpus} {AS_PLAN} --signal logits:dense --budget many | --budget + such as 500MB
-a plan that fixes its options | build {plan} {AS_BUILD} --max-length 64 | it fixes max_length already
-another task than the plan's | build {plan} {AS_BUILD} --teacher {masked_lm} --task masked-lm | is a plan for text-classification, not masked-lm
+a plan that fixes its options | build {plan} {AS_BUILD} --max-length 64 | it fixes max_length already + leave that out
+another task than the plan's | build {plan} {AS_BUILD} --teacher {masked_lm} --task masked-lm | is a plan for text-classification, not masked-lm + --task text-classification
 a merge of one | merge {cache} {out} | two caches or more
 a copy onto itself | copy {cache} {cache} | onto itself + choose another place
 another format | export {cache} {out} --format csv | unknown format 'csv' + safetensors, parquet
@@ -134,7 +146,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     for name, text in INPUTS.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, "latin-1")
     return folder
 
 

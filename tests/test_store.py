@@ -14,16 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorstore
+import xarray
 import zarr
 
 import kdcache
 from kdcache.builder import build
 from kdcache.errors import CacheError, DamageError, IncompleteError, MismatchError
 from kdcache.plans import cut
+from kdcache.signals import TeacherShape, parse
 from kdcache.store import Cache, open_cache, open_plan, verify
 from kdcache.store.files import write_synced, writing
 from kdcache.store.shard import ArrayReader, encode_shard, plan_layout
 from kdcache.store.zarrs import create_arrays, create_group
+from tests.test_no_rows import HIDDEN, LOGITS
 
 CACHES = ["cache", "masked_cache", "causal_cache"]
 
@@ -50,6 +53,57 @@ def test_zarr_and_tensorstore_read_every_array(name: str, request: pytest.Fixtur
         if array in cache.layouts:
             mine = ArrayReader(cache.path, cache.layouts[array])[0 : values.shape[0]]
             np.testing.assert_array_equal(values, mine)
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_xarray_opens_every_group(name: str, request: pytest.FixtureRequest) -> None:
+    cache: Cache = request.getfixturevalue(name)
+    root = zarr.open_group(cache.path, mode="r")
+    groups = {"": root, **dict(root.members(max_depth=None))}
+    opened = 0
+    for path, group in groups.items():
+        arrays = dict(group.arrays()) if isinstance(group, zarr.Group) else {}
+        if not arrays:
+            continue
+        place = path or None
+        sets = [
+            xarray.open_zarr(cache.path, group=place, consolidated=False),
+            xarray.open_dataset(cache.path, engine="zarr", group=place, consolidated=False),
+        ]
+        for found in sets:
+            assert set(found.variables) == set(arrays)
+            for array, rows in arrays.items():
+                assert found[array].dtype == rows.dtype  # nothing is scaled or masked
+                np.testing.assert_array_equal(found[array].values, rows[...])
+            found.close()
+        opened += len(arrays)
+    assert opened == sum(isinstance(node, zarr.Array) for node in groups.values())
+
+
+@pytest.mark.parametrize("text", [*LOGITS, *(f"{text},positions=all" for text in HIDDEN)])
+def test_xarray_opens_the_arrays_of_every_codec(text: str, tmp_path: Path) -> None:
+    """Dimensions of one name have one length in a group, high parts of ids included."""
+    shape = TeacherShape(outputs=70_000, hidden=32, layers=4)
+    specs = parse(text).arrays("masked-lm", shape)
+    layouts = [
+        plan_layout(
+            spec.name,
+            spec.dtype,
+            spec.row_shape,
+            part_rows=128,
+            chunk_rows=128,
+            parts=2,
+            packing=spec.packing,
+            dims=spec.dims,
+        )
+        for spec in specs
+    ]
+    create_group(tmp_path / "s", {})
+    create_arrays(tmp_path / "s", [(layout, {}) for layout in layouts])
+    for group in {layout.name.rpartition("/")[0] for layout in layouts}:
+        with xarray.open_zarr(tmp_path / "s", group=group, consolidated=False) as found:
+            wanted = {n.name: n.shape for n in layouts if n.name.startswith(f"{group}/")}
+            assert {f"{group}/{n}": v.shape for n, v in found.variables.items()} == wanted
 
 
 def test_zarr_lists_a_cache_without_a_warning(cache: Cache) -> None:

@@ -26,8 +26,8 @@ from record import save, spread
 
 from kdcache.batch import Batch, Docs
 from kdcache.builder import build
+from kdcache.documents import CachedDocuments
 from kdcache.evaluator import evaluate
-from kdcache.loader import CachedDocuments
 from kdcache.models import Teacher, load_teacher, run_model
 from kdcache.progress import quiet
 from kdcache.recipe import load_recipe

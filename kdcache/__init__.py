@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdcache.builder import build
+    from kdcache.documents import CachedDocuments
     from kdcache.errors import KdcacheError
     from kdcache.evaluator import evaluate
     from kdcache.exporting import export
-    from kdcache.loader import CachedDocuments
     from kdcache.planner import plan
     from kdcache.store import copy, merge, open_cache, open_plan, verify
     from kdcache.trainer import train
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "CachedDocuments": "loader",
+    "CachedDocuments": "documents",
     "KdcacheError": "errors",
     "build": "builder",
     "copy": "store",

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdcache.documents import document_order
 from kdcache.errors import MissingExtraError
-from kdcache.loader import document_order
 from kdcache.models import Tokenizer, load_tokenizer
 from kdcache.models.auto import AUTO
 from kdcache.models.teacher import most_tokens

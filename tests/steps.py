@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from kdcache.batch import Batch, Docs
-from kdcache.loader import CachedDocuments
+from kdcache.documents import CachedDocuments
 from kdcache.losses import Hard, HiddenMSE, LogitMSE, Loss, Objective, SoftKL
 from kdcache.models import run_model
 from kdcache.progress import quiet

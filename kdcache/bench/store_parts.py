@@ -14,7 +14,8 @@ from kdcache.bench.report import Json
 from kdcache.bench.store_cases import Case
 from kdcache.bench.store_readers import BATCH_TOKENS, Read, Source
 from kdcache.bench.store_timing import FIRST, OURS, rows_of, seconds_of
-from kdcache.loader import CachedDocuments, make_loader
+from kdcache.documents import CachedDocuments
+from kdcache.loader import make_loader
 from kdcache.store import open_cache
 from kdcache.store.files import write_synced
 from kdcache.store.packed import encode_rows

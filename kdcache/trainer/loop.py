@@ -17,9 +17,10 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
 from kdcache.batch import Batch
+from kdcache.documents import CachedDocuments
 from kdcache.errors import ModelError
 from kdcache.interrupts import handled_by
-from kdcache.loader import CachedDocuments, make_loader
+from kdcache.loader import make_loader
 from kdcache.losses import Objective
 from kdcache.losses.objective import Shares
 from kdcache.models import run_model

@@ -14,8 +14,8 @@ from transformers import logging
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
 from kdcache.corpus import columns_of
+from kdcache.documents import CachedDocuments
 from kdcache.identity import say_unvouched
-from kdcache.loader import CachedDocuments
 from kdcache.losses import CacheFacts, Objective
 from kdcache.manifest import Json
 from kdcache.models import load_student, student_shape

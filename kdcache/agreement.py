@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from kdcache.errors import ConfigError, ModelError
+from kdcache.losses.shared import of_teacher, within
 from kdcache.manifest import Json
 from kdcache.plans import Plan
 from kdcache.signals import SoftLabels
@@ -43,6 +44,7 @@ class Agreement:
         held = np.array([self.rows[int(doc)] for doc in docs[shared]])
         rows = np.flatnonzero(np.repeat(shared, counts))[self.cache.kept_rows("logits", held)]
         mine, theirs = logits[torch.from_numpy(rows)].cpu(), self.cache.soft_labels(held)
+        mine = mine[:, : self.cache.shape.outputs]
         if not len(mine):
             return
         self._count += len(mine)
@@ -51,6 +53,7 @@ class Agreement:
             self._apart += float((mine - theirs.values).double().square().mean(-1).sum())
         else:
             self._same += float((mine.argmax(-1) == _likeliest(theirs)).sum())
+            theirs = of_teacher(theirs, mine.shape[1], self.cache.shape.outputs)
             self._apart += float(_divergence(mine, theirs).double().sum())
 
     def report(self) -> Json:
@@ -77,7 +80,7 @@ def _require_comparable(plan: Plan, cache: Cache, outputs: int) -> None:
             f"the model numbers its classes {', '.join(ours[:4])}, ... and the cache's teacher "
             f"{', '.join(known[:4])}, ...: they cannot be compared; leave --cache out"
         )
-    if cache.shape.outputs != outputs:
+    if task == "text-classification" and cache.shape.outputs != outputs:
         raise ModelError(
             f"the model has {outputs} outputs and the cache's teacher {cache.shape.outputs}: they "
             "cannot be compared; leave --cache out"
@@ -109,6 +112,8 @@ def _likeliest(soft: SoftLabels) -> torch.Tensor:
 
 def _divergence(logits: torch.Tensor, soft: SoftLabels) -> torch.Tensor:
     """KL(teacher || model) of each row, in nats; what the cache left out is one outcome."""
+    if soft.more:
+        soft = within(soft, logits.shape[1], 1.0, "bucket")
     _, nats, _ = topk_kl(
         logits, soft.ids, soft.logprobs, tail_logmass=soft.tail_logmass, return_rows=True
     )

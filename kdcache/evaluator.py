@@ -28,6 +28,7 @@ from kdcache.models import (
     run_model,
 )
 from kdcache.models.auto import require_problem, require_token_types
+from kdcache.models.largest_id import require_ids
 from kdcache.models.teacher import check_fit, most_tokens
 from kdcache.models.token_map import vocabulary_apart
 from kdcache.numbering import Numbering
@@ -188,11 +189,8 @@ def _check(model: Teacher, plan: Plan, file: Any) -> None:
     if plan.config.task == "text-classification" and plan.labelled == 0:
         raise CorpusError(f"{file} has no labels to score against; name them with --label-column")
     name, vocab = model.identity["name"], model.model.config.get_text_config().vocab_size
-    if plan.config.tokenizer["vocab_size"] > vocab:
-        raise ModelError(
-            f"the tokenizer beside {name} has {plan.config.tokenizer['vocab_size']} tokens, the "
-            f"model {vocab}: put the tokenizer it was trained with into its folder"
-        )
+    way = "put the tokenizer it was trained with into its folder, or leave the document out"
+    require_ids(plan, vocab, name, way)
     limit, longest = most_tokens(model.model), int(plan.examples["doc_len"].max())
     if limit is not None and longest > limit:
         raise ModelError(f"{name} takes {limit} tokens, not {longest}; pass --max-length {limit}")

@@ -34,7 +34,7 @@ class Hard:
 
     def needs(self, name: str, facts: CacheFacts, student: TeacherShape) -> Needs:
         """Labels within the student's classes; no signal."""
-        if facts.problem != "regression" and student.outputs < facts.shape.outputs:
+        if facts.problem == "classes" and student.outputs < facts.shape.outputs:
             raise ConfigError(
                 f"losses.{name}: labels go up to {facts.shape.outputs - 1}; the student has "
                 f"{student.outputs} outputs"

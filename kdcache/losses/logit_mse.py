@@ -50,7 +50,8 @@ class LogitMSE:
         """Mean over rows and outputs."""
         assert isinstance(step.soft, SoftLabels)
         assert step.soft.values is not None
-        return logit_mse(step.beside["logits"].logits, step.soft.values, self.scale)
+        logits = step.beside["logits"].logits
+        return logit_mse(logits, step.soft.values[:, : logits.shape[1]], self.scale)
 
 
 def logit_mse(logits: torch.Tensor, values: torch.Tensor, scale: float = 1.0) -> torch.Tensor:

@@ -12,6 +12,7 @@ from kdcache.batch import Batch
 from kdcache.errors import ConfigError
 from kdcache.losses.base import CacheFacts, Loss, Needs, Over, Step
 from kdcache.losses.hard import Hard
+from kdcache.losses.shared import of_student, of_teacher, shared_outputs
 from kdcache.losses.soft import SoftKL
 from kdcache.signals import (
     HeadLabels,
@@ -59,6 +60,12 @@ class Objective:
     ) -> None:
         self.facts = facts
         self.losses, self.notes = _active(losses, facts)
+        self._shared = shared_outputs(facts, student)
+        if self._shared is not None:
+            self.notes.append(
+                f"the teacher has {facts.shape.outputs:,} outputs and the student "
+                f"{student.outputs:,}: they are compared in the {self._shared:,} that both have"
+            )
         self.needs = {name: loss.needs(name, facts, student) for name, loss in self.losses.items()}
         self.arrays = _arrays(self.needs.values(), facts)
         read = dict.fromkeys(name.partition("/")[0] for name in self.arrays)
@@ -112,6 +119,8 @@ class Objective:
         return torch.stack(parts).sum(), terms
 
     def _step(self, outputs: Outputs, batch: Batch) -> Step:
+        if self._shared is not None:
+            outputs = of_student(outputs, self._shared)
         return Step(
             student=outputs,
             beside={name: self._beside(name, outputs, batch) for name in self._spaces},
@@ -130,10 +139,12 @@ class Objective:
         if not any(needs.logits for needs in self.needs.values()):
             return None
         signal: Any = self.facts.signals["logits"]
+        teacher = self.facts.shape.outputs
+        shared = teacher if self._shared is None else self._shared
         if isinstance(signal, HiddenHead):
-            return signal.labels(batch)
-        decoded: SoftLabels = signal.decode(batch, self.facts.shape.outputs)
-        return decoded
+            return of_teacher(signal.labels(batch), shared, teacher)
+        decoded: SoftLabels = signal.decode(batch, teacher)
+        return of_teacher(decoded, shared, teacher)
 
     def _layer(self, batch: Batch, layer: int) -> LayerRows:
         signal: Any = self.facts.signals["hidden"]

@@ -10,6 +10,7 @@ import torch
 from kdcache.batch import Batch
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses.base import CacheFacts, Needs, Over, Step, check_number, require_outputs
+from kdcache.losses.shared import within
 from kdcache.signals import (
     Head,
     HeadLabels,
@@ -213,11 +214,12 @@ def _rows(
     labels = soft.dense() if isinstance(soft, HeadLabels) else soft
     if tail == "drawn":
         labels, tail = labels.with_drawn(), "bucket"
-    options |= {
-        "tail_logmass": labels.tail_logmass,
-        "tail_stat": _tail_stat(labels, options["temperature"]),
-        "tail": tail,
-    }
+    temperature = options["temperature"]
+    stat = labels.tail_stat if temperature == STORED_TEMPERATURES[1] else None
+    if labels.more:
+        labels = within(labels, said.shape[1], temperature, tail)
+        stat = labels.tail_stat
+    options |= {"tail_logmass": labels.tail_logmass, "tail_stat": stat, "tail": tail}
     if isinstance(said, Head):
         kept = (said.hidden, said.weight, said.bias, labels.ids, labels.logprobs)
         with said.as_in_model():
@@ -240,7 +242,3 @@ def _both_heads(said: Head, soft: HeadLabels, options: dict[str, Any]) -> Rows:
             **options,
         )
     return found
-
-
-def _tail_stat(soft: SoftLabels, temperature: float) -> torch.Tensor | None:
-    return soft.tail_stat if temperature == STORED_TEMPERATURES[1] else None

@@ -22,6 +22,7 @@ from kdcache.models.auto import (
     unreadable,
 )
 from kdcache.models.blocks import copy_blocks, require_same_states, shrunk_config
+from kdcache.models.largest_id import require_ids
 from kdcache.models.same import require_same_teacher
 from kdcache.models.teacher import load_teacher, most_tokens, teacher_shape
 from kdcache.models.token_map import require_same_vocabulary
@@ -68,7 +69,7 @@ class StudentSpec:
 def student_config(spec: StudentSpec, cache: Cache) -> Any:
     """The student's configuration, with the cache's classes; nothing else is loaded.
 
-    Raises ModelError if its vocabulary does not match the cache's, ConfigError for a layer the
+    Raises ModelError if it lacks a token of the plan's documents, ConfigError for a layer the
     teacher lacks.
     """
     if spec.init_from_teacher:
@@ -79,7 +80,8 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
     require_direction(config, plan.task, spec.checkpoint or spec.config or "the student")
     if plan.task == "text-classification":
         _set_classes(config, plan.problem, plan.classes, cache.shape.outputs)
-    _check_vocabulary(config, spec, cache)
+    way = "choose a student with the teacher's tokenizer, or leave the document out"
+    require_ids(cache.plan, config.get_text_config().vocab_size, "the student", way)
     require_token_types(config, cache.plan, "the student")
     if config.get_text_config().pad_token_id is None:
         config.get_text_config().pad_token_id = plan.tokenizer["pad_id"]
@@ -150,16 +152,6 @@ def _set_classes(config: Any, problem: str, classes: list[str] | None, outputs: 
     config.label2id = {name: i for i, name in enumerate(names)}
     regression = problem == "regression"
     config.problem_type = "regression" if regression else "single_label_classification"
-
-
-def _check_vocabulary(config: Any, spec: StudentSpec, cache: Cache) -> None:
-    tokenizer, vocab = cache.plan.config.tokenizer, config.get_text_config().vocab_size
-    outputs = cache.shape.outputs if cache.plan.config.task != "text-classification" else vocab
-    if vocab < tokenizer["vocab_size"] or vocab != outputs:
-        raise ModelError(
-            f"the student's vocabulary has {vocab} tokens; the cache was made with "
-            f"{tokenizer['vocab_size']} tokens and {outputs} outputs: a student must share them"
-        )
 
 
 def _teacher_config(cache: Cache) -> Any:

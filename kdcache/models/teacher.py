@@ -22,6 +22,7 @@ from kdcache.models.auto import (
     unreadable,
 )
 from kdcache.models.configuration import function_of
+from kdcache.models.largest_id import require_ids
 from kdcache.models.token_map import difference, token_map
 from kdcache.models.tokenizer import Tokenizer, class_names, short_name
 from kdcache.plans import Plan
@@ -29,7 +30,7 @@ from kdcache.signals import TeacherShape
 from kdcache.tasks import Task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SPARE_ROWS = 2048  # embedding rows a model may have beyond its tokenizer's vocabulary
+SPARE_ROWS = 2048  # embeddings beyond a vocabulary that has no tokenizer to be compared with
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,11 @@ def check_fit(teacher: Teacher, plan: Plan, tokens: Tokenizer, own: Tokenizer | 
     `tokens` is the tokenizer of the plan, `own` that of the teacher, if it has one.
     """
     tokenizer, vocab = plan.config.tokenizer, teacher.model.config.get_text_config().vocab_size
-    if not 0 <= vocab - tokenizer["vocab_size"] <= SPARE_ROWS:
+    if own is None and vocab - tokenizer["vocab_size"] > SPARE_ROWS:
         raise ModelError(
             f"the tokenizer {tokenizer['name']} has {tokenizer['vocab_size']} tokens, the teacher "
-            f"{teacher.identity['name']} {vocab}: plan with the teacher's own tokenizer"
+            f"{teacher.identity['name']} {vocab}: plan with the teacher's own tokenizer; if it is, "
+            "put its files into the teacher's folder"
         )
     other = own if own is not tokens else None
     if other and (apart := difference(token_map(tokens.plain), token_map(other.plain))):
@@ -175,12 +177,14 @@ def check_fit(teacher: Teacher, plan: Plan, tokens: Tokenizer, own: Tokenizer | 
             f"the plan's tokenizer {tokenizer['name']} is not the tokenizer of the teacher "
             f"{teacher.identity['name']}: {apart}; plan with the teacher's own"
         )
+    who = f"the teacher {teacher.identity['name']}"
+    require_ids(plan, vocab, who, "plan with its own tokenizer, or leave the document out")
     limit, longest = most_tokens(teacher.model), int(plan.examples["doc_len"].max())
     if limit is not None and longest > limit:
         raise ModelError(
             f"the teacher takes {limit} tokens, not {longest}; plan with --max-length {limit}"
         )
-    require_token_types(teacher.model.config, plan, f"the teacher {teacher.identity['name']}")
+    require_token_types(teacher.model.config, plan, who)
     _check_labels(teacher, plan)
 
 

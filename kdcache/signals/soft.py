@@ -29,6 +29,7 @@ class SoftLabels:
         values: [N, C] float32, the teacher's raw logits or regression values, where stored.
         drawn: [N, D] int64, distinct ids drawn from outside `ids`; -1 fills a row up.
         drawn_logprobs: [N, D] float32, log of the tail's mass that each stands for.
+        more: whether ids may lie beyond the student's outputs: the teacher has more of them.
     """
 
     ids: torch.Tensor
@@ -38,6 +39,7 @@ class SoftLabels:
     values: torch.Tensor | None = None
     drawn: torch.Tensor | None = None
     drawn_logprobs: torch.Tensor | None = None
+    more: bool = False
 
     def with_drawn(self) -> SoftLabels:
         """The drawn ids beside the others, with all of the tail's mass: nothing is left outside.
@@ -53,6 +55,7 @@ class SoftLabels:
             ids=torch.cat([self.ids, self.drawn], 1),
             logprobs=torch.cat([self.logprobs, self.drawn_logprobs], 1),
             tail_logmass=torch.full_like(self.tail_logmass, -torch.inf),
+            more=self.more,
         )
 
 

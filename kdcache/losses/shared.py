@@ -1,0 +1,89 @@
+"""Models of one vocabulary and unequal outputs: they are compared in the outputs that both have.
+
+Language models pad their output layers to sizes that suit their machines; what lies beyond the
+vocabulary means nothing, and seldom has as many rows in a teacher and its student.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from kdcache.losses.base import CacheFacts
+from kdcache.signals import Head, HeadLabels, Outputs, SoftLabels, TeacherShape
+from kdcache.signals.soft import STAT_TEMPERATURE
+
+Labels = TypeVar("Labels", SoftLabels, HeadLabels)
+
+
+def shared_outputs(facts: CacheFacts, student: TeacherShape) -> int | None:
+    """How many outputs both have; None where neither has more than that."""
+    teacher = facts.shape.outputs
+    if facts.problem != "tokens" or student.outputs == teacher:
+        return None
+    return min(student.outputs, teacher)
+
+
+def of_student(outputs: Outputs, shared: int) -> Outputs:
+    """Without the outputs beyond `shared`: they get no mass, and no gradient."""
+    if outputs.head is None:
+        return replace(outputs, logits=outputs.logits[:, :shared])
+    head = _cut(outputs.head, shared)
+    return replace(outputs, logits=torch.empty(head.shape, device="meta"), head=head)
+
+
+def of_teacher(labels: Labels, shared: int, outputs: int) -> Labels:
+    """Labels of a teacher of `outputs`, for a student that has the first `shared` of them."""
+    if shared == outputs:
+        return labels
+    return _cut(labels, shared) if isinstance(labels, HeadLabels) else replace(labels, more=True)
+
+
+Layer = TypeVar("Layer", Head, HeadLabels)
+
+
+def _cut(layer: Layer, shared: int) -> Layer:
+    bias = None if layer.bias is None else layer.bias[:shared]
+    return replace(layer, weight=layer.weight[:shared], bias=bias)
+
+
+def within(soft: SoftLabels, outputs: int, temperature: float, tail: str) -> SoftLabels:
+    """Labels of the first `outputs` classes; the mass of the others is in the tail, exactly.
+
+    `tail_stat` is the tail at `temperature`. A row whose ids are all of those classes leaves the
+    student nothing that could be its tail: as a bucket the teacher's is left out then, which
+    renormalises the rest.
+    """
+    if soft.values is not None:  # the ids are all classes, in their order
+        ids, logprobs, beyond = soft.ids, soft.logprobs, soft.logprobs[:, outputs:]
+        ids, logprobs = ids[:, :outputs], logprobs[:, :outputs]
+    else:
+        ids, logprobs, beyond = _kept(soft, outputs)
+    log_tail = _added(soft.tail_logmass, beyond.logsumexp(1))
+    stored = soft.tail_stat if temperature == STAT_TEMPERATURE else None
+    stat = _added(stored, (beyond / temperature).logsumexp(1))
+    if tail == "bucket":
+        whole = (ids >= 0).sum(1) == outputs
+        log_tail, stat = (x.masked_fill(whole, -torch.inf) for x in (log_tail, stat))
+    return SoftLabels(ids=ids, logprobs=logprobs, tail_logmass=log_tail, tail_stat=stat)
+
+
+def _kept(soft: SoftLabels, outputs: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids and log-probabilities without those beyond, whose log-probabilities come last.
+
+    Pads take their places; columns that hold nothing else go where there are more than outputs.
+    """
+    outside = soft.ids >= outputs
+    beyond = soft.logprobs.masked_fill(~outside, -torch.inf)
+    ids = soft.ids.masked_fill(outside, -1)
+    logprobs = soft.logprobs.masked_fill(outside, -torch.inf)
+    if ids.shape[1] > outputs:
+        first = (ids < 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :outputs]
+        ids, logprobs = ids.gather(1, first), logprobs.gather(1, first)
+    return ids, logprobs, beyond
+
+
+def _added(log_one: torch.Tensor | None, log_other: torch.Tensor) -> torch.Tensor:
+    return log_other if log_one is None else torch.logaddexp(log_one, log_other)

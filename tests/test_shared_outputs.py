@@ -175,7 +175,7 @@ def test_logits_are_compared_where_both_have_them(made: Callable[[str], Cache], 
     loss, _ = aim(outputs, batch)
     shared = min(rows, TEACHER)
     apart = outputs.logits[:, :shared] - batch["logits/values"][:, :shared]
-    assert float(loss) == pytest.approx(float(apart.double().square().mean()), rel=1e-5)
+    assert loss.item() == pytest.approx(apart.double().square().mean().item(), rel=1e-5)
     assert f"compared in the {shared} that both have" in aim.notes[0]
 
 

@@ -12,7 +12,7 @@ from kdcache.batch import Batch
 from kdcache.errors import ConfigError
 from kdcache.losses.base import CacheFacts, Loss, Needs, Over, Step
 from kdcache.losses.hard import Hard
-from kdcache.losses.shared import of_student, of_teacher, shared_outputs
+from kdcache.losses.shared import of_student, shared_outputs
 from kdcache.losses.soft import SoftKL
 from kdcache.signals import (
     HeadLabels,
@@ -139,12 +139,16 @@ class Objective:
         if not any(needs.logits for needs in self.needs.values()):
             return None
         signal: Any = self.facts.signals["logits"]
-        teacher = self.facts.shape.outputs
-        shared = teacher if self._shared is None else self._shared
+        labels = self._labels(signal, batch)
+        if self._shared is None or self._shared == self.facts.shape.outputs:
+            return labels
+        return labels.first(self._shared)
+
+    def _labels(self, signal: Any, batch: Batch) -> SoftLabels | HeadLabels:
         if isinstance(signal, HiddenHead):
-            return of_teacher(signal.labels(batch), shared, teacher)
-        decoded: SoftLabels = signal.decode(batch, teacher)
-        return of_teacher(decoded, shared, teacher)
+            return signal.labels(batch)
+        decoded: SoftLabels = signal.decode(batch, self.facts.shape.outputs)
+        return decoded
 
     def _layer(self, batch: Batch, layer: int) -> LayerRows:
         signal: Any = self.facts.signals["hidden"]

@@ -7,15 +7,12 @@ vocabulary means nothing, and seldom has as many rows in a teacher and its stude
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 
 from kdcache.losses.base import CacheFacts
-from kdcache.signals import Head, HeadLabels, Outputs, SoftLabels, TeacherShape
+from kdcache.signals import Outputs, SoftLabels, TeacherShape
 from kdcache.signals.soft import STAT_TEMPERATURE
-
-Labels = TypeVar("Labels", SoftLabels, HeadLabels)
 
 
 def shared_outputs(facts: CacheFacts, student: TeacherShape) -> int | None:
@@ -30,23 +27,10 @@ def of_student(outputs: Outputs, shared: int) -> Outputs:
     """Without the outputs beyond `shared`: they get no mass, and no gradient."""
     if outputs.head is None:
         return replace(outputs, logits=outputs.logits[:, :shared])
-    head = _cut(outputs.head, shared)
+    whole = outputs.head
+    bias = None if whole.bias is None else whole.bias[:shared]
+    head = replace(whole, weight=whole.weight[:shared], bias=bias)
     return replace(outputs, logits=torch.empty(head.shape, device="meta"), head=head)
-
-
-def of_teacher(labels: Labels, shared: int, outputs: int) -> Labels:
-    """Labels of a teacher of `outputs`, for a student that has the first `shared` of them."""
-    if shared == outputs:
-        return labels
-    return _cut(labels, shared) if isinstance(labels, HeadLabels) else replace(labels, more=True)
-
-
-Layer = TypeVar("Layer", Head, HeadLabels)
-
-
-def _cut(layer: Layer, shared: int) -> Layer:
-    bias = None if layer.bias is None else layer.bias[:shared]
-    return replace(layer, weight=layer.weight[:shared], bias=bias)
 
 
 def within(soft: SoftLabels, outputs: int, temperature: float, tail: str) -> SoftLabels:

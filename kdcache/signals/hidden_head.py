@@ -85,6 +85,11 @@ class HeadLabels:
     weight: torch.Tensor
     bias: torch.Tensor | None
 
+    def first(self, outputs: int) -> HeadLabels:
+        """For a student that has but the first `outputs`: the teacher says nothing else."""
+        bias = None if self.bias is None else self.bias[:outputs]
+        return replace(self, weight=self.weight[:outputs], bias=bias)
+
     def dense(self) -> SoftLabels:
         """Soft labels over the whole vocabulary, [N, V]."""
         values = _apply(Head(hidden=self.rows.dense(), weight=self.weight, bias=self.bias))

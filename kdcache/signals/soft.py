@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -40,6 +40,10 @@ class SoftLabels:
     drawn: torch.Tensor | None = None
     drawn_logprobs: torch.Tensor | None = None
     more: bool = False
+
+    def first(self, outputs: int) -> SoftLabels:
+        """For a student that has but the first `outputs`; see `losses.shared.within`."""
+        return replace(self, more=True)
 
     def with_drawn(self) -> SoftLabels:
         """The drawn ids beside the others, with all of the tail's mass: nothing is left outside.

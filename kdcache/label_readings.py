@@ -187,7 +187,7 @@ def _require_within(labels: Sequence[Label], ids: Mapping[int, float], classes: 
             )
         raise CorpusError(
             f"{label.where}: label {label.name} is outside the teacher's {classes.limit} classes "
-            f"(0 to {classes.limit - 1})"
+            f"(0 to {classes.limit - 1}); name another column with --label-column, or correct it"
         )
 
 

@@ -111,6 +111,7 @@ WRONG: dict[str, tuple[Wrong, str]] = {
     "a GPU of none": ({"device": "cuda:9"}, "device 'cuda:9' is not there"),
     "another device": ({"device": "gpu"}, "unknown device 'gpu'; use auto, cpu, cuda"),
     "a learning rate in words": ({"lr": "fast"}, "training.learning_rate must be of type float"),
+    "a batch of nothing": ({"batch_size": 0}, r"per_device_train_batch_size must be 1 or more"),
     "half a seed": ({"seed": 0.5}, "training.seed must be of type int"),
     "a table for a recipe": ({"recipe": {}}, "a recipe is named by"),
     "one layer without a list": ({"init_from_teacher": 2}, r"list of teacher layers such as"),

@@ -63,6 +63,13 @@ one field set twice | {TRAIN} --lr 1e-4 --set training.learning_rate=1e-3 | --lr
 epochs beside steps | {TRAIN} --epochs 2 --set training.max_steps=9 | --epochs has no effect beside training.max_steps=9
 a device by another name | {TRAIN} --device gpu | unknown device 'gpu' + auto, cpu, cuda
 a GPU that is not there | {TRAIN} --device cuda:7 | device 'cuda:7' is not there
+batches of nothing | {TRAIN} --batch-size 0 | training.per_device_train_batch_size must be 1 or more; got 0
+batches of nothing in --set | {TRAIN} --set training.per_device_train_batch_size=0 | must be 1 or more; got 0
+no passes at all | {TRAIN} --epochs 0 | training.num_train_epochs must be more than 0
+a seed below 0 | {TRAIN} --seed -1 | training.seed must be 0 to
+a learning rate below 0 | {TRAIN} --lr -1 | training.learning_rate must be 0 or more and finite; got -1
+a learning rate that is no number | {TRAIN} --lr nan | training.learning_rate must be 0 or more and finite; got nan
+more documents to a batch than there are | {TRAIN} --batch-size 999 --set training.dataloader_drop_last=true | drop_last
 a learning rate in words | {TRAIN} --lr fast | --lr + a valid number
 no student | train {cache} --recipe kd --out {out} | --student + --init-from-teacher 2-4-6 + --config
 two students | {TRAIN} --student {classifier} | exactly one of
@@ -91,7 +98,7 @@ a student without a tokenizer | train {cache} --recipe kd --out {out} --student 
 predictions of tokens | evaluate {masked_lm} {corpus} --predictions {out} | text-classification only
 a corpus without labels | evaluate {classifier} {unlabelled.csv} | --label-column
 a label nobody knows | build {one.csv} {AS_BUILD} | 'xml' + asyncio, email, tkinter
-a class too far | build {far.csv} {AS_BUILD} | 7 + 0 to 2
+a class too far | build {far.csv} {AS_BUILD} | label 7 + 0 to 2 + --label-column
 a ragged table | plan {ragged.csv} {AS_PLAN} | ragged.csv:3 + expected 2 columns, found 1
 a column of text that nobody reads | plan {unread.csv} {AS_PLAN} | story + --text-column + --ignore-columns
 a table with semicolons | plan {semicolons.csv} {AS_PLAN} | ;

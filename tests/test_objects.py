@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,23 @@ def test_a_copy_closes_no_file_but_its_own(opened: Cache, tmp_path: Path) -> Non
     for number in others:
         assert os.read(number, 5) == b"other"
         os.close(number)
+
+
+def test_threads_read_while_copies_come_and_go(
+    opened: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descriptors, "OPEN_FILES", 4)
+    data = CachedDocuments(opened, batch=16)
+    wanted = [data[place] for place in range(24)]
+
+    def work(turn: int) -> bool:
+        twin = copy.deepcopy(data) if turn % 4 == 0 else data
+        for place in range(24):
+            same(twin[place], wanted[place])
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(12)))
 
 
 def test_an_open_file_is_not_pickled(tmp_path: Path) -> None:

@@ -97,16 +97,17 @@ def require_same(stored: Json, asked: Json, where: str) -> None:
     name, have, want = found[0]
     more = f" (and {len(found) - 1} more: {_names(found[1:])})" if len(found) > 1 else ""
     raise MismatchError(
-        f"{where} holds another {kind}: {name} is {_short(have)} there and {_short(want)} now"
+        f"{where} holds another {kind}: {brief(name)} is {brief(have)} there and {brief(want)} now"
         f"{more}; choose another output folder, or repeat the command that made it"
     )
 
 
 def _names(found: list[tuple[str, Any, Any]]) -> str:
-    names = [name for name, _, _ in found[:4]]
+    names = [brief(name) for name, _, _ in found[:4]]
     return ", ".join(names) + (", ..." if len(found) > 4 else "")
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+def brief(value: Any) -> str:
+    """A value of a record for a message: on one line, and no more than its beginning."""
+    text = " ".join((value if isinstance(value, str) else json.dumps(value)).split())
     return text if len(text) <= 60 else text[:57] + "..."

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from kdcache.errors import MismatchError, ModelError
 from kdcache.identity import teacher_differences
-from kdcache.manifest import Json
+from kdcache.manifest import Json, brief
 from kdcache.models.teacher import Teacher, load_teacher
 from kdcache.tasks import Task
 
@@ -43,11 +41,6 @@ def require_same_teacher(identity: Json, teacher: Teacher, place: str | Path, wa
     if other:
         field, have, want = other[0]
         raise MismatchError(
-            f"{place} is not the teacher of the cache: its {field} is {_short(want)} there and "
-            f"{_short(have)} in the cache; {way}"
+            f"{place} is not the teacher of the cache: its {brief(field)} is {brief(want)} there "
+            f"and {brief(have)} in the cache; {way}"
         )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

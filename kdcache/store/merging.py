@@ -19,7 +19,7 @@ from kdcache.identity import (
     say_unvouched,
     teacher_differences,
 )
-from kdcache.manifest import Json, differences, digest, require_current
+from kdcache.manifest import Json, brief, differences, digest, require_current
 from kdcache.progress import Shown, short, shown
 from kdcache.store.blueprint import guest_prefix, plan_specs
 from kdcache.store.create import PLAN_COMMIT, plan_commit
@@ -86,8 +86,8 @@ def _require_one_plan(first: Cache, other: Cache) -> None:
     if found:
         name, have, want = found[0]
         raise MismatchError(
-            f"{other.path} is of another plan than {first.path}: plan.{name} is {want} there and "
-            f"{have} here; build both from one plan (`kdcache plan`)"
+            f"{other.path} is of another plan than {first.path}: plan.{brief(name)} is "
+            f"{brief(want)} there and {brief(have)} here; build both from one plan (`kdcache plan`)"
         )
 
 
@@ -167,8 +167,8 @@ def _one_teacher(first: Cache, other: Cache) -> bool:
     name, have, want = found[0]
     raise MismatchError(
         f"{other.path} is of another teacher than {first.path}, with the same weights: "
-        f"teacher.{name} is {want} there and {have} here; build one of them anew with the "
-        "configuration of the other, or keep them apart"
+        f"teacher.{brief(name)} is {brief(want)} there and {brief(have)} here; build one of them "
+        "anew with the configuration of the other, or keep them apart"
     )
 
 

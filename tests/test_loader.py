@@ -189,3 +189,37 @@ def test_any_number_of_ranks_sees_the_same_global_batches(cache, ranks):
     whole = make_loader(dataset(cache, batch=24, window=3), batch_size=24)
     full = len(cache.plan.docs) // 24
     assert steps[:full] == [sorted(batch) for batch in whole.batch_sampler][:full]
+
+
+@pytest.mark.parametrize("count", [48, 49, 55, 61])
+@pytest.mark.parametrize(("ranks", "size"), [(1, 24), (1, 8), (2, 12), (2, 4), (3, 8), (3, 4)])
+def test_ranks_have_equal_turns_and_every_document_once(cache, count, ranks, size):
+    """Steps of 24, cut for so many ranks: the same documents a step, none of them twice."""
+    data = dataset(cache, batch=24, docs=cache.plan.docs[:count])
+    turns = 24 // (ranks * size)
+    dealt = [
+        list(make_loader(data, batch_size=size, ranks=ranks, rank=rank).batch_sampler)
+        for rank in range(ranks)
+    ]
+    assert len({len(batches) for batches in dealt}) == 1
+    assert -(-len(dealt[0]) // turns) == -(-count // 24)
+    for step in range(-(-count // 24)):
+        docs = [
+            d for batches in dealt for b in batches[step * turns : (step + 1) * turns] for d in b
+        ]
+        assert sorted(docs) == sorted(data.order[step * 24 : (step + 1) * 24])
+    full = make_loader(data, batch_size=size, ranks=ranks, rank=0, drop_last=True).batch_sampler
+    assert len(full) == len(list(full)) == count // 24 * turns
+    assert all(len(batch) == size for batch in full)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_turn_without_documents_is_an_idle_batch(cache, ahead):
+    data = dataset(cache, batch=2, docs=cache.plan.docs[:3])
+    data.ahead = ahead
+    first, idle = make_loader(data, batch_size=1, ranks=2, rank=0)
+    assert (first.idle, idle.idle) == (False, True)
+    assert idle["docs"].tolist() == [cache.plan.docs[0]]
+    moved = idle.to("cpu")
+    assert (moved.idle, moved.tokens, moved.labelled) == (True, idle.tokens, 1)
+    assert first.tokens == int(first["attention_mask"].sum())

@@ -1,5 +1,6 @@
 """The loss of a step is that of all its documents, however they are cut into batches and ranks."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -7,15 +8,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 import transformers
 
 from kdcache.builder import build
-from kdcache.errors import MismatchError
-from kdcache.losses import LOSSES
+from kdcache.errors import ConfigError, MismatchError
+from kdcache.losses import LOSSES, HiddenMSE, Needs
+from kdcache.recipe import DataOrder, Recipe
 from kdcache.trainer import train
+from kdcache.trainer.scale import require_whole
 from tests import steps
 from tests.conftest import write_csv
 from tests.steps import ALL, BATCH, TURNS, Student, steps_of
@@ -242,12 +246,81 @@ def test_a_step_that_other_ranks_cannot_make_is_refused(two_ranks, cache, still,
     shutil.copytree(two_ranks[0] / "run", tmp_path / "run")
     overrides = [*WHOLE, "training.per_device_train_batch_size=6"]
     message = "16 documents a step, on 2 ranks; 1 rank of 6 cannot: resume on 2 ranks, or set"
-    with pytest.raises(MismatchError, match=message):
-        train(
-            cache,
-            recipe="kd",
-            config=still,
-            out=tmp_path / "run",
-            resume=True,
-            overrides=overrides,
-        )
+    options = {"recipe": "kd", "out": tmp_path / "run", "config": still, "overrides": overrides}
+    for _ in range(2):
+        with pytest.raises(MismatchError, match=message):
+            train(cache, resume=True, **options)
+        record = tmp_path / "run" / "checkpoints" / "run.json"
+        record.unlink(missing_ok=True)  # as in runs of earlier versions: the checkpoint tells
+    record.write_text('{"documents_per_step": null}', "utf-8")
+    with pytest.raises(ConfigError, match=r"run\.json is damaged"):
+        train(cache, resume=True, **options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Likeness of the documents of a batch to each other; over what, a subclass says."""
+
+    kind: ClassVar[str] = "pairs"
+    over: ClassVar[str] = "batch"
+    weight: float = 1.0
+
+    def needs(self, name, facts, student):
+        return Needs()
+
+    def value(self, step, needs):
+        said = step.student.logits
+        return (said @ said.T).mean()
+
+
+class Longest(Pairs):
+    """A mean over documents: of each, its largest logit."""
+
+    over: ClassVar[str] = "documents"
+
+    def value(self, step, needs):
+        return step.student.logits.amax(1).mean()
+
+
+def test_a_loss_over_documents_is_weighted_by_documents(cache, classifier, tmp_path):
+    losses = {"longest": Longest()}
+    student = Student(cache, classifier, losses, torch.float64)
+    trainer, taken = student.trainer(tmp_path, turns=TURNS)
+    found = list(zip(*steps.run(trainer, taken), strict=True))
+    compare(Student(cache, classifier, losses, torch.float64), torch.float64, trainer.args, found)
+
+
+def test_a_loss_over_pairs_is_refused_where_a_step_is_cut_unless_told(cache, classifier, tmp_path):
+    student = Student(cache, classifier, {"likeness": Pairs()}, torch.float64)
+    recipe = Recipe(name="pairs", losses=student.objective.losses)
+    require_whole(student.arguments(tmp_path, 1), recipe)
+    cut = student.arguments(tmp_path, TURNS)
+    message = "losses.likeness compares .* cut into 4 batches .* data.split_pairs=true"
+    with pytest.raises(ConfigError, match=message):
+        require_whole(cut, recipe)
+    require_whole(cut, dataclasses.replace(recipe, data=DataOrder(split_pairs=True)))
+    trainer, taken = student.trainer(tmp_path, turns=TURNS)
+    (first, _), _ = steps.run(trainer, taken)
+    data = student.data()
+    docs = steps_of(data, BATCH * TURNS)[0]
+    alone = [
+        student.at_once(data.read(docs[i : i + BATCH]), cut)[0] for i in range(0, len(docs), BATCH)
+    ]
+    assert first["loss"] == pytest.approx(sum(alone) / TURNS, rel=1e-6)
+
+
+def test_pads_that_count_are_those_of_the_micro_batches(causal_cache, causal_lm, tmp_path):
+    both = []
+    for pads in ("out", "count"):
+        losses = {"hidden": HiddenMSE(layer_map="2:4", positions="all", pads=pads)}
+        student = Student(causal_cache, causal_lm, losses, torch.float64)
+        trainer, taken = student.trainer(tmp_path, turns=TURNS)
+        (first, _), _ = steps.run(trainer, taken)
+        both.append(first["loss"])
+    data = student.data()
+    docs = steps_of(data, BATCH * TURNS)[0]
+    batches = [data.read(docs[i : i + BATCH]) for i in range(0, len(docs), BATCH)]
+    tokens = sum(batch.tokens for batch in batches)
+    padded = sum(batch["attention_mask"].numel() for batch in batches)
+    assert tokens < padded
+    assert both[1] == pytest.approx(both[0] * tokens / padded, rel=1e-6)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import signal
 from contextlib import contextmanager
@@ -384,6 +385,42 @@ def test_an_unlabelled_corpus_turns_hard_labels_off_with_a_message(
             ConfigError,
             "cannot be set: the objective is made of the losses",
         ),
+        *[
+            ({"overrides": [f"training.{field}={value}"]}, ConfigError, f"training.{field} must be")
+            for field, *values in (
+                ("per_device_train_batch_size", 0, -3),
+                ("gradient_accumulation_steps", 0),
+                ("num_train_epochs", 0, -1, "nan", "inf"),
+                ("max_steps", 0, -2, "nan", "inf"),
+                ("learning_rate", -1e-4, "nan", "inf"),
+                ("weight_decay", "nan"),
+                ("warmup_steps", -1),
+                ("max_grad_norm", -1.0),
+                ("logging_steps", 0),
+                ("save_steps", -1),
+                ("adam_beta1", 1.0),
+                ("save_total_limit", 0, "many"),
+                ("seed", -1, 2**32),
+            )
+            for value in values
+        ],
+        (
+            {
+                "overrides": [
+                    "training.dataloader_drop_last=true",
+                    "training.per_device_train_batch_size=121",
+                    "training.gradient_accumulation_steps=2",
+                    "training.max_steps=3",
+                ]
+            },
+            ConfigError,
+            r"are 240 documents and a step takes 242 \(1 rank x 121 x accumulation 2\); lower",
+        ),
+        (
+            {"overrides": ["training.accelerator_config={split_batches=true}"]},
+            ConfigError,
+            "batches are dealt out to ranks by kdcache",
+        ),
         ({"resume": True}, ConfigError, "no checkpoint to resume from"),
         ({"eval_file": "nowhere.csv"}, CorpusError, "no evaluation file nowhere.csv"),
     ],
@@ -398,6 +435,71 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(
     with pytest.raises(error, match=message):
         train(cache, **{"recipe": "kd", "out": tmp_path / "run", "config": narrow, **options})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4 .* RANK, .* torchrun --nproc-per-node N, or unset W"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS=2 says that 2 processes train toge"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "or unset OMPI_COMM_WORLD_SIZE"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE is a number of processes; got 'many'"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0"},
+            "WORLD_SIZE says that 2 processes train together, and transformers finds 1: start them",
+        ),
+    ],
+)
+def test_processes_that_would_each_train_a_student_are_refused(
+    variables, message, cache, narrow, tmp_path, monkeypatch
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        train(cache, out=tmp_path / "run", config=narrow, overrides=["training.use_cpu=false"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_of_one_process_trains_whatever_its_launcher(cache, narrow, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")  # of torchruns, say
+    overrides = [*QUICK, "training.max_steps=1"]
+    result = train(cache, out=tmp_path / "run", config=narrow, overrides=overrides)
+    assert result.metrics["steps"] == 1
+
+
+def test_a_second_run_in_the_folder_is_refused_while_the_first_lives(cache, narrow, tmp_path):
+    options = {"out": tmp_path / "run", "config": narrow, "overrides": QUICK}
+    refused = []
+
+    def second():
+        with pytest.raises(ConfigError) as caught:
+            train(cache, **options)
+        refused.append(str(caught.value))
+        stop()
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(cache, progress=Watcher({2: second}), **options)
+    holder = f"process {os.getpid()} on {platform.node()}"
+    way_out = "wait for it, or choose another folder (--out)"
+    assert refused == [f"{holder} is training into {tmp_path / 'run'}; {way_out}"]
+    lock = tmp_path / "run" / "checkpoints" / "lock"
+    assert not lock.exists()
+    lock.write_text("77 on a machine that was switched off", encoding="utf-8")
+    assert train(cache, **options).metrics["steps"] == 6
+    assert not lock.parent.exists()
+
+
+def test_dropping_the_last_step_leaves_whole_steps(cache, narrow, tmp_path):
+    overrides = [
+        *QUICK[1:],
+        "training.num_train_epochs=1",
+        "training.dataloader_drop_last=true",
+        "training.per_device_train_batch_size=32",
+        "training.gradient_accumulation_steps=2",
+    ]
+    result = train(cache, out=tmp_path / "run", config=narrow, overrides=overrides)
+    assert (result.metrics["steps"], result.metrics["documents"]) == (3, 3 * 64)
 
 
 def test_a_student_of_another_vocabulary_is_refused(cache, narrow, tmp_path):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import transformers
 
 from kdcache.errors import ConfigError, MismatchError
-from kdcache.losses import Loss
 from kdcache.manifest import Json
 from kdcache.recipe import Recipe, load_recipe
 
@@ -86,12 +84,10 @@ def require_step(args: transformers.TrainingArguments, documents: int) -> None:
         )
 
 
-def require_whole(
-    args: transformers.TrainingArguments, losses: Mapping[str, Loss], recipe: Recipe
-) -> None:
+def require_whole(args: transformers.TrainingArguments, recipe: Recipe) -> None:
     """Raise ConfigError for a loss over pairs of documents whose steps are cut, unless allowed."""
     cut = args.world_size * args.gradient_accumulation_steps
-    pairs = [name for name, loss in losses.items() if loss.over == "batch"]
+    pairs = [name for name, loss in recipe.losses.items() if loss.over == "batch" and loss.weight]
     if pairs and cut > 1 and not recipe.data.split_pairs:
         raise ConfigError(
             f"losses.{pairs[0]} compares the documents of a batch with each other, and a step is "

@@ -195,7 +195,7 @@ class _Run:
             docs=labelled if self.objective.hard_only else docs,
         )
         require_step(self.args, len(self.dataset))
-        require_whole(self.args, self.objective.losses, recipe)
+        require_whole(self.args, recipe)
         wait_for_everyone()  # or the first could write what another still checks
 
     def _same_steps(self) -> list[str]:

@@ -284,7 +284,7 @@ def _fill(writer: Writer, teacher: Teacher, batch_tokens: int, progress: Progres
             f"going on with part {missing[0]}"
         )
     if missing:
-        capture = Capture(cache, teacher, batch_tokens)
+        capture = Capture(cache, teacher, batch_tokens, progress)
         if cache.plan.config.problem == "classes":
             capture.numbering = Numbering()
         _run_parts(writer, missing, capture, progress)

@@ -13,11 +13,11 @@ from torch import nn
 from kdcache.batch import Batch
 from kdcache.errors import ModelError
 from kdcache.manifest import Json
-from kdcache.models import Teacher, run_model
+from kdcache.models import Teacher, check_alone, run_model
 from kdcache.models.run import plain_head
 from kdcache.numbering import Numbering
 from kdcache.plans import Array, Plan
-from kdcache.progress import Advance
+from kdcache.progress import Advance, Progress, quiet
 from kdcache.signals import Hidden, HiddenHead, Outputs, at_rows, merge, select
 from kdcache.signals.base import Arrays, Stats
 from kdcache.store import Cache
@@ -34,9 +34,13 @@ class Capture:
 
     Attributes:
         numbering: where set, takes in the teacher's classes beside the labels until it has enough.
+
+    Raises ModelError for a teacher whose outputs for a document hang on the others of a batch.
     """
 
-    def __init__(self, cache: Cache, teacher: Teacher, batch_tokens: int) -> None:
+    def __init__(
+        self, cache: Cache, teacher: Teacher, batch_tokens: int, progress: Progress = quiet
+    ) -> None:
         self.cache, self.teacher, self.batch_tokens = cache, teacher, batch_tokens
         self.plan = cache.plan
         self.numbering: Numbering | None = None
@@ -45,6 +49,14 @@ class Capture:
         self.wants_head = any(isinstance(s, HiddenHead) for s in cache.signals.values())
         self.spaces = {name: cache.space_of(name) for name in cache.signals}
         self.sampled = {space: _sampled(self.plan, space) for space in set(self.spaces.values())}
+        check_alone(
+            teacher.model,
+            self.plan.config.task,
+            self.plan,
+            name=teacher.identity["name"],
+            hidden=self.hidden,
+            progress=progress,
+        )
 
     @property
     def forward(self) -> Json:

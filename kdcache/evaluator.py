@@ -21,6 +21,7 @@ from kdcache.metrics import classification, language, regression
 from kdcache.models import (
     Teacher,
     Tokenizer,
+    check_alone,
     classes_of,
     load_config,
     load_teacher,
@@ -121,6 +122,7 @@ def evaluate(
         plan = _plan(file, model, tokenizer, task, scratch, options, texts_of(trained), progress)
         _check(student, plan, file)
         require_same_texts(model, texts_of(trained), plan, file)
+        _settle(student, plan, progress)
         agreement = Agreement(plan, known, student.shape.outputs) if known is not None else None
         budget = batch_size * max(1, plan.tokens // plan.documents)
         label, total = f"evaluating {short(model)} on {short(file)}", plan.documents
@@ -195,6 +197,12 @@ def _check(model: Teacher, plan: Plan, file: Any) -> None:
     if limit is not None and longest > limit:
         raise ModelError(f"{name} takes {limit} tokens, not {longest}; pass --max-length {limit}")
     require_token_types(model.model.config, plan, name)
+
+
+def _settle(model: Teacher, plan: Plan, progress: Progress) -> None:
+    """See to it that a model says of a document what it says of that document alone."""
+    name = f"the model {model.identity['name']}"
+    check_alone(model.model, plan.config.task, plan, name=name, progress=progress)
 
 
 def _predict(
@@ -279,6 +287,7 @@ def _speed(
     if teacher is not None:
         loaded = load_teacher(teacher, task=task, device=device)
         check_fit(loaded, plan, tokenizer, load_tokenizer(teacher))
+        _settle(loaded, plan, progress)
         label = f"evaluating the teacher {short(teacher)} on the same"
         with progress.bar(label, unit="documents", total=plan.documents) as advance:
             result = _predict(loaded, plan, budget, None, advance)

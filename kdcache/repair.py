@@ -238,7 +238,7 @@ class _Rows:
         seat, forward = self.sources.seats[number], forwards[number]
         cache = self.sources.view(seat.guest)
         teacher = self.sources.teacher(seat.guest, forward["device"])
-        capture = Capture(cache, teacher, forward["batch_tokens"])
+        capture = Capture(cache, teacher, forward["batch_tokens"], self.progress)
         total = cache.plan.extent(cache.plan.part_docs(part), "token")
         with self.progress.bar(f"making part {part} again", unit="tokens", total=total) as advance:
             arrays, fidelity = capture.part(part, advance)

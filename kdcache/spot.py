@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.capture import Docs, length_batches, output_layer
+from kdcache.capture import Docs, output_layer
 from kdcache.errors import ConfigError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.models import Teacher, run_model
@@ -23,7 +23,6 @@ from kdcache.store.partial import part_documents, parts_in_place
 from kdcache.store.verify import Finding
 
 ROWS = 256  # measured at once: float64 over a vocabulary is large
-BATCH_TOKENS = 8192
 
 SLACK = {"mean": 2.0, "max": 4.0, "error": 2.0}
 """How far beyond the stored figure some documents may lie, by the last word of a figure's name.
@@ -163,14 +162,19 @@ def stored_fidelity(cache: Cache) -> Json:
 
 
 def _distance(cache: Cache, teacher: Teacher, docs: Docs) -> dict[str, Stats]:
-    """Stats of every row of the documents, by signal."""
+    """Stats of every row of the documents, by signal.
+
+    Each is run alone: a batch like the build's would only repeat what padding did to it.
+    """
     hidden = any(isinstance(signal, Hidden) for signal in cache.signals.values())
     wants_head = any(isinstance(signal, HiddenHead) for signal in cache.signals.values())
     stats: dict[str, list[Stats]] = {name: [] for name in cache.signals}
-    for batch_docs in length_batches(cache.plan, docs, BATCH_TOKENS):
-        batch = cache.batch(batch_docs).to(teacher.device)
+    head = None
+    for doc in docs:
+        batch = cache.batch(np.asarray([doc])).to(teacher.device)
         with torch.inference_mode():
-            head = output_layer(teacher, batch) if wants_head else None
+            if wants_head and head is None:
+                head = output_layer(teacher, batch)
             task = cache.plan.config.task
             outputs = run_model(teacher.model, task, batch, hidden=hidden, head=head)
             for name, signal in cache.signals.items():

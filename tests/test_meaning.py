@@ -19,10 +19,10 @@ from kdcache.store import Cache
 from tests.conftest import bert_config, save_teacher, write_csv
 
 SEVERAL = {
-    "several classes": ({"problem_type": "multi_label_classification"}, "several of its classes"),
+    "several classes": ({"problem_type": "multi_label_classification"}, "several classes"),
     "one class, by itself": (
         {"problem_type": "multi_label_classification", "num_labels": 1},
-        "several of its classes",
+        "several classes",
     ),
     "several values": ({"problem_type": "regression", "num_labels": 4}, "with 4 outputs: several"),
 }

@@ -1,5 +1,6 @@
 """Models: tokenizers, teachers and students, as transformers' Auto classes load them."""
 
+from kdcache.models.alone import check_alone
 from kdcache.models.auto import load_config
 from kdcache.models.run import plain_head, run_model
 from kdcache.models.student import StudentSpec, load_student, student_shape
@@ -16,6 +17,7 @@ __all__ = [
     "StudentSpec",
     "Teacher",
     "Tokenizer",
+    "check_alone",
     "check_classifier",
     "classes_of",
     "load_config",

@@ -60,10 +60,10 @@ def require_problem(config: Any, source: str | Path) -> None:
     """
     problem, outputs = getattr(config, "problem_type", None), int(config.num_labels)
     if problem == "multi_label_classification":
-        said = "a document can be of several of its classes: not supported yet, choose one that"
-        raise ModelError(f"{source} says problem_type={problem}, {said} gives a single class")
+        said = "a document may be of several classes, which is not supported yet; choose a teacher"
+        raise ModelError(f"{source} says problem_type={problem}: {said} that gives a single class")
     if problem == "regression" and outputs > 1:
-        said = "several values a document are not supported yet, choose one that gives a single"
+        said = "several values are not supported yet; choose a teacher that gives a single one"
         raise ModelError(f"{source} says problem_type={problem} with {outputs} outputs: {said}")
     if problem == "single_label_classification" and outputs == 1:
         raise ModelError(

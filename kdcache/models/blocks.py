@@ -8,15 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from kdcache.batch import Batch
 from kdcache.errors import ConfigError, ModelError
 from kdcache.models.auto import load_config
 from kdcache.models.depth import Layers, cut
-from kdcache.models.run import run_model
+from kdcache.models.run import run_model, untouched
 from kdcache.signals import Outputs
 from kdcache.tasks import Task
 
@@ -96,7 +94,7 @@ def require_same_states(
     that what the student's got wrong shows. Neither the models nor the random generators change.
     """
     try:
-        with _generators_kept(), _evaluating(student, teacher), torch.no_grad():
+        with untouched(student, teacher):
             ours = run_model(student, task, batch, hidden=True)
             with _passing_over(teacher, layers):
                 theirs = run_model(teacher, task, batch, hidden=True)
@@ -168,27 +166,3 @@ def _passing_over(model: Any, layers: Layers) -> Iterator[None]:
 def _hand_on(block: nn.Module, args: tuple[Any, ...], given: dict[str, Any], said: Any) -> Any:
     states = args[0] if args else given["hidden_states"]
     return (states, *said[1:]) if isinstance(said, tuple) else states
-
-
-@contextmanager
-def _evaluating(*models: nn.Module) -> Iterator[None]:
-    """Dropout off; the mode of every module as before afterwards."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Torch's generator and numpy's global one as before afterwards."""
-    state = np.random.get_state()  # noqa: NPY002  # this one, which BigBird seeds
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002  # the same

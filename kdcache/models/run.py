@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from kdcache.batch import Batch
+from kdcache.errors import ModelError
+from kdcache.models.padding import by_length, joined, padded
 from kdcache.signals import Head, Outputs
 from kdcache.tasks import Task
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+EQUAL = "kdcache_equal_lengths"  # attribute of a model whose documents are not to be padded
 
 
 def run_model(
@@ -25,7 +29,18 @@ def run_model(
     Logits have exactly the task's rows: one per document, masked position or token. A language
     model's head runs on those rows only, so [B, L, V] never exists. With `head`, which `plain_head`
     found in the model, it does not run at all: the outputs hold it and what it would have seen.
+
+    Pads are the model's own; a model that `check_alone` found to say something else with them
+    gets documents of one length at a time.
     """
+    pieces = by_length(batch) if getattr(_unwrapped(model), EQUAL, False) else []
+    if len(pieces) < 2:
+        return _run(model, task, batch, hidden=hidden, head=head)
+    said = [_run(model, task, piece.batch, hidden=hidden, head=head) for piece in pieces]
+    return joined(task, batch, pieces, said)
+
+
+def _run(model: Any, task: Task, batch: Batch, *, hidden: bool, head: nn.Linear | None) -> Outputs:
     mask = batch.mask
     rows = None
     if task == "masked-lm":
@@ -35,6 +50,11 @@ def run_model(
     with ExitStack() as stack:
         taken = None if head is None else stack.enter_context(_not_applied(head))
         out = _forward(model, batch, rows, hidden=hidden)
+    if hidden and getattr(out, "hidden_states", None) is None:
+        raise ModelError(
+            f"{type(_unwrapped(model)).__name__} tells of no hidden states: leave out the signal "
+            "or the loss that reads them"
+        )
     layers = list(out.hidden_states) if hidden else []
     said: dict[str, Any] = {"hidden": layers, "mask": mask, "masked": batch.get("masked")}
     if head is None or taken is None:
@@ -61,17 +81,30 @@ def plain_head(model: Any, batch: Batch) -> nn.Linear | None:
         return None
     said: list[torch.Tensor] = []
     handle = head.register_forward_hook(lambda _module, _inputs, output: said.append(output))
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with torch.no_grad():
+        with untouched(model):
             first = torch.zeros(1, dtype=torch.int64, device=batch.mask.device)
             logits = _forward(model, batch, first, hidden=False).logits
     finally:
         handle.remove()
+    return head if len(said) == 1 and torch.equal(said[0], logits) else None
+
+
+@contextmanager
+def untouched(*models: Any) -> Iterator[None]:
+    """Dropout off and no gradients; afterwards modes and random numbers are what they were."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    places = {model.device for model in models if model.device.type == "cuda"}
+    numbers = np.random.get_state()  # noqa: NPY002  # this one, which BigBird seeds
+    try:
+        for model in models:
+            model.eval()
+        with torch.random.fork_rng(places), torch.no_grad():
+            yield
+    finally:
+        np.random.set_state(numbers)  # noqa: NPY002  # the same
         for module, training in modes:
             module.training = training
-    return head if len(said) == 1 and torch.equal(said[0], logits) else None
 
 
 def _forward(model: Any, batch: Batch, rows: torch.Tensor | None, *, hidden: bool) -> Any:
@@ -79,8 +112,9 @@ def _forward(model: Any, batch: Batch, rows: torch.Tensor | None, *, hidden: boo
     inputs: dict[str, Any] = {k: batch[k] for k in INPUTS if k in batch and k in accepted}
     if "use_cache" in accepted:
         inputs["use_cache"] = False
-    with _head_rows(model, rows):
-        return model(**inputs, output_hidden_states=hidden)
+    config = _unwrapped(model).config
+    with _head_rows(model, rows), padded(config, batch, pools=rows is None) as ids:
+        return model(**(inputs | {"input_ids": ids}), output_hidden_states=hidden)
 
 
 def _chosen(said: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:

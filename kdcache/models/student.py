@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from kdcache.models.auto import (
 )
 from kdcache.models.blocks import copy_blocks, require_same_states, shrunk_config
 from kdcache.models.largest_id import require_ids
+from kdcache.models.padding import pad_of
 from kdcache.models.same import require_same_teacher
 from kdcache.models.teacher import load_teacher, most_tokens, teacher_shape
 from kdcache.models.token_map import require_same_vocabulary
@@ -31,6 +33,7 @@ from kdcache.signals import TeacherShape
 if TYPE_CHECKING:
     from kdcache.store import Cache
 
+ENDS = 256  # documents whose last token is looked at before a pad is chosen
 COMPARED_TOKENS = 512  # at most, of the document that student and teacher are compared on
 
 
@@ -83,8 +86,6 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
     way = "choose a student with the teacher's tokenizer, or leave the document out"
     require_ids(cache.plan, config.get_text_config().vocab_size, "the student", way)
     require_token_types(config, cache.plan, "the student")
-    if config.get_text_config().pad_token_id is None:
-        config.get_text_config().pad_token_id = plan.tokenizer["pad_id"]
     return config
 
 
@@ -108,6 +109,7 @@ def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
         student = _from_teacher(cache, config, spec.init_from_teacher)
     else:
         student = _from_checkpoint(cache, config, spec.checkpoint or "")
+    _name_pad(student.config.get_text_config(), cache)
     if not spec.checkpoint:
         _take_generation(student, cache)
     limit, longest = most_tokens(student), int(cache.plan.examples["doc_len"].max())
@@ -117,6 +119,37 @@ def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
             f"student that takes more, or build a cache with --max-length {limit}"
         )
     return student
+
+
+def _name_pad(config: Any, cache: Cache) -> None:
+    """Let a student without a pad name one, now that no embedding is made with zeros in its place.
+
+    It is the tokenizer's, which is saved beside the student, or else one of the student's own
+    special tokens. One that documents end with would hide their end, and none is named then.
+    """
+    if pad_of(config) is not None:
+        return
+    plan = cache.plan
+    own = [plan.config.tokenizer["pad_id"]] if _pads(cache) else _special_ids(config)
+    starts, lens = plan.spans(plan.docs[:ENDS], "token")
+    reader: Any = plan.columns["tokens"]
+    ends = reader.read(starts + lens - 1, np.ones_like(lens))
+    config.pad_token_id = next((pad for pad in own if pad not in ends), None)
+
+
+def _pads(cache: Cache) -> bool:
+    """Whether the tokenizer of a cache has a pad token: the id in its plan may be a guess."""
+    name = "tokenizer/tokenizer_config.json"
+    with tempfile.TemporaryDirectory() as folder:
+        cache.extract(Path(folder), [name])
+        record = json.loads((Path(folder) / Path(name).name).read_text("utf-8"))
+    return record.get("pad_token") is not None
+
+
+def _special_ids(config: Any) -> list[int]:
+    """Ids that end and begin texts, as far as a configuration names a single one."""
+    found = (getattr(config, name, None) for name in ("eos_token_id", "bos_token_id"))
+    return [token for token in found if isinstance(token, int)]
 
 
 def _from_checkpoint(cache: Cache, config: Any, source: str) -> Any:

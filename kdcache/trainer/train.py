@@ -15,10 +15,11 @@ from transformers.trainer_utils import enable_full_determinism, set_seed
 
 from kdcache.corpus import columns_of
 from kdcache.documents import CachedDocuments
+from kdcache.errors import ModelError
 from kdcache.identity import say_unvouched
 from kdcache.losses import CacheFacts, Objective
 from kdcache.manifest import Json
-from kdcache.models import load_student, student_shape
+from kdcache.models import check_alone, load_student, student_shape
 from kdcache.progress import Progress, Shown, quiet, short, shown
 from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache, Place, open_cache
@@ -222,6 +223,7 @@ class _Run:
         for note in [*self.objective.notes, *self._portion(), *self.notes]:
             self.progress.say(note)
         student = load_student(self.cache, self.spec, seed=self.args.seed)
+        self._settle(student)
         with self._writing():
             return self._train(student, callbacks)
 
@@ -290,6 +292,25 @@ class _Run:
             args=self.args,
             callbacks=list(callbacks),
         )
+
+    def _settle(self, student: Any) -> None:
+        """See to it, on the device it trains on, that the student reads every document alone."""
+        if not (self.args.fsdp or self.args.deepspeed):  # which place it themselves
+            student.to(self.args.device)
+        apart = check_alone(
+            student,
+            self.cache.plan.config.task,
+            self.cache.plan,
+            name="the student",
+            hidden=self.objective.hidden,
+            progress=self.progress,
+        )
+        if apart and self.args.world_size > 1:
+            raise ModelError(
+                "the student says something else of documents that are padded, and processes do "
+                "not keep step on documents of one length at a time: train with one process, or "
+                "choose another student"
+            )
 
     def _fit(self, trainer: DistillationTrainer, reporter: Reporter) -> Json:
         if self.checkpoint is not None:

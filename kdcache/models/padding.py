@@ -1,0 +1,135 @@
+"""What stands in a batch where documents end: pads of the model's own, or nothing at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from kdcache.batch import Batch
+from kdcache.errors import ModelError
+from kdcache.signals import Outputs
+from kdcache.tasks import Task
+
+
+def pad_of(config: Any) -> int | None:
+    """The pad that a text model's configuration names, if an embedding has a row for it."""
+    pad = getattr(config, "pad_token_id", None)
+    return pad if pad is not None and 0 <= pad < config.vocab_size else None
+
+
+@contextmanager
+def padded(config: Any, batch: Batch, *, pools: bool) -> Iterator[torch.Tensor]:
+    """The ids of a batch, [B, L], padded as a model's configuration says.
+
+    A decoder's classifier `pools` at a document's last token: the last that is not the pad its
+    configuration names. Where that names none that an embedding has a row for, an id that no
+    document of the batch ends with is named until the forward is over.
+
+    Raises ModelError if there is no such id.
+    """
+    ids, out = batch["input_ids"], batch["attention_mask"] == 0
+    text = config.get_text_config()
+    pad = pad_of(text)
+    if pad is not None:
+        yield ids.masked_fill(out, pad)
+    elif not pools:
+        yield ids.masked_fill(out, 0)  # nothing asks for the pads, but they need a row
+    else:
+        free = _not_last(ids, batch["attention_mask"], text.vocab_size)
+        with _named(free, config, text):
+            yield torch.where(out, free, ids)
+
+
+def _not_last(ids: torch.Tensor, mask: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """The smallest id that is the last of no row, found on the device: nothing waits for it."""
+    if len(ids) >= vocabulary:
+        raise ModelError(
+            f"the model names no pad, and a batch of {len(ids)} documents may end in every one of "
+            f"its {vocabulary} tokens: write a pad_token_id into its config.json, or run fewer "
+            "documents at once"
+        )
+    last = ids.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
+    used = torch.zeros(len(ids) + 1, dtype=torch.int64, device=ids.device)  # one is left over
+    return used.scatter_(0, last.clamp(max=len(ids)), 1).argmin()
+
+
+@contextmanager
+def _named(pad: torch.Tensor, *configs: Any) -> Iterator[None]:
+    """Let configurations name a pad that is still on the device, as `==` takes it from there."""
+    before = [(vars(config), vars(config).get("pad_token_id")) for config in configs]
+    try:
+        for fields, _ in before:
+            fields["pad_token_id"] = pad
+        yield
+    finally:
+        for fields, named in before:
+            fields["pad_token_id"] = named
+
+
+class Piece(NamedTuple):
+    """The documents of a batch that have one length: [b] int64 places in it, and their batch."""
+
+    docs: torch.Tensor
+    batch: Batch
+
+
+def by_length(batch: Batch) -> list[Piece]:
+    """The inputs of a batch as batches without a pad, the longest first."""
+    mask = batch["attention_mask"]
+    lengths = mask.sum(1)
+    pieces = []
+    for length in sorted(set(lengths.tolist()), reverse=True):
+        docs = (lengths == length).nonzero().squeeze(1)
+        inputs = {
+            name: batch[name][docs, :length]
+            for name in ("input_ids", "attention_mask", "token_type_ids")
+            if name in batch
+        }
+        if "masked" in batch:
+            inputs["masked"] = _masked(batch["masked"], docs, length, mask.shape[1])
+        pieces.append(Piece(docs, Batch(inputs)))
+    return pieces
+
+
+def _masked(masked: torch.Tensor, docs: torch.Tensor, length: int, width: int) -> torch.Tensor:
+    """Flat indices into some documents of one length, from those into a batch of that width."""
+    doc = masked // width
+    kept = torch.isin(doc, docs)
+    return torch.searchsorted(docs, doc[kept]) * length + masked[kept] % width
+
+
+def joined(task: Task, batch: Batch, pieces: Sequence[Piece], said: Sequence[Outputs]) -> Outputs:
+    """What a model said of the pieces of a batch, as what it says of the batch."""
+    docs = torch.cat([piece.docs for piece in pieces])
+    doc = _doc_of_row(task, batch)
+    order = torch.cat([torch.isin(doc, piece.docs).nonzero().squeeze(1) for piece in pieces])
+    width, back = batch["attention_mask"].shape[1], torch.argsort(order)
+    layers = zip(*(outputs.hidden for outputs in said), strict=True)
+    hidden = [
+        torch.cat([_widened(part, width) for part in layer])[torch.argsort(docs)]
+        for layer in layers
+    ]
+    whole = replace(said[0], hidden=hidden, mask=batch.mask, masked=batch.get("masked"))
+    heads = [outputs.head for outputs in said if outputs.head is not None]
+    if not heads:
+        return replace(whole, logits=torch.cat([outputs.logits for outputs in said])[back])
+    head = replace(heads[0], hidden=torch.cat([one.hidden for one in heads])[back])
+    return replace(whole, logits=torch.empty(head.shape, device="meta"), head=head)
+
+
+def _doc_of_row(task: Task, batch: Batch) -> torch.Tensor:
+    """Which document of the batch each row of the task's logits is of."""
+    if task == "masked-lm":
+        return batch["masked"] // batch["attention_mask"].shape[1]
+    if task == "causal-lm":
+        return batch.mask.nonzero()[:, 0]
+    return torch.arange(len(batch["input_ids"]), device=batch.mask.device)
+
+
+def _widened(hidden: torch.Tensor, width: int) -> torch.Tensor:
+    return nn.functional.pad(hidden, (0, 0, 0, width - hidden.shape[1]))

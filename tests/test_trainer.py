@@ -325,6 +325,31 @@ def test_eval_file_scores_the_student(cache, corpus, narrow, tmp_path):
     assert written["evaluation"] == result.metrics["evaluation"]
 
 
+def test_an_eval_file_is_read_by_the_columns_of_the_corpus(classifier, narrow, tmp_path):
+    from kdcache.builder import build
+
+    lines = ["said,seen,verdict", "a text,one more text here,email", "another,and one more,tkinter"]
+    path = tmp_path / "c.csv"
+    path.write_text("\n".join(lines + lines[1:] * 9))
+    made = build(
+        path,
+        teacher=classifier,
+        task="text-classification",
+        out=tmp_path / "c.zarr",
+        text_columns=["said"],
+        label_column="verdict",
+    )
+    result = train(
+        made,
+        recipe="kd",
+        out=tmp_path / "run",
+        config=narrow,
+        eval_file=path,
+        overrides=QUICK,
+    )
+    assert result.metrics["evaluation"]["documents"] == 20
+
+
 def test_an_unlabelled_corpus_turns_hard_labels_off_with_a_message(
     tmp_path, sentences, classifier, narrow
 ):

@@ -76,7 +76,8 @@ Corpus = Annotated[
     list[str],
     typer.Argument(
         metavar="CORPUS",
-        help="Files, folders or globs: CSV, TSV, JSONL, Parquet, text, or a saved dataset.",
+        help="Files, folders or globs of one kind (CSV, TSV, JSONL, Parquet or text; hidden ones "
+        "are left out), or a saved dataset.",
         show_default=False,
     ),
 ]

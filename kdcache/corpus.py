@@ -16,8 +16,9 @@ from kdcache.columns import (
     require_used,
 )
 from kdcache.errors import ConfigError, CorpusError, one_of
-from kdcache.readers import Table, name_of, tables_of
 from kdcache.readers import Unit as Unit
+from kdcache.readers import name_of, tables_of
+from kdcache.tables import Table
 
 PEEK = 1000  # rows that decide on the columns
 

@@ -21,6 +21,7 @@ from kdcache.store.files import remove_tree, sweep, writing
 from kdcache.tasks import TASKS, Task
 
 SCRATCH = ".kdcache-plan-"
+MAX_PART = 2**31  # rows of a part, in any store
 MAX_VIEWS = 32_767  # a view's number is stored as int16
 
 
@@ -196,10 +197,10 @@ def _config(task: Task, corpus: Corpus, tokenizer: Tokenizer, options: PlanOptio
     seed = options.get("seed", 0)
     if max_length < 8:
         raise ConfigError(f"max_length must be 8 or more; got {max_length}")
-    if part_tokens < max_length or part_tokens != round_up(part_tokens):
+    if not max_length <= part_tokens <= MAX_PART or part_tokens != round_up(part_tokens):
         raise ConfigError(
-            f"part_tokens must be a multiple of 128 (of 1,024 beyond 16,384) and at least "
-            f"max_length ({max_length}); got {part_tokens}"
+            f"part_tokens must be a multiple of 128 (of 1,024 beyond 16,384) from "
+            f"max_length ({max_length}) to {MAX_PART:,}; got {part_tokens}"
         )
     if not 0 < probability < 1:
         raise ConfigError(f"mask_probability must lie between 0 and 1; got {probability}")

@@ -16,7 +16,9 @@ def demo(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder to write the cache, students and plot to.")
     ] = Path("kdcache-demo"),
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the split and the training.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Seed of the split and the training.")
+    ] = 0,
     as_json: o.AsJson = False,
 ) -> None:
     """Show what distillation buys, on text every machine has.

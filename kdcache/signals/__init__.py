@@ -93,14 +93,11 @@ def parse(text: str) -> Signal:
 
 def _make(kind: type[Any], text: str, given: Mapping[str, str]) -> Signal:
     values: dict[str, Any] = dict(given)
-    try:
-        for name in ("k", "draws", "group", "levels", "n", "seed"):
-            if name in values:
-                values[name] = int(values[name])
-        if "layers" in values:
-            values["layers"] = _layers(values["layers"])
-    except ValueError as error:
-        raise ConfigError(f"signal {text!r}: not a whole number: {error}") from error
+    for name in ("k", "draws", "group", "levels", "n", "seed"):
+        if name in values:
+            values[name] = _whole(values[name], f"signal {text!r}: {name}")
+    if "layers" in values:
+        values["layers"] = _layers(values["layers"], text)
     if "fraction" in values:
         values["fraction"] = _number(values["fraction"], text)
     if kind is Hidden and "layers" not in values:
@@ -109,8 +106,16 @@ def _make(kind: type[Any], text: str, given: Mapping[str, str]) -> Signal:
     return signal
 
 
-def _layers(text: str) -> tuple[int, ...]:
-    return tuple(int(layer) for layer in text.split("-"))
+def _whole(value: str, what: str) -> int:
+    try:
+        return int(value)
+    except ValueError as error:
+        raise ConfigError(f"{what} is a whole number; got {value!r}") from error
+
+
+def _layers(value: str, text: str) -> tuple[int, ...]:
+    what = f"signal {text!r}: a layer, as in layers=2-4-6,"
+    return tuple(_whole(layer, what) for layer in value.split("-"))
 
 
 def _number(value: str, text: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import transformers
 
-from kdcache.errors import ConfigError, did_you_mean, near
+from kdcache.errors import ConfigError, did_you_mean, near, one_of
 from kdcache.recipe import Recipe
 from kdcache.trainer.launch import launch_values, require_together
 
@@ -48,6 +49,7 @@ TAKEN = {
     "eval_strategy": _LATER,
     "eval_on_start": _LATER,
     "load_best_model_at_end": _LATER,
+    "metric_for_best_model": _LATER,
     **dict.fromkeys(FIXED, "kdcache sets it"),
 }
 """Fields that have no effect here, or a wrong one, and what to use."""
@@ -83,6 +85,9 @@ def meant_fields() -> dict[str, str]:
     return {name: name for name in known_fields()} | MEANT
 
 
+CHOICES = {"save_strategy": ("no", "steps", "epoch")}
+"""Fields of which transformers knows more values than work here."""
+
 _COUNT = ("1 or more", lambda value: value >= 1)
 _LARGE = ("0 or more and finite", lambda value: 0 <= value < math.inf)
 _SHARE = ("0 or more and below 1", lambda value: 0 <= value < 1)
@@ -98,6 +103,24 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(("seed", "data_seed"), ("0 to 2^32 - 1", lambda value: 0 <= value < 2**32)),
 }
 """Fields that a run depends on, and the numbers they may hold; others transformers checks."""
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from TOML is what a field's type says, as far as types that TOML has."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    fits = {
+        int: number and (isinstance(value, int) or value.is_integer()),
+        float: number,
+        bool: isinstance(value, bool),
+        str: isinstance(value, str),
+        dict: isinstance(value, dict),
+        list: isinstance(value, list),
+        types.NoneType: value is None,
+    }
+    kind = typing.get_origin(hint) or hint
+    return fits.get(kind, not isinstance(kind, type) or isinstance(value, str | kind))
 
 
 def training_arguments(recipe: Recipe, folder: Path) -> transformers.TrainingArguments:
@@ -131,15 +154,12 @@ def _check(name: str, value: Any) -> None:
             "([training] takes the fields of transformers.TrainingArguments)"
         )
     hint = typing.get_type_hints(transformers.TrainingArguments)[name]
+    if not _fits(value, hint):
+        kind = hint.__name__ if isinstance(hint, type) else str(hint)
+        raise ConfigError(f"training.{name} must be of type {kind}; got {value!r}")
+    if name in CHOICES:
+        one_of(f"training.{name}", str(value), CHOICES[name])
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {
-        int: number and (isinstance(value, int) or value.is_integer()),
-        float: number,
-        bool: isinstance(value, bool),
-        str: isinstance(value, str),
-    }
-    if not fits.get(hint, True):
-        raise ConfigError(f"training.{name} must be of type {hint.__name__}; got {value!r}")
     words, holds = RANGES.get(name, ("", lambda value: True))
     if words and value is not None and not (number and holds(value)):
         raise ConfigError(f"training.{name} must be {words}; got {value!r}")

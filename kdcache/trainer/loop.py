@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from kdcache.batch import Batch
 from kdcache.documents import CachedDocuments
-from kdcache.errors import ModelError
+from kdcache.errors import ConfigError, KdcacheError, ModelError
 from kdcache.interrupts import handled_by
 from kdcache.loader import make_loader
 from kdcache.losses import Objective
@@ -132,6 +132,22 @@ class DistillationTrainer(transformers.Trainer):
                 logs[f"loss_{name}"] = float(mean)
             self._terms, self._steps = {}, 0
         super().log(logs, start_time)
+
+
+def make_trainer(recipe: str, **options: Any) -> DistillationTrainer:
+    """A trainer; ConfigError for what transformers refuses only when its Trainer is made.
+
+    Packages behind a field that are not there, backends and log levels that do not exist.
+    """
+    try:
+        return DistillationTrainer(**options)
+    except (KdcacheError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # of as many kinds as there are packages behind the fields
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"[training] of recipe {recipe} is refused by transformers: {text or repr(error)}"
+        ) from error
 
 
 class Reporter(transformers.TrainerCallback):

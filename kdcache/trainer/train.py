@@ -15,7 +15,7 @@ from transformers.trainer_utils import enable_full_determinism, set_seed
 
 from kdcache.corpus import columns_of
 from kdcache.documents import CachedDocuments
-from kdcache.errors import ModelError
+from kdcache.errors import ConfigError, ModelError
 from kdcache.identity import say_unvouched
 from kdcache.losses import CacheFacts, Objective
 from kdcache.manifest import Json
@@ -38,7 +38,7 @@ from kdcache.trainer.folder import (
 )
 from kdcache.trainer.fused import fused_head
 from kdcache.trainer.lock import one_run, require_free
-from kdcache.trainer.loop import DistillationTrainer, Reporter
+from kdcache.trainer.loop import DistillationTrainer, Reporter, make_trainer
 from kdcache.trainer.options import (
     check_callbacks,
     check_evaluation,
@@ -123,7 +123,7 @@ def train(
     given = {"seed": seed, "epochs": epochs, "lr": lr, "batch_size": batch_size, "device": device}
     chosen = with_shorthands(chosen, given, overrides)
     called = check_callbacks(callbacks)
-    check_evaluation(eval_file, eval_teacher)
+    check_evaluation(eval_file, eval_teacher, source.plan.config)
     run = _Run(source, parts, chosen, Path(out), resume=resume, progress=progress)
     metrics = run.train(called)
     if eval_file is not None and run.first:
@@ -234,12 +234,18 @@ class _Run:
             yield
             return
         known = (self.folder, self.recipe, self.cache, self.parts)
-        with ExitStack() as stack:
-            with writing(self.folder):
-                stack.enter_context(one_run(self.folder, self.folder / CHECKPOINTS))
-                check_folder(*known, resume=self.checkpoint is not None)
-                start_folder(*known, scale_record(self.args))
-            yield
+        fresh = not self.folder.exists()
+        try:
+            with ExitStack() as stack:
+                with writing(self.folder):
+                    stack.enter_context(one_run(self.folder, self.folder / CHECKPOINTS))
+                    check_folder(*known, resume=self.checkpoint is not None)
+                    start_folder(*known, scale_record(self.args))
+                yield
+        except ConfigError:  # of what transformers only then refuses
+            if fresh:
+                remove_tree(self.folder)
+            raise
 
     def _train(self, student: Any, callbacks: Sequence[Any]) -> Json:
         keeps_cache = getattr(student.config, "use_cache", None)
@@ -282,7 +288,8 @@ class _Run:
         head, note = fused_head(student, task, sample, self.objective, self.args)
         if note:
             self.progress.say(note)
-        return DistillationTrainer(
+        return make_trainer(
+            self.recipe.name,
             task=task,
             head=head,
             objective=self.objective,

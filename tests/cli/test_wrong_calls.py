@@ -70,15 +70,23 @@ a seed below 0 | {TRAIN} --seed -1 | training.seed must be 0 to
 a learning rate below 0 | {TRAIN} --lr -1 | training.learning_rate must be 0 or more and finite; got -1
 a learning rate that is no number | {TRAIN} --lr nan | training.learning_rate must be 0 or more and finite; got nan
 more documents to a batch than there are | {TRAIN} --batch-size 999 --set training.dataloader_drop_last=true | drop_last
+a program that is not installed | {TRAIN} --set training.report_to=wandb | [training] of recipe kd + wandb
+a scheduler's options in words | {TRAIN} --set training.lr_scheduler_kwargs=3 | training.lr_scheduler_kwargs must be of type + got 3
+a way to save that needs an evaluation | {TRAIN} --set training.save_strategy=best | training.save_strategy 'best' + no, steps, epoch
+a log level that is none | {TRAIN} --set training.log_level=loud | [training] of recipe kd + loud
+sharding in one process | {TRAIN} --set training.fsdp=full_shard | [training] of recipe kd + fsdp
 a learning rate in words | {TRAIN} --lr fast | --lr + a valid number
 no student | train {cache} --recipe kd --out {out} | --student + --init-from-teacher 2-4-6 + --config
 two students | {TRAIN} --student {classifier} | exactly one of
 a student of a folder without a model | train {cache} --recipe kd --out {out} --student {bare} | bare is no model folder + config.json
 a student of nowhere | train {cache} --recipe kd --out {out} --student /nowhere/at/all | there is no such folder
+a student with a vocabulary cut off | train {cache} --recipe kd --out {out} --config {trimmed} | the student has 300 tokens + teacher's tokenizer
 a layer too high | train {cache} --recipe kd --out {out} --init-from-teacher 3-9 | rising layers from 1 to 4 + 3-9
 a model where a run was | {TRAIN} --out {trained} | already holds a trained model
 a folder of somebody's | {TRAIN} --out {mine} | is not an empty folder
 nothing to resume | {TRAIN} --resume | holds no checkpoint to resume from
+an evaluation file without labels | {TRAIN} --eval {unlabelled.csv} | has no column of labels + --eval
+an evaluation file of another kind | {TRAIN} --eval {bad.toml} | cannot read .toml + .csv
 an evaluation file that is not there | {TRAIN} --eval dev.csv | no evaluation file dev.csv + --eval
 a plan given for a cache | train {plan} --recipe kd --out {out} | is a kdcache plan, not a cache + `kdcache build`
 a student below a file | {TRAIN} --out {file}/s | cannot write + choose another folder
@@ -105,9 +113,12 @@ a table with semicolons | plan {semicolons.csv} {AS_PLAN} | ;
 a column that comes late | plan {late.jsonl} {AS_PLAN} | label
 a folder of two kinds | plan {mixed} {AS_PLAN} | README.txt
 a packed file by another name | plan {packed.jsonl} {AS_PLAN} | gzip
+a demo of no seed | demo --seed -1 --out {out} | --seed
 no documents | plan {empty.csv} {AS_PLAN} | empty.csv holds no documents
 no corpus | plan nothing.csv {AS_PLAN} | no such corpus + nothing.csv
 more classes than there are | build {corpus} {AS_BUILD} --signal logits:topk,k=64 | the teacher has 3 outputs + k=3 or less
+a layer below the first | build {corpus} {AS_BUILD} --signal hidden:layers=-1 | layers=2-4-6
+a part beyond all sizes | plan {corpus} {AS_PLAN} --part-tokens 1024000000000 | part_tokens must be a multiple of 128 + to 2,147,483,648
 a part of no size | build {corpus} {AS_BUILD} --part-tokens 100 | part_tokens must be a multiple of 128
 a column that is not there | plan {corpus} {AS_PLAN} --text-column body | no column 'body' + text, label
 pairs for a model of one text | build {pairs.csv} {AS_BUILD} --teacher {one_type} --text-column text --text-column other | pair
@@ -170,9 +181,11 @@ def models(tmp_path_factory: pytest.TempPathFactory, classifier: Path) -> dict[s
         classifier, problem_type="multi_label_classification"
     )
     config.save_pretrained(made["multi"])
+    config = transformers.AutoConfig.from_pretrained(classifier, vocab_size=300)
+    config.save_pretrained(folder / "trimmed")
     for file in made["mute"].glob("token*"):
         file.unlink()
-    return made
+    return made | {"trimmed": folder / "trimmed"}
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,8 @@ def decoded(cache: Cache, docs: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "logits" in cache.signals:
         soft = vars(cache.soft_labels(docs))
-        found |= {f"logits.{field}": value for field, value in soft.items() if value is not None}
+        tensors = {field: v for field, v in soft.items() if isinstance(v, torch.Tensor)}
+        found |= {f"logits.{field}": value for field, value in tensors.items()}
     if "hidden" in cache.signals:
         layers = cache.signals["hidden"].to_json()["layers"]
         found |= {f"hidden.{layer}": cache.hidden(layer, docs).dense() for layer in layers}

@@ -7,153 +7,33 @@ before anything is allocated or looped over; everything wrong is a DamageError n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from kdcache.errors import CacheError, ConfigError, DamageError
 from kdcache.identity import has_configuration
-from kdcache.manifest import FIRST, FORMAT, FORMATS, NAMED, Json, canonical
+from kdcache.manifest import FIRST, FORMAT, FORMATS, NAMED, Json
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig, part_rows
 from kdcache.signals import ArraySpec, Signal, TeacherShape, from_json
 from kdcache.store.layout import Layout
 from kdcache.store.objects import Root
-from kdcache.tasks import IGNORE_INDEX, TASKS, Space
+from kdcache.store.schema import (
+    CACHE,
+    FUNCTION,
+    PLAN,
+    ROWS,
+    TABLE,
+    TEXTS_OR_NONE,
+    conform,
+    damaged,
+    whole,
+)
+from kdcache.tasks import IGNORE_INDEX, Space
 
-ROWS = 2**31  # of a part, in any space; a shard of one byte a row would be 2 GiB
 TOTAL = 2**48  # rows of an array
-WIDTH = 2**24  # values of a row
-COUNT = 2**62
 GUEST = re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # name of a teacher in a merged cache
-
-
-class Kind(NamedTuple):
-    """A set of JSON values and its name."""
-
-    what: str
-    fits: Callable[[Any], bool]
-
-
-def whole(low: int, high: int) -> Kind:
-    """Whole numbers from `low` to `high`."""
-    return Kind(
-        f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high
-    )
-
-
-def choice(*options: str) -> Kind:
-    """One of some texts."""
-    return Kind(f"one of {', '.join(options)}", lambda v: isinstance(v, str) and v in options)
-
-
-def _names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _settings(value: Any, depth: int = 12) -> bool:
-    """Whether this is a table of values, lists and tables, within one another up to `depth`."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return depth > 0 and all(
-        _settings(v, depth - 1) if isinstance(v, (dict, list)) else True for v in inner
-    )
-
-
-def _fits(value: Any) -> bool:
-    return isinstance(value, dict) and len(canonical(value)) <= 2**22
-
-
-def _hex(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
-TEXT = Kind("a text", lambda v: isinstance(v, str))
-TEXTS = Kind("a list of texts", _names)
-TEXTS_OR_NONE = Kind("a list of texts or null", lambda v: v is None or _names(v))
-TEXT_OR_NONE = Kind("a text or null", lambda v: v is None or isinstance(v, str))
-FLAG = Kind("true or false", lambda v: isinstance(v, bool))
-SHARE = Kind("a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1)
-TABLE = Kind("a table", lambda v: isinstance(v, dict))
-
 COUNTS = ("documents", "tokens", "masked")
-
-Schema = Mapping[str, "Kind | Schema"]
-
-PLAN: Schema = {
-    "sha256": TEXT,
-    "parts": whole(1, ROWS),
-    "rows": TABLE,
-    "documents": whole(1, COUNT),
-    "tokens": whole(1, COUNT),
-    "masked": whole(0, COUNT),
-    "config": {
-        "task": choice(*TASKS),
-        "problem": choice("classes", "regression", "tokens"),
-        "tokenizer": {
-            "name": TEXT,
-            "sha256": TEXT,
-            "vocab_size": whole(1, 2**32),
-            "pad_id": whole(0, 2**32),
-            "type_ids": FLAG,
-        },
-        "corpus": {
-            "text_columns": TEXTS,
-            "label_column": TEXT_OR_NONE,
-            "documents": whole(1, COUNT),
-            "truncated": whole(0, COUNT),
-            "sha256": TEXT,
-        },
-        "max_length": whole(1, ROWS),
-        "seed": whole(0, 2**128),
-        "part_tokens": whole(1, ROWS),
-        "mask_probability": SHARE,
-        "views": whole(1, 2**15),
-    },
-}
-CACHE: Schema = {
-    "teacher": {
-        "name": TEXT,
-        "source": TEXT,
-        "class": TEXT,
-        "weights_sha256": TEXT,
-        "parameters": whole(0, COUNT),
-        "dtype": TEXT,
-        "attention": TEXT,
-        "classes": TEXTS_OR_NONE,
-    },
-    "shape": {
-        "outputs": whole(1, WIDTH),
-        "hidden": whole(1, WIDTH),
-        "layers": whole(1, 2**16),
-    },
-    "signals": TABLE,
-    "software": TABLE,
-}
-FUNCTION: Schema = {
-    "config": Kind("a table of up to 4 MiB", lambda v: _settings(v) and _fits(v)),
-    "implied": TEXTS,
-    "code_sha256": Kind("a SHA-256 or null", lambda v: v is None or _hex(v)),
-}
-"""Of a teacher, from the third format on."""
-
-
-def conform(value: Any, schema: Schema, where: Root, name: str = "") -> None:
-    """DamageError, naming the field, unless `value` is a table of what `schema` asks for."""
-    if not isinstance(value, dict):
-        raise _damage(where, name or "the record", value, TABLE.what)
-    for key, kind in schema.items():
-        field = f"{name}.{key}" if name else key
-        if key not in value:
-            raise DamageError(f"{where} is damaged: it has no {field}")
-        if not isinstance(kind, Kind):
-            conform(value[key], kind, where, field)
-        elif not kind.fits(value[key]):
-            raise _damage(where, field, value[key], kind.what)
-
-
-def _damage(where: Root, field: str, value: Any, what: str) -> DamageError:
-    shown = repr(value) if type(value) is not int or abs(value) < 2**64 else "a huge number"
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return DamageError(f"{where} is damaged: {field} is {shown}; expected {what}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +155,7 @@ def _teacher(
 
 def _guests(table: Any, plain: Blueprint, where: Root) -> dict[str, Blueprint]:
     if not isinstance(table, dict) or not all(map(GUEST.fullmatch, table)):
-        raise _damage(where, "teachers", table, "a table of teachers by name")
+        raise damaged(where, "teachers", table, "a table of teachers by name")
     found = {}
     for name, record in table.items():
         shape, signals = _teacher(record, plain.config, where, plain.format, f"teachers.{name}")
@@ -297,12 +177,12 @@ def _plan(facts: Json, where: Root) -> tuple[PlanConfig, int, dict[Space, int]]:
         raise DamageError(f"{where} is damaged: {facts['parts']} parts of {rows} rows are too many")
     vocabulary = facts["config"]["tokenizer"]
     if vocabulary["pad_id"] >= vocabulary["vocab_size"]:
-        raise _damage(where, "plan.config.tokenizer.pad_id", vocabulary["pad_id"], "an id")
+        raise damaged(where, "plan.config.tokenizer.pad_id", vocabulary["pad_id"], "an id")
     config, classes = facts["config"], facts["config"]["corpus"].get("classes")
     if (config["task"] == "text-classification") == (config["problem"] == "tokens"):
-        raise _damage(where, "plan.config.problem", config["problem"], f"what {config['task']} has")
+        raise damaged(where, "plan.config.problem", config["problem"], f"what {config['task']} has")
     if not TEXTS_OR_NONE.fits(classes):
-        raise _damage(where, "plan.config.corpus.classes", classes, TEXTS_OR_NONE.what)
+        raise damaged(where, "plan.config.corpus.classes", classes, TEXTS_OR_NONE.what)
     try:
         return PlanConfig(**facts["config"]), facts["parts"], rows
     except TypeError as error:
@@ -315,7 +195,7 @@ def _signals(
     found = {}
     for name, values in table.items():
         if not isinstance(values, dict):
-            raise _damage(where, f"signals.{name}", values, TABLE.what)
+            raise damaged(where, f"signals.{name}", values, TABLE.what)
         try:
             found[name] = from_json(name, values)
             found[name].check(config.task, shape)
@@ -331,7 +211,7 @@ def check_parts(blueprint: Blueprint, objects: Iterable[str], root: Root) -> Non
     """
     shards = sum(key.startswith("plan/doc_len/c/") for key in objects)
     if blueprint.parts > shards:
-        raise _damage(root / "zarr.json", "plan.parts", blueprint.parts, f"{shards} at most")
+        raise damaged(root / "zarr.json", "plan.parts", blueprint.parts, f"{shards} at most")
 
 
 def check_counts(blueprint: Blueprint, plan: Plan, root: Root) -> None:
@@ -341,7 +221,7 @@ def check_counts(blueprint: Blueprint, plan: Plan, root: Root) -> None:
     for name, count in blueprint.counts.items():
         if getattr(plan, name) != count:
             found = f"{getattr(plan, name)}, as many as the plan holds"
-            raise _damage(root / "zarr.json", f"plan.{name}", count, found)
+            raise damaged(root / "zarr.json", f"plan.{name}", count, found)
 
 
 def check_examples(plan: Plan, root: Root, outputs: int | None) -> None:

@@ -141,7 +141,8 @@ def test_regression_scores_are_those_of_an_independent_forward(
     found = evaluate(regressor, path, cache=made.path)
     mine = forward(regressor, [text for text, _ in rows], 48)[:, 0]
     scores = np.array([float(score) for _, score in rows])
-    assert found["pearson"] == pytest.approx(stats.pearsonr(mine, scores).statistic, rel=1e-4)
+    pearson = stats.pearsonr(mine, scores).statistic
+    assert found["pearson"] == pytest.approx(pearson, abs=1e-5)  # it is next to nothing
     rank = stats.spearmanr(mine, scores).statistic
     assert found["spearman"] == pytest.approx(rank, abs=3e-3)  # rounding swaps scores all but equal
     assert found["mse"] == pytest.approx(np.mean((mine - scores) ** 2), rel=1e-4)

@@ -54,7 +54,7 @@ class Agreement:
         else:
             self._same += float((mine.argmax(-1) == _likeliest(theirs)).sum())
             if mine.shape[1] < self.cache.shape.outputs:
-                theirs = theirs.first(mine.shape[1])
+                theirs = within(theirs, mine.shape[1], 1.0, "bucket")
             self._apart += float(_divergence(mine, theirs).double().sum())
 
     def report(self) -> Json:
@@ -113,8 +113,6 @@ def _likeliest(soft: SoftLabels) -> torch.Tensor:
 
 def _divergence(logits: torch.Tensor, soft: SoftLabels) -> torch.Tensor:
     """KL(teacher || model) of each row, in nats; what the cache left out is one outcome."""
-    if soft.more:
-        soft = within(soft, logits.shape[1], 1.0, "bucket")
     _, nats, _ = topk_kl(
         logits, soft.ids, soft.logprobs, tail_logmass=soft.tail_logmass, return_rows=True
     )

@@ -83,6 +83,7 @@ class Step:
         beside: the same at the rows that a signal has, by its name: all, or a fraction of them.
         labels: hard labels, a row per row of the logits; IGNORE_INDEX or NaN where there is none.
         soft: the teacher's soft labels, a row per row of the logits beside them.
+        wider: whether these are of more outputs than the student has, see `losses.shared`.
         hidden: stored hidden states by teacher layer.
         project: apply the learned projection of a name to rows [N, student width].
     """
@@ -91,6 +92,7 @@ class Step:
     beside: Mapping[str, Outputs]
     labels: torch.Tensor
     soft: SoftLabels | HeadLabels | None
+    wider: bool
     hidden: Mapping[int, LayerRows]
     project: Callable[[str, torch.Tensor], torch.Tensor]
 

@@ -61,6 +61,7 @@ class Objective:
         self.facts = facts
         self.losses, self.notes = _active(losses, facts)
         self._shared = shared_outputs(facts, student)
+        self._wider = self._shared is not None and self._shared < facts.shape.outputs
         if self._shared is not None:
             self.notes.append(
                 f"the teacher has {facts.shape.outputs:,} outputs and the student "
@@ -126,6 +127,7 @@ class Objective:
             beside={name: self._beside(name, outputs, batch) for name in self._spaces},
             labels=batch["labels"],
             soft=self._soft(batch),
+            wider=self._wider,
             hidden={layer: self._layer(batch, layer) for layer in _layers(self.needs.values())},
             project=lambda name, rows: self.projections[name](rows),
         )
@@ -139,14 +141,9 @@ class Objective:
         if not any(needs.logits for needs in self.needs.values()):
             return None
         signal: Any = self.facts.signals["logits"]
-        labels = self._labels(signal, batch)
-        if self._shared is None or self._shared == self.facts.shape.outputs:
-            return labels
-        return labels.first(self._shared)
-
-    def _labels(self, signal: Any, batch: Batch) -> SoftLabels | HeadLabels:
         if isinstance(signal, HiddenHead):
-            return signal.labels(batch)
+            labels = signal.labels(batch)
+            return labels.first(self._shared) if self._wider and self._shared else labels
         decoded: SoftLabels = signal.decode(batch, self.facts.shape.outputs)
         return decoded
 

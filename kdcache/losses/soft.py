@@ -126,25 +126,25 @@ class SoftKL:
 
     def value(self, step: Step, needs: Needs) -> torch.Tensor:
         """The divergence alone; `soft_and_hard` fuses it with hard labels."""
-        assert step.soft is not None
-        return self._fused(step.beside["logits"].said, step.soft, None, 1.0, 0.0).total
+        return self._fused(step, step.beside["logits"].said, None, 1.0, 0.0).total
 
     def with_hard(self, step: Step, weight: float, hard_weight: float) -> SoftAndHard:
         """This loss and cross-entropy in one pass, weighted by what is given."""
-        assert step.soft is not None
-        return self._fused(step.student.said, step.soft, step.labels, weight, hard_weight)
+        return self._fused(step, step.student.said, step.labels, weight, hard_weight)
 
     def _fused(
         self,
+        step: Step,
         said: torch.Tensor | Head,
-        soft: SoftLabels | HeadLabels,
         labels: torch.Tensor | None,
         weight: float,
         hard_weight: float,
     ) -> SoftAndHard:
+        assert step.soft is not None
         return soft_and_hard(
             said,
-            soft,
+            step.soft,
+            wider=step.wider,
             temperature=self.temperature,
             tail=self.tail,
             reduction=self.reduction,
@@ -168,6 +168,7 @@ def soft_and_hard(
     soft: SoftLabels | HeadLabels,
     *,
     temperature: float,
+    wider: bool = False,
     tail: str = "bucket",
     reduction: str = "row",
     t_squared: bool = True,
@@ -180,6 +181,7 @@ def soft_and_hard(
     Args:
         said: the student's logits, [N, V], or its head, whose logits are then never made whole.
         soft: teacher, N rows of true log-probabilities at T = 1, or what they come from.
+        wider: whether `soft` may have ids beyond V, whose mass is then part of the tail.
         labels: [N] int64, IGNORE_INDEX where there is none; the hard loss is the mean over the
             labelled rows, the soft loss over all.
 
@@ -198,7 +200,7 @@ def soft_and_hard(
         "ignore_index": IGNORE_INDEX,
         "return_rows": True,
     }
-    total, soft_rows, hard_rows = _rows(said, soft, tail, options)
+    total, soft_rows, hard_rows = _rows(said, soft, tail, options, wider=wider)
     return SoftAndHard(total, soft_rows.sum() * (scale / max(rows, 1)), hard_rows.sum() / labelled)
 
 
@@ -206,17 +208,25 @@ Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _rows(
-    said: torch.Tensor | Head, soft: SoftLabels | HeadLabels, tail: str, options: dict[str, Any]
+    said: torch.Tensor | Head,
+    soft: SoftLabels | HeadLabels,
+    tail: str,
+    options: dict[str, Any],
+    *,
+    wider: bool,
 ) -> Rows:
     """Loss, and rows of both its parts; `tail` says nothing where no class is left out."""
     if isinstance(said, Head) and isinstance(soft, HeadLabels):
         return _both_heads(said, soft, options)
-    labels = soft.dense() if isinstance(soft, HeadLabels) else soft
+    if isinstance(soft, HeadLabels):
+        labels, wider = soft.dense(), False
+    else:
+        labels = soft
     if tail == "drawn":
         labels, tail = labels.with_drawn(), "bucket"
     temperature = options["temperature"]
     stat = labels.tail_stat if temperature == STORED_TEMPERATURES[1] else None
-    if labels.more:
+    if wider:
         labels = within(labels, said.shape[1], temperature, tail)
         stat = labels.tail_stat
     options |= {"tail_logmass": labels.tail_logmass, "tail_stat": stat, "tail": tail}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -29,7 +29,6 @@ class SoftLabels:
         values: [N, C] float32, the teacher's raw logits or regression values, where stored.
         drawn: [N, D] int64, distinct ids drawn from outside `ids`; -1 fills a row up.
         drawn_logprobs: [N, D] float32, log of the tail's mass that each stands for.
-        more: whether ids may lie beyond the student's outputs: the teacher has more of them.
     """
 
     ids: torch.Tensor
@@ -39,11 +38,6 @@ class SoftLabels:
     values: torch.Tensor | None = None
     drawn: torch.Tensor | None = None
     drawn_logprobs: torch.Tensor | None = None
-    more: bool = False
-
-    def first(self, outputs: int) -> SoftLabels:
-        """For a student that has but the first `outputs`; see `losses.shared.within`."""
-        return replace(self, more=True)
 
     def with_drawn(self) -> SoftLabels:
         """The drawn ids beside the others, with all of the tail's mass: nothing is left outside.
@@ -59,7 +53,6 @@ class SoftLabels:
             ids=torch.cat([self.ids, self.drawn], 1),
             logprobs=torch.cat([self.logprobs, self.drawn_logprobs], 1),
             tail_logmass=torch.full_like(self.tail_logmass, -torch.inf),
-            more=self.more,
         )
 
 

@@ -180,8 +180,13 @@ def _distance(alone: Sequence[Said], others: Sequence[Said]) -> float:
     """The largest difference as a share of the largest output of its kind, or of 1."""
     found = 0.0
     for kind, said in zip(zip(*alone, strict=True), zip(*others, strict=True), strict=True):
-        scale = max(1.0, *(float(one.abs().max()) for one in kind))
-        if math.isfinite(scale):  # else it is told of where the rows are stored or scored
-            apart = max(float((a - b).abs().max()) for a, b in zip(kind, said, strict=True))
-            found = max(found, apart / scale if math.isfinite(apart) else math.inf)
+        largest = _largest(kind)
+        if math.isfinite(largest):  # else it is told of where the rows are stored or scored
+            apart = _largest([a - b for a, b in zip(kind, said, strict=True)])
+            found = max(found, apart / max(1.0, largest) if math.isfinite(apart) else math.inf)
     return found
+
+
+def _largest(values: Sequence[torch.Tensor]) -> float:
+    """The largest magnitude; not a number if there is one that is none."""
+    return float(torch.stack([value.abs().max() for value in values]).max())

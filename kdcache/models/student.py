@@ -134,7 +134,8 @@ def _name_pad(config: Any, cache: Cache) -> None:
     starts, lens = plan.spans(plan.docs[:ENDS], "token")
     reader: Any = plan.columns["tokens"]
     ends = reader.read(starts + lens - 1, np.ones_like(lens))
-    config.pad_token_id = next((pad for pad in own if pad not in ends), None)
+    fit = (pad for pad in own if pad < config.vocab_size and pad not in ends)
+    config.pad_token_id = next(fit, None)
 
 
 def _pads(cache: Cache) -> bool:

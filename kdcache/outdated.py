@@ -62,10 +62,11 @@ def _other_pad(made: Made) -> bool:
     return made.classifies and other and decodes(family)
 
 
-def _no_mask(made: Made) -> bool:
-    from kdcache.models.families import takes_mask
+def _swayed(made: Made) -> bool:
+    from kdcache.models.families import sways
 
-    return not takes_mask(made.teacher["class"])
+    family = str(made.config.get("model_type"))
+    return sways(made.teacher["class"], family, made.cache.plan.config.task)
 
 
 def _mean_in_half(made: Made) -> bool:
@@ -88,7 +89,7 @@ def _values_dropped(made: Made) -> bool:
 FAULTS: dict[str, Callable[[Made], bool]] = {
     "its teacher gives several classes or values at once; they were taken for one": _many_at_once,
     "its teacher finds where documents end by a pad it was not given": _other_pad,
-    "its teacher takes no attention mask, and saw padding as if it were text": _no_mask,
+    "its teacher says something else where there is padding": _swayed,
     "means of hidden states were summed in half precision, and are rounded": _mean_in_half,
     "its labels LABEL_0, LABEL_1, LABEL_10, ... were numbered as text is sorted": _label_order,
     "values of -1 were dropped: some of its documents are without one": _values_dropped,

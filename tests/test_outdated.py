@@ -12,7 +12,7 @@ import pytest
 
 from kdcache.builder import build
 from kdcache.identity import FUNCTION
-from kdcache.models.families import decodes, takes_mask
+from kdcache.models.families import decodes, sways
 from kdcache.outdated import FAULTS, outdated
 from kdcache.store import Cache, open_cache
 from kdcache.store.checking import object_facts
@@ -86,9 +86,11 @@ def test_a_teacher_without_a_mask(cache: Cache, tmp_path: Path) -> None:
 def test_families_are_known_by_name() -> None:
     assert all(map(decodes, ("llama", "gpt2", "qwen3", "mistral")))
     assert not any(map(decodes, ("bert", "roberta", "modernbert", "no such family", "None")))
-    assert takes_mask("LlamaForCausalLM")
-    assert takes_mask("NoSuchClass")
-    assert not takes_mask("FNetForMaskedLM")
+    assert not sways("LlamaForCausalLM", "llama", "causal-lm")
+    assert not sways("NoSuchClass", "no such family", "causal-lm")
+    assert not sways("XLNetLMHeadModel", "xlnet", "causal-lm")
+    assert sways("XLNetForSequenceClassification", "xlnet", "text-classification")
+    assert sways("FNetForMaskedLM", "fnet", "masked-lm")
 
 
 def test_means_summed_in_half_precision(tmp_path: Path, prose_file: Path, masked_lm: Path) -> None:

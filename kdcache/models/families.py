@@ -6,6 +6,8 @@ import inspect
 
 import transformers
 
+from kdcache.tasks import TASKS, Task
+
 
 def decodes(model_type: str) -> bool:
     """Whether a family only reads forwards: its classifiers read a document at its last token."""
@@ -16,10 +18,20 @@ def decodes(model_type: str) -> bool:
     return causal and config not in transformers.MODEL_FOR_MASKED_LM_MAPPING
 
 
-def takes_mask(name: str) -> bool:
-    """Whether models of a class of transformers are told which tokens are padding.
+SWAYED: dict[str, tuple[Task, ...]] = {
+    "convbert": TASKS,  # its convolutions reach over the mask
+    "funnel": ("masked-lm",),  # pools tokens two by two
+    "xlnet": ("text-classification",),  # reads the last position, a pad or not
+    "yoso": TASKS,  # hashes all of a batch
+}
+"""Families whose models padding changes though they take a mask, and the tasks where it does."""
 
-    Of a class that is not there nothing is known, and it is taken to be as most are.
+
+def sways(name: str, model_type: str, task: Task) -> bool:
+    """Whether padding changes what models of a class and family say.
+
+    Of a class that transformers does not have nothing is known: it is taken to be as most are.
     """
     kind = getattr(transformers, name, None)
-    return kind is None or "attention_mask" in inspect.signature(kind.forward).parameters
+    masked = kind is None or "attention_mask" in inspect.signature(kind.forward).parameters
+    return not masked or task in SWAYED.get(model_type, ())

@@ -296,7 +296,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "length": ({"max_length": 7}, "max_length must be 8 or more; got 7"),
     "part": ({"part_tokens": 1000}, "multiple of 128 .* got 1000"),
     "large part": ({"part_tokens": 16_384 + 128}, "of 1,024 beyond 16,384"),
-    "small part": ({"max_length": 256, "part_tokens": 128}, r"at least max_length \(256\)"),
+    "small part": ({"max_length": 256, "part_tokens": 128}, r"from max_length \(256\) to 2,147"),
     "probability": ({"mask_probability": 1.0}, "must lie between 0 and 1; got 1.0"),
     "views": ({"views": 0}, r"views must lie in \[1, 32,767\]; got 0"),
     "seed": ({"seed": -1}, "seed must be 0 or more; got -1"),

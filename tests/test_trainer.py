@@ -494,12 +494,13 @@ def test_one_of_one_process_trains_whatever_its_launcher(cache, narrow, tmp_path
 
 
 def test_a_second_run_in_the_folder_is_refused_while_the_first_lives(cache, narrow, tmp_path):
-    options = {"out": tmp_path / "run", "config": narrow, "overrides": QUICK}
+    overrides = [*QUICK, "training.save_strategy=steps", "training.save_steps=1"]
+    options = {"out": tmp_path / "run", "config": narrow, "overrides": overrides}
     refused = []
 
     def second():
         with pytest.raises(ConfigError) as caught:
-            train(cache, **options)
+            train(cache, resume=True, **options)
         refused.append(str(caught.value))
         stop()
 
@@ -511,7 +512,7 @@ def test_a_second_run_in_the_folder_is_refused_while_the_first_lives(cache, narr
     lock = tmp_path / "run" / "checkpoints" / "lock"
     assert not lock.exists()
     lock.write_text("77 on a machine that was switched off", encoding="utf-8")
-    assert train(cache, **options).metrics["steps"] == 6
+    assert train(cache, resume=True, **options).metrics["steps"] == 6
     assert not lock.parent.exists()
 
 

@@ -172,12 +172,11 @@ class _Run:
     ) -> None:
         self.cache, self.recipe, self.folder = cache, recipe, folder
         self.spec = student_spec(recipe)
+        require_free(folder, folder / CHECKPOINTS)
         self.checkpoint = check_folder(folder, recipe, cache, parts, resume=resume)
         self.args = training_arguments(recipe, folder / CHECKPOINTS)
         self.progress = progress if self.first else quiet
         self.notes = self._same_steps()
-        if self.first:
-            require_free(folder, folder / CHECKPOINTS)
         seed = self.args.seed
         if self.args.full_determinism:
             enable_full_determinism(seed)
@@ -197,7 +196,7 @@ class _Run:
         )
         require_step(self.args, len(self.dataset))
         require_whole(self.args, recipe)
-        wait_for_everyone()  # or the first could write what another still checks
+        wait_for_everyone()  # or the first could hold and write what another still checks
 
     def _same_steps(self) -> list[str]:
         """Let a resumed run keep the documents of a step; what a person should know of it."""

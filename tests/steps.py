@@ -12,6 +12,7 @@ from kdcache.batch import Batch, Docs
 from kdcache.documents import CachedDocuments
 from kdcache.losses import Hard, HiddenMSE, LogitMSE, Loss, Objective, SoftKL
 from kdcache.models import run_model
+from kdcache.models.run import EQUAL
 from kdcache.progress import quiet
 from kdcache.recipe import Recipe
 from kdcache.signals import TeacherShape
@@ -31,6 +32,7 @@ LOSSES: dict[str, Loss] = {"hard": Hard(), "kl": SoftKL(), "logit_mse": LogitMSE
 COMBINED: dict[str, dict[str, Loss]] = {
     "kl and hard": {"kl": SoftKL(weight=0.7), "hard": Hard(weight=0.3)},
     "three": {"hidden": TOP, "hard": Hard(weight=0.5), "kl": SoftKL(temperature=2.0)},
+    "one length": {"kl": SoftKL(), "hard": Hard()},  # at a time
     "element": {"kl": SoftKL(reduction="element", t_squared=False, tail="renormalize")},
     "squares": {"logit_mse": LogitMSE(), "hard": Hard(weight=0.5)},
     "first token": {"hidden": HiddenMSE(layer_map="2:4", positions="cls", normalize="l2")},
@@ -83,6 +85,7 @@ class Student:
         made = transformers.AutoConfig.from_pretrained(config, **SMALL[kind])
         torch.manual_seed(0)
         self.model = AUTO[self.task].from_config(made)
+        setattr(self.model, EQUAL, losses is COMBINED["one length"])
         shape = TeacherShape(outputs=cache.shape.outputs, hidden=16, layers=2)
         known = facts(cache, len(cache.plan.labelled_docs))
         self.objective = Objective(losses, known, shape)

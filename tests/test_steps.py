@@ -32,7 +32,7 @@ ALONE = {
     "causal_cache": ["hard", "kl", "hidden"],
 }
 TOGETHER = {
-    "cache": ["three", "squares"],
+    "cache": ["three", "squares", "one length"],
     "masked_cache": ["three", "element"],
     "causal_cache": ["three", "first token"],
     "part_labelled": ["kl and hard", "squares"],

@@ -23,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 1,
     # Projections run outside the student's forward, where DDP would take them for unused.
     "ddp_find_unused_parameters": False,
+    # Constants, and a forward per length of documents would broadcast them as often on each rank.
+    "ddp_broadcast_buffers": False,
 }
 FIXED: dict[str, Any] = {
     "disable_tqdm": True,  # progress is reported by kdcache.progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -423,3 +424,18 @@ def test_students_without_a_pad_take_one_that_hides_no_end_and_freezes_no_row(
     table = student.get_input_embeddings()
     assert table.padding_idx is None
     assert bool(table.weight[0].any())
+
+
+def test_without_a_pad_token_a_student_takes_a_special_token_that_no_document_ends_with(
+    tokenizer: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Documents end with the end token here, and begin with the other."""
+    teacher = save_teacher(tmp_path / "teacher", tokenizer, model_of("GPT2", CLASSES))
+    record = json.loads((teacher / "tokenizer_config.json").read_text("utf-8"))
+    del record["pad_token"]
+    (teacher / "tokenizer_config.json").write_text(json.dumps(record), "utf-8")
+    cache = build(corpus, teacher=teacher, task=CLASSES, out=tmp_path / "cache.zarr", limit=16)
+    for tokens, named in (({}, 2), ({"bos_token_id": 3}, None)):
+        config_of("GPT2", **tokens).save_pretrained(tmp_path / "student")
+        student = load_student(cache, StudentSpec(config=str(tmp_path / "student")), seed=0)
+        assert student.config.pad_token_id == named

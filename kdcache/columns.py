@@ -81,12 +81,17 @@ def guess_texts(columns: Sequence[str]) -> tuple[str, ...]:
     for name in TEXT_COLUMNS:
         if name in by_name:
             return (by_name[name],)
-    if len(columns) == 1 and len(columns[0].split()) < LONG_NAME:
+    if len(columns) == 1 and _may_be_text(columns[0]):
         return (columns[0],)
     raise ConfigError(
         f"cannot tell which column holds the text; name it with --text-column "
         f"(columns: {', '.join(columns)}; a table's first line must name them)"
     )
+
+
+def _may_be_text(column: str) -> bool:
+    """Whether the only column of a corpus is its text: no label, and no document by its length."""
+    return column.strip().lower() not in LABEL_COLUMNS and len(column.split()) < LONG_NAME
 
 
 def guess_label(columns: Sequence[str], texts: Collection[str]) -> str | None:
@@ -107,28 +112,36 @@ def require_plain(where: str, columns: Iterable[str]) -> None:
 
 def require_used(sample: Sample, texts: tuple[str, ...], unused: Sequence[str]) -> None:
     """ConfigError if a column that nobody named is text that a model should perhaps read."""
+    why = {column: _why_read(sample, texts, column) for column in unused}
+    left = [column for column, reason in why.items() if reason]
+    if left:
+        raise ConfigError(
+            f"the text would be column {' and '.join(texts)}, but column {left[0]!r} "
+            f"{why[left[0]]}: name the columns to read with --text-column (twice for pairs) and "
+            f"--label-column, or pass --ignore-columns {','.join(left)}"
+        )
+
+
+def _why_read(sample: Sample, texts: tuple[str, ...], column: str) -> str:
+    """Why a column may be one to read, in words; empty if it is none."""
     chosen = " and ".join(texts)
-    for column in unused:
-        why = None
-        if any(_are_pair(text, column) for text in texts):
-            why = f"makes a pair with {chosen}"
-        elif sample.words(column) >= MANY_WORDS:
-            why = (
-                f"holds text, too ({sample.words(column):.0f} words a value), and is no part of it"
-            )
-        if why is not None:
-            raise ConfigError(
-                f"the text would be column {chosen}, but column {column!r} {why}: name the columns "
-                f"to read with --text-column (twice for pairs), or pass --ignore-columns {column}"
-            )
+    if any(_are_pair(text, column) for text in texts):
+        return f"makes a pair with {chosen}"
+    # "passages" is a list of what the pair has one of: nothing else is left of the second text.
+    if len(texts) == 1 and _are_pair(chosen, column.strip().lower().removesuffix("s")):
+        return f"holds what makes pairs with {chosen}"
+    words = sample.words(column)
+    if words >= MANY_WORDS:
+        return f"holds text, too ({words:.0f} words a value), and is no part of it"
+    return ""
 
 
-def is_known(column: str, texts: Iterable[str]) -> bool:
-    """Whether a column's name is one of texts or labels, or completes a pair."""
+def is_known(column: str, texts: Iterable[str], *, labelled: bool) -> bool:
+    """Whether a column's name is one of texts or, if `labelled`, labels, or completes a pair."""
     name = column.strip().lower()
     return (
         name in TEXT_COLUMNS
-        or name in LABEL_COLUMNS
+        or (labelled and name in LABEL_COLUMNS)
         or any(_are_pair(text, column) for text in texts)
     )
 

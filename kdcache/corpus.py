@@ -40,6 +40,7 @@ class Corpus:
 
     Attributes:
         class_names: what the corpus calls the numbers of its label column, where it says.
+        labelled: whether documents are to have labels; else they need not have the column.
         unused: columns that are neither text nor label, of the first 1,000 rows.
         late: further ones, as they come up while iterating.
     """
@@ -49,6 +50,7 @@ class Corpus:
     label_column: str | None
     limit: int | None = None
     class_names: tuple[str, ...] | None = None
+    labelled: bool = True
     unused: tuple[str, ...] = ()
     late: dict[str, str] = field(default_factory=dict)
     _known: frozenset[str] | None = None
@@ -67,7 +69,7 @@ class Corpus:
 
     def _note_late(self, where: str, row: Mapping[str, Any], known: frozenset[str]) -> None:
         for column in row.keys() - known:
-            if is_known(column, self.text_columns):
+            if is_known(column, self.text_columns, labelled=self.labelled):
                 raise CorpusError(
                     f"{where}: column {column!r} comes up here, after {PEEK:,} rows without it: "
                     "name the columns with --text-column and --label-column, or leave it out with "
@@ -79,8 +81,10 @@ class Corpus:
         texts = [self._text(where, row, column) for column in self.text_columns]
         label = None
         if self.label_column is not None:
-            _require(where, row, self.label_column, "; write null where a document has no label")
-            label = row[self.label_column]
+            if self.labelled:
+                hint = "; write null where a document has no label"
+                _require(where, row, self.label_column, hint)
+            label = row.get(self.label_column)
         return Document(texts[0], texts[1] if len(texts) > 1 else None, label, where)
 
     @staticmethod
@@ -91,7 +95,10 @@ class Corpus:
         _require(where, row, column)
         if not isinstance(row[column], str):
             kind = type(row[column]).__name__
-            raise CorpusError(f"{where}: column {column!r} must hold text; got {kind}")
+            raise CorpusError(
+                f"{where}: column {column!r} must hold text; got {kind}; name another column with "
+                "--text-column, or make it text"
+            )
         text = str(row[column])
         try:
             text.encode()
@@ -117,7 +124,8 @@ def open_corpus(
     string as `label_column` for no labels. What is guessed is guessed from the first 1,000 rows:
     where text columns are not named, a column that makes a pair with the text or holds text itself
     has to be among `ignore_columns`. Where all columns of `like` are there, they are the guess.
-    Without `labelled`, labels are for nothing, and a column of labels is one that is not used.
+    Without `labelled`, labels are for nothing: a column of labels is one that is not used, and may
+    be missing in places.
 
     Raises CorpusError if there is nothing to read or files differ in their columns, ConfigError if
     a column is not there or it takes a person to choose.
@@ -137,11 +145,11 @@ def open_corpus(
         _require_alike(tables, ignored)
     texts = tuple(named) or (tuple(like) if like and set(like) <= set(columns) else None)
     texts = texts or guess_texts(columns)
-    if len(texts) > 2:
-        raise ConfigError(f"one or two text columns, not {len(texts)}: {', '.join(texts)}")
     label = guess_label(columns, texts) if label_column is None else label_column or None
+    _require_apart(texts, label)
     _require_there(sample.where, columns, [*texts, *([label] if label else [])])
-    used = [*texts, label if labelled or label_column else None]
+    labelled = labelled or bool(label_column)
+    used = [*texts, label if labelled else None]
     unused = tuple(column for column in columns if column not in used)
     if not named:
         require_used(sample, texts, unused)
@@ -151,6 +159,7 @@ def open_corpus(
         label_column=label,
         limit=limit,
         class_names=_class_names(tables, label),
+        labelled=labelled,
         unused=unused,
         _known=frozenset([*sample.columns, *ignored]) if guessing else None,
     )
@@ -189,6 +198,16 @@ def _without(
     if both:
         raise ConfigError(f"column {both[0]!r} is named and to be ignored: choose one")
     return [column for column in sample.columns if column not in ignored]
+
+
+def _require_apart(texts: Sequence[str], label: str | None) -> None:
+    if len(texts) > 2:
+        raise ConfigError(f"one or two text columns, not {len(texts)}: {', '.join(texts)}")
+    if len(set(texts)) < len(texts) or label in texts:
+        raise ConfigError(
+            f"column {label if label in texts else texts[0]!r} is named twice: a pair has two "
+            "columns of text, and labels one of their own"
+        )
 
 
 def _require_there(where: str, columns: Sequence[str], names: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ def kind_of(path: Path) -> str:
 
 
 def _found(source: Any) -> list[Path]:
+    if not str(source):
+        raise CorpusError("a corpus is named by a path; got an empty one")
     path = Path(source)
     if path.is_file():
         return [path]
@@ -63,17 +65,25 @@ def _found(source: Any) -> list[Path]:
     matches = sorted(Path(match) for match in glob.glob(str(source), recursive=True))
     if not matches:
         raise CorpusError(f"no such corpus: {source}")
-    inner = [[match] if match.is_file() else _in_folder(match) for match in matches]
+    if len(matches) == 1 and matches[0].is_file():
+        return matches
+    inner = [_readable([match]) if match.is_file() else _in_folder(match) for match in matches]
     # A pattern such as data/** matches a folder and, once more, what is in it.
     return _of_one_kind(source, list(dict.fromkeys(path for found in inner for path in found)))
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    files = [path for path in sorted(folder.rglob("*")) if _is_open(path.relative_to(folder))]
-    found = [path for path in files if path.suffix.lower() in KINDS and path.is_file()]
-    for path in files:
+    return _readable(p for p in sorted(folder.rglob("*")) if _is_open(p.relative_to(folder)))
+
+
+def _readable(paths: Iterable[Path]) -> list[Path]:
+    """Files of a kind we know; CorpusError for one that would be if it were unpacked."""
+    found = []
+    for path in paths:
         if path.suffix.lower() in COMPRESSED and Path(path.stem).suffix.lower() in KINDS:
             raise CorpusError(f"{path} is compressed: unpack it, or take it out of the folder")
+        if path.suffix.lower() in KINDS and path.is_file():
+            found.append(path)
     return found
 
 

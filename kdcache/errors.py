@@ -98,3 +98,5 @@ def require_path(what: str, value: object, by: str = "folder or hub name") -> No
     if not isinstance(value, str | os.PathLike):
         way = ": save it (save_pretrained)" if hasattr(value, "save_pretrained") else ""
         raise ConfigError(f"{what} is named by its {by}; got a {type(value).__name__}{way}")
+    if not str(value):
+        raise ConfigError(f"{what} is named by its {by}; got an empty name")

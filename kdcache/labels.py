@@ -18,6 +18,7 @@ from kdcache.tasks import IGNORE_INDEX
 
 LabelType = Literal["auto", "class", "float"]
 UNLABELLED = {"", "nan"}
+LARGEST = float(np.finfo(np.float32).max)  # regression values are stored as float32
 MAX_CLASSES = 65_536  # far beyond any classifier: more is a column of ids or of text
 
 
@@ -37,7 +38,10 @@ class LabelReader:
         """
         if label is not None and not isinstance(label, (str, bool, np.bool_, Number)):
             kind = type(label).__name__
-            raise CorpusError(f"{where}: a label is a text or a number; got {kind}")
+            raise CorpusError(
+                f"{where}: a label is a text or a number; got {kind}; name another column with "
+                "--label-column, or pass an empty name for none"
+            )
         name = str(label).strip()
         if label is None or name.lower() in UNLABELLED:
             self.codes.append(-1)
@@ -161,8 +165,12 @@ def _target(reader: LabelReader, name: str, corpus_names: Sequence[str] | None) 
             return float(IGNORE_INDEX)
         label = corpus_names[int(value)] if value < len(corpus_names) else label
         value = number(label)
-    if value is None:
-        raise CorpusError(f"{reader.first_seen[name]}: label {label!r} is not a number")
+    if value is None or abs(value) > LARGEST:
+        what = "is not a number" if value is None else "is beyond what float32 holds"
+        raise CorpusError(
+            f"{reader.first_seen[name]}: label {label!r} {what}; correct it, or name another "
+            "column with --label-column"
+        )
     return value
 
 
@@ -262,7 +270,10 @@ def _stranger(labels: Sequence[Label], classes: Classes) -> CorpusError:
     hint = "name another column with --label-column, or rename the labels"
     if classes.corpus is not None:
         names = listed(classes.corpus)
-        hint = f"the corpus calls its classes {names}: rename them as the teacher does"
+        hint = (
+            f"the corpus calls its classes {names}: rename them as the teacher does, or the "
+            "teacher's (id2label of its config.json) as the corpus does"
+        )
     shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
     return CorpusError(
         f"{label.where}: label {label.name!r} is not one of the {len(known)} known classes "

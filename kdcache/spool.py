@@ -59,7 +59,8 @@ class Spool:
             for batch in _batched(documents, BATCH):
                 for document in batch:
                     state.update(repr(document[:3]).encode())
-                    self.labels.add(document.label, document.where)
+                    if config.task == "text-classification":
+                        self.labels.add(document.label, document.where)
                 entries, cut_off = _encode(batch, count, self.tokenizer, config)
                 truncated += cut_off
                 for entry in _views(entries, self.tokenizer, config):

@@ -277,6 +277,7 @@ def test_a_file_the_system_cannot_read_is_named(tmp_path: Path) -> None:
         ("nothing.csv", "no such corpus: .*nothing.csv"),
         ("*.csv", "no such corpus: "),
         ("", "holds no corpus files"),
+        (b"", "named by a path; got an empty one"),
         ([], "an empty list holds no documents"),
         (["a.txt", "nothing.txt"], "no such corpus: .*nothing.txt"),
         (5, "a corpus is a path or a datasets.Dataset; got int"),
@@ -285,7 +286,9 @@ def test_a_file_the_system_cannot_read_is_named(tmp_path: Path) -> None:
 def test_nothing_to_read_is_an_error(tmp_path: Path, source: Any, message: str) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "empty").mkdir()
-    if isinstance(source, str):
+    if isinstance(source, bytes):
+        source = source.decode()
+    elif isinstance(source, str):
         source = tmp_path / source if source else tmp_path / "empty"
     elif isinstance(source, list):
         source = [tmp_path / item for item in source]
@@ -449,6 +452,19 @@ def test_half_the_input_is_never_dropped(
     assert chosen.unused == tuple(row)[1:]
 
 
+def test_a_list_of_second_texts_is_not_dropped_but_one_beside_a_pair_is(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "l.jsonl", [{"query": "q", "passages": {"passage_text": ["p", "r"]}}])
+    with pytest.raises(ConfigError, match="'passages' holds what makes pairs with query: .*--text"):
+        open_corpus(path)
+    assert texts(path, ignore_columns=["passages"]) == ["q"]
+    row = {"id": "a", "title": "t", "context": "c", "question": "q", "answers": {"text": ["c"]}}
+    squad = open_corpus(jsonl(path, [row]))
+    assert (squad.text_columns, squad.unused) == (
+        ("question", "context"),
+        ("id", "title", "answers"),
+    )
+
+
 def written(folder: Path, rows: list[dict[str, Any]], kind: str, columns: list[str]) -> Any:
     """The rows as a file or data set of some kind."""
     rows = [{column: row[column] for column in columns} for row in rows]
@@ -473,8 +489,48 @@ def test_labels_that_a_task_does_not_use_are_columns_like_others(tmp_path: Path)
     assert open_corpus(path).label_column == "target"
     with pytest.raises(ConfigError, match="'target' holds text, too"):
         open_corpus(path, labelled=False)
-    path = jsonl(tmp_path / "t.jsonl", [{"text": "x", "label": 1}])
+    path = jsonl(tmp_path / "t.jsonl", [{"text": "x", "label": 1}, {"text": "y"}])
     assert open_corpus(path, labelled=False).unused == ("label",)
+    assert texts(path, labelled=False) == ["x", "y"]
+    late = open_corpus(jsonl(path, [*LATE, {"text": "y", "score": 1}]), labelled=False)
+    assert len(list(late)) == PEEK + 1
+    assert list(late.late) == ["score"]
+
+
+def test_all_columns_of_text_that_would_be_left_are_named_at_once(tmp_path: Path) -> None:
+    row = {"text": "x", "instruction": "write me one", "id": 1, "output": "here it is"}
+    path = jsonl(tmp_path / "t.jsonl", [row])
+    with pytest.raises(ConfigError, match="'instruction' .*--ignore-columns instruction,output$"):
+        open_corpus(path)
+    assert texts(path, ignore_columns=["instruction", "output"]) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text_columns": ["text", "text"]}, "column 'text' is named twice"),
+        ({"text_columns": ["text"], "label_column": "text"}, "column 'text' is named twice"),
+        ({"ignore_columns": ["text"]}, "cannot tell which column holds the text"),
+    ],
+)
+def test_a_column_is_one_text_or_the_labels(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "c.csv").write_text("text,label\na,1\n")
+    with pytest.raises(ConfigError, match=message):
+        open_corpus(tmp_path / "c.csv", **options)
+
+
+def test_a_pattern_passes_over_what_is_no_corpus_as_a_folder_does(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "x"), ("b.txt", "y"), ("README.md", "-"), ("_SUCCESS", "")):
+        (tmp_path / name).write_text(text)
+    assert texts(tmp_path) == texts(str(tmp_path / "*")) == ["x", "y"]
+    with pytest.raises(CorpusError, match=r"cannot read \.md; a corpus is one of"):
+        open_corpus(str(tmp_path / "*.md"))
+    (tmp_path / "c.txt.gz").write_bytes(b"")
+    for source in (tmp_path, tmp_path / "*"):
+        with pytest.raises(CorpusError, match=r"c\.txt\.gz is compressed: unpack it"):
+            open_corpus(str(source))
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,8 @@ def test_numbers_with_a_point_and_teachers_of_one_value_mean_regression(
         ([0.5, "x"], {"label_type": "float"}, "file.csv:3: label 'x' is not a number"),
         (["x"], {"count": 1}, "file.csv:2: label 'x' is not a number"),
         (["inf"], {"label_type": "float"}, "label 'inf' is not a number"),
+        ([0.5, 1e39], {"count": 1}, r"file.csv:3: label '1e\+39' is beyond what float32 holds"),
+        ([["a"]], {}, "a label is a text or a number; got list; .* --label-column"),
         ([0.5], {"label_type": "class"}, "label 0.5 is no class: whole numbers from 0 to 65,535"),
         ([10**18], {}, "is no class: whole numbers .* pass --label-type float"),
         (["a", "b", "c"], {"count": 2}, "the corpus has 3 classes; the teacher has 2"),

@@ -285,6 +285,13 @@ def test_documents_without_a_token_are_left_out_and_counted(tmp_path: Path) -> N
         plan(path, **given, out=tmp_path / "q")
 
 
+def test_labels_that_a_task_does_not_use_may_be_anything(tmp_path: Path, tokenizer: Path) -> None:
+    rows = ['{"text": "of lists", "labels": [0, 1]}', '{"text": "and of none"}']
+    (tmp_path / "c.jsonl").write_text("\n".join(rows))
+    made = plan(tmp_path / "c.jsonl", tokenizer=tokenizer, task="causal-lm", out=tmp_path / "p")
+    assert made.documents == 2
+
+
 def test_a_corpus_with_nothing_to_mask_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"text": ""}\n')
     with pytest.raises(CorpusError, match="has a token to mask"):

@@ -45,10 +45,19 @@ def usage_message(error: Exception) -> str | None:
     option = getattr(error, "option_name", None)
     if option is not None:
         return _no_option(str(option), error)
+    commands = _commands_left_out(error)
+    if commands:
+        return f"missing command: {', '.join(commands)}{_help(error)}"
     line = " ".join(str(describe()).split()).replace(". Did you mean", "; did you mean").rstrip(".")
     if not line.endswith("?"):
         line += _help(error)
     return line[:1].lower() + line[1:]
+
+
+def _commands_left_out(error: Any) -> list[str]:
+    """The commands of a group that was called without one, which Typer answers with its help."""
+    asked = type(error).__name__ == "NoArgsIsHelpError"
+    return list(error.ctx.command.commands) if asked else []
 
 
 def _no_option(option: str, error: Any) -> str:

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import transformers
 
-from kdcache.corpus import open_corpus
-from kdcache.errors import ConfigError, CorpusError, require_path
+from kdcache.errors import ConfigError, require_path
 from kdcache.manifest import Json
-from kdcache.models import StudentSpec, load_config, pick_device
-from kdcache.plans import PlanConfig
+from kdcache.models import StudentSpec, pick_device
 from kdcache.recipe import Recipe, student_table
 
 SHORTHANDS = {
@@ -102,26 +100,6 @@ def student_spec(recipe: Recipe) -> StudentSpec:
     if chosen.get("init_from_teacher") is not None:
         chosen["init_from_teacher"] = tuple(chosen["init_from_teacher"])
     return StudentSpec(**chosen)
-
-
-def check_evaluation(
-    file: str | Path | None, teacher: str | Path | None, config: PlanConfig
-) -> None:
-    """Raise CorpusError, ConfigError or ModelError for an evaluation that cannot be.
-
-    Training takes long: a mistyped name or a file without labels shows before it.
-    """
-    if file is not None and not Path(file).exists() and "*" not in str(file):
-        raise CorpusError(f"no evaluation file {file}; --eval names a file of labelled documents")
-    if file is not None:
-        labelled = config.task == "text-classification"
-        corpus = open_corpus(file, labelled=labelled, like=config.corpus["text_columns"])
-        if labelled and corpus.label_column is None:
-            raise CorpusError(f"{file} has no column of labels: --eval names labelled documents")
-    if teacher is not None:
-        if file is None:
-            raise ConfigError("a teacher is scored on an evaluation file: name one (--eval)")
-        load_config(teacher)
 
 
 def check_callbacks(callbacks: Any) -> list[Any]:

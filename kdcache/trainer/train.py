@@ -13,19 +13,20 @@ from accelerate.utils import wait_for_everyone
 from transformers import logging
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
-from kdcache.corpus import columns_of
 from kdcache.documents import CachedDocuments
 from kdcache.errors import ConfigError, ModelError
 from kdcache.identity import say_unvouched
 from kdcache.losses import CacheFacts, Objective
 from kdcache.manifest import Json
 from kdcache.models import check_alone, load_student, student_shape
+from kdcache.models.student import student_config
 from kdcache.progress import Progress, Shown, quiet, short, shown
 from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache, Place, open_cache
 from kdcache.store.files import remove_tree, writing
 from kdcache.trainer.arguments import meant_fields, training_arguments
 from kdcache.trainer.card import write_card
+from kdcache.trainer.evaluation import check_evaluation, check_labels, same_columns
 from kdcache.trainer.folder import (
     CACHE,
     CHECKPOINTS,
@@ -41,7 +42,6 @@ from kdcache.trainer.lock import one_run, require_free
 from kdcache.trainer.loop import DistillationTrainer, Reporter, make_trainer
 from kdcache.trainer.options import (
     check_callbacks,
-    check_evaluation,
     student_spec,
     with_shorthands,
     with_student,
@@ -123,8 +123,10 @@ def train(
     given = {"seed": seed, "epochs": epochs, "lr": lr, "batch_size": batch_size, "device": device}
     chosen = with_shorthands(chosen, given, overrides)
     called = check_callbacks(callbacks)
-    check_evaluation(eval_file, eval_teacher, source.plan.config)
+    evaluation = check_evaluation(eval_file, eval_teacher, source.plan.config)
     run = _Run(source, parts, chosen, Path(out), resume=resume, progress=progress)
+    if evaluation is not None and source.plan.config.task == "text-classification":
+        check_labels(evaluation, student_config(run.spec, source))
     metrics = run.train(called)
     if eval_file is not None and run.first:
         metrics["evaluation"] = _evaluate(run, eval_file, eval_teacher)
@@ -142,19 +144,9 @@ def _evaluate(run: _Run, file: str | Path, teacher: str | Path | None) -> Json:
         cache=known,
         teacher=teacher,
         progress=run.progress,
-        **_same_columns(run.cache.plan.config.corpus, file),
+        **same_columns(run.cache.plan.config.corpus, file),
     )
     return {"file": Path(file).name, **scores}
-
-
-def _same_columns(corpus: Json, file: str | Path) -> dict[str, Any]:
-    """The columns the plan was made from, named where the file has them, too."""
-    columns = columns_of(file)
-    texts, label = corpus["text_columns"], corpus["label_column"]
-    return {
-        "text_columns": texts if set(texts) <= set(columns) else (),
-        "label_column": label if label in columns else None,
-    }
 
 
 class _Run:

@@ -34,6 +34,9 @@ INPUTS: dict[str, str] = {
     "one.csv": "text,label\nx,email\ny,xml\n",
     "far.csv": "text,label\nx,0\ny,7\n",
     "unlabelled.csv": "text\nx\ny\n",
+    "hollow.csv": "text,label\nx,\n",
+    "listed.jsonl": '{"text": "x", "labels": [0, 1]}\n',
+    "huge.csv": "text,label\nx,1e39\n",
     "ragged.csv": "text,label\nx,0\ny\n",
     "empty.csv": "",
     "pairs.csv": "text,other\nx,y\n",
@@ -86,6 +89,8 @@ a model where a run was | {TRAIN} --out {trained} | already holds a trained mode
 a folder of somebody's | {TRAIN} --out {mine} | is not an empty folder
 nothing to resume | {TRAIN} --resume | holds no checkpoint to resume from
 an evaluation file without labels | {TRAIN} --eval {unlabelled.csv} | has no column of labels + --eval
+an evaluation file of other labels | {TRAIN} --eval {one.csv} | one.csv:3: label 'xml' is not one of
+an evaluation file of no label | {TRAIN} --eval {hollow.csv} | column label of + hollow.csv holds no labels + --eval
 an evaluation file of another kind | {TRAIN} --eval {bad.toml} | cannot read .toml + .csv
 an evaluation file that is not there | {TRAIN} --eval dev.csv | no evaluation file dev.csv + --eval
 a plan given for a cache | train {plan} --recipe kd --out {out} | is a kdcache plan, not a cache + `kdcache build`
@@ -116,6 +121,14 @@ a packed file by another name | plan {packed.jsonl} {AS_PLAN} | gzip
 a demo of no seed | demo --seed -1 --out {out} | --seed
 no documents | plan {empty.csv} {AS_PLAN} | empty.csv holds no documents
 no corpus | plan nothing.csv {AS_PLAN} | no such corpus + nothing.csv
+an empty variable for a corpus | plan "" {AS_PLAN} | empty
+an empty variable for a model | plan {corpus} {AS_PLAN} --tokenizer "" | a tokenizer is named by its folder or hub name; got an empty name
+an empty variable for a folder | plan {corpus} {AS_PLAN} --out "" | folder or URL; got an empty name
+one column for both texts | plan {corpus} {AS_PLAN} --text-column text --text-column text | 'text' is named twice
+labels for text | plan {corpus} {AS_PLAN} --ignore-columns text | --text-column
+labels in a list | plan {listed.jsonl} {AS_PLAN} | listed.jsonl:1 + --label-column
+a label too large | plan {huge.csv} {AS_PLAN} --label-type float | huge.csv:2 + float32
+a group without its command | bench | missing command: kernels, store, fidelity + `kdcache bench --help` shows how
 more classes than there are | build {corpus} {AS_BUILD} --signal logits:topk,k=64 | the teacher has 3 outputs + k=3 or less
 a layer below the first | build {corpus} {AS_BUILD} --signal hidden:layers=-1 | layers=2-4-6
 a part beyond all sizes | plan {corpus} {AS_PLAN} --part-tokens 1024000000000 | part_tokens must be a multiple of 128 + to 2,147,483,648

@@ -500,7 +500,7 @@ def test_labels_that_a_task_does_not_use_are_columns_like_others(tmp_path: Path)
 def test_all_columns_of_text_that_would_be_left_are_named_at_once(tmp_path: Path) -> None:
     row = {"text": "x", "instruction": "write me one", "id": 1, "output": "here it is"}
     path = jsonl(tmp_path / "t.jsonl", [row])
-    with pytest.raises(ConfigError, match="'instruction' .*--ignore-columns instruction,output$"):
+    with pytest.raises(ConfigError, match=r"'instruction' .*--ignore-columns instruction,output$"):
         open_corpus(path)
     assert texts(path, ignore_columns=["instruction", "output"]) == ["x"]
 

@@ -454,7 +454,8 @@ def test_half_the_input_is_never_dropped(
 
 def test_a_list_of_second_texts_is_not_dropped_but_one_beside_a_pair_is(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "l.jsonl", [{"query": "q", "passages": {"passage_text": ["p", "r"]}}])
-    with pytest.raises(ConfigError, match="'passages' holds what makes pairs with query: .*--text"):
+    message = r"'passages' holds what makes pairs with query: .*--text-column"
+    with pytest.raises(ConfigError, match=message):
         open_corpus(path)
     assert texts(path, ignore_columns=["passages"]) == ["q"]
     row = {"id": "a", "title": "t", "context": "c", "question": "q", "answers": {"text": ["c"]}}

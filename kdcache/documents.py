@@ -19,6 +19,7 @@ from kdcache.batch import Batch, Docs, epoch_order
 from kdcache.errors import ConfigError, one_of
 from kdcache.plans import Array
 from kdcache.store import Cache, Place, open_cache
+from kdcache.store.reader import require_documents
 
 
 def document_order(
@@ -106,7 +107,8 @@ class CachedDocuments(Dataset[Batch]):
     Raises:
         CacheError, IncompleteError: the cache cannot be opened, or lacks parts and `docs` does not
             say which documents to read.
-        ConfigError: an array it does not hold; ranks that do not divide a batch.
+        ConfigError: an array it does not hold; rows without a document; ranks that do not divide a
+            batch.
 
     Attributes:
         ahead: whether kdcache's own loader reads the next batch in a thread while one is used.
@@ -133,6 +135,7 @@ class CachedDocuments(Dataset[Batch]):
         if docs is None:
             self.cache.require_complete()
         self.docs = self.cache.plan.docs if docs is None else np.asarray(docs, np.int64)
+        require_documents(self.cache.plan, self.docs)  # an IndexError later would end iterations
         self.arrays = list(self.cache.layouts if arrays is None else arrays)
         for name in self.arrays:
             one_of("array of this cache", name, self.cache.layouts)

@@ -287,6 +287,13 @@ def test_numbers_that_fix_no_order_are_refused(cache: Cache) -> None:
         CachedDocuments(cache, [], seed=-1)
 
 
+@pytest.mark.parametrize("wrong", [[0, 10**7], [-1]])
+def test_rows_that_hold_no_document_are_refused_at_once(cache: Cache, wrong: list[int]) -> None:
+    """Found by an item, one beyond the table would be an IndexError, which ends an iteration."""
+    with pytest.raises(ConfigError, match=f"row {wrong[-1]} holds no document"):
+        CachedDocuments(cache, docs=np.array(wrong))
+
+
 def test_a_cache_that_lacks_parts_is_refused_unless_documents_are_named(
     cache: Cache, tmp_path: Path
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from kdcache.builder import build
 from kdcache.errors import CacheError, ConfigError, DamageError
 from kdcache.store import Cache, open_cache, verify
 from kdcache.store.files import put_if_absent
-from kdcache.store.objects import _Pages
+from kdcache.store.objects import _Pages, at_once
 from tests.faulty_proxy import Faults, faulty_proxy
 from tests.test_object_store import at, files_of, objects_of
 
@@ -135,6 +137,15 @@ def test_patience_ends_when_it_was_told_to(
     with pytest.raises(CacheError, match=r"cannot be reached.*run the same command again"):
         open_cache(f"{bucket}/c")
     assert 1 <= time.monotonic() - began < 15
+
+
+def test_ctrl_c_ends_the_patience_of_all_requests(bucket: str, faults: Faults) -> None:
+    faults.down = True
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        at_once(lambda number: (at(bucket) / str(number)).read_bytes(), range(20))
+    assert time.monotonic() - began < 10  # of the 20 seconds that each of them may wait
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "inf", "nan", "2 minutes"])

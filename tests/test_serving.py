@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from kdcache.metrics import wilson
 from kdcache.models import run_model
 from kdcache.models.tokenizer import UNBOUNDED, serve_with
 from kdcache.progress import quiet
-from kdcache.store import Cache
+from kdcache.recipe import load_recipe
+from kdcache.store import Cache, open_cache, verify
 from kdcache.tasks import Task
 from kdcache.trainer import train
+from kdcache.trainer.card import write_card
 from tests.conftest import bert_config, save_teacher, write_csv
 
 QUICK = ("training.max_steps=2", "training.learning_rate=1e-3")
@@ -191,6 +194,32 @@ def test_the_card_tells_origin_and_scores(
     names: dict[str, Any] = {}
     exec(snippet.replace("path/to/this/folder", str(out)), names)
     assert names["pipe"]("the event loop")[0]["label"] in ("asyncio", "email", "tkinter")
+
+
+def test_a_card_stands_whatever_names_and_records_hold(cache: Cache, tmp_path: Path) -> None:
+    known = open_cache(cache.path)
+    known.manifest = {**known.manifest, "software": {}}
+    recipe = replace(load_recipe("kd"), student={"checkpoint": "one|or\nother"})
+    metrics = {"parameters": 1, "steps": 1, "epochs": 1.0}
+    write_card(tmp_path, known, recipe, metrics | {"partial": {"documents": 9, "of": 240}})
+    card = ModelCard.load(tmp_path / "README.md").text
+    assert "| initialised from | `one\\|or other` |" in card
+    assert "| trained on | 9 of 240 planned documents |" in card
+
+
+def test_a_student_keeps_every_chat_template_of_its_teacher(
+    causal_lm: Path, prose_file: Path, tmp_path: Path
+) -> None:
+    teacher = shutil.copytree(causal_lm, tmp_path / "teacher")
+    tokens = transformers.AutoTokenizer.from_pretrained(teacher)
+    tokens.chat_template = {"default": "{{ messages }}", "rag": "{{ documents }}{{ messages }}"}
+    tokens.save_pretrained(teacher)
+    small: dict[str, Any] = {"task": "causal-lm", "limit": 8, "max_length": 32}
+    made = build(prose_file, teacher=teacher, out=tmp_path / "cache.zarr", **small)
+    assert verify(made.path, full=True) == []
+    student = tmp_path / "student"
+    train(made, recipe="causal-kd", out=student, init_from_teacher=(1,), overrides=QUICK)
+    assert transformers.AutoTokenizer.from_pretrained(student).chat_template == tokens.chat_template
 
 
 def test_an_evaluation_teacher_is_asked_for_before_training(

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -19,7 +20,7 @@ from kdcache.errors import ConfigError, MismatchError
 from kdcache.losses import LOSSES, HiddenMSE, Needs
 from kdcache.recipe import DataOrder, Recipe
 from kdcache.trainer import train
-from kdcache.trainer.scale import require_whole
+from kdcache.trainer.scale import keep_scale, require_whole
 from tests import steps
 from tests.conftest import write_csv
 from tests.steps import ALL, BATCH, TURNS, Student, steps_of
@@ -324,3 +325,11 @@ def test_pads_that_count_are_those_of_the_micro_batches(causal_cache, causal_lm,
     padded = sum(batch["attention_mask"].numel() for batch in batches)
     assert tokens < padded
     assert both[1] == pytest.approx(both[0] * tokens / padded, rel=1e-6)
+
+
+def test_a_step_that_no_batch_can_be_cut_to_names_the_ranks_that_can():
+    """Two ranks share no step of five documents, whatever the batch."""
+    args = SimpleNamespace(world_size=2, train_batch_size=5, gradient_accumulation_steps=1)
+    message = "2 ranks of 5 cannot: resume on 1 rank, or on a number of ranks that divides 5$"
+    with pytest.raises(MismatchError, match=message):
+        keep_scale(args, {"documents_per_step": 5, "ranks": 1})

@@ -135,7 +135,7 @@ class Tokenizer:
         return [[first, *first.overflowing] for first in encoded.encodings]
 
     def files(self) -> dict[str, bytes]:
-        """The tokenizer's files by name, as `save_pretrained` writes them."""
+        """The tokenizer's files by name, as `save_pretrained` writes them: some in folders."""
         self._plain()
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -145,7 +145,8 @@ class Tokenizer:
                     f"the tokenizer of {self.source} cannot be saved in {folder}: {error}; make "
                     "room there, or set TMPDIR to another folder"
                 ) from error
-            return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+            kept = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+            return {path.relative_to(folder).as_posix(): path.read_bytes() for path in kept}
 
 
 def _tokens(pieces: list[Any]) -> int:

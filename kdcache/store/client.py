@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,6 +79,14 @@ class _Unanswered(CacheError):
     """A store that did not answer, or not to the end: it may, asked again."""
 
 
+_here = threading.local()
+
+
+def ends_with(ended: threading.Event) -> None:
+    """Let this thread wait for no answer any more once `ended` is set: nobody waits for it."""
+    _here.ended = ended
+
+
 def patiently(what: object, job: Callable[[], T]) -> T:
     """The result of a job that asks an object store for something, repeated until it is answered.
 
@@ -87,19 +96,20 @@ def patiently(what: object, job: Callable[[], T]) -> T:
     Raises CacheError when patience ends, FileNotFoundError and FileExistsError as the store says.
     """
     started, wait, patience, said = time.monotonic(), FIRST_WAIT, _patience(), False
+    ended: threading.Event = getattr(_here, "ended", None) or threading.Event()
     while True:
         try:
             with _talking(what):
                 return job()
         except _Unanswered as error:
             waited = time.monotonic() - started
-            if waited >= patience:
+            if waited >= patience or ended.is_set():
                 raise
             if not said and waited > SAID_AFTER:
                 said = True
                 log.warning("%s does not answer; trying for %.0f s", what, patience - waited)
             log.debug("%s", error)
-        time.sleep(min(wait * random.uniform(0.5, 1), patience - waited))
+        ended.wait(min(wait * random.uniform(0.5, 1), patience - waited))
         wait = min(2 * wait, LONGEST_WAIT)
 
 

@@ -7,6 +7,7 @@ through `Path`, which takes `s3://bucket` for `s3:/bucket`.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from kdcache.errors import CacheError, ConfigError, DamageError, one_of, require_path
-from kdcache.store.client import Bucket, patiently
+from kdcache.store.client import Bucket, ends_with, patiently
 
 SCHEMES = ("s3", "gs", "az")
 AT_ONCE = 8  # requests; each holds an object in memory
@@ -253,12 +254,15 @@ def at_once(
 ) -> None:
     """Do a job for every item, several at a time, and `done` with each result, one at a time.
 
-    The first error, or Ctrl-C, ends it: jobs that have begun are waited for.
+    The first error, or Ctrl-C, ends it: jobs that have begun are waited for, but wait themselves
+    for no store that does not answer.
     """
-    with ThreadPoolExecutor(threads, "kdcache-objects") as pool:
+    ended = threading.Event()
+    with ThreadPoolExecutor(threads, "kdcache-objects", ends_with, (ended,)) as pool:
         try:
             for result in pool.map(job, items):
                 done(result)
         except BaseException:
+            ended.set()
             pool.shutdown(cancel_futures=True)
             raise

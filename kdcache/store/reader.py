@@ -233,7 +233,7 @@ class Cache:
     def _rows(self, arrays: Iterable[str], docs: Docs) -> dict[str, Array]:
         """Rows of several arrays; where they lie is worked out once for those that lie alike."""
         docs = np.asarray(docs, np.int64)
-        _require_documents(self.plan, docs)
+        require_documents(self.plan, docs)
         cuts: dict[tuple[RowSpace, int], Pieces] = {}
         rows = {}
         for name in arrays:
@@ -303,9 +303,9 @@ class Cache:
             yield reader[start : min(size, start + 2**24)].tobytes()
 
     def extract(self, folder: Path, names: list[str]) -> None:
-        """Write files kept in the cache into `folder`."""
+        """Write files kept in the cache into `folder`, without the folder they have in common."""
         for name in names:
-            target = folder / Path(name).name
+            target = folder / name.partition("/")[2]
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as file:
                 file.writelines(self._blocks(name))
@@ -340,8 +340,11 @@ def _layouts(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> d
     return found
 
 
-def _require_documents(plan: Plan, docs: Docs) -> None:
-    """Padding rows hold zeros that look like what a teacher said: they are not for reading."""
+def require_documents(plan: Plan, docs: Docs) -> None:
+    """ConfigError for rows of the example space that hold no document.
+
+    Those of padding hold zeros that look like what a teacher said: they are not for reading.
+    """
     lens = plan.examples["doc_len"]
     inside = (docs >= 0) & (docs < len(lens))
     wrong = docs[~inside] if not inside.all() else docs[lens[docs] == 0]

@@ -90,9 +90,12 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
     yield "losses", ", ".join(f"{name} × {loss.weight:g}" for name, loss in _on(recipe))
     yield "steps", f"{metrics['steps']:,} ({metrics['epochs']:.3g} epochs)"
     yield "corpus", f"{corpus['documents']:,} documents, {plan.tokens:,} tokens"
+    if part := metrics.get("partial"):
+        yield "trained on", f"{part['documents']:,} of {part['of']:,} planned documents"
     yield "longest input", f"{plan.config.max_length} tokens"
     yield "teacher's outputs kept", ", ".join(cache.manifest["signals"])
-    yield "teacher run in", f"{teacher['dtype']}, transformers {software['transformers']}"
+    version = software.get("transformers", "of a version not recorded")
+    yield "teacher run in", f"{teacher['dtype']}, transformers {version}"
     yield "SHA-256 of the teacher's weights", f"`{teacher['weights_sha256']}`"
     yield "SHA-256 of the corpus", f"`{corpus['sha256']}`"
     yield "SHA-256 of the plan", f"`{cache.manifest['plan']['sha256']}`"
@@ -147,5 +150,10 @@ def _usage(task: Task) -> str:
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
+    lines = [head, tuple("---" for _ in head), *([_cell(text) for text in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """A text that stays in its cell whatever a model, a file or a loss is called."""
+    return " ".join(text.split()).replace("|", "\\|")

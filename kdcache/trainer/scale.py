@@ -55,8 +55,7 @@ def keep_scale(args: transformers.TrainingArguments, stored: Json) -> str:
         raise MismatchError(
             f"the run takes {documents} documents a step, on {_ranks(stored['ranks'])}; "
             f"{_ranks(args.world_size)} of {args.train_batch_size} cannot: resume on "
-            f"{_ranks(stored['ranks'])}, or set training.per_device_train_batch_size to a divisor "
-            f"of {documents} / {args.world_size}"
+            f"{_ranks(stored['ranks'])}, or {_way(documents, args.world_size)}"
         )
     turns = documents // turn
     if turns == args.gradient_accumulation_steps:
@@ -66,6 +65,13 @@ def keep_scale(args: transformers.TrainingArguments, stored: Json) -> str:
         f"a step keeps its {documents} documents: {_ranks(args.world_size)} x "
         f"{args.train_batch_size} x accumulation {turns}"
     )
+
+
+def _way(documents: int, ranks: int) -> str:
+    """How else a step could have so many documents."""
+    if documents % ranks:
+        return f"on a number of ranks that divides {documents}"
+    return f"set training.per_device_train_batch_size to a divisor of {documents // ranks}"
 
 
 def _ranks(count: int) -> str:

@@ -107,8 +107,11 @@ def train(
         allow_partial: train on the parts that are committed where the cache lacks some, as while
             it is being built; a run that is resumed keeps to the parts it was started on.
 
-    Seeds torch's, numpy's and Python's global generators. Stopped by Ctrl-C, it finishes the step
-    under way, writes a checkpoint and raises KeyboardInterrupt.
+    Under torchrun its processes train one student: the loss of a step is that of all its documents,
+    and the first writes. A run that is resumed keeps the documents of a step, whatever the ranks.
+
+    Seeds torch's, numpy's and Python's global generators. Stopped by Ctrl-C or SIGTERM, all ranks
+    finish the same step, write a checkpoint and raise KeyboardInterrupt.
 
     Raises, before anything is loaded, ConfigError for a recipe that cache and student cannot serve
     or a folder that cannot be used, IncompleteError for a cache that lacks parts; ModelError for a

@@ -1,7 +1,8 @@
-"""How long work reports itself: bars where a person looks on, silence in scripts and pipelines."""
+"""How long work reports itself: bars where a person looks on, the log in scripts and pipelines."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +37,15 @@ class _Quiet:
         pass
 
 
+class _Logged(_Quiet):
+    """No bars; what a person should know goes to the log, which shows it unless told otherwise."""
+
+    def say(self, message: str) -> None:
+        logging.getLogger("kdcache").warning("%s", message)
+
+
 quiet: Progress = _Quiet()
+logged: Progress = _Logged()
 
 Shown = Progress | bool | None
 """What callers give: False for silence, a Progress of their own, else bars for whoever looks on."""
@@ -45,9 +54,10 @@ Shown = Progress | bool | None
 def shown(progress: Shown) -> Progress:
     """The Progress that the `progress` of a call means.
 
-    None and True are bars where stderr is a terminal, bars or lines in a notebook, and silence
-    everywhere else and in all processes of a run but the first. Raises ConfigError for an object
-    that is no Progress.
+    None and True are bars where stderr is a terminal, and bars or lines in a notebook. Everywhere
+    else nothing is drawn, and messages, such as a guess about the labels, are warnings of the
+    logger "kdcache". All processes of a run but the first are silent. Raises ConfigError for an
+    object that is no Progress.
     """
     if progress is None or progress is True:
         return _for_people()
@@ -85,7 +95,7 @@ def _for_people() -> Progress:
         from kdcache.progress_bars import Bars
 
         return Bars(sys.stderr)
-    return quiet
+    return logged
 
 
 def _in_notebook() -> bool:

@@ -17,7 +17,7 @@ import pytest
 
 import kdcache
 from kdcache.errors import ConfigError
-from kdcache.progress import is_first_process, quiet, short, shown
+from kdcache.progress import is_first_process, logged, quiet, short, shown
 from kdcache.progress_bars import Bars, Lines
 from kdcache.store import Cache
 
@@ -55,10 +55,22 @@ def test_false_is_silence_and_a_progress_of_ones_own_is_used() -> None:
     assert shown(mine) is mine
 
 
-def test_without_a_terminal_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shown(None) is shown(True) is quiet
+def test_without_a_terminal_nothing_is_drawn_and_messages_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert shown(None) is shown(True) is logged
+    shown(None).say("100% of the labels are guessed")
+    (entry,) = caplog.records
+    assert (entry.name, entry.levelname) == ("kdcache", "WARNING")
+    assert caplog.messages == ["100% of the labels are guessed"]
     monkeypatch.setattr(sys, "stderr", None)
-    assert shown(None) is quiet
+    assert shown(None) is logged
+
+
+def test_a_script_without_a_terminal_is_told_what_a_person_is() -> None:
+    code = "from kdcache.progress import shown\nshown(None).say('a guess')\nshown(False).say('no')"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (said.stdout, said.stderr) == ("", "a guess\n")
 
 
 @pytest.mark.parametrize("wrong", ["yes", 1, print])

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import CorpusError
+from kdcache.errors import ConfigError, CorpusError
 
 KINDS: Mapping[str, str] = {
     ".csv": "csv",
@@ -40,6 +40,15 @@ def files_of(source: Any) -> list[Path]:
         if times > 1:
             raise CorpusError(f"{path} is in the corpus {times} times: name it once")
     return found
+
+
+def require_no_input(path: Path, source: Any) -> None:
+    """Raise ConfigError if the file `path`, to be written, is one of a corpus."""
+    paths = isinstance(source, (str, Path, list, tuple))
+    if paths and path.exists() and any(path.samefile(file) for file in files_of(source)):
+        raise ConfigError(
+            f"{path} is a file of the corpus, and would be written over: name another"
+        )
 
 
 def kind_of(path: Path) -> str:

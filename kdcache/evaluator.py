@@ -15,6 +15,7 @@ import torch
 from kdcache.agreement import Agreement
 from kdcache.batch import collate
 from kdcache.capture import length_batches
+from kdcache.corpus_files import require_no_input
 from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.manifest import Json
 from kdcache.metrics import classification, language, regression
@@ -107,6 +108,7 @@ def evaluate(
     if predictions is not None:
         if task != "text-classification":
             raise ConfigError(f"predictions are written for text-classification only, not {task}")
+        require_no_input(Path(predictions), file)
         require_writable(Path(predictions), file=True)
     student = load_teacher(model, task=task, device=device)
     known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)

@@ -17,7 +17,7 @@ from kdcache.errors import KdcacheError
 from kdcache.interrupts import handled_by
 from kdcache_cli.app import app
 from kdcache_cli.crash import write_log
-from kdcache_cli.usage import hoist, usage_message
+from kdcache_cli.usage import hoist, require_values, usage_message
 
 MOST = 300  # characters of an error that nobody worded for a person
 OK, FAILED, MISUSE, INTERRUPTED = 0, 1, 2, 130
@@ -59,6 +59,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
+        require_values(arguments)
         code = _invoke(arguments)
         sys.stdout.flush()
         return code

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
-from kdcache.errors import near
+from kdcache.errors import ConfigError, near
 from kdcache_cli.shipped import training_fields
 
 GLOBAL = ("--debug", "--quiet")
@@ -17,6 +18,23 @@ def hoist(arguments: Sequence[str]) -> list[str]:
     end = given.index("--") if "--" in given else len(given)
     ours = [option for option in GLOBAL if option in given[:end]]
     return [*ours, *(a for a in given[:end] if a not in ours), *given[end:]]
+
+
+def require_values(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for an empty argument, such as an unset variable of a shell leaves.
+
+    As a path it would be the current folder. Only the column of labels can be none.
+    """
+    for before, given in pairwise(["", *arguments]):
+        name, equals, value = given.partition("=")
+        if given and not (name.startswith("--") and equals):
+            continue
+        option = name or (before if before.startswith("--") else "")
+        if not value and option != "--label-column":
+            raise ConfigError(
+                f"{option or 'an argument'} is empty: give it a value; is a variable of the shell "
+                "not set?"
+            )
 
 
 MEANT = {

@@ -96,7 +96,8 @@ def require_sizes(info: Mapping[str, Any], source: str | Path) -> None:
 
 def unreadable(what: str, source: str | Path, error: Exception) -> str:
     """One line for what transformers says in many."""
-    lines = [" ".join(line.split()) for line in str(error).strip().splitlines()]
+    text = repr(error) if isinstance(error, KeyError) else str(error)  # else only the bare key
+    lines = [" ".join(line.split()) for line in text.strip().splitlines()]
     first = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]) if lines else repr(error)
     if not Path(source).exists():
         return (

@@ -25,6 +25,10 @@ SHORTHANDS = {
 """Keywords of `train`, options of `kdcache train` too, and the field of [training] each sets."""
 
 
+SOURCES = ("checkpoint", "init_from_teacher", "config")
+"""Fields of [student] that say where it comes from."""
+
+
 def with_shorthands(recipe: Recipe, given: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
     """`recipe` with the fields that the `given` SHORTHANDS stand for, None for those left out.
 
@@ -71,6 +75,24 @@ def _on_cpu(device: Any) -> bool | None:
             f"CUDA_VISIBLE_DEVICES={found.index} kdcache train --device cuda"
         )
     return None if name == "auto" else found.type == "cpu"
+
+
+def require_one_student(
+    overrides: Sequence[str],
+    checkpoint: str | Path | None,
+    layers: Sequence[int] | str | None,
+    config: str | Path | None,
+) -> None:
+    """Raise ConfigError if an override says where the student comes from, and the call does too."""
+    given = {"--student": checkpoint, "--init-from-teacher": layers, "--config": config}
+    flags = [flag for flag, value in given.items() if value is not None]
+    for override in [overrides] if isinstance(overrides, str) else overrides:
+        name = override.partition("=")[0].strip()
+        if flags and name in {f"student.{source}" for source in SOURCES}:
+            raise ConfigError(
+                f"{flags[0]} and --set {override} both say where the student comes from; give one "
+                "of the two"
+            )
 
 
 def with_student(

@@ -14,7 +14,7 @@ from transformers import logging
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
 from kdcache.documents import CachedDocuments
-from kdcache.errors import ConfigError, ModelError
+from kdcache.errors import ConfigError, ModelError, require_path
 from kdcache.identity import say_unvouched
 from kdcache.losses import CacheFacts, Objective
 from kdcache.manifest import Json
@@ -42,6 +42,7 @@ from kdcache.trainer.lock import one_run, require_free
 from kdcache.trainer.loop import DistillationTrainer, Reporter, make_trainer
 from kdcache.trainer.options import (
     check_callbacks,
+    require_one_student,
     student_spec,
     with_shorthands,
     with_student,
@@ -118,10 +119,12 @@ def train(
     student that does not fit or a loss that is no longer finite.
     """
     progress = shown(progress)
+    require_path("the student's folder", out, "path")
     source = cache if isinstance(cache, Cache) else open_cache(cache)
     say_unvouched(progress, [(source.path, source.manifest["teacher"])])
     parts = choose_parts(source, Path(out) / CACHE, allow_partial=allow_partial, resume=resume)
     chosen = load_recipe(recipe, overrides, meant_fields())
+    require_one_student(overrides, student, init_from_teacher, config)
     chosen = with_student(chosen, student, init_from_teacher, config, same_tokenizer)
     given = {"seed": seed, "epochs": epochs, "lr": lr, "batch_size": batch_size, "device": device}
     chosen = with_shorthands(chosen, given, overrides)

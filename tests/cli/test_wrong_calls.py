@@ -35,6 +35,7 @@ INPUTS: dict[str, str] = {
     "far.csv": "text,label\nx,0\ny,7\n",
     "unlabelled.csv": "text\nx\ny\n",
     "hollow.csv": "text,label\nx,\n",
+    "mine.csv": "text,label\nx,email\n",
     "listed.jsonl": '{"text": "x", "labels": [0, 1]}\n',
     "huge.csv": "text,label\nx,1e39\n",
     "ragged.csv": "text,label\nx,0\ny\n",
@@ -121,9 +122,12 @@ a packed file by another name | plan {packed.jsonl} {AS_PLAN} | gzip
 a demo of no seed | demo --seed -1 --out {out} | --seed
 no documents | plan {empty.csv} {AS_PLAN} | empty.csv holds no documents
 no corpus | plan nothing.csv {AS_PLAN} | no such corpus + nothing.csv
-an empty variable for a corpus | plan "" {AS_PLAN} | empty
-an empty variable for a model | plan {corpus} {AS_PLAN} --tokenizer "" | a tokenizer is named by its folder or hub name; got an empty name
-an empty variable for a folder | plan {corpus} {AS_PLAN} --out "" | folder or URL; got an empty name
+an empty variable for a corpus | plan "" {AS_PLAN} | an argument is empty + variable
+an empty variable for a model | plan {corpus} {AS_PLAN} --tokenizer "" | --tokenizer is empty + variable
+an empty variable for a folder | plan {corpus} {AS_PLAN} --out "" | --out is empty + variable
+an empty variable after a sign | {TRAIN} --out= | --out is empty + variable
+predictions over the corpus | evaluate {classifier} {mine.csv} --predictions {mine.csv} | mine.csv is a file of the corpus + name another
+a student given twice | {TRAIN} --set student.checkpoint={classifier} | student.checkpoint + --init-from-teacher + give one of the two
 one column for both texts | plan {corpus} {AS_PLAN} --text-column text --text-column text | 'text' is named twice
 labels for text | plan {corpus} {AS_PLAN} --ignore-columns text | --text-column
 labels in a list | plan {listed.jsonl} {AS_PLAN} | listed.jsonl:1 + --label-column

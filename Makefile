@@ -9,12 +9,13 @@ LINT_IMPORTS := $(PY) -c 'from importlinter.cli import lint_imports_command as m
 SOURCES := $(wildcard kdcache kernels cli tests benchmarks)
 READY := .venv/.ready
 
-.PHONY: help demo test lint format clean FORCE
+.PHONY: help demo test slow lint format clean FORCE
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    set up, then run the demo: one teacher, one cache, two students"
 	@echo "make test    set up, then run every check and test (PYTEST_ARGS='$(PYTEST_ARGS)')"
+	@echo "make slow    set up, then run the tests that test leaves out: the same claims over more models"
 	@echo "make lint    the checks alone: ruff, mypy, import-linter"
 	@echo "make format  let ruff format and fix the sources"
 	@echo "make clean   remove .venv, caches and build products"
@@ -27,6 +28,10 @@ demo: $(READY)
 test: lint
 	@echo "pytest $(PYTEST_ARGS)"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
+
+slow: $(READY)
+	@echo "pytest -m slow $(PYTEST_ARGS)"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 lint: $(READY)
 	@echo "ruff check"

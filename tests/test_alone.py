@@ -155,7 +155,14 @@ def fits(family: str, task: Task) -> bool:
     return kind in AUTO[task]._model_mapping and not (task == "causal-lm" and masked)
 
 
-CASES = [(family, task) for family in FAMILIES for task in AUTO if fits(family, task)]
+FEW = {"Bert", "XLNet", "FNet", "GPT2", "Qwen2", *REFUSED}
+"""Families that are tried each time, one of every way to be padded."""
+CASES = [
+    pytest.param(family, task, marks=() if family in FEW else pytest.mark.slow)
+    for family in FAMILIES
+    for task in AUTO
+    if fits(family, task)
+]
 
 
 @pytest.fixture(scope="module")

@@ -446,7 +446,9 @@ def test_a_folder_of_someone_else_is_left_alone(
         build(corpus, teacher=classifier, task=TASK, out=tmp_path / "mine", limit=9)
     assert files_of(tmp_path / "mine") == {"thesis.tex": b"text"}
     plan(corpus, tokenizer=classifier, task=TASK, out=tmp_path / "plan", limit=9)
-    with pytest.raises(CacheError, match="kind is plan there and cache now"):
+    with pytest.raises(
+        CacheError, match="plan holds a plan, not a cache; choose another output folder"
+    ):
         build(corpus, teacher=classifier, task=TASK, out=tmp_path / "plan", limit=9)
 
 

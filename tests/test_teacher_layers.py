@@ -162,7 +162,12 @@ def said(model: Any) -> list[torch.Tensor]:
     return [*out.hidden_states, out.logits]
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+FEW = {"bert", "gpt_neo", "smollm3", "longformer", "gemma3_text", "qwen2_moe"}
+"""Families that are tried each time, one of every way to tell layers apart."""
+KINDS = [pytest.param(kind, marks=() if kind in FEW else pytest.mark.slow) for kind in FAMILIES]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_students_of_layers_say_what_the_layers_say(kind: str, tmp_path: Path) -> None:
     task, options = FAMILIES[kind]
     teacher = teacher_of(kind, task, options)

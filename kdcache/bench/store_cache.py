@@ -79,6 +79,7 @@ def _teacher() -> dict[str, Any]:
     return {
         "name": "random", "source": "", "class": "", "weights_sha256": "", "parameters": 0,
         "dtype": "float32", "attention": "", "classes": None,
+        "config": {}, "implied": [], "code_sha256": None,
     }  # fmt: skip
 
 

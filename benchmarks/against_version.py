@@ -28,7 +28,7 @@ import numpy as np
 
 TASK = "text-classification"
 SIGNALS = ["logits:dense", "hidden:layers=2-4-6,positions=cls,dtype=int8"]
-BUILT, STEPS, READ, BATCH = 500, 24, 4000, 32
+BUILT, STEPS, READ, BATCH = 300, 16, 4000, 32
 ROUNDS = 12  # epochs of the loader
 DRAWS = 10_000
 

@@ -12,6 +12,7 @@ from kdcache.manifest import Json
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
+LARGEST_EXPONENT = 709  # math.exp overflows beyond
 Z95 = 1.959964  # standard deviations on either side that hold 95% of a normal distribution
 
 
@@ -78,7 +79,7 @@ def language(nats: Floats, correct: npt.NDArray[np.bool_]) -> Json:
     return {
         "cross_entropy": mean,
         "cross_entropy_interval": [mean - half, mean + half],
-        "perplexity": math.exp(mean),
+        "perplexity": math.exp(mean) if mean < LARGEST_EXPONENT else math.inf,
         "accuracy": accuracy,
         "accuracy_interval": list(wilson(accuracy, len(correct))),
     }

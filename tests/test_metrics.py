@@ -13,6 +13,7 @@ from sklearn import metrics as sk
 from kdcache.metrics import (
     calibration_error,
     classification,
+    language,
     log_softmax,
     regression,
     wilson,
@@ -106,3 +107,26 @@ def test_log_softmax_is_exact_for_large_logits() -> None:
     logits = np.array([[1e4, 1e4 - 1, -1e4]], np.float32)
     wanted = -math.log1p(math.exp(-1))
     np.testing.assert_allclose(log_softmax(logits)[0, :2], [wanted, wanted - 1], rtol=1e-12)
+
+
+def test_language_scores_and_intervals_are_scipys() -> None:
+    rng = np.random.default_rng(4)
+    nats, correct = rng.gamma(2.0, 1.5, 400), rng.random(400) < 0.3
+    found = language(nats, correct)
+    assert found["cross_entropy"] == pytest.approx(nats.mean())
+    assert found["perplexity"] == pytest.approx(np.exp(nats.mean()))
+    low, high = stats.norm.interval(0.95, nats.mean(), nats.std() / 20)
+    assert found["cross_entropy_interval"] == pytest.approx([low, high])
+    shares = stats.binomtest(int(correct.sum()), 400).proportion_ci(method="wilson")
+    assert found["accuracy_interval"] == pytest.approx([shares.low, shares.high])
+    assert language(np.array([800.0]), correct[:1])["perplexity"] == math.inf
+
+
+def test_the_interval_of_a_correlation_is_fishers() -> None:
+    rng = np.random.default_rng(5)
+    targets = rng.normal(size=60)
+    values = targets + rng.normal(size=60)
+    found = regression(values, targets)
+    z, half = np.arctanh(found["pearson"]), stats.norm.ppf(0.975) / np.sqrt(57)
+    assert found["pearson_interval"] == pytest.approx(np.tanh([z - half, z + half]))
+    assert regression(values[:3], targets[:3])["pearson_interval"] is None

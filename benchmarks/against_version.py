@@ -159,7 +159,7 @@ def compare(sides: dict[str, Side], job: str, pairs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and write results/against_version.json."""
+    """Measure, and write a file a job, results/against_version_JOB.json."""
     if sys.argv[1:2] == ["--worker"]:
         worker(Path(sys.argv[2]), *sys.argv[3:])
         return
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--sst2", required=True, help="folder with SST-2's train.tsv")
     parser.add_argument("--teacher", required=True, help="a classifier of its sentences")
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--jobs", default="loader,train,build", help="those to measure anew")
     args = parser.parse_args()
     from record import save
 
@@ -180,12 +181,13 @@ def main() -> None:
         sides = {s: Side(c, folder / s, corpus, args.teacher) for s, c in checkouts.items()}
         sides["older"].do("build", "shared.zarr")  # an older format is read by both
         shutil.copytree(folder / "older", folder / "newer")
-        figures = {job: compare(sides, job, args.pairs) for job in ("loader", "train", "build")}
+        figures = {job: compare(sides, job, args.pairs) for job in args.jobs.split(",")}
         for side in sides.values():
             side.process.kill()
     commit = ["git", "-C", str(args.older), "rev-parse", "HEAD"]
     older = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
-    save("against_version", {"older": older, "pairs": args.pairs, **figures})
+    for job, found in figures.items():
+        save(f"against_version_{job}", {"older": older, "pairs": args.pairs, **found})
 
 
 if __name__ == "__main__":

@@ -109,23 +109,22 @@ def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
     if plan.config.tokenizer["type_ids"]:
         second = np.arange(lens.max())[None, :] >= plan.examples["pair_start"][docs][:, None]
         batch["token_type_ids"] = torch.from_numpy((second & mask).astype(np.int64))
+    batch.tokens = len(flat)
     if plan.config.problem == "classes":
-        batch["labels"] = torch.from_numpy(plan.examples["label"][docs].astype(np.int64))
+        labels = plan.examples["label"][docs].astype(np.int64)
+        batch.labelled = int(np.count_nonzero(labels != IGNORE_INDEX))
     elif plan.config.problem == "regression":
-        batch["labels"] = torch.from_numpy(plan.examples["value"][docs])
+        labels = plan.examples["value"][docs]
+        batch.labelled = int(np.count_nonzero(np.isfinite(labels)))
     elif plan.config.task == "causal-lm":
-        batch["labels"] = torch.from_numpy(_next_tokens(flat, lens))
+        labels = _next_tokens(flat, lens)
+        batch.labelled = len(flat) - len(docs)  # nothing follows the last token of a document
     else:
-        _add_masked(batch, plan, docs, mask.shape[1])
-    batch.tokens, batch.labelled = len(flat), labelled_rows(batch["labels"])
+        labels = _add_masked(batch, plan, docs, mask.shape[1])
+        batch.labelled = len(labels)
+    batch["labels"] = torch.from_numpy(labels)
     batch.update({name: torch.from_numpy(rows) for name, rows in signals.items()})
     return batch
-
-
-def labelled_rows(labels: torch.Tensor) -> int:
-    """Rows with a label: class ids but IGNORE_INDEX, or finite values."""
-    known = labels.isfinite() if labels.is_floating_point() else labels != IGNORE_INDEX
-    return int(known.sum())
 
 
 def _next_tokens(flat: Array, lens: Array) -> Array:
@@ -134,7 +133,8 @@ def _next_tokens(flat: Array, lens: Array) -> Array:
     return following
 
 
-def _add_masked(batch: Batch, plan: Plan, docs: Docs, width: int) -> None:
+def _add_masked(batch: Batch, plan: Plan, docs: Docs, width: int) -> Array:
+    """Lay the masked positions into a batch; returns the tokens they held, [M] int64."""
     starts, counts = plan.spans(docs, "masked")
     rows = np.repeat(np.arange(len(docs)), counts)
     positions = _read(plan, "masked_position", starts, counts)
@@ -142,7 +142,7 @@ def _add_masked(batch: Batch, plan: Plan, docs: Docs, width: int) -> None:
     batch["masked"] = torch.from_numpy(rows * width + positions)
     labels = _read(plan, "masked_label", starts, counts).astype(np.int64)
     _require_below(plan.config.tokenizer["vocab_size"], labels, "masked_label")
-    batch["labels"] = torch.from_numpy(labels)
+    return labels
 
 
 def _require_below(limit: int | Array, values: Array, column: str) -> None:

@@ -139,7 +139,11 @@ def test_patience_ends_when_it_was_told_to(
     assert 1 <= time.monotonic() - began < 15
 
 
-def test_ctrl_c_ends_the_patience_of_all_requests(bucket: str, faults: Faults) -> None:
+def test_ctrl_c_ends_the_patience_of_all_requests(
+    bucket: str, faults: Faults, request: pytest.FixtureRequest
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     faults.down = True
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()

@@ -20,8 +20,8 @@ from typing import Any
 from record import save, spread
 
 from kdcache.builder import build
-from kdcache.comparison import Settings, compare
-from kdcache.demo import split
+from kdcache.demo.comparison import Settings, compare
+from kdcache.demo.run import split
 from kdcache.evaluator import evaluate
 from kdcache.progress import quiet
 from kdcache.store import Cache

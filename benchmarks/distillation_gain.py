@@ -16,8 +16,9 @@ from typing import Any
 
 from record import save, spread
 
-from kdcache.comparison import Sentence, Settings, compare
-from kdcache.demo import split
+from kdcache.demo.comparison import Settings, compare
+from kdcache.demo.run import split
+from kdcache.demo.sentences import Sentence
 from kdcache.progress import quiet
 
 # Two passes more over the sentences than the demo, whose time is short; 17 are as many steps as 4.

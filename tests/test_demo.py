@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import transformers
 
-from kdcache.comparison import Sentence, Settings, compare, paired_gain
-from kdcache.comparison_plot import draw_comparison
-from kdcache.demo_corpus import Docstring
+from kdcache.demo.comparison import Settings, compare, paired_gain
+from kdcache.demo.comparison_plot import draw_comparison
+from kdcache.demo.docstrings import Docstring
+from kdcache.demo.sentences import Sentence
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
 from kdcache.progress import quiet

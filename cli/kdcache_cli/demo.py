@@ -27,7 +27,7 @@ def demo(
     from the cache. The corpus is the documentation in Python's own standard library: nothing is
     downloaded.
     """
-    from kdcache.demo import run
+    from kdcache.demo.run import run
 
     report = run(out, progress=context.obj, seed=seed)
     (print_json if as_json else _print)(report)

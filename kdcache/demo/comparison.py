@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kdcache.builder import build
+from kdcache.demo.sentences import Sentence, unlabelled, write
 from kdcache.demo_teacher import MAX_LENGTH, fit_teacher
 from kdcache.errors import ConfigError
 from kdcache.evaluator import evaluate
@@ -29,13 +29,6 @@ from kdcache.trainer import train
 
 Z95 = 1.959964
 CACHE = "cache.zarr"
-
-
-class Sentence(NamedTuple):
-    """A sentence and its class."""
-
-    text: str
-    label: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +69,10 @@ def compare(
     Raises ConfigError if `out` was made with other settings.
     """
     run = _Run(out, settings, progress)
-    kept = _labelled(train_set, settings)
-    run.write(
-        "train.csv", [(s.text, s.label if k else "") for s, k in zip(train_set, kept, strict=True)]
-    )
+    known = unlabelled(train_set, settings.labels, settings.seed)
+    run.write("train.csv", known)
     run.write("test.csv", test_set)
-    labels = [s.label if k else None for s, k in zip(train_set, kept, strict=True)]
+    labels = [s.label or None for s in known]
     run.phase(
         "teacher",
         "fit the teacher",
@@ -118,12 +109,9 @@ class _Run:
             raise ConfigError(f"{out} was made with other settings; choose another with --out")
         out.mkdir(parents=True, exist_ok=True)
 
-    def write(self, name: str, rows: Sequence[tuple[str, str]]) -> None:
+    def write(self, name: str, rows: Sequence[Sentence]) -> None:
         """Write a corpus of the comparison."""
-        with (self.out / name).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("text", "label"))
-            writer.writerows(rows)
+        write(self.out / name, rows)
         self._save()
 
     def phase(self, name: str, what: str, work: Callable[[Path], None]) -> None:
@@ -193,23 +181,6 @@ class _Run:
             )
         self.state["models"] = models
         self.state["gain"] = paired_gain(folder / "labels.csv", folder / "distilled.csv")
-
-
-def _labelled(sentences: Sequence[Sentence], settings: Settings) -> list[bool]:
-    """Which sentences keep their label: of each class its share, at least one, by the seed."""
-    rng = np.random.default_rng((settings.seed, 1))
-    names = np.array([s.label for s in sentences])
-    classes, counts = np.unique(names, return_counts=True)
-    exact = settings.labels * counts / len(names)
-    take = np.maximum(1, np.floor(exact).astype(int))
-    for index in np.argsort(exact - take)[::-1]:
-        if take.sum() >= settings.labels:
-            break
-        take[index] += take[index] < counts[index]
-    kept = np.zeros(len(names), bool)
-    for name, count in zip(classes, take, strict=True):
-        kept[rng.permutation(np.flatnonzero(names == name))[:count]] = True
-    return [bool(k) for k in kept]
 
 
 def paired_gain(before: Path, after: Path) -> Json:

@@ -1,12 +1,14 @@
-"""Build, train and loader against those of another version of kdcache, in turn on one machine.
+"""Build, train and loader against those of another version of kdcache, taking turns on one machine.
 
     git worktree add /tmp/older 0598396
     python benchmarks/against_version.py /tmp/older --sst2 sst2 --teacher minilm-sst2 --pairs 20
 
-Each version is a process of its own that has imported all it needs; one works at a time, and which
-of the two comes first in a pair is drawn. Times are those between the first and the last progress
-of the work itself, so that checks before it are told apart ("before"). The answers are compared
-first: both versions build the same arrays and end training at the same loss.
+Each version is a process of its own that has imported all it needs. Both do the same job at the
+same time, a turn each in an order that is drawn: a turn is a forward batch of a build, a step of
+training, or some batches of the loader, so that whatever else the machine does falls on both. A
+pair is some turns in a row of both, its ratio the median of theirs. What comes before the first
+turn is told apart ("before"). The answers are compared first: both versions build the same arrays
+and end training at the same loss.
 """
 
 from __future__ import annotations
@@ -28,87 +30,134 @@ import numpy as np
 
 TASK = "text-classification"
 SIGNALS = ["logits:dense", "hidden:layers=2-4-6,positions=cls,dtype=int8"]
-BUILT, STEPS, READ, BATCH = 300, 16, 4000, 32
-ROUNDS = 12  # epochs of the loader
+READ, BATCH, TURNS = 4000, 32, 8  # documents of the cache and of a batch; turns of a pair, nearly
+LOADED = 25  # batches of a turn of the loader
 DRAWS = 10_000
 
 
-class Stopwatch:
-    """A Progress that notes how long the bar of one unit was up."""
+class Turns:
+    """A Progress that lets the work under the bar of one unit go on a turn at a time."""
 
-    def __init__(self, unit: str) -> None:
-        self.unit, self.seconds = unit, 0.0
+    def __init__(self, unit: str, answers: Any) -> None:
+        self.unit, self.answers = unit, answers
+        self.created = self.began = time.perf_counter()
 
     @contextmanager
     def bar(self, label: str, *, unit: str, total: int | None) -> Iterator[Any]:
-        started = time.perf_counter()
-        yield lambda done: None
-        if unit == self.unit:
-            self.seconds += time.perf_counter() - started
+        if unit != self.unit:
+            yield lambda done: None
+            return
+        print(json.dumps(time.perf_counter() - self.created), file=self.answers, flush=True)
+        self._wait()
+        yield self.turn
+        self.turn()
+
+    def turn(self, done: int = 0) -> None:
+        """End a turn: say its seconds and wait for the next."""
+        print(json.dumps(time.perf_counter() - self.began), file=self.answers, flush=True)
+        self._wait()
+
+    def _wait(self) -> None:
+        sys.stdin.readline()
+        self.began = time.perf_counter()
 
     def say(self, message: str) -> None:
         pass
 
 
 def worker(folder: Path, corpus: str, teacher: str) -> None:
-    """Do what standard input names, a line each, and answer with a line of JSON."""
+    """Do what standard input names, a line each, and answer with lines of JSON."""
     shared = folder / "shared.zarr"
     answers = sys.stdout
     sys.stdout = sys.stderr
-    for line in sys.stdin:
-        job, name = line.split()
-        found = JOBS[job](folder / name, shared, corpus, teacher)
-        print(json.dumps(found), file=answers, flush=True)
+    while line := sys.stdin.readline():
+        job, pairs = line.split()
+        unit, work = JOBS[job]
+        out = folder / "made"
+        answer = work(out, shared, corpus, teacher, TURNS * int(pairs), Turns(unit, answers))
+        shutil.rmtree(out, ignore_errors=True)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
-def build_job(out: Path, shared: Path, corpus: str, teacher: str) -> dict[str, Any]:
+def share_job(
+    out: Path, shared: Path, corpus: str, teacher: str, turns: int, progress: Turns
+) -> list[float]:
+    """The cache that both versions train from."""
     import kdcache
 
-    watch, started = Stopwatch("tokens"), time.perf_counter()
-    limit = READ if out == shared else BUILT
-    options: dict[str, Any] = {"signals": SIGNALS, "limit": limit, "progress": watch}
-    cache = kdcache.build(corpus, teacher=teacher, task=TASK, out=out, **options)
-    whole = time.perf_counter() - started
+    kdcache.build(
+        corpus,
+        teacher=teacher,
+        task=TASK,
+        out=shared,
+        signals=SIGNALS,
+        limit=READ,
+        progress=progress,
+    )
+    return []
+
+
+def build_job(
+    out: Path, shared: Path, corpus: str, teacher: str, turns: int, progress: Turns
+) -> list[float]:
+    import kdcache
+
+    cache = kdcache.build(
+        corpus,
+        teacher=teacher,
+        task=TASK,
+        out=out,
+        signals=SIGNALS,
+        limit=turns * BATCH,
+        batch_tokens=512,  # some 32 documents
+        progress=progress,
+    )
     values = cache.read("hidden/L6/codes", cache.plan.docs).astype(np.int64)
     logits = float(cache.read("logits/values", cache.plan.docs).sum(dtype=np.float64))
-    if out != shared:
-        shutil.rmtree(out)
-    return {"seconds": watch.seconds, "whole": whole, "answer": [int(values.sum()), logits]}
+    return [int(values.sum()), logits]
 
 
-def train_job(out: Path, shared: Path, corpus: str, teacher: str) -> dict[str, Any]:
+def train_job(
+    out: Path, shared: Path, corpus: str, teacher: str, turns: int, progress: Turns
+) -> list[float]:
     import kdcache
 
-    watch, started = Stopwatch("steps"), time.perf_counter()
     result = kdcache.train(
         shared,
         recipe="pkd-skip",
         out=out,
         init_from_teacher=[2, 4, 6],
-        overrides=[f"training.max_steps={STEPS}", "training.logging_steps=1"],
-        progress=watch,
+        overrides=[f"training.max_steps={turns}", "training.save_strategy=no"],
+        progress=progress,
     )
-    whole = time.perf_counter() - started
-    shutil.rmtree(out)
-    return {"seconds": watch.seconds, "whole": whole, "answer": [result.metrics["losses"]["loss"]]}
+    return [result.metrics["losses"]["loss"]]
 
 
-def load_job(out: Path, shared: Path, corpus: str, teacher: str) -> dict[str, Any]:
+def load_job(
+    out: Path, shared: Path, corpus: str, teacher: str, turns: int, progress: Turns
+) -> list[float]:
     from kdcache.loader import CachedDocuments, make_loader
     from kdcache.store import open_cache
 
     cache = open_cache(shared)
     dataset = CachedDocuments(cache, list(cache.layouts), seed=0, batch=BATCH)
-    loader, total, started = make_loader(dataset, batch_size=BATCH), 0, time.perf_counter()
-    for epoch in range(ROUNDS):
-        dataset.set_epoch(epoch)
-        for batch in loader:
-            total += int(batch["input_ids"][0, 0]) + len(batch["docs"])
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "whole": seconds, "answer": [total]}
+    loader, total = make_loader(dataset, batch_size=BATCH), 0
+    with progress.bar("reading", unit="batches", total=None) as advance:
+        for epoch in range(turns * LOADED * BATCH // READ):
+            dataset.set_epoch(epoch)
+            for number, batch in enumerate(loader, 1):
+                total += int(batch["input_ids"][0, 0]) + len(batch["docs"])
+                if not number % LOADED:
+                    advance(LOADED)
+    return [total]
 
 
-JOBS = {"build": build_job, "train": train_job, "loader": load_job}
+JOBS = {
+    "share": ("nothing", share_job),
+    "build": ("tokens", build_job),
+    "train": ("steps", train_job),
+    "loader": ("batches", load_job),
+}
 
 
 class Side:
@@ -125,32 +174,43 @@ class Side:
             text=True,
         )
 
-    def do(self, job: str, name: str) -> dict[str, Any]:
+    def say(self, *words: object) -> None:
         assert self.process.stdin is not None
+        print(*words, file=self.process.stdin, flush=True)
+
+    def hear(self) -> Any:
         assert self.process.stdout is not None
-        print(job, name, file=self.process.stdin, flush=True)
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return answer
+        return json.loads(self.process.stdout.readline())
 
 
 def compare(sides: dict[str, Side], job: str, pairs: int) -> dict[str, Any]:
     """Ratios of the newer version's seconds to the older one's, pair by pair."""
     rng = np.random.default_rng(0)
-    warm = {side: sides[side].do(job, "warm") for side in sides}
-    np.testing.assert_allclose(warm["newer"]["answer"], warm["older"]["answer"], rtol=1e-6)
-    times: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for pair in range(pairs):
-        for side in rng.permutation(list(sides)):
-            times[side].append(sides[side].do(job, f"pair{pair}"))
-    newer, older = (np.array([t["seconds"] for t in times[s]]) for s in ("newer", "older"))
-    ratios = newer / older
+    for side in sides.values():
+        side.say(job, pairs)
+    before = {name: side.hear() for name, side in sides.items()}
+    turns: dict[str, list[float]] = {name: [] for name in sides}
+    answers: dict[str, list[float]] = {}
+    while len(answers) < len(sides):
+        for name in rng.permutation([name for name in sides if name not in answers]):
+            sides[name].say("go")
+            heard = sides[name].hear()
+            if isinstance(heard, list):
+                answers[name] = heard
+            else:
+                turns[name].append(heard)
+    np.testing.assert_allclose(answers["newer"], answers["older"], rtol=1e-6)
+    count = min(map(len, turns.values()))
+    newer, older = (np.array(turns[name][:count]) for name in ("newer", "older"))
+    ratios = np.array([np.median(turn) for turn in np.array_split(newer / older, pairs)])
     medians = np.median(rng.choice(ratios, (DRAWS, pairs)), axis=1)
     low, high = np.quantile(medians, [0.025, 0.975])
-    before = {s: float(np.median([t["whole"] - t["seconds"] for t in times[s]])) for s in times}
     print(f"{job}: median ratio {np.median(ratios):.4f}, 95% interval {low:.4f} to {high:.4f}")
     return {
-        "newer_seconds": float(np.median(newer)),
-        "older_seconds": float(np.median(older)),
+        "turn": {
+            "newer_seconds": float(np.median(newer)),
+            "older_seconds": float(np.median(older)),
+        },
         "before_seconds": before,
         "ratio": float(np.median(ratios)),
         "ratio_interval": [float(low), float(high)],
@@ -179,7 +239,8 @@ def main() -> None:
         folder = Path(scratch)
         checkouts = {"newer": Path(__file__).parents[1], "older": args.older}
         sides = {s: Side(c, folder / s, corpus, args.teacher) for s, c in checkouts.items()}
-        sides["older"].do("build", "shared.zarr")  # an older format is read by both
+        sides["older"].say("share", 0)  # an older format is read by both
+        sides["older"].hear()
         shutil.copytree(folder / "older", folder / "newer")
         figures = {job: compare(sides, job, args.pairs) for job in args.jobs.split(",")}
         for side in sides.values():
@@ -187,7 +248,9 @@ def main() -> None:
     commit = ["git", "-C", str(args.older), "rev-parse", "HEAD"]
     older = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
     for job, found in figures.items():
-        save(f"against_version_{job}", {"older": older, "pairs": args.pairs, **found})
+        save(
+            f"against_version_{job}", {"older": older, "pairs": args.pairs, "turns": TURNS, **found}
+        )
 
 
 if __name__ == "__main__":

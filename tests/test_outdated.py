@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import kdcache
 from kdcache.builder import build
 from kdcache.identity import FUNCTION
 from kdcache.models.families import decodes, sways
@@ -61,6 +62,22 @@ def test_a_cache_of_several_classes_at_once(cache: Cache, tmp_path: Path) -> Non
     for kind, found in (("regression", 1), ("single_label_classification", 0)):
         configure(root, tmp_path / kind, problem_type=kind)
         assert len(outdated(root)) == found
+
+
+def test_training_says_so_too(
+    cache: Cache, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = copy_of(cache, tmp_path)
+    configure(root, tmp_path / "new", problem_type="multi_label_classification")
+    age(root)
+    kdcache.train(
+        root,
+        recipe="kd",
+        out=tmp_path / "s",
+        init_from_teacher=[1],
+        overrides=["training.max_steps=1"],
+    )
+    assert f"{root}: {ONE}; build it anew" in caplog.messages
 
 
 def test_a_decoder_that_was_given_another_pad(cache: Cache, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from kdcache.losses import CacheFacts, Objective
 from kdcache.manifest import Json
 from kdcache.models import check_alone, load_student, student_shape
 from kdcache.models.student import student_config
+from kdcache.outdated import outdated
 from kdcache.progress import Progress, Shown, quiet, short, shown
 from kdcache.recipe import Recipe, load_recipe
 from kdcache.store import Cache, Place, open_cache
@@ -122,6 +123,8 @@ def train(
     require_path("the student's folder", out, "path")
     source = cache if isinstance(cache, Cache) else open_cache(cache)
     say_unvouched(progress, [(source.path, source.manifest["teacher"])])
+    for fault in outdated(source.path):
+        progress.say(fault)
     parts = choose_parts(source, Path(out) / CACHE, allow_partial=allow_partial, resume=resume)
     chosen = load_recipe(recipe, overrides, meant_fields())
     require_one_student(overrides, student, init_from_teacher, config)

@@ -18,7 +18,7 @@ import torch
 import transformers
 from tokenizers import ByteLevelBPETokenizer
 
-from kdcache.demo.docstrings import docstrings, prose
+from kdcache.demo_corpus import docstrings, prose
 
 VOCABULARY, LENGTH, BATCH = 8192, 128, 8
 END = "<|endoftext|>"

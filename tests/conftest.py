@@ -24,7 +24,7 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from kdcache.builder import build
-from kdcache.demo.docstrings import Docstring, docstrings, prose
+from kdcache.demo_corpus import Docstring, docstrings, prose
 from kdcache.store import Cache
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

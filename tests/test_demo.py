@@ -10,8 +10,8 @@ import transformers
 
 from kdcache.demo.comparison import Settings, compare, paired_gain
 from kdcache.demo.comparison_plot import draw_comparison
-from kdcache.demo.docstrings import Docstring
 from kdcache.demo.sentences import Sentence
+from kdcache.demo_corpus import Docstring
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
 from kdcache.progress import quiet

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from kdcache.builder import build
-from kdcache.demo.docstrings import Docstring
+from kdcache.demo_corpus import Docstring
 from kdcache.evaluator import evaluate
 from kdcache.numbering import Numbering, renumber
 from tests.conftest import Lines, write_csv

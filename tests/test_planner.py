@@ -16,7 +16,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kdcache.batch import collate
-from kdcache.demo.docstrings import Docstring, prose
+from kdcache.demo_corpus import Docstring, prose
 from kdcache.errors import ConfigError, CorpusError, MismatchError, ModelError
 from kdcache.masking import mask
 from kdcache.models import load_tokenizer

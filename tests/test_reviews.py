@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdcache.demo import reviews
-from kdcache.demo.docstrings import Docstring
+from kdcache.demo_corpus import Docstring
 from kdcache.errors import CorpusError
 
 NAME = f"{reviews.PACKAGE}-{reviews.VERSION}"

@@ -8,8 +8,8 @@ import numpy as np
 
 from kdcache.demo.comparison import Settings, compare
 from kdcache.demo.comparison_plot import draw_comparison
-from kdcache.demo.docstrings import docstrings
 from kdcache.demo.sentences import Sentence
+from kdcache.demo_corpus import docstrings
 from kdcache.demo_teacher import encoder_folder
 from kdcache.manifest import Json
 from kdcache.progress import Shown, shown

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from kdcache.demo.docstrings import Docstring, docstrings, prose
+from kdcache.demo_corpus import Docstring, docstrings, prose
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import torch  # noqa: E402  # after the path that finds our own packages
 
-from kdcache.bench.kernels import DTYPES, Grid, measure, report  # noqa: E402
+from kdcache.bench.kernels import measure, report  # noqa: E402
 from kdcache.bench.kernels_case import Case  # noqa: E402
 from kdcache.bench.kernels_cases import CASES, RIVALS  # noqa: E402
 from kdcache.bench.kernels_check import Check, reason, relative_error  # noqa: E402
+from kdcache.bench.kernels_grid import DTYPES, Grid  # noqa: E402
 from kdcache.bench.kernels_inputs import Size  # noqa: E402
 from kdcache.bench.report import save_report  # noqa: E402
 from kdcache.bench.timing import Stopwatch  # noqa: E402

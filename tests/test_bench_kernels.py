@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcache.bench import kernels
-from kdcache.bench.kernels import DTYPES, OURS, Grid, bench_kernels, default_grid, panels
+from kdcache.bench import kernels_grid
+from kdcache.bench.kernels import OURS, bench_kernels, panels
 from kdcache.bench.kernels_case import Case, Rival
 from kdcache.bench.kernels_cases import CASES, OPS, RIVALS
 from kdcache.bench.kernels_check import Check, relative_error
+from kdcache.bench.kernels_grid import DTYPES, Grid, default_grid
 from kdcache.bench.kernels_inputs import Formula, Size, Tensors
+from kdcache.bench.kernels_keeping import ENVIRONMENT, KEEPING, best_rival
 from kdcache.bench.report import (
     TOLERANCE,
     draw_panels,
@@ -42,13 +44,13 @@ TINY: dict[str, Any] = {
     "hidden": (48,),
     "repeats": 1,
 }
-PLAIN = ("eager", "TRL", "axolotl")
+PLAIN = ("eager", "eager, own gradient", "TRL", "axolotl")
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    """Every case, once, at tiny sizes."""
+    """Every case, once, at tiny sizes, under both allocators."""
     return bench_kernels(Grid(**TINY, rivals=PLAIN), CPU)
 
 
@@ -70,6 +72,37 @@ def test_every_case_is_right_timed_and_compared(report: dict[str, Any]) -> None:
         assert set(row["rivals"]) == {rival.name for rival in case.rivals} & set(PLAIN)
         for rival in row["rivals"].values():
             assert rival["ratio"] == pytest.approx(rival["seconds"] / row["seconds"])
+
+
+def test_the_best_rival_is_the_one_with_the_least_ratio_under_either_allocator(
+    report: dict[str, Any],
+) -> None:
+    assert report["left_out"] == []
+    for row in report["rows"]:
+        ratios = []
+        for rival in row["rivals"].values():
+            again = rival[KEEPING]
+            assert again["ratio"] == pytest.approx(again["seconds"] / row[KEEPING]["seconds"])
+            ratios += [rival["ratio"], again["ratio"]]
+        assert row["best"]["ratio"] == min(ratios)
+    assert len(report["goals"]) == len(report["rows"])
+    for goal, row in zip(report["goals"], report["rows"], strict=True):
+        assert goal["value"] == row["best"]["ratio"]
+        assert goal["met"] == (goal["value"] >= goal["bound"])
+    assert best_rival({"rivals": {"eager": {"absent": "not here"}}}) is None
+
+
+def test_an_allocator_that_hands_pages_back_all_the_same_is_said_and_the_rest_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "MALLOC_MMAP_THRESHOLD_", "65536")
+    monkeypatch.setitem(ENVIRONMENT, "MALLOC_TRIM_THRESHOLD_", "65536")
+    grid = Grid(**TINY, ops=("quantize_rows",), rivals=("eager",))
+    found = bench_kernels(grid, CPU)
+    (left_out,) = found["left_out"]
+    assert left_out.endswith("this C library's allocator hands pages back whatever it is told")
+    (row,) = found["rows"]
+    assert row["best"]["allocator"] == "default"
 
 
 def test_only_products_have_a_rate_of_products(report: dict[str, Any]) -> None:
@@ -178,6 +211,7 @@ def test_errors_are_relative_and_see_what_is_missing_among_the_small() -> None:
         ({"ops": ("topk_lk",)}, "did you mean 'topk_kl'"),
         ({"rivals": ("egar",)}, "did you mean 'eager'"),
         ({"dtypes": ("fp61",)}, "unknown dtype"),
+        ({"allocators": ("keepin",)}, "did you mean 'keeping'"),
         ({"repeats": 0}, "at least 1"),
         ({"rows": ()}, "at least 1"),
         ({"k": 257, "vocab": (257,)}, "below the vocabulary, 257"),
@@ -239,9 +273,20 @@ def test_a_report_comes_back_from_its_file(report: dict[str, Any], tmp_path: Pat
         load_report(path, "kernels")
 
 
-def test_a_plot_has_a_panel_a_row(report: dict[str, Any], tmp_path: Path) -> None:
+def test_reports_of_format_1_can_be_compared_with_and_later_ones_cannot(
+    report: dict[str, Any], tmp_path: Path
+) -> None:
+    old: dict[str, Any] = {**report, "format": 1}
+    path = save_report(tmp_path / "old.json", old)
+    assert regressions(load_report(path, "kernels"), report) == []
+    save_report(path, {**old, "format": 3})
+    with pytest.raises(MismatchError, match="format 3, expected 1 or 2"):
+        load_report(path, "kernels")
+
+
+def test_a_plot_has_a_panel_an_op(report: dict[str, Any], tmp_path: Path) -> None:
     drawn = panels(report)
-    assert len(drawn) == len(report["rows"])
+    assert [panel.title.split()[0] for panel in drawn] == list(OPS)
     assert next(iter(drawn[0].bars)) == OURS
     assert set(drawn[0].bars) == {OURS, *PLAIN}
     image = draw_panels(tmp_path / "kernels.png", "title", drawn).read_bytes()
@@ -280,6 +325,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
     def call(*more: object) -> tuple[int, str, str]:
         tiny = ["--rows", 19, "--vocab", 257, "--k", 8, "--repeats", 1, "--rival", "eager"]
+        tiny += ["--allocator", "default"]
         command = ["bench", "kernels", "--device", "cpu", "--quiet", *tiny, *more]
         return (main([str(word) for word in command]), *capsys.readouterr())
 
@@ -290,7 +336,7 @@ def test_the_command_prints_writes_and_compares(run: Run, tmp_path: Path) -> Non
     asked = ["--op", "topk_kl", "--dtype", "fp32,bf16", "--out", tmp_path]
     code, out, err = run(*asked)
     assert (code, err) == (0, "")
-    for text in ("topk_kl inplace bf16", "of limit", "copy", "eager"):
+    for text in ("topk_kl inplace bf16", "of limit", "best rival", "eager", "Goals: "):
         assert text in out
     assert (tmp_path / "kernels.png").stat().st_size > 1000
     old = load_report(tmp_path / "kernels.json", "kernels")
@@ -308,7 +354,7 @@ def test_the_command_prints_writes_and_compares(run: Run, tmp_path: Path) -> Non
 
 def test_the_command_refuses_a_wrong_kernel(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = dataclasses.replace(case_of("topk_kl", "T=1"), ours=_truncated)
-    monkeypatch.setattr(kernels, "CASES", (wrong, case_of("quantize_rows", "")))
+    monkeypatch.setattr(kernels_grid, "CASES", (wrong, case_of("quantize_rows", "")))
     code, out, err = run()
     assert code == 1
     assert err.startswith("error: topk_kl T=1 fp32 N=19 V=257 K=8 is wrong and was not timed")

@@ -2,23 +2,24 @@
 
 An op that is wrong is not timed: it is listed under `refused`. Times are medians of repeats, taken
 in turn with those of the rivals and of the limit: a copy of as many bytes as the op has to move,
-or a matrix product in the same dtype.
+or a matrix product in the same dtype. On a CPU everything is measured a second time where the
+allocator keeps its pages, and the best rival is the one with the least ratio of both.
 """
 
 from __future__ import annotations
 
-import itertools
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from kdcache.bench.kernels_case import Case
-from kdcache.bench.kernels_cases import CASES, OPS, RIVALS
+from kdcache.bench.kernels_cases import CASES, OPS
 from kdcache.bench.kernels_check import Check, reason
+from kdcache.bench.kernels_grid import DTYPES, NAMES, Grid
 from kdcache.bench.kernels_inputs import Formula, Size, Tensors
+from kdcache.bench.kernels_keeping import KEEPING, add_keeping, best_rival, measure_keeping
 from kdcache.bench.report import Json, Panel, new_report
 from kdcache.bench.timing import (
     Call,
@@ -29,66 +30,13 @@ from kdcache.bench.timing import (
     interleave,
     probe_dtypes,
 )
-from kdcache.errors import ConfigError, one_of
-from kdcache.progress import Shown, shown, track
+from kdcache.progress import Shown, shown
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 OURS = "kdcache"
+OF_BEST = dict.fromkeys(OPS, 1.0)
+"""Goals: how many times as long the best rival takes, at least."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grid:
-    """What to measure. Every op meets every size and dtype it depends on.
-
-    `rows` is of ops over a vocabulary, as many as the masked or answered tokens of a batch;
-    `tokens` is of ops over hidden states, which are kept of every token.
-    """
-
-    ops: Sequence[str] = OPS
-    rows: Sequence[int] = (512,)
-    tokens: Sequence[int] = (4096,)
-    vocab: Sequence[int] = (30522,)
-    k: int = 64
-    hidden: Sequence[int] = (768,)
-    dtypes: Sequence[str] = ("fp32",)
-    rivals: Sequence[str] = RIVALS
-    repeats: int = 9
-    cases: Sequence[Case] = field(default_factory=lambda: CASES, repr=False)
-
-    def __post_init__(self) -> None:
-        for op in self.ops:
-            one_of("op", op, OPS)
-        for dtype in self.dtypes:
-            one_of("dtype", dtype, DTYPES)
-        for rival in self.rivals:
-            one_of("rival", rival, RIVALS)
-        lists = (self.rows, self.tokens, self.vocab, self.hidden)
-        sizes = (self.k, self.repeats, *itertools.chain(*lists))
-        if min(sizes) < 1 or not all((*lists, self.dtypes, self.ops)):
-            raise ConfigError("rows, vocab, k, hidden and repeats must be at least 1")
-        if self.k >= min(self.vocab):  # the plain formulas have no case for an empty tail
-            raise ConfigError(f"k must be below the vocabulary, {min(self.vocab)}; got {self.k}")
-
-    def work(self) -> Iterator[tuple[Case, Size, str]]:
-        """Every case with every size that it depends on, and every dtype."""
-        for case in (case for case in self.cases if case.op in self.ops):
-            vocabs = self.vocab if "vocab" in case.sizes else self.vocab[:1]
-            widths = self.hidden if "hidden" in case.sizes else self.hidden[:1]
-            dtypes = [dtype for dtype in self.dtypes if DTYPES[dtype] in case.dtypes]
-            counts = self.rows if "vocab" in case.sizes else self.tokens
-            for dtype, rows, vocab, hidden in itertools.product(dtypes, counts, vocabs, widths):
-                yield case, Size(rows=rows, vocab=vocab, k=self.k, hidden=hidden), dtype
-
-
-def default_grid(device: torch.device, **changes: Any) -> Grid:
-    """The grid for a device, with the changes that are not None; `rows` are those of all ops."""
-    on_gpu: Json = {"rows": (8192,), "tokens": (8192,), "vocab": (30522, 128256)}
-    on_gpu |= {"dtypes": ("bf16",), "repeats": 25}
-    given = {name: value for name, value in changes.items() if value is not None}
-    if "rows" in given:
-        given["tokens"] = given["rows"]
-    return Grid(**{**(on_gpu if device.type == "cuda" else {}), **given})
+KEY = ("op", "variant", "dtype", "device", "rows", "vocab", "k", "hidden")
 
 
 def bench_kernels(grid: Grid, device: torch.device, *, progress: Shown = None) -> Json:
@@ -99,25 +47,68 @@ def bench_kernels(grid: Grid, device: torch.device, *, progress: Shown = None) -
     progress = shown(progress)
     watch = Stopwatch(device)
     work = list(grid.work())
+    # A worker knows the cases of the table only.
+    twice = device.type == "cpu" and KEEPING in grid.allocators and grid.cases is CASES
     rows: list[Json] = []
     refused: list[Json] = []
-    for case, size, dtype in track(progress, work, "kernels", unit="cases", total=len(work)):
-        row = measure(case, size, dtype, grid, watch)
-        (refused if "wrong" in row else rows).append(row)
-    return report(grid, device, rows, refused)
+    with progress.bar("kernels", unit="cases", total=len(work) * (1 + twice)) as advance:
+        for case, size, dtype in work:
+            row = measure(case, size, dtype, grid, watch)
+            (refused if "wrong" in row else rows).append(row)
+            advance(1)
+        why = _measure_again(grid, rows, advance) if twice else None
+    return report(grid, device, rows, refused, why)
 
 
-def report(grid: Grid, device: torch.device, rows: list[Json], refused: list[Json]) -> Json:
-    """The report of what `measure` gave for every case."""
+def _measure_again(grid: Grid, rows: list[Json], advance: Callable[[int], None]) -> str | None:
+    """Add to `rows` what a worker that keeps its pages measures; why there is none."""
+    by_name = {_name(row): row for row in rows}
+    given = {name: getattr(grid, name) for name in Grid.__slots__ if name != "cases"}
+    try:
+        for again in measure_keeping(given, torch.get_num_threads()):
+            if "wrong" not in again and _name(again) in by_name:
+                add_keeping(by_name[_name(again)], again)
+            advance(1)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def _name(row: Json) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in KEY)
+
+
+def report(
+    grid: Grid, device: torch.device, rows: list[Json], refused: list[Json], why: str | None = None
+) -> Json:
+    """The report of what `measure` gave for every case; `why` not under both allocators."""
+    for row in rows:
+        row["best"] = best_rival(row)
     return new_report(
         "kernels",
         device=str(device),
-        settings={"repeats": grid.repeats, "k": grid.k},
-        key=["op", "variant", "dtype", "device", "rows", "vocab", "k", "hidden"],
+        settings={"repeats": grid.repeats, "k": grid.k, "allocators": list(grid.allocators)},
+        left_out=[] if why is None else [f"an allocator that keeps its pages: {why}"],
+        key=list(KEY),
         better={"seconds": "lower", "peak_bytes": "lower"},
         rows=rows,
         refused=refused,
+        goals=_goals(rows),
     )
+
+
+def _goals(rows: list[Json]) -> list[Json]:
+    """Every op against its best rival, allocators included."""
+    return [
+        {
+            "goal": f"{title(row)}, times its best rival",
+            "value": row["best"]["ratio"],
+            "bound": OF_BEST[row["op"]],
+            "met": row["best"]["ratio"] >= OF_BEST[row["op"]],
+        }
+        for row in rows
+        if row["best"] is not None
+    ]
 
 
 def measure(case: Case, size: Size, dtype: str, grid: Grid, watch: Stopwatch) -> Json:
@@ -238,19 +229,22 @@ def _bound(limits: dict[str, float]) -> tuple[str, float]:
 
 
 def panels(found: Json) -> list[Panel]:
-    """The report as bars: ours and every rival that was timed, the limit across them."""
-    return [
-        Panel(
-            title=title(row),
-            unit="milliseconds",
-            bars={
-                OURS: 1000 * row["seconds"],
-                **{n: 1000 * v["seconds"] for n, v in row["rivals"].items() if "seconds" in v},
-            },
-            lines={f"limit ({row['bound']})": 1000 * row["limit_seconds"]},
-        )
-        for row in found["rows"]
-    ]
+    """The first row of every op as bars: ours and every rival at its best, the limit across."""
+    firsts = {row["op"]: row for row in reversed(found["rows"])}
+    return [_panel(firsts[op]) for op in OPS if op in firsts]
+
+
+def _panel(row: Json) -> Panel:
+    def least(side: Json) -> float:
+        return float(min(at["seconds"] for at in (side, side.get(KEEPING, side))))
+
+    timed = {name: side for name, side in row["rivals"].items() if "seconds" in side}
+    return Panel(
+        title=title(row),
+        unit="milliseconds",
+        bars={OURS: 1000 * row["seconds"], **{n: 1000 * least(side) for n, side in timed.items()}},
+        lines={f"limit ({row['bound']})": 1000 * row["limit_seconds"]},
+    )
 
 
 def title(row: Json) -> str:

@@ -91,10 +91,12 @@ class Case:
         return (out.detach(), *torch.autograd.grad(out, leaves, factor))
 
 
-def plain(formula: Formula) -> tuple[Rival, Rival]:
-    """The formula as it stands, and compiled."""
+def plain(formula: Formula, by_hand: Formula | None = None) -> tuple[Rival, ...]:
+    """The leanest formula as it stands and compiled, and one whose gradient is written by hand."""
+    own = () if by_hand is None else (Rival(name="eager, own gradient", formula=by_hand),)
     return (
         Rival(name="eager", formula=formula),
+        *own,
         Rival(
             name="torch.compile",
             formula=lambda x: _compiled(formula)(x),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import kdcache_kernels as kernels
 from kdcache.bench import rivals as r
+from kdcache.bench import rivals_lean as lean
 from kdcache.bench.kernels_case import Case, Rival, needs_liger, needs_torch_2_13, plain
 from kdcache.bench.kernels_inputs import (
     Size,
@@ -53,6 +54,8 @@ def _soft(
     ours: dict[str, Any] = {"temperature": temperature, "hard_weight": hard_weight}
     others = {"reverse": r.bucket_reverse, "js": r.bucket_js}
     oracle = others.get(divergence) or partial(r.bucket, **ours)
+    forms = {**ours, "between": lean.BETWEEN[divergence]}
+    eager, by_hand = (partial(form, **forms) for form in (lean.bucket, lean.bucket_by_hand))
     if inplace:
         ours["inplace"] = True
     return Case(
@@ -65,7 +68,7 @@ def _soft(
         outputs=("loss", "logits"),
         sizes=("rows", "vocab", "k"),
         bytes=lambda size, item: size.rows * (2 * size.vocab * item + 8 * size.k),
-        rivals=(*plain(oracle), *_soft_rivals(temperature, hard_weight, divergence)),
+        rivals=(*plain(eager, by_hand), *_soft_rivals(temperature, hard_weight, divergence)),
         own=inplace,
         dtypes=(torch.float32, torch.bfloat16, *(() if inplace else (torch.float16,))),
     )
@@ -122,6 +125,8 @@ def _products(count: int) -> Callable[[Size], int]:
 
 def _linear(variant: str, temperature: float) -> Case:
     oracle = partial(r.linear_bucket, temperature=temperature)
+    eager = partial(lean.linear_bucket, temperature=temperature)
+    by_hand = partial(lean.linear_bucket_by_hand, temperature=temperature)
     chunked = Rival(name="axolotl", formula=r.axolotl_chunked, oracle=r.linear_axolotl)
     dense = Rival(
         name="F.linear_cross_entropy",
@@ -141,13 +146,20 @@ def _linear(variant: str, temperature: float) -> Case:
         sizes=("rows", "vocab", "k", "hidden"),
         bytes=_linear_bytes,
         flops=_products(3),
-        rivals=(*plain(oracle), *((chunked, dense) if temperature == 1 else ())),
+        rivals=(*plain(eager, by_hand), *((chunked, dense) if temperature == 1 else ())),
     )
 
 
 def _both_heads(variant: str, *, temperature: float = 1.0, divergence: str = "forward") -> Case:
     js = divergence == "js"
     oracle = r.linear_dense_js if js else partial(r.linear_dense_kl, temperature=temperature)
+    eager = partial(lean.linear_kl, temperature=temperature)
+    by_hand = partial(lean.linear_kl_by_hand, temperature=temperature)
+    torchs = Rival(
+        name="F.linear_cross_entropy",
+        formula=lean.linear_kl_by_torch,
+        missing=needs_torch_2_13,
+    )
     liger = Rival(
         name="Liger fused_linear_jsd",
         formula=partial(r.liger_fused_linear_jsd, beta=BETA[divergence]),
@@ -164,7 +176,11 @@ def _both_heads(variant: str, *, temperature: float = 1.0, divergence: str = "fo
         sizes=("rows", "vocab", "hidden"),
         bytes=_linear_bytes,
         flops=_products(4),
-        rivals=(*plain(oracle), *([liger] if temperature == 1 else [])),
+        rivals=(
+            *(plain(oracle) if js else plain(eager, by_hand)),
+            *([] if js or temperature != 1 else [torchs]),
+            *([liger] if temperature == 1 else []),
+        ),
     )
 
 
@@ -191,7 +207,7 @@ def _hidden(
         outputs=("loss", "student"),
         sizes=("rows", "hidden"),
         bytes=lambda size, item: (layers or 1) * size.rows * size.hidden * (2 * item + 1),
-        rivals=plain(oracle),
+        rivals=plain(oracle, lean.hidden_mse_by_hand if normalize == "none" else None),
     )
 
 
@@ -206,6 +222,10 @@ def _encode(x: Tensors) -> tuple[Tensor, ...]:
 
 def _encode_plainly(x: Tensors) -> tuple[Tensor, ...]:
     return r.topk_and_tail(x, k=x["ids"].shape[1])
+
+
+def _encode_leanly(x: Tensors) -> tuple[Tensor, ...]:
+    return lean.topk_and_tail(x, k=x["ids"].shape[1])
 
 
 def _encoded(x: Tensors, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -250,7 +270,7 @@ CASES: tuple[Case, ...] = (
         sizes=("rows", "vocab", "k"),
         bytes=lambda size, item: size.rows * (size.vocab * item + 12 * size.k + 8),
         view=_encoded,
-        rivals=plain(_encode_plainly),
+        rivals=plain(_encode_leanly),
     ),
     Case(
         op="quantize_rows",
@@ -263,7 +283,7 @@ CASES: tuple[Case, ...] = (
         sizes=("rows", "hidden"),
         bytes=lambda size, item: size.rows * size.hidden * (item + 1),
         view=_decoded,
-        rivals=plain(r.round_rows),
+        rivals=plain(lean.round_rows),
     ),
 )
 

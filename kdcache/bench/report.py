@@ -22,7 +22,10 @@ from kdcache.errors import ConfigError, MismatchError
 
 Json = dict[str, Any]
 
-FORMAT = 1
+FORMAT = 2
+"""Of a report. Those of format 1 lack `best`, `goals` and `keeping` of kernels; what `better` names
+they have too, so they can be compared with."""
+
 PACKAGES = (
     "kdcache",
     "torch",
@@ -119,10 +122,12 @@ def load_report(path: Path, benchmark: str) -> Json:
         raise ConfigError(f"{path} is not a readable report: {error}") from error
     if not isinstance(report, dict) or "benchmark" not in report:
         raise ConfigError(f"{path} is not a report of `kdcache bench`: it names no benchmark")
-    for name, expected in (("benchmark", benchmark), ("format", FORMAT)):
-        if report.get(name) != expected:
+    known: dict[str, list[Any]] = {"benchmark": [benchmark], "format": list(range(1, FORMAT + 1))}
+    for name, expected in known.items():
+        if report.get(name) not in expected:
             raise MismatchError(
-                f"{path} has {name} {report.get(name)!r}, expected {expected!r}: "
+                f"{path} has {name} {report.get(name)!r}, expected "
+                f"{' or '.join(map(repr, expected))}: "
                 f"compare with a report that this version of `kdcache bench {benchmark}` wrote"
             )
     return report

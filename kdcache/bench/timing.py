@@ -81,13 +81,18 @@ def _cpu_peak(call: Call) -> int | None:
         empty_cache()  # freed pages that the call would use again
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
-        before = _status("VmRSS")
+        before = resident_bytes()
         kept = call()
         peak = _status("VmHWM") - before
         del kept
     except (OSError, AttributeError):  # another kernel or C library
         return None
     return max(0, peak)
+
+
+def resident_bytes() -> int:
+    """Bytes of memory that this process has now."""
+    return _status("VmRSS")
 
 
 def _status(name: str) -> int:

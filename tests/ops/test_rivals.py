@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from kdcache.bench import rivals
+from kdcache.bench import rivals_lean as lean
 from kdcache.bench.kernels_inputs import (
     Formula,
     Size,
@@ -207,3 +208,48 @@ def test_quantize_rows_is_rounding_to_a_step_of_the_row() -> None:
     assert torch.equal(scale, want_scale)
     off = (dequantize_rows(codes, scale) - x["states"]).abs()
     assert (off <= 0.5001 * scale.float()[:, None]).all()
+
+
+@pytest.mark.parametrize("form", [lean.bucket, lean.bucket_by_hand])
+@pytest.mark.parametrize(
+    ("options", "plain"),
+    [
+        ({}, rivals.bucket),
+        ({"temperature": 2.0}, partial(rivals.bucket, temperature=2.0)),
+        ({"hard_weight": 0.5}, partial(rivals.bucket, hard_weight=0.5)),
+        ({"between": lean.reverse_kl}, rivals.bucket_reverse),
+        ({"between": lean.jensen_shannon}, rivals.bucket_js),
+    ],
+)
+def test_lean_buckets_are_the_plain_formulas(
+    form: Any, options: dict[str, Any], plain: Formula
+) -> None:
+    x = soft(options.get("temperature", 1.0))
+    assert_same(partial(form, **options), plain, x, "logits", tol=1e-11)
+
+
+@temperatures
+def test_lean_heads_are_the_plain_formulas(temperature: float) -> None:
+    x = double(draw_linear(SIZE, torch.float32, CPU, True, temperature=temperature))
+    plain = partial(rivals.linear_bucket, temperature=temperature)
+    for form in (lean.linear_bucket, lean.linear_bucket_by_hand):
+        ours = partial(form, temperature=temperature)
+        assert_same(ours, plain, x, "hidden", "head", "bias", tol=1e-11)
+    plain = partial(rivals.linear_dense_kl, temperature=temperature)
+    for form in (lean.linear_kl, lean.linear_kl_by_hand):
+        ours = partial(form, temperature=temperature)
+        assert_same(ours, plain, x, "hidden", "head", tol=1e-11)
+    if hasattr(F, "linear_cross_entropy") and temperature == 1:
+        assert_same(lean.linear_kl_by_torch, plain, x, "hidden", "head", tol=1e-6)
+
+
+def test_lean_forms_of_hidden_states_and_encoders_are_the_plain_formulas() -> None:
+    for groups in (0, 3):
+        x = double(draw_hidden(SIZE, torch.float32, CPU, groups=groups))
+        assert_same(lean.hidden_mse_by_hand, rivals.hidden_mse, x, "student", tol=1e-11)
+    x = soft(2.0)
+    for got, want in zip(lean.topk_and_tail(x, k=9), rivals.topk_and_tail(x, k=9), strict=True):
+        assert torch.allclose(got, want)
+    x = draw_states(SIZE, torch.float32, CPU)
+    for got, want in zip(lean.round_rows(x), rivals.round_rows(x), strict=True):
+        assert torch.equal(got, want)

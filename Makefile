@@ -6,7 +6,7 @@ PIP_ARGS ?= -qq
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 LINT_IMPORTS := $(PY) -c 'from importlinter.cli import lint_imports_command as main; main()'
-SOURCES := $(wildcard kdcache kernels cli tests benchmarks)
+SOURCES := $(wildcard kdcache kernels cli tests benchmarks setup.py)
 READY := .venv/.ready
 
 .PHONY: help demo test slow lint format clean FORCE

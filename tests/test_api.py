@@ -63,7 +63,7 @@ def test_the_repr_of_a_plan_counts_masks(masked_cache: Cache) -> None:
 
 
 def test_ten_lines_of_python(tmp_path: Any, corpus: Any, classifier: Any) -> None:
-    """What the README shows: plan, build, open, read."""
+    """Plan, build, open, read."""
     task: Any = "text-classification"
     kdcache.plan(corpus, tokenizer=classifier, task=task, out=tmp_path / "plan", limit=20)
     kdcache.build(tmp_path / "plan", teacher=classifier, task=task, out=tmp_path / "cache")

@@ -22,26 +22,17 @@ from kdcache.signals import SIGNALS, Hidden, Outputs, TeacherShape, assist, pars
 from kdcache.signals.vocabulary import by_frequency
 from kdcache.store import Cache, open_cache
 from kdcache.tasks import Subset
+from tests.pages import DOCS, blocks, prose, run_python
 from tests.test_codecs import rows_of, said
 
-PAGE = Path(__file__).parents[1] / "docs" / "format.md"
+PAGE = DOCS / "format.md"
 MADE = ["cache", "masked_cache", "causal_cache"]
-
-
-def blocks() -> list[tuple[int, str]]:
-    """The page's Python, each block with the number of its first line."""
-    text = PAGE.read_text(encoding="utf-8")
-    found = re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return [(text[: m.start(1)].count("\n"), m.group(1)) for m in found]
 
 
 @pytest.fixture(scope="module")
 def page() -> SimpleNamespace:
     """The page's reader."""
-    names: dict[str, Any] = {}
-    for line, code in blocks():
-        exec(compile("\n" * line + code, str(PAGE), "exec"), names)
-    return SimpleNamespace(**names)
+    return SimpleNamespace(**run_python(blocks(PAGE, "python")))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +63,8 @@ def near(found: Any, wanted: torch.Tensor, what: str) -> None:
 
 
 def test_the_page_knows_numpy_and_zarr_only() -> None:
-    nodes = [node for _, code in blocks() for node in ast.walk(ast.parse(code))]
+    code = [ast.parse(block.text) for block in blocks(PAGE, "python")]
+    nodes = [node for tree in code for node in ast.walk(tree)]
     names = [a.name for node in nodes if isinstance(node, ast.Import) for a in node.names]
     names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
     assert set(names) == {"hashlib", "json", "math", "pathlib", "collections", "numpy", "zarr"}
@@ -223,8 +215,7 @@ def test_the_page_checks_what_it_reads(page: Any, old: Path, tmp_path: Path) -> 
 
 def told() -> set[str]:
     """What stands in backticks on the page outside its code."""
-    text = re.sub(r"^```.*?^```$", "", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
-    return set(re.findall(r"`([^`\n]+)`", text))
+    return set(re.findall(r"`([^`\n]+)`", prose(PAGE)))
 
 
 def test_every_array_and_every_attribute_and_dimension_is_on_the_page(

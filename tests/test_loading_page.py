@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,9 +12,7 @@ import transformers
 import kdcache
 from kdcache.store import Cache
 from tests.conftest import bert_config
-
-PAGE = Path(__file__).parents[1] / "docs" / "loading.md"
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+from tests.pages import DOCS, blocks, run_python
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -29,13 +25,11 @@ def test_the_examples_run_and_each_loop_reads_every_document(
     (tmp_path / "cache.zarr").symlink_to(str(cache.path))
     monkeypatch.chdir(tmp_path)
     seen: list[list[int]] = []
-    names: dict[str, Any] = {"__name__": "page"}
-    blocks = BLOCK.findall(PAGE.read_text("utf-8"))
-    assert len(blocks) == 7
-    for number, block in enumerate(blocks):
-        exec(compile(block, f"{PAGE.name}, example {number + 1}", "exec"), names)
-        if number == 0:
-            names["loss_of"] = noting(names["loss_of"], seen)
+    first, *others = blocks(DOCS / "loading.md", "python")
+    assert len(others) == 6
+    names = run_python([first])
+    names["loss_of"] = noting(names["loss_of"], seen)
+    run_python(others, names)
     wanted = sorted(cache.plan.docs.tolist())
     steps = -(-len(wanted) // 32)
     assert len(seen) == 5 * steps  # two epochs, one of the Trainer, two of Accelerate

@@ -1,0 +1,67 @@
+"""Every figure of the documentation is one of benchmarks/results/."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.pages import PAGES, ROOT, prose
+
+SCRIPT = ROOT / "benchmarks" / "pages.py"
+CODE = re.compile(r"`[^`]*`|\]\([^)]*\)")
+FIGURE = re.compile(r"(?<![\w.,])[-+]?\d[\d,]*(?:\.\d+|e-\d+|%| ?× |(?= times\b))+")
+MEANT = ("Python 3.11", "Apache-2.0", "100%")
+"""What looks like a figure and is none."""
+UNMEASURED = {"format.md", "loading.md"}
+"""Pages that define; their numbers are checked by the tests of their code."""
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_pages", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+made = load()
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("page", sorted({table.page for table in made.TABLES}))
+def test_the_tables_are_those_of_the_results(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    assert made.with_tables(page, text) == text, "run python benchmarks/pages.py"
+
+
+@pytest.mark.parametrize("claim", made.CLAIMS, ids=lambda claim: claim.text[:40])
+def test_the_sentences_quote_the_results(claim: made.Claim) -> None:  # type: ignore[name-defined]
+    assert flat(str(claim)) in flat((ROOT / claim.page).read_text("utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_figure_is_without_a_result(page: Path) -> None:
+    if page.name in UNMEASURED:
+        return
+    name = str(page.relative_to(ROOT))
+    text = prose(page)
+    for table in made.TABLES:
+        text = text.replace(table.text(), "")
+    text = flat(text)
+    for claim in made.CLAIMS:
+        if claim.page == name:
+            text = text.replace(flat(str(claim)), "")
+    text = CODE.sub("", text)
+    for word in MEANT:
+        text = text.replace(word, "")
+    assert FIGURE.findall(text) == []

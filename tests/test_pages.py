@@ -1,0 +1,147 @@
+"""The README and the pages of docs/ are true: what they show runs, where they point to is there."""
+
+from __future__ import annotations
+
+import email
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from kdcache.demo_corpus import Docstring
+from tests.conftest import bert_config, save_teacher
+from tests.pages import (
+    DOCS,
+    LINK,
+    PAGES,
+    README,
+    ROOT,
+    blocks,
+    links,
+    prose,
+    run_console,
+    run_python,
+)
+
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+"""What the README begins with; a folder of that name is taken for it."""
+
+
+def stand_ins(folder: Path, tokenizer: Path, sentences: list[Docstring]) -> Path:
+    """The files that the pages name, small: an encoder of six layers and labelled sentences."""
+    torch.manual_seed(0)
+    encoder = transformers.BertModel(bert_config(tokenizer, num_hidden_layers=6))
+    (folder / ENCODER).mkdir(parents=True)
+    save_teacher(folder / ENCODER, tokenizer, encoder)
+    names = ["asyncio", "email", "tkinter"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    config = bert_config(tokenizer, num_hidden_layers=6, **labels)
+    save_teacher(folder / "teacher", tokenizer, transformers.BertForSequenceClassification(config))
+    rows = [(s.text.replace("\t", " ").replace("\n", " "), s.package) for s in sentences]
+    for name, some in (
+        ("reviews", rows[:64]),
+        ("labelled", rows[64:112]),
+        ("dev", rows[112:144]),
+        ("test", rows[144:176]),
+    ):
+        lines = ["text\tlabel", *("\t".join(row) for row in some)]
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shop(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Path, sentences: list[Docstring]
+) -> Path:
+    """Where the commands run, the README's first: the other pages go on with what it made."""
+    return stand_ins(tmp_path_factory.mktemp("shop"), tokenizer, sentences)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text("utf-8").splitlines()) <= 250
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in a link."""
+    heads = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head).strip().lower().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", [*PAGES, CONTRIBUTING], ids=lambda page: page.name)
+def test_links_and_images_of_a_page_lead_somewhere(page: Path) -> None:
+    for target in links(page):
+        if not target.startswith("https://"):
+            name, _, anchor = target.partition("#")
+            path = (page.parent / name).resolve() if name else page
+            assert path.exists(), target
+            assert not anchor or anchor in anchors(path), target
+
+
+def test_every_picture_is_on_a_page() -> None:
+    shown = {(page.parent / target).resolve() for page in PAGES for target in links(page)}
+    assert set(DOCS.glob("*.png")) <= shown
+
+
+REPOSITORY = "https://example.org/kdcache"
+
+
+@pytest.mark.parametrize("repository", [None, REPOSITORY], ids=["unknown", "known"])
+def test_the_package_index_is_given_no_relative_link(
+    repository: str | None, tmp_path: Path
+) -> None:
+    for name in ("setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    if repository:
+        project += f'\n[project.urls]\nRepository = "{repository}"\n'
+    (tmp_path / "pyproject.toml").write_text(project, "utf-8")
+    for name in ("kernels", "cli", "out"):
+        (tmp_path / name).mkdir()
+    code = "from setuptools import build_meta; build_meta.prepare_metadata_for_build_wheel('out')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    (file,) = (tmp_path / "out").glob("*/METADATA")
+    found = email.message_from_string(file.read_text("utf-8"))
+    text = found.get_payload()
+    assert found["Description-Content-Type"] == "text/markdown"
+    assert "# kdcache" in text
+    targets = [target for _, _, target in LINK.findall(text)]
+    assert all(target.startswith("https://") for target in targets)
+    if repository:
+        assert f"{REPOSITORY}/raw/HEAD/docs/demo.png" in targets
+        assert f"{REPOSITORY}/blob/HEAD/docs/store.md" in targets
+
+
+def test_the_commands_of_the_readme_run_and_print_what_it_shows(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shop)
+    run_console(blocks(README, "console"))
+
+
+@pytest.mark.parametrize("name", ["fidelity.md", "store.md", "kernels.md", "methods.md"])
+def test_the_commands_of_a_page_run(name: str, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shop)
+    run_console(blocks(DOCS / name, "console"))
+
+
+def test_the_python_of_the_readme_runs(
+    tokenizer: Path,
+    sentences: list[Docstring],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(stand_ins(tmp_path, tokenizer, sentences))
+    names = run_python(blocks(README, "python"))
+    assert names["student"].folder.is_dir()
+
+
+@pytest.mark.parametrize("name", ["fidelity.md", "store.md", "kernels.md", "methods.md"])
+def test_the_python_of_a_page_runs(name: str) -> None:
+    run_python(blocks(DOCS / name, "python"))

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from kdcache.demo.docstrings import Docstring
+from kdcache.demo_corpus import Docstring
 from tests.conftest import bert_config, save_teacher
 from tests.pages import (
     DOCS,

@@ -1,8 +1,9 @@
 """kdcache: run the teacher once, train any number of students from what it said.
 
 `plan` tokenises a corpus, `build` runs the teacher over it and writes a cache, `open_cache` reads
-one, `train` distils a student from it and `evaluate` measures a model; `copy`, `merge` and
-`export` move caches, and `CachedDocuments` is a torch data set for training loops of your own.
+one, `train` distils a student from it and `evaluate` measures a model; `teach` makes the teacher,
+where there are labels and none; `copy`, `merge` and `export` move caches, and `CachedDocuments` is
+a torch data set for training loops of your own.
 Nothing heavy is imported until it is used.
 """
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from kdcache.exporting import export
     from kdcache.planner import plan
     from kdcache.store import copy, merge, open_cache, open_plan, verify
+    from kdcache.teaching import teach
     from kdcache.trainer import train
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "open_cache",
     "open_plan",
     "plan",
+    "teach",
     "train",
     "verify",
 ]
@@ -47,6 +50,7 @@ _HOME = {
     "open_cache": "store",
     "open_plan": "store",
     "plan": "planner",
+    "teach": "teaching",
     "train": "trainer",
     "verify": "store",
 }

@@ -41,12 +41,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class Classes:
-    """What is known of the classes: the teacher's names and their number, the corpus's names."""
+    """What is known of the classes: the teacher's names and their number, the corpus's names.
+
+    `new`: there is no teacher yet, and what it will call its classes is made up here.
+    """
 
     known: tuple[str, ...] | None
     count: int | None
     corpus: tuple[str, ...] | None
     most: int
+    new: bool = False
 
     @property
     def limit(self) -> int:
@@ -109,6 +113,17 @@ def _by_number_in_name(labels: Sequence[Label], classes: Classes) -> Reading | N
     return Reading(known, ids, _guess("names, not numbers,", labels, ids, known))
 
 
+def _new_numbers(labels: Sequence[Label], classes: Classes) -> Reading | None:
+    """Whole numbers in their order, those that documents have: 1 to 5 are five classes, not six."""
+    values = {label.code: label.value for label in labels if label.value is not None}
+    if not classes.new or classes.corpus is not None or len(values) < len(labels):
+        return None
+    _require_within(labels, values, classes)
+    names = [str(value) for value in sorted({int(value) for value in values.values()})]
+    order = _in_order(names)
+    return Reading(names, {code: order[str(int(v))] for code, v in values.items()}, (WHOLE,))
+
+
 def _by_number(labels: Sequence[Label], classes: Classes) -> Reading | None:
     """Numbers of classes, counted from 0."""
     values = {label.code: label.value for label in labels if label.value is not None}
@@ -140,7 +155,9 @@ def _as_the_corpus_counts(labels: Sequence[Label], classes: Classes) -> Reading 
     ):
         return None
     ids = {label.code: order[label.name] for label in labels}
-    return Reading(classes.corpus, ids, _unnamed("as the corpus does", classes.corpus))
+    return Reading(
+        classes.corpus, ids, _unnamed("as the corpus does", classes.corpus, new=classes.new)
+    )
 
 
 def _alphabetically(labels: Sequence[Label], classes: Classes) -> Reading | None:
@@ -149,11 +166,11 @@ def _alphabetically(labels: Sequence[Label], classes: Classes) -> Reading | None
     names = sorted({label.name for label in labels})
     order = _in_order(names)
     ids = {label.code: order[label.name] for label in labels}
-    return Reading(names, ids, _unnamed("alphabetically", names))
+    return Reading(names, ids, _unnamed("alphabetically", names, new=classes.new))
 
 
 BY_NAME = (_by_exact_name, _by_folded_name, _by_label_number, _by_number_in_name)
-READINGS = (*BY_NAME, _by_number, _as_the_corpus_counts, _alphabetically)
+READINGS = (*BY_NAME, _new_numbers, _by_number, _as_the_corpus_counts, _alphabetically)
 
 
 def _in_order(names: Sequence[str] | None) -> dict[str, int]:
@@ -206,8 +223,10 @@ def _guess(
     return (f"labels are taken as {what} of the teacher's classes: {listed(pairs, '; ')}",)
 
 
-def _unnamed(how: str, names: Sequence[str]) -> tuple[str, ...]:
+def _unnamed(how: str, names: Sequence[str], *, new: bool) -> tuple[str, ...]:
     pairs = listed([f"{index} {name}" for index, name in enumerate(names)])
+    if new:
+        return (f"classes are numbered {how} ({pairs})",)
     note = (
         f"no class names of the teacher are known: classes are numbered {how} ({pairs}); "
         "if the teacher numbers them otherwise, name them in id2label of its config.json"

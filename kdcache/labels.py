@@ -92,12 +92,14 @@ def resolve(
     known: Sequence[str] | None = None,
     count: int | None = None,
     corpus_names: Sequence[str] | None = None,
+    new: bool = False,
 ) -> Labels:
     """Decide what the labels are.
 
     `known` are the teacher's class names (None: unknown), `count` its number of classes (1:
     regression), `corpus_names` what the corpus itself calls its numbers, as a `datasets.ClassLabel`
-    does. Names come first, then numbers by value: docs/decisions/0021.
+    does. `new`: there is no teacher yet, and its classes will be those found here. Names come
+    first, then numbers by value: docs/decisions/0021.
 
     Raises CorpusError, naming file and line, for a label that does not fit.
     """
@@ -118,6 +120,7 @@ def resolve(
         count=count,
         corpus=tuple(corpus_names) if corpus_names is not None else None,
         most=MAX_CLASSES,
+        new=new,
     )
     return _classes(reader, _read_classes(reader.distinct(), classes))
 

@@ -128,14 +128,16 @@ def make_plan(
     scratch: Path,
     task: Task,
     classes: tuple[list[str] | None, int | None] = (None, None),
+    new_classes: bool = False,
     like: Sequence[str] = (),
     progress: Progress = quiet,
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Tokenise a corpus into a plan whose tokens lie in files of the folder `scratch`.
 
-    `classes` are the teacher's class names and their number, where known. Where text columns are
-    not named, those of `like` are taken if they are there.
+    `classes` are the teacher's class names and their number, where known; `new_classes`: there is
+    no teacher yet, and it will have those of the corpus. Where text columns are not named, those of
+    `like` are taken if they are there.
     """
     one_of("task", task, TASKS)
     opened = open_corpus(
@@ -172,6 +174,7 @@ def make_plan(
             known=classes[0],
             count=classes[1],
             corpus_names=opened.class_names,
+            new=new_classes,
         )
         facts["classes"] = labels.classes
         for note in labels.notes:

@@ -1,4 +1,4 @@
-"""What `train` notes beside a model of the cache it was trained from, and what follows from it."""
+"""What is noted beside a model of what it was trained from, and what follows from it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from kdcache.plans import Plan
 from kdcache.store import Cache
 from kdcache.tasks import Task
 
+CACHE, TAUGHT = "cache.json", "taught.json"
+"""Notes of `train`, of its cache, and of `teach`, of its corpus."""
+
 
 def trained_plan(model: str | Path, cache: Cache | None, task: Task) -> Json:
     """The plan's configuration a model was trained with, where its folder or the cache tells."""
-    config = _training_plan(Path(model) / "cache.json")
+    config = _training_plan(_note(model))
     if not config and cache is not None:
         config = cache.plan.config.to_json()
     if config.get("task", task) != task:
@@ -26,12 +29,12 @@ def trained_plan(model: str | Path, cache: Cache | None, task: Task) -> Json:
 
 
 def require_trained_vocabulary(model: str | Path, tokenizer: Tokenizer) -> None:
-    """Raise ModelError if `train` notes another vocabulary beside its model."""
-    trained = _training(Path(model) / "cache.json").get("vocabulary")
+    """Raise ModelError if another vocabulary is noted beside a model."""
+    trained = _training(_note(model)).get("vocabulary")
     if trained is not None and trained != token_map(tokenizer.plain).sha256:
         raise ModelError(
             f"the tokenizer in {model} numbers other tokens than the one it was trained with "
-            "(cache.json): put that one's files back into the folder"
+            f"({_note(model).name}): put that one's files back into the folder"
         )
 
 
@@ -40,8 +43,13 @@ def texts_of(config: Json) -> list[str]:
     return list(config.get("corpus", {}).get("text_columns", ()))
 
 
+def _note(model: str | Path) -> Path:
+    taught = Path(model) / TAUGHT
+    return taught if taught.is_file() else Path(model) / CACHE
+
+
 def _training_plan(record: Path) -> Json:
-    """The plan's configuration that `train` notes beside its model; empty if there is no note."""
+    """The plan's configuration that is noted beside a model; empty if there is no note."""
     try:
         return dict(_training(record).get("plan_config", {}))
     except (ValueError, TypeError) as error:
@@ -49,7 +57,7 @@ def _training_plan(record: Path) -> Json:
 
 
 def _training(record: Path) -> Json:
-    """What `train` notes beside its model of the cache; empty if there is no note."""
+    """What is noted beside a model; empty if there is no note."""
     if not record.is_file():
         return {}
     try:

@@ -17,19 +17,17 @@ from transformers import pipeline
 
 from kdcache.batch import Batch
 from kdcache.builder import build
-from kdcache.demo_teacher import fit_teacher
 from kdcache.errors import ConfigError, ModelError
 from kdcache.evaluator import evaluate
 from kdcache.metrics import wilson
 from kdcache.models import run_model
 from kdcache.models.tokenizer import UNBOUNDED, serve_with
-from kdcache.progress import quiet
 from kdcache.recipe import load_recipe
 from kdcache.store import Cache, open_cache, verify
 from kdcache.tasks import Task
 from kdcache.trainer import train
 from kdcache.trainer.card import write_card
-from tests.conftest import bert_config, save_teacher, write_csv
+from tests.conftest import write_csv
 
 QUICK = ("training.max_steps=2", "training.learning_rate=1e-3")
 LONG = "the event loop waits for a transport to close and then cancels the task " * 65
@@ -231,14 +229,3 @@ def test_an_evaluation_teacher_is_asked_for_before_training(
     with pytest.raises(ModelError, match="nowhere"):
         train(cache, eval_file=corpus, eval_teacher=tmp_path / "nowhere", **options)
     assert not (tmp_path / "x").exists()
-
-
-def test_the_demos_teacher_can_be_served(tokenizer: Path, tmp_path: Path) -> None:
-    config = bert_config(tokenizer)
-    encoder = save_teacher(tmp_path / "encoder", tokenizer, transformers.BertModel(config))
-    texts = [f"the {word} loop" for word in ("event", "main", "read", "write")] * 8
-    labels = ["a", "b", None, "a"] * 8
-    options: dict[str, Any] = {"seed": 0, "progress": quiet, "encoder": encoder, "epochs": 1}
-    fit_teacher(tmp_path / "fitted", texts, labels, **options)
-    pipe = pipeline("text-classification", model=str(tmp_path / "fitted"), device="cpu")
-    assert pipe(LONG, truncation=True)[0]["label"] in ("a", "b")

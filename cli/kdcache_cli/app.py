@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kdcache.progress import quiet as silent
-from kdcache_cli import bench, caches, demo, moving, planning, training, verifying
+from kdcache_cli import bench, caches, demo, moving, planning, teaching, training, verifying
 from kdcache_cli.examples import example
 from kdcache_cli.progress import reporter
 
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "copy": moving.copy,
     "merge": moving.merge,
     "export": moving.export,
+    "teach": teaching.teach,
     "train": training.train,
     "evaluate": training.evaluate,
     "recipes": training.recipes,

@@ -36,6 +36,11 @@ EXAMPLES = {
         "kdcache export train.cache exported --format parquet",
         "kdcache export s3://bucket/train.cache exported --raw",
     ),
+    "teach": (
+        "kdcache teach ./encoder labelled.csv --out teacher",
+        "kdcache teach ./encoder train.csv --dev dev.csv --eval test.csv",
+        "    --out teacher --lr 3e-5,1e-4,3e-4 --epochs 5 --class-weights none",
+    ),
     "train": (
         "kdcache train train.cache --recipe kd --init-from-teacher 2-4-6",
         "    --out student --eval dev.csv --epochs 3 --lr 1e-4 --seed 1",

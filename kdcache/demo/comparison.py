@@ -19,14 +19,16 @@ import numpy.typing as npt
 
 from kdcache.builder import build
 from kdcache.demo.sentences import Sentence, unlabelled, write
-from kdcache.demo_teacher import MAX_LENGTH, fit_teacher
+from kdcache.demo_teacher import encoder_folder
 from kdcache.errors import ConfigError
 from kdcache.evaluator import evaluate
 from kdcache.manifest import Json
 from kdcache.progress import Progress
 from kdcache.store.files import require_writable
+from kdcache.teaching import teach
 from kdcache.trainer import train
 
+MAX_LENGTH = 64
 Z95 = 1.959964
 CACHE = "cache.zarr"
 
@@ -72,20 +74,7 @@ def compare(
     known = unlabelled(train_set, settings.labels, settings.seed)
     run.write("train.csv", known)
     run.write("test.csv", test_set)
-    labels = [s.label or None for s in known]
-    run.phase(
-        "teacher",
-        "fit the teacher",
-        lambda folder: fit_teacher(
-            folder,
-            [s.text for s in train_set],
-            labels,
-            seed=settings.seed,
-            progress=progress,
-            epochs=settings.teacher_epochs,
-            learning_rate=settings.teacher_learning_rate,
-        ),
-    )
+    run.phase("teacher", "teach the teacher", run.teach)
     run.phase(CACHE, "run the teacher once", run.build)
     run.phase("labels", "train a student on labels", lambda folder: run.train(folder, "finetune"))
     run.phase("distilled", "train a student on the cache", lambda folder: run.train(folder, "kd"))
@@ -134,6 +123,19 @@ class _Run:
 
     def _save(self) -> None:
         self.note.write_text(json.dumps(self.state, indent=1))
+
+    def teach(self, folder: Path) -> None:
+        """Teach the encoder the labels that are kept."""
+        teach(
+            encoder_folder(),
+            self.out / "train.csv",
+            out=folder,
+            seed=self.settings.seed,
+            epochs=self.settings.teacher_epochs,
+            learning_rates=self.settings.teacher_learning_rate,
+            max_length=MAX_LENGTH,
+            progress=self.progress,
+        )
 
     def build(self, folder: Path) -> None:
         """Run the teacher over all training sentences."""

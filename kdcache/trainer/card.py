@@ -49,25 +49,26 @@ def write_card(folder: Path, cache: Cache, recipe: Recipe, metrics: Json) -> Non
     """
     task = cache.plan.config.task
     sections = [
-        _front(task),
+        front_matter(task, ["knowledge-distillation", "kdcache"]),
         f"# {folder.resolve().name}",
         _summary(cache, recipe),
-        _table(("", ""), list(_origin(cache, recipe, metrics))),
+        table(("", ""), list(_origin(cache, recipe, metrics))),
         "## Scores",
         _scores(metrics.get("evaluation")),
         "## How to use it",
-        _usage(task),
+        usage(task),
         "## Licence",
         LICENCE,
     ]
     (folder / CARD).write_text("\n\n".join(sections) + "\n", "utf-8")
 
 
-def _front(task: Task) -> str:
+def front_matter(task: Task, tags: list[str]) -> str:
+    """What the hub reads of a card."""
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=PIPELINES[task],
-        tags=["knowledge-distillation", "kdcache"],
+        tags=tags,
     )
     return f"---\n{data.to_yaml()}\n---"
 
@@ -124,17 +125,18 @@ def _scores(evaluation: Json | None) -> str:
     head = ("", "student") if teacher is None else ("", "student", "teacher")
     sides = [evaluation] if teacher is None else [evaluation, teacher]
     rows = [
-        (label, *(_score(side, name) for side in sides))
+        (label, *(score_cell(side, name) for side in sides))
         for name, label in SCORES.items()
         if evaluation.get(name) is not None
     ]
     file = f"`{evaluation['file']}`, " if "file" in evaluation else ""
     text = f"On {file}{evaluation['documents']:,} documents; intervals are of 95%.\n\n"
     told = "" if teacher else "\n\nThe teacher was not scored on this file (`--eval-teacher`)."
-    return text + _table(head, rows) + told
+    return text + table(head, rows) + told
 
 
-def _score(side: Json, name: str) -> str:
+def score_cell(side: Json, name: str) -> str:
+    """A score with its 95% interval; nothing where there is none."""
     if side.get(name) is None:
         return ""
     interval = side.get(f"{name}_interval")
@@ -142,14 +144,16 @@ def _score(side: Json, name: str) -> str:
     return f"{side[name]:.4g}{bounds}"
 
 
-def _usage(task: Task) -> str:
+def usage(task: Task) -> str:
+    """How a model of the task is called."""
     return (
         "```python\nfrom transformers import pipeline\n\n"
         f'pipe = pipeline("{PIPELINES[task]}", model="path/to/this/folder")\n{CALLS[task]}\n```'
     )
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
     lines = [head, tuple("---" for _ in head), *([_cell(text) for text in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

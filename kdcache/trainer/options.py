@@ -45,7 +45,7 @@ def with_shorthands(recipe: Recipe, given: Mapping[str, Any], overrides: Sequenc
                 f"training.{SHORTHANDS[name]}; give one of the two"
             )
     if "device" in values:
-        values["device"] = _on_cpu(values["device"])
+        values["device"] = on_cpu(values["device"], "train")
     fields = {SHORTHANDS[name]: value for name, value in values.items() if value is not None}
     training = {**recipe.training, **fields}
     steps = training.get("max_steps", -1)
@@ -65,14 +65,14 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _on_cpu(device: Any) -> bool | None:
-    """The field `use_cpu` for a device; None leaves it to the recipe."""
+def on_cpu(device: Any, command: str) -> bool | None:
+    """The field `use_cpu` for a device of a command; None: a GPU if there is one."""
     name = str(device)
     found = pick_device(name)
     if found.index:
         raise ConfigError(
             f"training runs on the first GPU it sees; for {name} let it see that one alone: "
-            f"CUDA_VISIBLE_DEVICES={found.index} kdcache train --device cuda"
+            f"CUDA_VISIBLE_DEVICES={found.index} kdcache {command} --device cuda"
         )
     return None if name == "auto" else found.type == "cpu"
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import wait_for_everyone
-from transformers import logging
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
 from kdcache.documents import CachedDocuments
@@ -19,6 +18,7 @@ from kdcache.identity import say_unvouched
 from kdcache.losses import CacheFacts, Objective
 from kdcache.manifest import Json
 from kdcache.models import check_alone, load_student, student_shape
+from kdcache.models.auto import silent_transformers
 from kdcache.models.student import student_config
 from kdcache.outdated import outdated
 from kdcache.progress import Progress, Shown, quiet, short, shown
@@ -323,24 +323,13 @@ class _Run:
         if self.checkpoint is not None:
             self.progress.say(f"resuming from {self.checkpoint.name.replace('-', ' ')}")
         start = time.perf_counter()
-        with _silent_transformers(), reporter.reporting():
+        with silent_transformers(), reporter.reporting():
             resume_from = None if self.checkpoint is None else str(self.checkpoint)
             trainer.train(resume_from_checkpoint=resume_from)
         if reporter.interrupted:
             reporter.ranks.total([])  # every rank has written its part of the checkpoint
             raise KeyboardInterrupt
         return run_metrics(trainer, reporter, time.perf_counter() - start)
-
-
-@contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """Errors only: what a person should know, kdcache says itself."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def facts(cache: Cache, labelled: int) -> CacheFacts:

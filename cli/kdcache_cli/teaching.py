@@ -1,0 +1,169 @@
+"""The command before a build where there is no teacher yet: teach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdcache.errors import ConfigError
+from kdcache_cli import options as o
+from kdcache_cli.output import print_json, print_table, show
+
+CLASS_WEIGHTS = ("auto", "balanced", "none")
+
+
+def teach(
+    context: typer.Context,
+    encoder: Annotated[
+        str,
+        typer.Argument(
+            metavar="ENCODER", help="Folder or hub name of a pretrained model; safetensors only."
+        ),
+    ],
+    train: o.Corpus,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the teacher to.")],
+    task: o.Task = "text-classification",
+    dev: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Labelled documents to choose on."),
+    ] = None,
+    dev_split: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Without --dev: the share of each class set aside for it (0.1)."
+        ),
+    ] = None,
+    eval_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--eval", metavar="FILE", help="Labelled documents to score it on, not chosen on."
+        ),
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(metavar="N", help="Passes over the documents; the best one is kept.")
+    ] = 4,
+    lr: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A,B", help="Learning rates to try (5e-5,2e-4).", callback=o.names),
+    ] = None,
+    class_weights: Annotated[
+        str,
+        typer.Option(
+            metavar="RULE",
+            help="Weigh classes in the loss by N / (C * count): balanced, none, or auto, which "
+            "does where one class has three times the documents of another.",
+            callback=o.known("class weights", CLASS_WEIGHTS),
+        ),
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Documents of a step.")] = 32,
+    max_length: Annotated[
+        int, typer.Option(metavar="TOKENS", help="Tokens of a document; longer ones are cut off.")
+    ] = 128,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Of the split, the head, dropout and order.")
+    ] = 0,
+    device: o.Device = "auto",
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    ignore_columns: o.IgnoreColumns = None,
+    label_type: o.LabelType = None,
+    limit: o.Limit = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Make a teacher of an encoder and labelled documents.
+
+    Fits a head, fine-tunes once for each learning rate, scores every epoch on documents set aside
+    and keeps the best. Started again after it was stopped, it goes on behind the last learning
+    rate that it finished.
+    """
+    if dev is not None and dev_split is not None:
+        raise ConfigError(
+            "--dev and --dev-split both say which documents to choose on; give one of the two"
+        )
+    asked: dict[str, Any] = {
+        "dev_split": dev_split,
+        "learning_rates": None if lr is None else _rates(lr),
+        "label_type": label_type,
+    }
+    from kdcache.teaching import teach as run
+
+    result = run(
+        encoder,
+        o.one_corpus(train),
+        out=out,
+        task=task,  # type: ignore[arg-type]  # the option's callback has checked it
+        dev=dev,
+        eval_file=eval_file,
+        epochs=epochs,
+        class_weights=class_weights,  # type: ignore[arg-type]  # as above
+        batch_size=batch_size,
+        max_length=max_length,
+        seed=seed,
+        device=device,
+        text_columns=tuple(text_column or ()),
+        label_column=label_column,
+        ignore_columns=tuple(ignore_columns or ()),
+        limit=limit,
+        progress=context.obj,
+        **{name: value for name, value in asked.items() if value is not None},
+    )
+    if as_json:
+        print_json({"folder": str(result.folder), "metrics": result.metrics})
+    else:
+        _print(result.folder, result.metrics, train)
+
+
+def _rates(texts: list[str]) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, texts))
+    except ValueError as error:
+        raise ConfigError(f"--lr takes learning rates as in 5e-5,2e-4; got {texts}") from error
+
+
+def _print(folder: Path, metrics: dict[str, Any], corpus: list[str]) -> None:
+    by = metrics["chosen_by"]
+    head = ("learning rate", "epoch", "loss", f"dev {by.replace('_', '-')}", "95% interval", "")
+    print_table(head, list(_rows(metrics, by)), right=(0, 1, 2, 3))
+    data = metrics["data"]
+    print(f"\nTaught on {data['train']:,} documents, chosen on {data['dev']:,}.")
+    if "evaluation" in metrics:
+        scores = metrics["evaluation"]
+        told = ", ".join(_told(scores, name) for name in ("accuracy", "f1", "pearson", "mse"))
+        print(f"On {scores['file']}, {scores['documents']:,} documents: {told.strip(', ')}.")
+    print(
+        f"Next: kdcache build {' '.join(corpus)} --teacher {folder} --task {metrics['task']} "
+        f"--out {folder}.cache"
+    )
+
+
+def _told(scores: dict[str, Any], name: str) -> str:
+    return f"{name} {show(scores[name])}" if scores.get(name) is not None else ""
+
+
+def _rows(metrics: dict[str, Any], by: str) -> Iterator[tuple[Any, ...]]:
+    chosen = metrics["chosen"]
+    start = {"epoch": 0, "loss": None, "dev": metrics["start"]["scores"]}
+    for rate, epochs in [
+        (None, [start]),
+        *((point["learning_rate"], point["epochs"]) for point in metrics["grid"]),
+    ]:
+        for one in epochs:
+            scores = one["dev"] or {}
+            low_high = scores.get(f"{by}_interval")
+            yield (
+                "the start" if rate is None else f"{rate:g}",
+                one["epoch"],
+                show(one["loss"]),
+                show(scores.get(by)),
+                "" if low_high is None else f"{low_high[0]:.3f} to {low_high[1]:.3f}",
+                _mark(one, rate, chosen),
+            )
+
+
+def _mark(epoch: dict[str, Any], rate: float | None, chosen: dict[str, Any]) -> str:
+    if epoch["dev"] is None:
+        return "diverged"
+    return "chosen" if (rate, epoch["epoch"]) == (chosen["learning_rate"], chosen["epoch"]) else ""

@@ -1,0 +1,224 @@
+"""The labelled documents of a teacher: read as a plan is, and split into two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.corpus import columns_of
+from kdcache.errors import CorpusError
+from kdcache.models import Tokenizer
+from kdcache.planner import PlanOptions, make_plan
+from kdcache.plans import Array, Plan
+from kdcache.progress import Progress
+from kdcache.store import open_plan, write_plan
+from kdcache.teaching.settings import Settings
+from kdcache.teaching.split import dev_rows
+
+Docs = npt.NDArray[np.int64]
+SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents of a plan, by their rows in its example space."""
+
+    plan: Plan = field(repr=False)
+    docs: Docs
+
+    def __len__(self) -> int:
+        return len(self.docs)
+
+    @property
+    def regression(self) -> bool:
+        """Whether labels are values and not classes."""
+        return self.plan.config.problem == "regression"
+
+    @cached_property
+    def labels(self) -> Array:
+        """Class ids, or values, of the documents: [N]."""
+        name = "value" if self.regression else "label"
+        return np.asarray(self.plan.examples[name][self.docs])
+
+    @property
+    def classes(self) -> Docs:
+        """Class ids, [N], or zeros where labels are values: all of one kind."""
+        return np.zeros(len(self), np.int64) if self.regression else self.labels.astype(np.int64)
+
+    def of(self, rows: Array) -> Documents:
+        """Some of them."""
+        return Documents(self.plan, self.docs[rows])
+
+    def counts(self) -> Docs:
+        """Documents of each class: [C]."""
+        names = self.plan.config.classes or []
+        return np.bincount(self.classes, minlength=len(names))
+
+    def texts(self) -> list[bytes]:
+        """The tokens of each document, which tell whether two have the same text."""
+        starts, counts = self.plan.spans(self.docs, "token")
+        reader: Any = self.plan.columns["tokens"]
+        flat = reader.read(starts, counts)
+        pairs = self.plan.examples["pair_start"][self.docs]
+        pieces = np.split(flat, np.cumsum(counts)[:-1])
+        return [p.tobytes() + b"|%d" % start for p, start in zip(pieces, pairs, strict=True)]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a teacher is fitted to, what it is chosen on, and texts that have no label."""
+
+    train: Documents
+    dev: Documents
+    unlabelled: Documents
+    dev_file: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Class names in the order of their ids; none where labels are values."""
+        return self.train.plan.config.classes or []
+
+
+def read_data(
+    corpus: Any,
+    dev: Any,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    scratch: Path,
+    options: PlanOptions,
+    progress: Progress,
+) -> Data:
+    """Read and check the labelled documents; without a `dev` file some are set aside to choose on.
+
+    Raises CorpusError where there are no labels to learn from or to choose on.
+    """
+    options = {**options, "max_length": settings.max_length, "seed": settings.seed}
+    plan = _plan(corpus, tokenizer, scratch / "train", options, progress, new=True)
+    all_of = Documents(plan, plan.labelled_docs)
+    _require_labels(all_of, corpus)
+    rest = Documents(plan, np.setdiff1d(plan.docs, plan.labelled_docs))
+    if dev is None:
+        return _split(all_of, rest, settings, progress)
+    known = _known(plan, dev, options)
+    chosen_on = _plan(dev, tokenizer, scratch / "dev", known, progress, classes=plan)
+    if not chosen_on.labelled:
+        raise CorpusError(f"{dev} has no labels to choose on; name them with --label-column")
+    data = Data(all_of, Documents(chosen_on, chosen_on.labelled_docs), rest, Path(str(dev)).name)
+    _say_shared(data, dev, progress)
+    _say_classes(data, progress)
+    return data
+
+
+def _plan(
+    corpus: Any,
+    tokenizer: Tokenizer,
+    scratch: Path,
+    options: PlanOptions,
+    progress: Progress,
+    *,
+    new: bool = False,
+    classes: Plan | None = None,
+) -> Plan:
+    scratch.mkdir()
+    names = classes.config.classes if classes else None
+    known = (names, len(names or [0]) if classes else None)
+    made = make_plan(
+        corpus,
+        tokenizer,
+        scratch=scratch,
+        task="text-classification",
+        classes=known,
+        new_classes=new,
+        progress=progress,
+        **options,
+    )
+    write_plan(scratch / "plan.zarr", made)
+    return open_plan(scratch / "plan.zarr")
+
+
+def _known(plan: Plan, dev: Any, options: PlanOptions) -> PlanOptions:
+    """The columns of the training documents, where the dev file has them, and all of it read."""
+    corpus, columns = plan.config.corpus, columns_of(dev)
+    known: PlanOptions = {**options, "limit": None}
+    if set(corpus["text_columns"]) <= set(columns):
+        known["text_columns"] = corpus["text_columns"]
+    if corpus["label_column"] in columns:
+        known["label_column"] = corpus["label_column"]
+    known["label_type"] = "float" if plan.config.problem == "regression" else "class"
+    return known
+
+
+def _require_labels(documents: Documents, corpus: Any) -> None:
+    if not len(documents):
+        raise CorpusError(
+            f"{corpus} has no labels to learn from; name their column with --label-column"
+        )
+    if documents.regression:
+        if np.ptp(documents.labels) == 0:
+            raise CorpusError(f"all {len(documents):,} values of {corpus} are the same: no task")
+        return
+    names, counts = documents.plan.config.classes or [], documents.counts()
+    if (counts > 0).sum() < 2:
+        only = names[int(counts.argmax())]
+        raise CorpusError(
+            f"all {len(documents):,} labelled documents of {corpus} are of one class, {only!r}: a "
+            "teacher needs documents of two classes or more; is this the label column "
+            "(--label-column)?"
+        )
+    if len(documents) < len(names):
+        raise CorpusError(
+            f"{corpus} has {len(documents):,} labelled documents and {len(names):,} classes: label "
+            "more, or name the label column with --label-column"
+        )
+
+
+def _split(documents: Documents, rest: Documents, settings: Settings, progress: Progress) -> Data:
+    texts = np.unique(np.asarray(documents.texts(), object), return_inverse=True)[1]
+    aside = dev_rows(texts.reshape(-1), documents.classes, settings.dev_split, settings.seed)
+    if not aside.any():
+        raise CorpusError(
+            f"{len(documents):,} labelled documents leave none to choose on, for no class has two "
+            "different texts: label more, or name a file to choose on with --dev"
+        )
+    data = Data(documents.of(~aside), documents.of(aside), rest)
+    progress.say(
+        f"{len(data.dev):,} of {len(documents):,} labelled documents are set aside to choose on "
+        "(--dev-split; --dev names a file instead)"
+    )
+    _say_classes(data, progress)
+    return data
+
+
+def _say_shared(data: Data, dev: Any, progress: Progress) -> None:
+    known = set(data.train.texts())
+    shared = sum(text in known for text in data.dev.texts())
+    if shared:
+        progress.say(
+            f"{shared:,} of {len(data.dev):,} documents in {dev} are among those to learn from: "
+            "the scores on it are too good"
+        )
+
+
+def _say_classes(data: Data, progress: Progress) -> None:
+    """What a person should know of classes with few documents."""
+    if data.train.regression:
+        return
+    train, dev = data.train.counts(), data.dev.counts()
+    for note, which in (
+        ("no document to learn from, and will hardly ever be predicted", train == 0),
+        ("a single document to learn from", train == 1),
+        ("no document to choose on, so the scores do not tell of them", (dev == 0) & (train > 0)),
+    ):
+        if which.any():
+            progress.say(f"classes with {note}: {_some(data.names, np.flatnonzero(which))}")
+
+
+def _some(names: Sequence[str], which: Array) -> str:
+    shown = ", ".join(names[i] for i in which[:SHOWN])
+    return f"{shown} and {len(which) - SHOWN:,} more" if len(which) > SHOWN else shown

@@ -1,0 +1,159 @@
+"""Teach: from labelled documents and an encoder to a teacher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import set_seed
+
+from kdcache.errors import require_path
+from kdcache.labels import LabelType
+from kdcache.manifest import Json
+from kdcache.models import load_tokenizer
+from kdcache.planner import PlanOptions, scratch_folder
+from kdcache.progress import Progress, Shown, shown
+from kdcache.store.files import remove_tree, writing
+from kdcache.tasks import Task
+from kdcache.teaching.card import write_card
+from kdcache.teaching.data import read_data
+from kdcache.teaching.encoder import load_encoder, require_encoder
+from kdcache.teaching.folder import check_folder
+from kdcache.teaching.grid import Grid
+from kdcache.teaching.settings import ClassWeights, Settings, rates_of, require_taught
+from kdcache.teaching.tuning import arguments
+from kdcache.trainer.evaluation import check_evaluation, check_labels, same_columns
+from kdcache.trainer.folder import CHECKPOINTS, METRICS, write_json
+from kdcache.trainer.options import on_cpu
+
+
+@dataclass(frozen=True)
+class TeachResult:
+    """A taught teacher.
+
+    Attributes:
+        folder: model, tokenizer, model card and `metrics.json`.
+        metrics: settings, class weights, the start, every point of the grid, the one chosen, scores
+            on the dev documents under "dev", those on an evaluation file under "evaluation".
+    """
+
+    folder: Path
+    metrics: Json
+
+    def __repr__(self) -> str:
+        chosen, by = self.metrics["chosen"], self.metrics["chosen_by"]
+        return (
+            f"<TeachResult {self.folder}: learning rate {chosen['learning_rate']}, epoch "
+            f"{chosen['epoch']}, {by} {self.metrics['dev'][by]:.4g} on dev>"
+        )
+
+
+def teach(
+    encoder: str | Path,
+    train: Any,
+    *,
+    out: str | Path,
+    task: Task = "text-classification",
+    dev: Any = None,
+    dev_split: float = 0.1,
+    eval_file: str | Path | None = None,
+    epochs: int = 4,
+    learning_rates: float | Sequence[float] = (5e-5, 2e-4),
+    class_weights: ClassWeights = "auto",
+    batch_size: int = 32,
+    max_length: int = 128,
+    seed: int = 0,
+    device: str = "auto",
+    text_columns: Sequence[str] = (),
+    label_column: str | None = None,
+    ignore_columns: Sequence[str] = (),
+    label_type: LabelType = "auto",
+    limit: int | None = None,
+    progress: Shown = None,
+) -> TeachResult:
+    """Fine-tune `encoder` on the labelled documents of `train` into a teacher in the folder `out`.
+
+    A head is fitted to the encoder's states first; then the whole is fine-tuned once for each
+    learning rate and scored on dev documents after each epoch. The best of all these is kept.
+
+    Args:
+        encoder: folder or hub name of a model that transformers loads as a classifier.
+        train: a corpus, as in `plan`. Documents without a label help to fit the pooler.
+        task: "text-classification"; labels that are numbers with a point, or `label_type="float"`,
+            make it a regression.
+        dev: labelled documents to choose on, a corpus too; else
+        dev_split: the share of the labelled documents of `train`, of every class, set aside for it.
+        eval_file: labelled documents to score the teacher on when it is done; not chosen on.
+        epochs: passes over the documents; the rate falls to 0 over all of them.
+        learning_rates: those that are tried, each from the same start.
+        class_weights: "balanced" weighs each class in the loss by N / (C * count), at most 10, and
+            chooses by macro-F1; "auto" does so where the largest class has three times the labels
+            of the smallest, or more; "none" never does.
+        batch_size: documents of a step.
+        max_length: tokens a document may have; longer ones are cut off.
+        seed: of the split, the head, dropout and the order of documents.
+        device: "auto", "cpu" or "cuda", the first GPU this process sees.
+        text_columns, label_column, ignore_columns, label_type, limit: of `train`, as in `plan`.
+
+    Called again after it was stopped, it goes on behind the last learning rate that it finished.
+    The same seed gives the same weights on a CPU, bit for bit. Seeds torch's, numpy's and Python's
+    global generators.
+
+    Raises, before anything is written, ConfigError for a setting that cannot work or a folder that
+    cannot be used, CorpusError for labels that cannot be learnt from, ModelError for an encoder
+    that does not fit, MismatchError if `out` holds a run with other settings.
+    """
+    progress, folder = shown(progress), Path(out)
+    require_path("the encoder", encoder)
+    require_path("the teacher's folder", out, "path")
+    require_taught(task)
+    settings = Settings(
+        epochs=epochs,
+        learning_rates=rates_of(learning_rates),
+        dev_split=dev_split,
+        class_weights=class_weights,
+        batch_size=batch_size,
+        max_length=max_length,
+        seed=seed,
+    )
+    cpu = on_cpu(device, "teach")
+    check_folder(folder)
+    config, tokenizer = require_encoder(encoder), load_tokenizer(encoder)
+    columns: PlanOptions = {
+        "text_columns": text_columns,
+        "label_column": label_column,
+        "ignore_columns": ignore_columns,
+        "label_type": label_type,
+        "limit": limit,
+    }
+    started = time.perf_counter()
+    with scratch_folder(None) as scratch:
+        data = read_data(train, dev, tokenizer, settings, scratch, columns, progress)
+        known = data.train.plan.config
+        evaluation = check_evaluation(eval_file, None, known)
+        args = arguments(settings, folder / CHECKPOINTS, cpu=bool(cpu))
+        set_seed(seed)
+        plans = [data.train.plan, data.dev.plan]
+        loaded = load_encoder(encoder, config, data.names, plans, tokenizer)
+        if evaluation is not None:
+            check_labels(evaluation, loaded.model.config)
+        grid = Grid(encoder, loaded, data, settings, args, folder, progress)
+        metrics = grid.run(tokenizer)
+        if eval_file is not None:
+            scores = _evaluate(folder, eval_file, known.corpus, progress)
+            metrics["evaluation"] = {"file": Path(eval_file).name, **scores}
+    metrics["seconds"] = time.perf_counter() - started
+    with writing(folder):
+        write_card(folder, metrics)
+        write_json(folder / METRICS, metrics)
+        remove_tree(folder / CHECKPOINTS)
+    return TeachResult(folder, metrics)
+
+
+def _evaluate(folder: Path, file: str | Path, corpus: Json, progress: Progress) -> Json:
+    from kdcache.evaluator import evaluate
+
+    return evaluate(folder, file, progress=progress, **same_columns(corpus, file))

@@ -33,7 +33,7 @@ from kdcache.progress import quiet
 from kdcache.recipe import load_recipe
 from kdcache.signals import SoftLabels
 from kdcache.store import Cache
-from kdcache.trainer.train import _Run
+from kdcache.trainer.run import Run
 from kdcache_kernels import topk_encode
 
 WARM_UP = 5
@@ -92,7 +92,7 @@ def train_once(
 ) -> dict[str, Any]:
     """Train one student; losses of every logged step, seconds of every step."""
     shutil.rmtree(out, ignore_errors=True)
-    run = _Run(cache, None, recipe, out, resume=False, progress=quiet)
+    run = Run(cache, None, recipe, out, resume=False, progress=quiet)
     if online is not None:
         run.dataset = OnlineDocuments(run.dataset, *online)
         signals = dict(run.objective.facts.signals)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,9 +10,10 @@ from kdcache.errors import ConfigError, ModelError
 from kdcache.losses.shared import within
 from kdcache.manifest import Json
 from kdcache.plans import Plan
+from kdcache.same_texts import document_keys
 from kdcache.signals import SoftLabels
 from kdcache.store import Cache
-from kdcache.tasks import LOGITS_SPACE, Space
+from kdcache.tasks import LOGITS_SPACE
 from kdcache_kernels import topk_kl
 
 Docs = npt.NDArray[np.int64]
@@ -31,8 +29,8 @@ class Agreement:
     def __init__(self, plan: Plan, cache: Cache, outputs: int) -> None:
         _require_comparable(plan, cache, outputs)
         self.plan, self.cache = plan, cache
-        held = {key: doc for doc, key in _keys(cache.plan)}
-        self.rows = {doc: held[key] for doc, key in _keys(plan) if key in held}
+        held = {key: doc for doc, key in document_keys(cache.plan)}
+        self.rows = {doc: held[key] for doc, key in document_keys(plan) if key in held}
         self._count, self._same, self._apart = 0, 0.0, 0.0
 
     def add(self, docs: Docs, logits: torch.Tensor) -> None:
@@ -87,24 +85,6 @@ def _require_comparable(plan: Plan, cache: Cache, outputs: int) -> None:
             "cannot be compared; leave --cache out"
         )
     cache.require_complete()
-
-
-def _keys(plan: Plan) -> Iterator[tuple[int, bytes]]:
-    """Each document's row and a digest of its tokens and masked positions."""
-    columns: list[tuple[str, Space]] = [("tokens", "token")]
-    if "masked" in plan.rows:
-        columns.append(("masked_position", "masked"))
-    for part in range(plan.parts):
-        docs = plan.part_docs(part)
-        states = [hashlib.blake2b(digest_size=16) for _ in docs]
-        for name, space in columns:
-            size = plan.rows[space]
-            rows = plan.columns[name][part * size : (part + 1) * size].astype(np.int64)
-            starts, counts = plan.spans(docs, space)
-            for state, start, count in zip(states, starts - part * size, counts, strict=True):
-                state.update(np.int64(count).tobytes())
-                state.update(rows[start : start + count].tobytes())
-        yield from zip(docs.tolist(), (state.digest() for state in states), strict=True)
 
 
 def _likeliest(soft: SoftLabels) -> torch.Tensor:

@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from kdcache.agreement import Agreement
-from kdcache.batch import collate
+from kdcache.batch import Docs
 from kdcache.capture import length_batches
 from kdcache.corpus_files import require_no_input
 from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.manifest import Json
-from kdcache.metrics import classification, language, regression
 from kdcache.models import (
     Teacher,
     Tokenizer,
-    check_alone,
     classes_of,
     load_config,
     load_teacher,
     load_tokenizer,
-    run_model,
 )
-from kdcache.models.auto import require_problem, require_token_types
-from kdcache.models.largest_id import require_ids
-from kdcache.models.teacher import check_fit, most_tokens
+from kdcache.models.auto import require_problem
 from kdcache.models.token_map import vocabulary_apart
 from kdcache.numbering import Numbering
 from kdcache.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.plans import Plan
 from kdcache.predictions import write_predictions
 from kdcache.progress import Progress, Shown, short, shown
+from kdcache.scoring import (
+    BATCH,
+    Predictions,
+    forward,
+    predict,
+    require_finite,
+    require_fit,
+    score_teacher,
+    scores,
+    settle,
+    token_budget,
+)
 from kdcache.store import Cache, Place, open_cache, open_plan, write_plan
 from kdcache.store.files import require_writable, writing
 from kdcache.tasks import Task
@@ -48,7 +52,6 @@ from kdcache.training_note import (
     trained_plan,
 )
 
-Docs = npt.NDArray[np.int64]
 HEADS: dict[str, Task] = {
     "ForSequenceClassification": "text-classification",
     "ForMaskedLM": "masked-lm",
@@ -58,22 +61,13 @@ HEADS: dict[str, Task] = {
 TIMED_DOCS = 512
 
 
-@dataclass(frozen=True)
-class _Result:
-    """Predictions of a model over a plan; language models keep scores of each row only."""
-
-    logits: npt.NDArray[np.float32]  # [documents, C]; [0, 0] for language models
-    nats: npt.NDArray[np.float64]  # cross-entropy of each labelled row, language models only
-    correct: npt.NDArray[np.bool_]  # whether its likeliest token is right
-
-
 def evaluate(
     model: str | Path,
     file: Any,
     *,
     cache: Place | Cache | None = None,
     teacher: str | Path | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     device: str = "auto",
     text_columns: Sequence[str] = (),
     label_column: str | None = None,
@@ -122,11 +116,12 @@ def evaluate(
         raise ModelError(f"the model's tokenizer is not the cache's: {apart}; leave --cache out")
     with scratch_folder(None) as scratch:
         plan = _plan(file, model, tokenizer, task, scratch, options, texts_of(trained), progress)
-        _check(student, plan, file)
+        _require_labels(plan, file)
+        require_fit(student.model, plan, student.identity["name"])
         require_same_texts(model, texts_of(trained), plan, file)
-        _settle(student, plan, progress)
+        settle(student.model, plan, student.identity["name"], progress)
         agreement = Agreement(plan, known, student.shape.outputs) if known is not None else None
-        budget = batch_size * max(1, plan.tokens // plan.documents)
+        budget = token_budget(plan, batch_size)
         label, total = f"evaluating {short(model)} on {short(file)}", plan.documents
         with progress.bar(label, unit="documents", total=total) as advance:
             result = _predict(student, plan, budget, agreement, advance)
@@ -135,14 +130,14 @@ def evaluate(
             "task": task,
             "documents": plan.documents,
             "parameters": student.identity["parameters"],
-            **_scores(plan, result),
+            **scores(plan, result),
         }
         if agreement is not None:
             report["teacher_rows"] = agreement.report()
         if predictions is not None:
             with writing(Path(predictions)):
                 write_predictions(Path(predictions), plan, result.logits)
-        report.update(_speed(student, plan, tokenizer, budget, teacher, task, device, progress))
+        report.update(_speed(student, plan, tokenizer, batch_size, teacher, device, progress))
     return report
 
 
@@ -188,23 +183,9 @@ def _plan(
     return open_plan(scratch / "plan.zarr")
 
 
-def _check(model: Teacher, plan: Plan, file: Any) -> None:
-    """Raise unless the plan has something to score and its tokens fit the model."""
+def _require_labels(plan: Plan, file: Any) -> None:
     if plan.config.task == "text-classification" and plan.labelled == 0:
         raise CorpusError(f"{file} has no labels to score against; name them with --label-column")
-    name, vocab = model.identity["name"], model.model.config.get_text_config().vocab_size
-    way = "put the tokenizer it was trained with into its folder, or leave the document out"
-    require_ids(plan, vocab, name, way)
-    limit, longest = most_tokens(model.model), int(plan.examples["doc_len"].max())
-    if limit is not None and longest > limit:
-        raise ModelError(f"{name} takes {limit} tokens, not {longest}; pass --max-length {limit}")
-    require_token_types(model.model.config, plan, name)
-
-
-def _settle(model: Teacher, plan: Plan, progress: Progress) -> None:
-    """See to it that a model says of a document what it says of that document alone."""
-    name = f"the model {model.identity['name']}"
-    check_alone(model.model, plan.config.task, plan, name=name, progress=progress)
 
 
 def _predict(
@@ -213,60 +194,17 @@ def _predict(
     budget: int,
     agreement: Agreement | None,
     advance: Callable[[int], None],
-) -> _Result:
-    language = plan.config.task != "text-classification"
-    size = 0 if language else student.shape.outputs
-    logits = np.zeros((len(plan.docs) if size else 0, size), np.float32)
-    place = {int(doc): index for index, doc in enumerate(plan.docs)}
-    nats: list[torch.Tensor] = []
-    correct: list[torch.Tensor] = []
-    for docs, out, labels in _forward(student, plan, budget):
-        if language:
-            kept = labels >= 0
-            nats.append(
-                torch.nn.functional.cross_entropy(out[kept], labels[kept], reduction="none")
-            )
-            correct.append(out[kept].argmax(-1) == labels[kept])
-        else:
-            logits[[place[int(doc)] for doc in docs]] = out.cpu().numpy()
+) -> Predictions:
+    def seen(docs: Docs, logits: torch.Tensor) -> None:
+        require_finite(student.identity["name"], logits)
         if agreement is not None:
-            agreement.add(docs, out)
+            agreement.add(docs, logits)
         advance(len(docs))
-    return _Result(
-        logits,
-        torch.cat(nats).double().cpu().numpy() if nats else np.empty(0),
-        torch.cat(correct).cpu().numpy() if correct else np.empty(0, np.bool_),
-    )
+
+    return predict(student.model, plan, length_batches(plan, plan.docs, budget), seen)
 
 
-def _forward(
-    model: Teacher, plan: Plan, budget: int, docs: Docs | None = None
-) -> Iterator[tuple[Docs, torch.Tensor, torch.Tensor]]:
-    for chosen in length_batches(plan, plan.docs if docs is None else docs, budget):
-        batch = collate(plan, chosen, {}).to(model.device)
-        with torch.inference_mode():
-            outputs = run_model(model.model, plan.config.task, batch, hidden=False)
-        if not torch.isfinite(outputs.logits).all():
-            raise ModelError(
-                f"the outputs of {model.identity['name']} are not finite: its training diverged"
-            )
-        yield chosen, outputs.logits.float(), batch["labels"]
-
-
-def _scores(plan: Plan, result: _Result) -> Json:
-    if plan.config.problem == "tokens":
-        if not len(result.nats):
-            raise CorpusError("no document has a token to predict")
-        return {"rows": len(result.nats), **language(result.nats, result.correct)}
-    if plan.config.problem == "regression":
-        targets = plan.examples["value"][plan.docs]
-        kept = np.isfinite(targets)
-        return regression(result.logits[kept, 0], targets[kept])
-    labels = plan.examples["label"][plan.docs]
-    return classification(result.logits[labels >= 0], labels[labels >= 0])
-
-
-def _say_renumbering(plan: Plan, result: _Result, progress: Progress) -> None:
+def _say_renumbering(plan: Plan, result: Predictions, progress: Progress) -> None:
     if plan.config.problem == "classes":
         numbering = Numbering()
         numbering.add(plan.examples["label"][plan.docs], result.logits.argmax(1))
@@ -278,27 +216,27 @@ def _speed(
     student: Teacher,
     plan: Plan,
     tokenizer: Tokenizer,
-    budget: int,
+    batch_size: int,
     teacher: str | Path | None,
-    task: Task,
     device: str,
     progress: Progress,
 ) -> Json:
     """Documents a second of the student, and of the teacher with its scores where it is given."""
+    budget = token_budget(plan, batch_size)
     report: Json = {"documents_per_s": _rate(student, plan, budget)}
     if teacher is not None:
-        loaded = load_teacher(teacher, task=task, device=device)
-        check_fit(loaded, plan, tokenizer, load_tokenizer(teacher))
-        _settle(loaded, plan, progress)
-        label = f"evaluating the teacher {short(teacher)} on the same"
-        with progress.bar(label, unit="documents", total=plan.documents) as advance:
-            result = _predict(loaded, plan, budget, None, advance)
+        loaded, told = score_teacher(
+            teacher,
+            plan,
+            tokenizer,
+            plan.docs,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        )
         rate = _rate(loaded, plan, budget)
-        report["teacher"] = {
-            "parameters": loaded.identity["parameters"],
-            **_scores(plan, result),
-            "documents_per_s": rate,
-        }
+        parameters = loaded.identity["parameters"]
+        report["teacher"] = {"parameters": parameters, **told, "documents_per_s": rate}
         report["speedup"] = report["documents_per_s"] / rate
     return report
 
@@ -306,10 +244,10 @@ def _speed(
 def _rate(model: Teacher, plan: Plan, budget: int) -> float:
     """Documents a second over a sample, timed after a warm-up forward."""
     sample = plan.docs[:TIMED_DOCS]
-    for _ in _forward(model, plan, budget, sample[:8]):
+    for _ in forward(model.model, plan, length_batches(plan, sample[:8], budget)):
         pass
     started = time.perf_counter()
-    for _ in _forward(model, plan, budget, sample):
+    for _ in forward(model.model, plan, length_batches(plan, sample, budget)):
         pass
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)

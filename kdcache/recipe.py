@@ -4,6 +4,7 @@
 [losses.NAME]   one table per loss; NAME is its kind, or the table says kind = "..."
 [training]      any field of transformers.TrainingArguments
 [data]          the order of documents: group_by_length, window
+[dev]           the documents its weights are chosen on: file or split, every, patience
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from kdcache.dev_options import DevOptions, dev_table
 from kdcache.errors import SUGGESTED, ConfigError, did_you_mean, near, one_of, require_path
 from kdcache.losses import LOSSES, Loss
 from kdcache.manifest import Json
 
-SECTIONS = ("name", "description", "paper", "student", "losses", "training", "data")
+SECTIONS = ("name", "description", "paper", "student", "losses", "training", "data", "dev")
 STUDENT = ("checkpoint", "config", "init_from_teacher", "same_tokenizer")
 
 
@@ -55,6 +57,7 @@ class Recipe:
         student: at most one of checkpoint, config and init_from_teacher; same_tokenizer.
         losses: by name; the objective is their weighted sum.
         training: fields of transformers.TrainingArguments, checked when training starts.
+        dev: how its weights are chosen; None: they are those of the last step.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Recipe:
     losses: Mapping[str, Loss]
     training: Mapping[str, Any] = field(default_factory=dict)
     data: DataOrder = field(default_factory=DataOrder)
+    dev: DevOptions | None = None
 
     def to_json(self) -> Json:
         """The recipe as JSON values, every default spelled out."""
@@ -71,6 +75,7 @@ class Recipe:
         for name, loss in self.losses.items():
             kind = {} if name == loss.kind else {"kind": loss.kind}
             losses[name] = kind | asdict(typing.cast(Any, loss))
+        dev = {} if self.dev is None else {"dev": asdict(self.dev)}
         return {
             "name": self.name,
             "description": self.description,
@@ -79,6 +84,7 @@ class Recipe:
             "losses": losses,
             "training": dict(self.training),
             "data": asdict(self.data),
+            **dev,
         }
 
     def to_toml(self) -> str:
@@ -104,18 +110,29 @@ def load_recipe(
     recipe: str | Path | Recipe,
     overrides: Sequence[str] = (),
     training: Mapping[str, str] | None = None,
+    dev: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Read a shipped recipe by name, or a file, and apply overrides such as "losses.kl.weight=2".
 
     The value of an override is read as TOML, and as text where it is not TOML. `training` are names
-    people may use for fields of [training], and the fields: for suggestions only.
+    people may use for fields of [training], and the fields: for suggestions only. `dev` are fields
+    of [dev]; a file or a split among them takes the place of the recipe's.
 
     Raises ConfigError, with the nearest name, for an unknown recipe, field or choice.
     """
     table = recipe.to_json() if isinstance(recipe, Recipe) else _read(recipe)
     for override in [overrides] if isinstance(overrides, str) else overrides:
         _override(table, override, training or {})
+    if dev:
+        _choose(table, dev)
     return _recipe(table)
+
+
+def _choose(table: Json, given: Mapping[str, Any]) -> None:
+    known = table.get("dev", {})
+    if isinstance(known, dict):
+        sources = {"file", "split"} if given.keys() & {"file", "split"} else set()
+        table["dev"] = {k: v for k, v in known.items() if k not in sources} | dict(given)
 
 
 def _read(recipe: str | Path) -> Json:
@@ -185,8 +202,8 @@ def _unknown_key(key: str, table: Json, training: Mapping[str, str]) -> str:
     paths = [path for name in names for path in known[name]]
     return (
         f"unknown recipe field {key!r}{did_you_mean(dict.fromkeys(paths[:SUGGESTED]))} (fields are "
-        "student.*, losses.NAME.*, data.* and, for everything of transformers.TrainingArguments, "
-        "training.*)"
+        "student.*, losses.NAME.*, data.*, dev.* and, for everything of "
+        "transformers.TrainingArguments, training.*)"
     )
 
 
@@ -194,6 +211,7 @@ def _settable(table: Json) -> Iterator[str]:
     """Every field of a recipe by its path, those of [training] apart: it has too many."""
     yield from (f"student.{name}" for name in STUDENT)
     yield from (f"data.{entry.name}" for entry in fields(DataOrder))
+    yield from (f"dev.{entry.name}" for entry in fields(DevOptions))
     for name, values in table.get("losses", {}).items():
         kind = LOSSES.get(values.get("kind", name)) if isinstance(values, dict) else None
         if kind is not None:
@@ -204,7 +222,7 @@ def _recipe(table: Json) -> Recipe:
     table = copy.deepcopy(table)
     for key in table:
         one_of("recipe field", key, SECTIONS)
-    for key in ("student", "losses", "training", "data"):
+    for key in ("student", "losses", "training", "data", *(["dev"] if "dev" in table else [])):
         if not isinstance(table.setdefault(key, {}), dict):
             raise ConfigError(f"[{key}] of a recipe is a table; got {table[key]!r}")
     if not table["losses"]:
@@ -215,6 +233,8 @@ def _recipe(table: Json) -> Recipe:
     table["losses"] = {name: _loss(name, values) for name, values in table["losses"].items()}
     table["student"] = student_table(table["student"])
     table["data"] = make(DataOrder, table["data"], "data")
+    if table.setdefault("dev") is not None:
+        table["dev"] = make(DevOptions, dev_table(table["dev"]), "dev")
     made: Recipe = make(Recipe, table, "recipe")
     return made
 
@@ -275,7 +295,13 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _name(hint: Any) -> str:
-    plain = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    plain = {
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "a text",
+        types.NoneType: "left out",
+    }
     if isinstance(hint, types.UnionType):
         return " or ".join(_name(option) for option in typing.get_args(hint))
     return plain.get(hint, "a list")

@@ -21,7 +21,7 @@ from kdcache.trainer.arguments import training_arguments
 from kdcache.trainer.fused import fused_head
 from kdcache.trainer.loop import DistillationTrainer, Reporter
 from kdcache.trainer.ranks import Ranks
-from kdcache.trainer.train import PROJECTIONS, facts
+from kdcache.trainer.run import PROJECTIONS, facts
 
 BATCH, TURNS = 3, 4
 DOCUMENTS = {torch.float64: 19, torch.float32: 13}

@@ -24,7 +24,7 @@ from kdcache.models.teacher import teacher_shape
 from kdcache.planner import plan
 from kdcache.signals import SoftLabels
 from kdcache.store import Cache, open_plan
-from kdcache.trainer.train import facts
+from kdcache.trainer.run import facts
 from tests.conftest import save_teacher
 
 TASK: Any = "causal-lm"

@@ -43,7 +43,9 @@ EXAMPLES = {
     ),
     "train": (
         "kdcache train train.cache --recipe kd --init-from-teacher 2-4-6",
-        "    --out student --eval dev.csv --epochs 3 --lr 1e-4 --seed 1",
+        "    --out student --eval test.csv --epochs 3 --lr 1e-4 --seed 1",
+        "kdcache train train.cache --recipe kd --init-from-teacher 2-4-6",
+        "    --out student --dev-split 10% --epochs 10 --patience 2",
         "kdcache train train.cache --recipe mine.toml --student ./small",
         "    --out student --set losses.kl.temperature=4 --device cpu",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kdcache_cli.output import both, print_facts, print_table
+from kdcache_cli.output import both, print_facts, print_table, print_title
 
 SCORES = {
     "accuracy_interval": "accuracy, 95% interval",
@@ -41,8 +41,27 @@ def _label(name: str) -> str:
 
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:
-    """Any nested report as a name and a value per line."""
-    print_facts({_label(name): _value(name, value) for name, value in _flat(metrics)})
+    """Any nested report as a name and a value per line; how weights were chosen as a table."""
+    chosen = metrics.get("dev")
+    plain = {name: value for name, value in metrics.items() if name != "dev"}
+    print_facts({_label(name): _value(name, value) for name, value in _flat(plain)})
+    if chosen is not None:
+        _print_choice(chosen)
+
+
+def _print_choice(dev: Mapping[str, Any]) -> None:
+    """The student's score on the dev set at every point, the teacher's below."""
+    best, teacher = dev["best"], dev["teacher"]
+    rows = [
+        (point["step"], point["epoch"], point["value"], "kept" if point == best else "")
+        for point in dev["points"]
+    ]
+    if teacher is not None:
+        about = "about, by " if teacher.get("estimate") else ""
+        rows.append(("teacher", "", teacher["value"], f"{about}{teacher['source']}"))
+    metric = SCORES.get(dev["metric"], dev["metric"])
+    print_title(f"dev set: {dev['documents']:,} documents, {dev['source']}")
+    print_table(("step", "epoch", metric, ""), rows, right=(0, 1, 2))
 
 
 def _value(name: str, value: Any) -> Any:

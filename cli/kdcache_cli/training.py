@@ -47,7 +47,28 @@ def train(
     ] = None,
     eval_teacher: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Score this teacher on the --eval file too."),
+        typer.Option(metavar="FOLDER", help="Score this teacher on --eval and on the dev set too."),
+    ] = None,
+    dev: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Labelled documents to choose on: the weights that score best on them are kept.",
+        ),
+    ] = None,
+    dev_split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE", help="Choose on a share of the cache's documents, such as 10%."
+        ),
+    ] = None,
+    dev_every: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="Score at every epoch (the default), or every N steps."),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Stop after N scores in a row without a better one."),
     ] = None,
     epochs: Annotated[
         float | None,
@@ -111,6 +132,10 @@ def train(
         same_tokenizer=same_tokenizer,
         eval_file=eval_file,
         eval_teacher=eval_teacher,
+        dev=dev,
+        dev_split=dev_split,
+        dev_every=dev_every,
+        patience=patience,
         seed=seed,
         epochs=epochs,
         lr=lr,

@@ -12,8 +12,10 @@ from typing import Any
 
 import transformers
 
+from kdcache.dev_options import EPOCH, DevOptions
 from kdcache.errors import ConfigError, did_you_mean, near, one_of
 from kdcache.recipe import Recipe
+from kdcache.scoring import BATCH, HIGHER_IS_BETTER
 from kdcache.trainer.launch import launch_values, require_together
 
 DEFAULTS: dict[str, Any] = {
@@ -23,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 1,
     # Projections run outside the student's forward, where DDP would take them for unused.
     "ddp_find_unused_parameters": False,
+    "per_device_eval_batch_size": BATCH,
     # Constants, and a forward per length of documents would broadcast them as often on each rank.
     "ddp_broadcast_buffers": False,
 }
@@ -32,7 +35,11 @@ FIXED: dict[str, Any] = {
     "logging_nan_inf_filter": False,  # a loss that is not a number has to show
 }
 _ORDER = "the order of documents is data.group_by_length and data.window"
-_LATER = "a student is evaluated after training: give an evaluation file (--eval)"
+_DEV = (
+    "a student is scored while it trains on a dev set: --dev FILE or --dev-split 10%, --dev-every"
+)
+_BEST = "the best weights are kept where there is a dev set: --dev FILE or --dev-split 10%"
+_METRIC = "the score on a dev set is that of the task: accuracy, pearson or cross-entropy"
 _READER = "the training process reads the cache itself"
 _RESUME = "a resumed run has to see the batches the unbroken one saw"
 TAKEN = {
@@ -48,10 +55,9 @@ TAKEN = {
     "auto_find_batch_size": _RESUME,
     "ignore_data_skip": _RESUME,
     "label_smoothing_factor": "the objective is made of the losses of the recipe",
-    "eval_strategy": _LATER,
-    "eval_on_start": _LATER,
-    "load_best_model_at_end": _LATER,
-    "metric_for_best_model": _LATER,
+    **dict.fromkeys(("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"), _DEV),
+    "load_best_model_at_end": _BEST,
+    **dict.fromkeys(("metric_for_best_model", "greater_is_better"), _METRIC),
     **dict.fromkeys(FIXED, "kdcache sets it"),
 }
 """Fields that have no effect here, or a wrong one, and what to use."""
@@ -134,7 +140,12 @@ def training_arguments(recipe: Recipe, folder: Path) -> transformers.TrainingArg
     for name, value in recipe.training.items():
         _check(name, value)
     values = (
-        DEFAULTS | launch_values() | dict(recipe.training) | FIXED | {"output_dir": str(folder)}
+        DEFAULTS
+        | launch_values()
+        | dict(recipe.training)
+        | FIXED
+        | {"output_dir": str(folder)}
+        | ({} if recipe.dev is None else _scored(recipe.dev))
     )
     try:
         args = transformers.TrainingArguments(**values)
@@ -142,7 +153,42 @@ def training_arguments(recipe: Recipe, folder: Path) -> transformers.TrainingArg
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"[training] of recipe {recipe.name}: {error}") from error
     require_together(args)
+    if recipe.dev is not None:
+        _require_kept(args)
     return args
+
+
+def _scored(dev: DevOptions) -> dict[str, Any]:
+    """Arguments of a run whose student is scored while it trains."""
+    steps = {} if dev.strategy == EPOCH else {"eval_steps": dev.every}
+    return {"eval_strategy": dev.strategy, **steps}
+
+
+def _require_kept(args: transformers.TrainingArguments) -> None:
+    """Raise ConfigError unless the weights that scored best can be kept and loaded again."""
+    if args.save_strategy == "no":
+        raise ConfigError(
+            "training.save_strategy=no keeps no weights to choose from on a dev set: leave it out, "
+            "or train without --dev and --dev-split"
+        )
+    if args.fsdp or args.deepspeed:
+        raise ConfigError(
+            "a dev set is scored by a student that is whole on each rank, and training.fsdp or "
+            "training.deepspeed shards it: train without them, or without --dev and --dev-split"
+        )
+
+
+def choose_by(args: transformers.TrainingArguments, metric: str) -> None:
+    """Let a run keep the weights that score best by `metric`, and the last to resume from.
+
+    Said of the arguments when they are made: transformers asks there that checkpoints are written
+    when the student is scored and at no other time. `choosing.AtScores` has them written then too,
+    beside those that the recipe asks for.
+    """
+    args.load_best_model_at_end = True
+    args.metric_for_best_model, args.greater_is_better = metric, HIGHER_IS_BETTER[metric]
+    if args.save_total_limit is not None:
+        args.save_total_limit = max(2, args.save_total_limit)  # the best and the last
 
 
 def _check(name: str, value: Any) -> None:

@@ -90,6 +90,8 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
     yield "initialised from", _start(recipe.student)
     yield "losses", ", ".join(f"{name} × {loss.weight:g}" for name, loss in _on(recipe))
     yield "steps", f"{metrics['steps']:,} ({metrics['epochs']:.3g} epochs)"
+    if chosen := metrics.get("dev"):
+        yield "weights chosen", _choice(chosen)
     yield "corpus", f"{corpus['documents']:,} documents, {plan.tokens:,} tokens"
     if part := metrics.get("partial"):
         yield "trained on", f"{part['documents']:,} of {part['of']:,} planned documents"
@@ -100,6 +102,18 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
     yield "SHA-256 of the teacher's weights", f"`{teacher['weights_sha256']}`"
     yield "SHA-256 of the corpus", f"`{corpus['sha256']}`"
     yield "SHA-256 of the plan", f"`{cache.manifest['plan']['sha256']}`"
+
+
+def _choice(dev: Json) -> str:
+    """How the weights were chosen, with the teacher's score on the same documents."""
+    best, metric = dev["best"], SCORES[dev["metric"]]
+    teacher = dev["teacher"]
+    beside = "" if teacher is None else f"; the teacher's is {teacher['value']:.4g}"
+    return (
+        f"those of step {best['step']:,} (epoch {best['epoch']:.3g}), the best of "
+        f"{len(dev['points'])} by {metric} ({best['value']:.4g}{beside}) on {dev['documents']:,} "
+        f"dev documents that were not trained on: {dev['source']}"
+    )
 
 
 def _on(recipe: Recipe) -> list[tuple[str, Any]]:

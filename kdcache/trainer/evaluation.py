@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdcache.corpus import Corpus, columns_of, open_corpus
+from kdcache.corpus_files import files_of
+from kdcache.dev_options import DevOptions
 from kdcache.errors import ConfigError, CorpusError
 from kdcache.labels import LabelReader, resolve
 from kdcache.manifest import Json
@@ -17,26 +20,61 @@ from kdcache.plans import PlanConfig
 
 
 def check_evaluation(
-    file: str | Path | None, teacher: str | Path | None, config: PlanConfig
+    file: str | Path | None,
+    teacher: str | Path | None,
+    config: PlanConfig,
+    dev: DevOptions | None = None,
 ) -> Corpus | None:
     """The documents of an evaluation, if there is one, with the columns it will read.
 
-    Training takes long: a mistyped name or a file without labels shows before it. Raises
-    CorpusError, ConfigError or ModelError.
+    Training takes long: a mistyped name or a file without labels shows before it, and so in a dev
+    file. Raises CorpusError, ConfigError or ModelError.
     """
     if teacher is not None:
-        if file is None:
-            raise ConfigError("a teacher is scored on an evaluation file: name one (--eval)")
+        if file is None and dev is None:
+            raise ConfigError(
+                "a teacher is scored on an evaluation file (--eval) or a dev set (--dev): name one"
+            )
         load_config(teacher)
-    if file is None:
-        return None
+    chosen_on = None if dev is None else dev.file
+    if chosen_on is not None:
+        _labelled(chosen_on, config, "--dev", "dev")
+        if file is not None:
+            _require_apart(chosen_on, file)
+    return None if file is None else _labelled(file, config, "--eval", "evaluation")
+
+
+def _labelled(file: str | Path, config: PlanConfig, flag: str, kind: str) -> Corpus:
     if not Path(file).exists() and "*" not in str(file):
-        raise CorpusError(f"no evaluation file {file}; --eval names a file of labelled documents")
+        raise CorpusError(f"no {kind} file {file}; {flag} names a file of labelled documents")
     labelled = config.task == "text-classification"
     corpus = open_corpus(file, labelled=labelled, **same_columns(config.corpus, file))
     if labelled and corpus.label_column is None:
-        raise CorpusError(f"{file} has no column of labels: --eval names labelled documents")
+        raise CorpusError(f"{file} has no column of labels: {flag} names labelled documents")
     return corpus
+
+
+def _require_apart(dev: str | Path, test: str | Path) -> None:
+    """Raise ConfigError if a file is in the dev set and in the test set, by name or by bytes."""
+    tested = {_digest(path): path for path in _data_files(test)}
+    for path in _data_files(dev):
+        other = tested.get(_digest(path))
+        if other is not None:
+            raise ConfigError(
+                f"{path} (--dev) and {other} (--eval) are the same file, and a score on documents "
+                "that the student was chosen on says too much: name two files"
+            )
+
+
+def _data_files(source: str | Path) -> list[Path]:
+    """The files that documents are in, of a saved data set too."""
+    saved = sorted(Path(source).glob("*.arrow"))
+    return saved or files_of(source)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def same_columns(corpus: Json, file: str | Path) -> dict[str, Any]:

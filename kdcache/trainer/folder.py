@@ -95,6 +95,7 @@ def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
     stored, wanted = load_recipe(folder / RECIPE).to_json(), recipe.to_json()
     for table in (stored, wanted):
         table["training"].pop("per_device_train_batch_size", None)  # a step may be cut otherwise
+        table.get("dev", {}).pop("file", None)  # what it holds is asked for, not where it lies
     identity = json.loads((folder / CACHE).read_text("utf-8"))
     found = differences(stored, wanted)
     identity["teacher"] = _portable(identity["teacher"])
@@ -110,23 +111,39 @@ def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
         )
 
 
-def start_folder(folder: Path, recipe: Recipe, cache: Cache, parts: Parts, scale: Json) -> None:
+def require_same_dev(folder: Path, dev: Json) -> None:
+    """Raise MismatchError if the run to be resumed was scored on other documents."""
+    stored = json.loads((folder / CACHE).read_text("utf-8")).get("dev", {})
+    if found := differences({"dev": stored}, {"dev": dev}):
+        name, have, want = found[0]
+        raise MismatchError(
+            f"{folder} holds a run with {name} = {have!r}; now it is {want!r}: its dev set has "
+            "changed since it was started; put that back, or choose another folder"
+        )
+
+
+def start_folder(
+    folder: Path, recipe: Recipe, cache: Cache, parts: Parts, scale: Json, dev: Json | None
+) -> None:
     """Write what the run is made of, so that it can be resumed as it was started."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(recipe.to_toml(), "utf-8")
     vocabulary = token_map(cached_tokenizer(cache).plain).sha256
-    write_json(folder / CACHE, {**cache_identity(cache, parts), "vocabulary": vocabulary})
+    record = {**cache_identity(cache, parts), "vocabulary": vocabulary}
+    write_json(folder / CACHE, record if dev is None else {**record, "dev": dev})
     write_json(folder / CHECKPOINTS / RUN, scale)
 
 
-def finish_folder(folder: Path, student: Any, cache: Cache, log: list[Json], title: str) -> None:
+def finish_folder(
+    folder: Path, student: Any, cache: Cache, log: list[Json], title: str, dev: Json | None
+) -> None:
     """Write the student and its tokenizer as any good model folder has them, log and curves."""
     student.save_pretrained(folder)
     save_tokenizer(cache, folder)
     pad_id = student.config.get_text_config().pad_token_id
     serve_with(folder, length=_longest(student, cache), pad_id=pad_id)
     write_json(folder / LOG, log)
-    draw_curves(log, folder / CURVES, title=title)
+    draw_curves(log, folder / CURVES, title=title, dev=dev)
 
 
 def _longest(student: Any, cache: Cache) -> int:

@@ -6,15 +6,18 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import transformers
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
+from transformers.trainer import TRAINER_STATE_NAME
 
 from kdcache.batch import Batch
 from kdcache.documents import CachedDocuments
@@ -26,6 +29,8 @@ from kdcache.losses.objective import Shares
 from kdcache.models import run_model
 from kdcache.progress import Progress
 from kdcache.tasks import Task
+from kdcache.trainer.choosing import best_checkpoint
+from kdcache.trainer.dev import DevSet, value_of
 from kdcache.trainer.ranks import Ranks
 
 
@@ -34,7 +39,12 @@ class DistillationTrainer(transformers.Trainer):
 
     The loss of a step is that of all its documents at once, however they are cut into micro-batches
     and dealt out to ranks. A language model's `head`, if given, is left to the losses, which fuse
-    with it.
+    with it. With a `dev` set, the student is scored on it where `args` say so.
+
+    Attributes:
+        told: what is logged of the teacher beside every score on the dev set.
+        diverged: the step whose loss was no number, after which a student that had been scored
+            before stops; 0: none.
     """
 
     def __init__(
@@ -45,9 +55,11 @@ class DistillationTrainer(transformers.Trainer):
         dataset: CachedDocuments,
         ranks: Ranks,
         head: torch.nn.Linear | None = None,
+        dev: DevSet | None = None,
+        told: Mapping[str, float] = MappingProxyType({}),
         **options: Any,
     ) -> None:
-        super().__init__(train_dataset=dataset, **options)
+        super().__init__(train_dataset=dataset, eval_dataset=dev, **options)
         self.model_accepts_loss_kwargs = True  # with the next line: accumulation has nothing to
         self.loss_is_scaled_for_ga = True  # divide, a batch's loss is its part of the step's
         self.remove_callback(transformers.PrinterCallback)
@@ -56,6 +68,7 @@ class DistillationTrainer(transformers.Trainer):
         self.dataset: CachedDocuments = dataset
         self.ranks = ranks
         self.head = head
+        self.dev, self.told, self.diverged = dev, told, 0
         self._documents = self._tokens = 0
         self._terms: dict[str, torch.Tensor] = {}
         self._steps = 0
@@ -123,15 +136,40 @@ class DistillationTrainer(transformers.Trainer):
         """Add each term's mean since the last log, before its weight, as "loss_NAME"."""
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
-                raise ModelError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}: training has "
-                    "diverged; lower training.learning_rate"
-                )
+                self._stop_diverged(logs["loss"])
             for name, value in self._terms.items():
                 mean = self.accelerator.reduce(value / self._steps, reduction="sum")
                 logs[f"loss_{name}"] = float(mean)
             self._terms, self._steps = {}, 0
         super().log(logs, start_time)
+
+    def _stop_diverged(self, loss: float) -> None:
+        """Stop where weights were kept that scored well; raise ModelError where there are none."""
+        if self.state.best_global_step is None:
+            raise ModelError(
+                f"the loss is {loss} at step {self.state.global_step}: training has diverged; "
+                "lower training.learning_rate"
+            )
+        self.diverged = self.state.global_step
+        self.control.should_training_stop = True
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Score the student on the dev set, log it and let callbacks know."""
+        assert self.dev is not None
+        where = {"rank": self.args.process_index, "ranks": self.args.world_size}
+        told = self.dev.score(self.model, batch_size=self.args.eval_batch_size, **where)
+        told[self.dev.metric] = value_of(told, self.dev.metric)
+        plain = {name: value for name, value in told.items() if isinstance(value, int | float)}
+        logs = {f"{metric_key_prefix}_{name}": value for name, value in plain.items()}
+        self.log(logs | dict(self.told))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        return logs
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take over the state of a run that had ended, and the weights it came to."""
+        self.state = transformers.TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        best = best_checkpoint(self.state, checkpoint.parent) if self.dev is not None else None
+        self._load_from_checkpoint(str(best or checkpoint))
 
 
 def make_trainer(recipe: str, **options: Any) -> DistillationTrainer:
@@ -209,6 +247,9 @@ class Reporter(transformers.TrainerCallback):
             control.should_log = True  # or the last steps' losses would be lost
         if self.interrupted:
             control.should_save = control.should_training_stop = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._last = time.perf_counter()  # a score is no part of the next step
 
     def on_epoch_end(
         self, args: Any, state: Any, control: transformers.TrainerControl, **kwargs: Any

@@ -56,6 +56,32 @@ def with_shorthands(recipe: Recipe, given: Mapping[str, Any], overrides: Sequenc
     return dataclasses.replace(recipe, training=training) if fields else recipe
 
 
+DEV = {"dev": "file", "dev_split": "split", "dev_every": "every", "patience": "patience"}
+"""Keywords of `train`, options of `kdcache train` too, and the field of [dev] each sets."""
+
+
+def dev_fields(given: Mapping[str, Any], overrides: Sequence[str]) -> Json:
+    """The fields of [dev] that a call sets by the keywords of DEV, None for those left out.
+
+    Raises ConfigError where it names two dev sets, or an override sets the same field.
+    """
+    values = {name: _plain(value) for name, value in given.items() if value is not None}
+    if "dev" in values:
+        require_path("the dev file", values["dev"])
+        values["dev"] = str(values["dev"])
+    if {"dev", "dev_split"} <= values.keys():
+        raise ConfigError("--dev and --dev-split both name the dev set; give one of the two")
+    texts = [overrides] if isinstance(overrides, str) else overrides
+    set_too = {override.partition("=")[0].strip(): override for override in texts}
+    for name in values:
+        if (override := set_too.get(f"dev.{DEV[name]}")) is not None:
+            raise ConfigError(
+                f"{_flag(name)} and --set {override} set the same field, dev.{DEV[name]}; give one "
+                "of the two"
+            )
+    return {DEV[name]: value for name, value in values.items()}
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 

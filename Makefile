@@ -70,5 +70,5 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "Creating .venv with $$("$(PYTHON)" -V)"; "$(PYTHON)" -m venv --clear .venv; }
 	@echo "Installing the pinned dependencies into .venv (1 to 3 minutes, PyTorch is the large one)"
 	@$(PIP) install $(PIP_ARGS) -c constraints.txt setuptools
-	@$(PIP) install $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[demo,dev,s3]'
+	@$(PIP) install $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[demo,dev,onnx,s3]'
 	@printf '%s\n' "$(CURDIR)" > $@

@@ -1,9 +1,9 @@
 """kdcache: run the teacher once, train any number of students from what it said.
 
 `plan` tokenises a corpus, `build` runs the teacher over it and writes a cache, `open_cache` reads
-one, `train` distils a student from it and `evaluate` measures a model; `teach` makes the teacher,
-where there are labels and none; `copy`, `merge` and `export` move caches, and `CachedDocuments` is
-a torch data set for training loops of your own.
+one, `train` distils a student from it, `evaluate` measures a model and `ship` makes one that runs
+without torch; `teach` makes the teacher, where there are labels and none; `copy`, `merge` and
+`export` move caches, and `CachedDocuments` is a torch data set for training loops of your own.
 Nothing heavy is imported until it is used.
 """
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdcache.evaluator import evaluate
     from kdcache.exporting import export
     from kdcache.planner import plan
+    from kdcache.shipping import ship
     from kdcache.store import copy, merge, open_cache, open_plan, verify
     from kdcache.teaching import teach
     from kdcache.trainer import train
@@ -34,6 +35,7 @@ __all__ = [
     "open_cache",
     "open_plan",
     "plan",
+    "ship",
     "teach",
     "train",
     "verify",
@@ -50,6 +52,7 @@ _HOME = {
     "open_cache": "store",
     "open_plan": "store",
     "plan": "planner",
+    "ship": "shipping",
     "teach": "teaching",
     "train": "trainer",
     "verify": "store",

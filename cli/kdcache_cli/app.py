@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from kdcache.progress import quiet as silent
-from kdcache_cli import bench, caches, demo, moving, planning, teaching, training, verifying
+from kdcache_cli import (
+    bench,
+    caches,
+    demo,
+    moving,
+    planning,
+    shipping,
+    teaching,
+    training,
+    verifying,
+)
 from kdcache_cli.examples import example
 from kdcache_cli.progress import reporter
 
@@ -23,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "teach": teaching.teach,
     "train": training.train,
     "evaluate": training.evaluate,
+    "ship": shipping.ship,
     "recipes": training.recipes,
     "demo": demo.demo,
 }
@@ -57,7 +68,7 @@ def program(
     """Run the teacher once, train any number of students from what it said.
 
     plan tokenises a corpus, build runs the teacher over it and writes a cache, train distils a
-    student from the cache, evaluate measures it.
+    student from the cache, evaluate measures it, ship makes it run without torch.
     """
     context.obj = silent if quiet else reporter()
 

@@ -10,6 +10,7 @@ EXAMPLES = {
         "    --out train.cache",
         "kdcache train train.cache --recipe kd --init-from-teacher 2-4-6 --out student",
         "kdcache evaluate student dev.csv --cache train.cache",
+        "kdcache ship student shipped --int8 --measure dev.csv --teacher ./teacher",
     ),
     "plan": (
         "kdcache plan train.csv --tokenizer ./teacher --task text-classification",
@@ -50,6 +51,10 @@ EXAMPLES = {
         "    --out student --set losses.kl.temperature=4 --device cpu",
     ),
     "evaluate": ("kdcache evaluate student dev.csv --cache train.cache",),
+    "ship": (
+        "kdcache ship student shipped --int8 --measure dev.csv --teacher ./teacher",
+        'python shipped/infer.py "a text to classify"',
+    ),
     "recipes": ("kdcache recipes", "kdcache recipes kd > mine.toml"),
     "bench": ("kdcache bench kernels --out bench",),
     "bench kernels": (

@@ -1,0 +1,88 @@
+"""The card of a shipped model: what it is, how to run it, what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdcache.manifest import Json
+from kdcache.shipping.folder import CARD
+
+USAGE = """```
+pip install onnxruntime tokenizers numpy
+python infer.py "a text to classify"
+```
+
+```python
+from infer import Model
+
+Model().predict(["a text to classify", "another"])
+```"""
+NAMES = {
+    "fp32": "float32",
+    "int8": "int8",
+    "teacher_fp32": "teacher, float32",
+    "teacher_int8": "teacher, int8",
+}
+FIGURES = ("accuracy", "pearson", "agreement")
+
+
+def write_card(folder: Path, name: str, report: Json) -> None:
+    """Write the card of the model in `folder`, in Markdown."""
+    sections = [f"# {name}", _summary(report), "## How to run it", USAGE]
+    if "models" in report:
+        sections += ["## Measured", _about(report), "\n".join(_table(report))]
+        sections += [note[:1].upper() + note[1:] + "." for note in report["notes"]]
+    (folder / CARD).write_text("\n\n".join(sections) + "\n", "utf-8")
+
+
+def _summary(report: Json) -> str:
+    what = "A classifier" if report["problem"] == "classes" else "A regressor"
+    says = f" of {', '.join(report['labels'])}" if report["problem"] == "classes" else ""
+    kind = "weights and embeddings in 8 bits" if report["int8"] else "weights in float32"
+    fidelity = report["fidelity"]
+    return (
+        f"{what}{says}: {report['parameters']:,} parameters, {kind}, "
+        f"{report['model_bytes'] / 1e6:.1f} MB of ONNX, texts of up to {report['max_length']} "
+        f"tokens. In float32 its logits differ from those of the torch model by "
+        f"{fidelity['difference']:.1g} at most, on {fidelity['texts']} texts alone and in padded "
+        "batches. Made by `kdcache ship`."
+    )
+
+
+def _about(report: Json) -> str:
+    return (
+        f"On {report['documents']:,} documents of `{report['file']}`, one at a time. Latency is "
+        f"that of {report['calls']} calls with one text each of those lengths on one thread, "
+        f"{report['timed']}; memory is that of a process of its own. Intervals are of 95%."
+    )
+
+
+def _table(report: Json) -> Iterator[str]:
+    models = report["models"]
+    shown = [name for name in FIGURES if name in models["fp32"]]
+    head = ["", "MB", "p50, ms", "p95, ms", "peak MB", *shown]
+    yield _line(head)
+    yield _line(["---"] * len(head))
+    for name, row in models.items():
+        yield _line(
+            [
+                NAMES[name],
+                f"{row['bytes'] / 1e6:.1f}",
+                f"{row['p50_ms']:.2f}",
+                f"{row['p95_ms']:.2f}",
+                f"{row['peak_bytes'] / 1e6:.0f}",
+                *(_score(row, figure) for figure in shown),
+            ]
+        )
+
+
+def _score(row: Json, name: str) -> str:
+    if row[name] is None:
+        return ""
+    low_high = row.get(f"{name}_interval")
+    return f"{row[name]:.3f}" + (f" ({low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else "")
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

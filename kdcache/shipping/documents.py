@@ -1,0 +1,98 @@
+"""The texts a shipped model is tried on: as a torch model reads them, and as a person has them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.corpus import open_corpus
+from kdcache.demo_corpus import prose
+from kdcache.models import Tokenizer, classes_of
+from kdcache.planner import PlanOptions, make_plan
+from kdcache.plans import Plan
+from kdcache.progress import Progress
+from kdcache.store import open_plan, write_plan
+
+WORDS = (1, 2, 4, 8, 16, 32, 64, 128, 512)  # of the texts there are where no file is given
+TEXTS = 54
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Texts in the order of `plan.docs`, as many as it has; `pairs` are the second ones."""
+
+    plan: Plan
+    texts: list[str]
+    pairs: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of each document, [documents]."""
+        lengths: npt.NDArray[np.int32] = self.plan.examples["doc_len"][self.plan.docs]
+        return lengths
+
+
+def read_documents(
+    file: Any,
+    model: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    scratch: Path,
+    like: Sequence[str],
+    progress: Progress,
+    options: PlanOptions,
+) -> Documents:
+    """The documents of `file`, tokenised for the classifier in the folder `model`.
+
+    Raises CorpusError and ConfigError as `plan` does.
+    """
+    scratch.mkdir()
+    made = make_plan(
+        file,
+        tokenizer,
+        scratch=scratch,
+        task="text-classification",
+        classes=classes_of(model),
+        like=like,
+        progress=progress,
+        **options,
+    )
+    write_plan(scratch / "plan.zarr", made)
+    plan = open_plan(scratch / "plan.zarr")
+    columns = plan.config.corpus["text_columns"]
+    corpus = open_corpus(
+        file,
+        text_columns=columns,
+        label_column=plan.config.corpus["label_column"] or "",
+        limit=options.get("limit"),
+    )
+    found = [(document.text, document.pair) for document in corpus]
+    rows = [found[row] for row in plan.examples["doc_id"][plan.docs]]
+    pairs = [pair or "" for _, pair in rows] if len(columns) > 1 else None
+    return Documents(plan, [text for text, _ in rows], pairs)
+
+
+def write_prose(path: Path, columns: int) -> None:
+    """Write texts of one word to some hundreds that every machine has, in one or two columns."""
+    texts = _cut_prose()
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("text", "text_pair")[:columns])
+        writer.writerows([next(texts) for _ in range(columns)] for _ in range(TEXTS))
+
+
+def _cut_prose() -> Iterator[str]:
+    """The language reference, cut to texts of the lengths `WORDS`, one after the other."""
+    words = iter(cycle([word for text in prose()[:400] for word in text.split()]))
+    for length in cycle(WORDS):
+        yield " ".join(next(words) for _ in range(length))

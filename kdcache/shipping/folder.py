@@ -1,0 +1,36 @@
+"""The folder of a shipped model: everything it needs to run, and nothing of torch."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from kdcache.models.tokenizer import serve_with
+from kdcache.shipping.source import Source
+
+MODEL, SETTINGS, PROGRAM, CARD = "model.onnx", "inference.json", "infer.py", "README.md"
+
+
+def write_folder(source: Source, folder: Path) -> Path:
+    """Make the folder of a model with all files but the model's and the card; returns it."""
+    folder.mkdir(parents=True)
+    for name, content in source.tokenizer.files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    settings = source.settings
+    serve_with(folder, length=settings["max_length"], pad_id=settings["pad_id"])
+    source.torch.model.config.save_pretrained(folder)
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    (folder / SETTINGS).write_text(text, "utf-8")
+    (folder / PROGRAM).write_bytes(files("kdcache.shipping").joinpath(PROGRAM).read_bytes())
+    return folder
+
+
+def bytes_of(folder: Path) -> int:
+    """Bytes of the files of a shipped model, its card left out: it is for people."""
+    return sum(
+        path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and path != folder / CARD
+    )

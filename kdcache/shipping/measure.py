@@ -1,0 +1,133 @@
+"""Scores, speed and memory of a shipped model, through the files that are shipped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import kdcache
+from kdcache.errors import ModelError
+from kdcache.manifest import Json
+from kdcache.metrics import classification, regression, wilson
+from kdcache.progress import Progress
+from kdcache.shipping import worker
+from kdcache.shipping.documents import Documents
+from kdcache.shipping.folder import MODEL, bytes_of
+from kdcache.shipping.source import Logits, Source
+
+CALLS = 200
+SCORE = {"classes": "accuracy", "regression": "pearson"}
+
+
+def torch_logits(source: Source, progress: Progress) -> Logits:
+    """The torch model's logits of all documents, [documents, C]."""
+    documents = source.documents
+    said = np.empty((len(documents), len(source.settings["labels"])), np.float32)
+    label = f"running {source.name} in torch"
+    with progress.bar(label, unit="documents", total=len(documents)) as advance:
+        for places, logits in source.logits():
+            said[places] = logits
+            advance(len(places))
+    return said
+
+
+def measure(
+    source: Source, folder: Path, said: Logits, what: str, *, scratch: Path, progress: Progress
+) -> Json:
+    """Bytes, speed, memory and scores of the shipped `folder`, and its agreement with `said`.
+
+    `said` are the torch model's logits of the documents. `p50_ms` and `p95_ms` are of `CALLS` calls
+    with one text each, on one thread, from text to probabilities with tokenisation, which alone
+    takes `tokenise_p50_ms`; their texts have the lengths of the documents. `peak_bytes` is the
+    memory of a process that does just that. Documents are scored one at a time.
+    """
+    documents = source.documents
+    with progress.bar(f"measuring {what}", unit="documents", total=len(documents)) as advance:
+        logits, figures = _run(documents, folder, scratch, advance)
+    return {
+        "bytes": bytes_of(folder),
+        "model_bytes": (folder / MODEL).stat().st_size,
+        **figures,
+        **scores(source, logits),
+        **agreement(source, said, logits),
+    }
+
+
+def _run(
+    documents: Documents, folder: Path, scratch: Path, advance: Callable[[int], None]
+) -> tuple[Logits, Json]:
+    """Logits and figures of a folder, by `worker` in a process of its own."""
+    texts, logits, errors = (scratch / name for name in ("texts.json", "logits.npy", "errors"))
+    timed = timed_places(documents).tolist()
+    given = {"texts": documents.texts, "pairs": documents.pairs, "timed": timed}
+    texts.write_text(json.dumps(given), "utf-8")
+    command = [sys.executable, "-P", "-B", worker.__file__, *map(str, (folder, texts, logits))]
+    with errors.open("w") as complaints:
+        child = subprocess.Popen(
+            command, env=_environment(), stdout=subprocess.PIPE, stderr=complaints, text=True
+        )
+        figures = _followed(child, advance)
+    if child.returncode:
+        last = (errors.read_text().strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        raise ModelError(f"the shipped model cannot be run: {last}")
+    return np.load(logits), figures
+
+
+def _environment() -> dict[str, str]:
+    """This process's, in which `kdcache.memory` is found and tokenizers take one thread."""
+    paths = [str(Path(kdcache.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _followed(child: subprocess.Popen[str], advance: Callable[[int], None]) -> Any:
+    """Wait for a worker, telling of the texts it has done; returns its figures."""
+    figures: Any = None
+    with child:
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                figures = json.loads(line)
+                if isinstance(figures, int):
+                    advance(figures)
+        except BaseException:  # Ctrl-C among them: the worker does not go on alone
+            child.kill()
+            raise
+    return figures
+
+
+def timed_places(documents: Documents) -> npt.NDArray[np.int64]:
+    """Documents to be timed, `CALLS` of them in no order, whose lengths spread as those of all."""
+    order = np.argsort(documents.lengths, kind="stable")
+    even = order[(2 * np.arange(CALLS) + 1) * len(order) // (2 * CALLS)]
+    return np.random.default_rng(0).permutation(even).astype(np.int64)
+
+
+def scores(source: Source, logits: Logits) -> Json:
+    """The scores of logits on the documents that have a label."""
+    plan = source.documents.plan
+    if source.settings["problem"] == "regression":
+        targets = plan.examples["value"][plan.docs]
+        kept = np.isfinite(targets)
+        return regression(logits[kept, 0], targets[kept])
+    labels = plan.examples["label"][plan.docs]
+    return classification(logits[labels >= 0], labels[labels >= 0])
+
+
+def agreement(source: Source, said: Logits, logits: Logits) -> Json:
+    """How often shipped and torch model name the same class, and how far their logits differ."""
+    apart = {"logit_difference_mean": float(np.abs(said - logits).mean())}
+    if source.settings["problem"] == "regression":
+        return apart
+    same = float((said.argmax(1) == logits.argmax(1)).mean())
+    return {"agreement": same, "agreement_interval": list(wilson(same, len(said))), **apart}

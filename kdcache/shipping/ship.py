@@ -1,0 +1,176 @@
+"""Ship a classifier: from a folder of torch and transformers to one that needs neither."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import ConfigError
+from kdcache.manifest import Json
+from kdcache.planner import PlanOptions, scratch_folder
+from kdcache.progress import Progress, Shown, short, shown
+from kdcache.shipping.card import write_card
+from kdcache.shipping.extra import require_extra
+from kdcache.shipping.faithful import MOST, require_faithful
+from kdcache.shipping.folder import MODEL, bytes_of, write_folder
+from kdcache.shipping.graph import export_graph
+from kdcache.shipping.measure import CALLS, SCORE, measure, torch_logits
+from kdcache.shipping.quantise import quantise
+from kdcache.shipping.source import Source, load_source, require_classifier, require_labels
+from kdcache.shipping.verdict import notes
+from kdcache.store.files import require_writable, writing
+
+KINDS = ("fp32", "int8")
+TIMED = "text to probabilities, tokenisation included"
+
+
+def ship(
+    student: str | Path,
+    out: str | Path,
+    *,
+    int8: bool = False,
+    measure: Any = None,
+    teacher: str | Path | None = None,
+    text_columns: Sequence[str] = (),
+    label_column: str | None = None,
+    ignore_columns: Sequence[str] = (),
+    limit: int | None = None,
+    max_length: int | None = None,
+    progress: Shown = None,
+) -> Json:
+    """Write the classifier in the folder `student` to the new folder `out` to run without torch.
+
+    `out` then holds an ONNX model, its tokenizer and labels, and `infer.py`, which needs
+    onnxruntime, tokenizers and numpy only. Its float32 logits are those of the torch model to 1e-4
+    of the largest, or it is not written.
+
+    Args:
+        student: a folder `train` wrote, or any folder or hub name of a classifier or regressor.
+        out: a folder that is not there yet, or is empty.
+        int8: write weights and embeddings in 8 bits, a quarter of the bytes.
+        measure: a corpus, as in `plan`, with labels: scores, agreement with torch, latency and
+            memory are measured on it, in float32 and in int8.
+        teacher: folder of the teacher, to be shipped and measured beside in both.
+        max_length: tokens a text is cut to; that of training, else what the tokenizer says.
+
+    Returns a report: "folder", "bytes" (of the files that run, the card left out), "model_bytes",
+    "int8", "max_length", "fidelity" (see `shipping.faithful`); measured also "documents",
+    "threads", "calls", "timed", "notes" (sentences) and "models": for "fp32", "int8" and, with a
+    teacher, "teacher_fp32" and "teacher_int8" their "bytes", "model_bytes", "p50_ms" and "p95_ms"
+    of a call with one text on one thread, "tokenise_p50_ms" of it, "peak_bytes" of its process,
+    the scores of `evaluate`, and "agreement" with the torch model (a share of the documents).
+
+    Raises MissingExtraError without the extra `onnx`, ConfigError, ModelError, CorpusError,
+    CacheError where `out` cannot be written. Nothing is left behind.
+    """
+    progress = shown(progress)
+    require_extra()
+    folder, shipped = Path(out), KINDS[int8]
+    _require_free(folder)
+    if teacher is not None and measure is None:
+        raise ConfigError("--teacher is measured on texts: name them with --measure FILE")
+    for model in (student, *([] if teacher is None else [teacher])):
+        require_classifier(model)
+    options: PlanOptions = {
+        "text_columns": text_columns,
+        "label_column": label_column,
+        "ignore_columns": ignore_columns,
+        "limit": limit,
+    }
+    if max_length is not None:
+        options["max_length"] = max_length
+    with scratch_folder(folder) as scratch, writing(folder):
+        work = _Work(scratch, measure, progress)
+        report = work.ship(student, options, "", shipped)
+        if teacher is not None:
+            options["max_length"] = report["max_length"]
+            beside = work.ship(teacher, options, "teacher_", shipped)
+            report["models"] |= beside["models"]
+        made = work.folder("", shipped)
+        report = _told(report, folder, made, shipped)
+        write_card(made, folder.resolve().name, report)
+        os.replace(made, folder)
+    return report
+
+
+class _Work:
+    """A scratch folder in which models are made and measured."""
+
+    def __init__(self, scratch: Path, file: Any, progress: Progress) -> None:
+        self.scratch, self.file, self.progress = scratch, file, progress
+
+    def folder(self, prefix: str, kind: str) -> Path:
+        """The folder of a model in the scratch folder."""
+        return self.scratch / f"{prefix or 'student_'}{kind}"
+
+    def ship(self, model: str | Path, options: PlanOptions, prefix: str, shipped: str) -> Json:
+        """Make a model in fp32 and, where it is shipped or measured, in int8."""
+        scratch = self.scratch / f"{prefix or 'student_'}texts"
+        scratch.mkdir()
+        source = load_source(model, self.file, options, scratch=scratch, progress=self.progress)
+        if self.file is not None:
+            require_labels(source, self.file)
+        kinds = KINDS if self.file is not None or shipped == "int8" else KINDS[:1]
+        fidelity = self._make(source, prefix, kinds)
+        report = {
+            "max_length": source.settings["max_length"],
+            "problem": source.settings["problem"],
+            "labels": source.settings["labels"],
+            "parameters": source.torch.identity["parameters"],
+            "fidelity": fidelity,
+        }
+        return report | self._measured(source, prefix, kinds, scratch)
+
+    def _make(self, source: Source, prefix: str, kinds: Sequence[str]) -> Json:
+        """Write the folders of a model; returns what float32 differs from torch."""
+        full = write_folder(source, self.folder(prefix, "fp32"))
+        types = source.tokenizer.identity["type_ids"]
+        with self.progress.bar(f"exporting {source.name} to ONNX", unit="models", total=1) as done:
+            export_graph(source.torch.model, full / MODEL, name=source.name, token_types=types)
+            fidelity = require_faithful(source, full)
+            done(1)
+        for _ in kinds[1:]:
+            with self.progress.bar(f"{source.name} in int8", unit="models", total=1) as done:
+                small = write_folder(source, self.folder(prefix, "int8"))
+                quantise(full / MODEL, small / MODEL)
+                done(1)
+        return fidelity
+
+    def _measured(self, source: Source, prefix: str, kinds: Sequence[str], scratch: Path) -> Json:
+        if self.file is None:
+            return {}
+        said = torch_logits(source, self.progress)
+        rows = {}
+        for kind in kinds:
+            rows[f"{prefix}{kind}"] = measure(
+                source,
+                self.folder(prefix, kind),
+                said,
+                f"{source.name} in {kind}",
+                scratch=scratch,
+                progress=self.progress,
+            )
+        about = {"file": short(self.file), "documents": len(said), "threads": 1, "calls": CALLS}
+        return about | {"timed": TIMED, "models": rows}
+
+
+def _told(report: Json, folder: Path, made: Path, shipped: str) -> Json:
+    """The report with what is written, and what its figures say."""
+    head = {
+        "folder": str(folder),
+        "int8": shipped == "int8",
+        "bytes": bytes_of(made),
+        "model_bytes": (made / MODEL).stat().st_size,
+    }
+    if "models" in report:
+        report["notes"] = notes(report["models"], SCORE[report["problem"]], shipped)
+    report["fidelity"]["allowed"] = MOST
+    return head | report
+
+
+def _require_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is not an empty folder; choose another")
+    require_writable(folder)

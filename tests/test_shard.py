@@ -198,13 +198,42 @@ def test_the_system_may_give_less_than_was_asked_for(tmp_path, kept, monkeypatch
     layout, values = stored(tmp_path)
     preadv = os.preadv
 
-    def little(handle, buffers, offset):
-        return preadv(handle, [memoryview(buffers[0])[:100]], offset)
+    def little(handle, buffers, offset, flags=0):
+        return preadv(handle, [memoryview(buffers[0])[:100]], offset, flags)
 
     monkeypatch.setattr(os, "preadv", little)
     reader = ArrayReader(tmp_path, layout)
     for _ in range(2):
         np.testing.assert_array_equal(reader[50:600], values[50:600])
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_chunks_to_check_are_fetched_at_once_unless_they_are_in_memory(
+    tmp_path, kept, monkeypatch, cold
+):
+    layout, values = stored(tmp_path)
+    calls, preadv = [], os.preadv
+
+    def read(handle, buffers, offset, flags=0):
+        if flags and cold:
+            raise BlockingIOError
+        calls.append("read" if not flags and len(buffers) > 1 else "look")
+        return preadv(handle, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", read)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *given: calls.append(given[1:3]))
+    reader = ArrayReader(tmp_path, layout)
+    reader[0:1]  # its shard is open, its first chunk checked
+    calls.clear()
+    np.testing.assert_array_equal(reader[0:PART_ROWS], values[:PART_ROWS])
+    size = layout.chunk_bytes + 4
+    fetched = [call for call in calls if isinstance(call, tuple)]
+    assert fetched == ([(size, size), (2 * size, size)] if cold else [])
+    if cold:
+        assert calls.index("read") > calls.index(fetched[-1])
+    calls.clear()
+    reader[0:PART_ROWS]
+    assert not [call for call in calls if isinstance(call, tuple)]
 
 
 def test_few_files_are_open_whatever_the_number_of_arrays(tmp_path, monkeypatch):

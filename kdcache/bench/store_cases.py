@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdcache.batch import epoch_order
-from kdcache.bench.store_readers import BATCH_TOKENS, Source, Spans
+from kdcache.bench.store_source import BATCH_TOKENS, Source, Wanted
 from kdcache.plans import Array, Plan
 
 DOCUMENTS = 512  # of the case that reads one at a time
@@ -20,7 +20,7 @@ class Case:
     """Batches to read, in order; `tokens` of each."""
 
     name: str
-    batches: Sequence[Spans]
+    batches: Sequence[Wanted]
     tokens: Sequence[int]
 
 
@@ -66,7 +66,9 @@ def _case(name: str, source: Source, batches: Sequence[Array]) -> Case:
     spaces = dict.fromkeys([*plan.rows, *source.cache.spaces.values()])
     return Case(
         name=name,
-        batches=[{s: _joined(*plan.spans(docs, s)) for s in spaces} for docs in batches],
+        batches=[
+            Wanted(docs, {s: _joined(*plan.spans(docs, s)) for s in spaces}) for docs in batches
+        ],
         tokens=[int(plan.examples["doc_len"][docs].sum()) for docs in batches],
     )
 

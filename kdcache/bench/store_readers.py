@@ -1,118 +1,33 @@
-"""Six ways to read the same rows: kdcache's and those a training loop might use instead.
+"""Ways to read the same rows: kdcache's and those a training loop might use instead.
 
 A reader is made of a `Source` and a folder to put files in of its own; zarr-python and tensorstore
 read the cache itself. It gives the rows of every array for some spans of its row space, one after
-the other; those that can, write them to memory that is there beforehand.
+the other; those that can, write them to memory that is there beforehand. Ours is given the
+documents and finds the spans itself, as any user's call does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdcache.errors import ConfigError
+from kdcache.bench.store_source import Read, Source
+from kdcache.bench.store_streams import litdata, mosaicml_streaming
 from kdcache.plans import Array
-from kdcache.store import Cache
+from kdcache.store import open_cache
 from kdcache.store.layout import Layout
-from kdcache.store.packed import reader_of
-from kdcache.store.shard import aligned
-from kdcache.store.spans import Pieces, cut_spans
-from kdcache.tasks import RowSpace
-
-Spans = Mapping[RowSpace, tuple[Array, Array]]
-"""First rows and numbers of rows, in each row space."""
-
-Read = Callable[[Spans], dict[str, Array]]
-ReadOne = Callable[[str, Array, Array, Array], Array]
-
-BATCH_TOKENS = 8192  # of a training batch, or one document if it is longer
-
-
-@dataclass(frozen=True)
-class Source:
-    """The rows of the first `parts` parts of a cache."""
-
-    cache: Cache
-    parts: int
-
-    @property
-    def layouts(self) -> Mapping[str, Layout]:
-        """The signal arrays."""
-        return self.cache.layouts
-
-    @property
-    def path(self) -> Path:
-        """The cache's folder; ConfigError if it is elsewhere than on a disk."""
-        if not isinstance(self.cache.path, Path):
-            raise ConfigError(f"{self.cache.path} is no folder: copy the cache to a disk first")
-        return self.cache.path
-
-    def files(self) -> list[Path]:
-        """The shards on disk."""
-        return [
-            self.path / layout.key(shard)
-            for layout in self.layouts.values()
-            for part in range(self.parts)
-            for shard in layout.part_shards(part)
-        ]
-
-    def out(self) -> dict[str, Array]:
-        """Memory for a batch, touched beforehand as a training loop's has been."""
-        rows = max(BATCH_TOKENS, int(self.cache.plan.examples["doc_len"].max()))
-        found = {}
-        for name, layout in self.layouts.items():
-            found[name] = aligned((rows, *layout.row_shape), layout.dtype)
-            found[name].view(np.uint8).fill(0)
-        return found
-
-    def each(self, read: ReadOne) -> Read:
-        """A reader of all arrays out of one that reads one."""
-        out, spaces = self.out(), self.cache.spaces
-
-        def read_all(spans: Spans) -> dict[str, Array]:
-            rows = {space: int(counts.sum()) for space, (_, counts) in spans.items()}
-            return {
-                name: read(name, *spans[spaces[name]], out[name][: rows[spaces[name]]])
-                for name in self.layouts
-            }
-
-        return read_all
-
-    def part(self, name: str, part: int) -> Array:
-        """All rows of an array in a part."""
-        layout = self.layouts[name]
-        reader = reader_of(self.cache.path, layout, self.cache.ledger.facts)
-        return reader[part * layout.part_rows : (part + 1) * layout.part_rows]
-
-    def all_parts(self, name: str) -> Iterator[Array]:
-        """The rows of an array, part by part."""
-        return (self.part(name, part) for part in range(self.parts))
+from kdcache.store.packed import KEPT_BYTES
+from kdcache.store.spans import cut_spans
 
 
 def kdcache(source: Source, folder: Path) -> Read:
     """Every chunk is checked when first touched, so a new reader checks all that it reads."""
-    readers = {
-        name: reader_of(source.cache.path, layout, source.cache.ledger.facts)
-        for name, layout in source.layouts.items()
-    }
-
-    out, spaces = source.out(), source.cache.spaces
-
-    def read(spans: Spans) -> dict[str, Array]:
-        cuts: dict[tuple[RowSpace, int], Pieces] = {}
-        found = {}
-        for name, reader in readers.items():
-            place = spaces[name], reader.layout.chunk_rows
-            if place not in cuts:
-                cuts[place] = cut_spans(*spans[place[0]], place[1])
-            found[name] = reader.gather(cuts[place], out[name][: cuts[place].total])
-        return found
-
-    return read
+    cache, out = open_cache(source.path, teacher=source.cache.teacher), source.out()
+    return lambda wanted: cache.rows(wanted.docs, out=out)
 
 
 def numpy_memmap(source: Source, folder: Path) -> Read:
@@ -155,6 +70,32 @@ def zarr_python(source: Source, folder: Path) -> Read:
         chosen = arrays[name] if isinstance(index, slice) else arrays[name].oindex
         found: Array = chosen[index]
         return found
+
+    return source.each(read)
+
+
+def zarr_chunks(source: Source, folder: Path) -> Read:
+    """The same by whole chunks, of which the KEPT_BYTES used last stay in memory."""
+    import zarr
+
+    def kept(layout: Layout) -> Callable[[int], Array]:
+        array: Any = zarr.open_array(source.path / layout.name, mode="r")
+        rows = layout.chunk_rows
+
+        @lru_cache(max(1, KEPT_BYTES // layout.chunk_bytes))
+        def chunk(number: int) -> Array:
+            found: Array = array[number * rows : (number + 1) * rows]
+            return found
+
+        return chunk
+
+    chunks = {name: kept(layout) for name, layout in source.layouts.items()}
+
+    def read(name: str, starts: Array, counts: Array, out: Array) -> Array:
+        pieces = cut_spans(starts, counts, source.layouts[name].chunk_rows)
+        for number, first, rows, at in pieces.cuts:
+            out[at : at + rows] = chunks[name](number)[first : first + rows]
+        return out
 
     return source.each(read)
 
@@ -244,8 +185,11 @@ READERS: dict[str, tuple[Callable[[Source, Path], Read], str | None]] = {
     "kdcache": (kdcache, None),
     "numpy memmap": (numpy_memmap, None),
     "zarr-python": (zarr_python, "zarr"),
+    "zarr-python, whole chunks": (zarr_chunks, "zarr"),
     "tensorstore": (tensorstore, "tensorstore"),
     "Arrow IPC": (arrow_ipc, "pyarrow"),
     "safetensors": (safetensors, "safetensors"),
+    "MosaicML streaming": (mosaicml_streaming, "mosaicml-streaming"),
+    "LitData": (litdata, "litdata"),
 }
 """Every reader, ours first, and the package it needs."""

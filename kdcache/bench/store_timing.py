@@ -10,7 +10,7 @@ import numpy as np
 
 from kdcache.bench.report import Json
 from kdcache.bench.store_cases import Case
-from kdcache.bench.store_readers import Read
+from kdcache.bench.store_source import Read
 from kdcache.errors import CacheError
 
 OURS, BASE = "kdcache", "numpy memmap"

@@ -228,20 +228,34 @@ class Cache:
 
         Raises ConfigError for a row that holds no document, DamageError, IncompleteError.
         """
-        return self._rows([array], docs)[array]
+        return self.rows(docs, [array])[array]
 
-    def _rows(self, arrays: Iterable[str], docs: Docs) -> dict[str, Array]:
-        """Rows of several arrays; where they lie is worked out once for those that lie alike."""
+    def rows(
+        self,
+        docs: Docs,
+        arrays: Iterable[str] | None = None,
+        *,
+        out: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """Stored rows of several arrays, by default all, as `read` gives those of one.
+
+        Where they lie is worked out once for arrays that lie alike. With `out`, a contiguous array
+        of the same dtype and at least as many rows for each name, the rows are read into its
+        beginning, which is returned.
+
+        Raises ConfigError for a row that holds no document, DamageError, IncompleteError.
+        """
         docs = np.asarray(docs, np.int64)
         require_documents(self.plan, docs)
         cuts: dict[tuple[RowSpace, int], Pieces] = {}
         rows = {}
-        for name in arrays:
+        for name in self.layouts if arrays is None else arrays:
             reader = self._readers[one_of("array of this cache", name, self._readers)]
             place = self.spaces[name], reader.layout.chunk_rows
             if place not in cuts:
                 cuts[place] = cut_spans(*self.plan.spans(docs, place[0]), place[1])
-            rows[name] = reader.gather(cuts[place])
+            target = None if out is None else out[name][: cuts[place].total]
+            rows[name] = reader.gather(cuts[place], target)
         return rows
 
     def soft_labels(self, docs: Docs) -> SoftLabels:
@@ -264,7 +278,7 @@ class Cache:
     def batch(self, docs: Docs, arrays: list[str] | None = None) -> Batch:
         """Inputs, labels and stored signal rows of documents, padded to the longest."""
         names = self.layouts if arrays is None else arrays
-        rows = self._rows(names, docs)
+        rows = self.rows(docs, names)
         for signal in dict.fromkeys(name.partition("/")[0] for name in names):
             if isinstance(self.space_of(signal), Subset):
                 rows[f"{signal}/kept"] = self.kept_rows(signal, docs)

@@ -26,12 +26,13 @@ from kdcache.store.layout import SHARD_BYTES, Layout, plan_layout
 from kdcache.store.objects import Root, absolute
 from kdcache.store.paths import inside
 from kdcache.store.shard_file import ShardFile
-from kdcache.store.spans import Pieces, cut_spans
+from kdcache.store.spans import Cut, Pieces, cut_spans
 
 __all__ = ["SHARD_BYTES", "ArrayReader", "Layout", "encode_shard", "plan_layout"]
 
 RESIDENT_BYTES = 16 * 2**20  # reading small arrays piece by piece costs more than their memory
 PAGE = 4096
+AHEAD_BYTES = 2**28  # of shards whose chunks are fetched from a cold disk at once
 
 
 def encode_shard(rows: Array, chunk_rows: int) -> list[memoryview | bytes]:
@@ -101,6 +102,7 @@ class ArrayReader:
 
     def _read(self, pieces: Pieces, flat: memoryview) -> None:
         row, stride, preadv = self._row, self._stride, os.preadv
+        later: list[tuple[int, list[Cut]]] = []
         for number, cuts in pieces.by_shard(self.layout.shard_chunks).items():
             shard, handle = self._open(number)
             descriptor, wanted = handle.number, row * sum([rows for _, _, rows, _ in cuts])
@@ -117,6 +119,19 @@ class ArrayReader:
                 )
             ):
                 continue
+            later.append((number, cuts))
+        at_once = max(1, AHEAD_BYTES // self.layout.shard_bytes)
+        for begin in range(0, len(later), at_once):
+            self._read_checked(later[begin : begin + at_once], flat)
+
+    def _read_checked(self, some: list[tuple[int, list[Cut]]], flat: memoryview) -> None:
+        """Read shards that have chunks to check; those of a cold disk are fetched all at once."""
+        row, stride = self._row, self._stride
+        for number, cuts in some:
+            shard, handle = self._open(number)
+            shard.fetch_ahead(handle, dict.fromkeys(inner for inner, _, _, _ in cuts))
+        for number, cuts in some:
+            shard, handle = self._open(number)
             for inner, first, rows, at in cuts:
                 target, start = flat[at * row : (at + rows) * row], inner * stride + first * row
                 if shard.checked[inner]:
@@ -126,11 +141,20 @@ class ArrayReader:
 
     def _copy(self, pieces: Pieces, kept: Array, out: Array) -> None:
         have = self._have
+        if 0 in have:
+            self._fetch_ahead(pieces)
         for chunk, first, rows, at in pieces.cuts:
             if not have[chunk]:
                 self._keep(chunk, kept)
             start = chunk * pieces.chunk_rows + first
             out[at : at + rows] = kept[start : start + rows]
+
+    def _fetch_ahead(self, pieces: Pieces) -> None:
+        chunks = dict.fromkeys(chunk for chunk, _, _, _ in pieces.cuts if not self._have[chunk])
+        for chunk in chunks:
+            number, inner = divmod(chunk, self.layout.shard_chunks)
+            shard, handle = self._open(number)
+            shard.fetch_ahead(handle, [inner])
 
     def _keep(self, chunk: int, kept: Array) -> None:
         """Have a chunk in memory: what is there for others to read was checked before."""

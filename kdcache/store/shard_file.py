@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from kdcache.store.descriptors import Descriptor, Handle
 from kdcache.store.facts import checksums_digest
 from kdcache.store.layout import Layout
 from kdcache.store.objects import Root
+
+FETCH_STEP = 2**17  # bytes: of a longer range a system may fetch the beginning only
 
 _spare: list[Array] = []  # scratch memory that no thread is using
 
@@ -61,7 +63,10 @@ class CommittedFile(ABC):
         committed = facts.get("chunks_sha256")
         if committed is None:  # of no store, or of one of the first format
             return
-        found = [self.read(handle, end - CRC, end).tobytes() for end in (*ends, handle.size)]
+        places = [(end - CRC, end) for end in (*ends, handle.size)]
+        for start, _ in places:
+            fetch_ahead(handle, start, CRC)
+        found = [self.read(handle, *place).tobytes() for place in places]
         if checksums_digest(found) != committed:
             raise self.damaged("it is not the object that was committed there")
 
@@ -108,6 +113,13 @@ class ShardFile(CommittedFile):
         self.identify(handle, [i * size for i in range(1, chunks + 1)])
         self.checked = bytearray(chunks)
 
+    def fetch_ahead(self, handle: Handle, inners: Iterable[int]) -> None:
+        """Have the system fetch chunks that are yet to be checked and that it has to wait for."""
+        size = self.layout.chunk_bytes + CRC
+        for inner in inners:
+            if not self.checked[inner]:
+                fetch_ahead(handle, inner * size, size)
+
     def fill_checked(self, handle: Handle, inner: int, offset: int, target: memoryview) -> None:
         """Read a whole inner chunk, what is at `offset` in the file into `target`, and check it.
 
@@ -122,6 +134,21 @@ class ShardFile(CommittedFile):
             raise self.damaged(f"chunk {inner} fails its crc32c")
         self.checked[inner] = 1
         _spare.append(scratch)
+
+
+def fetch_ahead(handle: Handle, start: int, size: int) -> None:
+    """Have the system fetch a range of a file, unless its middle is in memory; waits for nothing.
+
+    Reading alone waits for one range after the other, where a disk serves many at a time.
+    """
+    try:
+        os.preadv(handle.number, [bytearray(1)], start + size // 2, os.RWF_NOWAIT)
+    except BlockingIOError:
+        for at in range(start, start + size, FETCH_STEP):
+            length = min(FETCH_STEP, start + size - at)
+            os.posix_fadvise(handle.number, at, length, os.POSIX_FADV_WILLNEED)
+    except OSError:  # of a file system that cannot tell
+        return
 
 
 def _take(size: int) -> Array:

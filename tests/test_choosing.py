@@ -2,17 +2,25 @@
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
 import pytest
 import transformers
 
+from kdcache.builder import build
+from kdcache.dev_options import DevOptions
 from kdcache.documents import CachedDocuments
+from kdcache.errors import ConfigError, MismatchError
 from kdcache.evaluator import evaluate
+from kdcache.models import StudentSpec
+from kdcache.models.student import student_config
+from kdcache.progress import quiet
 from kdcache.trainer import train
+from kdcache.trainer.dev import make_dev
 from tests.conftest import Lines, write_csv
-from tests.test_trainer import assert_same_weights
+from tests.test_trainer import Watcher, assert_same_weights
 
 EPOCH = 6  # steps, of 192 documents, where a fifth of the 240 is held out
 STEADY = (
@@ -161,5 +169,207 @@ def interrupt():
 
 
 class AtTheEnd(transformers.TrainerCallback):
+    """Kills a run that has been trained, before its folder is finished."""
+
     def on_train_end(self, *args, **kwargs):
         stop()
+
+
+HIDDEN = ("losses.hidden.layer_map=1:4", "losses.hidden.weight=0.5")
+SAVES = ("training.save_strategy=steps", "training.save_steps=4", "training.num_train_epochs=9")
+
+
+@pytest.fixture(scope="module")
+def patience(folder, cache, classifier):
+    """A run with projections, ended by its patience, and how it was called."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.AutoConfig.from_pretrained(classifier, **sizes)
+    config.save_pretrained(folder / "half as wide")
+    options = {"recipe": "kd", "config": str(folder / "half as wide"), "patience": 2}
+    options["overrides"] = [*STEADY, *HIDDEN, *SAVES]
+    options["dev_split"] = 0.2
+    return train(cache, out=folder / "patience", **options), options
+
+
+@pytest.mark.parametrize(
+    ("at", "error", "last"),
+    [
+        ({EPOCH + 3: stop}, RuntimeError, EPOCH + 2),
+        ({EPOCH: stop}, RuntimeError, 4),
+        ({EPOCH + 3: interrupt}, KeyboardInterrupt, EPOCH + 3),
+        ({2 * EPOCH: interrupt}, KeyboardInterrupt, 2 * EPOCH),
+        ("end", RuntimeError, None),
+    ],
+    ids=[
+        "killed within an epoch",
+        "killed at its end",
+        "stopped within one",
+        "stopped at its end",
+        "killed when trained",
+    ],
+)
+def test_a_resumed_run_equals_the_unbroken_one_in_weights_and_scores(
+    at, error, last, cache, patience, tmp_path
+):
+    """From another folder, too: a checkpoint of transformers says where the best one lay."""
+    whole, options = patience
+    steps = whole.metrics["dev"]["points"][-1]["step"]
+    assert whole.metrics["dev"]["stopped"] == "patience"
+    assert steps == whole.metrics["dev"]["best"]["step"] + 2 * EPOCH < 9 * EPOCH
+    broken = {"callbacks": [AtTheEnd()]} if at == "end" else {"progress": Watcher(at)}
+    with pytest.raises(error):
+        train(cache, out=tmp_path / "broken", **options, **broken)
+    shutil.move(tmp_path / "broken", tmp_path / "moved")
+    again = Watcher()
+    resumed = train(cache, out=tmp_path / "moved", resume=True, progress=again, **options)
+    assert again.said == [f"resuming from checkpoint {steps if last is None else last}"]
+    assert resumed.metrics["steps_run"] == (0 if last is None else steps - last)
+    assert_same_weights(whole.folder, resumed.folder)
+    assert resumed.metrics["dev"] == whole.metrics["dev"]
+
+
+def test_a_run_is_not_resumed_with_another_dev_set(cache, held_out, corpus, tmp_path):
+    dev = tmp_path / "dev.csv"
+    shutil.copy(held_out, dev)
+    options = {**FIRST, "out": tmp_path / "run", "overrides": STEADY}
+    with pytest.raises(KeyboardInterrupt):
+        train(cache, dev=dev, progress=Watcher({2: interrupt}), **options)
+    with pytest.raises(MismatchError, match=r"dev\.split = None; now it is 0\.2"):
+        train(cache, dev_split=0.2, resume=True, **options)
+    with pytest.raises(MismatchError, match=r"dev\.every = 'epoch'; now it is '\(absent\)'"):
+        train(cache, resume=True, **options)
+    dev.write_text("\n".join(dev.read_text("utf-8").splitlines()[:-1]), "utf-8")
+    with pytest.raises(MismatchError, match=r"dev\.documents = 48; now it is 47: its dev set has"):
+        train(cache, dev=dev, resume=True, **options)
+    shutil.move(shutil.copy(held_out, tmp_path / "other.csv"), tmp_path / "elsewhere.csv")
+    train(cache, dev=tmp_path / "elsewhere.csv", resume=True, **options)
+
+
+def test_a_split_keeps_texts_that_come_twice_on_one_side(classifier, sentences, tmp_path):
+    texts = [(s.text, s.package) for s in sentences[:40]] * 2
+    twice = build(
+        write_csv(tmp_path / "twice.csv", texts),
+        teacher=classifier,
+        task="text-classification",
+        out=tmp_path / "twice.zarr",
+        max_length=48,
+    )
+    said = Lines()
+    options = {**FIRST, "dev_split": "0.25", "progress": said, "overrides": STEADY[2:]}
+    dev = train(twice, out=tmp_path / "run", **options).metrics["dev"]
+    ids = twice.plan.examples["doc_id"][twice.plan.docs]
+    assert set(ids % 40) == set(range(40))
+    assert dev["documents"] == 20
+    assert 20 < dev["left_out"] <= 40
+    same = f"{dev['left_out'] - 20} documents of the cache are left out of training"
+    assert said.said == [f"{same}: their text is in the dev set"]
+
+
+def test_the_seed_decides_which_documents_are_held_out(cache, chosen):
+
+    config = student_config(StudentSpec(init_from_teacher=(1, 2)), cache)
+    drawn = [
+        make_dev(
+            DevOptions(split=0.2), cache, cache.plan.docs, seed=seed, config=config, progress=quiet
+        )
+        for seed in (42, 42, 7)
+    ]
+    recorded = json.loads((chosen[0].folder / "cache.json").read_text("utf-8"))["dev"]
+    assert drawn[0].record == drawn[1].record == recorded
+    assert drawn[0].record != drawn[2].record
+
+
+@pytest.fixture(scope="module")
+def valued(folder, sentences, regressor):
+    """A cache of texts with their length as value, and the file it is of."""
+    texts = [(s.text, len(s.text) / 100) for s in sentences[:120]]
+    file = write_csv(folder / "valued.csv", texts)
+    made = build(
+        file,
+        teacher=regressor,
+        task="text-classification",
+        label_type="float",
+        out=folder / "valued.zarr",
+        max_length=48,
+    )
+    return made, file
+
+
+@pytest.fixture(scope="module")
+def tasks(valued, masked_cache, causal_cache, prose_file, regressor, masked_lm, causal_lm):
+    """By metric: a cache, the file it is of, its teacher, and the loss that is turned on."""
+    return {
+        "pearson": (*valued, regressor),
+        "masked": (masked_cache, prose_file, masked_lm),
+        "causal": (causal_cache, prose_file, causal_lm),
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [("pearson", "pearson"), ("masked", "cross_entropy"), ("causal", "cross_entropy")],
+)
+def test_students_of_every_task_are_chosen_by_its_score(task, metric, tasks, tmp_path):
+    cache, file, teacher = tasks[task]
+    lines = file.read_text("utf-8").splitlines(keepends=True)
+    dev, rest = tmp_path / f"dev{file.suffix}", len(lines) * 3 // 4
+    dev.write_text("".join([*lines[: file.suffix == ".csv"], *lines[rest:]]), "utf-8")
+    options = {**FIRST, "overrides": STEADY, "dev_every": 3}
+    told = train(cache, out=tmp_path / "run", dev=dev, eval_teacher=teacher, **options)
+    found, student = told.metrics["dev"], evaluate(tmp_path / "run", dev)
+    best = max if found["higher_is_better"] else min
+    assert found["metric"] == metric
+    assert found["left_out"] >= found["documents"] * cache.plan.config.views
+    assert found["best"]["value"] == best(values(found)) == pytest.approx(student[metric], rel=1e-6)
+    scored = evaluate(teacher, dev, max_length=cache.plan.config.max_length)[metric]
+    if task == "masked":  # the teacher's folder does not tell how the cache masked
+        return
+    assert found["teacher"]["value"] == pytest.approx(scored, rel=1e-6)
+
+
+@pytest.mark.parametrize("task", ["pearson", "masked", "causal"])
+def test_the_cache_tells_what_its_teacher_scores_on_a_split(task, tasks, tmp_path):
+    """Exactly where it kept all there is to know; else nearly, and it says so."""
+    cache, _, teacher = tasks[task]
+    said, exact = Lines(), task == "pearson"
+    options = {**FIRST, "overrides": [*STEADY, "training.max_steps=1"], "dev_split": 0.3}
+    told, run = (
+        train(cache, out=tmp_path / name, progress=said, **options, **more).metrics["dev"]
+        for name, more in (("told", {}), ("run", {"eval_teacher": teacher}))
+    )
+    assert any("--eval-teacher runs it" in line for line in said.said) is not exact
+    assert run["documents"] == told["documents"] > 0
+    assert told["teacher"].get("estimate", False) is not exact
+    assert told["teacher"]["source"] == "the cache's soft labels"
+    assert run["teacher"]["source"] == f"run: {teacher.name}"
+    near = pytest.approx(run["teacher"]["value"], rel=1e-5 if exact else 0.1)
+    assert told["teacher"]["value"] == near
+
+
+def test_values_that_are_all_the_same_are_scored_by_their_squared_error(valued, tmp_path):
+    dev = write_csv(tmp_path / "dev.csv", [(f"text number {n} of a few", 1.5) for n in range(6)])
+    said, options = Lines(), {**FIRST, "overrides": [*STEADY, "training.max_steps=2"]}
+    result = train(valued[0], out=tmp_path / "run", dev=dev, progress=said, **options)
+    found = result.metrics["dev"]
+    assert (found["metric"], found["teacher"], found["left_out"]) == ("mse", None, 0)
+    assert found["best"]["value"] == pytest.approx(evaluate(result.folder, dev)["mse"], rel=1e-6)
+    assert [line for line in said.said if "--eval-teacher names a teacher to run" in line]
+
+
+def test_the_documents_of_a_test_set_choose_nothing(cache, held_out, corpus, tmp_path):
+    """Refused where all of it is in the dev set, in whatever order; what it shares is said."""
+    lines = held_out.read_text("utf-8").splitlines()
+    turned = tmp_path / "turned.csv"
+    turned.write_text("\n".join([lines[0], *lines[:20:-1]]), "utf-8")
+    options = {**FIRST, "overrides": [*STEADY, "training.max_steps=1"]}
+    with pytest.raises(ConfigError, match=r"all documents of .*turned.csv \(--eval\) are in"):
+        train(cache, out=tmp_path / "no", dev=held_out, eval_file=turned, **options)
+    with pytest.raises(ConfigError, match=r"\(--eval\) are in the dev set \(0.2 of the cache"):
+        train(cache, out=tmp_path / "no", dev_split=0.2, eval_file=turned, **options)
+    assert not (tmp_path / "no").exists()
+    said = Lines()
+    tested = {"eval_file": corpus, "progress": said}
+    result = train(cache, out=tmp_path / "run", dev=held_out, **tested, **options)
+    shared = "48 of the 240 documents of sentences.csv (--eval) have the text of one in the dev set"
+    assert f"{shared}: the student is chosen on them" in said.said
+    assert evaluate(result.folder, held_out)["accuracy"] == result.metrics["dev"]["best"]["value"]

@@ -14,6 +14,7 @@ from typing import ClassVar
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from kdcache.builder import build
 from kdcache.errors import ConfigError, MismatchError
@@ -160,6 +161,9 @@ def still(folder, classifier):
 WHOLE = ["training.num_train_epochs=1", "training.logging_steps=1", "training.learning_rate=1e-3"]
 
 
+CHOOSING = ["--dev-split", "25%", "--dev-every", "1"]
+
+
 @pytest.fixture(scope="module")
 def two_ranks(request, tmp_path_factory, cache, still):
     """All that two ranks do, by one launch of torchrun: its folder and what it printed."""
@@ -176,7 +180,7 @@ def two_ranks(request, tmp_path_factory, cache, still):
     stopped = {"cache": str(cache.path), "recipe": "kd", "out": str(out / "run"), "config": still}
     stopped["overrides"] = [*WHOLE, "training.per_device_train_batch_size=8"]
     command = ["train", str(cache.path), "--recipe", "kd", "--out", str(out / "by command")]
-    command += ["--config", still, "--set", "training.max_steps=2"]
+    command += ["--config", still, "--set", "training.max_steps=2", *CHOOSING]
     told = {"steps": jobs, "stopped": stopped, "command": command}
     (out / "jobs.json").write_text(json.dumps(told), "utf-8")
     paths = os.pathsep.join(str(ROOT / where) for where in (".", "kernels", "cli"))
@@ -209,6 +213,19 @@ def test_torchrun_trains_one_student_and_one_rank_tells(two_ranks):
     metrics = json.loads((out / "by command" / "metrics.json").read_text("utf-8"))
     assert metrics["documents"] == 2 * 2 * 32
     assert printed.count("by command") == 1
+
+
+def test_two_ranks_choose_as_one_does(two_ranks, cache, still, tmp_path):
+    """Their share of the dev set each, and the first of them writes."""
+    dev = json.loads((two_ranks[0] / "by command" / "metrics.json").read_text("utf-8"))["dev"]
+    batch = ["training.max_steps=2", "training.per_device_train_batch_size=64"]
+    options = {"recipe": "kd", "config": still, "overrides": batch, "dev_split": 0.25}
+    alone = train(cache, out=tmp_path / "alone", dev_every=1, **options).metrics["dev"]
+    assert dev == alone
+    assert [point["step"] for point in dev["points"]] == [1, 2]
+    chosen = load_file(two_ranks[0] / "by command" / "model.safetensors")
+    for name, weight in load_file(tmp_path / "alone" / "model.safetensors").items():
+        assert torch.allclose(chosen[name], weight, atol=1e-5), name
 
 
 def test_all_ranks_stop_together_when_one_is_told_to(two_ranks):

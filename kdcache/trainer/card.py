@@ -108,7 +108,8 @@ def _choice(dev: Json) -> str:
     """How the weights were chosen, with the teacher's score on the same documents."""
     best, metric = dev["best"], SCORES[dev["metric"]]
     teacher = dev["teacher"]
-    beside = "" if teacher is None else f"; the teacher's is {teacher['value']:.4g}"
+    about = "about " if teacher is not None and teacher.get("estimate") else ""
+    beside = "" if teacher is None else f"; the teacher's is {about}{teacher['value']:.4g}"
     return (
         f"those of step {best['step']:,} (epoch {best['epoch']:.3g}), the best of "
         f"{len(dev['points'])} by {metric} ({best['value']:.4g}{beside}) on {dev['documents']:,} "

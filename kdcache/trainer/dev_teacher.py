@@ -57,7 +57,13 @@ def teacher_score(
             "labels there: --eval-teacher names a teacher to run"
         )
         return None
-    return _told(dev, cache, rows)
+    told = _told(dev, cache, rows)
+    if told.get("estimate"):
+        progress.say(
+            "the teacher's score on the dev set is an estimate, for the cache does not hold all "
+            "that it said there: --eval-teacher runs it"
+        )
+    return told
 
 
 def _rows(dev: DevSet, cache: Cache) -> dict[int, int] | None:

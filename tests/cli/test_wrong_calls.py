@@ -36,6 +36,7 @@ INPUTS: dict[str, str] = {
     "unlabelled.csv": "text\nx\ny\n",
     "hollow.csv": "text,label\nx,\n",
     "mine.csv": "text,label\nx,email\n",
+    "again.csv": "text,label\nx,email\n",
     "listed.jsonl": '{"text": "x", "labels": [0, 1]}\n',
     "huge.csv": "text,label\nx,1e39\n",
     "ragged.csv": "text,label\nx,0\ny\n",
@@ -151,6 +152,28 @@ another format | export {cache} {out} --format csv | unknown format 'csv' + safe
 an option without its name | export {cache} --out {out} | --out + kdcache export CACHE OUT
 an option of another program | {TRAIN} --learning-rate 1e-4 | did you mean --lr?
 a bucket of no kind we know | copy {cache} s4://bucket/c | 's4' + did you mean 's3'?
+two dev sets | {TRAIN} --dev {corpus} --dev-split 10% | --dev and --dev-split both name the dev set + give one of the two
+a dev set beside a recipe's | {TRAIN} --dev {corpus} --set dev.file=other.csv | --dev and --set dev.file=other.csv + give one of the two
+patience without a dev set | {TRAIN} --patience 2 | (--dev FILE) + (--dev-split 10%) + got neither
+scores without a dev set | {TRAIN} --dev-every 50 | (--dev FILE) + (--dev-split 10%) + got neither
+a share in whole numbers | {TRAIN} --dev-split 10 | a share above 0 and below 1, such as 10% or 0.1; got 10
+a share in words | {TRAIN} --dev-split some | --dev-split is a share such as 10% or 0.1; got 'some'
+a share that is none | {TRAIN} --dev-split 0.1% | --dev-split 0.001 of 240 labelled documents is none + larger share
+scores every now and then | {TRAIN} --dev-split 10% --dev-every often | --dev-every is epoch or a number of steps; got 'often'
+scores at no step | {TRAIN} --dev-split 10% --dev-every 0 | --dev-every is epoch or a number of steps; got 0
+no patience at all | {TRAIN} --dev-split 10% --patience 0 | --patience is a number of scores, 1 or more; got 0
+a dev file that is not there | {TRAIN} --dev nowhere.csv | no dev file nowhere.csv + --dev
+a dev file without labels | {TRAIN} --dev {unlabelled.csv} | unlabelled.csv has no column of labels + --dev
+a dev file of empty labels | {TRAIN} --dev {hollow.csv} | labels + --dev
+a label in dev that nobody knows | {TRAIN} --dev {one.csv} | 'xml' + asyncio, email, tkinter
+a dev set of all there is | {TRAIN} --dev {corpus} | leaves nothing to train on + choose another dev set
+a test set that chooses | {TRAIN} --dev {mine.csv} --eval {mine.csv} | mine.csv (--dev) + mine.csv (--eval) are the same file + name two files
+a test set by another name that chooses | {TRAIN} --dev {mine.csv} --eval {again.csv} | mine.csv (--dev) + again.csv (--eval) are the same file
+a dev set without checkpoints | {TRAIN} --dev-split 10% --set training.save_strategy=no | training.save_strategy=no keeps no weights to choose from
+an evaluation by transformers' name | {TRAIN} --set training.eval_strategy=epoch | training.eval_strategy cannot be set + --dev-split 10%
+the best by transformers' name | {TRAIN} --set training.load_best_model_at_end=true | cannot be set + --dev FILE or --dev-split 10%
+another metric to choose by | {TRAIN} --set training.metric_for_best_model=f1 | cannot be set + accuracy, pearson or cross-entropy
+a misspelt field of dev | {TRAIN} --dev-split 10% --set dev.patienc=2 | 'patienc' + patience
 no batch | evaluate {classifier} {corpus} --batch-size 0 | '--batch-size' + `kdcache evaluate --help` shows how
 """  # noqa: E501 - a row is a line
 

@@ -1,85 +1,206 @@
-"""What distillation buys: the demo's comparison over several seeds, and the same on Banking77.
+"""What distillation buys at home and away: labels only, soft labels, hidden states beside them.
 
-    python benchmarks/distillation_gain.py --banking77 FOLDER [--seeds 3] [--out FOLDER]
+    python benchmarks/distillation_gain.py --choose --data FOLDER   # once, on dev documents
+    python benchmarks/distillation_gain.py --data FOLDER [--corpus reviews] [--seeds 10]
+    python benchmarks/distillation_gain.py --report
 
-Banking77 (Casanueva et al. 2020) is not shipped: FOLDER holds its train.csv and test.csv, with
-columns text and category.
+FOLDER holds sst2, reviews and banking77; without it the corpora that need none are run. A teacher
+is taught from the labelled documents, run once over all of them, and three students of two layers
+are trained: on the labels (`finetune`), on its outputs (`kd`), and on its outputs and hidden states
+(`hidden`). All see the same labels and the same dev documents, by which the best weights are kept;
+labels get as many steps. Learning rates are chosen on dev documents too, with another draw of
+labels. Written are results/gain_settings.json and results/gains.json. Every seed's result is kept
+in --out: a run that is stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import tempfile
+import json
+import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from record import save, spread
+import numpy as np
+from gain_corpora import CUTS, Cut, corpus
+from gain_intervals import Flags, paired
+from record import RESULTS, save, spread
 
-from kdcache.demo.comparison import Settings, compare
-from kdcache.demo.run import split
-from kdcache.demo.sentences import Sentence
-from kdcache.progress import quiet
+import kdcache
+from kdcache.demo.sentences import write
+from kdcache.demo_teacher import encoder_folder
+from kdcache.manifest import Json
 
-# Two passes more over the sentences than the demo, whose time is short; 17 are as many steps as 4.
-DOCSTRINGS = {"hard_epochs": 17, "soft_epochs": 4}
-# 25 passes over 770 labelled sentences are as many steps as 2 over all 10,003.
-BANKING = {"labels": 770, "hard_epochs": 25, "soft_epochs": 2, "teacher_learning_rate": 5e-5}
-
-
-def banking(folder: Path) -> tuple[list[Sentence], list[Sentence]]:
-    """Training and test sentences of Banking77."""
-    return _read(folder / "train.csv"), _read(folder / "test.csv")
-
-
-def _read(path: Path) -> list[Sentence]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [Sentence(row["text"], row["category"]) for row in csv.DictReader(file)]
+SETTINGS = RESULTS / "gain_settings.json"
+RECIPES = ("finetune", "kd", "hidden")
+PAIRS = (("finetune", "kd"), ("finetune", "hidden"), ("kd", "hidden"))
+LAYERS = (3, 6)
+SIGNALS = ("logits:dense", "hidden:layers=0-3-6,positions=all,dtype=int8")
+RATES = (1e-4, 3e-4, 6e-4)
+TEACHER_RATE = 1.5e-4
+CHOOSING = 1000  # the seed settings are chosen with, which no result is of
+TASK = "text-classification"
 
 
-def repeat(name: str, sets: Any, seeds: int, out: Path, **settings: Any) -> dict[str, Any]:
-    """One comparison per seed: it changes the split (of docstrings), labels and training."""
-    runs = []
-    for seed in range(seeds):
-        chosen = Settings(seed=seed, **settings)
-        train_set, test_set = sets(seed)
-        report = compare(out / f"{name}-{seed}", train_set, test_set, chosen, quiet)
-        accuracy = {model: scores["accuracy"] for model, scores in report["models"].items()}
-        runs.append(
-            {
-                "seed": seed,
-                "accuracy": accuracy,
-                "gain": report["gain"],
-                "seconds": {n: p["seconds"] for n, p in report["phases"].items()},
-                "cache_bytes": report["phases"]["cache.zarr"]["bytes"],
-            }
-        )
-        print(name, seed, {k: f"{v:.4f}" for k, v in accuracy.items()}, report["gain"], flush=True)
-    models = runs[0]["accuracy"]
+class Run:
+    """One seed of one corpus in a folder of its own."""
+
+    def __init__(self, out: Path, cut: Cut, data: Path | None, seed: int, encoder: Path) -> None:
+        self.out, self.cut, self.seed, self.encoder = out, cut, seed, encoder
+        self.sentences = corpus(cut, data, seed)
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        write(out / "train.csv", self.sentences.train)
+        write(out / "dev.csv", self.sentences.dev)
+        for domain, sentences in self.sentences.tests.items():
+            write(out / f"{domain}.csv", sentences)
+
+    def prepare(self) -> None:
+        """Teach the teacher and run it once."""
+        kdcache.teach(
+            self.encoder, self.out / "train.csv", out=self.out / "teacher",
+            dev=self.out / "dev.csv", epochs=self.cut.teacher_epochs,
+            learning_rates=TEACHER_RATE, class_weights="none", seed=self.seed, progress=False,
+        )  # fmt: skip
+        kdcache.build(
+            self.out / "train.csv", teacher=self.out / "teacher", task=TASK,
+            out=self.out / "cache.zarr", signals=list(SIGNALS), progress=False,
+        )  # fmt: skip
+
+    def train(self, recipe: str, rate: float) -> Json:
+        """Train a student; its metrics, scores on dev among them."""
+        hard = recipe == "finetune"
+        result = kdcache.train(
+            self.out / "cache.zarr", recipe=recipe, out=self.out / recipe, lr=rate,
+            init_from_teacher=LAYERS, dev=self.out / "dev.csv", seed=self.seed, progress=False,
+            epochs=self.cut.label_epochs if hard else self.cut.epochs,
+        )  # fmt: skip
+        return result.metrics
+
+    def right(self, model: str) -> dict[str, str]:
+        """Which documents of each domain a model has right, as a 1 or a 0 for each."""
+        found = {}
+        for domain in self.sentences.tests:
+            told = self.out / f"{model}-{domain}.predictions.csv"
+            kdcache.evaluate(
+                self.out / model, self.out / f"{domain}.csv", predictions=told, progress=False
+            )
+            with told.open(encoding="utf-8") as file:
+                rows = csv.DictReader(file)
+                found[domain] = "".join(str(int(r["label"] == r["prediction"])) for r in rows)
+        return found
+
+
+def choose(name: str, cut: Cut, data: Path | None, out: Path, encoder: Path) -> Json:
+    """The learning rate of each recipe that scores best on dev documents."""
+    run = Run(out / "choosing", cut, data, CHOOSING, encoder)
+    run.prepare()
+    scores: dict[str, dict[str, float]] = {}
+    for recipe in RECIPES:
+        scores[recipe] = {}
+        for rate in RATES:
+            shutil.rmtree(run.out / recipe, ignore_errors=True)
+            scores[recipe][f"{rate:g}"] = run.train(recipe, rate)["dev"]["best"]["value"]
+            print(name, recipe, rate, scores[recipe][f"{rate:g}"], flush=True)
+    rates = {recipe: float(max(found, key=found.__getitem__)) for recipe, found in scores.items()}
+    return {"rates": rates, "dev_accuracy": scores, "seed": CHOOSING}
+
+
+def one_seed(
+    out: Path, cut: Cut, data: Path | None, seed: int, rates: dict[str, float], encoder: Path
+) -> Json:
+    """What one seed gives; kept in `out`, and read from there if it was run before."""
+    note = out / f"{seed}.json"
+    if note.is_file():
+        kept: Json = json.loads(note.read_text())
+        if kept["rates"] == rates:
+            return kept
+    begun = time.perf_counter()
+    run = Run(out / f"seed-{seed}", cut, data, seed, encoder)
+    run.prepare()
+    for recipe in RECIPES:
+        run.train(recipe, rates[recipe])
+    found = {
+        "seed": seed,
+        "rates": rates,
+        "right": {model: run.right(model) for model in ("teacher", *RECIPES)},
+        "seconds": time.perf_counter() - begun,
+    }
+    note.write_text(json.dumps(found))
+    shutil.rmtree(run.out)
+    return found
+
+
+def summary(cut: Cut, runs: list[Json]) -> Json:
+    """Accuracies and paired differences of all seeds, by domain."""
+    domains = {}
+    for domain in runs[0]["right"]["teacher"]:
+        right: dict[str, Flags] = {
+            model: np.array([_flags(run["right"][model][domain]) for run in runs])
+            for model in runs[0]["right"]
+        }
+        domains[domain] = {
+            "documents": right["teacher"].shape[1],
+            "accuracy": {model: spread(flags.mean(1).tolist()) for model, flags in right.items()},
+            "gains": {f"{b} over {a}": paired(right[a], right[b]) for a, b in PAIRS},
+        }
     return {
-        "settings": report["settings"],
-        "training_sentences": len(train_set),
-        "test_sentences": len(test_set),
-        "accuracy": {m: spread([run["accuracy"][m] for run in runs]) for m in models},
-        "gain": spread([run["gain"]["accuracy"] for run in runs]),
-        "runs": runs,
+        "training_documents": cut.train,
+        "labels": cut.labels,
+        "epochs": {"labels": cut.label_epochs, "cache": cut.epochs},
+        "rates": runs[0]["rates"],
+        "seeds": [run["seed"] for run in runs],
+        "seconds_a_seed": spread([run["seconds"] for run in runs]),
+        "domains": domains,
     }
 
 
+def _flags(text: str) -> Flags:
+    return np.frombuffer(text.encode(), np.uint8) == ord("1")
+
+
+def folder_of(name: str, data: Path | None) -> Path | None:
+    """The folder of a corpus below the one that was named."""
+    return data / name.partition(",")[0] if data and CUTS[name].folder else None
+
+
+def finished(out: Path) -> Iterator[tuple[str, list[Json]]]:
+    """The results of every corpus that are in `out`."""
+    for name in CUTS:
+        notes = sorted((out / name).glob("*.json"), key=lambda path: int(path.stem))
+        if notes:
+            yield name, [json.loads(note.read_text()) for note in notes]
+
+
 def main() -> None:
-    """Run, check that every run finished, and write results/distillation_gain.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--banking77", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
-    args = parser.parse_args()
-    figures = {"docstrings": repeat("docstrings", split, args.seeds, args.out, **DOCSTRINGS)}
-    if args.banking77:
-        sets = banking(args.banking77)
-        figures["banking77"] = repeat(
-            "banking77", lambda seed: sets, args.seeds, args.out, **BANKING
-        )
-    save("distillation_gain", figures)
+    """Choose settings, or run what is left of every corpus, and write what there is."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder with sst2, reviews and banking77")
+    parser.add_argument("--corpus", choices=tuple(CUTS), action="append")
+    parser.add_argument("--seeds", type=int, help="instead of each corpus's own number")
+    parser.add_argument("--out", type=Path, default=Path("distillation-gain"))
+    parser.add_argument("--choose", action="store_true", help="choose learning rates on dev")
+    parser.add_argument("--report", action="store_true", help="only write what was finished")
+    given = parser.parse_args()
+    names = [n for n in given.corpus or CUTS if given.data or not CUTS[n].folder]
+    settings = json.loads(SETTINGS.read_text()) if SETTINGS.is_file() else {"corpora": {}}
+    for name in [] if given.report else names:
+        cut, data, out = CUTS[name], folder_of(name, given.data), given.out / name
+        if given.choose:
+            if name not in settings["corpora"]:
+                chosen = choose(name, cut, data, out, encoder_folder())
+                settings["corpora"][name] = chosen
+                save("gain_settings", {"corpora": settings["corpora"]})
+            continue
+        rates = settings["corpora"][name]["rates"]
+        for seed in range(given.seeds or cut.seeds):
+            found = one_seed(out, cut, data, seed, rates, encoder_folder())
+            print(name, seed, f"{found['seconds']:.0f} s", flush=True)
+    if not given.choose:
+        corpora = {name: summary(CUTS[name], runs) for name, runs in finished(given.out)}
+        save("gains", {"layers": LAYERS, "corpora": corpora})
 
 
 if __name__ == "__main__":

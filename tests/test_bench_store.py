@@ -19,7 +19,7 @@ from kdcache.errors import CacheError, ConfigError
 from kdcache.store import verify
 
 CASES = ["shuffled documents", "shuffled runs", "sequential", "one document"]
-COLD = ["cold cache, first batches", "cold cache, whole epoch"]
+COLD = ["cold cache", "cold cache, whole epoch"]
 HERE = [name for name, (_, package) in READERS.items() if not package or installed(package)]
 
 

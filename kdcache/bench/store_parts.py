@@ -39,7 +39,7 @@ def cold(
     them there, and little in the rest of the epoch; in all of it each has to read everything.
     """
     first = (case.batches[:COLD_BATCHES], case.tokens[:COLD_BATCHES])
-    few = Case(name="cold cache, first batches", batches=first[0], tokens=first[1])
+    few = Case(name="cold cache", batches=first[0], tokens=first[1])
     whole = replace(case, name="cold cache, whole epoch")
     fast = {name: make for name, make in makers.items() if name not in SLOW}
     return [

@@ -1,0 +1,83 @@
+"""The benchmark of gains: its intervals are those of textbooks, and a seed runs and is kept."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kdcache.demo.sentences import Corpus, Sentence
+from kdcache.demo_corpus import Docstring
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def gain() -> Iterator[ModuleType]:
+    """The script, whose neighbours it imports by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("distillation_gain")
+
+
+def test_intervals_are_student_s_over_seeds_and_over_documents(gain: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    before, after = rng.random((5, 200)) < 0.7, rng.random((5, 200)) < 0.8
+    found = gain.paired(before, after)
+    off = after.astype(float) - before
+    assert found["difference"] == pytest.approx(off.mean())
+    for name, axis in (("seeds", 1), ("documents", 0)):
+        means = off.mean(axis)
+        wanted = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+        assert found[name] == pytest.approx([wanted.low, wanted.high])
+    widths = {name: found[name][1] - found[name][0] for name in ("seeds", "documents", "both")}
+    assert max(widths["seeds"], widths["documents"]) * 0.9 < widths["both"]
+    assert gain.paired(before[:1], after[:1])["seeds"] is None
+
+
+def test_the_interval_of_both_covers_the_truth_as_often_as_it_says(gain: ModuleType) -> None:
+    rng, hits, trials, seeds = np.random.default_rng(1), 0, 300, 6
+    for _ in range(trials):
+        hard = rng.normal(size=300)  # what makes a document easier for the second model
+        luck = rng.normal(scale=0.02, size=(seeds, 1))
+        chance = 0.7 + 0.05 * hard + luck
+        right = rng.random((2, seeds, 300)) < np.stack([np.full_like(chance, 0.7), chance])
+        low, high = gain.paired(right[0], right[1])["both"]
+        hits += low <= 0 <= high
+    assert hits / trials > 0.93
+
+
+def test_a_seed_is_run_kept_and_summarised(
+    gain: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    sentences: list[Docstring],
+    masked_lm: Path,
+) -> None:
+    texts = [Sentence(s.text, s.package) for s in sentences]
+    whole = Corpus(
+        name="tiny", train=texts[60:], dev=texts[:30], tests={"home": texts[30:60]}, source=""
+    )
+    cut = gain.Cut(
+        read=lambda folder: whole, train=48, labels=24, epochs=1, teacher_epochs=1, seeds=1
+    )
+    monkeypatch.setattr(gain, "LAYERS", (1, 2))
+    monkeypatch.setattr(gain, "SIGNALS", ("logits:dense", "hidden:layers=0-2-4,positions=all"))
+    assert cut.label_epochs == 2
+    rates = dict.fromkeys(gain.RECIPES, 1e-3)
+    found = gain.one_seed(tmp_path, cut, None, 0, rates, masked_lm)
+    assert [path.name for path in tmp_path.iterdir()] == ["0.json"]
+    assert set(found["right"]) == {"teacher", "finetune", "kd", "hidden"}
+    assert gain.one_seed(tmp_path, cut, None, 0, rates, masked_lm) == found
+    told = gain.summary(cut, [found])["domains"]["home"]
+    assert told["documents"] == 30
+    for model, accuracy in told["accuracy"].items():
+        assert accuracy["mean"] == pytest.approx(found["right"][model]["home"].count("1") / 30)
+    assert set(told["gains"]) == {"kd over finetune", "hidden over finetune", "hidden over kd"}
+    json.dumps(told, allow_nan=False)

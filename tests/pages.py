@@ -7,6 +7,7 @@ another corpus or machine; `...` stands for anything.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import doctest
 import io
@@ -28,8 +29,10 @@ DOCS = ROOT / "docs"
 PAGES = (README, *sorted(DOCS.glob("*.md")))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[([^]]*)\]\(([^)\s]+)\)")
-LONG = {"bench", "demo"}
+LONG = frozenset({"bench", "demo"})
 """Commands that take minutes: their options are read and nothing is run."""
+SLOW = LONG | {"ship"}
+"""Commands that take half a minute, for tests that have less."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,30 @@ def run_python(page: Sequence[Block], names: dict[str, Any] | None = None) -> di
     return names
 
 
-def run_console(page: Sequence[Block]) -> None:
-    """Run console blocks in the working directory and compare what they print."""
+def calls_of(page: Sequence[Block], module: str) -> Iterator[tuple[str, int, set[str]]]:
+    """Calls of a module's functions: name, arguments without and with a name."""
+    for block in page:
+        for node in ast.walk(ast.parse(block.text)):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=function)):
+                    if name == module:
+                        named = {str(word.arg) for word in node.keywords}
+                        yield function, len(node.args), named
+
+
+def run_console(page: Sequence[Block], *, skipped: frozenset[str] = LONG) -> None:
+    """Run console blocks in the working directory and compare what they print.
+
+    Of `skipped` commands the options are read; what they would have made is not run either.
+    """
     for block in page:
         for command, shown in block.commands():
             words = shlex.split(command.replace("\\\n", " "))
-            code, out = PROGRAMS[words[0]](words[1:])
+            if words[0] == "python" and skipped > LONG:
+                continue
+            brief = words[0] == "kdcache" and words[1] in skipped
+            code, out = PROGRAMS[words[0]]([*words[1:], *["--help"] * brief])
+            out = None if brief and code == 0 else out
             assert code == 0, f"{block}: {command}\n{out}"
             if shown.strip() and out is not None:
                 compare(shown, out, f"{block}: {command}")
@@ -93,14 +114,12 @@ def run_console(page: Sequence[Block]) -> None:
 def kdcache(words: list[str]) -> tuple[int, str | None]:
     """Run the program in this process; `> FILE` at the end is where it prints to."""
     words, _, target = _split(words, ">")
-    if long := words[0] in LONG:
-        words = [*words, "--help"]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(words)
     if target:
         Path(target[0]).write_text(out.getvalue(), "utf-8")
-    return code, None if long and code == 0 else out.getvalue() + err.getvalue()
+    return code, out.getvalue() + err.getvalue()
 
 
 def _split(words: list[str], mark: str) -> tuple[list[str], str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import inspect
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+import kdcache
 from kdcache.demo_corpus import Docstring
 from tests.conftest import bert_config, save_teacher
 from tests.pages import (
@@ -21,7 +23,9 @@ from tests.pages import (
     PAGES,
     README,
     ROOT,
+    SLOW,
     blocks,
+    calls_of,
     links,
     prose,
     run_console,
@@ -122,6 +126,17 @@ def test_the_commands_of_the_readme_run_and_print_what_it_shows(
     shop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(shop)
+    run_console(blocks(README, "console"), skipped=SLOW)
+
+
+@pytest.mark.slow
+def test_all_commands_of_the_readme_run_the_shipped_student_too(
+    tmp_path: Path,
+    tokenizer: Path,
+    sentences: list[Docstring],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(stand_ins(tmp_path, tokenizer, sentences))
     run_console(blocks(README, "console"))
 
 
@@ -131,6 +146,14 @@ def test_the_commands_of_a_page_run(name: str, shop: Path, monkeypatch: pytest.M
     run_console(blocks(DOCS / name, "console"))
 
 
+def test_the_python_of_the_readme_calls_what_is_there() -> None:
+    called = list(calls_of(blocks(README, "python"), "kdcache"))
+    assert {"teach", "build", "train", "evaluate", "ship"} <= {name for name, _, _ in called}
+    for name, count, named in called:
+        inspect.signature(getattr(kdcache, name)).bind(*range(count), **dict.fromkeys(named))
+
+
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(
     tokenizer: Path,
     sentences: list[Docstring],

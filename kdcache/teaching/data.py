@@ -109,8 +109,8 @@ def read_data(
     chosen_on = _plan(dev, tokenizer, scratch / "dev", known, progress, classes=plan)
     if not chosen_on.labelled:
         raise CorpusError(f"{dev} has no labels to choose on; name them with --label-column")
-    data = Data(all_of, Documents(chosen_on, chosen_on.labelled_docs), rest, Path(str(dev)).name)
-    _say_shared(data, dev, progress)
+    aside = Documents(chosen_on, chosen_on.labelled_docs)
+    data = Data(_without(all_of, aside, dev, progress), aside, rest, Path(str(dev)).name)
     _say_classes(data, progress)
     return data
 
@@ -195,14 +195,19 @@ def _split(documents: Documents, rest: Documents, settings: Settings, progress: 
     return data
 
 
-def _say_shared(data: Data, dev: Any, progress: Progress) -> None:
-    known = set(data.train.texts())
-    shared = sum(text in known for text in data.dev.texts())
-    if shared:
-        progress.say(
-            f"{shared:,} of {len(data.dev):,} documents in {dev} are among those to learn from: "
-            "the scores on it are too good"
-        )
+def _without(documents: Documents, aside: Documents, dev: Any, progress: Progress) -> Documents:
+    """The documents whose text is none of those to choose on."""
+    known = set(aside.texts())
+    left = np.array([text not in known for text in documents.texts()], bool)
+    if left.all():
+        return documents
+    if not left.any():
+        raise CorpusError(f"all labelled documents are in {dev} too: choose on others (--dev)")
+    progress.say(
+        f"{(~left).sum():,} of {len(left):,} labelled documents are left out, for their text is "
+        f"in {dev} too, which is chosen on"
+    )
+    return documents.of(left)
 
 
 def _say_classes(data: Data, progress: Progress) -> None:

@@ -27,6 +27,6 @@ def dev_rows(texts: Ints, classes: Ints, share: float, seed: int) -> npt.NDArray
 
 def sample(classes: Ints, most: int, seed: int) -> Ints:
     """Rows of at most about `most` documents, in order, with a like share of every class."""
-    if len(classes) <= most:
-        return np.arange(len(classes))
+    if not most or len(classes) <= most:
+        return np.arange(min(most, len(classes)))
     return np.flatnonzero(dev_rows(np.arange(len(classes)), classes, most / len(classes), seed))

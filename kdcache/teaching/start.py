@@ -31,7 +31,8 @@ from kdcache.teaching.scores import merit, score
 from kdcache.teaching.split import sample
 
 Floats = npt.NDArray[np.floating[Any]]
-MOST = 4096  # documents that a head or a pooler is fitted to: fine-tuning sees all
+MOST = 4096  # labelled documents that a head is fitted to: fine-tuning sees all
+POOLED = 2048  # documents that suffice for a pooler; where labelled ones are fewer, others help
 RIDGE = 10.0
 INSIDE = 0.95  # of tanh's range, beyond which its inverse runs away
 
@@ -79,15 +80,17 @@ def fit_start(
         progress.say("the head of this encoder cannot be fitted beforehand: it starts at random")
         return {"pooler": None, "dev": {}}
     train = data.train.of(sample(data.train.classes, MOST, seed))
-    spare = data.unlabelled.of(sample(data.unlabelled.classes, MOST, seed))
-    total = len(train) + len(data.dev) + (len(spare) if parts.pooler else 0)
+    few = max(0, POOLED - len(train)) if parts.pooler else 0
+    spare = data.unlabelled.of(sample(data.unlabelled.classes, few, seed))
+    total = len(train) + len(data.dev) + len(spare)
     with progress.bar("fitting the head", unit="documents", total=total) as advance:
-        seen, on_dev = (features(model, parts, d, budget, advance) for d in (train, data.dev))
+        seen, on_dev, more = (
+            features(model, parts, which, budget, advance) for which in (train, data.dev, spare)
+        )
         kept: dict[str, tuple[Json | None, Any, Any]] = {}
         fit = partial(_fit_head, train=train, weights=weights, bias=parts.head.bias is not None)
         kept["own"] = _try(seen, on_dev, data.dev, fit, None)
         if parts.pooler is not None:
-            more = features(model, parts, spare, budget, advance) if len(spare) else seen
             pooler = _refit([seen, more] if len(spare) else [seen])
             kept["refitted"] = _try(seen, on_dev, data.dev, fit, pooler)
     best = max(kept, key=lambda name: merit(kept[name][0], by))

@@ -26,11 +26,13 @@ Run = Callable[..., tuple[int, str, str]]
 SHORT = {
     "TRAIN": "train {cache} --recipe kd --out {out} --init-from-teacher 1-2",
     "AS_PLAN": "--tokenizer {classifier} --task text-classification --out {out}",
+    "TEACH": "teach {classifier} {corpus} --out {out}",
     "AS_BUILD": "--teacher {classifier} --task text-classification --out {out}",
 }
 
 INPUTS: dict[str, str] = {
     "file": "not a folder\n",
+    "alike.csv": "text,label\nx,email\ny,email\n",
     "one.csv": "text,label\nx,email\ny,xml\n",
     "far.csv": "text,label\nx,0\ny,7\n",
     "unlabelled.csv": "text\nx\ny\n",
@@ -174,6 +176,24 @@ an evaluation by transformers' name | {TRAIN} --set training.eval_strategy=epoch
 the best by transformers' name | {TRAIN} --set training.load_best_model_at_end=true | cannot be set + --dev FILE or --dev-split 10%
 another metric to choose by | {TRAIN} --set training.metric_for_best_model=f1 | cannot be set + accuracy, pearson or cross-entropy
 a misspelt field of dev | {TRAIN} --dev-split 10% --set dev.patienc=2 | 'patienc' + patience
+a language model to teach | {TEACH} --task masked-lm | a language model needs no labels + `kdcache build --teacher`
+labels of one class | teach {classifier} {alike.csv} --out {out} | of one class, 'email' + --label-column
+a corpus without labels to teach | teach {classifier} {unlabelled.csv} --out {out} | has no labels to learn from + --label-column
+a text of each class | teach {classifier} {one.csv} --out {out} | leave none to choose on + --dev
+two ways to choose | {TEACH} --dev {corpus} --dev-split 0.2 | --dev and --dev-split + give one of the two
+all documents set aside | {TEACH} --dev-split 1.5 | between 0 and 1 + got 1.5
+documents of other classes to choose on | {TEACH} --dev {one.csv} | one.csv:3: label 'xml' is not one of
+no labels to choose on | {TEACH} --dev {unlabelled.csv} | has no labels to choose on + --label-column
+no passes to teach | {TEACH} --epochs 0 | epochs must be 1 or more (--epochs); got 0
+learning rates in words | {TEACH} --lr fast,slow | --lr takes learning rates as in 5e-5,2e-4
+a learning rate of nothing | {TEACH} --lr 0 | more than 0 and finite (--lr)
+weights of no rule | {TEACH} --class-weights heavy | unknown class weights 'heavy' + auto, balanced, none
+a teacher where a model is | {TEACH} --out {trained} | already holds a trained model + --out
+a teacher in a folder of somebody's | {TEACH} --out {mine} | is not an empty folder + --out
+a teacher below a file | {TEACH} --out {file}/t | cannot write + choose another folder
+an encoder of a folder without a model | teach {bare} {corpus} --out {out} | bare is no model folder + config.json
+a teacher's test that is not there | {TEACH} --eval test.csv | no evaluation file test.csv + --eval
+a second GPU to teach on | {TEACH} --device cuda:7 | device 'cuda:7' is not there
 no batch | evaluate {classifier} {corpus} --batch-size 0 | '--batch-size' + `kdcache evaluate --help` shows how
 """  # noqa: E501 - a row is a line
 

@@ -52,11 +52,11 @@ class DevOptions:
 
 def dev_table(values: Json) -> Json:
     """A [dev] table, or what a call says of it, with shares and steps as numbers."""
-    read = {"split": _share, "every": _steps}
+    read = {"split": share_of, "every": _steps}
     return {name: read[name](value) if name in read else value for name, value in values.items()}
 
 
-def _share(value: Any) -> Any:
+def share_of(value: Any) -> Any:
     """10%, "0.1" and 0.1 as 0.1."""
     if not isinstance(value, str):
         return value

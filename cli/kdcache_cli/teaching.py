@@ -31,9 +31,9 @@ def teach(
         typer.Option(metavar="FILE", help="Labelled documents to choose on."),
     ] = None,
     dev_split: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            metavar="SHARE", help="Without --dev: the share of each class set aside for it (0.1)."
+            metavar="SHARE", help="Without --dev: the share of each class set aside for it (10%)."
         ),
     ] = None,
     eval_file: Annotated[

@@ -17,6 +17,7 @@ from kdcache.models import Tokenizer
 from kdcache.planner import PlanOptions, make_plan
 from kdcache.plans import Array, Plan
 from kdcache.progress import Progress
+from kdcache.same_texts import text_keys
 from kdcache.store import open_plan, write_plan
 from kdcache.teaching.settings import Settings
 from kdcache.teaching.split import dev_rows
@@ -61,13 +62,9 @@ class Documents:
         return np.bincount(self.classes, minlength=len(names))
 
     def texts(self) -> list[bytes]:
-        """The tokens of each document, which tell whether two have the same text."""
-        starts, counts = self.plan.spans(self.docs, "token")
-        reader: Any = self.plan.columns["tokens"]
-        flat = reader.read(starts, counts)
-        pairs = self.plan.examples["pair_start"][self.docs]
-        pieces = np.split(flat, np.cumsum(counts)[:-1])
-        return [p.tobytes() + b"|%d" % start for p, start in zip(pieces, pairs, strict=True)]
+        """A digest of the text of each document."""
+        keys = dict(text_keys(self.plan))
+        return [keys[doc] for doc in self.docs.tolist()]
 
 
 @dataclass(frozen=True)

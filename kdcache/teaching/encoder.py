@@ -10,11 +10,11 @@ import transformers
 
 from kdcache.errors import ModelError
 from kdcache.models import Tokenizer, load_config
-from kdcache.models.auto import AUTO, require_token_types, silent_transformers, unreadable
-from kdcache.models.largest_id import require_ids
+from kdcache.models.auto import AUTO, silent_transformers, unreadable
 from kdcache.models.padding import pad_of
-from kdcache.models.teacher import most_tokens, tensors_sha256
+from kdcache.models.teacher import tensors_sha256
 from kdcache.plans import Plan
+from kdcache.scoring import require_fit
 
 AUTO_NAME = "AutoModelForSequenceClassification"
 
@@ -66,7 +66,7 @@ def load_encoder(
     state = {name: t for name, t in model.state_dict().items() if name not in new}
     _name_pad(model.config, tokenizer)
     for plan in plans:
-        _require_fit(model, plan)
+        require_fit(model, plan, "the encoder")
     return Encoder(model, tensors_sha256(state))
 
 
@@ -99,15 +99,3 @@ def _name_pad(config: Any, tokenizer: Tokenizer) -> None:
     found = plain.pad_token_id if plain.pad_token_id is not None else plain.eos_token_id
     if found is not None and found < text.vocab_size:
         config.pad_token_id = text.pad_token_id = found
-
-
-def _require_fit(model: Any, plan: Plan) -> None:
-    vocabulary = model.config.get_text_config().vocab_size
-    way = "put its own tokenizer into its folder, or leave the document out"
-    require_ids(plan, vocabulary, "the encoder", way)
-    require_token_types(model.config, plan, "the encoder")
-    limit, longest = most_tokens(model), int(plan.examples["doc_len"].max())
-    if limit is not None and longest > limit:
-        raise ModelError(
-            f"the encoder takes {limit} tokens, not {longest}; pass --max-length {limit}"
-        )

@@ -24,8 +24,6 @@ from kdcache.teaching.weights import class_weights
 from kdcache.trainer.folder import CHECKPOINTS
 from kdcache.trainer.lock import one_run
 
-FORWARD = 64  # documents of mean length in a forward that only scores
-
 
 class Grid:
     """One run of teaching in its folder."""
@@ -45,8 +43,6 @@ class Grid:
         self.folder, self.progress = folder, progress
         self.weights = self._weights()
         self.by = criterion(data.dev, weighted=self.weights is not None)
-        plan = data.train.plan
-        self.budget = FORWARD * max(1, plan.tokens // plan.documents)
 
     def _weights(self) -> Floats | None:
         if self.data.train.regression:
@@ -103,10 +99,9 @@ class Grid:
             self.weights,
             by=self.by,
             seed=self.settings.seed,
-            budget=self.budget,
             progress=self.progress,
         )
-        scores = score(predict(self.model, self.data.dev, self.budget), self.data.dev)
+        scores = score(predict(self.model, self.data.dev), self.data.dev)
         if scores is None:
             raise ModelError(f"the outputs of {self.source} are not finite: choose another encoder")
         run.keep_start(self.model, {**start, "scores": scores})
@@ -122,7 +117,6 @@ class Grid:
             rates[number],
             self.weights,
             by=self.by,
-            budget=self.budget,
             label=f"teaching at {rates[number]:g}, learning rate {number + 1} of {len(rates)}",
             progress=self.progress,
         )

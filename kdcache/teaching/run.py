@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers.trainer_utils import set_seed
 
+from kdcache.dev_options import share_of
 from kdcache.errors import require_path
 from kdcache.labels import LabelType
 from kdcache.manifest import Json
@@ -58,7 +59,7 @@ def teach(
     out: str | Path,
     task: Task = "text-classification",
     dev: Any = None,
-    dev_split: float = 0.1,
+    dev_split: float | str = 0.1,
     eval_file: str | Path | None = None,
     epochs: int = 4,
     learning_rates: float | Sequence[float] = (5e-5, 2e-4),
@@ -85,7 +86,8 @@ def teach(
         task: "text-classification"; labels that are numbers with a point, or `label_type="float"`,
             make it a regression.
         dev: labelled documents to choose on, a corpus too; else
-        dev_split: the share of the labelled documents of `train`, of every class, set aside for it.
+        dev_split: the share of the labelled documents of `train`, 0.1 or "10%" of every class, that
+            is set aside for it.
         eval_file: labelled documents to score the teacher on when it is done; not chosen on.
         epochs: passes over the documents; the rate falls to 0 over all of them.
         learning_rates: those that are tried, each from the same start.
@@ -113,7 +115,7 @@ def teach(
     settings = Settings(
         epochs=epochs,
         learning_rates=rates_of(learning_rates),
-        dev_split=dev_split,
+        dev_split=share_of(dev_split),
         class_weights=class_weights,
         batch_size=batch_size,
         max_length=max_length,

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdcache.batch import collate
+from kdcache import scoring
 from kdcache.capture import length_batches
 from kdcache.manifest import Json
 from kdcache.metrics import classification, regression
-from kdcache.models import run_model
 from kdcache.models.run import untouched
 from kdcache.plans import Array
-from kdcache.teaching.data import Documents
+from kdcache.teaching.data import Docs, Documents
 
 Floats = npt.NDArray[np.floating[Any]]
 RESAMPLES = 2000
 WORST = (-math.inf, -math.inf)
 
 
-def predict(model: Any, documents: Documents, budget: int) -> Floats:
-    """Outputs of a model for documents, [N, C] float32, in batches of `budget` tokens."""
-    outputs = np.zeros((len(documents), model.config.num_labels), np.float32)
-    place = {int(doc): row for row, doc in enumerate(documents.docs)}
+def predict(model: Any, documents: Documents) -> Floats:
+    """Outputs of a model for documents, [N, C] float32."""
     with untouched(model):
-        for docs in length_batches(documents.plan, documents.docs, budget):
-            batch = collate(documents.plan, docs, {}).to(model.device)
-            said = run_model(model, "text-classification", batch, hidden=False)
-            outputs[[place[int(doc)] for doc in docs]] = said.logits.float().cpu().numpy()
-    return outputs
+        return scoring.predict(model, documents.plan, batches_of(documents)).logits
+
+
+def batches_of(documents: Documents) -> Iterator[Docs]:
+    """Documents in batches for a forward that is not trained on."""
+    budget = scoring.token_budget(documents.plan, scoring.BATCH)
+    return length_batches(documents.plan, documents.docs, budget)
 
 
 def score(outputs: Floats, documents: Documents) -> Json | None:

@@ -21,13 +21,12 @@ import torch
 from torch import nn
 
 from kdcache.batch import Batch, collate
-from kdcache.capture import length_batches
 from kdcache.manifest import Json
 from kdcache.models import run_model
 from kdcache.models.run import EQUAL, untouched
-from kdcache.progress import Progress
+from kdcache.progress import Advance, Progress
 from kdcache.teaching.data import Data, Docs, Documents
-from kdcache.teaching.scores import merit, score
+from kdcache.teaching.scores import batches_of, merit, score
 from kdcache.teaching.split import sample
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -67,7 +66,6 @@ def fit_start(
     *,
     by: str,
     seed: int,
-    budget: int,
     progress: Progress,
 ) -> Json:
     """Fit the head of `model`, and its pooler where that is better on the dev documents, in place.
@@ -85,7 +83,7 @@ def fit_start(
     total = len(train) + len(data.dev) + len(spare)
     with progress.bar("fitting the head", unit="documents", total=total) as advance:
         seen, on_dev, more = (
-            features(model, parts, which, budget, advance) for which in (train, data.dev, spare)
+            features(model, parts, which, advance) for which in (train, data.dev, spare)
         )
         kept: dict[str, tuple[Json | None, Any, Any]] = {}
         fit = partial(_fit_head, train=train, weights=weights, bias=parts.head.bias is not None)
@@ -152,11 +150,11 @@ def _pooled(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return values[torch.arange(len(values), device=values.device), mask.sum(1) - 1]
 
 
-def features(model: Any, parts: Parts, documents: Documents, budget: int, advance: Any) -> Features:
-    """What head and pooler see of documents, in batches of `budget` tokens."""
+def features(model: Any, parts: Parts, documents: Documents, advance: Advance) -> Features:
+    """What head and pooler see of documents."""
     found = {name: np.zeros((len(documents), 0), np.float32) for name in ("head", "pooler", "mean")}
     place = {int(doc): row for row, doc in enumerate(documents.docs)}
-    for docs in _batches(model, documents, budget):
+    for docs in _batches(model, documents):
         batch = collate(documents.plan, docs, {}).to(model.device)
         rows = [place[int(doc)] for doc in docs]
         for name, values in _look(model, parts, batch).items():
@@ -167,14 +165,14 @@ def features(model: Any, parts: Parts, documents: Documents, budget: int, advanc
     return Features(found["head"], found["pooler"] if parts.pooler else None, found["mean"])
 
 
-def _batches(model: Any, documents: Documents, budget: int) -> Iterator[Docs]:
+def _batches(model: Any, documents: Documents) -> Iterator[Docs]:
     """Batches that `run_model` does not cut: of one length where pads make a difference."""
     if not getattr(model, EQUAL, False):
-        yield from length_batches(documents.plan, documents.docs, budget)
+        yield from batches_of(documents)
         return
     lengths = documents.plan.examples["doc_len"][documents.docs]
     for length in np.unique(lengths):
-        yield from length_batches(documents.plan, documents.docs[lengths == length], budget)
+        yield from batches_of(documents.of(lengths == length))
 
 
 def _look(model: Any, parts: Parts, batch: Batch) -> dict[str, torch.Tensor]:

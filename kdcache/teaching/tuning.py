@@ -21,7 +21,7 @@ from kdcache.errors import ConfigError
 from kdcache.manifest import Json
 from kdcache.models import run_model
 from kdcache.models.auto import silent_transformers
-from kdcache.progress import Progress
+from kdcache.progress import Advance, Progress
 from kdcache.teaching.data import Data, Documents
 from kdcache.teaching.scores import WORST, Floats, merit, predict, score, step_loss
 from kdcache.teaching.settings import Settings
@@ -127,8 +127,7 @@ class Watcher(transformers.TrainerCallback):
 
     dev: Documents
     by: str
-    budget: int
-    advance: Any
+    advance: Advance
     epochs: list[Json] = field(default_factory=list)
     best: tuple[float, float] = WORST
     weights: dict[str, torch.Tensor] | None = None
@@ -142,7 +141,7 @@ class Watcher(transformers.TrainerCallback):
     ) -> None:
         assert self.trainer is not None
         model: Any = self.trainer.model
-        scores = score(predict(model, self.dev, self.budget), self.dev)
+        scores = score(predict(model, self.dev), self.dev)
         epoch = len(self.epochs) + 1
         self.epochs.append({"epoch": epoch, "loss": self.trainer.mean_loss(), "dev": scores})
         if merit(scores, self.by) > self.best:
@@ -182,7 +181,6 @@ def tune(
     weights: Floats | None,
     *,
     by: str,
-    budget: int,
     label: str,
     progress: Progress,
 ) -> list[Json]:
@@ -201,7 +199,7 @@ def tune(
     with ExitStack() as stack:
         total = int(steps * args.num_train_epochs)
         advance = stack.enter_context(progress.bar(label, unit="steps", total=total))
-        watcher = Watcher(data.dev, by, budget, advance)
+        watcher = Watcher(data.dev, by, advance)
         watcher.trainer = TeachingTrainer(
             model=model,
             args=args,

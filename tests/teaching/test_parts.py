@@ -118,7 +118,7 @@ def test_a_refitted_pooler_gives_the_mean_over_tokens(
     assert parts is not None
     assert parts.pooler is model.bert.pooler.dense
     assert parts.head is model.classifier
-    seen = features(model, parts, documents, 1024, lambda done: None)
+    seen = features(model, parts, documents, lambda done: None)
     batch = collate(plan, docs[:5], {})
     with torch.no_grad():
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}

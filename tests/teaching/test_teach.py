@@ -111,13 +111,13 @@ def _reviews(count: int, seed: int, share: float = 0.5) -> list[tuple[str, str]]
 
 
 def test_a_learning_rate_that_ruins_a_run_is_not_chosen(encoder: Path, tmp_path: Path) -> None:
-    train = write_csv(tmp_path / "train.csv", _reviews(96, 0))
+    train = write_csv(tmp_path / "train.csv", _reviews(160, 0))
     dev = write_csv(tmp_path / "dev.csv", _reviews(64, 1))
-    options = {**QUICK, "learning_rates": (30.0, 2e-3), "epochs": 4}
+    options = {**QUICK, "learning_rates": (30.0, 2e-3), "epochs": 3}
     metrics = teach(encoder, train, dev=dev, out=tmp_path / "teacher", **options).metrics
     ruined, good = ([e["dev"] for e in point["epochs"]] for point in metrics["grid"])
     assert metrics["chosen"]["learning_rate"] == 2e-3
-    assert max(s["accuracy"] for s in good) > 0.9
+    assert max(s["accuracy"] for s in good) > 0.85
     assert all(s is None or s["accuracy"] < 0.8 for s in ruined)
     assert metrics["data"]["dev_file"] == "dev.csv"
 

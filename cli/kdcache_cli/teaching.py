@@ -12,6 +12,7 @@ from kdcache.errors import ConfigError
 from kdcache_cli import options as o
 from kdcache_cli.output import print_json, print_table, show
 
+TOLD = ("accuracy", "f1", "pearson", "mse")
 CLASS_WEIGHTS = ("auto", "balanced", "none")
 
 
@@ -131,16 +132,12 @@ def _print(folder: Path, metrics: dict[str, Any], corpus: list[str]) -> None:
     print(f"\nTaught on {data['train']:,} documents, chosen on {data['dev']:,}.")
     if "evaluation" in metrics:
         scores = metrics["evaluation"]
-        told = ", ".join(_told(scores, name) for name in ("accuracy", "f1", "pearson", "mse"))
-        print(f"On {scores['file']}, {scores['documents']:,} documents: {told.strip(', ')}.")
+        told = [f"{name} {show(scores[name])}" for name in TOLD if scores.get(name) is not None]
+        print(f"On {scores['file']}, {scores['documents']:,} documents: {', '.join(told)}.")
     print(
         f"Next: kdcache build {' '.join(corpus)} --teacher {folder} --task {metrics['task']} "
         f"--out {folder}.cache"
     )
-
-
-def _told(scores: dict[str, Any], name: str) -> str:
-    return f"{name} {show(scores[name])}" if scores.get(name) is not None else ""
 
 
 def _rows(metrics: dict[str, Any], by: str) -> Iterator[tuple[Any, ...]]:

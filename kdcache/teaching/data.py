@@ -16,7 +16,7 @@ from kdcache.errors import CorpusError
 from kdcache.models import Tokenizer
 from kdcache.planner import PlanOptions, make_plan
 from kdcache.plans import Array, Plan
-from kdcache.progress import Progress
+from kdcache.progress import Progress, short
 from kdcache.same_texts import text_keys
 from kdcache.store import open_plan, write_plan
 from kdcache.teaching.settings import Settings
@@ -105,9 +105,9 @@ def read_data(
     known = _known(plan, dev, options)
     chosen_on = _plan(dev, tokenizer, scratch / "dev", known, progress, classes=plan)
     if not chosen_on.labelled:
-        raise CorpusError(f"{dev} has no labels to choose on; name them with --label-column")
+        raise CorpusError(f"{short(dev)} has no labels to choose on; name them with --label-column")
     aside = Documents(chosen_on, chosen_on.labelled_docs)
-    data = Data(_without(all_of, aside, dev, progress), aside, rest, Path(str(dev)).name)
+    data = Data(_without(all_of, aside, dev, progress), aside, rest, short(dev))
     _say_classes(data, progress)
     return data
 
@@ -152,27 +152,25 @@ def _known(plan: Plan, dev: Any, options: PlanOptions) -> PlanOptions:
 
 
 def _require_labels(documents: Documents, corpus: Any) -> None:
+    """Raise CorpusError for labels that cannot be learnt from."""
+    name, count = short(corpus), f"{len(documents):,} labelled documents"
+    column = "is this the label column (--label-column)?"
     if not len(documents):
         raise CorpusError(
-            f"{corpus} has no labels to learn from; name their column with --label-column"
+            f"{name} has no labels to learn from; name their column with --label-column"
         )
     if documents.regression:
         if np.ptp(documents.labels) == 0:
-            raise CorpusError(f"all {len(documents):,} values of {corpus} are the same: no task")
+            raise CorpusError(f"{count} of {name} have one and the same value: {column}")
         return
     names, counts = documents.plan.config.classes or [], documents.counts()
     if (counts > 0).sum() < 2:
-        only = names[int(counts.argmax())]
         raise CorpusError(
-            f"all {len(documents):,} labelled documents of {corpus} are of one class, {only!r}: a "
-            "teacher needs documents of two classes or more; is this the label column "
-            "(--label-column)?"
+            f"all {count} of {name} are of one class, {names[int(counts.argmax())]!r}, and a "
+            f"teacher needs two classes or more: {column}"
         )
     if len(documents) < len(names):
-        raise CorpusError(
-            f"{corpus} has {len(documents):,} labelled documents and {len(names):,} classes: label "
-            "more, or name the label column with --label-column"
-        )
+        raise CorpusError(f"{name} has {count} for {len(names):,} classes: label more; {column}")
 
 
 def _split(documents: Documents, rest: Documents, settings: Settings, progress: Progress) -> Data:
@@ -199,10 +197,12 @@ def _without(documents: Documents, aside: Documents, dev: Any, progress: Progres
     if left.all():
         return documents
     if not left.any():
-        raise CorpusError(f"all labelled documents are in {dev} too: choose on others (--dev)")
+        raise CorpusError(
+            f"all labelled documents are in {short(dev)} too: choose on others (--dev)"
+        )
     progress.say(
         f"{(~left).sum():,} of {len(left):,} labelled documents are left out, for their text is "
-        f"in {dev} too, which is chosen on"
+        f"in {short(dev)} too, which is chosen on"
     )
     return documents.of(left)
 

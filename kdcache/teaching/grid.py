@@ -66,8 +66,15 @@ class Grid:
         with writing(self.folder), one_run(self.folder, self.folder / CHECKPOINTS):
             run = Run(self.folder, self._identity())
             self._start(run)
-            for number in range(len(run.finished), len(rates)):
-                self._point(run, number)
+            try:
+                for number in range(len(run.finished), len(rates)):
+                    self._point(run, number)
+            except KeyboardInterrupt:
+                self.progress.say(
+                    f"stopped: the same command goes on after {len(run.finished)} of {len(rates)} "
+                    "learning rates"
+                )
+                raise
             chosen = self._chosen(run)
             run.load(self.model, chosen.pop("weights"))
             if keeps_cache is not None:

@@ -270,4 +270,4 @@ def _set(layer: nn.Linear, fitted: Layer) -> None:
 
 
 def _first(documents: Documents) -> Batch:
-    return collate(documents.plan, documents.docs[:2], {})
+    return collate(documents.plan, documents.docs[:1], {})

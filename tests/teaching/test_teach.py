@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,12 @@ from huggingface_hub import ModelCard
 from transformers import pipeline
 
 from kdcache import build, evaluate
-from kdcache.errors import ConfigError, MismatchError
+from kdcache.demo_corpus import Docstring
+from kdcache.demo_teacher import encoder_folder
+from kdcache.errors import ConfigError, MismatchError, ModelError
 from kdcache.models.tokenizer import classes_of
 from kdcache.teaching import TeachResult, teach
-from tests.conftest import Lines, save_teacher, write_csv
+from tests.conftest import Lines, exchange_tokens, save_teacher, write_csv
 from tests.teaching.conftest import QUICK
 
 WEIGHTS = "model.safetensors"
@@ -69,6 +72,14 @@ def test_what_is_chosen_is_the_best_of_all_that_was_scored(taught: TeachResult) 
     assert low < best < high
 
 
+def test_a_teacher_with_another_tokenizer_is_not_scored(
+    taught: TeachResult, labelled: Path, tmp_path: Path
+) -> None:
+    changed = exchange_tokens(shutil.copytree(taught.folder, tmp_path / "changed"))
+    with pytest.raises(ModelError, match=r"numbers other tokens .*taught\.json"):
+        evaluate(changed, labelled)
+
+
 class _Stopped(Lines):
     """A progress that is interrupted when the second learning rate begins."""
 
@@ -83,9 +94,11 @@ def test_a_run_that_was_stopped_goes_on_and_ends_in_the_same_bytes(
     encoder: Path, labelled: Path, taught: TeachResult, tmp_path: Path
 ) -> None:
     out = tmp_path / "teacher"
+    stopped = _Stopped()
     with pytest.raises(KeyboardInterrupt):
-        teach(encoder, labelled, out=out, **{**QUICK, "progress": _Stopped()})
+        teach(encoder, labelled, out=out, **{**QUICK, "progress": stopped})
     assert not (out / "metrics.json").exists()
+    assert "the same command goes on after 1 of 2 learning rates" in stopped.said[-1]
     with pytest.raises(MismatchError, match="seed is 0 there and 1 now"):
         teach(encoder, labelled, out=out, **QUICK, seed=1)
     lines = Lines()
@@ -215,3 +228,19 @@ def test_an_encoder_that_was_a_classifier_gets_the_classes_of_the_corpus(
     options = {**QUICK, "epochs": 1, "learning_rates": 1e-3}
     teach(classifier, train, out=tmp_path / "teacher", **options)
     assert classes_of(tmp_path / "teacher") == (["2", "5"], 2)
+
+
+@pytest.mark.slow
+def test_the_embedded_encoder_is_taught_on_a_refitted_pooler(
+    sentences: list[Docstring], tmp_path: Path
+) -> None:
+    rows = [(s.text, s.package) for s in sentences]
+    train = write_csv(tmp_path / "train.csv", rows[::2])
+    test = write_csv(tmp_path / "test.csv", rows[1::2])
+    options = {**QUICK, "epochs": 2, "learning_rates": 1e-4, "dev_split": "20%"}
+    source = encoder_folder()
+    metrics = teach(source, train, out=tmp_path / "t", eval_file=test, **options).metrics
+    own, refitted = (metrics["start"]["dev"][name] for name in ("own", "refitted"))
+    assert refitted["cross_entropy"] < own["cross_entropy"]
+    assert metrics["start"]["pooler"] == "refitted"
+    assert metrics["evaluation"]["accuracy"] > 0.75

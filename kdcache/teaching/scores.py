@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdcache import scoring
 from kdcache.capture import length_batches
 from kdcache.manifest import Json
 from kdcache.metrics import classification, regression
 from kdcache.models.run import untouched
 from kdcache.plans import Array
+from kdcache.scoring import BATCH, token_budget
+from kdcache.scoring import predict as outputs_of
 from kdcache.teaching.data import Docs, Documents
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -26,12 +27,12 @@ WORST = (-math.inf, -math.inf)
 def predict(model: Any, documents: Documents) -> Floats:
     """Outputs of a model for documents, [N, C] float32."""
     with untouched(model):
-        return scoring.predict(model, documents.plan, batches_of(documents)).logits
+        return outputs_of(model, documents.plan, batches_of(documents)).logits
 
 
 def batches_of(documents: Documents) -> Iterator[Docs]:
     """Documents in batches for a forward that is not trained on."""
-    budget = scoring.token_budget(documents.plan, scoring.BATCH)
+    budget = token_budget(documents.plan, BATCH)
     return length_batches(documents.plan, documents.docs, budget)
 
 

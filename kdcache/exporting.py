@@ -66,6 +66,7 @@ def export(
     """
     progress = shown(progress)
     encode, folder = FORMS[one_of("format", form, FORMS)], Path(out)
+    require_no_model(cache)
     source = cache if isinstance(cache, Cache) else open_cache(cache)
     source.require_complete()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -81,6 +82,15 @@ def export(
             advance(1)
         sync_folder(folder)
     return Export(files=names, bytes=size)
+
+
+def require_no_model(place: Place | Cache) -> None:
+    """Raise ConfigError for the folder of a model, which is shipped, not exported."""
+    if isinstance(place, str | Path) and (Path(place) / "config.json").is_file():
+        raise ConfigError(
+            f"{place} is the folder of a model, and export writes caches: `kdcache ship {place} "
+            "OUT` writes a classifier as ONNX, to run without torch"
+        )
 
 
 def part_columns(cache: Cache, part: int, *, raw: bool) -> dict[str, Column]:

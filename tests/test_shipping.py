@@ -27,7 +27,8 @@ from kdcache.shipping.quantise import quantise
 from kdcache.shipping.source import load_source
 from kdcache.shipping.verdict import notes
 from kdcache_cli.main import main
-from tests.conftest import Lines, bert_config, save_teacher, write_csv
+from kdcache_cli.shipping import ROWS, print_report
+from tests.conftest import SIZES, Lines, bert_config, save_teacher, write_csv
 
 NEEDED = ("onnxruntime", "tokenizers", "numpy")
 FILES = {
@@ -241,6 +242,21 @@ def test_figures_are_those_of_the_files(
     assert all(f"{row['p50_ms']:.2f}" in card for row in models.values())
 
 
+def test_a_person_reads_a_table_and_what_it_says(
+    shipped: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, report = shipped
+    row = {**report["models"]["int8"], "bytes": 1, "accuracy": 1.0}
+    models = {**report["models"], "teacher_fp32": row, "teacher_int8": row}
+    print_report({**report, "models": models})
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) < 200
+    table = out.partition("as torch\n")[2].splitlines()
+    assert [line.strip().partition("  ")[0] for line in table[1:5]] == list(ROWS.values())
+    assert "tokenisation included" in out
+    assert f'python {folder}/infer.py "a text" "its pair" --pair' in out
+
+
 def test_a_graph_that_says_something_else_is_not_written(
     small: Path, student: Path, tmp_path: Path
 ) -> None:
@@ -265,7 +281,7 @@ def test_what_goes_wrong_leaves_nothing_behind(
     before = sorted(os.listdir(tmp_path))
     for model, options, error, message in calls:
         with pytest.raises(error, match=message):
-            ship(model, tmp_path / "out", progress=False, **options)
+            ship(model, tmp_path / "new" / "out", progress=False, **options)
         assert sorted(os.listdir(tmp_path)) == before
     with pytest.raises(ConfigError, match="is not an empty folder; choose another"):
         ship(classifier, tmp_path, progress=False)
@@ -299,3 +315,86 @@ def test_the_verdict_weighs_bytes_latency_and_score(
     models |= {"teacher_fp32": {**ROW, "bytes": 20}, "teacher_int8": teacher}
     found = notes(models, "accuracy", shipped)[2:]
     assert (found == []) if says is None else (says in found[0])
+
+
+def roberta(vocab: int) -> transformers.PreTrainedModel:
+    config = transformers.RobertaConfig(
+        vocab_size=vocab, **{**SIZES, "max_position_embeddings": 130}, type_vocab_size=2
+    )
+    return transformers.RobertaForSequenceClassification(config)
+
+
+def distilbert(vocab: int) -> transformers.PreTrainedModel:
+    config = transformers.DistilBertConfig(
+        vocab_size=vocab, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=128
+    )
+    return transformers.DistilBertForSequenceClassification(config)
+
+
+def electra(vocab: int) -> transformers.PreTrainedModel:
+    config = transformers.ElectraConfig(vocab_size=vocab, embedding_size=16, **SIZES)
+    return transformers.ElectraForSequenceClassification(config)
+
+
+def modernbert(vocab: int) -> transformers.PreTrainedModel:
+    config = transformers.ModernBertConfig(
+        vocab_size=vocab,
+        **SIZES,
+        local_attention=16,
+        global_attn_every_n_layers=2,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        cls_token_id=2,
+        sep_token_id=3,
+    )
+    return transformers.ModernBertForSequenceClassification(config)
+
+
+def told_apart(model: transformers.PreTrainedModel, tokenizer: Path, folder: Path) -> Path:
+    """Save a model whose weights are moved about, so that its logits tell texts apart."""
+    torch.manual_seed(7)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return save_teacher(folder, tokenizer, model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [roberta, distilbert, electra, modernbert])
+def test_families_say_in_onnx_what_they_say_in_torch(
+    make: Any, tokenizer: Path, pairs: list[tuple[str, str]], tmp_path: Path, capfd: Any
+) -> None:
+    model, out = told_apart(make(600), tokenizer, tmp_path / "model"), tmp_path / "out"
+    capfd.readouterr()
+    report = ship(model, out)
+    assert capfd.readouterr() == ("", "")
+    assert report["fidelity"]["relative"] < 2e-5
+    assert report["max_length"] == 128
+    columns = list(map(list, zip(*pairs, strict=True)))
+    said = Model(out).logits(*columns, batch_size=5)
+    np.testing.assert_allclose(said, by_torch(model, pairs, 128), atol=1e-4)
+    assert np.ptp(said[:, 0]) > 1e-2
+    full = (out / "model.onnx").rename(tmp_path / "full.onnx")
+    quantise(full, out / "model.onnx")
+    assert np.abs(Model(out).logits(*columns) - said).mean() < 0.2 * np.abs(said).mean()
+
+
+@pytest.mark.slow
+def test_a_regressor_ships_beside_its_teacher(
+    tokenizer: Path, pairs: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    config = transformers.BertConfig(vocab_size=600, **SIZES, num_labels=1)
+    made = transformers.BertForSequenceClassification(config)
+    model = told_apart(made, tokenizer, tmp_path / "model")
+    rows = [(*pair, number / 7) for number, pair in enumerate(pairs)]
+    file = write_csv(tmp_path / "dev.csv", rows, ("text1", "text2", "score"))
+    given: dict[str, Any] = {"measure": file, "teacher": model, "progress": False}
+    report = ship(model, tmp_path / "out", int8=True, **given)
+    models = report["models"]
+    assert list(models) == ["fp32", "int8", "teacher_fp32", "teacher_int8"]
+    for figure in ("bytes", "pearson", "mse"):  # the teacher is the student here
+        assert models["int8"][figure] == models["teacher_int8"][figure]
+    assert report["bytes"] == models["int8"]["bytes"] < models["fp32"]["bytes"]
+    assert "agreement" not in models["int8"]
+    said = Model(tmp_path / "out").predict([pairs[0][0]], [pairs[0][1]])
+    assert said[0]["value"] == pytest.approx(by_torch(model, pairs[:1], 128)[0, 0], abs=0.3)

@@ -75,8 +75,10 @@ def export(
     They hold documents' ids, tokens and labels, log-probabilities and hidden states.
     """
     from kdcache.exporting import export as run
+    from kdcache.exporting import require_no_model
     from kdcache.store import open_cache
 
+    require_no_model(cache)
     source = open_cache(cache, teacher=teacher)
     made = run(source, out, form=form, raw=raw, progress=context.obj)
     if as_json:

@@ -70,10 +70,11 @@ def ship(
         max_length=max_length,
         progress=context.obj,
     )
-    (print_json if as_json else _print)(report)
+    (print_json if as_json else print_report)(report)
 
 
-def _print(report: Json) -> None:
+def print_report(report: Json) -> None:
+    """What was written, and the table of what was measured."""
     fidelity = report["fidelity"]
     print_facts(
         {
@@ -95,7 +96,8 @@ def _print(report: Json) -> None:
         )
         for note in report["notes"]:
             print(f"{note[:1].upper()}{note[1:]}.")
-    print(f'Try it: python {report["folder"]}/infer.py "a text"')
+    texts = '"a text" "its pair" --pair' if report["texts"] == 2 else '"a text"'
+    print(f"Try it: python {report['folder']}/infer.py {texts}")
 
 
 def _print_models(report: Json) -> None:

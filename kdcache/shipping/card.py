@@ -10,14 +10,16 @@ from kdcache.shipping.folder import CARD
 
 USAGE = """```
 pip install onnxruntime tokenizers numpy
-python infer.py "a text to classify"
+python infer.py {words}
 ```
 
 ```python
 from infer import Model
 
-Model().predict(["a text to classify", "another"])
+Model().predict({call})
 ```"""
+ONE = {"words": '"a text"', "call": '["a text", "another text"]'}
+TWO = {"words": '"a text" "its pair" --pair', "call": '["a text"], ["its pair"]'}
 NAMES = {
     "fp32": "float32",
     "int8": "int8",
@@ -29,7 +31,8 @@ FIGURES = ("accuracy", "pearson", "agreement")
 
 def write_card(folder: Path, name: str, report: Json) -> None:
     """Write the card of the model in `folder`, in Markdown."""
-    sections = [f"# {name}", _summary(report), "## How to run it", USAGE]
+    sections = [f"# {name}", _summary(report), "## How to run it"]
+    sections.append(USAGE.format(**(TWO if report["texts"] == 2 else ONE)))
     if "models" in report:
         sections += ["## Measured", _about(report), "\n".join(_table(report))]
         sections += [note[:1].upper() + note[1:] + "." for note in report["notes"]]

@@ -36,6 +36,11 @@ class Documents:
         return len(self.texts)
 
     @property
+    def columns(self) -> int:
+        """Texts of a document: 2 where it is a pair."""
+        return 1 if self.pairs is None else 2
+
+    @property
     def lengths(self) -> npt.NDArray[np.int32]:
         """Tokens of each document, [documents]."""
         lengths: npt.NDArray[np.int32] = self.plan.examples["doc_len"][self.plan.docs]
@@ -82,13 +87,14 @@ def read_documents(
     return Documents(plan, [text for text, _ in rows], pairs)
 
 
-def write_prose(path: Path, columns: int) -> None:
+def write_prose(path: Path, columns: int) -> Path:
     """Write texts of one word to some hundreds that every machine has, in one or two columns."""
     texts = _cut_prose()
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("text", "text_pair")[:columns])
         writer.writerows([next(texts) for _ in range(columns)] for _ in range(TEXTS))
+    return path
 
 
 def _cut_prose() -> Iterator[str]:

@@ -33,7 +33,7 @@ def difference(source: Source, folder: Path) -> Json:
         for place in places:
             pair = None if documents.pairs is None else [documents.pairs[place]]
             encoded.setdefault(place, model.encode([documents.texts[place]], pair)[0])
-        ours = source.run(source.batch(documents.plan.docs[places]))
+        ours = source.run(documents.plan.docs[places])
         theirs = model.run([encoded[place] for place in places])
         apart = np.abs(ours - theirs).max(1)
         scale = np.abs(ours).max(1)

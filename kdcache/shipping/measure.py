@@ -14,29 +14,28 @@ import numpy as np
 import numpy.typing as npt
 
 import kdcache
+from kdcache.capture import length_batches
 from kdcache.errors import ModelError
 from kdcache.manifest import Json
-from kdcache.metrics import classification, regression, wilson
+from kdcache.metrics import wilson
 from kdcache.progress import Progress
+from kdcache.scoring import BATCH, Predictions, predict, scores, token_budget
 from kdcache.shipping import worker
 from kdcache.shipping.documents import Documents
 from kdcache.shipping.folder import MODEL, bytes_of
 from kdcache.shipping.source import Logits, Source
 
 CALLS = 200
+NO_TOKENS = (np.empty(0), np.empty(0, np.bool_))
 SCORE = {"classes": "accuracy", "regression": "pearson"}
 
 
 def torch_logits(source: Source, progress: Progress) -> Logits:
     """The torch model's logits of all documents, [documents, C]."""
-    documents = source.documents
-    said = np.empty((len(documents), len(source.settings["labels"])), np.float32)
-    label = f"running {source.name} in torch"
-    with progress.bar(label, unit="documents", total=len(documents)) as advance:
-        for places, logits in source.logits():
-            said[places] = logits
-            advance(len(places))
-    return said
+    plan, label = source.documents.plan, f"running {source.name} in torch"
+    batches = length_batches(plan, plan.docs, token_budget(plan, BATCH))
+    with progress.bar(label, unit="documents", total=plan.documents) as advance:
+        return predict(source.torch.model, plan, batches, lambda docs, _: advance(len(docs))).logits
 
 
 def measure(
@@ -49,14 +48,14 @@ def measure(
     takes `tokenise_p50_ms`; their texts have the lengths of the documents. `peak_bytes` is the
     memory of a process that does just that. Documents are scored one at a time.
     """
-    documents = source.documents
+    documents, plan = source.documents, source.documents.plan
     with progress.bar(f"measuring {what}", unit="documents", total=len(documents)) as advance:
         logits, figures = _run(documents, folder, scratch, advance)
     return {
         "bytes": bytes_of(folder),
         "model_bytes": (folder / MODEL).stat().st_size,
         **figures,
-        **scores(source, logits),
+        **scores(plan, Predictions(plan.docs, logits, *NO_TOKENS)),
         **agreement(source, said, logits),
     }
 
@@ -111,17 +110,6 @@ def timed_places(documents: Documents) -> npt.NDArray[np.int64]:
     order = np.argsort(documents.lengths, kind="stable")
     even = order[(2 * np.arange(CALLS) + 1) * len(order) // (2 * CALLS)]
     return np.random.default_rng(0).permutation(even).astype(np.int64)
-
-
-def scores(source: Source, logits: Logits) -> Json:
-    """The scores of logits on the documents that have a label."""
-    plan = source.documents.plan
-    if source.settings["problem"] == "regression":
-        targets = plan.examples["value"][plan.docs]
-        kept = np.isfinite(targets)
-        return regression(logits[kept, 0], targets[kept])
-    labels = plan.examples["label"][plan.docs]
-    return classification(logits[labels >= 0], labels[labels >= 0])
 
 
 def agreement(source: Source, said: Logits, logits: Logits) -> Json:

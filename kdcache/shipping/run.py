@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def ship(
         max_length: tokens a text is cut to; that of training, else what the tokenizer says.
 
     Returns a report: "folder", "bytes" (of the files that run, the card left out), "model_bytes",
-    "int8", "max_length", "fidelity" (see `shipping.faithful`); measured also "documents",
+    "int8", "max_length", "problem", "labels", "texts" of a document (None: not known),
+    "parameters", "fidelity" (see `shipping.faithful`). Measured also "file", "documents",
     "threads", "calls", "timed", "notes" (sentences) and "models": for "fp32", "int8" and, with a
     teacher, "teacher_fp32" and "teacher_int8" their "bytes", "model_bytes", "p50_ms" and "p95_ms"
     of a call with one text on one thread, "tokenise_p50_ms" of it, "peak_bytes" of its process,
@@ -81,7 +83,7 @@ def ship(
     }
     if max_length is not None:
         options["max_length"] = max_length
-    with scratch_folder(folder) as scratch, writing(folder):
+    with _above(folder), scratch_folder(folder) as scratch, writing(folder):
         work = _Work(scratch, measure, progress)
         report = work.ship(student, options, "", shipped)
         if teacher is not None:
@@ -115,9 +117,9 @@ class _Work:
         kinds = KINDS if self.file is not None or shipped == "int8" else KINDS[:1]
         fidelity = self._make(source, prefix, kinds)
         report = {
-            "max_length": source.settings["max_length"],
-            "problem": source.settings["problem"],
-            "labels": source.settings["labels"],
+            **{
+                name: source.settings[name] for name in ("max_length", "problem", "labels", "texts")
+            },
             "parameters": source.torch.identity["parameters"],
             "fidelity": fidelity,
         }
@@ -168,6 +170,19 @@ def _told(report: Json, folder: Path, made: Path, shipped: str) -> Json:
         report["notes"] = notes(report["models"], SCORE[report["problem"]], shipped)
     report["fidelity"]["allowed"] = MOST
     return head | report
+
+
+@contextmanager
+def _above(folder: Path) -> Iterator[None]:
+    """Take the folders above one away again that were made for it in vain."""
+    missing = [path for path in folder.absolute().parents if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):  # something else has come to lie there
+                path.rmdir()
+        raise
 
 
 def _require_free(folder: Path) -> None:

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from kdcache.batch import Batch, collate
-from kdcache.capture import length_batches
 from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.evaluator import task_of
 from kdcache.manifest import Json
-from kdcache.models import (
-    Teacher,
-    Tokenizer,
-    check_alone,
-    load_config,
-    load_teacher,
-    load_tokenizer,
-    run_model,
-)
-from kdcache.models.auto import require_problem, require_token_types
-from kdcache.models.largest_id import require_ids
+from kdcache.models import Teacher, Tokenizer, load_config, load_teacher, load_tokenizer
+from kdcache.models.auto import require_problem
 from kdcache.models.padding import pad_of
 from kdcache.models.teacher import most_tokens
-from kdcache.models.tokenizer import load_plain
+from kdcache.models.tokenizer import UNBOUNDED, load_plain
 from kdcache.planner import PlanOptions
-from kdcache.plans import Plan
 from kdcache.progress import Progress
+from kdcache.scoring import forward, require_finite, require_fit, settle
 from kdcache.shipping.documents import Documents, read_documents, write_prose
 from kdcache.tasks import Task
 from kdcache.training_note import (
@@ -46,7 +33,6 @@ Docs = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
 TASK: Task = "text-classification"
 LONGEST = 512  # tokens, where neither training nor tokenizer nor model say
-BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +55,13 @@ class Source:
         """What to call it."""
         return str(self.torch.identity["name"])
 
-    def batch(self, docs: Docs) -> Batch:
-        """The padded inputs of documents."""
-        return collate(self.documents.plan, docs, {})
-
-    def run(self, batch: Batch) -> Logits:
-        """The torch model's logits of a batch, [B, C]."""
-        with torch.inference_mode():
-            said = run_model(self.torch.model, TASK, batch, hidden=False).logits
-        logits: Logits = said.float().numpy()
-        return logits
-
-    def logits(self) -> Iterator[tuple[Docs, Logits]]:
-        """The torch model's logits of all documents: places in their order, and [places, C]."""
+    def run(self, docs: Docs) -> Logits:
+        """The torch model's logits of documents in one padded batch, [docs, C]."""
         plan = self.documents.plan
-        for docs in length_batches(plan, plan.docs, BATCH_TOKENS):
-            yield np.searchsorted(plan.docs, docs), self.run(self.batch(docs))
+        ((_, said, _),) = forward(self.torch.model, plan, [docs])
+        require_finite(self.name, said)
+        logits: Logits = said.numpy()
+        return logits
 
 
 def require_classifier(folder: str | Path) -> None:
@@ -117,32 +94,31 @@ def load_source(
     require_trained_vocabulary(folder, tokenizer)
     model = load_teacher(folder, task=TASK, device="cpu")
     length = _length(folder, trained, model, options.get("max_length"))
-    columns = texts_of(trained)
-    given: PlanOptions = {**options, "max_length": length}
+    known = texts_of(trained)
+    texts: Any = file
     if file is None:
-        file, given = scratch / "texts.csv", {"max_length": length, "label_column": ""}
-        write_prose(file, len(columns) or 1)
-        columns = ["text", "text_pair"][: len(columns) or 1]
+        texts, options = write_prose(scratch / "texts.csv", len(known) or 1), {"label_column": ""}
     documents = read_documents(
-        file,
+        texts,
         folder,
         tokenizer,
         scratch=scratch / "documents",
-        like=columns,
+        like=known,
         progress=progress,
-        options=given,
+        options={**options, "max_length": length},
     )
-    _require_fit(model, documents.plan)
-    require_same_texts(folder, texts_of(trained), documents.plan, file)
-    apart = check_alone(
-        model.model, TASK, documents.plan, name=f"the model {model.identity['name']}"
-    )
+    name, plan = model.identity["name"], documents.plan
+    require_fit(model.model, plan, name)
+    require_same_texts(folder, known, plan, texts)
+    settings = _settings(model, tokenizer, length)
+    settings["texts"] = documents.columns if known or file is not None else None
+    settings["padded"] = not settle(model.model, plan, name, progress)
     return Source(
         folder=str(folder),
         torch=model,
         tokenizer=tokenizer,
         documents=documents,
-        settings=_settings(model, tokenizer, length, len(columns), padded=not apart),
+        settings=settings,
     )
 
 
@@ -157,22 +133,12 @@ def _length(folder: str | Path, trained: Json, model: Teacher, wanted: int | Non
     if wanted is not None and limit is not None and wanted > limit:
         raise ModelError(f"{folder} takes {limit} tokens, not {wanted}; pass --max-length {limit}")
     asked = int(load_plain(folder).model_max_length)
-    usual = asked if limit is None or asked <= limit else limit
-    length = wanted or trained.get("max_length") or min(usual, limit or LONGEST)
-    return int(length if limit is None else min(length, limit))
+    usual = asked if asked < UNBOUNDED else LONGEST
+    length = int(wanted or trained.get("max_length") or usual)
+    return length if limit is None else min(length, limit)
 
 
-def _require_fit(model: Teacher, plan: Plan) -> None:
-    """Raise ModelError for tokens or token types that the model has no embedding for."""
-    name, config = model.identity["name"], model.model.config
-    way = "put the tokenizer it was trained with into its folder, or leave the document out"
-    require_ids(plan, config.get_text_config().vocab_size, name, way)
-    require_token_types(config, plan, name)
-
-
-def _settings(
-    model: Teacher, tokenizer: Tokenizer, length: int, texts: int, *, padded: bool
-) -> Json:
+def _settings(model: Teacher, tokenizer: Tokenizer, length: int) -> Json:
     config = model.model.config
     pad = pad_of(config.get_text_config())
     if pad is None:
@@ -187,6 +153,4 @@ def _settings(
         "max_length": length,
         "truncation_side": tokenizer.plain.truncation_side,
         "pad_id": pad,
-        "padded": padded,
-        "texts": texts or None,
     }

@@ -135,6 +135,15 @@ one column for both texts | plan {corpus} {AS_PLAN} --text-column text --text-co
 labels for text | plan {corpus} {AS_PLAN} --ignore-columns text | --text-column
 labels in a list | plan {listed.jsonl} {AS_PLAN} | listed.jsonl:1 + --label-column
 a label too large | plan {huge.csv} {AS_PLAN} --label-type float | huge.csv:2 + float32
+a language model to ship | ship {masked_lm} {out} | is a model for masked-lm + text-classification + transformers
+a folder without a model to ship | ship {bare} {out} | bare is no model folder + config.json
+a model shipped where something is | ship {classifier} {mine} | is not an empty folder
+a model shipped below a file | ship {classifier} {file}/s | cannot write + choose another folder
+a teacher shipped beside on no texts | ship {classifier} {out} --teacher {classifier} | --measure FILE
+a shipped model measured without labels | ship {classifier} {out} --measure {unlabelled.csv} | no labels to score against + --label-column
+a shipped model of several labels at once | ship {multi} {out} | multi_label_classification
+a shipped text longer than the model takes | ship {classifier} {out} --max-length 500 | takes 128 tokens, not 500 + --max-length 128
+a shipped model under another name | ship {classifier} --out {out} | --out + kdcache ship STUDENT OUT
 a group without its command | bench | missing command: kernels, store, fidelity + `kdcache bench --help` shows how
 more classes than there are | build {corpus} {AS_BUILD} --signal logits:topk,k=64 | the teacher has 3 outputs + k=3 or less
 a layer below the first | build {corpus} {AS_BUILD} --signal hidden:layers=-1 | layers=2-4-6
@@ -150,6 +159,7 @@ a plan that fixes its options | build {plan} {AS_BUILD} --max-length 64 | it fix
 another task than the plan's | build {plan} {AS_BUILD} --teacher {masked_lm} --task masked-lm | is a plan for text-classification, not masked-lm + --task text-classification
 a merge of one | merge {cache} {out} | two caches or more
 a copy onto itself | copy {cache} {cache} | onto itself + choose another place
+a model given for a cache to export | export {classifier} {out} | is the folder of a model + kdcache ship
 another format | export {cache} {out} --format csv | unknown format 'csv' + safetensors, parquet
 an option without its name | export {cache} --out {out} | --out + kdcache export CACHE OUT
 an option of another program | {TRAIN} --learning-rate 1e-4 | did you mean --lr?

@@ -13,7 +13,7 @@ READY := .venv/.ready
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    set up, then run the demo: one teacher, one cache, two students"
+	@echo "make demo    set up, then run the demo: a teacher, its cache, several students"
 	@echo "make test    set up, then run every check and test (PYTEST_ARGS='$(PYTEST_ARGS)')"
 	@echo "make slow    set up, then run the tests that test leaves out: the same claims over more models"
 	@echo "make lint    the checks alone: ruff, mypy, import-linter"
@@ -71,4 +71,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing the pinned dependencies into .venv (1 to 3 minutes, PyTorch is the large one)"
 	@$(PIP) install $(PIP_ARGS) -c constraints.txt setuptools
 	@$(PIP) install $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[demo,dev,onnx,s3]'
+	@$(PY) -m kdcache.demo.reviews || true # the demo's corpus; offline the demo says what else to do
 	@printf '%s\n' "$(CURDIR)" > $@

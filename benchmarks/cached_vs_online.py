@@ -98,7 +98,7 @@ def train_once(
         signals = dict(run.objective.facts.signals)
         signals["logits"] = OnlineLogits(signals["logits"])
         run.objective.facts = replace(run.objective.facts, signals=signals)
-    metrics = run.train()
+    metrics = run.train([])
     log = json.loads((out / "training_log.json").read_text())
     return {
         "losses": [entry["loss"] for entry in log if "loss" in entry],

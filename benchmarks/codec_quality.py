@@ -17,11 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from comparison import Settings, compare
 from record import save, spread
 
 from kdcache.builder import build
-from kdcache.demo.comparison import Settings, compare
-from kdcache.demo.run import split
+from kdcache.demo.docstrings import split
 from kdcache.evaluator import evaluate
 from kdcache.progress import quiet
 from kdcache.store import Cache

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.demo import reviews
-from kdcache.demo.run import split
+from kdcache.demo.docstrings import split
 from kdcache.demo.sentences import Corpus, Sentence, shuffled, unlabelled
 
 HOME, DEV, AWAY = 1500, 400, 700  # documents at most

@@ -1,102 +1,181 @@
-"""The comparison behind the demo, small, with the real encoder."""
+"""The demo, small: a tiny encoder and an archive of the corpus's form."""
 
 from __future__ import annotations
 
 import csv
+import json
+import shlex
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
+from typer.main import get_command
 
-from kdcache.demo.comparison import Settings, compare, paired_gain
-from kdcache.demo.comparison_plot import draw_comparison
-from kdcache.demo.sentences import Sentence
+import kdcache_cli.demo
+from kdcache.demo.law import Costs
+from kdcache.demo.run import run
+from kdcache.demo.settings import Settings
 from kdcache.demo_corpus import Docstring
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
-from kdcache.progress import quiet
+from kdcache_cli.app import app
+from tests.conftest import Lines, bert_config, save_teacher
+from tests.rated import source_distribution
 
-SETTINGS = Settings(labels=45, teacher_epochs=1, hard_epochs=1, soft_epochs=1)
-
-
-class Listener:
-    """Collects what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.bar = quiet.bar
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
+DOMAINS = ["movies", "products", "tweets", "news"]
+SIZES = {"train": 60, "labels": 30, "dev": 20, "home": 40, "away": 20}
 
 
 @pytest.fixture(scope="module")
-def sets(sentences: list[Docstring]) -> tuple[list[Sentence], list[Sentence]]:
-    found = [Sentence(d.text, d.package) for d in sentences]
-    return found[::2], found[1::2]
+def given(
+    folder: Path,
+    tokenizer: Path,
+    sentences: list[Docstring],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Settings, Path]:
+    """Settings of a small demo, and its archive."""
+    torch.manual_seed(5)
+    config = bert_config(tokenizer, num_hidden_layers=2)
+    encoder = save_teacher(folder / "encoder", tokenizer, transformers.BertModel(config))
+    archive = tmp_path_factory.mktemp("rated") / "archive.tar.gz"
+    archive.write_bytes(source_distribution([s.text for s in sentences]))
+    settings = Settings(
+        encoder=str(encoder),
+        **SIZES,
+        teacher_epochs=1,
+        students=((1, 2), (2,)),
+        baseline=(2,),
+        epochs=1,
+    )
+    return settings, archive
 
 
 @pytest.fixture(scope="module")
-def report(
-    sets: tuple[list[Sentence], list[Sentence]], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Json]:
-    out = tmp_path_factory.mktemp("demo") / "out"
-    return out, compare(out, *sets, SETTINGS, quiet)
+def report(given: tuple[Settings, Path], tmp_path_factory: pytest.TempPathFactory) -> Json:
+    return run(
+        tmp_path_factory.mktemp("demo") / "out", settings=given[0], archive=given[1], progress=False
+    )
 
 
-def test_teacher_and_students_are_models_and_see_the_same_labels(
-    report: tuple[Path, Json], sets: tuple[list[Sentence], list[Sentence]]
-) -> None:
-    out, _ = report
-    for name, layers in (("teacher", 6), ("labels", 2), ("distilled", 2)):
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(out / name)
-        assert model.config.num_hidden_layers == layers
-        assert sorted(model.config.label2id) == ["asyncio", "email", "tkinter"]
-    with (out / "train.csv").open(encoding="utf-8") as file:
-        labels = [row["label"] for row in csv.DictReader(file)]
-    assert sum(label != "" for label in labels) == 45
-    assert all(label in ("", s.label) for label, s in zip(labels, sets[0], strict=True))
+@pytest.fixture
+def printed(report: Json, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    kdcache_cli.demo._print(report)
+    return capsys.readouterr().out.splitlines()
 
 
-def test_the_gain_is_that_of_the_predictions(report: tuple[Path, Json]) -> None:
-    out, figures = report
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_students_are_smaller_models_of_one_cache(report: Json) -> None:
+    out = Path(report["folder"])
+    for name, layers in (
+        ("teacher", 2),
+        ("student-2", 2),
+        ("student-1", 1),
+        ("student-from-labels", 1),
+    ):
+        config = transformers.AutoConfig.from_pretrained(out / name)
+        assert config.num_hidden_layers == layers
+        assert sorted(config.label2id) == ["negative", "positive"]
+    size = {name: model["bytes"] for name, model in report["models"].items()}
+    assert size["teacher-fp32"] > size["teacher"]
+    assert size["student-2"] > size["student-1"]
+    steps = report["steps"]
+    assert steps["student-1"]["steps"] == steps["student-from-labels"]["steps"]
+
+
+def test_scores_and_gains_are_those_of_the_predictions(report: Json) -> None:
+    predictions = Path(report["folder"]) / "predictions"
     right = {}
-    for name in ("labels", "distilled"):
-        with (out / "scores" / f"{name}.csv").open(encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        right[name] = [row["label"] == row["prediction"] for row in rows]
-        assert sum(right[name]) / len(rows) == pytest.approx(figures["models"][name]["accuracy"])
-    gain = figures["gain"]
-    share = (sum(right["distilled"]) - sum(right["labels"])) / len(right["labels"])
-    assert gain["accuracy"] == pytest.approx(share)
-    assert gain["interval"][0] <= share <= gain["interval"][1]
+    for name, model in report["models"].items():
+        said = rows(predictions / f"{name}.csv")
+        assert list(model["scores"]) == DOMAINS
+        right[name] = [row["label"] == row["prediction"] for row in said]
+        for domain, score in model["scores"].items():
+            own = [r for r, row in zip(right[name], said, strict=True) if row["domain"] == domain]
+            assert score["sentences"] == len(own) == (40 if domain == "movies" else 20)
+            assert score["accuracy"] == pytest.approx(sum(own) / len(own))
+            assert score["interval"][0] <= score["accuracy"] <= score["interval"][1]
+    apart = [a - b for a, b in zip(right["student-1"], right["student-from-labels"], strict=True)]
+    for where, own in (("home", apart[:40]), ("away", apart[40:])):
+        gain = report["gains"][where]
+        assert gain["gain"] == pytest.approx(sum(own) / len(own))
+        assert gain["interval"][0] <= gain["gain"] <= gain["interval"][1]
 
 
-def test_the_same_predictions_gain_nothing(report: tuple[Path, Json]) -> None:
-    path = report[0] / "scores" / "labels.csv"
-    assert paired_gain(path, path)["interval"] == [0.0, 0.0]
+def test_the_law_is_that_of_the_steps(report: Json) -> None:
+    steps, costs = report["steps"], report["costs"]
+    assert costs["build"] == steps["cache.zarr"]["seconds"]
+    assert costs["student"] == pytest.approx(
+        (steps["student-2"]["seconds"] + steps["student-1"]["seconds"]) / 2
+    )
+    assert costs["teacher"] == pytest.approx(2 * steps["loop"]["teacher_step_seconds"])
+    assert Path(report["picture"]).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_second_run_keeps_what_is_done(
-    report: tuple[Path, Json], sets: tuple[list[Sentence], list[Sentence]]
+def test_both_ways_cost_the_same_at_the_crossing_and_the_step_in_the_end() -> None:
+    costs = Costs(build=30.0, teacher=20.0, student=10.0, epochs=2)
+    assert costs.crossing == 1.5
+    assert costs.cached(1.5) == costs.in_the_loop(1.5) == 45
+    assert costs.saving == 3
+    assert costs.in_the_loop(1e6) / costs.cached(1e6) == pytest.approx(3, rel=1e-4)
+
+
+def test_a_second_run_keeps_what_is_done(report: Json, given: tuple[Settings, Path]) -> None:
+    lines = Lines()
+    again = run(report["folder"], settings=given[0], archive=given[1], progress=lines)
+    assert again == report
+    kept = [line for line in lines.said if "kept from the earlier run" in line]
+    assert len(kept) == len(report["steps"]) == 8
+    assert kept[2].startswith("student 1 of 2, from the cache: 2 layers (1-2 of the teacher)")
+
+
+def test_other_settings_and_other_folders_are_refused(
+    report: Json, given: tuple[Settings, Path], tmp_path: Path
 ) -> None:
-    out, figures = report
-    listener = Listener()
-    assert compare(out, *sets, SETTINGS, listener) == figures
-    assert len(listener.lines) == len(figures["phases"]) == 5
-
-
-def test_other_settings_are_refused(
-    report: tuple[Path, Json], sets: tuple[list[Sentence], list[Sentence]], tmp_path: Path
-) -> None:
+    settings, archive = given
     with pytest.raises(ConfigError, match="made with other settings"):
-        compare(report[0], *sets, Settings(labels=46), quiet)
+        run(report["folder"], settings=replace(settings, labels=31), archive=archive)
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(ConfigError, match="not empty"):
-        compare(tmp_path, *sets, SETTINGS, quiet)
+        run(tmp_path, settings=settings, archive=archive)
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_the_plot_is_an_image(report: tuple[Path, Json], tmp_path: Path) -> None:
-    draw_comparison(tmp_path / "demo.png", report[1])
-    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+def test_the_printed_pipeline_call_says_what_is_printed(printed: list[str]) -> None:
+    code = [line.partition(">>> ")[2] for line in printed if ">>> " in line]
+    names: dict[str, object] = {}
+    exec("\n".join(code[:-1]), names)
+    said = eval(code[-1], names)
+    assert f"  {said!r}" == printed[printed.index(f"  >>> {code[-1]}") + 1]
+
+
+def test_the_last_line_is_one_command_and_it_works(printed: list[str]) -> None:
+    assert printed[-2] == "Now you. Give it a sentence of your own:"
+    ran = subprocess.run(shlex.split(printed[-1]), capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout)["label"] in ("negative", "positive")
+
+
+def test_the_commands_for_own_data_are_calls_of_the_program(printed: list[str]) -> None:
+    start = next(i for i, line in enumerate(printed) if line.startswith("Your own data"))
+    for name, line in zip(("teach", "build", "train", "ship"), printed[start + 1 :], strict=False):
+        words = shlex.split(line)
+        words = words[words.index(name) :]
+        command = get_command(app).commands[name]
+        assert command.make_context(name, words[1:]).params["out"]
+
+
+@pytest.mark.slow
+def test_two_runs_give_the_same_digits(
+    report: Json, given: tuple[Settings, Path], tmp_path: Path
+) -> None:
+    again = run(tmp_path / "again", settings=given[0], archive=given[1], progress=False)
+    for name, model in report["models"].items():
+        other = again["models"][name]
+        assert (other["scores"], other["bytes"]) == (model["scores"], model["bytes"])
+    assert again["gains"] == report["gains"]

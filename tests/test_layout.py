@@ -101,4 +101,10 @@ def test_console_script_names_the_command_line():
 
 
 def test_extras_are_the_documented_ones():
-    assert set(PYPROJECT["project"]["optional-dependencies"]) == {"demo", "dev", "gpu", "s3"}
+    assert set(PYPROJECT["project"]["optional-dependencies"]) == {
+        "demo",
+        "dev",
+        "gpu",
+        "onnx",
+        "s3",
+    }

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,38 +10,7 @@ import pytest
 from kdcache.demo import reviews
 from kdcache.demo_corpus import Docstring
 from kdcache.errors import CorpusError
-
-NAME = f"{reviews.PACKAGE}-{reviews.VERSION}"
-SETUP = (
-    f"from setuptools import setup\nsetup(name={reviews.PACKAGE!r}, version={reviews.VERSION!r})\n"
-)
-METADATA = f"Metadata-Version: 1.0\nName: {reviews.PACKAGE}\nVersion: {reviews.VERSION}\n"
-
-
-def tar(files: Mapping[str, bytes]) -> bytes:
-    """A compressed archive of files."""
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w:gz") as archive:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-    return made.getvalue()
-
-
-def source_distribution(texts: list[str]) -> bytes:
-    """What the package's source distribution is, with `texts` as sentences of every domain.
-
-    Ratings go round from -2 to 2; the first text comes twice, and lines end as on Windows.
-    """
-    ratings = {}
-    for domain, name in reviews.DOMAINS.items():
-        rows = [(n % 5 - 2, f"{domain}: {text}") for n, text in enumerate([*texts, texts[0]])]
-        lines = [f"{n}\t{rating}\t{text}\r\n" for n, (rating, text) in enumerate(rows, 1)]
-        ratings[f"hutto_ICWSM_2014/{name}_GroundTruth.txt"] = "".join(lines).encode()
-    inside = {reviews.RATINGS: tar(ratings), "setup.py": SETUP.encode()}
-    inside["PKG-INFO"] = METADATA.encode()
-    return tar({f"{NAME}/{name}": content for name, content in inside.items()})
+from tests.rated import source_distribution
 
 
 @pytest.fixture(scope="module")

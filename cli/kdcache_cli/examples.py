@@ -69,7 +69,7 @@ EXAMPLES = {
         "kdcache bench store --out bench",
         "kdcache bench store train.cache --compare bench/store.json",
     ),
-    "demo": ("kdcache demo --out kdcache-demo",),
+    "demo": ("kdcache demo", "kdcache demo --corpus docstrings --out offline-demo"),
 }
 
 

@@ -13,11 +13,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from kdcache.demo.sentences import Corpus, Sentence, shuffled, unlabelled
+from kdcache.demo.sentences import Corpus, Sentence, cut, shuffled, unlabelled
 from kdcache.errors import CorpusError
 
 PACKAGE, VERSION = "vaderSentiment", "3.3.2"
@@ -128,7 +127,7 @@ def corpus(
     """
     found = {domain: shuffled(sentences, seed) for domain, sentences in read(archive).items()}
     movies, *others = found
-    parts = _cut(found[movies], (home, dev, train))
+    parts = cut(found[movies], (home, dev, train))
     tests = {movies: parts[0], **{domain: found[domain][:away] for domain in others}}
     return Corpus(
         name="reviews",
@@ -137,11 +136,6 @@ def corpus(
         tests=tests,
         source=SOURCE,
     )
-
-
-def _cut(sentences: Sequence[Sentence], sizes: Sequence[int]) -> list[Sequence[Sentence]]:
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [sentences[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 if __name__ == "__main__":

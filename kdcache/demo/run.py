@@ -1,44 +1,211 @@
-"""The demo: kdcache's main job on text that every machine has."""
+"""The demo: a teacher from a few labels, one cache, several students, and what they are worth."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from kdcache.demo.comparison import Settings, compare
-from kdcache.demo.comparison_plot import draw_comparison
-from kdcache.demo.sentences import Sentence
-from kdcache.demo_corpus import docstrings
+from kdcache.builder import build
+from kdcache.demo.ending import TEXTS, pipeline_call
+from kdcache.demo.loop import forward_seconds
+from kdcache.demo.report import (
+    CACHE,
+    FP32,
+    LABELS,
+    LOOP,
+    PREDICTIONS,
+    SHIPPED,
+    TEACHER,
+    named,
+    report,
+    student,
+)
+from kdcache.demo.scores import by_domain, predict
+from kdcache.demo.sentences import Corpus, write
+from kdcache.demo.settings import Settings, read_corpus
+from kdcache.demo.steps import Steps, afresh
 from kdcache.demo_teacher import encoder_folder
+from kdcache.evaluator import evaluate
 from kdcache.manifest import Json
-from kdcache.progress import Shown, shown
+from kdcache.models import load_config, load_teacher
+from kdcache.progress import Progress, Shown, quiet, shown
+from kdcache.shipping import ship
+from kdcache.shipping.extra import require_extra
+from kdcache.store import open_cache
 from kdcache.store.files import require_writable
+from kdcache.teaching import teach
+from kdcache.trainer import train
 
-TEST_SENTENCES = 1200
-
-
-def split(seed: int) -> tuple[list[Sentence], list[Sentence]]:
-    """The standard library's docstrings, labelled by package: training and test sentences."""
-    sentences = [Sentence(d.text, d.package) for d in docstrings()]
-    order = np.random.default_rng(seed).permutation(len(sentences))
-    shuffled = [sentences[i] for i in order]
-    return shuffled[TEST_SENTENCES:], shuffled[:TEST_SENTENCES]
+TASK: Any = "text-classification"
+TRAIN, LABELLED, DEV = "train.csv", "labelled.csv", "dev.csv"
+TIMED, TEST = "timed.csv", "test.csv"
+TIMED_SENTENCES = 200
 
 
-def run(out: str | Path, *, seed: int = 0, progress: Shown = None) -> Json:
+def run(
+    out: str | Path,
+    *,
+    corpus: str = "reviews",
+    seed: int = 0,
+    progress: Shown = None,
+    settings: Settings | None = None,
+    archive: Path | None = None,
+) -> Json:
     """Run the demo in the folder `out`; what an earlier run finished there is kept.
 
-    Returns what `comparison.compare` does, and "plot", the path of a PNG.
+    Args:
+        corpus: "reviews", fetched unless `archive` names them, or "docstrings", offline.
+        seed: of the split, the labels that are kept, and all training.
+        settings: those of the demo, in place of `corpus` and `seed`.
 
-    Raises MissingExtraError if the teacher's package is not installed, ConfigError if `out` holds
-    something else.
+    Returns what `report` does, "encoder", and under "pipeline" a call of transformers' own and its
+    output.
+
+    Raises MissingExtraError if a package of the extra `demo` is not installed, CorpusError if the
+    corpus cannot be had, ConfigError if `out` holds something else.
     """
-    progress = shown(progress)
-    require_writable(Path(out))
-    encoder_folder()
-    train_set, test_set = split(seed)
-    report = compare(Path(out), train_set, test_set, Settings(seed=seed), progress)
-    plot = Path(out) / "demo.png"
-    draw_comparison(plot, report)
-    return {**report, "plot": str(plot)}
+    progress, out = shown(progress), Path(out)
+    chosen = settings or Settings(corpus=corpus, seed=seed)
+    require_writable(out)
+    require_extra()
+    encoder = chosen.encoder or str(encoder_folder())
+    sentences = read_corpus(chosen, archive)
+    demo = _Demo(Steps(out, asdict(chosen), progress), chosen, sentences, encoder, progress)
+    return demo.run()
+
+
+@dataclass(frozen=True)
+class _Demo:
+    steps: Steps
+    settings: Settings
+    corpus: Corpus
+    encoder: str
+    progress: Progress
+
+    def run(self) -> Json:
+        self._write_corpus()
+        self.steps.do(TEACHER, "the teacher, from the labels", self.teach)
+        self.steps.do(CACHE, "the cache: the teacher runs once", self.build)
+        count = len(self.settings.students)
+        for number, layers in enumerate(self.settings.students, 1):
+            what = f"student {number} of {count}, from the cache: {named(layers)}"
+            self.steps.do(student(layers), what, partial(self.train, layers=layers))
+        first = self.settings.baseline
+        what = f"the same student from the labels alone: {named(first)}"
+        self.steps.do(LABELS, what, partial(self.train, layers=first, labels=True))
+        self.steps.do(LOOP, "the teacher in the loop, a few steps of it timed", self.time)
+        self.steps.do(SHIPPED, "every model in int8, and its speed", self.ship)
+        self.steps.do(PREDICTIONS, "every model scored, once", self.score)
+        found = report(self.steps, self.settings, self.corpus)
+        call = pipeline_call(Path(found["student"]), TEXTS[self.corpus.name])
+        return {**found, "encoder": self.encoder, "pipeline": call}
+
+    def _write_corpus(self) -> None:
+        out, corpus = self.steps.out, self.corpus
+        labelled = [s for s in corpus.train if s.label]
+        home = next(iter(corpus.tests.values()))
+        files = {TRAIN: corpus.train, LABELLED: labelled, DEV: corpus.dev}
+        files |= {TIMED: home[:TIMED_SENTENCES], TEST: [*chain(*corpus.tests.values())]}
+        for name, sentences in files.items():
+            write(out / name, sentences)
+
+    def teach(self, folder: Path) -> Json:
+        """Fit the encoder to the labelled sentences; the best epoch on dev is kept."""
+        teach(
+            self.encoder,
+            self.steps.out / LABELLED,
+            out=afresh(folder),
+            dev=self.steps.out / DEV,
+            epochs=self.settings.teacher_epochs,
+            learning_rates=self.settings.teacher_rate,
+            max_length=self.settings.max_length,
+            seed=self.settings.seed,
+            progress=self.progress,
+        )
+        return {"layers": load_config(folder).num_hidden_layers}
+
+    def build(self, folder: Path) -> Json:
+        """Run the teacher over all training sentences; a build that was stopped goes on."""
+        layers = "-".join(map(str, self.settings.layers))
+        build(
+            self.steps.out / TRAIN,
+            teacher=self.steps.out / TEACHER,
+            task=TASK,
+            out=folder,
+            signals=["logits:dense", f"hidden:layers={layers},positions=all,dtype=int8"],
+            max_length=self.settings.max_length,
+            progress=self.progress,
+        )
+        return {}
+
+    def train(self, folder: Path, layers: tuple[int, ...], labels: bool = False) -> Json:
+        """Train a student from the cache or from labels alone; the best epoch on dev is kept."""
+        chosen = self.settings
+        result = train(
+            self.steps.out / CACHE,
+            recipe="finetune" if labels else "hidden",
+            out=afresh(folder),
+            init_from_teacher=layers,
+            dev=self.steps.out / DEV,
+            epochs=chosen.label_epochs if labels else chosen.epochs,
+            lr=chosen.rate,
+            batch_size=chosen.batch,
+            seed=chosen.seed,
+            progress=self.progress,
+        )
+        return {
+            name: result.metrics[name] for name in ("steps", "step_seconds_median", "parameters")
+        }
+
+    def time(self, folder: Path) -> Json:
+        """Seconds of the teacher's forward over a batch."""
+        place, chosen = self.steps.out, self.settings
+        seconds = forward_seconds(
+            load_teacher(place / TEACHER, task=TASK).model,
+            open_cache(place / CACHE),
+            batch=chosen.batch,
+            seed=chosen.seed,
+            hidden=True,
+            progress=self.progress,
+        )
+        return {"teacher_step_seconds": seconds}
+
+    def ship(self, folder: Path) -> Json:
+        """Ship every model in int8; bytes and milliseconds of a call, the teacher's in fp32 too."""
+        afresh(folder).mkdir()
+        models = {}
+        for name in self.models():
+            report = self._ship(name, folder / name, int8=True, measure=self.steps.out / TIMED)
+            models[name] = report["models"]["int8"]
+            if name == TEACHER:
+                models = {FP32: report["models"]["fp32"], **models}
+        kept = ("bytes", "p50_ms", "p95_ms", "agreement")
+        return {"models": {name: {k: row[k] for k in kept} for name, row in models.items()}}
+
+    def _ship(self, name: str, out: Path, **options: Any) -> Json:
+        self.progress.say(f"shipping {name}")
+        return ship(self.steps.out / name, out, progress=quiet, **options)
+
+    def models(self) -> list[str]:
+        """Folders of all models, the teacher's first."""
+        return [TEACHER, *(student(layers) for layers in self.settings.students), LABELS]
+
+    def score(self, folder: Path) -> Json:
+        """Let every shipped model predict every test sentence, once."""
+        afresh(folder).mkdir()
+        tests, progress = self.corpus.tests, self.progress
+        evaluated = folder / "evaluated.csv"
+        evaluate(
+            self.steps.out / TEACHER,
+            self.steps.out / TEST,
+            predictions=evaluated,
+            max_length=self.settings.max_length,
+            progress=progress,
+        )
+        by_domain(evaluated, tests, folder / f"{FP32}.csv")
+        for name in self.models():
+            predict(self.steps.out / SHIPPED / name, tests, folder / f"{name}.csv", progress)
+        return {}

@@ -59,6 +59,12 @@ def shuffled(sentences: Sequence[Sentence], seed: int) -> list[Sentence]:
     return [sentences[i] for i in order]
 
 
+def cut(sentences: Sequence[Sentence], sizes: Sequence[int]) -> list[Sequence[Sentence]]:
+    """Parts of these sizes, one behind the other; the last are shorter if there are too few."""
+    ends = np.cumsum(sizes).tolist()
+    return [sentences[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
 def write(path: Path, sentences: Iterable[Sentence]) -> None:
     """Write a CSV file with columns text and label."""
     with path.open("w", newline="", encoding="utf-8") as file:

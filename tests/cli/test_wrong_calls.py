@@ -122,6 +122,7 @@ a table with semicolons | plan {semicolons.csv} {AS_PLAN} | ;
 a column that comes late | plan {late.jsonl} {AS_PLAN} | label
 a folder of two kinds | plan {mixed} {AS_PLAN} | README.txt
 a packed file by another name | plan {packed.jsonl} {AS_PLAN} | gzip
+a demo of a corpus it does not know | demo --corpus movies --out {out} | unknown corpus 'movies' + reviews, docstrings
 a demo of no seed | demo --seed -1 --out {out} | --seed
 no documents | plan {empty.csv} {AS_PLAN} | empty.csv holds no documents
 no corpus | plan nothing.csv {AS_PLAN} | no such corpus + nothing.csv

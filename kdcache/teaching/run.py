@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.trainer_utils import set_seed
 
-from kdcache.dev_options import share_of
+from kdcache.dev_options import DevOptions, share_of
 from kdcache.errors import require_path
 from kdcache.labels import LabelType
 from kdcache.manifest import Json
@@ -135,7 +135,8 @@ def teach(
     with scratch_folder(None) as scratch:
         data = read_data(train, dev, tokenizer, settings, scratch, columns, progress)
         known = data.train.plan.config
-        evaluation = check_evaluation(eval_file, None, known)
+        chosen_on = DevOptions(file=str(dev)) if isinstance(dev, str | Path) else None
+        evaluation = check_evaluation(eval_file, None, known, chosen_on)
         args = arguments(settings, folder / CHECKPOINTS, cpu=bool(cpu))
         set_seed(seed)
         plans = [data.train.plan, data.dev.plan]

@@ -62,7 +62,7 @@ def _require_apart(dev: str | Path, test: str | Path) -> None:
         if other is not None:
             raise ConfigError(
                 f"{path} (--dev) and {other} (--eval) are the same file, and a score on documents "
-                "that the student was chosen on says too much: name two files"
+                "that a model was chosen on says too much: name two files"
             )
 
 

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import pytest
+
 from kdcache.teaching import teach
 from kdcache.teaching.settings import ClassWeights
 from kdcache_cli import teaching
 
 Run = Callable[..., tuple[int, str, str]]
-QUICK = ("--epochs", 1, "--lr", "2e-3,1e-3", "--max-length", 32, "--quiet")
+QUICK = ("--epochs", 1, "--lr", "1e-3", "--max-length", 32, "--quiet")
 
 
 def test_the_table_has_every_epoch_and_the_next_command(
@@ -24,12 +26,13 @@ def test_the_table_has_every_epoch_and_the_next_command(
     code, text, err = run("teach", masked_lm, corpus, *options, *QUICK)
     assert (code, err) == (0, "")
     rows = [line.split() for line in text.splitlines() if " to 0" in line or "to 1." in line]
-    assert [row[0] for row in rows] == ["the", "0.002", "0.001"]
+    assert [row[0] for row in rows] == ["the", "0.001"]
     assert sum(row[-1] == "chosen" for row in rows) == 1
     assert "On sentences.csv, 240 documents: accuracy 0." in text
     assert f"Next: kdcache build {corpus} --teacher {out} --task text-classification" in text
 
 
+@pytest.mark.slow
 def test_json_is_the_result(run: Run, masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "teacher"
     code, text, _ = run("teach", masked_lm, corpus, "--out", out, *QUICK, "--json")

@@ -204,6 +204,7 @@ a teacher in a folder of somebody's | {TEACH} --out {mine} | is not an empty fol
 a teacher below a file | {TEACH} --out {file}/t | cannot write + choose another folder
 an encoder of a folder without a model | teach {bare} {corpus} --out {out} | bare is no model folder + config.json
 a teacher's test that is not there | {TEACH} --eval test.csv | no evaluation file test.csv + --eval
+a teacher's test set that chooses | {TEACH} --dev {mine.csv} --eval {again.csv} | mine.csv (--dev) + again.csv (--eval) are the same file
 a second GPU to teach on | {TEACH} --device cuda:7 | device 'cuda:7' is not there
 no batch | evaluate {classifier} {corpus} --batch-size 0 | '--batch-size' + `kdcache evaluate --help` shows how
 """  # noqa: E501 - a row is a line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +13,16 @@ from matplotlib.figure import Figure
 from kdcache.manifest import Json
 
 COLUMNS = 2
+WIDTH = 8.3  # inches: what a page shows without making it smaller
+MOST = 6  # panels
+ABOVE: Any = {
+    "fontsize": 9,
+    "frameon": False,
+    "ncols": 2,
+    "loc": "lower center",
+    "bbox_to_anchor": (0.5, 1.0),
+}
+"""Where a legend covers nothing."""
 
 
 def draw_curves(
@@ -25,19 +36,26 @@ def draw_curves(
     """
     entries = [entry for entry in log if "loss" in entry]
     names = [name for name in entries[-1] if name.startswith("loss")] if entries else []
-    panels = [*names, "learning_rate"]
+    panels = [[name] for name in names if name == "loss"]
+    panels += _terms([name for name in names if name != "loss"], MOST - 3)
+    panels.append(["learning_rate"])
     first = 0 if dev is None else 1
     rows = math.ceil((first + len(panels)) / COLUMNS)
-    figure = Figure(figsize=(5.2 * COLUMNS, 2.9 * rows), layout="constrained", dpi=120)
+    figure = Figure(figsize=(WIDTH, 2.6 * rows), layout="constrained", dpi=150)
     axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     if dev is not None:
         _dev_panel(axes[0], dev)
-    for axis, name in zip(axes[first:], panels, strict=False):
-        _panel(axis, name, [e for e in entries if name in e])
+    for axis, drawn in zip(axes[first:], panels, strict=False):
+        _panel(axis, drawn, entries)
     for axis in axes[first + len(panels) :]:
         axis.set_axis_off()
     figure.suptitle(title)
     figure.savefig(path)
+
+
+def _terms(names: Sequence[str], most: int) -> list[list[str]]:
+    """A panel for every term of the loss, or one for all if they are too many."""
+    return [[name] for name in names] if len(names) <= most else [[*names]]
 
 
 def _dev_panel(axis: Axes, dev: Json) -> None:
@@ -50,21 +68,28 @@ def _dev_panel(axis: Axes, dev: Json) -> None:
         about = "about " if teacher.get("estimate") else ""
         told = f"teacher: {about}{teacher['value']:.4g}"
         axis.axhline(teacher["value"], color="0.4", linestyle="--", linewidth=1.2, label=told)
-    axis.set_title(f"dev: {dev['metric'].replace('_', '-')}", fontsize=10)
+    axis.set_ylabel(f"dev: {dev['metric'].replace('_', '-')}", fontsize=9)
     axis.set_xlabel("step", fontsize=9)
     axis.grid(alpha=0.3)
     axis.margins(y=0.15)
-    axis.legend(fontsize=8, loc="best")
+    axis.legend(**ABOVE)
 
 
-def _panel(axis: Axes, name: str, entries: Sequence[Json]) -> None:
-    steps = [entry["step"] for entry in entries]
-    axis.plot(steps, [entry[name] for entry in entries], linewidth=1.2)
-    axis.set_title(_heading(name), fontsize=10)
+def _panel(axis: Axes, names: Sequence[str], entries: Sequence[Json]) -> None:
+    for name in names:
+        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+        axis.plot(
+            [s for s, _ in points], [v for _, v in points], linewidth=1.2, label=_heading(name)
+        )
+    if len(names) == 1:
+        axis.set_title(_heading(names[0]), fontsize=10)
+    else:
+        axis.legend(**ABOVE)
     axis.set_xlabel("step", fontsize=9)
     axis.grid(alpha=0.3)
-    if name != "learning_rate" and entries:
-        axis.set_ylim(bottom=min(0.0, *(entry[name] for entry in entries)))
+    values = [entry[name] for entry in entries for name in names if name in entry]
+    if names != ["learning_rate"] and values:
+        axis.set_ylim(bottom=min(0.0, *values))
 
 
 def _heading(name: str) -> str:

@@ -1,0 +1,210 @@
+"""The figures in the sentences of the documentation, each read from a committed result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from page_parts import (
+    FIDELITY,
+    KERNELS,
+    METHODS,
+    README,
+    SST2,
+    STORE,
+    WORDS,
+    Claim,
+    Json,
+    best_rival,
+    result,
+)
+from page_tables import CORPORA
+
+
+def _of(name: str, *path: str | int) -> float:
+    found: Any = result(name)
+    for step in path:
+        found = found[step]
+    return float(found)
+
+
+def store_row(case: str, reader: str = "kdcache") -> Json:
+    rows: list[Json] = result("store")["rows"]
+    return next(row for row in rows if (row["case"], row["reader"]) == (case, reader))
+
+
+def _signal(name: str) -> Json:
+    return next(row for row in result("fidelity")["rows"] if row["signal"] == name)
+
+
+def _kernel(op: str, variant: str) -> Json:
+    return next(
+        row for row in result("kernels_cpu")["rows"] if (row["op"], row["variant"]) == (op, variant)
+    )
+
+
+def _rows_of_states(variant: str) -> list[float]:
+    """Eager torch beside `hidden_mse`, by the number of rows."""
+    rows = [row for row in result("hidden_mse_rows")["rows"] if row["variant"] == variant]
+    return [row["rivals"]["eager"]["ratio"] for row in sorted(rows, key=lambda row: row["rows"])]
+
+
+def _loss_minus_full(table: str, signal: str) -> float:
+    values: list[float] = result("codec_quality_masked_lm")[table][signal]["minus_full"]
+    return max(values)
+
+
+def _mean_loss(signal: str) -> float:
+    return _of("codec_quality_masked_lm", "test_loss", signal, "mean")
+
+
+def _damage(kind: str) -> float:
+    found = result("store_safety")["damage"][kind]
+    assert found["undetected"] == found["unnamed"] == found["wrong"] == 0
+    return float(found["tried"])
+
+
+def _kills() -> float:
+    races = result("store_safety")["races"].values()
+    assert not any(r["failures"] or r["mixed_parts"] or r["damage"] or r["litter"] for r in races)
+    return float(sum(race["kills"] for race in races))
+
+
+def _peaks(what: str) -> list[float]:
+    return [size[f"{what}_peak_bytes"] / 1e9 for size in result("memory")["sizes"]]
+
+
+CLAIMS = (
+    Claim(README, "{:.2f} times for this pair", lambda: [_of(SST2, "online_over_cached_step")]),
+    Claim(
+        README,
+        "a step from the cache costs {:.2f} times as much",
+        lambda: [_of(SST2, "cached_over_hard_step")],
+    ),
+    Claim(
+        README,
+        "{:.2f} times (SST-2), {:.2f} times (masked LM); with the teacher in the loop {:.2f} and "
+        "{:.2f} times as much",
+        lambda: [
+            _of(name, figure)
+            for figure in ("cached_over_hard_step", "online_over_cached_step")
+            for name in (SST2, WORDS)
+        ],
+    ),
+    Claim(
+        README,
+        "losses differ by {:.1g}%, accuracy by nothing; {:.0f} bytes a row of a masked LM: "
+        "perplexity {:.1f} and {:.1f}",
+        lambda: [
+            100 * _of("cached_vs_online_sst2", "largest_loss_difference"),
+            _of("cached_vs_online_masked_lm", "bytes_per_masked_row"),
+            _of("cached_vs_online_masked_lm", "test_perplexity", "cached", "mean"),
+            _of("cached_vs_online_masked_lm", "test_perplexity", "online", "mean"),
+        ],
+    ),
+    Claim(
+        README,
+        "{:+.1f} ± {:.1f} and {:+.1f} ± {:.1f} points",
+        lambda: [
+            100 * _of("distillation_gain", corpus, "gain", figure)
+            for corpus in CORPORA
+            for figure in ("mean", "sd")
+        ],
+    ),
+    Claim(
+        README,
+        "{:.1f} bytes for 50 soft labels of 30,522, KL of the codes {:.0e} nats",
+        lambda: [
+            _signal("logits:topk-small,k=50")[figure] for figure in ("bytes_per_row", "code_kl")
+        ],
+    ),
+    Claim(
+        README,
+        "{:.2f} of a memory map's speed in shuffled order",
+        lambda: [store_row("shuffled documents")["over_memmap"]],
+    ),
+    Claim(
+        README,
+        "{:.2f} and {:.2f} of its bare speed",
+        lambda: [
+            _of("build_throughput", task, "build_over_forward") for task in ("sst2", "masked_lm")
+        ],
+    ),
+    Claim(
+        README,
+        "{:,.0f} kills, {:,.0f} flipped bits, {:.0f} lost and {:.0f} exchanged objects",
+        lambda: [_kills(), *(_damage(kind) for kind in ("flips", "accidents", "swaps"))],
+    ),
+    Claim(
+        README,
+        "{:.2f} times as fast as the best rival, at {:.0f}% of a matrix product's speed",
+        lambda: [
+            best_rival(_kernel("linear_topk_kl", "T=1"))["ratio"],
+            100 * _kernel("linear_topk_kl", "T=1")["share_of_limit"],
+        ],
+    ),
+    Claim(
+        STORE,
+        "fsync runs at {:.2f} of raw `write` and `fsync` of the same bytes. The loader, up to "
+        "tensors, gives {:.1f}M tokens a second",
+        lambda: [
+            store_row("write and fsync")["over_raw"],
+            store_row("loader")["tokens_per_s"] / 1e6,
+        ],
+    ),
+    Claim(
+        STORE,
+        "runs at {:.2f} (SST-2, dense logits and three [CLS] layers) and {:.2f}",
+        lambda: [
+            _of("build_throughput", task, "build_over_forward") for task in ("sst2", "masked_lm")
+        ],
+    ),
+    Claim(
+        STORE,
+        "a build peaks at {:.2f} GB with 4,000 sentences and {:.2f} GB with 32,000; 600 steps of "
+        "training peak at {:.2f} and {:.2f} GB",
+        lambda: [*_peaks("build"), *_peaks("train")],
+    ),
+    Claim(STORE, "| {:,.0f} kills |", lambda: [_kills()]),
+    Claim(STORE, "| bits flipped | {:,.0f} |", lambda: [_damage("flips")]),
+    Claim(STORE, "| objects lost, emptied or cut | {:,.0f} |", lambda: [_damage("accidents")]),
+    Claim(STORE, "| objects exchanged | {:,.0f} |", lambda: [_damage("swaps")]),
+    Claim(STORE, "| {:.0f} builds |", lambda: [_of("store_safety", "full disk", "tried")]),
+    Claim(
+        FIDELITY,
+        "the gradient of a batch is {:.1f} degrees off",
+        lambda: [_signal("logits:sampled,n=50")["angle"]],
+    ),
+    Claim(
+        FIDELITY,
+        "64 likeliest tokens hold {:.0f}% of it",
+        lambda: [100 * _of("cached_vs_online_masked_lm", "fidelity", "logits", "kept_mass")],
+    ),
+    Claim(
+        FIDELITY,
+        "cost {:.2f} nat. Sixteen",
+        lambda: [_mean_loss("logits:topk,k=64") - _mean_loss("logits:dense")],
+    ),
+    Claim(
+        FIDELITY,
+        "no codec loses more than {:.3f} nat",
+        lambda: [_loss_minus_full("test_loss_with_hard_labels", "logits:topk-small,k=64,draws=16")],
+    ),
+    Claim(
+        KERNELS,
+        "{:.1f}, {:.1f}, {:.1f} and {:.0f} times at 1,024, 4,096, 8,192 and 16,384",
+        lambda: _rows_of_states("row scale"),
+    ),
+    Claim(
+        KERNELS,
+        "for six layers at once {:.1f}, {:.0f}, {:.0f} and {:.1f}",
+        lambda: _rows_of_states("6 layers"),
+    ),
+    Claim(
+        METHODS,
+        "{:.1f}% from the cache and {:.1f}% from hard labels",
+        lambda: [
+            100 * _of("cached_vs_online_sst2", "dev_accuracy", how, "mean")
+            for how in ("cached", "hard")
+        ],
+    ),
+)

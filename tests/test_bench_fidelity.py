@@ -146,12 +146,15 @@ def test_bytes_are_those_of_a_build(tmp_path: Path, prose_file: Path, masked_lm:
         ("int32 + fp16, k=50", 300),
         ("DistillKit, k=50, exact 1, 3 terms", 2 + 12 + 63),  # 10 bits an id: 500 bits
         ("DistillKit, k=128, exact 16, 6 terms", 32 + 24 + 160),
+        ("DistillKit, k=50, exact 1, 3 terms, 8-bit residuals", 2 + 12 + 2 + 16 + 63),
     ],
 )
 def test_records_take_the_published_bytes(sample: Sample, name: str, size: int) -> None:
     (found,) = [each for each in formats([50]) if each.name == name]
-    labels, taken = found.keep(sample.logits)
-    assert taken == size
+    record = found.keep(sample.logits)
+    labels = record.labels
+    assert record.size == size
+    assert record.file_size is None or record.file_size > 0.5 * size
     total = torch.logaddexp(labels.logprobs.double().logsumexp(1), labels.tail_logmass.double())
     np.testing.assert_allclose(total, 0, atol=1e-5)
 
@@ -159,10 +162,33 @@ def test_records_take_the_published_bytes(sample: Sample, name: str, size: int) 
 def test_a_polynomial_in_the_rank_is_fitted_exactly_where_there_is_one() -> None:
     rank = torch.arange(199.0)  # of those that are fitted: the first is kept as it is
     logits = torch.cat([torch.ones(1), -0.5 - 0.3 * rank.sqrt() - 0.02 * rank]).repeat(3, 1)
-    (fit,) = [each for each in formats([50]) if "k=50, exact 1" in each.name]
-    labels, _ = fit.keep(logits)
+    (fit, _) = [each for each in formats([50]) if "k=50, exact 1" in each.name]
+    labels = fit.keep(logits).labels
     exact = logits.double().log_softmax(-1)[:, :50]
     np.testing.assert_allclose(labels.logprobs[:, 1:], exact[:, 1:], atol=2e-3)
+
+
+def test_residual_bins_take_the_error_of_the_first_fitted_values_down(sample: Sample) -> None:
+    exact = sample.logits.double().log_softmax(-1).topk(50, 1).values.numpy()
+    plain, fine = [each for each in formats([50]) if "k=50, exact 1" in each.name]
+    off, less = (
+        np.abs(each.keep(sample.logits).labels.logprobs[:, 1:17].numpy() - exact[:, 1:17]).mean()
+        for each in (plain, fine)
+    )
+    assert less < 0.2 * off
+
+
+def test_draws_in_three_bytes_are_an_estimate_that_sums_to_one(sample: Sample) -> None:
+    (found,) = [each for each in formats([50]) if each.name.startswith("SE-KD3X")]
+    record = found.keep(sample.logits)
+    assert record.size == 192
+    live = record.labels.ids >= 0
+    np.testing.assert_allclose(record.labels.logprobs.exp().sum(1), 1, atol=1e-5)
+    assert (record.labels.logprobs.exp()[live] >= 1 / 127 - 1e-6).all()
+    exact = sample.logits.softmax(-1)
+    ids = record.labels.ids.clamp(min=0)
+    estimate = torch.zeros_like(exact).scatter_add_(1, ids, record.labels.logprobs.exp())
+    assert float((estimate.mean(0) - exact.mean(0)).abs().sum()) < 0.25
 
 
 def test_a_record_that_sums_to_more_than_one_is_scaled_down() -> None:

@@ -12,11 +12,13 @@ from kdcache_cli.output import print_facts, print_table, print_title
 
 COLUMNS = (
     ("bytes_per_row", "bytes/row"),
+    ("file_bytes_per_row", "its file"),
     ("code_kl", "codes' KL"),
     ("kl_t1", "KL, T=1"),
-    ("kl_t2", "KL, T=2"),
+    ("error", "error, T=1"),
     ("angle", "angle, °"),
-    ("norm_ratio", "norm"),
+    ("kl_t2", "KL, T=2"),
+    ("error_t2", "error, T=2"),
 )
 
 

@@ -3,8 +3,8 @@
 Bytes are those of shard files, checksums and indexes included, and of artefacts where a codec has
 some. Truth is the divergence of the decoded distribution from the teacher's and the gradient that a
 half-trained student gets, against the one from all logits. Formats of other projects are measured
-beside ours, by the formulas they publish. Sizes and distances do not depend on the machine; speeds
-do.
+beside ours, by the arithmetic they publish; `file_bytes_per_row` is of the file they write. Sizes
+and distances do not depend on the machine; speeds do.
 """
 
 from __future__ import annotations
@@ -197,9 +197,11 @@ def _ours(sample: Sample, text: str, full: Whole) -> Json:
 
 
 def _rival(sample: Sample, job: Format, full: Whole) -> Json:
-    labels, size = job.keep(sample.logits)
-    figures = {"signal": job.name, "ours": False, "bytes_per_row": size}
-    return {**figures, **_distances(sample, labels, full)}
+    record = job.keep(sample.logits)
+    figures: Json = {"signal": job.name, "ours": False, "bytes_per_row": record.size}
+    if record.file_size is not None:
+        figures["file_bytes_per_row"] = record.file_size
+    return {**figures, **_distances(sample, record.labels, full)}
 
 
 def _said(sample: Sample) -> Outputs:

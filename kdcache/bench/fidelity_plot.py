@@ -17,6 +17,7 @@ FAMILIES = {
     "int32 + fp16": ("int32 + fp16", "#b5b9bf", "x"),
     "Megatron-LM": ("Megatron-LM", "#8a8f98", "x"),
     "DistillKit": ("DistillKit", "#e0a030", "^"),
+    "SE-KD3X": ("SE-KD3X", "#5a5f66", "D"),
 }
 PANELS = (
     ("code_kl", "KL that the codes cost (k ids and the rest), nats"),

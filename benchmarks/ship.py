@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--sst2", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--documents", type=int, default=20_000, help="of the training texts")
-    parser.add_argument("--steps", type=int, default=1250, help="of each student, 16 texts each")
+    parser.add_argument("--steps", type=int, default=1250, help="of each student, 32 texts each")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--limit", type=int, help="dev texts, all if not given")
     parser.add_argument("--name", default="ship", help="of the file in results/")

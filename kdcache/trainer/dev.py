@@ -128,7 +128,7 @@ def _held_out(share: float, cache: Cache, docs: Docs, seed: int) -> DevSet:
         plan=plan,
         docs=held,
         metric=metric_of(plan, held),
-        source=f"{share:.3g} of the cache's documents, drawn with seed {seed}",
+        source=f"{100 * share:.4g}% of the cache's documents, drawn with seed {seed}",
         left_out=np.union1d(held, same),
         same=len(same),
         texts=texts,

@@ -67,7 +67,8 @@ def _draw_time(axis: Any, costs: Costs, cached: Points, looped: Points) -> None:
         )  # fmt: skip
         if points:
             xs, ys = zip(*points, strict=True)
-            axis.plot(xs, [y / unit for y in ys], "o", color=colour, ms=7, label="measured")
+            axis.plot(xs, [y / unit for y in ys], "o", color=colour, ms=7)
+    axis.plot([], [], "o", color=GREY, ms=7, label="measured")
     crossing = costs.crossing
     where = (crossing, costs.cached(crossing) / unit)
     top = costs.in_the_loop(STUDENTS) / unit
@@ -83,7 +84,7 @@ def _draw_time(axis: Any, costs: Costs, cached: Points, looped: Points) -> None:
     axis.set(xlim=(0, STUDENTS), ylim=(0, 1.04 * top))
     axis.set_xlabel("students trained", fontsize=12)
     axis.set_ylabel(f"teacher and students, {name}", fontsize=12)
-    axis.set_title(f"a step from the cache is {costs.saving:.2f} times as fast", fontsize=12)
+    axis.set_title(f"from the cache a student trains {costs.saving:.2f} times as fast", fontsize=12)
     axis.legend(loc="upper left", bbox_to_anchor=(0.0, 1.0), fontsize=11, frameon=False)
 
 
@@ -102,8 +103,9 @@ def _draw_worth(axis: Any, rows: Sequence[Row], kinds: Sequence[str]) -> None:
                 ms=7,
                 capsize=3,
             )
-    for kind, (mark, fill) in zip(kinds, MARKS, strict=False):
-        axis.plot([], [], mark, fillstyle=fill, color=GREY, ms=7, label=kind)
+    colours = rows[-1].colours if len(rows[-1].colours) > 1 else (GREY, GREY)
+    for kind, (mark, fill), colour in zip(kinds, MARKS, colours, strict=False):
+        axis.plot([], [], mark, fillstyle=fill, color=colour, ms=7, label=kind)
     axis.set_yticks(range(len(rows)), [row.name for row in rows])
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.margins(x=0.08)

@@ -150,6 +150,7 @@ class _Demo:
             out=afresh(folder),
             init_from_teacher=layers,
             dev=self.steps.out / DEV,
+            eval_teacher=self.steps.out / TEACHER,
             epochs=chosen.label_epochs if labels else chosen.epochs,
             lr=chosen.rate,
             batch_size=chosen.batch,

@@ -44,18 +44,9 @@ def stand_ins(folder: Path, tokenizer: Path, sentences: list[Docstring]) -> Path
     encoder = transformers.BertModel(bert_config(tokenizer, num_hidden_layers=6))
     (folder / ENCODER).mkdir(parents=True)
     save_teacher(folder / ENCODER, tokenizer, encoder)
-    names = ["asyncio", "email", "tkinter"]
-    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
-    config = bert_config(tokenizer, num_hidden_layers=6, **labels)
-    save_teacher(folder / "teacher", tokenizer, transformers.BertForSequenceClassification(config))
     rows = [(s.text.replace("\t", " ").replace("\n", " "), s.package) for s in sentences]
-    for name, some in (
-        ("reviews", rows[:64]),
-        ("labelled", rows[64:112]),
-        ("dev", rows[112:144]),
-        ("test", rows[144:176]),
-    ):
-        lines = ["text\tlabel", *("\t".join(row) for row in some)]
+    for i, name in enumerate(("reviews", "labelled", "dev", "test")):
+        lines = ["text\tlabel", *("\t".join(row) for row in rows[i::4])]
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
     return folder
 

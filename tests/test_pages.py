@@ -109,7 +109,8 @@ def test_the_package_index_is_given_no_relative_link(
     targets = [target for _, _, target in LINK.findall(text)]
     assert all(target.startswith("https://") for target in targets)
     if repository:
-        assert f"{REPOSITORY}/raw/HEAD/docs/demo.png" in targets
+        images = [target for image, _, target in LINK.findall(text) if image]
+        assert all(target.startswith(f"{REPOSITORY}/raw/HEAD/docs/") for target in images)
         assert f"{REPOSITORY}/blob/HEAD/docs/store.md" in targets
 
 

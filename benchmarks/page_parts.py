@@ -54,7 +54,8 @@ def plain(text: str) -> str:
 
 README = "README.md"
 STORE, FIDELITY, KERNELS = "docs/store.md", "docs/fidelity.md", "docs/kernels.md"
-METHODS = "docs/methods.md"
+METHODS, OTHERS = "docs/methods.md", "docs/others.md"
+COMPARISON = "../../docs/comparison"  # read by people, not measured: it lies beside its page
 
 
 @dataclass(frozen=True)

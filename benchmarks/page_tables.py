@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from page_parts import (
+    COMPARISON,
     FIDELITY,
     KERNELS,
     METHODS,
+    OTHERS,
     RESULTS,
     SST2,
     STORE,
@@ -258,6 +260,20 @@ def _megabytes(size: int) -> str:
     return f"{float(f'{size / 1e6:.3g}'):g} MB"
 
 
+def _others() -> Iterator[Row]:
+    for project, cells in result(COMPARISON)["projects"].items():
+        for name, cell in cells.items():
+            read = ", ".join(
+                cell[field] for field in ("file", "version", "date") if cell.get(field)
+            )
+            yield project, name.replace("_", " "), cell["value"].replace("|", "\\|"), read
+
+
+def _questions() -> Iterator[Row]:
+    for name, question in result(COMPARISON)["columns"].items():
+        yield name.replace("_", " "), question
+
+
 BYTES_HEAD = ("format", "bytes a row", "KL of the codes, nats", "gradient's error, T=1", "T=2")
 PAYS_HEAD = (
     "kept",
@@ -340,6 +356,8 @@ ALL = (
     Table(METHODS, "What a step costs", SST2, STEPS_HEAD, _steps),
     Table(METHODS, "What a step costs", "steps", SHAPES_HEAD, _shapes),
     Table(METHODS, "A student that ships", "ship", SHIP_HEAD, _ship),
+    Table(OTHERS, "What was asked", COMPARISON, ("asked", "meaning"), _questions),
+    Table(OTHERS, "What was read", COMPARISON, ("project", "asked", "answer", "read in"), _others),
     Table(KERNELS, "Against rivals", "kernels_cpu", KERNELS_HEAD, _kernels),
 )
 TABLES = tuple(table for table in ALL if (RESULTS / f"{table.result}.json").exists())

@@ -33,7 +33,8 @@ def _appended(text: str, section: str, table: str) -> str:
     before, heading, rest = text.partition(f"## {section}\n")
     assert heading, f"no section {section!r}"
     inside, following, others = rest.partition("\n## ")
-    return f"{before}{heading}{inside.rstrip()}\n\n{table}{following}{others}"
+    body = "\n\n".join(piece for piece in (inside.strip("\n"), table) if piece)
+    return f"{before}{heading}\n{body}{following}{others}"
 
 
 if __name__ == "__main__":

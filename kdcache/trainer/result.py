@@ -20,7 +20,8 @@ class TrainResult:
         folder: model, tokenizer, `metrics.json`, `training_log.json`, `curves.png`, `recipe.toml`,
             `cache.json`.
         metrics: final losses, steps, seconds, the share of them spent waiting for batches, speed
-            and memory; scores under "evaluation".
+            and memory; scores under "evaluation", and how its weights were chosen under "dev" (see
+            `choosing.Choice.report`).
         wrote: whether this process wrote the folder; of several ranks, the first does.
     """
 

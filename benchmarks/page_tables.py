@@ -86,7 +86,7 @@ BYTES = (
 
 
 def _bytes() -> Iterator[Row]:
-    """Some of our codecs; of the others all settings for 50 ids, and what is recommended for 128."""
+    """Some of our codecs; of the others every setting for 50 ids, and those for 128."""
     for row in result("fidelity")["rows"]:
         name = row["signal"]
         beside = not row["ours"] and (", k=50" in name or ", k=128, exact" in name)

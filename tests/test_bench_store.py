@@ -15,6 +15,7 @@ from kdcache.bench.store_cases import cases
 from kdcache.bench.store_parts import SLOW
 from kdcache.bench.store_readers import READERS
 from kdcache.bench.store_source import BATCH_TOKENS, Source
+from kdcache.bench.store_streams import ORDERS
 from kdcache.errors import CacheError, ConfigError
 from kdcache.store import verify
 
@@ -99,6 +100,8 @@ def test_the_report_has_every_case_and_reader(report):
     assert rows.pop(("write and fsync", "kdcache"))["over_raw"] > 0
     assert rows.pop(("loader", "kdcache"))["tokens_per_s"] > 0
     assert rows.pop(("loader", first))["tokens_per_s"] > 0
+    for reader in set(ORDERS) & set(HERE):
+        assert rows.pop(("an epoch in its own order", reader))["tokens_per_s"] > 0
     assert not rows
     names = [note.partition(":")[0] for note in report["left_out"]]
     assert names == [name for name in READERS if name not in HERE]

@@ -155,8 +155,8 @@ def _print(report: Json) -> None:
 def _print_goals(report: Json) -> None:
     missed = [goal for goal in report["goals"] if not goal["met"]]
     print_title(
-        f"Goals: {len(report['goals']) - len(missed)} of {len(report['goals'])} ops take no longer "
-        "than their best rival under the better allocator for it"
+        f"Goals, times the best rival under either allocator: met by "
+        f"{len(report['goals']) - len(missed)} of {len(report['goals'])}"
     )
     for goal in missed:
         print(f"not met: {goal['goal']}: {goal['value']:.2f}, goal {goal['bound']:g}")

@@ -18,6 +18,7 @@ from kdcache.bench.store_cases import cases
 from kdcache.bench.store_parts import cold, load, write
 from kdcache.bench.store_readers import READERS
 from kdcache.bench.store_source import BATCH_TOKENS, Read, Source
+from kdcache.bench.store_streams import own_order
 from kdcache.bench.store_timing import OURS, check, time_case
 from kdcache.errors import ConfigError
 from kdcache.progress import Progress, Shown, shown
@@ -80,7 +81,7 @@ def _measure(source: Source, scratch: Path, repeats: int, progress: Progress) ->
     todo = cases(source)
     readers = {name: make() for name, make in makers.items()}
     rows: list[Json] = []
-    with progress.bar("measuring", unit="cases", total=len(todo) + 3) as advance:
+    with progress.bar("measuring", unit="cases", total=len(todo) + 4) as advance:
         for case in todo:
             check(case, readers)
             rows += time_case(case, readers, makers[OURS], repeats)
@@ -91,6 +92,8 @@ def _measure(source: Source, scratch: Path, repeats: int, progress: Progress) ->
         rows += write(source, scratch, repeats)
         advance(1)
         rows += load(source, repeats)
+        advance(1)
+        rows += own_order(source, scratch, repeats)
         advance(1)
     sizes = {layout.name: layout.chunk_rows for layout in source.layouts.values()}
     return new_report(

@@ -120,9 +120,10 @@ class ArrayReader:
             ):
                 continue
             later.append((number, cuts))
-        at_once = max(1, AHEAD_BYTES // self.layout.shard_bytes)
-        for begin in range(0, len(later), at_once):
-            self._read_checked(later[begin : begin + at_once], flat)
+        if later:
+            at_once = max(1, AHEAD_BYTES // self.layout.shard_bytes)
+            for begin in range(0, len(later), at_once):
+                self._read_checked(later[begin : begin + at_once], flat)
 
     def _read_checked(self, some: list[tuple[int, list[Cut]]], flat: memoryview) -> None:
         """Read shards that have chunks to check; those of a cold disk are fetched all at once."""
@@ -140,11 +141,12 @@ class ArrayReader:
                     shard.fill_checked(handle, inner, start, target)
 
     def _copy(self, pieces: Pieces, kept: Array, out: Array) -> None:
-        have = self._have
-        if 0 in have:
-            self._fetch_ahead(pieces)
+        have, told = self._have, False
         for chunk, first, rows, at in pieces.cuts:
             if not have[chunk]:
+                if not told:
+                    self._fetch_ahead(pieces)
+                    told = True
                 self._keep(chunk, kept)
             start = chunk * pieces.chunk_rows + first
             out[at : at + rows] = kept[start : start + rows]

@@ -194,6 +194,8 @@ def main() -> None:
                 settings["corpora"][name] = chosen
                 save("gain_settings", {"corpora": settings["corpora"]})
             continue
+        if name not in settings["corpora"]:
+            raise SystemExit(f"choose its settings first: --choose --corpus {name!r}")
         rates = settings["corpora"][name]["rates"]
         for seed in range(given.seeds or cut.seeds):
             found = one_seed(out, cut, data, seed, rates, encoder_folder())

@@ -23,7 +23,8 @@ from kdcache.store.packed import encode_rows
 
 RAW = "raw write"
 COLD_BATCHES = 8
-SLOW = ("zarr-python", "tensorstore")  # an epoch takes them half a minute
+SLOW = ("zarr-python", "zarr-python, whole chunks", "tensorstore", "LitData")
+"""Readers that take half a minute and more for an epoch of scattered documents."""
 
 
 def cold(

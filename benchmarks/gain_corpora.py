@@ -16,7 +16,7 @@ from kdcache.demo import reviews
 from kdcache.demo.docstrings import split
 from kdcache.demo.sentences import Corpus, Sentence, shuffled, unlabelled
 
-HOME, DEV, AWAY = 1500, 400, 700  # documents at most
+HOME, DEV, AWAY = 1200, 400, 500  # documents at most
 SENTIMENT = {"0": "negative", "1": "positive"}
 
 
@@ -110,10 +110,10 @@ def _table(path: Path) -> list[Sentence]:
 
 
 CUTS = {
-    "reviews": Cut(read=_reviews, train=4000, labels=1000, seeds=10),
-    "sst2": Cut(read=_sst2, folder=True, train=4800, labels=1600, seeds=10),
-    "sst2, all labelled": Cut(read=_sst2, folder=True, train=4800, labels=4800, teacher_epochs=2),
+    "reviews": Cut(read=_reviews, train=3200, labels=800, seeds=10),
+    "sst2": Cut(read=_sst2, folder=True, train=4000, labels=1600, seeds=10),
+    "sst2, all labelled": Cut(read=_sst2, folder=True, train=4000, labels=4000, teacher_epochs=2),
     "docstrings": Cut(read=_docstrings, train=3000, labels=800, epochs=3),
-    "banking77": Cut(read=_banking77, folder=True, train=6000, labels=770, teacher_epochs=6),
+    "banking77": Cut(read=_banking77, folder=True, train=4500, labels=770, teacher_epochs=6),
 }
 """Headlines first; where every document has its label, distillation is not expected to help."""

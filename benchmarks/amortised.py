@@ -75,6 +75,16 @@ def students(count: int) -> list[tuple[tuple[int, ...], int]]:
     return [(SIZES[i % len(SIZES)], i // len(SIZES)) for i in range(count)]
 
 
+def warm_up(cache: Cache, teacher: Any, out: Path) -> None:
+    """Two steps both ways: kernels are compiled when they are first used, and that is no cost."""
+    recipe = load_recipe(
+        "kd",
+        ["student.init_from_teacher=[6]", "training.max_steps=2", "training.save_strategy=no"],
+    )
+    for online in (None, (teacher, None)):
+        train_once(cache, recipe, out / "student", online)
+
+
 def train_both(
     cache: Cache, teacher: Any, layers: tuple[int, ...], seed: int, out: Path
 ) -> dict[str, Any]:
@@ -168,6 +178,7 @@ def main() -> None:
     teacher = make_teacher(out, reviews.fetch(), args.sentences)
     cache, built = run_once(teacher, out)
     loaded = load_teacher(teacher, task=TASK)
+    warm_up(cache, loaded, out)
     chosen = students(args.students)
     runs = [train_both(cache, loaded, layers, seed, out) for layers, seed in chosen]
     costs, sums = costs_of(runs, built), totals(runs, built)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -114,7 +115,8 @@ def teach(
     if as_json:
         print_json({"folder": str(result.folder), "metrics": result.metrics})
     else:
-        _print(result.folder, result.metrics, train)
+        _print(result.metrics)
+        print(f"Next: {shlex.join(_next(context, result.metrics))}")
 
 
 def _rates(texts: list[str]) -> tuple[float, ...]:
@@ -124,7 +126,18 @@ def _rates(texts: list[str]) -> tuple[float, ...]:
         raise ConfigError(f"--lr takes learning rates as in 5e-5,2e-4; got {texts}") from error
 
 
-def _print(folder: Path, metrics: dict[str, Any], corpus: list[str]) -> None:
+def _next(context: typer.Context, metrics: dict[str, Any]) -> Iterator[str]:
+    """The build that reads documents as the teacher has learnt to."""
+    given, out = context.params, str(context.params["out"])
+    yield from ("kdcache", "build", *given["train"], "--teacher", out, "--task", metrics["task"])
+    yield from ("--max-length", str(given["max_length"]), "--out", f"{out}.cache")
+    for name in ("text_column", "label_column", "ignore_columns", "label_type"):
+        values = given[name] if isinstance(given[name], list) else [given[name]]
+        for value in filter(None, values):
+            yield from (f"--{name.replace('_', '-')}", value)
+
+
+def _print(metrics: dict[str, Any]) -> None:
     by = metrics["chosen_by"]
     head = ("learning rate", "epoch", "loss", f"dev {by.replace('_', '-')}", "95% interval", "")
     print_table(head, list(_rows(metrics, by)), right=(0, 1, 2, 3))
@@ -133,11 +146,8 @@ def _print(folder: Path, metrics: dict[str, Any], corpus: list[str]) -> None:
     if "evaluation" in metrics:
         scores = metrics["evaluation"]
         told = [f"{name} {show(scores[name])}" for name in TOLD if scores.get(name) is not None]
-        print(f"On {scores['file']}, {scores['documents']:,} documents: {', '.join(told)}.")
-    print(
-        f"Next: kdcache build {' '.join(corpus)} --teacher {folder} --task {metrics['task']} "
-        f"--out {folder}.cache"
-    )
+        seen = f" ({scores['seen']:,} of them taught or chosen on)" if scores["seen"] else ""
+        print(f"On {scores['file']}, {scores['documents']:,} documents{seen}: {', '.join(told)}.")
 
 
 def _rows(metrics: dict[str, Any], by: str) -> Iterator[tuple[Any, ...]]:

@@ -98,6 +98,13 @@ def _scores(metrics: Json) -> Iterator[str]:
     heads = {"dev": "dev", "evaluation": f"`{metrics.get('evaluation', {}).get('file')}`"}
     yield (
         "Intervals are of 95%. What was chosen on the dev documents looks a little better on them "
-        "than it is; a file given with `--eval` was not chosen on."
+        f"than it is; {_apart(metrics.get('evaluation', {}).get('seen', 0))}."
     )
     yield table(("", *(heads[name] for name in sides)), rows)
+
+
+def _apart(seen: int) -> str:
+    """Whether an evaluation file was kept apart."""
+    if not seen:
+        return "a file given with `--eval` was not chosen on"
+    return f"{seen:,} documents of the other file were taught or chosen on, and say too much"

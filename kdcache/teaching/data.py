@@ -16,7 +16,7 @@ from kdcache.errors import CorpusError
 from kdcache.models import Tokenizer
 from kdcache.planner import PlanOptions, make_plan
 from kdcache.plans import Array, Plan
-from kdcache.progress import Progress, short
+from kdcache.progress import Progress, quiet, short
 from kdcache.same_texts import text_keys
 from kdcache.store import open_plan, write_plan
 from kdcache.teaching.settings import Settings
@@ -110,6 +110,16 @@ def read_data(
     data = Data(_without(all_of, aside, dev, progress), aside, rest, short(dev))
     _say_classes(data, progress)
     return data
+
+
+def seen_before(
+    data: Data, file: Any, tokenizer: Tokenizer, settings: Settings, scratch: Path
+) -> tuple[int, int]:
+    """Documents of a file with the text of one that is learnt from or chosen on, and all of it."""
+    options = _known(data.train.plan, file, {"max_length": settings.max_length})
+    plan = _plan(file, tokenizer, scratch / "eval", options, quiet, classes=data.train.plan)
+    seen = {*data.train.texts(), *data.dev.texts()}
+    return sum(key in seen for _, key in text_keys(plan)), plan.documents
 
 
 def _plan(

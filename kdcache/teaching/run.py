@@ -14,13 +14,13 @@ from kdcache.dev_options import DevOptions, share_of
 from kdcache.errors import require_path
 from kdcache.labels import LabelType
 from kdcache.manifest import Json
-from kdcache.models import load_tokenizer
+from kdcache.models import Tokenizer, load_tokenizer
 from kdcache.planner import PlanOptions, scratch_folder
-from kdcache.progress import Progress, Shown, shown
+from kdcache.progress import Progress, Shown, short, shown
 from kdcache.store.files import remove_tree, writing
 from kdcache.tasks import Task
 from kdcache.teaching.card import write_card
-from kdcache.teaching.data import read_data
+from kdcache.teaching.data import Data, read_data, seen_before
 from kdcache.teaching.encoder import load_encoder, require_encoder
 from kdcache.teaching.folder import check_folder
 from kdcache.teaching.grid import Grid
@@ -38,7 +38,8 @@ class TeachResult:
     Attributes:
         folder: model, tokenizer, model card and `metrics.json`.
         metrics: settings, class weights, the start, every point of the grid, the one chosen, scores
-            on the dev documents under "dev", those on an evaluation file under "evaluation".
+            on the dev documents under "dev", those on an evaluation file under "evaluation", with
+            the number of its documents that were "seen": their text was taught or chosen on.
     """
 
     folder: Path
@@ -141,13 +142,15 @@ def teach(
         set_seed(seed)
         plans = [data.train.plan, data.dev.plan]
         loaded = load_encoder(encoder, config, data.names, plans, tokenizer)
+        seen = 0
         if evaluation is not None:
             check_labels(evaluation, loaded.model.config)
+            seen = _seen(data, eval_file, tokenizer, settings, scratch, progress)
         grid = Grid(encoder, loaded, data, settings, args, folder, progress)
         metrics = grid.run(tokenizer)
         if eval_file is not None:
             scores = _evaluate(folder, eval_file, known.corpus, progress)
-            metrics["evaluation"] = {"file": Path(eval_file).name, **scores}
+            metrics["evaluation"] = {"file": Path(eval_file).name, "seen": seen, **scores}
     metrics["seconds"] = time.perf_counter() - started
     with writing(folder):
         write_card(folder, metrics)
@@ -160,3 +163,21 @@ def _evaluate(folder: Path, file: str | Path, corpus: Json, progress: Progress) 
     from kdcache.evaluator import evaluate
 
     return evaluate(folder, file, progress=progress, **same_columns(corpus, file))
+
+
+def _seen(
+    data: Data,
+    file: Any,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    scratch: Path,
+    progress: Progress,
+) -> int:
+    """Documents of an evaluation file that are taught or chosen on, of which a person is told."""
+    seen, of = seen_before(data, file, tokenizer, settings, scratch)
+    if seen:
+        progress.say(
+            f"{seen:,} of the {of:,} documents of {short(file)} (--eval) have the text of one that "
+            "the teacher is taught or chosen on: the scores there say too much"
+        )
+    return seen

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from kdcache.store import open_cache
 from kdcache.teaching import teach
 from kdcache.teaching.settings import ClassWeights
 from kdcache_cli import teaching
@@ -21,15 +24,18 @@ QUICK = ("--epochs", 1, "--lr", "1e-3", "--max-length", 32, "--quiet")
 def test_the_table_has_every_epoch_and_the_next_command(
     run: Run, masked_lm: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "teacher"
-    options = ("--out", out, "--dev-split", "20%", "--eval", corpus)
-    code, text, err = run("teach", masked_lm, corpus, *options, *QUICK)
+    out, mine = tmp_path / "my teacher", shutil.copy(corpus, tmp_path / "my corpus.csv")
+    options = ("--out", out, "--dev-split", "20%", "--eval", corpus, "--label-column", "label")
+    code, text, err = run("teach", masked_lm, mine, *options, *QUICK)
     assert (code, err) == (0, "")
     rows = [line.split() for line in text.splitlines() if " to 0" in line or "to 1." in line]
     assert [row[0] for row in rows] == ["the", "0.001"]
     assert sum(row[-1] == "chosen" for row in rows) == 1
     assert "On sentences.csv, 240 documents: accuracy 0." in text
-    assert f"Next: kdcache build {corpus} --teacher {out} --task text-classification" in text
+    _, _, command = text.splitlines()[-1].partition("Next: kdcache ")
+    assert run(*shlex.split(command), "--quiet")[0] == 0
+    built = open_cache(f"{out}.cache").plan.config
+    assert (built.max_length, built.corpus["label_column"]) == (32, "label")
 
 
 @pytest.mark.slow

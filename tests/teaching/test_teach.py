@@ -72,6 +72,23 @@ def test_what_is_chosen_is_the_best_of_all_that_was_scored(taught: TeachResult) 
     assert low < best < high
 
 
+def test_documents_of_an_evaluation_that_were_taught_on_are_told(
+    taught: TeachResult, encoder: Path, labelled: Path, sentences: list[Docstring], tmp_path: Path
+) -> None:
+    assert taught.metrics["evaluation"]["seen"] == 180  # the same file
+    card = (taught.folder / "README.md").read_text("utf-8")
+    assert "180 documents of the other file were taught or chosen on" in card
+    rows = [(s.text, s.package) for i, s in enumerate(sentences) if i % 4 == 3]
+    apart = write_csv(tmp_path / "apart.csv", rows)
+    mixed = write_csv(tmp_path / "mixed.csv", [*rows, (sentences[0].text, sentences[0].package)])
+    options = {**QUICK, "epochs": 1, "learning_rates": 1e-3}
+    for file, seen in ((apart, 0), (mixed, 1)):
+        said, out = Lines(), tmp_path / file.stem
+        found = teach(encoder, labelled, out=out, eval_file=file, **{**options, "progress": said})
+        assert found.metrics["evaluation"]["seen"] == seen
+        assert sum("1 of the 61 documents of mixed.csv (--eval)" in s for s in said.said) == seen
+
+
 def test_a_teacher_with_another_tokenizer_is_not_scored(
     taught: TeachResult, labelled: Path, tmp_path: Path
 ) -> None:

@@ -153,7 +153,8 @@ def task_of(model: str | Path) -> Task:
 
 def _options(trained: Json, task: Task, length: int | None) -> PlanOptions:
     """Documents are cut and masked as in training, where that is known."""
-    options: PlanOptions = {"max_length": length or trained.get("max_length", 128)}
+    planned = trained.get("max_length", 128)
+    options: PlanOptions = {"max_length": planned if length is None else length}
     if task == "masked-lm" and trained:
         options["mask_probability"], options["seed"] = trained["mask_probability"], trained["seed"]
     return options

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from inspect import signature
@@ -56,19 +57,22 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_bare(bare: Path, *arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def run_bare(
+    bare: Path, *arguments: object, stdin: str | bytes = "", env: Mapping[str, str] = {}
+) -> subprocess.CompletedProcess[str]:
     """Run Python without site packages on the path `bare`."""
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(bare)}
-    command = [sys.executable, "-S", "-s", "-B", *map(str, arguments)]
-    return subprocess.run(
-        command,
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(bare), **env}
+    words = [word if isinstance(word, bytes) else str(word) for word in arguments]
+    done = subprocess.run(
+        [sys.executable, "-S", "-s", "-B", *words],
         env=environment,
         cwd=bare,  # python -c looks there, too
-        input=stdin,
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
-        text=True,
         timeout=60,
     )
+    out, err = done.stdout.decode(), done.stderr.decode()
+    return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
 
 @torch.no_grad()
@@ -212,6 +216,12 @@ def test_the_program_reads_its_command_line_and_standard_input(
     assert one.stdout == two.stdout.splitlines(keepends=True)[0]
     assert len(lines) == 2
     assert set(lines[0]["probabilities"]) == {"asyncio", "email", "tkinter"}
+    wanted = run_bare(bare, program, "--pair", "é \ufffd", "ß").stdout
+    for locale in ("C", "C.UTF-8"):
+        plain = {"env": {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": locale}}
+        broken = run_bare(bare, program, stdin=b"\xc3\xa9 \xff\t\xc3\x9f\n", **plain)
+        given = run_bare(bare, program, "--pair", b"\xc3\xa9 \xff", b"\xc3\x9f", **plain)
+        assert (broken.stdout, given.stdout) == (wanted, wanted), broken.stderr + given.stderr
     for arguments in (["--pair", "alone"], ["one text"]):
         wrong = run_bare(bare, program, *arguments)
         assert wrong.returncode == 2

@@ -4,8 +4,9 @@
     python infer.py --pair "a question" "its passage"
     python infer.py < texts.txt
 
-From standard input a line is a text, or two with a tab between for a model of pairs. Prints a line
-of JSON for each: its label and the probability of every label, or its value. As a module:
+From standard input, in UTF-8, a line that is not empty is a text, or two with a tab between for a
+model of pairs. Prints a line of JSON for each: its label and the probability of every label, or its
+value. As a module:
 
     from infer import Model
     Model().predict(["a text", "another text"])
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -174,8 +176,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.pair and len(given.texts) != 2:
         parser.error(f"--pair takes two texts; got {len(given.texts)}")
+    streams: tuple[Any, ...] = (sys.stdin, sys.stdout)
+    for stream in streams:  # whatever encoding the system has
+        stream.reconfigure(encoding="utf-8", errors="replace")
     model = Model()
     wanted = model.settings["texts"]
+    given.texts = [os.fsencode(text).decode("utf-8", "replace") for text in given.texts]
     documents = [given.texts] if given.pair else [[text] for text in given.texts]
     for document in documents or lines(wanted):
         if wanted not in (None, len(document)):

@@ -134,7 +134,7 @@ def _length(folder: str | Path, trained: Json, model: Teacher, wanted: int | Non
         raise ModelError(f"{folder} takes {limit} tokens, not {wanted}; pass --max-length {limit}")
     asked = int(load_plain(folder).model_max_length)
     usual = asked if asked < UNBOUNDED else LONGEST
-    length = int(wanted or trained.get("max_length") or usual)
+    length = int(trained.get("max_length", usual) if wanted is None else wanted)
     return length if limit is None else min(length, limit)
 
 

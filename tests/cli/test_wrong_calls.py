@@ -144,6 +144,8 @@ a teacher shipped beside on no texts | ship {classifier} {out} --teacher {classi
 a shipped model measured without labels | ship {classifier} {out} --measure {unlabelled.csv} | no labels to score against + --label-column
 a shipped model of several labels at once | ship {multi} {out} | multi_label_classification
 a shipped text longer than the model takes | ship {classifier} {out} --max-length 500 | takes 128 tokens, not 500 + --max-length 128
+a shipped text of no tokens | ship {classifier} {out} --max-length 0 | max_length must be 8 or more; got 0
+documents of no tokens | evaluate {classifier} {corpus} --max-length 0 | max_length must be 8 or more; got 0
 a shipped model under another name | ship {classifier} --out {out} | --out + kdcache ship STUDENT OUT
 a group without its command | bench | missing command: kernels, store, fidelity + `kdcache bench --help` shows how
 more classes than there are | build {corpus} {AS_BUILD} --signal logits:topk,k=64 | the teacher has 3 outputs + k=3 or less

@@ -22,7 +22,18 @@ from kdcache.progress_bars import Bars, Lines
 from kdcache.store import Cache
 
 ROOT = Path(__file__).parents[1]
-REPORTING = ["build", "copy", "evaluate", "export", "merge", "plan", "train", "verify"]
+REPORTING = [
+    "build",
+    "copy",
+    "evaluate",
+    "export",
+    "merge",
+    "plan",
+    "ship",
+    "teach",
+    "train",
+    "verify",
+]
 
 
 class Labels:

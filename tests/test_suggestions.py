@@ -21,8 +21,12 @@ from kdcache_cli.usage import usage_message
 
 ROOT = Path(__file__).parents[1]
 SUGGESTED = re.compile(r"did you mean '([\w.]+)'\?")
-OTHERS = {"--nproc-per-node"}
-"""Options of other programs that messages name."""
+PIP = (
+    "--dest --disable-pip-version-check --hash --no-binary --no-build-isolation --no-deps "
+    "--no-input --require-hashes --requirement --retries"
+)
+OTHERS = {"--nproc-per-node", "--pair", *PIP.split()}
+"""Options of other programs that texts name: torchrun's, a shipped infer.py's, pip's."""
 
 commands: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -134,7 +138,7 @@ def _texts() -> Iterator[tuple[str, str]]:
 def test_every_option_and_command_that_a_text_names_exists() -> None:
     flags = every_flag() | OTHERS | set(MEANT_FLAGS)
     for file, text in _texts():
-        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+(?![\w-]*\{)", text):
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+(?![\w-]*\{)", text):
             assert flag in flags, (file, text)
         for command in re.findall(r"`kdcache ([a-z]+)", text):
             assert command in commands, (file, text)

@@ -34,7 +34,7 @@ def demo(
     ] = 0,
     as_json: o.AsJson = False,
 ) -> None:
-    """Show what distillation buys: a teacher, one cache, several students.
+    """Show what distillation buys: one teacher, several students.
 
     A real encoder is taught from a few labelled movie reviews and runs once; students of several
     sizes learn from its cache. All are shipped in int8 and scored once, on movie reviews and on

@@ -44,6 +44,7 @@ from kdcache.store import (
 )
 from kdcache.store.files import writing
 from kdcache.tasks import TASKS, Task
+from kdcache.training_note import length_note
 
 DEFAULT_SIGNALS: dict[Task, tuple[str, ...]] = {
     "text-classification": ("logits:dense",),
@@ -118,6 +119,8 @@ def build(
                 f"{tokens.source} numbers tokens as the teacher's tokenizer does, but differs from "
                 f"it in {parts}: texts may be cut into other tokens than the teacher was made for"
             )
+        if (note := length_note(teacher, plan)) is not None:
+            progress.say(note)
         _create(locate(out), plan, loaded, wanted, tokens, keep_teacher_weights)
     writer = Writer(locate(out))
     _require_vouched(writer.cache, same_teacher, progress)

@@ -38,6 +38,18 @@ def require_trained_vocabulary(model: str | Path, tokenizer: Tokenizer) -> None:
         )
 
 
+def length_note(model: str | Path, plan: Plan) -> str | None:
+    """What a person should know of documents longer than any that a classifier was trained on."""
+    trained = _training_plan(_note(model)).get("max_length")
+    longest = int(plan.examples["doc_len"].max())
+    if plan.config.task != "text-classification" or trained is None or longest <= trained:
+        return None
+    return (
+        f"{model} was trained on documents of up to {trained} tokens, and these have up to "
+        f"{longest}: --max-length {trained} cuts them as it knows them"
+    )
+
+
 def texts_of(config: Json) -> list[str]:
     """The text columns of a plan's configuration; none where that is not known."""
     return list(config.get("corpus", {}).get("text_columns", ()))

@@ -297,6 +297,15 @@ def test_what_goes_wrong_leaves_nothing_behind(
         ship(classifier, tmp_path, progress=False)
 
 
+def test_the_folder_a_person_is_in_is_not_replaced(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (".", tmp_path):
+        with pytest.raises(ConfigError, match="the folder you are in"):
+            ship(student, out)
+
+
 def test_without_the_extra_the_error_names_it(
     classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

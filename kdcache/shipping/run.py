@@ -188,4 +188,6 @@ def _above(folder: Path) -> Iterator[None]:
 def _require_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not an empty folder; choose another")
+    if folder.resolve() == Path.cwd():
+        raise ConfigError(f"{folder} is the folder you are in, and is to be replaced: name another")
     require_writable(folder)

@@ -31,8 +31,12 @@ WEIGHTS = "model.safetensors"
 def test_a_taught_teacher_is_a_teacher_to_every_command(
     taught: TeachResult, labelled: Path, tmp_path: Path
 ) -> None:
-    options: Any = {"task": "text-classification"}
-    cache = build(labelled, teacher=taught.folder, out=tmp_path / "cache", **options)
+    said: Any = Lines()
+    options: Any = {"task": "text-classification", "teacher": taught.folder, "progress": said}
+    build(labelled, out=tmp_path / "cut", max_length=32, **options)
+    assert not any("was trained on" in line for line in said.said)
+    cache = build(labelled, out=tmp_path / "cache", **options)
+    assert sum("up to 32 tokens, and these have up to" in line for line in said.said) == 1
     assert cache.manifest["teacher"]["classes"] == ["asyncio", "email", "tkinter"]
     scores = evaluate(taught.folder, labelled)  # cut off where it was in teaching
     assert scores["accuracy"] == taught.metrics["evaluation"]["accuracy"]

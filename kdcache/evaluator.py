@@ -90,8 +90,9 @@ def evaluate(
             confidence to, in the order of `file`.
 
     Returns the scores by name: see `metrics`; cross-entropies and divergences in nats, speed in
-    documents a second. Raises ConfigError, ModelError, CorpusError (a label never seen in training),
-    CacheError.
+    documents a second.
+
+    Raises ConfigError, ModelError, CorpusError (a label never seen in training), CacheError.
     """
     progress = shown(progress)
     if batch_size < 1:

@@ -21,6 +21,7 @@ from kdcache.same_texts import text_keys
 from kdcache.store import open_plan, write_plan
 from kdcache.teaching.settings import Settings
 from kdcache.teaching.split import dev_rows
+from kdcache.trainer.evaluation import require_as_many_texts
 
 Docs = npt.NDArray[np.int64]
 SHOWN = 4
@@ -104,6 +105,8 @@ def read_data(
         return _split(all_of, rest, settings, progress)
     known = _known(plan, dev, options)
     chosen_on = _plan(dev, tokenizer, scratch / "dev", known, progress, classes=plan)
+    here, known_texts = (p.config.corpus["text_columns"] for p in (chosen_on, plan))
+    require_as_many_texts(here, known_texts, short(dev), "--dev")
     if not chosen_on.labelled:
         raise CorpusError(f"{short(dev)} has no labels to choose on; name them with --label-column")
     aside = Documents(chosen_on, chosen_on.labelled_docs)

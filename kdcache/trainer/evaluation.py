@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,21 @@ def _labelled(file: str | Path, config: PlanConfig, flag: str, kind: str) -> Cor
         raise CorpusError(f"no {kind} file {file}; {flag} names a file of labelled documents")
     labelled = config.task == "text-classification"
     corpus = open_corpus(file, labelled=labelled, **same_columns(config.corpus, file))
+    require_as_many_texts(corpus.text_columns, config.corpus["text_columns"], file, flag)
     if labelled and corpus.label_column is None:
         raise CorpusError(f"{file} has no column of labels: {flag} names labelled documents")
     return corpus
+
+
+def require_as_many_texts(
+    columns: Sequence[str], known: Sequence[str], file: Any, flag: str
+) -> None:
+    """Raise ConfigError for single texts where a model learns from pairs, or vice versa."""
+    if len(columns) != len(known):
+        raise ConfigError(
+            f"a document of {file} ({flag}) is {' and '.join(columns)}, and one that is learnt "
+            f"from is {' and '.join(known)}: give its columns these names"
+        )
 
 
 def _require_apart(dev: str | Path, test: str | Path) -> None:

@@ -43,6 +43,7 @@ INPUTS: dict[str, str] = {
     "huge.csv": "text,label\nx,1e39\n",
     "ragged.csv": "text,label\nx,0\ny\n",
     "empty.csv": "",
+    "two.csv": "query,passage,label\nx,y,email\n",
     "pairs.csv": "text,other\nx,y\n",
     "unread.csv": "text,story,label\nx,once upon a time,0\ny,there was a king,1\n",
     "semicolons.csv": "text;label\nx;0\ny;1\n",
@@ -181,6 +182,8 @@ a dev file that is not there | {TRAIN} --dev nowhere.csv | no dev file nowhere.c
 a dev file without labels | {TRAIN} --dev {unlabelled.csv} | unlabelled.csv has no column of labels + --dev
 a dev file of empty labels | {TRAIN} --dev {hollow.csv} | labels + --dev
 a label in dev that nobody knows | {TRAIN} --dev {one.csv} | 'xml' + asyncio, email, tkinter
+a dev set of pairs | {TRAIN} --dev {two.csv} | two.csv (--dev) is query and passage, and one that is learnt from is text
+a test set of pairs | {TRAIN} --eval {two.csv} | two.csv (--eval) is query and passage, and one that is learnt from is text
 a dev set of all there is | {TRAIN} --dev {corpus} | leaves nothing to train on + choose another dev set
 a test set that chooses | {TRAIN} --dev {mine.csv} --eval {mine.csv} | mine.csv (--dev) + mine.csv (--eval) are the same file + name two files
 a test set by another name that chooses | {TRAIN} --dev {mine.csv} --eval {again.csv} | mine.csv (--dev) + again.csv (--eval) are the same file
@@ -196,6 +199,7 @@ a text of each class | teach {classifier} {one.csv} --out {out} | leave none to 
 two ways to choose | {TEACH} --dev {corpus} --dev-split 0.2 | --dev and --dev-split + give one of the two
 all documents set aside | {TEACH} --dev-split 1.5 | between 0 and 1 + got 1.5
 documents of other classes to choose on | {TEACH} --dev {one.csv} | one.csv:3: label 'xml' is not one of
+pairs to choose on | {TEACH} --dev {two.csv} | two.csv (--dev) is query and passage, and one that is learnt from is text
 no labels to choose on | {TEACH} --dev {unlabelled.csv} | has no labels to choose on + --label-column
 no passes to teach | {TEACH} --epochs 0 | epochs must be 1 or more (--epochs); got 0
 learning rates in words | {TEACH} --lr fast,slow | --lr takes learning rates as in 5e-5,2e-4

@@ -30,7 +30,7 @@ import numpy as np
 
 TASK = "text-classification"
 SIGNALS = ["logits:dense", "hidden:layers=2-4-6,positions=cls,dtype=int8"]
-READ, BATCH, TURNS = 4000, 32, 8  # documents of the cache and of a batch; turns of a pair, nearly
+READ, BATCH, TURNS = 4000, 32, 16  # documents of the cache and of a batch; turns of a pair, nearly
 LOADED = 25  # batches of a turn of the loader
 DRAWS = 10_000
 

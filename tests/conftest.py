@@ -52,11 +52,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(folder: Path) -> Path:
     """A WordPiece tokenizer of 600 tokens, trained on the documentation of the language."""
-    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer()
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=SPECIAL, show_progress=False)
-    made.train_from_iterator(prose()[:400], trainer)
+    normal, cut = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    texts = [normal.normalize_str(text) for text in prose()[:400]]
+    # The trainer numbers the letters within words as a randomly seeded table has them, and the
+    # numbers decide between pairs that are as frequent: numbered here, every session has the same
+    # tokens, so the same models of the same random weights.
+    words = {word for text in texts for word, _ in cut.pre_tokenize_str(text)}
+    within = sorted({f"##{letter}" for word in words for letter in word[1:]})
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=600, special_tokens=[*SPECIAL, *within], show_progress=False
+    )
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.pre_tokenizer = cut
+    trained.train_from_iterator(texts, trainer)
+    made = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normal, cut
     cls, sep = (made.token_to_id(t) for t in ("[CLS]", "[SEP]"))
     made.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     fast = transformers.PreTrainedTokenizerFast(

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from record import save, spread
 
-from kdcache.batch import Batch, Docs
+from kdcache.batch import Batch
 from kdcache.builder import build
 from kdcache.documents import CachedDocuments
 from kdcache.evaluator import evaluate
 from kdcache.models import Teacher, load_teacher, run_model
+from kdcache.plans import Docs
 from kdcache.progress import quiet
 from kdcache.recipe import load_recipe
 from kdcache.signals import SoftLabels

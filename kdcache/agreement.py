@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from kdcache.errors import ConfigError, ModelError
 from kdcache.losses.shared import within
 from kdcache.manifest import Json
-from kdcache.plans import Plan
+from kdcache.plans import Docs, Plan
 from kdcache.same_texts import document_keys
 from kdcache.signals import SoftLabels
 from kdcache.store import Cache
 from kdcache.tasks import LOGITS_SPACE
 from kdcache_kernels import topk_kl
-
-Docs = npt.NDArray[np.int64]
 
 
 class Agreement:

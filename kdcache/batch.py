@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from kdcache.errors import ConfigError, DamageError
-from kdcache.plans import Array, Plan
+from kdcache.plans import Array, Docs, Plan
 from kdcache.tasks import IGNORE_INDEX
-
-Docs = npt.NDArray[np.int64]
 
 
 class Batch(dict[str, torch.Tensor]):

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -16,7 +15,7 @@ from kdcache.manifest import Json
 from kdcache.models import Teacher, check_alone, run_model
 from kdcache.models.run import plain_head
 from kdcache.numbering import Numbering
-from kdcache.plans import Array, Plan
+from kdcache.plans import Array, Docs, Plan
 from kdcache.progress import Advance, Progress, quiet
 from kdcache.signals import Hidden, HiddenHead, Outputs, at_rows, merge, select
 from kdcache.signals.base import Arrays, Stats
@@ -24,7 +23,6 @@ from kdcache.store import Cache
 from kdcache.tasks import LOGITS_SPACE, RowSpace, Subset
 
 FIDELITY_ROWS = 1536
-Docs = npt.NDArray[np.int64]
 Said = Mapping[RowSpace, Outputs]
 """What the teacher said at the rows of each space that something is stored in."""
 

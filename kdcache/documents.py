@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from kdcache.batch import Batch, Docs, epoch_order
+from kdcache.batch import Batch, epoch_order
 from kdcache.errors import ConfigError, one_of
-from kdcache.plans import Array
+from kdcache.plans import Array, Docs
 from kdcache.store import Cache, Place, open_cache
 from kdcache.store.reader import require_documents
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from kdcache.agreement import Agreement
-from kdcache.batch import Docs
 from kdcache.capture import length_batches
 from kdcache.corpus_files import require_no_input
 from kdcache.errors import ConfigError, CorpusError, ModelError
@@ -27,7 +26,7 @@ from kdcache.models.auto import require_problem
 from kdcache.models.token_map import vocabulary_apart
 from kdcache.numbering import Numbering
 from kdcache.planner import PlanOptions, make_plan, scratch_folder
-from kdcache.plans import Plan
+from kdcache.plans import Docs, Plan
 from kdcache.predictions import write_predictions
 from kdcache.progress import Progress, Shown, short, shown
 from kdcache.scoring import (

@@ -21,7 +21,7 @@ from kdcache.manifest import Json, canonical
 from kdcache.plans import Array, column_space
 from kdcache.progress import Shown, short, shown
 from kdcache.store import Cache, Place, open_cache
-from kdcache.store.files import sync_folder, write_synced, writing
+from kdcache.store.files import occupied, sync_folder, write_synced, writing
 from kdcache.tasks import RowSpace, Subset
 
 
@@ -69,7 +69,7 @@ def export(
     require_no_model(cache)
     source = cache if isinstance(cache, Cache) else open_cache(cache)
     source.require_complete()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if occupied(folder):
         raise ConfigError(f"{folder} exists and is not an empty folder; choose another")
     names, size = [], 0
     parts, label = source.plan.parts, f"exporting {short(str(source.path))}"

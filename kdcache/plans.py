@@ -20,6 +20,7 @@ from kdcache.subsets import draw, kept_of, spread
 from kdcache.tasks import RowSpace, Space, Subset, Task
 
 Array = npt.NDArray[Any]
+Docs = npt.NDArray[np.int64]
 
 ROW_UNIT = 128  # rows a part has in any space come in multiples of this, up to LARGE
 LARGE = 16_384  # beyond this, in multiples of 1,024: an inner chunk must divide a part

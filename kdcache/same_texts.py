@@ -6,12 +6,9 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
-from kdcache.plans import Array, Plan
+from kdcache.plans import Array, Docs, Plan
 from kdcache.tasks import Space
-
-Docs = npt.NDArray[np.int64]
 
 
 def document_keys(plan: Plan) -> Iterator[tuple[int, bytes]]:

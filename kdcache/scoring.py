@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdcache.batch import Docs, collate
+from kdcache.batch import collate
 from kdcache.capture import length_batches
 from kdcache.errors import CorpusError, ModelError
 from kdcache.manifest import Json
@@ -20,7 +20,7 @@ from kdcache.models import Teacher, Tokenizer, check_alone, load_teacher, load_t
 from kdcache.models.auto import require_token_types
 from kdcache.models.largest_id import require_ids
 from kdcache.models.teacher import check_fit, most_tokens
-from kdcache.plans import Plan
+from kdcache.plans import Docs, Plan
 from kdcache.progress import Progress, short
 from kdcache.tasks import Task
 

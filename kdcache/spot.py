@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.capture import Docs, output_layer
+from kdcache.capture import output_layer
 from kdcache.errors import ConfigError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.models import Teacher, run_model
+from kdcache.plans import Docs
 from kdcache.progress import Advance, Shown, shown
 from kdcache.signals import Hidden, HiddenHead, at_rows, merge
 from kdcache.signals.base import Stats

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import transformers
 
-from kdcache.batch import Batch, Docs
+from kdcache.batch import Batch
 from kdcache.documents import CachedDocuments
 from kdcache.losses import Hard, HiddenMSE, LogitMSE, Loss, Objective, SoftKL
 from kdcache.models import run_model
 from kdcache.models.run import EQUAL
+from kdcache.plans import Docs
 from kdcache.progress import quiet
 from kdcache.recipe import Recipe
 from kdcache.signals import TeacherShape

@@ -11,7 +11,7 @@ from pathlib import Path
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
 from kdcache.progress import Progress
-from kdcache.store.files import replace_synced, require_writable
+from kdcache.store.files import occupied, replace_synced, require_writable
 
 NOTE = "demo.json"
 
@@ -30,7 +30,7 @@ class Steps:
         require_writable(out)
         settings = json.loads(json.dumps(settings))
         state = _read(out / NOTE)
-        if state is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if state is None and occupied(out):
             raise ConfigError(f"{out} is not empty, or no folder; choose another with --out")
         if state is not None and state["settings"] != settings:
             raise ConfigError(f"{out} was made with other settings; choose another with --out")

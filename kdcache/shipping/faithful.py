@@ -10,7 +10,8 @@ import numpy as np
 
 from kdcache.errors import ModelError
 from kdcache.manifest import Json
-from kdcache.shipping.source import Docs, Source
+from kdcache.plans import Docs
+from kdcache.shipping.source import Source
 
 MOST = 1e-4  # difference of two float32 logits, as a share of the largest of the text's or of 1
 BATCHES = (1, 3, 8)

@@ -21,7 +21,7 @@ from kdcache.shipping.measure import CALLS, SCORE, measure, torch_logits
 from kdcache.shipping.quantise import quantise
 from kdcache.shipping.source import Source, load_source, require_classifier, require_labels
 from kdcache.shipping.verdict import notes
-from kdcache.store.files import require_writable, writing
+from kdcache.store.files import occupied, require_writable, writing
 
 KINDS = ("fp32", "int8")
 TIMED = "text to probabilities, tokenisation included"
@@ -186,7 +186,7 @@ def _above(folder: Path) -> Iterator[None]:
 
 
 def _require_free(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if occupied(folder):
         raise ConfigError(f"{folder} exists and is not an empty folder; choose another")
     if folder.resolve() == Path.cwd():
         raise ConfigError(f"{folder} is the folder you are in, and is to be replaced: name another")

@@ -18,6 +18,7 @@ from kdcache.models.padding import pad_of
 from kdcache.models.teacher import most_tokens
 from kdcache.models.tokenizer import UNBOUNDED, load_plain
 from kdcache.planner import PlanOptions
+from kdcache.plans import Docs
 from kdcache.progress import Progress
 from kdcache.scoring import forward, require_finite, require_fit, settle
 from kdcache.shipping.documents import Documents, read_documents, write_prose
@@ -29,7 +30,6 @@ from kdcache.training_note import (
     trained_plan,
 )
 
-Docs = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
 TASK: Task = "text-classification"
 LONGEST = 512  # tokens, where neither training nor tokenizer nor model say

@@ -22,6 +22,7 @@ from kdcache.store.checksums import crc
 from kdcache.store.facts import shard_facts
 from kdcache.store.files import (
     object_names,
+    occupied,
     put_if_absent,
     remove_tree,
     sweep,
@@ -136,7 +137,7 @@ def _rename(path: Root, kind: str, fill: Callable[[Path], None]) -> bool:
     """Make a store in a folder beside its own, which then takes its place; False if it is taken."""
     assert isinstance(path, Path)
     with writing(path):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if occupied(path):
             raise CacheError(f"{path} exists and is not a kdcache {kind}; choose another")
     root = path.resolve()  # a link to an empty folder stays one
     if root == Path.cwd():

@@ -74,6 +74,11 @@ def require_writable(path: Path, *, file: bool = False) -> None:
         raise CacheError(f"cannot write {path}: {REASONS[reason]}")
 
 
+def occupied(path: Path) -> bool:
+    """Whether something lies at `path` that a new folder there would replace."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def write_synced(path: Root, *pieces: bytes | memoryview) -> None:
     """Write a new object and wait until it is kept for good."""
     if isinstance(path, ObjectPath):

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from kdcache.plans import Docs
 from kdcache.store.files import object_sizes
 from kdcache.store.ledger import sizes_of
-from kdcache.store.reader import Cache, Docs
+from kdcache.store.reader import Cache
 
 
 def parts_in_place(cache: Cache) -> list[int]:

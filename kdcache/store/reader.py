@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from kdcache.batch import Batch, collate, epoch_order
 from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError, one_of
 from kdcache.manifest import Json, digest
-from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan
+from kdcache.plans import EXAMPLE_COLUMNS, Array, Docs, Plan
 from kdcache.signals import Hidden, LayerRows, Signal, SoftLabels, assist
 from kdcache.store.blueprint import (
     Blueprint,
@@ -42,7 +41,6 @@ from kdcache.store.spans import Pieces, cut_spans
 from kdcache.store.zarrs import read_layout, read_object, read_record, require_record
 from kdcache.tasks import RowSpace, Subset
 
-Docs = npt.NDArray[np.int64]
 Content = bytes  # the class has a property of that name
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from kdcache.corpus import columns_of
 from kdcache.errors import CorpusError
 from kdcache.models import Tokenizer
 from kdcache.planner import PlanOptions, make_plan
-from kdcache.plans import Array, Plan
+from kdcache.plans import Array, Docs, Plan
 from kdcache.progress import Progress, quiet, short
 from kdcache.same_texts import text_keys
 from kdcache.store import open_plan, write_plan
@@ -23,7 +22,6 @@ from kdcache.teaching.settings import Settings
 from kdcache.teaching.split import dev_rows
 from kdcache.trainer.evaluation import require_as_many_texts
 
-Docs = npt.NDArray[np.int64]
 SHOWN = 4
 
 

@@ -16,7 +16,7 @@ from kdcache.models.teacher import most_tokens
 from kdcache.models.token_map import token_map
 from kdcache.models.tokenizer import serve_with
 from kdcache.plans import Plan
-from kdcache.store.files import require_writable
+from kdcache.store.files import occupied, require_writable
 from kdcache.trainer.folder import CHECKPOINTS, METRICS, write_json
 from kdcache.trainer.lock import require_free
 from kdcache.training_note import TAUGHT
@@ -32,8 +32,7 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(
             f"{folder} already holds a trained model; choose another folder (--out), or remove it"
         )
-    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if taken and not (folder / CHECKPOINTS / RUN).is_file() and not _bare(folder):
+    if occupied(folder) and not (folder / CHECKPOINTS / RUN).is_file() and not _bare(folder):
         raise ConfigError(f"{folder} exists and is not an empty folder; choose another (--out)")
     require_writable(folder)
 

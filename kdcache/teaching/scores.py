@@ -14,10 +14,10 @@ from kdcache.capture import length_batches
 from kdcache.manifest import Json
 from kdcache.metrics import classification, regression
 from kdcache.models.run import untouched
-from kdcache.plans import Array
+from kdcache.plans import Array, Docs
 from kdcache.scoring import BATCH, token_budget
 from kdcache.scoring import predict as outputs_of
-from kdcache.teaching.data import Docs, Documents
+from kdcache.teaching.data import Documents
 
 Floats = npt.NDArray[np.floating[Any]]
 RESAMPLES = 2000

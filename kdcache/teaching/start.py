@@ -24,8 +24,9 @@ from kdcache.batch import Batch, collate
 from kdcache.manifest import Json
 from kdcache.models import run_model
 from kdcache.models.run import EQUAL, untouched
+from kdcache.plans import Docs
 from kdcache.progress import Advance, Progress
-from kdcache.teaching.data import Data, Docs, Documents
+from kdcache.teaching.data import Data, Documents
 from kdcache.teaching.scores import batches_of, merit, score
 from kdcache.teaching.split import sample
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from accelerate.utils import gather_object
 
-from kdcache.batch import Docs
 from kdcache.capture import length_batches
 from kdcache.dev_options import DevOptions
 from kdcache.errors import ConfigError, CorpusError
@@ -20,7 +19,7 @@ from kdcache.manifest import Json, digest
 from kdcache.models.token_map import cached_tokenizer
 from kdcache.models.tokenizer import class_names
 from kdcache.planner import PlanOptions, make_plan, scratch_folder
-from kdcache.plans import Array, Column, Plan, column_space
+from kdcache.plans import Array, Column, Docs, Plan, column_space
 from kdcache.progress import Progress
 from kdcache.same_texts import text_keys
 from kdcache.scoring import joined, metric_of, predict, scores, token_budget

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdcache.batch import Docs, collate
+from kdcache.batch import collate
 from kdcache.capture import length_batches
 from kdcache.manifest import Json
 from kdcache.metrics import regression
 from kdcache.models.token_map import cached_tokenizer
-from kdcache.plans import Plan
+from kdcache.plans import Docs, Plan
 from kdcache.progress import Progress
 from kdcache.same_texts import document_keys
 from kdcache.scoring import score_teacher

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
-from kdcache.batch import Docs
 from kdcache.errors import ConfigError, IncompleteError
 from kdcache.manifest import digest
+from kdcache.plans import Docs
 from kdcache.store import Cache
 from kdcache.store.partial import part_documents, parts_in_place
 

@@ -14,7 +14,6 @@ from accelerate.utils import wait_for_everyone
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
-from kdcache.batch import Docs
 from kdcache.documents import CachedDocuments
 from kdcache.errors import ConfigError, ModelError
 from kdcache.losses import CacheFacts, Objective
@@ -23,6 +22,7 @@ from kdcache.models import check_alone, load_student, student_shape
 from kdcache.models.auto import silent_transformers
 from kdcache.models.run import EQUAL
 from kdcache.models.student import student_config
+from kdcache.plans import Docs
 from kdcache.progress import Progress, quiet, short
 from kdcache.recipe import Recipe
 from kdcache.scoring import require_fit, settle

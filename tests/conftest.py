@@ -38,9 +38,15 @@ SIZES = {
 
 
 @pytest.fixture(scope="session")
-def sentences() -> list[Docstring]:
+def library() -> list[Docstring]:
+    """The docstrings of the standard library, which take seconds to read."""
+    return docstrings()
+
+
+@pytest.fixture(scope="session")
+def sentences(library: list[Docstring]) -> list[Docstring]:
     """Docstrings of three packages of the standard library, with their package."""
-    found = [d for d in docstrings() if d.package in ("asyncio", "email", "tkinter")]
+    found = [d for d in library if d.package in ("asyncio", "email", "tkinter")]
     return found[:: max(1, len(found) // 240)][:240]
 
 

@@ -92,6 +92,7 @@ def test_the_best_rival_is_the_one_with_the_least_ratio_under_either_allocator(
     assert best_rival({"rivals": {"eager": {"absent": "not here"}}}) is None
 
 
+@pytest.mark.slow
 def test_an_allocator_that_hands_pages_back_all_the_same_is_said_and_the_rest_stands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

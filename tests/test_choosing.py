@@ -137,7 +137,9 @@ def test_scoring_does_not_change_how_a_student_is_trained(cache, chosen, held_ou
     assert one == other
 
 
-@pytest.mark.parametrize(("factor", "stopped"), [(300, None), (1e30, "diverged")])
+@pytest.mark.parametrize(
+    ("factor", "stopped"), [(300, None), pytest.param(1e30, "diverged", marks=SLOW)]
+)
 def test_a_rate_that_ruins_a_run_after_its_first_epoch_keeps_that_epochs_weights(
     factor, stopped, causal_cache, tmp_path
 ):
@@ -302,7 +304,11 @@ def tasks(valued, masked_cache, causal_cache, prose_file, regressor, masked_lm, 
 
 @pytest.mark.parametrize(
     ("task", "metric"),
-    [("pearson", "pearson"), ("masked", "cross_entropy"), ("causal", "cross_entropy")],
+    [
+        ("pearson", "pearson"),
+        pytest.param("masked", "cross_entropy", marks=SLOW),
+        ("causal", "cross_entropy"),
+    ],
 )
 def test_students_of_every_task_are_chosen_by_its_score(task, metric, tasks, tmp_path):
     cache, file, teacher = tasks[task]

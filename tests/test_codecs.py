@@ -131,7 +131,7 @@ def test_small_codes_cost_less_than_a_thousandth_of_a_nat() -> None:
 
 def test_sampling_is_unbiased_over_seeds() -> None:
     logits = rows_of(2, 30) * 1.5
-    truth, seeds, n = softmax(logits.double().numpy(), axis=1), 3000, 7
+    truth, seeds, n = softmax(logits.double().numpy(), axis=1), 1000, 7
     total = np.zeros_like(truth)
     for seed in range(seeds):
         signal = SampledLogits(n=n, seed=seed, vocabulary=some_order(30))

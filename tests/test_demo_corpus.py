@@ -7,36 +7,32 @@ import pytest
 from kdcache.demo_corpus import Docstring, docstrings, prose
 
 
-@pytest.fixture(scope="module")
-def read() -> list[Docstring]:
-    return docstrings()
-
-
-def test_docstrings_are_many_and_their_packages_large(read: list[Docstring]) -> None:
-    counts = Counter(docstring.package for docstring in read)
-    assert len(read) > 3000
+def test_docstrings_are_many_and_their_packages_large(library: list[Docstring]) -> None:
+    counts = Counter(docstring.package for docstring in library)
+    assert len(library) > 3000
     assert len(counts) > 30
     assert min(counts.values()) >= 40
 
 
-def test_docstrings_are_unique_collapsed_and_five_words_long(read: list[Docstring]) -> None:
-    texts = [docstring.text for docstring in read]
+def test_docstrings_are_unique_collapsed_and_five_words_long(library: list[Docstring]) -> None:
+    texts = [docstring.text for docstring in library]
     assert len(set(texts)) == len(texts)
     assert all(text == " ".join(text.split()) for text in texts)
     assert min(len(text.split()) for text in texts) >= 5
 
 
-def test_docstrings_leave_out_tests_and_other_peoples_code(read: list[Docstring]) -> None:
-    packages = {docstring.package for docstring in read}
+def test_docstrings_leave_out_tests_and_other_peoples_code(library: list[Docstring]) -> None:
+    packages = {docstring.package for docstring in library}
     assert {"asyncio", "email", "unittest"} <= packages
     assert packages.isdisjoint({"test", "tests", "site-packages", "idlelib", "lib2to3"})
 
 
+@pytest.mark.slow
 def test_a_second_reading_with_a_higher_bar_is_the_same_list_less_the_small_packages(
-    read: list[Docstring],
+    library: list[Docstring],
 ) -> None:
-    counts = Counter(docstring.package for docstring in read)
-    assert docstrings(at_least=100) == [d for d in read if counts[d.package] >= 100]
+    counts = Counter(docstring.package for docstring in library)
+    assert docstrings(at_least=100) == [d for d in library if counts[d.package] >= 100]
 
 
 def test_prose_is_long_and_its_paragraphs_unique() -> None:

@@ -150,7 +150,13 @@ RECIPES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n in ("regression", "head") else pytest.param(n, marks=pytest.mark.slow)
+        for n in RECIPES
+    ],
+)
 def test_a_student_is_trained_from_it(old: Path, tmp_path: Path, name: str) -> None:
     recipe, sizes, overrides = RECIPES[name]
     (tmp_path / "config.json").write_text(json.dumps(sizes))

@@ -40,6 +40,7 @@ from tests.test_builder import Watch
 from tests.test_subsets import FRACTIONS, LOGITS, kept_by_hand
 
 TASKS: list[Task] = ["masked-lm", "causal-lm"]
+SLOW = pytest.mark.slow
 PLACE: dict[Task, str] = {"masked-lm": "masked", "causal-lm": "all"}
 SPACE: dict[Task, Space] = {"masked-lm": "masked", "causal-lm": "token"}
 SIGNALS = ["logits:{logits}", "hidden:layers=0-4,positions={place},dtype=int8"]
@@ -286,7 +287,7 @@ class Breaking(Watch):
         yield advance
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["masked-lm", pytest.param("causal-lm", marks=SLOW)])
 def test_a_student_is_trained_and_a_stopped_run_goes_on_exactly(
     task: Task, place: Any, tmp_path: Path
 ) -> None:
@@ -408,6 +409,7 @@ def test_the_teacher_agrees_with_its_own_rows(
     assert rows["divergence"] == pytest.approx(0, abs=1e-6)
 
 
+@SLOW
 def test_store_benchmarks_read_the_kept_rows(place: Any, tmp_path: Path) -> None:
     cache = place("causal-lm", *signals_of("causal-lm", fraction=0.003))
     source = Source(cache, cache.plan.parts)

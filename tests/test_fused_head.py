@@ -290,7 +290,13 @@ OLD_OR_NEW = "activation_checkpointing", "gradient_checkpointing"
 CHECKPOINTING = [f for f in OLD_OR_NEW if f in transformers.TrainingArguments.__dataclass_fields__]
 
 
-@pytest.mark.parametrize("more", ["gradient_accumulation_steps=2", f"{CHECKPOINTING[0]}=true"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        "gradient_accumulation_steps=2",
+        pytest.param(f"{CHECKPOINTING[0]}=true", marks=pytest.mark.slow),
+    ],
+)
 def test_training_through_the_head_takes_the_steps_of_training_through_logits(
     more, task, dense, tmp_path
 ):
@@ -340,6 +346,9 @@ def test_a_student_whose_logits_are_scaled_says_that_they_are_made_whole(dense, 
     assert [m for m in said.messages if "made whole: they are not just what a linear layer" in m]
 
 
+@pytest.mark.parametrize(
+    "task", ["masked-lm", pytest.param("causal-lm", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_resumed_run_through_the_head_equals_the_unbroken_one(task, cached, tmp_path):
     """With dropout, and soft and hard losses in one pass."""
     kind = "bert" if task == "masked-lm" else "gpt2"

@@ -53,6 +53,7 @@ def test_the_interval_of_both_covers_the_truth_as_often_as_it_says(gain: ModuleT
     assert hits / trials > 0.93
 
 
+@pytest.mark.slow
 def test_a_seed_is_run_kept_and_summarised(
     gain: ModuleType,
     monkeypatch: pytest.MonkeyPatch,

@@ -44,7 +44,7 @@ from tests.damage import (
 
 LONG = int(os.environ.get("KDCACHE_FUZZ", "0"))  # forgeries of each kind, for a long hunt
 FUZZ = settings(
-    max_examples=LONG or 60,
+    max_examples=LONG or 25,
     deadline=None,
     derandomize=not LONG,  # what one machine sees, all see
     database=None,

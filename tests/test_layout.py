@@ -73,6 +73,7 @@ def test_kernels_folder_is_no_importable_package_of_ours():
     assert origin == "None" or not Path(origin).is_relative_to(ROOT / "kernels")
 
 
+@pytest.mark.slow
 def test_transformers_is_not_misled_by_the_kernels_folder():
     python("-c", "import transformers.integrations.hub_kernels, transformers.modeling_utils")
 

@@ -212,7 +212,12 @@ BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_at
 BERT |= {"intermediate_size": 48, "vocab_size": 600}
 
 
-@pytest.mark.parametrize("masked", [0, 5, 8], ids=lambda number: LOGITS[number], indirect=True)
+@pytest.mark.parametrize(
+    "masked",
+    [pytest.param(0, marks=pytest.mark.slow), 5, 8],
+    ids=lambda number: LOGITS[number],
+    indirect=True,
+)
 def test_micro_batches_without_rows_leave_a_student_finite(masked: Cache, tmp_path: Path) -> None:
     """Micro-batches of two documents, steps of eight: most have no row, and some steps neither."""
     (tmp_path / "config.json").write_text(json.dumps(BERT))

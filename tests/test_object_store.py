@@ -100,6 +100,7 @@ def test_tensorstore_reads_the_arrays_in_the_bucket(
         np.testing.assert_array_equal(values, reader[0 : values.shape[0]])
 
 
+@pytest.mark.slow
 def test_a_student_trained_from_a_bucket_is_the_one_trained_from_a_disk(
     bucket: str, tmp_path: Path, cache: Cache
 ) -> None:
@@ -114,28 +115,36 @@ def test_a_student_trained_from_a_bucket_is_the_one_trained_from_a_disk(
     assert (near.folder / weights).read_bytes() == (far.folder / weights).read_bytes()
 
 
-def build_command(out: str, corpus: Path, teacher: Path) -> list[str]:
-    code = (
-        "import sys; from kdcache.builder import build; "
-        "build(sys.argv[1], teacher=sys.argv[2], task='text-classification', out=sys.argv[3], "
-        "signals=['logits:dense','hidden:layers=2,positions=all,dtype=int8'], max_length=48, "
-        "part_tokens=256, batch_tokens=256, limit=120)"
-    )
-    return [sys.executable, "-c", code, str(corpus), str(teacher), out]
+def small_parts(out: object, corpus: Path, teacher: Path) -> dict[str, Any]:
+    """What to build, of strings and numbers: arguments here, and a text to another process."""
+    return {
+        "corpus": str(corpus),
+        "teacher": str(teacher),
+        "out": str(out),
+        "task": "text-classification",
+        "signals": ["logits:dense", "hidden:layers=2,positions=all,dtype=int8"],
+        "max_length": 48,
+        "part_tokens": 256,
+        "batch_tokens": 256,
+        "limit": 120,
+    }
+
+
+def build_command(given: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-c", f"from kdcache.builder import build; build(**{given!r})"]
 
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, corpus: Path, classifier: Path) -> dict[str, bytes]:
-    """Files of the cache that `build_command` makes."""
-    out = folder / "whole.zarr"
-    subprocess.run(build_command(str(out), corpus, classifier), check=True)
-    return files_of(out)
+    """Files of the cache of `small_parts`, on a disk."""
+    return files_of(build(**small_parts(folder / "whole.zarr", corpus, classifier)).path)
 
 
+@pytest.mark.slow
 def test_two_builds_racing_on_a_bucket_make_one_cache(
     bucket: str, whole: dict[str, bytes], corpus: Path, classifier: Path
 ) -> None:
-    command = build_command(f"{bucket}/c", corpus, classifier)
+    command = build_command(small_parts(f"{bucket}/c", corpus, classifier))
     racers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for racer in racers:
         _, error = racer.communicate(timeout=240)
@@ -147,19 +156,19 @@ def test_two_builds_racing_on_a_bucket_make_one_cache(
 def test_a_build_killed_on_a_bucket_goes_on_to_the_byte(
     bucket: str, whole: dict[str, bytes], corpus: Path, classifier: Path
 ) -> None:
-    command = build_command(f"{bucket}/c", corpus, classifier)
+    given = small_parts(f"{bucket}/c", corpus, classifier)
     parts = sum(key.startswith("commits/0") for key in whole)
     assert parts > 5
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(build_command(given))
     deadline = time.monotonic() + 120
     while len(list(at(f"{bucket}/c").glob("commits/0*/zarr.json"))) < 0.4 * parts:
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 0 < len(open_cache(f"{bucket}/c").committed) < parts
-    subprocess.run(command, check=True)
+    build(**given)
     assert objects_of(f"{bucket}/c") == whole
 
 

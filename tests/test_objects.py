@@ -193,6 +193,7 @@ def test_a_forked_child_reads_through_files_of_its_own_and_nothing_is_said_at_ex
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
+@pytest.mark.slow
 def test_spawned_workers_read_a_bucket(bucket: str, cache: Cache) -> None:
     data = CachedDocuments(upload(cache, f"{bucket}/c"), ["logits/values"], batch=16)
     loader = torch.utils.data.DataLoader(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -224,25 +225,26 @@ def test_another_teacher_plan_or_signal_is_refused_by_field(
         build(corpus, **same, signals=signals, dtype="bf16", **sizes)
 
 
-def build_command(out: Path, corpus: Path, teacher: Path) -> list[str]:
-    code = (
-        "import sys; from kdcache.builder import build; "
-        "build(sys.argv[1], teacher=sys.argv[2], task='text-classification', out=sys.argv[3], "
-        "signals=['logits:dense','hidden:layers=2,positions=all,dtype=int8'], max_length=48, "
-        "part_tokens=256, batch_tokens=256)"
-    )
-    return [sys.executable, "-c", code, str(corpus), str(teacher), str(out)]
+SMALL_PARTS: dict[str, Any] = {
+    "task": "text-classification",
+    "signals": ["logits:dense", "hidden:layers=2,positions=all,dtype=int8"],
+    "max_length": 48,
+    "part_tokens": 256,
+    "batch_tokens": 256,
+}
 
 
+@pytest.mark.parametrize("shares", [(0.5,), pytest.param((0.1, 0.4, 0.9), marks=pytest.mark.slow)])
 def test_a_killed_build_resumed_is_byte_identical(
-    tmp_path: Path, corpus: Path, classifier: Path
+    shares: tuple[float, ...], tmp_path: Path, corpus: Path, classifier: Path
 ) -> None:
     whole, killed = tmp_path / "whole.zarr", tmp_path / "killed.zarr"
-    subprocess.run(build_command(whole, corpus, classifier), check=True)
-    parts = open_cache(whole).plan.parts
+    parts = build(corpus, teacher=classifier, out=whole, **SMALL_PARTS).plan.parts
     assert parts > 10
-    for share in (0.1, 0.5, 0.9):
-        process = subprocess.Popen(build_command(killed, corpus, classifier))
+    given = {"corpus": str(corpus), "teacher": str(classifier), "out": str(killed), **SMALL_PARTS}
+    code = f"from kdcache.builder import build; build(**{given!r})"
+    for share in shares:
+        process = subprocess.Popen([sys.executable, "-c", code])
         deadline = time.monotonic() + 60
         while len(list(killed.glob("commits/0*/zarr.json"))) < share * parts:
             assert process.poll() is None
@@ -252,7 +254,7 @@ def test_a_killed_build_resumed_is_byte_identical(
         process.wait()
         with pytest.raises(IncompleteError, match="parts are committed"):
             open_cache(killed).require_complete()
-    subprocess.run(build_command(killed, corpus, classifier), check=True)
+    build(**given)
     assert files_of(whole) == files_of(killed)
     assert not killed.with_name("killed.zarr.staging").exists()
 

@@ -196,7 +196,7 @@ def test_masked_language_modelling_learns_from_top_k(masked_cache, tmp_path):
 
 
 def test_causal_language_modelling_learns_from_top_k(causal_cache, tmp_path):
-    overrides = [*QUICK, "training.max_steps=20", "losses.hidden.layer_map=0:0,2:4"]
+    overrides = [*QUICK, "training.max_steps=40", "losses.hidden.layer_map=0:0,2:4"]
     result = train(
         causal_cache,
         recipe="causal-kd",
@@ -215,9 +215,14 @@ def stop():
 
 
 @pytest.mark.parametrize(
-    ("stop_after", "every"), [(6, 5), (9, 8)], ids=["within an epoch", "between epochs"]
+    ("stop_after", "every", "accumulate"),
+    [
+        pytest.param(6, 5, 2, id="within an epoch-2"),
+        pytest.param(9, 8, 1, id="between epochs-1"),
+        pytest.param(6, 5, 1, id="within an epoch-1", marks=pytest.mark.slow),
+        pytest.param(9, 8, 2, id="between epochs-2", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(
     cache, narrow, tmp_path, stop_after, every, accumulate
 ):

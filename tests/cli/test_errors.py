@@ -165,7 +165,7 @@ def test_without_a_home_the_log_lies_with_temporary_files(
     assert err.endswith("; run again with --debug for the traceback\n")
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_an_interrupted_build_says_so_and_goes_on_later(
     name: str, corpus: Path, classifier: Path, tmp_path: Path, run: Run, start: Start
 ) -> None:

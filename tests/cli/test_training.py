@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from kdcache_cli.shipped import read_recipes
 
 CLASSIFY = ("--task", "text-classification")
 Run = Callable[..., tuple[int, str, str]]
-Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +25,15 @@ def student(tmp_path_factory: pytest.TempPathFactory, cache: Cache, corpus: Path
     return folder
 
 
-def test_train_prints_json_alone(start: Start, cache: Cache, tmp_path: Path) -> None:
-    """In a process of its own: what libraries print to the descriptor counts too."""
-    child = start(
-        *[
-            "-m",
-            "kdcache_cli",
-            "train",
-            cache.path,
-            "--recipe",
-            "finetune",
-            "--out",
-            tmp_path / "s",
-            "--json",
-        ],
-        *["--init-from-teacher", "1-2", "--set", "training.max_steps=2"],
-    )
-    out, err = child.communicate(timeout=300)
-    assert child.returncode == 0, err
+def test_train_prints_json_alone(
+    cache: Cache, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What libraries print to the descriptor counts too."""
+    command = ["train", cache.path, "--recipe", "finetune", "--out", tmp_path / "s", "--json"]
+    command += ["--init-from-teacher", "1-2", "--set", "training.max_steps=2"]
+    code = main([str(word) for word in command])
+    out, err = capfd.readouterr()
+    assert code == 0, err
     told = json.loads(out)
     assert told["folder"] == str(tmp_path / "s")
     assert told["metrics"]["steps"] == 2

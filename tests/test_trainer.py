@@ -167,7 +167,10 @@ def test_progress_counts_steps_and_nothing_is_printed(cache, narrow, tmp_path, c
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("recipe", ["kd", "kd-mse", "finetune", "pkd-skip", "pkd-last"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["kd", "kd-mse", "finetune", "pkd-last", pytest.param("pkd-skip", marks=pytest.mark.slow)],
+)
 def test_training_lowers_the_loss(recipe, cache, tmp_path):
     overrides = [
         "training.num_train_epochs=4",
@@ -253,7 +256,9 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(
     assert log_of(whole.folder)[-1]["grad_norm"] == log_of(resumed.folder)[-1]["grad_norm"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_leaves_a_checkpoint_to_go_on_from_exactly(number, cache, narrow, tmp_path):
     def run(name, **options):
         return train(

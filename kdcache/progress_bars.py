@@ -104,6 +104,8 @@ def _figures() -> ProgressColumn:
     class Figures(ProgressColumn):
         def render(self, task: Task) -> Text:
             unit, gone, left = task.fields["unit"], task.elapsed or 0.0, task.time_remaining
+            if task.total == 1:
+                return Text(clock(gone))
             count = compact(task.completed)
             if not task.finished and task.total is not None:
                 count += f"/{compact(task.total)}"
@@ -130,6 +132,8 @@ def _running(done: int, total: int | None, seconds: float, unit: str) -> str:
 
 
 def _ended(done: int, total: int | None, seconds: float, unit: str) -> str:
+    if total == done == 1:  # a rate of one thing says nothing
+        return f"{seconds:,.1f} s"
     shown = None if total == done else total
     return f"{_count(done, shown, unit)} in {seconds:,.1f} s, {_rate(done, seconds, unit)}"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import types
@@ -206,3 +208,14 @@ def test_a_person_at_a_terminal_sees_a_bar_and_none_without(cache: Cache) -> Non
     assert before == ""
     assert "verifying cache.zarr" in after
     assert "objects/s" in after
+
+
+def test_a_single_thing_has_a_time_and_no_rate() -> None:
+    stream = io.StringIO()
+    for total in (1, 4):
+        with Lines(stream).bar("exporting", unit="models", total=total) as advance:
+            advance(total)
+    one, several = stream.getvalue().splitlines()
+    assert re.fullmatch(r"exporting: \d+\.\d s", one)
+    assert several.startswith("exporting: 4 models in ")
+    assert several.endswith(" models/s")

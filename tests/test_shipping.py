@@ -26,7 +26,7 @@ from kdcache.shipping.faithful import MOST, difference, require_faithful
 from kdcache.shipping.infer import Model
 from kdcache.shipping.quantise import quantise
 from kdcache.shipping.source import load_source
-from kdcache.shipping.verdict import notes
+from kdcache.shipping.verdict import notes, unmeasured
 from kdcache_cli.main import main
 from kdcache_cli.shipping import ROWS, print_report
 from tests.conftest import SIZES, Lines, bert_config, save_teacher, write_csv
@@ -228,6 +228,53 @@ def test_the_program_reads_its_command_line_and_standard_input(
         assert "two texts" in wrong.stderr or "2 text(s)" in wrong.stderr
 
 
+def test_the_program_ends_quietly_where_nobody_reads_on(
+    bare: Path, shipped: tuple[Path, dict[str, Any]]
+) -> None:
+    words = [sys.executable, "-S", "-s", "-B", str(shipped[0] / "infer.py"), "--pair", "a", "b"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(bare)}
+    ran = subprocess.run(words, env=env, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert ran.stderr == b""
+
+
+@pytest.mark.parametrize(("columns", "texts"), [((), None), (("a",), 1), (("a", "b"), 2)])
+def test_where_no_note_tells_named_columns_tell_whether_it_reads_pairs(
+    student: Path, tmp_path: Path, columns: tuple[str, ...], texts: int | None
+) -> None:
+    hub = Path(shutil.copytree(student, tmp_path / "hub"))
+    (hub / "cache.json").unlink()
+    scratch, options = tmp_path / "scratch", {"text_columns": columns}
+    scratch.mkdir()
+    source = load_source(hub, None, options, scratch=scratch, progress=Lines())
+    assert source.settings["texts"] == texts
+    assert (source.documents.pairs is None) == (texts != 2)
+
+
+def test_a_tab_is_refused_where_it_may_part_a_pair_or_not(
+    bare: Path, shipped: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    hub = Path(shutil.copytree(shipped[0], tmp_path / "hub"))
+    settings = json.loads((hub / "inference.json").read_text())
+    (hub / "inference.json").write_text(json.dumps({**settings, "texts": None}))
+    ran = run_bare(bare, hub / "infer.py", stdin="a loop and its events\na loop\tits events\n")
+    assert ran.returncode == 2
+    assert len(ran.stdout.splitlines()) == 1
+    assert "a line has a tab" in ran.stderr
+    assert "--text-column" in ran.stderr
+
+
+def test_what_int8_costs_is_told_not_to_be_measured(
+    shipped: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = {name: value for name, value in shipped[1].items() if name != "models"}
+    print_report({**plain, "int8": True, "notes": unmeasured("int8")})
+    assert "What int8 costs was not measured: --measure FILE" in capsys.readouterr().out
+    assert unmeasured("fp32") == []
+
+
 def test_figures_are_those_of_the_files(
     shipped: tuple[Path, dict[str, Any]], small: Path, student: Path, pairs: list[tuple[str, str]]
 ) -> None:
@@ -282,7 +329,7 @@ def test_what_goes_wrong_leaves_nothing_behind(
 ) -> None:
     unlabelled = write_csv(tmp_path / "texts.csv", [("a text",)], ("text",))
     calls: list[tuple[Any, dict[str, Any], type[KdcacheError], str]] = [
-        (causal_lm, {}, ConfigError, "for causal-lm, and ship writes .* serve it as it is"),
+        (causal_lm, {}, ConfigError, "for causal-lm, and ship writes classifiers and regressors"),
         (classifier, {"measure": unlabelled}, CorpusError, "no labels to score against"),
         (classifier, {"teacher": classifier}, ConfigError, "--measure FILE"),
         (classifier, {"max_length": 500}, ModelError, "takes 128 tokens, not 500"),
@@ -387,6 +434,7 @@ def test_families_say_in_onnx_what_they_say_in_torch(
     capfd.readouterr()
     report = ship(model, out)
     assert capfd.readouterr() == ("", "")
+    assert (report["texts"], report["notes"]) == (None, [])
     assert report["fidelity"]["relative"] < 2e-5
     assert report["max_length"] == 128
     columns = list(map(list, zip(*pairs, strict=True)))

@@ -104,6 +104,14 @@ Task = Annotated[
         callback=known("task", TASKS),
     ),
 ]
+TaughtTask = Annotated[
+    str,
+    typer.Option(
+        metavar="TASK",
+        help="text-classification, regression included; language models need no labels.",
+        callback=known("task", TASKS),
+    ),
+]
 TextColumn = Annotated[
     list[str] | None,
     typer.Option(

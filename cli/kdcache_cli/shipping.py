@@ -94,8 +94,8 @@ def print_report(report: Json) -> None:
             f"Latency: {report['calls']} calls with one text, {report['threads']} thread, "
             f"{report['timed']}."
         )
-        for note in report["notes"]:
-            print(f"{note[:1].upper()}{note[1:]}.")
+    for note in report["notes"]:
+        print(f"{note[:1].upper()}{note[1:]}.")
     texts = '"a text" "its pair" --pair' if report["texts"] == 2 else '"a text"'
     print(f"Try it: python {report['folder']}/infer.py {texts}")
 

@@ -27,7 +27,7 @@ def teach(
     ],
     train: o.Corpus,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the teacher to.")],
-    task: o.Task = "text-classification",
+    task: o.TaughtTask = "text-classification",
     dev: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Labelled documents to choose on."),

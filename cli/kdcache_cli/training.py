@@ -164,7 +164,7 @@ def evaluate(
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Compare speed with this teacher, run on the spot."),
+        typer.Option(metavar="FOLDER", help="Score and time this teacher on the same documents."),
     ] = None,
     batch_size: Annotated[
         int, typer.Option(metavar="N", min=1, help="Documents of a forward.")

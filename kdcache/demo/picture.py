@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from kdcache.demo.law import Costs
 from kdcache.manifest import Json
@@ -41,7 +42,8 @@ def draw(
     Where none is measured with the teacher in the loop, that line adds its step, timed apart, to
     the student's. `kinds` name the accuracies of a row: at home and, if there are any, away.
     """
-    figure = Figure(figsize=(10.5, 4.4), layout="constrained", dpi=120)
+    apart = ConstrainedLayoutEngine(wspace=0.08)  # the end of a line and the next panel
+    figure = Figure(figsize=(10.5, 4.4), layout=apart, dpi=120)
     time, worth = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _draw_time(time, costs, cached, looped)
     _draw_worth(worth, rows, kinds)

@@ -37,9 +37,9 @@ def report(steps: Steps, settings: Settings, corpus: Corpus) -> Json:
     """Figures of a finished demo; the picture is drawn.
 
     Returns "corpus", "source", "settings", "sentences", "steps", "models" (in the order of the
-    table: "name", "bytes", "p50_ms", "p95_ms", "agreement" and "scores" by domain), "gains" of the
-    baseline over itself trained from labels, "costs" in seconds, and the paths "folder", "picture",
-    "student" and "shipped".
+    table: "name", "bytes", "p50_ms", "p95_ms" and "scores" by domain), "gains" of the baseline over
+    itself trained from labels, "costs" in seconds, and the paths "folder", "picture", "student" and
+    "shipped".
     """
     costs, models = _costs(steps, settings), _models(steps, settings)
     picture = steps.out / PICTURE
@@ -75,9 +75,9 @@ def _models(steps: Steps, settings: Settings) -> dict[str, Json]:
     for copied in settings.students:
         names[student(copied)] = f"{_count(copied)}, int8, from the cache"
     names[LABELS] = f"{_count(settings.baseline)}, int8, from labels"
-    shipped: Mapping[str, Json] = steps.done[SHIPPED]["models"]
+    shipped, timed = (steps.done[step]["models"] for step in (SHIPPED, PREDICTIONS))
     return {
-        key: {"name": names[key], **row, "scores": _scores(steps, key)}
+        key: {"name": names[key], **row, **timed[key], "scores": _scores(steps, key)}
         for key, row in shipped.items()
     }
 

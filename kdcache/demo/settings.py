@@ -29,31 +29,26 @@ class Settings:
     corpus: str = "reviews"
     seed: int = 0
     encoder: str | None = None
-    train: int = 3000
+    train: int = 1600
     labels: int = 1000
     dev: int = 400
     home: int = 800
     away: int = 400
     max_length: int = 64
-    teacher_epochs: int = 3
+    teacher_epochs: int = 2
     teacher_rate: float = 2e-4
     students: tuple[tuple[int, ...], ...] = ((2, 4, 6), (3, 6), (6,))
     baseline: tuple[int, ...] = (3, 6)
     epochs: int = 2
-    rate: float = 3e-4
-    batch: int = 32
+    rate: float = 6e-4
+    batch: int = 64
 
     def __post_init__(self) -> None:
         one_of("corpus", self.corpus, CORPORA)
 
     @property
-    def label_epochs(self) -> int:
-        """Passes over the labelled sentences that take as many steps as those over all."""
-        return round(self.epochs * self.train / self.labels)
-
-    @property
     def steps(self) -> int:
-        """Steps of a student's training from the cache."""
+        """Steps of a student's training, from the cache or from labels."""
         return self.epochs * -(-self.train // self.batch)
 
     @property

@@ -27,7 +27,7 @@ def difference(source: Source, folder: Path) -> Json:
     """
     from kdcache.shipping.infer import Model
 
-    model, documents = Model(folder), source.documents
+    model, documents = Model(folder, threads=1), source.documents
     encoded: dict[int, Any] = {}
     worst, relative, largest = 0.0, 0.0, 0.0
     for places in _groups(source):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -160,10 +161,10 @@ def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def lines(texts: int | None) -> Iterator[list[str]]:
-    """The documents of standard input, of one or two `texts`; None: as each line has."""
+    """The documents of standard input, of one or two `texts`; None, not known: of one."""
     for line in sys.stdin:
         if text := line.rstrip("\r\n"):
-            yield [text] if texts == 1 else text.split("\t", 1)
+            yield text.split("\t", 1) if texts == 2 else [text]
 
 
 def main() -> None:
@@ -176,6 +177,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.pair and len(given.texts) != 2:
         parser.error(f"--pair takes two texts; got {len(given.texts)}")
+    if hasattr(signal, "SIGPIPE"):  # end quietly where nobody reads on, as head does
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     streams: tuple[Any, ...] = (sys.stdin, sys.stdout)
     for stream in streams:  # whatever encoding the system has
         stream.reconfigure(encoding="utf-8", errors="replace")
@@ -184,6 +187,11 @@ def main() -> None:
     given.texts = [os.fsencode(text).decode("utf-8", "replace") for text in given.texts]
     documents = [given.texts] if given.pair else [[text] for text in given.texts]
     for document in documents or lines(wanted):
+        if wanted is None and not documents and "\t" in document[0]:
+            parser.error(
+                "a line has a tab, and whether this model reads one text or a pair is not known: "
+                "ship it with --text-column, given once or twice, or take the tab out"
+            )
         if wanted not in (None, len(document)):
             parser.error(f"this model reads {wanted} text(s) at a time; got {len(document)}")
         said = model.predict(document[:1], document[1:] or None)[0]

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from kdcache.metrics import wilson
 from kdcache.progress import Progress
 from kdcache.scoring import BATCH, Predictions, predict, scores, token_budget
 from kdcache.shipping import worker
-from kdcache.shipping.documents import Documents
 from kdcache.shipping.folder import MODEL, bytes_of
 from kdcache.shipping.source import Logits, Source
 
@@ -49,8 +48,11 @@ def measure(
     memory of a process that does just that. Documents are scored one at a time.
     """
     documents, plan = source.documents, source.documents.plan
+    timed = timed_places(documents.lengths)
     with progress.bar(f"measuring {what}", unit="documents", total=len(documents)) as advance:
-        logits, figures = _run(documents, folder, scratch, advance)
+        logits, figures = run_apart(
+            folder, documents.texts, documents.pairs, timed, scratch=scratch, advance=advance
+        )
     return {
         "bytes": bytes_of(folder),
         "model_bytes": (folder / MODEL).stat().st_size,
@@ -60,15 +62,24 @@ def measure(
     }
 
 
-def _run(
-    documents: Documents, folder: Path, scratch: Path, advance: Callable[[int], None]
+def run_apart(
+    folder: Path,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    timed: npt.NDArray[np.int64],
+    *,
+    scratch: Path,
+    advance: Callable[[int], None],
 ) -> tuple[Logits, Json]:
-    """Logits and figures of a folder, by `worker` in a process of its own."""
-    texts, logits, errors = (scratch / name for name in ("texts.json", "logits.npy", "errors"))
-    timed = timed_places(documents).tolist()
-    given = {"texts": documents.texts, "pairs": documents.pairs, "timed": timed}
-    texts.write_text(json.dumps(given), "utf-8")
-    command = [sys.executable, "-P", "-B", worker.__file__, *map(str, (folder, texts, logits))]
+    """Logits [texts, C] of a shipped folder and `worker`'s figures, in a process of its own.
+
+    `timed` are the places of the texts whose latency is measured. Files go into `scratch`, a folder
+    that is there. Raises ModelError if the folder cannot be run.
+    """
+    given, logits, errors = (scratch / name for name in ("texts.json", "logits.npy", "errors"))
+    content = {"texts": [*texts], "pairs": pairs, "timed": timed.tolist()}
+    given.write_text(json.dumps(content), "utf-8")
+    command = [sys.executable, "-P", "-B", worker.__file__, *map(str, (folder, given, logits))]
     with errors.open("w") as complaints:
         child = subprocess.Popen(
             command, env=_environment(), stdout=subprocess.PIPE, stderr=complaints, text=True
@@ -106,9 +117,9 @@ def _followed(child: subprocess.Popen[str], advance: Callable[[int], None]) -> A
     return figures
 
 
-def timed_places(documents: Documents) -> npt.NDArray[np.int64]:
+def timed_places(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Documents to be timed, `CALLS` of them in no order, whose lengths spread as those of all."""
-    order = np.argsort(documents.lengths, kind="stable")
+    order = np.argsort(lengths, kind="stable")
     even = order[(2 * np.arange(CALLS) + 1) * len(order) // (2 * CALLS)]
     return np.random.default_rng(0).permutation(even).astype(np.int64)
 

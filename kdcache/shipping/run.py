@@ -20,7 +20,7 @@ from kdcache.shipping.graph import export_graph
 from kdcache.shipping.measure import CALLS, SCORE, measure, torch_logits
 from kdcache.shipping.quantise import quantise
 from kdcache.shipping.source import Source, load_source, require_classifier, require_labels
-from kdcache.shipping.verdict import notes
+from kdcache.shipping.verdict import notes, unmeasured
 from kdcache.store.files import occupied, require_writable, writing
 
 KINDS = ("fp32", "int8")
@@ -54,12 +54,14 @@ def ship(
         measure: a corpus, as in `plan`, with labels: scores, agreement with torch, latency and
             memory are measured on it, in float32 and in int8.
         teacher: folder of the teacher, to be shipped and measured beside in both.
+        text_columns: of `measure`, as in `plan`; without it, their number tells whether a model
+            that no note of its training lies beside reads one text or a pair.
         max_length: tokens a text is cut to; that of training, else what the tokenizer says.
 
     Returns a report: "folder", "bytes" (of the files that run, the card left out), "model_bytes",
     "int8", "max_length", "problem", "labels", "texts" of a document (None: not known),
-    "parameters", "fidelity" (see `shipping.faithful`). Measured also "file", "documents",
-    "threads", "calls", "timed", "notes" (sentences) and "models": for "fp32", "int8" and, with a
+    "parameters", "fidelity" (see `shipping.faithful`), "notes" (sentences). Measured also "file",
+    "documents", "threads", "calls", "timed" and "models": for "fp32", "int8" and, with a
     teacher, "teacher_fp32" and "teacher_int8" their "bytes", "model_bytes", "p50_ms" and "p95_ms"
     of a call with one text on one thread, "tokenise_p50_ms" of it, "peak_bytes" of its process,
     the scores of `evaluate`, and "agreement" with the torch model (a share of the documents).
@@ -166,8 +168,11 @@ def _told(report: Json, folder: Path, made: Path, shipped: str) -> Json:
         "bytes": bytes_of(made),
         "model_bytes": (made / MODEL).stat().st_size,
     }
-    if "models" in report:
-        report["notes"] = notes(report["models"], SCORE[report["problem"]], shipped)
+    report["notes"] = list(
+        notes(report["models"], SCORE[report["problem"]], shipped)
+        if "models" in report
+        else unmeasured(shipped)
+    )
     report["fidelity"]["allowed"] = MOST
     return head | report
 

@@ -69,8 +69,9 @@ def require_classifier(folder: str | Path) -> None:
     task = task_of(folder)
     if task != TASK:
         raise ConfigError(
-            f"{folder} is a model for {task}, and ship writes models for {TASK}: serve it as it is "
-            "with transformers or a server for language models"
+            f"{folder} is a model for {task}, and ship writes classifiers and regressors only "
+            f"(models for {TASK}): serve it as it is with transformers or a server for language "
+            "models"
         )
     require_problem(load_config(folder), folder)
 
@@ -96,8 +97,9 @@ def load_source(
     length = _length(folder, trained, model, options.get("max_length"))
     known = texts_of(trained)
     texts: Any = file
-    if file is None:
-        texts, options = write_prose(scratch / "texts.csv", len(known) or 1), {"label_column": ""}
+    count = len(known or options.get("text_columns", ())) if file is None else None
+    if count is not None:
+        texts, options = write_prose(scratch / "texts.csv", count or 1), {"label_column": ""}
     documents = read_documents(
         texts,
         folder,
@@ -111,7 +113,7 @@ def load_source(
     require_fit(model.model, plan, name)
     require_same_texts(folder, known, plan, texts)
     settings = _settings(model, tokenizer, length)
-    settings["texts"] = documents.columns if known or file is not None else None
+    settings["texts"] = None if count == 0 else documents.columns
     settings["padded"] = not settle(model.model, plan, name, progress)
     return Source(
         folder=str(folder),

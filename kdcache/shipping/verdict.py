@@ -18,6 +18,13 @@ def notes(models: Mapping[str, Json], score: str, shipped: str) -> list[str]:
     return [*_losses(models, score), *_worth(models, score, shipped)]
 
 
+def unmeasured(shipped: str) -> list[str]:
+    """What a person should know of a model that nothing was measured of."""
+    if shipped != "int8":
+        return []
+    return ["what int8 costs was not measured: --measure FILE, labelled documents, tells its score"]
+
+
 def _losses(models: Mapping[str, Json], score: str) -> Iterator[str]:
     for prefix, who in (("", "the student"), ("teacher_", "the teacher")):
         full, small = models.get(f"{prefix}fp32"), models.get(f"{prefix}int8")

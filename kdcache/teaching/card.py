@@ -57,7 +57,7 @@ def _origin(metrics: Json) -> Iterator[tuple[str, str]]:
 def _aside(data: Json, settings: Json) -> str:
     if data["dev_file"] is not None:
         return f"those of `{data['dev_file']}`"
-    return f"{settings['dev_split']:.0%} set aside of the corpus"
+    return f"{100 * settings['dev_split']:.4g}% set aside of the corpus"
 
 
 def _chosen(metrics: Json) -> str:

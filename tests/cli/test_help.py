@@ -36,6 +36,16 @@ def test_help_of_every_command_fits_80_columns_and_shows_an_example(command: str
     assert "\b" not in result.stdout
 
 
+def test_help_offers_what_a_command_takes_and_tells_all_it_does() -> None:
+    told = {
+        name: " ".join(CliRunner().invoke(app, [name, "--help"]).stdout.split())
+        for name in ("teach", "evaluate")
+    }
+    assert "text-classification, regression included" in told["teach"]
+    assert "masked-lm" not in told["teach"]
+    assert "Score and time this teacher" in told["evaluate"]
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"]], ids=["bare", "help"])
 def test_the_program_lists_its_commands_whole(run: Run, arguments: list[str]) -> None:
     code, out, err = run(*arguments)

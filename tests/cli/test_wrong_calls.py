@@ -137,7 +137,7 @@ one column for both texts | plan {corpus} {AS_PLAN} --text-column text --text-co
 labels for text | plan {corpus} {AS_PLAN} --ignore-columns text | --text-column
 labels in a list | plan {listed.jsonl} {AS_PLAN} | listed.jsonl:1 + --label-column
 a label too large | plan {huge.csv} {AS_PLAN} --label-type float | huge.csv:2 + float32
-a language model to ship | ship {masked_lm} {out} | is a model for masked-lm + text-classification + transformers
+a language model to ship | ship {masked_lm} {out} | is a model for masked-lm + classifiers and regressors + text-classification + transformers
 a folder without a model to ship | ship {bare} {out} | bare is no model folder + config.json
 a model shipped where something is | ship {classifier} {mine} | is not an empty folder
 a model shipped below a file | ship {classifier} {file}/s | cannot write + choose another folder

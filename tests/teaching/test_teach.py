@@ -22,6 +22,7 @@ from kdcache.demo_teacher import encoder_folder
 from kdcache.errors import ConfigError, MismatchError, ModelError
 from kdcache.models.tokenizer import classes_of
 from kdcache.teaching import TeachResult, teach
+from kdcache.teaching.card import write_card
 from tests.conftest import Lines, exchange_tokens, save_teacher, write_csv
 from tests.teaching.conftest import QUICK
 
@@ -48,7 +49,7 @@ def test_a_taught_teacher_is_a_teacher_to_every_command(
 
 
 def test_the_folder_holds_a_model_its_card_and_figures_and_nothing_of_the_run(
-    taught: TeachResult, labelled: Path
+    taught: TeachResult, labelled: Path, tmp_path: Path
 ) -> None:
     names = {path.name for path in taught.folder.iterdir()}
     assert names >= {WEIGHTS, "config.json", "tokenizer.json", "README.md", "metrics.json"}
@@ -58,6 +59,8 @@ def test_the_folder_holds_a_model_its_card_and_figures_and_nothing_of_the_run(
     card = ModelCard.load(taught.folder / "README.md").text
     for told in (metrics["data"]["sha256"], metrics["encoder"]["weights_sha256"], "162 labelled"):
         assert told in card
+    write_card(tmp_path, {**metrics, "settings": {**metrics["settings"], "dev_split": 0.125}})
+    assert "12.5% set aside of the corpus" in (tmp_path / "README.md").read_text("utf-8")
     assert metrics["data"] == taught.metrics["data"]
     assert (metrics["data"]["train"], metrics["data"]["dev"]) == (162, 18)
 

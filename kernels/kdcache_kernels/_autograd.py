@@ -57,13 +57,24 @@ class _Last(torch.autograd.Function):
 
 
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    # On a CPU reading the scalar is free and skips a pass over [N, V]; elsewhere it would be a
-    # host synchronisation. A traced backward sees a subclass and takes the general way.
-    if (
-        type(factor) is Tensor
-        and factor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and factor.item() == 1.0
-    ):
-        return gradient.to(dtype)
-    return (gradient * factor).to(dtype)
+    if type(factor) is not Tensor or torch.compiler.is_compiling():
+        return (gradient * factor).to(dtype)  # a traced backward sees a subclass
+    if torch._C._autograd._get_current_graph_task_keep_graph() or dtype != gradient.dtype:
+        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+    return scale_(gradient, factor)  # the graph is gone: what was saved is nobody else's
+
+
+def scale_(gradient: Tensor, factor: Tensor) -> Tensor:
+    """Multiply by a scalar tensor in place; where that is 1, which is the rule, touch nothing.
+
+    On a CPU reading the scalar is free. Elsewhere it would be a host synchronisation: a kernel
+    looks.
+    """
+    if factor.device.type == "cpu" and factor.item() == 1.0:
+        torch.autograd.graph.increment_version(gradient)  # whoever asks again finds out
+        return gradient
+    if not (gradient.is_cuda and gradient.is_contiguous()) or gradient.dtype == torch.float64:
+        return gradient.mul_(factor)
+    from kdcache_kernels._triton_scale import scale_ as on_gpu
+
+    return on_gpu(gradient, factor)

@@ -33,7 +33,6 @@ __all__ = [
     "exponentials",
     "finite_or_zero",
     "grouped_columns",
-    "has_clusters",
     "jit",
     "load_tile",
     "max_registers",
@@ -126,16 +125,6 @@ def power_of(temperature: float) -> int:
 def on_device(x: Tensor) -> AbstractContextManager[Any]:
     """Make the device of `x` the one that kernels are launched on."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
-def has_clusters(x: Tensor) -> bool:
-    """Whether rows may be shared among clusters of blocks on the device of `x`.
-
-    Hopper and the data-centre Blackwell have them; Triton reduces over them since 3.8.
-    """
-    if not x.is_cuda or torch.version.hip or TRITON < (3, 8):
-        return False
-    return torch.cuda.get_device_capability(x.device)[0] in (9, 10)
 
 
 @jit

@@ -48,7 +48,9 @@ def short_blocks(monkeypatch):
     monkeypatch.setattr(_triton, "BLOCK", 512)
 
 
-def kernel(backend, logits, teacher, weight, labels=None, need_grad=True, **numbers):
+def kernel(
+    backend, logits, teacher, weight, labels=None, need_grad=True, teacher_bias=None, **numbers
+):
     spec = Spec(
         **{
             "temperature": 1.0,
@@ -60,7 +62,9 @@ def kernel(backend, logits, teacher, weight, labels=None, need_grad=True, **numb
         }
     )
     gradient = logits.clone()
-    loss, soft, hard = BACKENDS[backend](gradient, teacher.clone(), weight, labels, spec, need_grad)
+    loss, soft, hard = BACKENDS[backend](
+        gradient, teacher.clone(), teacher_bias, weight, labels, spec, need_grad
+    )
     return loss, soft, hard, gradient
 
 
@@ -185,7 +189,7 @@ def test_16_bit_logits_and_rows_that_start_anywhere(align):
     assert_near(found[3], want[3], 2.0**-7)  # the interpreter truncates where a GPU rounds
     sides = [x.to(DEVICE).contiguous() for x in (student.float(), teacher)]
     spec = Spec(1.0, "forward", 1.0, 0.0, -100)
-    soft = _triton.dense_kl(*sides, weight.to(DEVICE), None, spec, True)[1]
+    soft = _triton.dense_kl(*sides, None, weight.to(DEVICE), None, spec, True)[1]
     assert_near(soft.cpu(), want[1])
     assert_near(sides[0].cpu(), want[3])
 
@@ -193,7 +197,7 @@ def test_16_bit_logits_and_rows_that_start_anywhere(align):
 def test_triton_without_rows():
     empty = torch.empty(0, 7, device=DEVICE)
     spec = Spec(1.0, "forward", 1.0, 0.0, -100)
-    loss, soft, hard = _triton.dense_kl(empty, empty, empty[:, 0], None, spec, True)
+    loss, soft, hard = _triton.dense_kl(empty, empty, None, empty[:, 0], None, spec, True)
     assert loss == 0
     assert soft.shape == hard.shape == (0,)
 
@@ -219,3 +223,15 @@ def test_identities(n, v, divergence, temperature, seed):
     heavy = kernel("numba", student, teacher, 3 * weight, **numbers)
     assert_near(heavy[0], 3 * loss)
     assert_near(heavy[3], 3 * gradient)
+
+
+@backends
+@divergences
+def test_the_bias_of_the_teacher_is_added_to_its_logits(backend, divergence):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 1271, generator=generator) for _ in range(2))
+    bias, weight = torch.randn(1271, generator=generator), torch.ones(3)
+    want = kernel(backend, student, teacher + bias, weight, divergence=divergence)
+    got = kernel(backend, student, teacher, weight, teacher_bias=bias, divergence=divergence)
+    for a, b in zip(got, want, strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-7)

@@ -124,6 +124,21 @@ def test_chunks_are_evened_out_over_the_rows(op, monkeypatch):
 
 
 @ops
+@pytest.mark.parametrize("names", [PARAMETERS, ("weight",), ("bias",)], ids=str)
+def test_classes_of_padding_change_nothing(op, names, monkeypatch):
+    d = op.inputs()
+    d["hidden"][2] = math.nan  # of no weight
+    d["row_weight"][2] = 0
+    want = gradients(op, d, names=names, chunk_bytes=3 * ROW_BYTES)
+    monkeypatch.setattr(sys.modules["kdcache_kernels._linear"], "PADDED", {"cpu"})
+    loss, got = gradients(op, d, names=names, chunk_bytes=3 * ROW_BYTES)
+    assert_near(loss, want[0])
+    for one, other in zip(got, want[1], strict=True):
+        assert one.shape == other.shape
+        assert_near(one, other)
+
+
+@ops
 @pytest.mark.parametrize("names", [("hidden",), ("weight",), ("bias",), ("hidden", "bias")])
 def test_only_the_gradients_asked_for_are_made(op, names, monkeypatch):
     d = op.inputs()

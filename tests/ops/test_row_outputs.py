@@ -45,8 +45,8 @@ def launched(how):
 SPARSE = {
     "reference": reference.topk_kl,
     "numba": _numba.topk_kl,
-    "triton": launched(_triton.Plan(512, 1, 4, 1)),
-    "triton in pieces": launched(_triton.Plan(128, 3, 4, 1)),
+    "triton": launched(_triton.Plan(_triton.Shape(512, 4, 128), 1, 0)),
+    "triton in pieces": launched(_triton.Plan(_triton.Shape(128, 4, 128), 2, 1)),
 }
 DENSE = {
     "reference": reference_dense.dense_kl,
@@ -114,7 +114,7 @@ def test_rows_of_linear_kl(backend, divergence, soft_weight, hard_weight, with_l
         teacher[INFINITE, 3] = -math.inf
     spec = DenseSpec(1.0, divergence, soft_weight, hard_weight, -100)
     gradient = d["logits"].clone()
-    _, soft, hard = DENSE[backend](gradient, teacher, d["weight"], labels, spec, True)
+    _, soft, hard = DENSE[backend](gradient, teacher, None, d["weight"], labels, spec, True)
     check(soft, hard, labels, divergence)
     assert gradient[MASKED].count_nonzero() == 0
     assert gradient[[LIVE, IGNORED, PADS]].isfinite().all()

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from kdcache_kernels import _triton as triton_rows
 from kdcache_kernels._checks import gradient_dtype
 from kdcache_kernels.topk_kl import _triton as triton_kl
 from kdcache_kernels.topk_kl import reference
@@ -17,17 +16,18 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter computes with NumPy, which warns of the infinities and NaN that are meant here.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-Plan = triton_kl.Plan
-PLANS = {  # of rows of up to 1300 logits
-    "whole": Plan(2048, 1, 4, 1),
-    "cluster": Plan(2048, 1, 4, 2 if triton_rows.TRITON >= (3, 8) else 1),
-    "loop": Plan(512, 3, 4, 1),
+Plan, Shape = triton_kl.Plan, triton_kl.Shape
+PLANS = {  # of rows of 1271 logits
+    "whole": Plan(Shape(2048, 4, 128), 1, 0),
+    "loop": Plan(Shape(256, 4, 128), 4, 1),
+    "two last": Plan(Shape(128, 4, 128), 8, 2),  # tiles that may reach beyond the row
 }
 TAILS = ("bucket", "renormalize", "truncate")
 # The interpreter truncates float32 to bfloat16 where a GPU rounds.
 BF16_STEP = 2.0**-8 if DEVICE == "cuda" else 2.0**-7
 every_plan = pytest.mark.parametrize("how", PLANS)
 plans = pytest.mark.parametrize("how", ["whole", "loop"])
+SHORT = {"whole": Plan(Shape(64, 1, 128), 1, 0), "loop": Plan(Shape(32, 1, 128), 1, 1)}
 
 
 def teacher_of(d, temperature, tail):
@@ -62,7 +62,7 @@ def run(d, spec, how=None, *, labels=True, out=None):
 
 def on_device(x):
     """Move, keeping strides and offset."""
-    if DEVICE == "cpu":
+    if x.device.type == DEVICE:
         return x
     storage = torch.empty(x.untyped_storage().nbytes() // x.element_size(), dtype=x.dtype)
     storage.set_(x.untyped_storage())
@@ -207,15 +207,14 @@ def test_any_layout_of_the_logits(how, dtype, layout):
     if layout == "transposed":
         check(d, spec)  # made contiguous before it is planned
     else:
-        check(d, spec, Plan(64, 1, 1, 1) if how == "whole" else Plan(32, 2, 1, 1))
+        check(d, spec, SHORT[how])
 
 
-@pytest.mark.parametrize("how", [Plan(64, 1, 1, 1), Plan(32, 2, 1, 1), Plan(64, 1, 1, 2)], ids=str)
+@plans
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("v", [5, 31])
 def test_a_gradient_over_the_logits_leaves_the_neighbours_alone(how, dtype, v):
-    if how.num_ctas > 1 and triton_rows.TRITON < (3, 8):
-        how = how._replace(num_ctas=1)
+    how = SHORT[how]
     d = make_inputs(8, v, 5, dtype=dtype)
     d["weight"][4] = 0
     spec = Spec(1.0, "bucket", "forward", 1.0, 0.5, -100)
@@ -297,7 +296,7 @@ def test_bad_ids_and_labels_make_nan_rows(how):
     d = make_inputs(4, 40, 5)
     d["ids"][1, 2], d["ids"][3, 0] = 40, -2
     d["labels"][2] = 40
-    how = Plan(64, 1, 1, 1) if how == "whole" else Plan(32, 2, 1, 1)
+    how = SHORT[how]
     _, soft, hard, gradient = run(d, Spec(1.0, "bucket", "forward", 1.0, 1.0, -100), how)
     assert soft.isnan().tolist() == [False, True, False, True]
     assert hard.isnan().tolist() == [False, False, True, False]
@@ -347,20 +346,17 @@ def test_wrong_ids_raise_when_checked():
 
 
 @pytest.mark.parametrize(
-    ("v", "k", "whole", "clusters", "want"),
+    ("v", "slack", "want"),
     [
-        (30522 + 7, 64, True, False, Plan(32768, 1, 16, 1)),
-        (30522 + 7, 64, False, True, Plan(16384, 2, 16, 1)),
-        (30522 + 7, 1025, True, True, Plan(16384, 2, 16, 1)),
-        (1000, 10, True, False, Plan(1024, 1, 1, 1)),
-        (50257 + 7, 64, True, True, Plan(65536, 1, 16, 4)),
-        (128256, 64, True, True, Plan(131072, 1, 16, 8)),
-        (128256, 64, True, False, Plan(16384, 8, 16, 1)),
-        (262145, 64, True, True, Plan(16384, 17, 16, 1)),
+        (30522, 6, Plan(Shape(4096, 8, 128), 7, 1)),
+        (1000, 0, Plan(Shape(1024, 2, 128), 1, 0)),
+        (40960, 0, Plan(Shape(4096, 8, 128), 10, 0)),
+        (40959, 7, Plan(Shape(4096, 8, 128), 9, 2)),  # a row may end in either of two tiles
+        (7, 7, Plan(Shape(64, 1, 128), 1, 0)),
     ],
 )
-def test_rows_are_planned_by_what_registers_hold(v, k, whole, clusters, want):
-    assert triton_kl.plan(v, k, whole, clusters) == want
+def test_only_tiles_inside_of_every_row_go_without_a_mask(v, slack, want):
+    assert triton_kl.plan(v, slack, Shape(4096, 8, 128)) == want
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs 9 GB of a GPU's memory")

@@ -258,12 +258,13 @@ class _Teacher:
         if out == torch.float64 or dtype == torch.float64 or weight.device.type == "cpu":
             dtype = out
         self.hidden, self.scale, self.dtype = hidden, scale, out
-        self.weight = weight.to(dtype)
+        self.classes = len(weight)
+        self.weight = _linear.cast_head(weight, None, dtype).weight
         self.bias = None if bias is None else bias.to(out)
         self.buffer = weight.new_empty(0, 0)
 
     def logits(self, rows: Chunk) -> Tensor:
-        """Those of `rows`, in float32 or float64; the next call overwrites them."""
+        """Those of `rows` less the bias, in float32 or float64; the next call overwrites them."""
         x = self.hidden[rows]
         if self.scale is not None:
             x = dequantize_rows(x, self.scale[rows])
@@ -272,7 +273,7 @@ class _Teacher:
             self.buffer = _linear.chunk_buffer(*shape, self.dtype, self.weight.device)
         out = self.buffer[: len(x)]
         _linear.product(out, x.to(self.weight.dtype), self.weight.t())
-        return out if self.bias is None else out.add_(self.bias)
+        return out[:, : self.classes]
 
 
 def _body(
@@ -307,7 +308,13 @@ def _body(
     def kernel(rows: Chunk, logits: Tensor, out: Tensor | None) -> Rows:
         label = None if labels is None else labels[rows]
         found: Rows = _backend(logits).dense_kl(
-            logits, teacher.logits(rows), row_weight[rows], label, spec, out is not None
+            logits,
+            teacher.logits(rows),
+            teacher.bias,
+            row_weight[rows],
+            label,
+            spec,
+            out is not None,
         )
         return found
 

@@ -31,6 +31,7 @@ FORWARD, REVERSE, JS = range(3)
 def dense_kl(
     logits: Tensor,
     teacher: Tensor,
+    teacher_bias: Tensor | None,
     weight: Tensor,
     labels: Tensor | None,
     spec: Spec,
@@ -38,6 +39,8 @@ def dense_kl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.dense_kl`, for float32; overwrites `logits` and `teacher` in any case."""
     n, v = logits.shape
+    if teacher_bias is not None:
+        teacher.add_(teacher_bias)
     rows = torch.zeros(3, n, dtype=torch.float64)
     _all_rows(
         *rows_of(logits)[:2],

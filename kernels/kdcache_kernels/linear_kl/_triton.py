@@ -33,6 +33,7 @@ NUM_WARPS = 8
 def dense_kl(
     logits: Tensor,
     teacher: Tensor,
+    teacher_bias: Tensor | None,
     weight: Tensor,
     labels: Tensor | None,
     spec: Spec,
@@ -45,11 +46,15 @@ def dense_kl(
     n, v = logits.shape
     rows = torch.empty(3, n, dtype=torch.float32, device=logits.device)
     block = min(BLOCK, max(64, power_of_2(v)))
+    align = _align(logits, teacher)
+    if teacher_bias is not None:  # whole pieces of it are read, as of the rows
+        teacher_bias = torch.nn.functional.pad(teacher_bias, (0, -v % align))
     if n:
         with on_device(logits):
             rows_kernel[(n,)](
                 logits,
                 teacher,
+                weight if teacher_bias is None else teacher_bias,
                 weight.contiguous(),
                 weight if labels is None else labels.contiguous(),
                 rows,
@@ -61,11 +66,12 @@ def dense_kl(
                 spec.soft_weight,
                 spec.hard_weight,
                 spec.ignore_index,
+                BIAS=teacher_bias is not None,
                 KIND=DIVERGENCES.index(spec.divergence),
                 HARD=labels is not None,
                 POWER=power_of(spec.temperature) if labels is not None else 1,
                 NEED_GRAD=need_grad,
-                ALIGN=_align(logits, teacher),
+                ALIGN=align,
                 BLOCK=block,
                 BLOCKS=-(-v // block),
                 num_warps=NUM_WARPS,
@@ -91,6 +97,23 @@ def load_below(
 
 
 @jit
+def load_teacher(
+    row_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    o: tl.tensor,
+    V: tl.tensor,
+    ALIGN: tl.constexpr,
+    EVICT: tl.constexpr,
+    BIAS: tl.constexpr,
+) -> tl.tensor:
+    """The same of the teacher's row, its bias added."""
+    t = load_below(row_ptr, o, V, ALIGN, EVICT)
+    if BIAS:
+        t += load_tile(bias_ptr, o, 0, V, ALIGN, "").to(tl.float32)
+    return t
+
+
+@jit
 def shares(e: tl.tensor, mass: tl.tensor, e_t: tl.tensor, mass_t: tl.tensor) -> tl.tensor:
     """For Jensen-Shannon: q, half of q log(q / m), and half of p log(p / m); m is the mixture."""
     q = e / mass
@@ -103,6 +126,7 @@ def shares(e: tl.tensor, mass: tl.tensor, e_t: tl.tensor, mass_t: tl.tensor) -> 
 def rows_kernel(
     x_ptr: tl.tensor,  # [N, V] logits, rows of `stride`; the gradient in the end
     t_ptr: tl.tensor,  # [N, V] the teacher's, rows of `t_stride`
+    bias_ptr: tl.tensor,  # [V], what is added to the teacher's
     weight_ptr: tl.tensor,  # [N]
     labels_ptr: tl.tensor,  # [N]
     rows_ptr: tl.tensor,  # [3, N]: loss, T^2 D, CE
@@ -114,6 +138,7 @@ def rows_kernel(
     soft_weight: tl.tensor,
     hard_weight: tl.tensor,
     ignore: tl.tensor,
+    BIAS: tl.constexpr,
     KIND: tl.constexpr,
     HARD: tl.constexpr,
     POWER: tl.constexpr,
@@ -146,7 +171,7 @@ def rows_kernel(
         along = tl.zeros((), tl.float32)  # sum of exp * d, by the teacher's or the student's
         for i in range(BLOCKS):
             x = load_below(x_ptr, i * BLOCK + tile, V, ALIGN, "evict_last")
-            t = load_below(t_ptr, i * BLOCK + tile, V, ALIGN, "evict_last")
+            t = load_teacher(t_ptr, bias_ptr, i * BLOCK + tile, V, ALIGN, "evict_last", BIAS)
             high = tl.maximum(top, tl.max(x, 0))
             high_t = tl.maximum(top_t, tl.max(t, 0))
             base = finite_or_zero(high)
@@ -186,7 +211,7 @@ def rows_kernel(
             soft = tl.zeros((), tl.float32)
             for i in range(BLOCKS):
                 x = load_below(x_ptr, i * BLOCK + tile, V, ALIGN, "evict_last")
-                t = load_below(t_ptr, i * BLOCK + tile, V, ALIGN, "evict_last")
+                t = load_teacher(t_ptr, bias_ptr, i * BLOCK + tile, V, ALIGN, "evict_last", BIAS)
                 e = exponentials(x - base, T)
                 _, pull, other = shares(e, mass, exponentials(t - base_t, T), mass_t)
                 pulls += tl.sum(pull, 0)
@@ -216,17 +241,19 @@ def rows_kernel(
         tl.store(rows_ptr + 2 * N + row, hard)
 
         if NEED_GRAD:
+            q_scale = a / mass
+            p_scale = a / mass_t
             tl.debug_barrier()  # the label's logit is read before it is overwritten
             for i in range(BLOCKS):
                 o = i * BLOCK + tile
                 x = load_below(x_ptr, o, V, ALIGN, "evict_first") - base
-                t = load_below(t_ptr, o, V, ALIGN, "evict_first") - base_t
+                t = load_teacher(t_ptr, bias_ptr, o, V, ALIGN, "evict_first", BIAS) - base_t
                 e = exponentials(x, T)
                 e_t = exponentials(t, T)
                 if KIND == FORWARD:
-                    g = a * (e / mass - e_t / mass_t)
+                    g = e * q_scale - e_t * p_scale
                 elif KIND == REVERSE:
-                    g = tl.where(e == 0, 0.0, a * (e / mass) * (mean - (t - x) / T))
+                    g = tl.where(e == 0, 0.0, e * q_scale * (mean - (t - x) / T))
                 else:
                     q, pull, _ = shares(e, mass, e_t, mass_t)
                     g = a * (pull - q * pulls)

@@ -50,6 +50,7 @@ def make_inputs(
 def dense_kl(
     logits: Tensor,
     teacher: Tensor,
+    teacher_bias: Tensor | None,
     weight: Tensor,
     labels: Tensor | None,
     spec: Spec,
@@ -57,9 +58,13 @@ def dense_kl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (loss, `T^2 D` [C], `CE` [C]) of the logits of both sides, [C, V].
 
+    `teacher_bias` [V] is added to those of the teacher.
+
     With `need_grad`, `logits` is overwritten by its gradient. A backend may overwrite `teacher`.
     """
     dtype, live = compute_dtype(logits), weight != 0
+    if teacher_bias is not None:
+        teacher = teacher + teacher_bias
     x, t = (side.to(dtype).where(live[:, None], 0) for side in (logits, teacher))
     lq, lp = ((side / spec.temperature).log_softmax(1) for side in (x, t))
     terms, pull = _divergence(lp, lq, spec.divergence)
@@ -96,7 +101,9 @@ def linear_kl(
     dtype = compute_dtype(hidden)
     x, w = hidden.to(dtype).masked_fill((row_weight == 0)[:, None], 0), weight.to(dtype)
     g = x @ w.t() if bias is None else x @ w.t() + bias.to(dtype)
-    loss, _, _ = dense_kl(g, teacher_logits.to(dtype), row_weight.to(dtype), labels, spec, True)
+    loss, _, _ = dense_kl(
+        g, teacher_logits.to(dtype), None, row_weight.to(dtype), labels, spec, True
+    )
     return loss, g @ w, g.t() @ x, g.sum(0)
 
 

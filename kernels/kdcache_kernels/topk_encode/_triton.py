@@ -1,8 +1,8 @@
-"""topk_encode on GPUs: torch.topk finds the k-th largest logit, one pass does the rest.
+"""topk_encode on GPUs: torch.topk finds the largest logits, one pass the statistics of the rest.
 
-Given that threshold the pass takes what is above it and, of the logits that equal it, as many of
-the first ones as there is room for; all others go into the statistics of the tail. So ties need no
-second look, and the logits are read once more than torch.topk reads them.
+Logits that equal the k-th largest are alike to the statistics, so that pass has no order to keep.
+Where there are more of them than there is room for, which is seldom, the row is read again for the
+first ones.
 """
 
 import torch
@@ -15,7 +15,6 @@ from kdcache_kernels._triton import (
     finite_or_zero,
     jit,
     load_tile,
-    max_registers,
     on_device,
     power_of,
     power_of_2,
@@ -24,17 +23,19 @@ from kdcache_kernels._triton import (
     tl,
 )
 
-BLOCK = 4096  # elements at once
+BLOCK = 2048  # elements at once
+NUM_WARPS = 4
+REGISTERS = 128
+FAR = tl.constexpr(60.0)  # nats; what lies further below the k-th logit has a base of its own
 
 
 def topk_encode(
     logits: Tensor, k: int, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `reference.topk_encode`; nothing is read back."""
-    values = logits.topk(k, 1).values
-    last = values[:, -1].contiguous()
-    above = (values > last[:, None]).sum(1, dtype=torch.int32)
-    ids, rest = split(logits, last, above, k, temperature)
+    values, ids = logits.topk(k, 1)
+    rest = split(logits, values, ids, temperature)
+    ids = ids.sort(1).values
     x = logits.gather(1, ids).float()
     x, order = x.sort(dim=1, descending=True, stable=True)  # ids ascend, so ties stay by id
     ids, top = ids.gather(1, order), x[:, :1]
@@ -46,20 +47,18 @@ def topk_encode(
     return ids, x - lse[:, None], lse_rest - lse, lse_rest_t - lse / temperature, lse + top[:, 0]
 
 
-def split(
-    logits: Tensor, last: Tensor, above: Tensor, k: int, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Ids of the k largest, ascending, [N, k] int64; of the rest, [3, N]: largest, masses.
+def split(logits: Tensor, values: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """Of the logits outside the support, [3, N]: a value near the largest, and two masses.
 
-    `last` [N] is the k-th largest logit, `above` [N] how many are larger. The masses are the sums
-    of exp(x - largest) and of exp((x - largest) / T).
+    The masses are the sums of exp(x - value) and of exp((x - value) / T). `values` and `ids` [N, k]
+    are those of torch.topk; of ids whose logits equal the last the first ones take the place.
     """
     n, v = logits.shape
-    ids = torch.zeros((n, k), dtype=torch.int64, device=logits.device)
     rest = torch.empty((3, n), dtype=torch.float32, device=logits.device)
+    last = values[:, -1].contiguous()
+    above = (values > last[:, None]).sum(1, dtype=torch.int32)
     x = aligned_rows(rows_of(logits))
     block = min(BLOCK, max(64, power_of_2(v + x.align - 1)))
-    num_warps = max(1, block // 512)
     if n:
         with on_device(logits):
             rows_kernel[(n,)](
@@ -70,25 +69,57 @@ def split(
                 rest,
                 n,
                 v,
-                k,
+                ids.shape[1],
                 x.stride,
                 x.head,
                 temperature,
+                -(-(v + x.align - 1) // block),
                 POWER=power_of(temperature),
                 ALIGN=x.align,
                 BLOCK=block,
-                BLOCKS=-(-(v + x.align - 1) // block),
-                num_warps=num_warps,
-                maxnreg=max_registers(num_warps),
+                num_warps=NUM_WARPS,
+                maxnreg=REGISTERS,
             )
-    return ids, rest
+    return rest
+
+
+@jit
+def below(
+    x_ptr: tl.tensor,
+    last: tl.tensor,
+    base: tl.tensor,
+    shift: tl.tensor,
+    V: tl.tensor,
+    T: tl.tensor,
+    blocks: tl.tensor,
+    POWER: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """Of the logits below the last: the largest, the masses; and how many equal it."""
+    tops = tl.full([BLOCK], float("-inf"), tl.float32)
+    sums = tl.zeros([BLOCK], tl.float32)
+    sums_t = tl.zeros([BLOCK], tl.float32)
+    equals = tl.zeros([BLOCK], tl.int32)
+    for i in range(blocks):
+        o = i * BLOCK + tl.arange(0, BLOCK)
+        x = load_tile(x_ptr, o, shift, V, ALIGN, "").to(tl.float32)
+        inside = (o >= shift) & (o < shift + V)
+        equals += (inside & (x == last)).to(tl.int32)
+        x = tl.where(inside & ((x >= last) == 0), x, float("-inf"))
+        tops = tl.maximum(tops, x)
+        x -= base
+        e = exponentials(x, T)
+        sums_t += e
+        sums += at_temperature_1(e, x, POWER)
+    return tl.max(tops, 0), tl.sum(sums, 0), tl.sum(sums_t, 0), tl.sum(equals, 0)
 
 
 @jit
 def rows_kernel(
     x_ptr: tl.tensor,  # [N, V], rows of `stride` from `head` on
-    last_ptr: tl.tensor,  # [N]
-    above_ptr: tl.tensor,  # [N]
+    last_ptr: tl.tensor,  # [N], the k-th largest
+    above_ptr: tl.tensor,  # [N], how many are larger
     ids_ptr: tl.tensor,  # [N, K]
     rest_ptr: tl.tensor,  # [3, N]
     N: tl.tensor,
@@ -97,41 +128,41 @@ def rows_kernel(
     stride: tl.tensor,
     head: tl.tensor,
     T: tl.tensor,
+    blocks: tl.tensor,
     POWER: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,
 ) -> None:
-    """Split one row into its k largest and the rest."""
+    """Statistics of the rest of one row, and its ids where there is a choice."""
     row = tl.program_id(0).to(tl.int64)
     start, shift = row_start(row, stride, head, ALIGN)
     x_ptr += start
     last = tl.load(last_ptr + row).to(tl.float32)
-    room = K - tl.load(above_ptr + row)  # for logits that equal the last
-    taken = room * 0
-    equals = room * 0
-    top = tl.full((), float("-inf"), tl.float32)
-    mass = tl.zeros((), tl.float32)
-    mass_t = tl.zeros((), tl.float32)
-    for i in range(BLOCKS):
-        o = i * BLOCK + tl.arange(0, BLOCK)
-        x = load_tile(x_ptr, o, shift, V, ALIGN, "").to(tl.float32)
-        inside = (o >= shift) & (o < shift + V)
-        equal = inside & (x == last)
-        rank = equals + tl.cumsum(equal.to(tl.int32), 0)
-        keep = (inside & (x > last)) | (equal & (rank <= room))
-        place = taken + tl.cumsum(keep.to(tl.int32), 0) - 1
-        tl.store(ids_ptr + row * K + place, (o - shift).to(tl.int64), mask=keep)
-        equals += tl.sum(equal.to(tl.int32), 0)
-        taken += tl.sum(keep.to(tl.int32), 0)
-        x = tl.where(keep | (inside == 0), float("-inf"), x)
-        high = tl.maximum(top, tl.max(x, 0))
-        x -= finite_or_zero(high)
-        down = top - finite_or_zero(high)
-        e = exponentials(x, T)
-        mass_t = mass_t * exponentials(down, T) + tl.sum(e, 0)
-        mass = mass * exponentials(down, 1.0) + tl.sum(at_temperature_1(e, x, POWER), 0)
-        top = high
-    tl.store(rest_ptr + row, top)
+    above = tl.load(above_ptr + row)
+    room = K - above  # for logits that equal the last
+    base = finite_or_zero(last)
+    top, mass, mass_t, equals = below(
+        x_ptr, last, base, shift, V, T, blocks, POWER, ALIGN, BLOCK
+    )  # fmt: skip
+    if equals > room:
+        ids_ptr += row * K + above
+        found = room * 0
+        for i in range(blocks):
+            o = i * BLOCK + tl.arange(0, BLOCK)
+            x = load_tile(x_ptr, o, shift, V, ALIGN, "").to(tl.float32)
+            equal = ((o >= shift) & (o < shift + V) & (x == last)).to(tl.int32)
+            place = found + tl.cumsum(equal, 0) - 1
+            tl.store(ids_ptr + place, (o - shift).to(tl.int64), mask=(equal != 0) & (place < room))
+            found += tl.sum(equal, 0)
+        surplus = (equals - room).to(tl.float32)
+        mass += surplus * exponentials(last - base, 1.0)
+        mass_t += surplus * exponentials(last - base, T)
+        top = last
+    elif last - top > tl.minimum(T, 1.0) * FAR:
+        base = finite_or_zero(top)
+        _top, mass, mass_t, _equals = below(
+            x_ptr, last, base, shift, V, T, blocks, POWER, ALIGN, BLOCK
+        )  # fmt: skip
+    tl.store(rest_ptr + row, tl.where(top == float("-inf"), top, base))
     tl.store(rest_ptr + N + row, mass)
     tl.store(rest_ptr + 2 * N + row, mass_t)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdcache_kernels._autograd import input_gradient, keep_gradient
+from kdcache_kernels._autograd import input_gradient, keep_gradient, scale_
 from kdcache_kernels._buffer import empty
 from kdcache_kernels._checks import (
     FLOATS,
@@ -363,4 +363,4 @@ class _InPlace(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient.mul_(loss), *(None,) * 12)
+        return (scale_(gradient, loss), *(None,) * 12)

@@ -1,12 +1,14 @@
 """topk_kl on NVIDIA GPUs: one Triton program a row, loss and dense gradient in one launch.
 
-Where a row fits the registers of one block of threads, or of a cluster of them, its logits are read
-once and its gradient is written once. Longer rows take a second read, which finds them in the
-second cache. The support is left out of the dense pass by one flag an element, and written last,
-from float32: adding to a rounded gradient would lose the small difference q - p.
+A row is read from memory once, summed relative to a value near its largest, and again, from the
+caches, for its gradient: so several rows fit a multiprocessor and hide each other's latencies. The
+support is left out of the dense passes by a value in memory: -inf over its logits where those may
+be overwritten, else a bit an element. Its gradient is written last, from float32: adding to a
+rounded gradient would lose the small difference q - p.
 """
 
 import math
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +17,6 @@ from torch import Tensor
 from kdcache_kernels._triton import (
     Rows,
     aligned_rows,
-    has_clusters,
-    max_registers,
     on_device,
     power_of,
     power_of_2,
@@ -24,37 +24,55 @@ from kdcache_kernels._triton import (
     same_alignment,
 )
 from kdcache_kernels.topk_kl import reference
-from kdcache_kernels.topk_kl._triton_kernels import overwrite_kernel, rows_kernel
+from kdcache_kernels.topk_kl._triton_kernels import rows_kernel
 from kdcache_kernels.topk_kl.spec import DIVERGENCES, Spec, Teacher
 
 MAX_K = 4096  # a longer support is no longer sparse: plain torch
-WHOLE_K = 1024  # a longer one leaves no room for a whole row
-ONE_BLOCK = 32768  # float32 values that the registers of a block of threads hold
-ONE_CLUSTER = 8 * ONE_BLOCK
-LOOP_BLOCK = 16384
+
+
+class Shape(NamedTuple):
+    """Elements of a tile, its warps, and the registers that a thread has at most."""
+
+    block: int
+    num_warps: int
+    registers: int
+
+    def per_processor(self) -> int:
+        """Programs that a multiprocessor holds."""
+        threads = 32 * self.num_warps
+        return max(1, REGISTERS // (threads * self.registers))
+
+
+REGISTERS = 65536  # of a multiprocessor
+SHAPES = {
+    65536: Shape(4096, 8, 128),
+    sys.maxsize: Shape(8192, 16, 128),
+}
+"""By the longest rows they are for: the fastest on an H100 (benchmarks/gpu_session.py).
+
+So many rows are under way at once as the caches hold until they are read again.
+"""
 
 
 class Plan(NamedTuple):
-    """How a row is run: `blocks` times `block` elements, by warps of one or several CTAs."""
+    """How rows are run: in tiles of `shape`, `inner` of them and then `last`.
 
-    block: int
-    blocks: int
-    num_warps: int
-    num_ctas: int
-
-
-def plan(v: int, k: int, whole: bool, clusters: bool) -> Plan:
-    """Choose how rows of `v` logits are run; `whole` allows to hold a row in registers.
-
-    `v` includes the elements by which a row may start behind its boundary.
+    Of the former all but the first are inside of every row.
     """
-    block = max(64, power_of_2(v))
-    if whole and k <= WHOLE_K:
-        if block <= ONE_BLOCK:
-            return Plan(block, 1, min(16, max(1, block // 1024)), 1)
-        if block <= ONE_CLUSTER and clusters:
-            return Plan(block, 1, 16, min(8, 2 * block // ONE_BLOCK))
-    return Plan(LOOP_BLOCK, -(-v // LOOP_BLOCK), 16, 1)
+
+    shape: Shape
+    inner: int
+    last: int
+
+
+def plan(v: int, slack: int, shape: Shape | None = None) -> Plan:
+    """Choose how rows of `v` logits are run, which start up to `slack` behind their boundary."""
+    shape = shape or next(shape for most, shape in SHAPES.items() if v <= most)
+    block = min(shape.block, max(64, power_of_2(v + slack)))
+    warps = max(1, shape.num_warps * block // shape.block)
+    inner = max(1, v // block)
+    last = -(-(v + slack) // block) - inner
+    return Plan(shape._replace(block=block, num_warps=warps), inner, last)
 
 
 def topk_kl(
@@ -76,13 +94,11 @@ def topk_kl(
     if k > MAX_K:
         return reference.topk_kl(logits, teacher, weight, labels, spec, out, False)
     logits = rows_of(logits)
-    # Registers hold exp(x / T) of a long row, not exp(x) too: the one has to yield the other.
-    whole = labels is None or power_of(spec.temperature) != 0
-    how = plan(logits.shape[1] + _slack(logits, out), k, whole, has_clusters(logits))
+    how = plan(logits.shape[1], slack(logits, out))
     return launch(logits, teacher, weight, labels, spec, out, how)
 
 
-def _slack(logits: Tensor, out: Tensor | None) -> int:
+def slack(logits: Tensor, out: Tensor | None) -> int:
     """By how many elements a row can start behind its boundary."""
     x = aligned_rows(logits)
     align = _align(x, x if out is None else aligned_rows(out))
@@ -113,22 +129,23 @@ def launch(
     ids = ids.view(torch.int16) if unsigned else ids
     x = aligned_rows(logits)
     y = x if out is None else aligned_rows(out)
-    later = out is not None and how.num_ctas > 1
-    side = torch.empty(n, k + 1, dtype=torch.float32, device=logits.device) if later else rows
-    flags = {"BLOCK_K": power_of_2(k), "UNSIGNED": unsigned, "HARD": labels is not None}
+    align = _align(x, y)
+    same = same_alignment(x, y, align)
+    words = power_of_2(-(-(v + align - 1) // 32))
+    programs = min(n, how.shape.per_processor() * _processors(logits))
+    flags = torch.empty(programs, words, dtype=torch.int32, device=logits.device)
     weight = weight.contiguous()
-    targets = weight if labels is None else labels.contiguous()
     with on_device(logits):
-        rows_kernel[(n,)](
+        rows_kernel[(programs,)](
             x.base,
             y.base,
+            flags,
             ids,
             teacher.logprobs.contiguous(),
             weight if teacher.rest is None else teacher.rest.contiguous(),
             weight,
-            targets,
+            weight if labels is None else labels.contiguous(),
             rows,
-            side,
             n,
             v,
             k,
@@ -140,29 +157,28 @@ def launch(
             spec.soft_weight,
             spec.hard_weight,
             spec.ignore_index,
-            **flags,
+            how.inner,
+            BLOCK_K=power_of_2(k),
+            UNSIGNED=unsigned,
+            HARD=labels is not None,
             **_modes(spec, teacher.rest is not None, labels is not None),
-            **_layout(x, y, out is not None, how),
-            num_warps=how.num_warps,
-            num_ctas=how.num_ctas,
-            maxnreg=max_registers(how.num_warps),
+            NEED_GRAD=out is not None,
+            ALIGN=align,
+            SAME=same,
+            WORDS=words,
+            BLOCK=how.shape.block,
+            LAST=how.last,
+            num_warps=how.shape.num_warps,
+            maxnreg=how.shape.registers,
         )
-        if later:
-            overwrite_kernel[(n,)](
-                y.base,
-                ids,
-                weight,
-                targets,
-                side,
-                v,
-                k,
-                y.stride,
-                y.head,
-                spec.ignore_index,
-                **flags,
-                num_warps=1,
-            )
     return rows[0].sum(), rows[1], rows[2]
+
+
+def _processors(x: Tensor) -> int:
+    """Multiprocessors of the device; the interpreter runs programs one after the other."""
+    if not x.is_cuda:
+        return 1
+    return torch.cuda.get_device_properties(x.device).multi_processor_count
 
 
 def _modes(spec: Spec, has_rest: bool, hard: bool) -> dict[str, Any]:
@@ -172,16 +188,4 @@ def _modes(spec: Spec, has_rest: bool, hard: bool) -> dict[str, Any]:
         "DIVIDE": spec.tail != "truncate" or spec.temperature != 1,
         "HAS_REST": has_rest,
         "POWER": power_of(spec.temperature) if hard else 1,
-    }
-
-
-def _layout(x: Rows, y: Rows, need_grad: bool, how: Plan) -> dict[str, Any]:
-    align = _align(x, y)
-    return {
-        "NEED_GRAD": need_grad,
-        "ALIGN": align,
-        "SAME": same_alignment(x, y, align),
-        "BLOCK": how.block,
-        "BLOCKS": how.blocks,
-        "LATER": how.num_ctas > 1,
     }

@@ -5,7 +5,15 @@ what is outside the support. Everything is float32. Logits are taken relative to
 row, or the normaliser of large ones would lose its digits.
 """
 
-from kdcache_kernels._triton import at_temperature_1, exponentials, finite_or_zero, jit, tl
+from kdcache_kernels._triton import (
+    at_temperature_1,
+    exponentials,
+    finite_or_zero,
+    jit,
+    load_tile,
+    store_tile,
+    tl,
+)
 
 LOG_2 = tl.constexpr(0.6931471805599453)
 FORWARD = tl.constexpr(0)
@@ -13,40 +21,154 @@ REVERSE = tl.constexpr(1)
 
 
 @jit
-def left_out(
-    ids_ptr: tl.tensor,
-    K: tl.constexpr,
-    V: tl.tensor,
+def flag_support(
+    flags_ptr: tl.tensor,
+    j: tl.tensor,
+    inside: tl.tensor,
     shift: tl.tensor,
-    first: tl.tensor,
-    W: tl.constexpr,
-    UNSIGNED: tl.constexpr,
-) -> tl.tensor:
-    """Flags of the elements of a tile that are in the support or outside the row, [W, 1].
-
-    Bit b of word w stands for element `first + 32 w + b`. 32 elements are compared at once, so the
-    K comparisons hide behind the load of the tile.
-    """
-    start = first + tl.arange(0, W)[:, None] * 32
-    before = tl.minimum(tl.maximum(shift - start, 0), 31)  # shift < 32: never a whole word
-    inside = tl.minimum(tl.maximum(shift + V - start, 0), 32)
-    words = (1 << before) - 1
-    words |= tl.where(inside == 32, 0, -1 << (inside & 31))
-    for c in tl.range(0, K, loop_unroll_factor=8):
-        j = tl.load(ids_ptr + c).to(tl.int32)
-        if UNSIGNED:
-            j = j & 0xFFFF
-        o = j + shift
-        words |= tl.where((o & -32) == start, 1 << (o & 31), 0)
-    return words
+    WORDS: tl.constexpr,
+) -> None:
+    """Write a bit an element of the row, set where it is in the support; all warps see it."""
+    z = tl.arange(0, WORDS)
+    tl.store(flags_ptr + z, tl.zeros([WORDS], tl.int32))
+    tl.debug_barrier()
+    o = j + shift
+    tl.atomic_or(flags_ptr + (o >> 5), 1 << (o & 31), mask=inside, sem="relaxed", scope="cta")
+    tl.debug_barrier()
 
 
 @jit
-def drop_flagged(x: tl.tensor, words: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
+def load_flags(
+    flags_ptr: tl.tensor, first: tl.tensor, shift: tl.tensor, V: tl.tensor, BLOCK: tl.constexpr
+) -> tl.tensor:
+    """The flags of a tile, eight in a byte."""
+    g = first // 8 + tl.arange(0, BLOCK // 8)
+    bytes_ptr = flags_ptr.to(tl.pointer_type(tl.int8))
+    return tl.load(bytes_ptr + g, mask=g * 8 < shift + V, other=0)
+
+
+@jit
+def drop_flagged(x: tl.tensor, flags: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
     """The tile [BLOCK] in float32, with -inf where its flag is set."""
-    bit = 1 << tl.arange(0, 32)[None, :]
-    x = tl.reshape(x.to(tl.float32), [BLOCK // 32, 32])
-    return tl.reshape(tl.where((words & bit) != 0, float("-inf"), x), [BLOCK])
+    flagged = (flags.to(tl.int32)[:, None] & (1 << tl.arange(0, 8)[None, :])) != 0
+    x = tl.reshape(x.to(tl.float32), [BLOCK // 8, 8])
+    return tl.reshape(tl.where(flagged, float("-inf"), x), [BLOCK])
+
+
+@jit
+def within(x: tl.tensor, o: tl.tensor, shift: tl.tensor, V: tl.tensor) -> tl.tensor:
+    """The tile with -inf outside of the row."""
+    return tl.where((o >= shift) & (o < shift + V), x, float("-inf"))
+
+
+@jit
+def masses(
+    x_ptr: tl.tensor,
+    flags_ptr: tl.tensor,
+    first: tl.tensor,
+    base: tl.tensor,
+    shift: tl.tensor,
+    V: tl.tensor,
+    T: tl.tensor,
+    inner: tl.tensor,
+    POWER: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LAST: tl.constexpr,
+) -> tl.tensor:
+    """Sums over the rest of exp((x - base) / T) and of exp(x - base).
+
+    `first` is the rest in tile 0. The sums are added up lane by lane and reduced once: a reduction
+    costs as much as a tile. Each tile is on its way while the one before it is summed.
+    """
+    o = tl.arange(0, BLOCK)
+    sums = exponentials(first - base, T)
+    sums_1 = at_temperature_1(sums, first - base, POWER)
+    tile = load_tile(x_ptr, BLOCK + o, shift, V, ALIGN, "evict_last")
+    flags = load_flags(flags_ptr, BLOCK, shift, V, BLOCK)
+    for i in range(1, inner):
+        next_tile = load_tile(x_ptr, (i + 1) * BLOCK + o, shift, V, ALIGN, "evict_last")
+        next_flags = load_flags(flags_ptr, (i + 1) * BLOCK, shift, V, BLOCK)
+        x = drop_flagged(tile, flags, BLOCK)
+        e = exponentials(x - base, T)
+        sums += e
+        if POWER != 1:
+            sums_1 += at_temperature_1(e, x - base, POWER)
+        tile = next_tile
+        flags = next_flags
+    for i in tl.static_range(LAST):
+        v = (inner + i) * BLOCK + o
+        if i > 0:
+            tile = load_tile(x_ptr, v, shift, V, ALIGN, "evict_last")
+            flags = load_flags(flags_ptr, (inner + i) * BLOCK, shift, V, BLOCK)
+        x = within(drop_flagged(tile, flags, BLOCK), v, shift, V)
+        e = exponentials(x - base, T)
+        sums += e
+        if POWER != 1:
+            sums_1 += at_temperature_1(e, x - base, POWER)
+    mass = tl.sum(sums, 0)
+    mass_1 = mass
+    if POWER != 1:
+        mass_1 = tl.sum(sums_1, 0)
+    return mass, mass_1
+
+
+@jit
+def largest(
+    x_ptr: tl.tensor,
+    flags_ptr: tl.tensor,
+    shift: tl.tensor,
+    V: tl.tensor,
+    tiles: tl.tensor,
+    ALIGN: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """The largest logit of the rest."""
+    tops = tl.full([BLOCK], float("-inf"), tl.float32)
+    for i in range(tiles):
+        o = i * BLOCK + tl.arange(0, BLOCK)
+        x = load_tile(x_ptr, o, shift, V, ALIGN, "evict_last")
+        x = drop_flagged(x, load_flags(flags_ptr, i * BLOCK, shift, V, BLOCK), BLOCK)
+        tops = tl.maximum(tops, within(x, o, shift, V))
+    return tl.max(tops, 0)
+
+
+@jit
+def store_gradient(
+    x_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    base: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    shift: tl.tensor,
+    V: tl.tensor,
+    T: tl.tensor,
+    inner: tl.tensor,
+    POWER: tl.constexpr,
+    ALIGN: tl.constexpr,
+    SAME: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LAST: tl.constexpr,
+) -> None:
+    """Write the gradient outside the support, backwards: what was read last is still in cache.
+
+    As in `masses` each tile is on its way before it is needed.
+    """
+    o = tl.arange(0, BLOCK)
+    tile = load_tile(x_ptr, (inner - 1) * BLOCK + o, shift, V, ALIGN, "evict_first")
+    for i in tl.static_range(LAST):
+        v = (inner + i) * BLOCK + o
+        x = load_tile(x_ptr, v, shift, V, ALIGN, "evict_first").to(tl.float32)
+        gradient = dense_gradient(x - base, T, a, b, POWER)
+        store_tile(out_ptr, v, gradient, shift, V, ALIGN, SAME)
+    for n in range(1, inner):
+        v = (inner - n) * BLOCK + o
+        next_tile = load_tile(x_ptr, v - BLOCK, shift, V, ALIGN, "evict_first")
+        gradient = dense_gradient(tile.to(tl.float32) - base, T, a, b, POWER)
+        tl.store(out_ptr + v, gradient.to(out_ptr.dtype.element_ty))
+        tile = next_tile
+    gradient = dense_gradient(tile.to(tl.float32) - base, T, a, b, POWER)
+    store_tile(out_ptr, o, gradient, shift, V, ALIGN, SAME)
 
 
 @jit
@@ -132,13 +254,18 @@ def support_mass(xs: tl.tensor, T: tl.tensor) -> tl.tensor:
 def normaliser(
     top: tl.tensor, mass: tl.tensor, rest_top: tl.tensor, rest_mass: tl.tensor, T: tl.tensor
 ) -> tl.tensor:
-    """Log of the whole sum of exp(x / T), and that of the rest, both less `base` / T.
+    """Log of the whole sum of exp(x / T), less `base` / T; the log of the rest's share; `base`.
 
-    The rest comes as a sum of its own: 1 - sum(q) would cancel for a confident student.
+    The rest comes as a sum of its own: 1 - sum(q) would cancel for a confident student. Its share
+    comes from the ratio of both sums: the difference of two logarithms would lose the digits of a
+    share near 1.
     """
     base = finite_or_zero(tl.maximum(top, rest_top))
+    support = (top - base) / T + tl.log(mass)
     rest = (rest_top - base) / T + tl.log(rest_mass)
-    return tl.log(mass * exponentials(top - base, T) + tl.exp(rest)), rest, base
+    ratio = support - rest
+    share = -tl.maximum(ratio, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(ratio)))
+    return log_add(support, rest), share, base
 
 
 @jit
@@ -168,19 +295,4 @@ def dense_gradient(
         g = e * (a + b)
     else:
         g = e * a + at_temperature_1(e, d, POWER) * b
-    return g
-
-
-@jit
-def held_gradient(e: tl.tensor, a: tl.tensor, b: tl.tensor, POWER: tl.constexpr) -> tl.tensor:
-    """The same from e = exp(d / T) alone, T one of 1, 2 and 4: no second tile is held."""
-    tl.static_assert(POWER != 0)
-    if POWER == 1:
-        g = e * (a + b)
-    else:
-        if POWER == 2:
-            g = e * (a + e * b)
-        else:
-            square = e * e
-            g = e * a + square * square * b
     return g

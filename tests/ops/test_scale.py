@@ -1,0 +1,95 @@
+"""The gradient of a loss times that of what follows it: one pass, in place, or none at all."""
+
+import math
+
+import pytest
+import torch
+
+from kdcache_kernels import hidden_mse, topk_kl
+from kdcache_kernels._triton_scale import scale_
+from kdcache_kernels.topk_kl.reference import make_inputs
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes with NumPy
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("factor", [1.0, 0.5, 0.0, -3.0, math.nan])
+@pytest.mark.parametrize("n", [0, 1, 4096, 9001])
+def test_the_kernel_multiplies_in_place(dtype, factor, n):
+    x = torch.randn(n, device=DEVICE).to(dtype)
+    x[n // 2 :: 7] = 0
+    want = x.clone() * factor if factor != 1 else x.clone()
+    version = x._version
+    assert scale_(x, torch.tensor(factor, device=DEVICE)) is x
+    assert torch.allclose(x, want, rtol=8e-3 if dtype == torch.bfloat16 else 1e-3, equal_nan=True)
+    assert x._version > version
+
+
+def inputs():
+    d = {name: x.to(DEVICE) for name, x in make_inputs(4, 300, 5).items()}
+    return d, d.pop("logits").requires_grad_()
+
+
+def kl(d, x, **more):
+    return topk_kl(x, d["ids"], d["logprobs"], tail_logmass=d["tail_logmass"], **more)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_a_second_backward_through_a_kept_graph_finds_the_same_gradient(factor):
+    d, x = inputs()
+    loss = kl(d, x) * factor
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(loss, x)
+    assert torch.equal(first, kept)
+    assert torch.equal(second, kept)
+    (plain,) = torch.autograd.grad(kl(d, x), x)
+    assert torch.allclose(second, plain * factor, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("factors", [(1.0, 0.25), (0.25, 1.0), (1.0, 1.0)])
+def test_a_gradient_given_out_is_not_changed_by_the_next(factors):
+    d, x = inputs()
+    loss = kl(d, x)
+    (first,) = torch.autograd.grad(loss * factors[0], x, retain_graph=True)
+    kept = first.clone()
+    first.mul_(2)  # a hook may
+    (second,) = torch.autograd.grad(loss * factors[1], x)
+    assert torch.equal(first, 2 * kept)
+    assert torch.allclose(second * factors[0], kept * factors[1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_gradients_add_up_in_a_leaf_whatever_the_factor(factor):
+    d, x = inputs()
+    for _ in range(2):
+        (kl(d, x) * factor).backward()
+    (plain,) = torch.autograd.grad(kl(d, x), x)
+    assert torch.allclose(x.grad, 2 * factor * plain, rtol=1e-6, atol=0)
+
+
+def test_the_gradient_over_the_logits_takes_a_factor():
+    d, x = inputs()
+    (plain,) = torch.autograd.grad(kl(d, x), x)
+    (got,) = torch.autograd.grad(kl(d, x * 1, inplace=True) * 0.25, x)
+    assert torch.allclose(got, 0.25 * plain, rtol=1e-6, atol=0)
+
+
+def allocated(call):
+    """Bytes of the largest tensor that torch makes during a call."""
+    with torch.profiler.profile(profile_memory=True) as found:
+        call()
+    return max((event.cpu_memory_usage for event in found.events()), default=0)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="counts the memory of a CPU")
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_backward_makes_no_second_gradient(factor):
+    student = torch.randn(512, 256, requires_grad=True)
+    codes = torch.randint(-127, 128, (512, 256), dtype=torch.int8)
+    loss = hidden_mse(student, codes, torch.full((512,), 0.01)) * factor
+    assert allocated(lambda: torch.autograd.grad(loss, student)) < student.nbytes / 2
+    loss = hidden_mse(student, codes, torch.full((512,), 0.01)) * factor
+    kept = allocated(lambda: torch.autograd.grad(loss, student, retain_graph=True))
+    assert kept >= student.nbytes  # a gradient of its own, for the saved one may be asked for again

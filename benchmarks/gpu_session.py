@@ -1,17 +1,22 @@
-"""Everything worth asking of a GPU, in one run of under nine minutes: right first, then fast.
+"""Everything worth asking of a GPU, in two runs of a few minutes: right first, then fast.
 
-    python3 benchmarks/gpu_session.py OUT
+    python3 benchmarks/gpu_session.py OUT --stage right     checks of every kind, side by side
+    python3 benchmarks/gpu_session.py OUT --stage fast      times, alone on the machine
 
-Writes a JSON file for every stage, and kernels.json, a report of `kdcache bench kernels`, anew
-after every item, so that a killed run keeps what it found. A failure is recorded and the next item
-runs; every stage has a process of its own. Needs torch and triton, and Liger where it is to be
-timed; nothing of a cache. `--device cpu --rows 24` walks through some of it without a GPU.
+Without --stage both run. Writes a JSON file for every stage, and kernels.json, a report of `kdcache
+bench kernels`, anew after every item, so that a killed run keeps what it found. A failure is
+recorded and the next item runs. Checks run in many processes at once, for most of their time goes
+into compiling; times find what those have compiled. Needs torch and triton, and Liger where it is
+to be timed; nothing of a cache. `--device cpu --rows 24` walks through some of it without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import os
+import statistics
 import subprocess
 import sys
 import time
@@ -31,42 +36,53 @@ from kdcache.bench.kernels_cases import CASES, RIVALS  # noqa: E402
 from kdcache.bench.kernels_check import Check, reason, relative_error  # noqa: E402
 from kdcache.bench.kernels_grid import DTYPES, Grid  # noqa: E402
 from kdcache.bench.kernels_inputs import Size  # noqa: E402
-from kdcache.bench.report import save_report  # noqa: E402
-from kdcache.bench.timing import Stopwatch  # noqa: E402
+from kdcache.bench.report import new_report, save_report  # noqa: E402
+from kdcache.bench.timing import Contender, Stopwatch, interleave  # noqa: E402
+from kdcache_kernels.topk_kl.spec import Spec, Teacher  # noqa: E402
 
 Json = dict[str, Any]
 
 VOCABS = (30522, 128256, 151936, 50257, 32000, 1271)
+SHAPED = (30522, 50257, 128256, 262144)
 CHECKED_ROWS = 72
 HUGE = ((16745, 128256), (14135, 151936))  # rows x vocabulary just beyond 2**31
 WARM_ROWS = 512
 RACE_REPEATS = 300
 GRACE = 35  # seconds to start a stage, and for its last item
+SHAPES = (
+    (2048, 4, 128), (2048, 8, 80), (4096, 4, 128), (4096, 4, 168), (4096, 4, 255), (4096, 8, 80),
+    (4096, 8, 128), (4096, 16, 64), (8192, 8, 255), (8192, 16, 64), (8192, 16, 128), (8192, 32, 64),
+    (16384, 16, 128), (16384, 32, 64),
+)  # fmt: skip
+"""Elements of a tile of topk_kl, its warps, registers of a thread."""
 BAD = {"wrong", "failed"}
 CHUNKED_ROWS = 3000  # several chunks of a fused head
-HEADLINES = {("topk_kl", "T=1"), ("linear_topk_kl", "T=1"), ("hidden_mse", "row scale"),
-             ("topk_encode", "")}  # fmt: skip
+HEADLINES = (
+    ("topk_kl", "T=1"), ("linear_topk_kl", "T=1"), ("hidden_mse", "row scale"), ("topk_encode", "")
+)  # fmt: skip
 """Cases worth the seconds that torch.compile takes."""
 
 
 class Session:
     """Where a stage runs, what it found, and when it has to end."""
 
-    def __init__(self, out: Path, device: str, rows: int | None) -> None:
-        self.out, self.device, self.rows = out, torch.device(device), rows
+    def __init__(self, out: Path, device: str, rows: int | None, shard: tuple[int, int]) -> None:
+        self.out, self.device, self.rows, self.shard = out, torch.device(device), rows, shard
 
     def run(self, stage: str, seconds: float) -> bool:
         """Run the items of a stage until its seconds are over; was everything right?"""
         done: list[Json] = []
         begun = time.monotonic()
-        for item in STAGES[stage].items():
+        first, step = self.shard
+        path = self.out / (f"{stage}.json" if step == 1 else f"{stage}.{first}.json")
+        for item in list(STAGES[stage].items())[first::step]:
             label = " ".join(map(str, item))
             took = time.monotonic() - begun
             found = {"left_out": "out of time"} if took > seconds else self._one(stage, item)
             done.append({"item": label, **found})
             if BAD & set(found):
                 print(f"{stage}: {label}: {found}", flush=True)
-            save_report(self.out / f"{stage}.json", {"seconds": took, "items": done})
+            save_report(path, new_report(stage, seconds=took, items=done))
         kinds = {kind: sum(kind in item for item in done) for kind in ("left_out", *sorted(BAD))}
         print(f"{stage}: {len(done)} items, {time.monotonic() - begun:.0f} s, {kinds}", flush=True)
         return not any(BAD & set(item) for item in done)
@@ -178,34 +194,41 @@ def raced(session: Session, op: str, variant: str, vocab: int) -> Json:
     return {"repeats": RACE_REPEATS, "equal": True}
 
 
-def to_time() -> Iterator[tuple[str, str, int, int]]:
-    """Headlines first, then the rest, then wide hidden states."""
+def to_time() -> Iterator[tuple[str, str, int, int, str]]:
+    """Headlines first, then the rest and wide hidden states; last what torch.compile makes."""
     order = sorted(CASES, key=lambda case: (case.op, case.variant) not in HEADLINES)
     wide = [(case, 4096) for case in CASES if "head" in case.leaves]
     for case, hidden in [*((case, 768) for case in order), *wide]:
         for vocab in VOCABS[:2] if "vocab" in case.sizes else VOCABS[:1]:
-            yield case.op, case.variant, vocab, hidden
+            yield case.op, case.variant, vocab, hidden, "eager"
+    for op, variant in HEADLINES:
+        yield op, variant, VOCABS[0], 768, "compiled"
 
 
 @cache
-def timed_so_far(session: Session) -> tuple[Stopwatch, list[Json], list[Json]]:
+def timed_so_far(session: Session) -> tuple[Stopwatch, dict[Any, Json], dict[Any, Json]]:
     """One stopwatch, and the rows of the report, for the whole stage."""
-    return Stopwatch(session.device), [], []
+    return Stopwatch(session.device), {}, {}
 
 
-def timed(session: Session, op: str, variant: str, vocab: int, hidden: int) -> Json:
-    """A case against its limit and its rivals, into kernels.json."""
+def timed(session: Session, op: str, variant: str, vocab: int, hidden: int, rivals: str) -> Json:
+    """A case against its limit and its rivals, into kernels.json; again with one more rival."""
     watch, rows, refused = timed_so_far(session)
     case, size = case_of(op, variant), session.size(8192, vocab, hidden)
-    compiled = (op, variant) in HEADLINES and hidden == 768
-    rivals = RIVALS if compiled else tuple(name for name in RIVALS if name != "torch.compile")
+    left_out = () if rivals == "compiled" else ("torch.compile",)
     # A CPU multiplies bf16 so slowly that a walk through the script would end at the first head.
     dtype, repeats = ("bf16", 21) if session.device.type == "cuda" else ("fp32", 3)
-    grid = Grid(rows=(size.rows,), dtypes=(dtype,), repeats=repeats, rivals=rivals)
+    grid = Grid(
+        rows=(size.rows,),
+        dtypes=(dtype,),
+        repeats=repeats,
+        rivals=tuple(name for name in RIVALS if name not in left_out),
+    )
     row = measure(case, size, dtype, grid, watch)
     torch.cuda.empty_cache()
-    (refused if "wrong" in row else rows).append(row)
-    save_report(session.out / "kernels.json", report(grid, session.device, rows, refused))
+    (refused if "wrong" in row else rows)[op, variant, vocab, hidden] = row
+    found = report(grid, session.device, list(rows.values()), list(refused.values()))
+    save_report(session.out / "kernels.json", found)
     if "wrong" in row:
         return row
     ratios = {name: round(v["ratio"], 2) for name, v in row["rivals"].items() if "ratio" in v}
@@ -214,49 +237,176 @@ def timed(session: Session, op: str, variant: str, vocab: int, hidden: int) -> J
     return {"seconds": row["seconds"], "share_of_limit": row["share_of_limit"]}
 
 
+def shapes() -> Iterator[tuple[Any, ...]]:
+    """Every way to run a row of topk_kl, in place and out of place."""
+    for vocab, place in itertools.product(SHAPED, ("in place", "out of place")):
+        for shape in SHAPES:
+            yield place, vocab, *shape
+
+
+@cache
+def drawn(session: Session, size: Size) -> dict[str, torch.Tensor]:
+    """Soft labels of that size, drawn once."""
+    return case_of("topk_kl", "T=1").draw(size, torch.bfloat16, session.device, False)
+
+
+def shaped(
+    session: Session, place: str, vocab: int, *shape: int, repeats: int = 11, rows: int = 8192
+) -> Json:
+    """Seconds of topk_kl with rows run in one way, the gradient that of plain torch."""
+    from kdcache_kernels.topk_kl import _triton, reference
+
+    size = session.size(rows, vocab)
+    x = drawn(session, size)
+    how = _triton.plan(vocab, _triton.slack(x["logits"], None), _triton.Shape(*shape))
+    teacher = Teacher(x["ids"], x["logprobs"], x["tail_logmass"])
+    weight = torch.full((size.rows,), 1 / size.rows, device=session.device)
+    spec = Spec(1.0, "bucket", "forward", 1.0, 0.0, -100)
+    apart = torch.empty_like(x["logits"])
+
+    def call(logits: torch.Tensor) -> torch.Tensor:
+        out = logits if place == "in place" else apart
+        _triton.launch(logits, teacher, weight, None, spec, out, how)
+        return out
+
+    few = slice(0, 8)
+    want = torch.empty(8, vocab, device=session.device, dtype=torch.float64)
+    some = Teacher(*(t[few].double() if t.is_floating_point() else t[few] for t in teacher))
+    logits = x["logits"][few].double()
+    reference.topk_kl(logits, some, weight[few].double(), None, spec, want, False)
+    off = relative_error(call(x["logits"].clone())[few], want)
+    if not off < 1e-2:
+        return {"wrong": f"off by {off}"}
+
+    def prepare() -> Callable[[], torch.Tensor]:
+        logits = x["logits"].clone() if place == "in place" else x["logits"]
+        return lambda: call(logits)
+
+    if repeats == 0:
+        return {"error": off}
+    times = interleave(Stopwatch(session.device), {"": Contender(prepare)}, repeats)[""]
+    return {"seconds": statistics.median(times), "error": off}
+
+
+def compiled(session: Session, *item: Any) -> Json:
+    """The same for a few rows, so that it is compiled."""
+    return shaped(session, *item, repeats=0, rows=64)
+
+
+def products(session: Session, vocab: int) -> Json:
+    """Seconds of a head's three matrix products in bf16, 4096 rows and H = 768."""
+    n, h = session.size(4096).rows, 768
+    draw = partial(torch.randn, device=session.device)
+    x, head, bias, logits = (
+        draw(*shape).bfloat16() for shape in ((n, h), (vocab, h), (vocab,), (n, vocab))
+    )
+    d_x, d_head = torch.empty_like(x), draw(vocab, h)
+    calls: dict[str, Callable[[], Any]] = {
+        "logits": lambda: torch.mm(x, head.t(), out=logits),
+        "logits_and_bias": lambda: torch.addmm(bias, x, head.t(), out=logits),
+        "hidden": lambda: torch.mm(logits, head, out=d_x),
+        "head": lambda: torch.mm(logits.t(), x, out_dtype=torch.float32, out=d_head),
+    }
+    contenders = {name: Contender(lambda call=call: call) for name, call in calls.items()}
+    times = interleave(Stopwatch(session.device), contenders, 9)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
 class Stage(NamedTuple):
-    """What to do, with each of which items, for how many seconds at most; only on a GPU?"""
+    """What to do, with each of which items, for how many seconds at most; how, and where."""
 
     run: Callable[..., Json]
     items: Callable[[], Iterable[tuple[Any, ...]]]
     seconds: float
+    processes: int = 1
     gpu: bool = True
 
 
 STAGES = {
-    "checks": Stage(checked, to_check, 150, gpu=False),
-    "beyond_2_31": Stage(checked, huge, 40),
-    "graphs": Stage(captured, partial(calls, training=True), 25),
-    "synchronisation": Stage(unsynchronised, calls, 20),
-    "races": Stage(raced, partial(calls, op="topk_kl", training=True), 20),
-    "times": Stage(timed, to_time, 200, gpu=False),
+    "checks": Stage(checked, to_check, 150, processes=4, gpu=False),
+    "beyond_2_31": Stage(checked, huge, 60),
+    "graphs": Stage(captured, partial(calls, training=True), 90),
+    "synchronisation": Stage(unsynchronised, calls, 90),
+    "races": Stage(raced, partial(calls, op="topk_kl", training=True), 60),
+    "compiled": Stage(compiled, shapes, 150, processes=8),
+    "shapes": Stage(shaped, shapes, 60),
+    "products": Stage(products, lambda: [(v,) for v in (30522, 30528, 50257, 50304)], 20),
+    "times": Stage(timed, to_time, 240, gpu=False),
+}
+GROUPS = {
+    "right": ("checks", "graphs", "synchronisation", "races", "compiled"),
+    "alone": ("beyond_2_31",),
+    "fast": ("shapes", "products", "times"),
 }
 
 
+def workers(given: argparse.Namespace, stages: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """The command of every process that some stages take."""
+    found = []
+    for name in stages:
+        stage = STAGES[name]
+        if stage.gpu and not given.device.startswith("cuda"):
+            continue
+        count = min(stage.processes, os.cpu_count() or 1)
+        for shard in range(count):
+            options = ["--stage", name, "--shard", str(shard), str(count), "--device", given.device]
+            options += ["--scale", str(given.scale)]
+            options += ["--rows", str(given.rows)] if given.rows else []
+            found.append((name, [sys.executable, __file__, str(given.out), *options]))
+    return found
+
+
+def wait(name: str, process: subprocess.Popen[bytes], deadline: float) -> bool:
+    """Whether a process ended well, and before its time was up: a kernel may hang."""
+    try:
+        return process.wait(max(1.0, deadline - time.monotonic())) == 0
+    except subprocess.TimeoutExpired:
+        process.kill()
+        print(f"{name}: killed, it did not end", flush=True)
+        return False
+
+
+def merge(out: Path, name: str) -> None:
+    """One file of what the processes of a stage wrote."""
+    parts = sorted(out.glob(f"{name}.*.json"))
+    found = [json.loads(part.read_text("utf-8")) for part in parts]
+    if found:
+        items = [item for part in found for item in part["items"]]
+        seconds = max(part["seconds"] for part in found)
+        save_report(out / f"{name}.json", new_report(name, seconds=seconds, items=items))
+    for part in parts:
+        part.unlink()
+
+
 def main() -> None:
-    """Run every stage in a process of its own; exits with 1 if anything was wrong or failed."""
+    """Run stages, every process of them apart; exits with 1 if anything was wrong or failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--stage", choices=STAGES, help="one stage only, in this process")
+    parser.add_argument("--stage", choices=[*STAGES, *GROUPS], help="only this, or these")
     parser.add_argument("--scale", type=float, default=1.0, help="of the seconds of a stage")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rows", type=int, help="no more rows than this anywhere")
+    parser.add_argument("--shard", type=int, nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.stage:
+    if given.shard:
         seconds = given.scale * STAGES[given.stage].seconds
-        sys.exit(not Session(given.out, given.device, given.rows).run(given.stage, seconds))
-    bad = []
-    for name, stage in STAGES.items():
-        if stage.gpu and not given.device.startswith("cuda"):
-            continue
-        command = [sys.executable, __file__, *sys.argv[1:], "--stage", name]
-        try:  # an illegal access poisons its process, and a kernel may hang
-            code = subprocess.run(command, timeout=given.scale * stage.seconds + GRACE).returncode
-        except subprocess.TimeoutExpired:
-            print(f"{name}: killed, it did not end", flush=True)
-            code = 1
-        bad += [name] if code else []
-    sys.exit(f"not right: {', '.join(bad)}" if bad else 0)
+        session = Session(given.out, given.device, given.rows, tuple(given.shard))
+        sys.exit(not session.run(given.stage, seconds))
+    bad = set()
+    asked = GROUPS if given.stage not in GROUPS else [given.stage]
+    together = [[given.stage]] if given.stage in STAGES else [GROUPS[name] for name in asked]
+    for stages in together:
+        # Checks run side by side, what is timed runs alone.
+        batches = [stages] if stages == GROUPS["right"] else [[stage] for stage in stages]
+        for batch in batches:
+            begun = time.monotonic()
+            started = [(name, subprocess.Popen(line)) for name, line in workers(given, batch)]
+            for name, process in started:
+                limit = given.scale * STAGES[name].seconds + GRACE
+                bad |= set() if wait(name, process, begun + limit) else {name}
+            for name in batch:
+                merge(given.out, name)
+    sys.exit(f"not right: {', '.join(sorted(bad))}" if bad else 0)
 
 
 if __name__ == "__main__":

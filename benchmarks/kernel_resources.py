@@ -51,7 +51,7 @@ class Case(NamedTuple):
     types: dict[str, str]
     constants: dict[str, Any]
     num_warps: int
-    num_ctas: int = 1
+    registers: int | None = None
 
 
 class Row(NamedTuple):
@@ -60,7 +60,6 @@ class Row(NamedTuple):
     target: int
     name: str
     num_warps: int
-    num_ctas: int
     registers: int
     stack_bytes: int
     spills: int
@@ -77,11 +76,11 @@ def topk_kl_case(
     temperature: float = 1.0,
     kind: int = 0,
     k: int = 64,
+    shape: Any = None,
 ) -> Case:
-    """topk_kl as it is launched for contiguous rows of `v` logits."""
+    """topk_kl as it is launched for contiguous rows of `v` logits; `shape` is of the plan."""
     align = 16 // BYTES[dtype]
-    clusters = target in (90, 100) and _triton.TRITON >= (3, 8)
-    how = topk_kl.plan(v + align - 1, k, True, clusters)
+    how = topk_kl.plan(v, align - 1, shape)
     constants = {
         "K": k,
         "BLOCK_K": _triton.power_of_2(k),
@@ -95,9 +94,9 @@ def topk_kl_case(
         "NEED_GRAD": True,
         "ALIGN": align,
         "SAME": True,
-        "BLOCK": how.block,
-        "BLOCKS": how.blocks,
-        "LATER": how.num_ctas > 1,
+        "WORDS": _triton.power_of_2(-(-(v + align - 1) // 32)),
+        "BLOCK": how.shape.block,
+        "LAST": how.last,
     }
     extras = [f"K={k}"] if k != 64 else []
     extras += [f"CE T={temperature:g}"] if labels else []
@@ -105,7 +104,7 @@ def topk_kl_case(
     name = " ".join([f"topk_kl V={v} {dtype}", *extras])
     types = {"x": dtype, "out": "fp32" if dtype == "fp16" else dtype}
     kernel = _triton_kernels.rows_kernel
-    return Case(name, kernel, types, constants, how.num_warps, how.num_ctas)
+    return Case(name, kernel, types, constants, how.shape.num_warps, how.shape.registers)
 
 
 def hidden_mse_case(
@@ -140,17 +139,22 @@ def quantize_case(h: int, groups: int, dtype: str) -> Case:
 
 def topk_encode_case(v: int, dtype: str) -> Case:
     """The pass of topk_encode over rows of `v` logits, for a tail at T = 2."""
-    align, block = 16 // BYTES[dtype], topk_encode.BLOCK
-    constants = {"POWER": 2, "ALIGN": align, "BLOCK": block, "BLOCKS": -(-(v + align - 1) // block)}
+    constants = {"POWER": 2, "ALIGN": 16 // BYTES[dtype], "BLOCK": topk_encode.BLOCK}
     types = {"x": dtype, "last": dtype}
     return Case(
-        f"topk_encode V={v} {dtype}", topk_encode.rows_kernel, types, constants, block // 512
+        f"topk_encode V={v} {dtype}",
+        topk_encode.rows_kernel,
+        types,
+        constants,
+        topk_encode.NUM_WARPS,
+        topk_encode.REGISTERS,
     )
 
 
 def linear_kl_case(v: int, dtype: str, *, kind: int = 0, labels: bool = False) -> Case:
     """The row kernel of linear_kl, in buffers as it has them: rows are padded."""
     constants = {
+        "BIAS": True,
         "KIND": kind,
         "HARD": labels,
         "POWER": 2 if labels else 1,
@@ -204,8 +208,7 @@ def compiled(case: Case, target: int) -> bytes:
     source = ASTSource(case.kernel, types, case.constants, aligned)
     options = {
         "num_warps": case.num_warps,
-        "num_ctas": case.num_ctas,
-        "maxnreg": _triton.max_registers(case.num_warps),
+        "maxnreg": case.registers or _triton.max_registers(case.num_warps),
     }
     kernel = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     return bytes(kernel.asm["cubin"])
@@ -235,7 +238,6 @@ def inspected(case: Case, target: int, code: bytes) -> Row:
         target,
         case.name,
         case.num_warps,
-        case.num_ctas,
         int(found[1]),
         int(found[2]),
         sum(n for name, n in operations.items() if name.startswith(("LDL", "STL"))),
@@ -274,16 +276,14 @@ def resources(targets: tuple[int, ...]) -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     """Columns for people."""
-    lines = [
-        f"{'sm':>4} {'kernel':44} {'warps':>5} {'CTAs':>4} {'regs':>4} {'stack':>5}  loads; stores"
-    ]
+    lines = [f"{'sm':>4} {'kernel':44} {'warps':>5} {'regs':>4} {'stack':>5}  loads; stores"]
     for row in rows:
         moved = "; ".join(
             " ".join(f"{n}x{width}" for width, n in widths.items())
             for widths in (row.loads, row.stores)
         )
         lines.append(
-            f"{row.target:4} {row.name:44} {row.num_warps:5} {row.num_ctas:4} "
+            f"{row.target:4} {row.name:44} {row.num_warps:5} "
             f"{row.registers:4} {row.stack_bytes:5}  {moved}"
         )
     return "\n".join(lines)

@@ -205,6 +205,22 @@ def _kernels() -> Iterator[Row]:
         )
 
 
+def _gpu_kernels() -> Iterator[Row]:
+    for row in result("kernels_h100")["rows"]:
+        best = best_rival(row)
+        sizes = {"V": row.get("vocab"), "H": row.get("hidden")}
+        yield (
+            f"`{row['op']}` {row['variant']}".strip(),
+            ", ".join(f"{name}={size}" for name, size in sizes.items() if size),
+            short(1000 * row["seconds"]),
+            f"{100 * row['share_of_limit']:.0f}%",
+            _megabytes(row["peak_bytes"]),
+            f"{best['rival']}: {best['ratio']:.3g}",
+            _megabytes(row["rivals"][best["rival"]]["peak_bytes"]),
+            f"{row['rivals']['eager']['ratio']:.3g}" if "eager" in row["rivals"] else "",
+        )
+
+
 GAINS = ("kd over finetune", "hidden over kd")
 
 
@@ -329,6 +345,7 @@ KERNELS_HEAD = (
     "its memory",
     "eager",
 )
+GPU_HEAD = ("op on an H100", "sizes", *KERNELS_HEAD[1:])
 SHIP_HEAD = ("shipped", "on disk", "p50, ms", "p95, ms", "peak memory", "accuracy", "as torch")
 
 ALL = (
@@ -357,6 +374,7 @@ ALL = (
     Table(OTHERS, "What was asked", COMPARISON, ("asked", "meaning"), _questions),
     Table(OTHERS, "What was read", COMPARISON, ("project", "asked", "answer", "read in"), _others),
     Table(KERNELS, "Against rivals", "kernels_cpu", KERNELS_HEAD, _kernels),
+    Table(KERNELS, "On a GPU", "kernels_h100", GPU_HEAD, _gpu_kernels),
 )
 TABLES = tuple(table for table in ALL if (RESULTS / f"{table.result}.json").exists())
 """Those of the results that are there: a benchmark that was not run yet has no table."""

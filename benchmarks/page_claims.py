@@ -208,13 +208,14 @@ CLAIMS = (
     ),
     Claim(
         KERNELS,
-        "take {:.1f} times as long for 30,522 classes as for 30,528, and {:.1f} times for 50,257 as "
-        "for 50,304",
+        "take {:.1f} times as long for 30,522 classes as for 30,528, and {:.1f} times for 50,257 "
+        "as for 50,304",
         lambda: [_slower(30522, 30528), _slower(50257, 50304)],
     ),
     Claim(
         README,
-        "on an H100 {:.1f} times (the head padded, the rival's not) and the loss alone {:.1f} times",
+        "on an H100 {:.1f} times (the head padded, the rival's not) and the loss alone {:.1f} "
+        "times",
         lambda: [
             best_rival(_kernel("linear_topk_kl", "T=1", "kernels_h100"))["ratio"],
             best_rival(_kernel("topk_kl", "T=1", "kernels_h100"))["ratio"],

@@ -123,8 +123,7 @@ def open_corpus(
     `source` is a path, a folder, a glob, a list of those, or a `datasets.Dataset`. Pass the empty
     string as `label_column` for no labels. What is guessed is guessed from the first 1,000 rows:
     where text columns are not named, a column that makes a pair with the text or holds text itself
-    has to be among `ignore_columns`. Where all columns of `like` are there, which a model has been
-    trained on, they are the text, and others may go unused.
+    has to be among `ignore_columns`. Where all columns of `like` are there, they are the guess.
     Without `labelled`, labels are for nothing: a column of labels is one that is not used, and may
     be missing in places.
 
@@ -144,15 +143,15 @@ def open_corpus(
     if guessing:
         require_plain(sample.where, columns)
         _require_alike(tables, ignored)
-    alike = bool(like) and set(like) <= set(columns)
-    texts = tuple(named) or (tuple(like) if alike else guess_texts(columns))
+    texts = tuple(named) or (tuple(like) if like and set(like) <= set(columns) else None)
+    texts = texts or guess_texts(columns)
     label = guess_label(columns, texts) if label_column is None else label_column or None
     _require_apart(texts, label)
     _require_there(sample.where, columns, [*texts, *([label] if label else [])])
     labelled = labelled or bool(label_column)
     used = [*texts, label if labelled else None]
     unused = tuple(column for column in columns if column not in used)
-    if not named and not alike:
+    if not named:
         require_used(sample, texts, unused)
     return Corpus(
         tables=tables,

@@ -28,7 +28,7 @@ from kdcache.errors import (
 from kdcache.evaluator import evaluate
 from kdcache.planner import plan
 from kdcache.store import Cache
-from tests.conftest import Lines, bert_config, exchange_tokens, save_teacher, write_csv
+from tests.conftest import bert_config, exchange_tokens, save_teacher, write_csv
 
 TASK: Any = "text-classification"
 NAMES = ["asyncio", "email", "tkinter"]
@@ -366,14 +366,14 @@ def test_a_teacher_of_another_vocabulary_is_not_compared(
 @pytest.mark.parametrize(
     ("trained", "header", "message"),
     [
-        (["text"], ("text", "text_pair"), None),
+        (["text"], ("text", "text_pair"), "column 'text_pair' makes a pair with text: .*--ignore"),
         (["text"], ("premise", "hypothesis"), "column text and cannot be .* premise and hypothes"),
         (["text1", "text2"], ("text",), "columns text1 and text2 and cannot be scored on column t"),
         (["one", "two"], ("two", "one"), None),
         (["text"], ("sentence",), None),
     ],
 )
-def test_a_model_reads_as_many_texts_as_it_was_trained_on(
+def test_a_model_of_one_text_is_not_scored_on_pairs(
     tmp_path: Path, own: Path, trained: list[str], header: tuple[str, ...], message: str | None
 ) -> None:
     corpus = {"text_columns": trained, "label_column": "label"}
@@ -391,9 +391,8 @@ def test_columns_may_be_ignored_or_named(tmp_path: Path, own: Path) -> None:
     path = write_csv(tmp_path / "c.csv", [("a text", "another", "email")], header)
     corpus = {"text_columns": ["query"], "label_column": "label"}
     (own / "cache.json").write_text(json.dumps({"plan_config": {"task": TASK, "corpus": corpus}}))
-    lines = Lines()
-    known = evaluate(own, path, progress=lines)
-    assert "columns not read: passage" in lines.said
+    with pytest.raises(ConfigError, match="'passage' makes a pair with query"):
+        evaluate(own, path)
     ignored = evaluate(own, path, ignore_columns=["passage"])
     named = evaluate(own, path, text_columns=["query"])
-    assert ignored["cross_entropy"] == named["cross_entropy"] == known["cross_entropy"]
+    assert ignored["cross_entropy"] == named["cross_entropy"]

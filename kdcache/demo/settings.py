@@ -37,7 +37,7 @@ class Settings:
     max_length: int = 64
     teacher_epochs: int = 2
     teacher_rate: float = 2e-4
-    students: tuple[tuple[int, ...], ...] = ((2, 4, 6), (3, 6), (6,))
+    students: tuple[tuple[int, ...], ...] = ((3, 6), (6,))
     baseline: tuple[int, ...] = (3, 6)
     epochs: int = 2
     rate: float = 6e-4

@@ -1,0 +1,274 @@
+"""The rows of the documentation's tables, each made of a committed result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from page_parts import COMPARISON, Json, Row, best_rival, result
+
+
+def short(value: float) -> str:
+    """Two or three digits, in full."""
+    return f"{value:,.0f}" if value >= 1000 else f"{float(f'{value:.3g}'):g}"
+
+
+def _millions(value: float) -> str:
+    return f"{float(f'{value / 1e6:.2g}'):g}M"
+
+
+def _spread(found: Json, scale: float = 1, digits: int = 1) -> str:
+    return f"{scale * found['mean']:.{digits}f} ± {scale * found['sd']:.{digits}f}"
+
+
+CASES = {
+    "shuffled documents": "shuffled documents",
+    "shuffled runs": "shuffled runs of neighbours",
+    "sequential": "in sequence",
+    "one document": "one document at a time",
+    "cold cache": "shuffled documents, cold page cache, first batches",
+    "cold cache, whole epoch": "the same to the end of the epoch",
+}
+RIVALS = ("Arrow IPC", "safetensors", "MosaicML streaming", "LitData", "tensorstore")
+RIVALS += ("zarr-python, whole chunks", "zarr-python")
+
+
+def _read() -> dict[tuple[str, str], Json]:
+    return {(row["case"], row["reader"]): row for row in result("store")["rows"]}
+
+
+def _present() -> list[str]:
+    return [name for name in RIVALS if any(reader == name for _, reader in _read())]
+
+
+def readers_head() -> Row:
+    first = ("share of a memory map's speed", "kdcache", "first epoch")
+    return (*first, *_present(), "kdcache, tokens/s")
+
+
+def readers_rows() -> Iterator[Row]:
+    rows = _read()
+    for case, title in CASES.items():
+        if ours := rows.get((case, "kdcache")):
+            share = f"**{ours['over_memmap']:.2f}**"
+            others = [rows.get((case, name)) for name in ("kdcache, first epoch", *_present())]
+            speed = _millions(ours["tokens_per_s"])
+            yield title, share, *("" if r is None else _share(r) for r in others), speed
+
+
+def _share(row: Json) -> str:
+    share = row["over_memmap"]
+    return f"{share:.2f}" if share >= 0.1 else f"{share:.2g}"
+
+
+BYTES = (
+    "logits:topk,k=50",
+    "logits:topk-small,k=50",
+    "logits:topk-small,k=64",
+    "logits:topk-small,k=128",
+    "logits:topk-small,k=64,draws=16",
+    "logits:sampled,n=50",
+    "logits:hidden-head,dtype=int8,group=64",
+)
+
+
+def bytes_rows() -> Iterator[Row]:
+    """Some of our codecs; of the others every setting for 50 ids, and those for 128."""
+    for row in result("fidelity")["rows"]:
+        name = row["signal"]
+        beside = not row["ours"] and (", k=50" in name or ", k=128, exact" in name)
+        if "bytes_per_row" in row and (name in BYTES or beside):
+            yield (
+                f"`{name}`" if row["ours"] else name,
+                short(row["bytes_per_row"]),
+                *(_error(row.get(figure)) for figure in ("code_kl", "error", "error_t2")),
+            )
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else "0" if value < 5e-7 else f"{value:.2g}"
+
+
+def hidden_rows() -> Iterator[Row]:
+    for row in result("hidden_fidelity")["rows"]:
+        low, high = (100 * bound(row["error_by_layer"]) for bound in (min, max))
+        yield (
+            f"`{row['signal'].removeprefix('hidden:')}`",
+            f"{row['bits_per_value']:.2f}",
+            "0" if high == 0 else f"{low:.2g} to {high:.2g}%",
+        )
+
+
+def pays_rows() -> Iterator[Row]:
+    words, classes = result("codec_quality_masked_lm"), result("codec_quality_classes")["accuracy"]
+    hard = words["test_loss_with_hard_labels"]
+    for name, loss in words["test_loss"].items():
+        of_classes = classes.get(name.replace("k=64", "k=8"))
+        full = name == "logits:dense"
+        yield (
+            f"`{name}`" + (" (classes: 8)" if of_classes and "k=64" in name else ""),
+            short(words["bytes_per_row"][name]),
+            _spread(loss, digits=3),
+            "" if full else _range(loss["minus_full"]),
+            "" if name not in hard else f"{hard[name]['mean']:.3f}",
+            "" if of_classes is None else f"{_spread(of_classes, 100)}%",
+        )
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):+.3f} to {max(values):+.3f}"
+
+
+CORPORA = {
+    "docstrings": "docstrings of Python, by package",
+    "banking77": "Banking77",
+}
+
+
+def gains_rows() -> Iterator[Row]:
+    for name, title in CORPORA.items():
+        found = result("distillation_gain")[name]
+        settings, accuracy = found["settings"], found["accuracy"]
+        by_seed = [[100 * v for v in run["gain"]["interval"]] for run in found["runs"]]
+        yield (
+            title,
+            f"{settings['labels']} of {found['training_sentences']:,}",
+            *(f"{_spread(accuracy[who], 100)}%" for who in ("teacher", "labels", "distilled")),
+            f"{_spread(found['gain'], 100)}",
+            ", ".join(f"{low:.1f} to {high:.1f}" for low, high in by_seed),
+        )
+
+
+def online_rows() -> Iterator[Row]:
+    classes, words = result("cached_vs_online_sst2"), result("cached_vs_online_masked_lm")
+    yield (
+        "largest difference of a logged loss",
+        f"{100 * classes['largest_loss_difference']:.1g}%",
+        f"{100 * words['largest_loss_difference']:.2g}%",
+    )
+    for title, how in (("from the cache", "cached"), ("with the teacher in the loop", "online")):
+        yield (
+            f"result {title}",
+            f"{100 * classes['dev_accuracy'][how]['mean']:.1f}% on dev",
+            f"perplexity {words['test_perplexity'][how]['mean']:.1f}",
+        )
+    kl = words["fidelity"]["logits"]
+    yield "bytes of a soft label row", "8", f"{words['bytes_per_masked_row']:.0f}"
+    yield (
+        "mean and largest KL(teacher ‖ decoded), nats",
+        "0",
+        f"{kl['kl_mean']:.1e} and {kl['kl_max']:.1e}",
+    )
+
+
+def steps_rows() -> Iterator[Row]:
+    for name, title in (("sst2", "SST-2"), ("masked_lm", "WikiText-2, masked")):
+        found = result(f"cached_vs_online_{name}_steps")
+        seconds = found["step_seconds"]
+        waits = [100 * share for share in found["data_wait_share"]]
+        yield (
+            title,
+            *(f"{short(1000 * seconds[how])} ms" for how in ("hard", "cached", "online")),
+            f"{found['cached_over_hard_step']:.2f}",
+            f"{found['online_over_cached_step']:.2f}",
+            f"{found['ceiling']:.2f}",
+            f"{max(waits):.1f}%",
+        )
+
+
+def kernels_rows() -> Iterator[Row]:
+    for row in result("kernels_cpu")["rows"]:
+        best = best_rival(row)
+        side = row["rivals"][best["rival"]]
+        kept = ", pages kept" if best.get("allocator") == "keeping" else ""
+        yield (
+            f"`{row['op']}` {row['variant']}".strip(),
+            short(1000 * row["seconds"]),
+            f"{100 * row['share_of_limit']:.0f}%",
+            _megabytes(row["peak_bytes"]),
+            f"{best['rival']}{kept}: {best['ratio']:.3g}",
+            _megabytes(side["peak_bytes"]),
+            f"{row['rivals']['eager']['ratio']:.3g}" if "eager" in row["rivals"] else "",
+        )
+
+
+def gpu_kernels_rows() -> Iterator[Row]:
+    for row in result("kernels_h100")["rows"]:
+        best = best_rival(row)
+        sizes = {"V": row.get("vocab"), "H": row.get("hidden")}
+        yield (
+            f"`{row['op']}` {row['variant']}".strip(),
+            ", ".join(f"{name}={size}" for name, size in sizes.items() if size),
+            short(1000 * row["seconds"]),
+            f"{100 * row['share_of_limit']:.0f}%",
+            _megabytes(row["peak_bytes"]),
+            f"{best['rival']}: {best['ratio']:.3g}",
+            _megabytes(row["rivals"][best["rival"]]["peak_bytes"]),
+            f"{row['rivals']['eager']['ratio']:.3g}" if "eager" in row["rivals"] else "",
+        )
+
+
+GAINS = ("kd over finetune", "hidden over kd")
+
+
+def domains_rows() -> Iterator[Row]:
+    for name, found in result("gains")["corpora"].items():
+        for domain, scores in found["domains"].items():
+            accuracy = scores["accuracy"]
+            yield (
+                f"{name}: {domain}",
+                f"{found['labels']:,} of {found['training_documents']:,}; {len(found['seeds'])}",
+                *(_spread(accuracy[m], 100) for m in ("teacher", "finetune", "kd", "hidden")),
+                *(_gain(scores["gains"][pair]) for pair in GAINS),
+            )
+
+
+def _gain(found: Json) -> str:
+    low, high = (100 * bound for bound in found["both"] or found["documents"])
+    return f"{100 * found['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def shapes_rows() -> Iterator[Row]:
+    for name, found in result("steps")["shapes"].items():
+        heads = [found.get(f"head, {allocator}") for allocator in ("default", "keeping")]
+        fastest = [_fastest(head["over_plain"]) if head else "" for head in heads]
+        yield name, f"{found['cache']['cache_over_labels']:.2f}", *fastest
+
+
+def _fastest(over_plain: dict[str, float]) -> str:
+    ordered = sorted(over_plain.items(), key=lambda pair: pair[1])
+    return ", ".join(f"{way} {ratio:.2f}" for way, ratio in ordered)
+
+
+def ship_rows() -> Iterator[Row]:
+    seen: set[str] = set()
+    for student, report in result("ship")["students"].items():
+        for name, row in report["models"].items():
+            who = name.replace("_", " ") if name.startswith("teacher") else f"{student}, {name}"
+            if who not in seen:
+                seen.add(who)
+                yield (
+                    who,
+                    _megabytes(row["bytes"]),
+                    *(f"{row[figure]:.2g}" for figure in ("p50_ms", "p95_ms")),
+                    _megabytes(row["peak_bytes"]),
+                    f"{100 * row['accuracy']:.1f}%",
+                    f"{100 * row['agreement']:.1f}%" if "agreement" in row else "",
+                )
+
+
+def _megabytes(size: int) -> str:
+    return f"{float(f'{size / 1e6:.3g}'):g} MB"
+
+
+def others_rows() -> Iterator[Row]:
+    for project, cells in result(COMPARISON)["projects"].items():
+        for name, cell in cells.items():
+            read = ", ".join(
+                cell[field] for field in ("file", "version", "date") if cell.get(field)
+            )
+            yield project, name.replace("_", " "), cell["value"].replace("|", "\\|"), read
+
+
+def questions_rows() -> Iterator[Row]:
+    for name, question in result(COMPARISON)["columns"].items():
+        yield name.replace("_", " "), question

@@ -57,20 +57,35 @@ class _Last(torch.autograd.Function):
 
 
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    if type(factor) is not Tensor or torch.compiler.is_compiling():
-        return (gradient * factor).to(dtype)  # a traced backward sees a subclass
-    if torch._C._autograd._get_current_graph_task_keep_graph() or dtype != gradient.dtype:
-        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
-    return scale_(gradient, factor)  # the graph is gone: what was saved is nobody else's
+    if not _plain(factor):
+        return (gradient * factor).to(dtype)
+    kept = torch._C._autograd._get_current_graph_task_keep_graph()
+    if dtype == gradient.dtype:  # without the graph, what was saved is nobody else's
+        return scale_(gradient.clone() if kept else gradient, factor)
+    by = factor.item() if factor.device.type == "cpu" else factor
+    return torch.mul(gradient, by, out=torch.empty_like(gradient, dtype=dtype))
+
+
+def _plain(factor: Tensor) -> bool:
+    """Is it one number? A traced backward sees a subclass, a batched one several numbers."""
+    return not (
+        type(factor) is not Tensor
+        or torch.compiler.is_compiling()
+        or torch._C._functorch.is_legacy_batchedtensor(factor)
+        or torch._C._functorch.is_functorch_wrapped_tensor(factor)
+    )
 
 
 def scale_(gradient: Tensor, factor: Tensor) -> Tensor:
     """Multiply by a scalar tensor in place; where that is 1, which is the rule, touch nothing.
 
-    On a CPU reading the scalar is free. Elsewhere it would be a host synchronisation: a kernel
-    looks.
+    On a CPU reading the scalar is free, and as a number it is not rounded to the gradient's dtype.
+    Elsewhere it would be a host synchronisation: a kernel looks.
     """
-    if factor.device.type == "cpu" and factor.item() == 1.0:
+    if factor.device.type == "cpu":
+        by = factor.item()
+        if by != 1.0:
+            return gradient.mul_(by)
         torch.autograd.graph.increment_version(gradient)  # whoever asks again finds out
         return gradient
     if not (gradient.is_cuda and gradient.is_contiguous()) or gradient.dtype == torch.float64:

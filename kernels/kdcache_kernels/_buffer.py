@@ -31,7 +31,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     if device.type != "cpu" or size < LEAST:
         return torch.empty(shape, dtype=dtype, device=device)
     flat: Any = torch.from_numpy(_used_again(size))
-    tensor: Tensor = flat.view(dtype).view(shape)
+    tensor: Tensor = flat.view(dtype).view(shape).detach()  # a view may not change in place
     return tensor
 
 

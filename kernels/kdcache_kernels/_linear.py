@@ -5,6 +5,7 @@ A chunk's logits `X W^T + b` are written into one buffer, turned into the gradie
 up: `dX = G W`, `dW += G^T X`, `db += sum G`. So there are three matrix products and no [N, V].
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -38,7 +39,8 @@ RowKernel: TypeAlias = Callable[[Chunk, Tensor, Tensor | None], Rows]
 # fast that the traffic of dW hides only behind some 4,000 rows, whatever V and H are.
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**30}
 LEAST_ROWS = 256
-MOST_ROWS = {"cuda": 4096}
+MOST_ROWS = {"cpu": sys.maxsize}
+MOST_ROWS_ELSEWHERE = 4096
 ALIGNMENT = 64  # elements; rows that start aligned are read 128 bits at a time
 # Measured on an H100: the three products of V = 30522 classes take three times as long as those of
 # 30528, of 50257 six times as long as those of 50304. So there a head gets classes of zeros.
@@ -158,7 +160,8 @@ def chunk_rows(n: int, v: int, dtype: torch.dtype, device: torch.device, chunk_b
     least = 1 if chunk_bytes else LEAST_ROWS
     size = chunk_bytes or CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
     rows = max(least, size // (_padded(v) * dtype.itemsize))
-    rows = rows if chunk_bytes else min(rows, MOST_ROWS.get(device.type, rows))
+    if not chunk_bytes:
+        rows = min(rows, MOST_ROWS.get(device.type, MOST_ROWS_ELSEWHERE))
     chunks = -(-n // rows)
     return -(-n // chunks) if chunks else 0
 
@@ -263,7 +266,8 @@ class _Gradients:
         """The three gradients."""
         if self.empty:
             self.weight.zero_()
-        return self.hidden, self.weight[: self.rows], self.bias
+        # Detached: a view made without grad could not be changed in place.
+        return self.hidden, self.weight[: self.rows].detach(), self.bias
 
 
 def product(out: Tensor, a: Tensor, b: Tensor) -> None:

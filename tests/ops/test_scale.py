@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kdcache_kernels import hidden_mse, topk_kl
+from kdcache_kernels import hidden_mse, linear_topk_kl, topk_kl
 from kdcache_kernels._triton_scale import scale_
 from kdcache_kernels.topk_kl.reference import make_inputs
 
@@ -93,3 +93,34 @@ def test_backward_makes_no_second_gradient(factor):
     loss = hidden_mse(student, codes, torch.full((512,), 0.01)) * factor
     kept = allocated(lambda: torch.autograd.grad(loss, student, retain_graph=True))
     assert kept >= student.nbytes  # a gradient of its own, for the saved one may be asked for again
+
+
+def test_several_factors_at_once():
+    d, x = inputs()
+    factors = torch.tensor([1.0, 0.5, -2.0], device=DEVICE)
+    (plain,) = torch.autograd.grad(kl(d, x), x)
+    (many,) = torch.autograd.grad(kl(d, x), x, factors, is_grads_batched=True)
+    assert torch.allclose(many, factors[:, None, None] * plain, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_factor_is_not_rounded_to_the_dtype_of_the_gradient(kept):
+    d, x = inputs()
+    x = x.detach().bfloat16().requires_grad_()
+    (plain,) = torch.autograd.grad(kl(d, x), x)
+    (third,) = torch.autograd.grad(kl(d, x) / 3, x, retain_graph=kept)
+    assert torch.equal(third, (plain.float() * torch.tensor(1 / 3)).bfloat16().to(DEVICE))
+
+
+@pytest.mark.parametrize("rows", [4, 3000])  # small gradients are torch's own memory
+def test_gradients_may_be_changed_in_place(rows):
+    d = {name: v.to(DEVICE) for name, v in make_inputs(rows, 300, 5).items()}
+    hidden = torch.randn(rows, 8, device=DEVICE, requires_grad=True)
+    weight = torch.randn(300, 8, device=DEVICE, requires_grad=True)
+    loss = linear_topk_kl(
+        hidden, weight, None, d["ids"], d["logprobs"], tail_logmass=d["tail_logmass"]
+    )
+    x = d["logits"].requires_grad_()
+    found = (*torch.autograd.grad(loss, (hidden, weight)), *torch.autograd.grad(kl(d, x), x))
+    for gradient, leaf in zip(found, (hidden, weight, x), strict=True):
+        assert gradient.add_(leaf, alpha=0.1).requires_grad

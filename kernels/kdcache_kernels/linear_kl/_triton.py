@@ -41,7 +41,8 @@ def dense_kl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.dense_kl`, for float32 and bfloat16 logits and a float32 teacher.
 
-    Both come in buffers whose columns from V to the end of a row are nobody's.
+    Both come in buffers whose columns from V to the end of a row are padding: nothing but zeros is
+    written there, for the products that follow read them.
     """
     n, v = logits.shape
     rows = torch.empty(3, n, dtype=torch.float32, device=logits.device)

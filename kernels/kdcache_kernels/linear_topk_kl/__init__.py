@@ -113,7 +113,8 @@ def linear_topk_kl(
         row_weight: what `topk_kl` calls `weight`, [N]; default 1/N. Rows of weight 0 may hold
             anything, add nothing and get zero gradients; on a CPU their logits are not computed.
         chunk_bytes: size of the buffer of logits, rounded down to whole rows, at least one.
-            None: 256 MiB on a GPU, 64 MiB on a CPU, or 256 rows if those are more.
+            None: 64 MiB on a CPU, 1 GiB elsewhere but at most 4,096 rows; 256 rows if those are
+            more.
         return_rows: also return the rows of both losses.
 
     Returns:
@@ -129,7 +130,8 @@ def linear_topk_kl(
     The matrix products run in the dtype of autocast, else of `hidden`; in float32 for float16, and
     on a CPU for bfloat16. The gradients of `weight` and `bias` are summed in float32 over all rows.
     They take [V, H] and [V] until the backward pass is over. Peak memory beyond inputs and
-    gradients: the buffer, and `weight` once more where it has to change its dtype.
+    gradients: the buffer, and `weight` once more where it has to change its dtype or, on a GPU, where V is no
+    multiple of 64: products are slow there, so it gets rows of zeros.
     Source: the chunks are those of Liger-Kernel's fused linear cross-entropy, arXiv:2410.10989.
     """
     n, v = _linear.check_head(hidden, weight, bias)

@@ -30,7 +30,8 @@ def topk_encode(
         and not as log(1 - P); -inf if the rest is empty.
         tail_stat, float32 [N]: log of the sum of `p^(1/T)` outside the k; -inf likewise.
 
-    Rows are taken in blocks, so that temporary memory stays below 64 MiB (or a few rows).
+    On a CPU rows are taken in blocks, so that temporary memory stays below 64 MiB (or a few rows);
+    on a GPU it is some six tensors [N, k].
 
     Raises:
         ValueError: wrong shape, k or temperature; a row holding NaN, +inf or only -inf.

@@ -1,10 +1,9 @@
-"""topk_kl on NVIDIA GPUs: one Triton program a row, loss and dense gradient in one launch.
+"""topk_kl on NVIDIA GPUs: loss and dense gradient of every row in one launch.
 
 A row is read from memory once, summed relative to a value near its largest, and again, from the
 caches, for its gradient: so several rows fit a multiprocessor and hide each other's latencies. The
-support is left out of the dense passes by a value in memory: -inf over its logits where those may
-be overwritten, else a bit an element. Its gradient is written last, from float32: adding to a
-rounded gradient would lose the small difference q - p.
+support is left out of the dense passes by a bit an element, in memory of its program. Its gradient
+is written last, from float32: adding to a rounded gradient would lose the small difference q - p.
 """
 
 import math

@@ -130,8 +130,8 @@ def linear_topk_kl(
     The matrix products run in the dtype of autocast, else of `hidden`; in float32 for float16, and
     on a CPU for bfloat16. The gradients of `weight` and `bias` are summed in float32 over all rows.
     They take [V, H] and [V] until the backward pass is over. Peak memory beyond inputs and
-    gradients: the buffer, and `weight` once more where it has to change its dtype or, on a GPU, where V is no
-    multiple of 64: products are slow there, so it gets rows of zeros.
+    gradients: the buffer, and `weight` once more where it has to change its dtype or, on a GPU,
+    where V is no multiple of 64: products are slow there, so it gets rows of zeros.
     Source: the chunks are those of Liger-Kernel's fused linear cross-entropy, arXiv:2410.10989.
     """
     n, v = _linear.check_head(hidden, weight, bias)

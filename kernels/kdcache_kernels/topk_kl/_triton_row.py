@@ -1,8 +1,8 @@
 """What the Triton kernels of topk_kl share: the support, the scalars of a row, its gradient.
 
 Letters as in `reference`: V classes, K ids a row; p teacher, q student; T temperature; the rest is
-what is outside the support. Everything is float32. Logits are taken relative to one near the largest
-of the row, or the normaliser of large ones would lose its digits.
+what is outside the support. Everything is float32. Logits are taken relative to one near the
+largest of the row, or the normaliser of large ones would lose its digits.
 """
 
 from kdcache_kernels._triton import (

@@ -184,8 +184,7 @@ def cases(target: int) -> Iterator[Case]:
         yield hidden_mse_case(768, "bf16", "u8", normalize="l2")  # it has no fp8
     if target == 90:
         yield topk_kl_case(target, 128256, "fp32")
-        if _triton.TRITON >= (3, 7):  # 3.6 spills two of its registers
-            yield topk_kl_case(target, 30522, "fp16")
+        yield topk_kl_case(target, 30522, "fp16")
         yield topk_kl_case(target, 30522, "bf16", labels=True, temperature=4, kind=2)
         yield topk_kl_case(target, 128256, "bf16", labels=True, temperature=3)
         yield topk_kl_case(target, 30522, "bf16", k=1024)

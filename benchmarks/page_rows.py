@@ -177,34 +177,32 @@ def steps_rows() -> Iterator[Row]:
 
 def kernels_rows() -> Iterator[Row]:
     for row in result("kernels_cpu")["rows"]:
-        best = best_rival(row)
-        side = row["rivals"][best["rival"]]
-        kept = ", pages kept" if best.get("allocator") == "keeping" else ""
-        yield (
-            f"`{row['op']}` {row['variant']}".strip(),
-            short(1000 * row["seconds"]),
-            f"{100 * row['share_of_limit']:.0f}%",
-            _megabytes(row["peak_bytes"]),
-            f"{best['rival']}{kept}: {best['ratio']:.3g}",
-            _megabytes(side["peak_bytes"]),
-            f"{row['rivals']['eager']['ratio']:.3g}" if "eager" in row["rivals"] else "",
-        )
+        yield _op(row), *_against_rivals(row)
 
 
 def gpu_kernels_rows() -> Iterator[Row]:
     for row in result("kernels_h100")["rows"]:
-        best = best_rival(row)
         sizes = {"V": row.get("vocab"), "H": row.get("hidden")}
-        yield (
-            f"`{row['op']}` {row['variant']}".strip(),
-            ", ".join(f"{name}={size}" for name, size in sizes.items() if size),
-            short(1000 * row["seconds"]),
-            f"{100 * row['share_of_limit']:.0f}%",
-            _megabytes(row["peak_bytes"]),
-            f"{best['rival']}: {best['ratio']:.3g}",
-            _megabytes(row["rivals"][best["rival"]]["peak_bytes"]),
-            f"{row['rivals']['eager']['ratio']:.3g}" if "eager" in row["rivals"] else "",
-        )
+        shown = ", ".join(f"{name}={size}" for name, size in sizes.items() if size)
+        yield _op(row), shown, *_against_rivals(row)
+
+
+def _op(row: Json) -> str:
+    return f"`{row['op']}` {row['variant']}".strip()
+
+
+def _against_rivals(row: Json) -> Row:
+    """Milliseconds, share of the limit and memory; the best rival, its memory, and eager torch."""
+    best = best_rival(row)
+    kept = ", pages kept" if best.get("allocator") == "keeping" else ""
+    return (
+        short(1000 * row["seconds"]),
+        f"{100 * row['share_of_limit']:.0f}%",
+        _megabytes(row["peak_bytes"]),
+        f"{best['rival']}{kept}: {best['ratio']:.3g}",
+        _megabytes(row["rivals"][best["rival"]]["peak_bytes"]),
+        f"{row['rivals']['eager']['ratio']:.3g}" if "eager" in row["rivals"] else "",
+    )
 
 
 GAINS = ("kd over finetune", "hidden over kd")

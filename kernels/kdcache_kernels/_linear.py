@@ -37,10 +37,10 @@ RowKernel: TypeAlias = Callable[[Chunk, Tensor, Tensor | None], Rows]
 # dW is read and written once a chunk, so chunks have to be long. Measured on a CPU, V = 30522:
 # 128 rows take 1.4 times as long as 512, which are as fast as whole logits. A GPU multiplies so
 # fast that the traffic of dW hides only behind some 4,000 rows, whatever V and H are.
-CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**30}
+# Bytes and rows at most.
+CHUNK = {"cpu": (2**26, sys.maxsize)}
+CHUNK_ELSEWHERE = (2**30, 4096)
 LEAST_ROWS = 256
-MOST_ROWS = {"cpu": sys.maxsize}
-MOST_ROWS_ELSEWHERE = 4096
 ALIGNMENT = 64  # elements; rows that start aligned are read 128 bits at a time
 # Measured on an H100: the three products of V = 30522 classes take three times as long as those of
 # 30528, of 50257 six times as long as those of 50304. So there a head gets classes of zeros.
@@ -157,11 +157,12 @@ def columns(v: int, device: torch.device) -> int:
 
 def chunk_rows(n: int, v: int, dtype: torch.dtype, device: torch.device, chunk_bytes: int) -> int:
     """Rows whose logits fill `chunk_bytes`, evened out over the chunks."""
-    least = 1 if chunk_bytes else LEAST_ROWS
-    size = chunk_bytes or CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
-    rows = max(least, size // (_padded(v) * dtype.itemsize))
-    if not chunk_bytes:
-        rows = min(rows, MOST_ROWS.get(device.type, MOST_ROWS_ELSEWHERE))
+    row_bytes = _padded(v) * dtype.itemsize
+    if chunk_bytes:
+        rows = max(1, chunk_bytes // row_bytes)
+    else:
+        size, most = CHUNK.get(device.type, CHUNK_ELSEWHERE)
+        rows = min(most, max(LEAST_ROWS, size // row_bytes))
     chunks = -(-n // rows)
     return -(-n // chunks) if chunks else 0
 
@@ -240,7 +241,7 @@ class _Gradients:
         # Rows that no chunk holds stay 0.
         shape = (n if needs.hidden else 0, h)
         self.hidden = hidden.new_zeros(shape, dtype=gradient_dtype(hidden))
-        self.rows = v if needs.weight else 0
+        self.classes = v  # without padding
         rows = columns(v, hidden.device) if needs.weight else 0
         self.weight = empty((rows, h), exact, hidden.device)
         self.bias = hidden.new_zeros(v if needs.bias else 0, dtype=exact)
@@ -267,7 +268,7 @@ class _Gradients:
         if self.empty:
             self.weight.zero_()
         # Detached: a view made without grad could not be changed in place.
-        return self.hidden, self.weight[: self.rows].detach(), self.bias
+        return self.hidden, self.weight[: self.classes].detach(), self.bias
 
 
 def product(out: Tensor, a: Tensor, b: Tensor) -> None:

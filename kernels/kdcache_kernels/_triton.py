@@ -48,7 +48,6 @@ __all__ = [
     "tl",
 ]
 
-TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 LOG2_E = tl.constexpr(1.4426950408889634)
 PIECE_BYTES = 16  # the widest load and store of a thread
 

@@ -12,18 +12,16 @@ from kdcache_kernels._triton import (
 )
 from kdcache_kernels.topk_kl._triton_row import (
     dense_gradient,
-    drop_flagged,
     flag_support,
     largest,
-    load_flags,
     load_support,
     masses,
     normaliser,
+    rest_of,
     soft_loss,
     store_gradient,
     support_mass,
     teacher_classes,
-    within,
 )
 
 LEAST = tl.constexpr(1e-20)  # a sum of exponentials that has all its digits, and whose inverse
@@ -112,8 +110,7 @@ def rows_kernel(
 
             # One read of the row: relative to the largest of its first tile, which is seldom far
             # from that of all. Where it is, exp overflows or vanishes, and the row is read again.
-            flags = load_flags(flags_ptr, 0, shift, V, BLOCK)
-            x = within(drop_flagged(first, flags, BLOCK), tile_o, shift, V)
+            x = rest_of(first, flags_ptr, 0, shift, V, BLOCK)
             near = finite_or_zero(tl.max(x, 0))
             mass, mass1 = masses(
                 x_row, flags_ptr, x, near, shift, V, T, inner, POWER, ALIGN, BLOCK, LAST
@@ -122,8 +119,7 @@ def rows_kernel(
                 near = largest(x_row, flags_ptr, shift, V, inner + LAST, ALIGN, BLOCK)
                 near = finite_or_zero(near)
                 again = load_tile(x_row, tile_o, shift, V, ALIGN, "evict_last")
-                flags = load_flags(flags_ptr, 0, shift, V, BLOCK)
-                x = within(drop_flagged(again, flags, BLOCK), tile_o, shift, V)
+                x = rest_of(again, flags_ptr, 0, shift, V, BLOCK)
                 mass, mass1 = masses(
                     x_row, flags_ptr, x, near, shift, V, T, inner, POWER, ALIGN, BLOCK, LAST
                 )  # fmt: skip

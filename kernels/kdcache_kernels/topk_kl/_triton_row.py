@@ -62,6 +62,37 @@ def within(x: tl.tensor, o: tl.tensor, shift: tl.tensor, V: tl.tensor) -> tl.ten
 
 
 @jit
+def rest_of(
+    tile: tl.tensor,
+    flags_ptr: tl.tensor,
+    first: tl.tensor,
+    shift: tl.tensor,
+    V: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """The tile from element `first` on in float32, with -inf where it is none of the rest."""
+    x = drop_flagged(tile, load_flags(flags_ptr, first, shift, V, BLOCK), BLOCK)
+    return within(x, first + tl.arange(0, BLOCK), shift, V)
+
+
+@jit
+def add_exponentials(
+    sums: tl.tensor,
+    sums_1: tl.tensor,
+    x: tl.tensor,
+    base: tl.tensor,
+    T: tl.tensor,
+    POWER: tl.constexpr,
+) -> tl.tensor:
+    """The sums with exp((x - base) / T) and exp(x - base) added, lane by lane."""
+    e = exponentials(x - base, T)
+    sums += e
+    if POWER != 1:
+        sums_1 += at_temperature_1(e, x - base, POWER)
+    return sums, sums_1
+
+
+@jit
 def masses(
     x_ptr: tl.tensor,
     flags_ptr: tl.tensor,
@@ -90,10 +121,7 @@ def masses(
         next_tile = load_tile(x_ptr, (i + 1) * BLOCK + o, shift, V, ALIGN, "evict_last")
         next_flags = load_flags(flags_ptr, (i + 1) * BLOCK, shift, V, BLOCK)
         x = drop_flagged(tile, flags, BLOCK)
-        e = exponentials(x - base, T)
-        sums += e
-        if POWER != 1:
-            sums_1 += at_temperature_1(e, x - base, POWER)
+        sums, sums_1 = add_exponentials(sums, sums_1, x, base, T, POWER)
         tile = next_tile
         flags = next_flags
     for i in tl.static_range(LAST):
@@ -102,10 +130,7 @@ def masses(
             tile = load_tile(x_ptr, v, shift, V, ALIGN, "evict_last")
             flags = load_flags(flags_ptr, (inner + i) * BLOCK, shift, V, BLOCK)
         x = within(drop_flagged(tile, flags, BLOCK), v, shift, V)
-        e = exponentials(x - base, T)
-        sums += e
-        if POWER != 1:
-            sums_1 += at_temperature_1(e, x - base, POWER)
+        sums, sums_1 = add_exponentials(sums, sums_1, x, base, T, POWER)
     mass = tl.sum(sums, 0)
     mass_1 = mass
     if POWER != 1:
@@ -127,9 +152,8 @@ def largest(
     tops = tl.full([BLOCK], float("-inf"), tl.float32)
     for i in range(tiles):
         o = i * BLOCK + tl.arange(0, BLOCK)
-        x = load_tile(x_ptr, o, shift, V, ALIGN, "evict_last")
-        x = drop_flagged(x, load_flags(flags_ptr, i * BLOCK, shift, V, BLOCK), BLOCK)
-        tops = tl.maximum(tops, within(x, o, shift, V))
+        tile = load_tile(x_ptr, o, shift, V, ALIGN, "evict_last")
+        tops = tl.maximum(tops, rest_of(tile, flags_ptr, i * BLOCK, shift, V, BLOCK))
     return tl.max(tops, 0)
 
 

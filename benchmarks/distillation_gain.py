@@ -166,6 +166,12 @@ def folder_of(name: str, data: Path | None) -> Path | None:
     return data / name.partition(",")[0] if data and CUTS[name].folder else None
 
 
+def load_settings() -> Json:
+    """What was chosen before, by corpus."""
+    found: Json = json.loads(SETTINGS.read_text()) if SETTINGS.is_file() else {"corpora": {}}
+    return found
+
+
 def finished(out: Path) -> Iterator[tuple[str, list[Json]]]:
     """The results of every corpus that are in `out`."""
     for name in CUTS:
@@ -185,12 +191,13 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only write what was finished")
     given = parser.parse_args()
     names = [n for n in given.corpus or CUTS if given.data or not CUTS[n].folder]
-    settings = json.loads(SETTINGS.read_text()) if SETTINGS.is_file() else {"corpora": {}}
+    settings = load_settings()
     for name in [] if given.report else names:
         cut, data, out = CUTS[name], folder_of(name, given.data), given.out / name
         if given.choose:
             if name not in settings["corpora"]:
                 chosen = choose(name, cut, data, out, encoder_folder())
+                settings = load_settings()  # another process may have chosen some
                 settings["corpora"][name] = chosen
                 save("gain_settings", {"corpora": settings["corpora"]})
             continue

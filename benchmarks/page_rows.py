@@ -201,8 +201,17 @@ def _against_rivals(row: Json) -> Row:
         _megabytes(row["peak_bytes"]),
         f"{best['rival']}{kept}: {best['ratio']:.3g}",
         _megabytes(row["rivals"][best["rival"]]["peak_bytes"]),
-        f"{row['rivals']['eager']['ratio']:.3g}" if "eager" in row["rivals"] else "",
+        _eager(row),
     )
+
+
+def _eager(row: Json) -> str:
+    """Eager torch beside ours, and where its freed pages are kept too."""
+    eager = row["rivals"].get("eager")
+    if eager is None:
+        return ""
+    kept = f" ({eager['keeping']['ratio']:.3g})" if "keeping" in eager else ""
+    return f"{eager['ratio']:.3g}{kept}"
 
 
 GAINS = ("kd over finetune", "hidden over kd")

@@ -102,7 +102,8 @@ def kernels(
     )
     report = bench_kernels(grid, where, progress=context.obj)
     if out:
-        b.write(report, out, panels(report), "Time of a kernel and of its rivals")
+        title = "Time of a kernel, and of its rivals with the better of two allocators"
+        b.write(report, out, panels(report), title)
     for row in report["refused"]:
         print(f"error: {_wrong(row)}", file=sys.stderr)
     b.finish(report, show=_print, as_json=as_json, compare=compare, tolerance=tolerance)

@@ -238,8 +238,9 @@ def _draw(axis: Any, panel: Panel) -> None:
     axis.margins(x=0.2)
     axis.locator_params(axis="x", nbins=5)
     axis.tick_params(labelsize=9)
-    axis.set_xlabel("; dashed: ".join([panel.unit, *panel.lines]), fontsize=9)
-    axis.set_title(textwrap.fill(panel.title, 38), fontsize=9)
+    below = "; dashed: ".join([panel.unit, *panel.lines])
+    axis.set_xlabel(textwrap.fill(below, 34), fontsize=9)
+    axis.set_title(textwrap.fill(panel.title, 34), fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
 
 

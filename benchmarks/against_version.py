@@ -136,11 +136,17 @@ def train_job(
 def load_job(
     out: Path, shared: Path, corpus: str, teacher: str, turns: int, progress: Turns
 ) -> list[float]:
-    from kdcache.loader import CachedDocuments, make_loader
-    from kdcache.store import open_cache
+    import kdcache
 
-    cache = open_cache(shared)
-    dataset = CachedDocuments(cache, list(cache.layouts), seed=0, batch=BATCH)
+    try:
+        from kdcache.training.loader import make_loader
+    except ModuleNotFoundError:  # where it was in versions before 26 November 2026
+        from importlib import import_module
+
+        make_loader = import_module("kdcache.loader").make_loader
+
+    cache = kdcache.open_cache(shared)
+    dataset = kdcache.CachedDocuments(cache, list(cache.layouts), seed=0, batch=BATCH)
     loader, total = make_loader(dataset, batch_size=BATCH), 0
     with progress.bar("reading", unit="batches", total=None) as advance:
         for epoch in range(turns * LOADED * BATCH // READ):

@@ -22,19 +22,19 @@ import transformers
 from cached_vs_online import step_times, train_once
 from record import save
 
-from kdcache.builder import build
+from kdcache.building.builder import build
 from kdcache.demo import reviews
+from kdcache.demo.encoder import encoder_folder
 from kdcache.demo.law import Costs
 from kdcache.demo.loop import forward_seconds
 from kdcache.demo.picture import CACHE, GREY, LOOP, Row, draw
 from kdcache.demo.sentences import write
-from kdcache.demo_teacher import encoder_folder
-from kdcache.evaluator import evaluate
+from kdcache.evaluation.evaluator import evaluate
 from kdcache.models import load_teacher
 from kdcache.progress import quiet
-from kdcache.recipe import load_recipe
 from kdcache.store import Cache
 from kdcache.teaching import teach
+from kdcache.training.recipe import load_recipe
 
 TASK: Any = "text-classification"
 PICTURE = Path(__file__).parents[1] / "docs" / "amortised.png"

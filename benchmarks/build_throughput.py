@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from record import save
 
-from kdcache import builder
-from kdcache.builder import build
-from kdcache.capture import length_batches
+from kdcache.building import builder
+from kdcache.building.builder import build
 from kdcache.models import load_teacher, run_model
+from kdcache.plans.batch import length_batches
 from kdcache.progress import quiet
 from kdcache.store import Cache, Writer, open_cache
 

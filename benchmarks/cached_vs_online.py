@@ -24,17 +24,17 @@ import numpy as np
 import torch
 from record import save, spread
 
-from kdcache.batch import Batch
-from kdcache.builder import build
-from kdcache.documents import CachedDocuments
-from kdcache.evaluator import evaluate
+from kdcache.building.builder import build
+from kdcache.evaluation.evaluator import evaluate
 from kdcache.models import Teacher, load_teacher, run_model
 from kdcache.plans import Docs
+from kdcache.plans.batch import Batch
 from kdcache.progress import quiet
-from kdcache.recipe import load_recipe
 from kdcache.signals import SoftLabels
 from kdcache.store import Cache
-from kdcache.trainer.run import Run
+from kdcache.training.documents import CachedDocuments
+from kdcache.training.recipe import load_recipe
+from kdcache.training.run import Run
 from kdcache_kernels import topk_encode
 
 WARM_UP = 5

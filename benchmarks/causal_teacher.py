@@ -21,7 +21,7 @@ import torch
 import transformers
 from tokenizers import ByteLevelBPETokenizer
 
-from kdcache.demo_corpus import docstrings, prose
+from kdcache.corpora.standard_library import docstrings, prose
 
 VOCABULARY, LENGTH, BATCH = 8192, 128, 8
 END = "<|endoftext|>"

@@ -19,15 +19,15 @@ from typing import Any
 
 from record import save, spread
 
-from kdcache.builder import build
+from kdcache.building.builder import build
 from kdcache.demo.docstrings import split
+from kdcache.demo.encoder import encoder_folder
 from kdcache.demo.sentences import unlabelled, write
-from kdcache.demo_teacher import encoder_folder
-from kdcache.evaluator import evaluate
+from kdcache.evaluation.evaluator import evaluate
 from kdcache.progress import quiet
 from kdcache.store import Cache
 from kdcache.teaching import teach
-from kdcache.trainer import train
+from kdcache.training.train import train
 
 FULL = "logits:dense"
 DRAWN = "logits:topk-small,k=64,draws=16"

@@ -29,8 +29,8 @@ from gain_intervals import Flags, paired
 from record import RESULTS, save, spread
 
 import kdcache
+from kdcache.demo.encoder import encoder_folder
 from kdcache.demo.sentences import write
-from kdcache.demo_teacher import encoder_folder
 from kdcache.manifest import Json
 
 SETTINGS = RESULTS / "gain_settings.json"

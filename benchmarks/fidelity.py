@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kdcache.bench.fidelity_plot import draw
 from kdcache.bench.report import load_report, save_report
-from kdcache.budget import TABLE, make_table
+from kdcache.building.budget import TABLE, make_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -14,7 +14,7 @@ import transformers
 
 from kdcache.bench.fidelity import HIDDEN, measure_hidden
 from kdcache.bench.report import new_report, save_report
-from kdcache.demo_corpus import prose
+from kdcache.corpora.standard_library import prose
 
 PARAGRAPHS, BATCH = 160, 16
 

@@ -22,10 +22,10 @@ SIZES = (4_000, 32_000)
 RUN = """
 import json, os, sys
 from pathlib import Path
-from kdcache.builder import build
-from kdcache.capture import Capture
+from kdcache.building.builder import build
+from kdcache.building.capture import Capture
 from kdcache.memory import peak_rss_bytes
-from kdcache.trainer import train
+from kdcache.training.train import train
 what, data, teacher, out, limit = sys.argv[1:]
 after, part = [], Capture.part
 def noting(*given):

@@ -17,7 +17,7 @@ import numpy as np
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig
 from kdcache.signals import TeacherShape, parse_all
 from kdcache.store import Cache, Claims, Place, Writer, cache_record, create, locate, signal_layouts
-from kdcache.store.files import writing
+from kdcache.store.io.durable_writes import writing
 
 SHAPE = TeacherShape(outputs=1000, hidden=64, layers=2)
 SIGNALS = ("logits:topk,k=8", "hidden:layers=1-2,positions=all,dtype=int8")

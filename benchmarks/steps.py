@@ -43,7 +43,7 @@ from kdcache.bench.kernels_case import needs_torch_2_13
 from kdcache.bench.kernels_inputs import Size, draw_linear
 from kdcache.bench.kernels_keeping import ENVIRONMENT
 from kdcache.bench.timing import Call, Contender, Stopwatch, interleave
-from kdcache.demo_corpus import docstrings, prose
+from kdcache.corpora.standard_library import docstrings, prose
 from kdcache.losses import hard_loss
 from kdcache.manifest import Json
 from kdcache.signals import Head

@@ -27,9 +27,9 @@ import numpy as np
 from benchmarks.racing import Race, apart, contents, make_cache, mixed_parts, write_all
 from benchmarks.record import save
 from kdcache.errors import CacheError
+from kdcache.maintenance.verifying import find_damage
 from kdcache.plans import Array
 from kdcache.store import open_cache
-from kdcache.store.verify import find_damage
 
 WRITERS = 3
 PARTS = 24

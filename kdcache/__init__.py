@@ -13,16 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdcache.builder import build
-    from kdcache.documents import CachedDocuments
+    from kdcache.building.builder import build
+    from kdcache.building.planner import plan
     from kdcache.errors import KdcacheError
-    from kdcache.evaluator import evaluate
-    from kdcache.exporting import export
-    from kdcache.planner import plan
+    from kdcache.evaluation.evaluator import evaluate
+    from kdcache.maintenance.copying import copy
+    from kdcache.maintenance.exporting import export
+    from kdcache.maintenance.merging import merge
+    from kdcache.maintenance.verifying import verify
     from kdcache.shipping import ship
-    from kdcache.store import copy, merge, open_cache, open_plan, verify
+    from kdcache.store import open_cache, open_plan
     from kdcache.teaching import teach
-    from kdcache.trainer import train
+    from kdcache.training.documents import CachedDocuments
+    from kdcache.training.train import train
 
 __all__ = [
     "CachedDocuments",
@@ -42,20 +45,20 @@ __all__ = [
 ]
 
 _HOME = {
-    "CachedDocuments": "documents",
+    "CachedDocuments": "training.documents",
     "KdcacheError": "errors",
-    "build": "builder",
-    "copy": "store",
-    "evaluate": "evaluator",
-    "export": "exporting",
-    "merge": "store",
+    "build": "building.builder",
+    "copy": "maintenance.copying",
+    "evaluate": "evaluation.evaluator",
+    "export": "maintenance.exporting",
+    "merge": "maintenance.merging",
     "open_cache": "store",
     "open_plan": "store",
-    "plan": "planner",
+    "plan": "building.planner",
     "ship": "shipping",
     "teach": "teaching",
-    "train": "trainer",
-    "verify": "store",
+    "train": "training.train",
+    "verify": "maintenance.verifying",
 }
 
 

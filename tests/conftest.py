@@ -23,8 +23,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from kdcache.builder import build
-from kdcache.demo_corpus import Docstring, docstrings, prose
+from kdcache.building.builder import build
+from kdcache.corpora.standard_library import Docstring, docstrings, prose
 from kdcache.store import Cache
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdcache.manifest import digest
 from kdcache.store import Cache
-from kdcache.store.zarrs import group_json, read_record
+from kdcache.store.format.zarr_metadata import group_json, read_record
 
 PLAN, COMPLETE = "commits/plan", "complete"
 

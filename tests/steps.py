@@ -8,21 +8,22 @@ from typing import Any
 import torch
 import transformers
 
-from kdcache.batch import Batch
-from kdcache.documents import CachedDocuments
-from kdcache.losses import Hard, HiddenMSE, LogitMSE, Loss, Objective, SoftKL
+from kdcache.losses import Hard, HiddenMSE, LogitMSE, Loss, SoftKL
 from kdcache.models import run_model
 from kdcache.models.run import EQUAL
 from kdcache.plans import Docs
+from kdcache.plans.batch import Batch
 from kdcache.progress import quiet
-from kdcache.recipe import Recipe
 from kdcache.signals import TeacherShape
 from kdcache.store import Cache
-from kdcache.trainer.arguments import training_arguments
-from kdcache.trainer.fused import fused_head
-from kdcache.trainer.loop import DistillationTrainer, Reporter
-from kdcache.trainer.ranks import Ranks
-from kdcache.trainer.run import PROJECTIONS, facts
+from kdcache.training.arguments import training_arguments
+from kdcache.training.documents import CachedDocuments
+from kdcache.training.fused_head import fused_head
+from kdcache.training.objective import Objective
+from kdcache.training.ranks import Ranks
+from kdcache.training.recipe import Recipe
+from kdcache.training.run import PROJECTIONS, facts
+from kdcache.training.trainer import DistillationTrainer, Reporter
 
 BATCH, TURNS = 3, 4
 DOCUMENTS = {torch.float64: 19, torch.float32: 13}

@@ -14,19 +14,19 @@ import torch
 import transformers
 from torch import nn
 
-from kdcache.batch import Batch, collate
-from kdcache.builder import build
+from kdcache.building.builder import build
+from kdcache.building.planner import plan
 from kdcache.errors import ModelError
+from kdcache.maintenance.spot_check import spot_check
 from kdcache.models import StudentSpec, check_alone, plain_head, run_model
 from kdcache.models.run import EQUAL
 from kdcache.models.student import load_student
-from kdcache.planner import plan
 from kdcache.plans import Plan
+from kdcache.plans.batch import Batch, collate
 from kdcache.progress import quiet
-from kdcache.spot import spot_check
 from kdcache.store import Cache
 from kdcache.tasks import Task
-from kdcache.trainer import train
+from kdcache.training.train import train
 from tests.conftest import save_teacher
 
 VOCABULARY, WIDTH = 600, 16

@@ -23,7 +23,7 @@ def test_every_public_name_resolves_and_is_documented() -> None:
 def test_public_names_are_where_type_checkers_see_them() -> None:
     """The lazy table and the imports under TYPE_CHECKING are the same."""
     source = inspect.getsource(kdcache)
-    seen = re.findall(r"^    from kdcache\.(\w+) import (.+)$", source, re.MULTILINE)
+    seen = re.findall(r"^    from kdcache\.([\w.]+) import (.+)$", source, re.MULTILINE)
     pairs = {name.strip(): module for module, names in seen for name in names.split(",")}
     assert pairs == kdcache._HOME
     assert set(pairs) == set(kdcache.__all__)

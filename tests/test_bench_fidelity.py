@@ -15,16 +15,10 @@ from scipy.special import log_softmax, logsumexp
 
 from kdcache.bench.fidelity import Choice, ready, run, stored_bytes
 from kdcache.bench.fidelity_formats import formats, from_record
-from kdcache.bench.fidelity_measure import (
-    compare,
-    divergences,
-    full_gradient,
-    gradient,
-    truth,
-)
+from kdcache.bench.fidelity_measure import compare, divergences, full_gradient, gradient, truth
 from kdcache.bench.fidelity_plot import draw
 from kdcache.bench.fidelity_sample import Sample, take_sample
-from kdcache.builder import build
+from kdcache.building.builder import build
 from kdcache.errors import ConfigError
 from kdcache.signals import Outputs, parse
 from kdcache_cli.main import main

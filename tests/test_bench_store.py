@@ -17,7 +17,7 @@ from kdcache.bench.store_readers import READERS
 from kdcache.bench.store_source import BATCH_TOKENS, Source
 from kdcache.bench.store_streams import ORDERS
 from kdcache.errors import CacheError, ConfigError
-from kdcache.store import verify
+from kdcache.maintenance.verifying import verify
 
 CASES = ["shuffled documents", "shuffled runs", "sequential", "one document"]
 COLD = ["cold cache", "cold cache, whole epoch"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kdcache.budget import load_table, make_table, propose
-from kdcache.describe import describe_bytes
+from kdcache.building.budget import load_table, make_table, propose
+from kdcache.building.describe import describe_bytes
 from kdcache.errors import ConfigError
 from kdcache.signals import TeacherShape, parse, parse_all
 from kdcache.store import Cache

@@ -14,11 +14,11 @@ import torch
 import transformers
 from scipy.special import log_softmax
 
-from kdcache.builder import build, estimate
-from kdcache.capture import FIDELITY_ROWS
-from kdcache.describe import describe_bytes
+from kdcache.building.builder import build, estimate
+from kdcache.building.capture import FIDELITY_ROWS
+from kdcache.building.describe import describe_bytes
+from kdcache.building.planner import plan
 from kdcache.errors import CacheError, ConfigError, MismatchError, ModelError
-from kdcache.planner import plan
 from kdcache.signals import DenseLogits, TopKLogits
 from kdcache.store import Cache, open_cache
 from tests.conftest import bert_config, save_teacher

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import transformers
 
-from kdcache.builder import build
-from kdcache.dev_options import DevOptions
-from kdcache.documents import CachedDocuments
+from kdcache.building.builder import build
 from kdcache.errors import ConfigError, MismatchError
-from kdcache.evaluator import evaluate
+from kdcache.evaluation.evaluator import evaluate
 from kdcache.models import StudentSpec
 from kdcache.models.student import student_config
 from kdcache.progress import quiet
-from kdcache.trainer import train
-from kdcache.trainer.dev import make_dev
+from kdcache.training.dev import make_dev
+from kdcache.training.dev_options import DevOptions
+from kdcache.training.documents import CachedDocuments
+from kdcache.training.train import train
 from tests.conftest import Lines, write_csv
 from tests.test_trainer import Watcher, assert_same_weights
 
@@ -100,7 +100,7 @@ def test_the_scores_are_those_of_the_documents_that_nobody_trained_on(
 
 
 def test_log_card_and_curves_tell_how_it_was_chosen(chosen, tmp_path):
-    from kdcache.curves import draw_curves
+    from kdcache.training.curves import draw_curves
 
     folder, dev = chosen[0].folder, chosen[0].metrics["dev"]
     log = json.loads((folder / "training_log.json").read_text("utf-8"))

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
-from kdcache.builder import build
-from kdcache.capture import Capture
+from kdcache.building.builder import build
+from kdcache.building.capture import Capture
 from kdcache.errors import ConfigError, DamageError, ModelError
 from kdcache.losses import CacheFacts, SoftKL, soft_and_hard
+from kdcache.maintenance.verifying import verify
 from kdcache.models import load_teacher
 from kdcache.signals import (
     Head,
@@ -30,14 +31,14 @@ from kdcache.signals import (
     SmallTopK,
     TeacherShape,
     from_json,
-    int4,
 )
-from kdcache.signals.gaps import join, planes, split
-from kdcache.signals.vocabulary import Vocabulary, by_frequency, from_bytes
-from kdcache.store import Cache, open_cache, verify
-from kdcache.store.packed import PackedReader, encode_rows
-from kdcache.store.shard import plan_layout
-from kdcache.store.zarrs import create_arrays, create_group
+from kdcache.signals.codecs import int4
+from kdcache.signals.codecs.gaps import join, planes, split
+from kdcache.signals.codecs.vocabulary import Vocabulary, by_frequency, from_bytes
+from kdcache.store import Cache, open_cache
+from kdcache.store.format.array_reader import plan_layout
+from kdcache.store.format.compressed_reader import PackedReader, encode_rows
+from kdcache.store.format.zarr_metadata import create_arrays, create_group
 from kdcache_kernels import topk_kl
 
 PACKINGS = ["zstd", "columns"]

@@ -19,11 +19,14 @@ import transformers
 import zarr
 
 import kdcache
-from kdcache.builder import build
+from kdcache.building.builder import build
 from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError, MismatchError
-from kdcache.exporting import DECODED, export, part_columns
+from kdcache.maintenance.copying import copy
+from kdcache.maintenance.exporting import DECODED, export, part_columns
+from kdcache.maintenance.merging import merge
+from kdcache.maintenance.verifying import verify
 from kdcache.signals import SIGNALS, ArraySpec, Outputs, TeacherShape
-from kdcache.store import Cache, copy, locate, merge, open_cache, open_plan, verify
+from kdcache.store import Cache, locate, open_cache, open_plan
 from kdcache.tasks import LOGITS_SPACE
 from tests.conftest import bert_config, save_teacher
 from tests.test_object_store import files_of, objects_of
@@ -111,7 +114,7 @@ def test_a_plan_is_copied_too(plan: Path, tmp_path: Path) -> None:
 def test_an_interrupted_copy_cannot_be_opened_and_goes_on(
     tmp_path: Path, logits: Cache, hidden: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdcache.store import transfer
+    from kdcache.maintenance import transfer
 
     bring, done = transfer._bring, 0
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdcache.corpus import PEEK, Document, open_corpus
+from kdcache.corpora.documents import PEEK, Document, open_corpus
 from kdcache.errors import ConfigError, CorpusError, KdcacheError
 
 ROWS = [

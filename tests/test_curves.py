@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdcache.curves import draw_curves
+from kdcache.training.curves import draw_curves
 
 DEV: dict[str, Any] = {
     "metric": "accuracy",

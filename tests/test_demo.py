@@ -15,10 +15,10 @@ import transformers
 from typer.main import get_command
 
 import kdcache_cli.demo
+from kdcache.corpora.standard_library import Docstring
 from kdcache.demo.law import Costs
 from kdcache.demo.run import run
 from kdcache.demo.settings import Settings
-from kdcache.demo_corpus import Docstring
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
 from kdcache_cli.app import app

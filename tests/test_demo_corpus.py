@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from kdcache.demo_corpus import Docstring, docstrings, prose
+from kdcache.corpora.standard_library import Docstring, docstrings, prose
 
 
 def test_docstrings_are_many_and_their_packages_large(library: list[Docstring]) -> None:

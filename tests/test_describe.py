@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcache.builder import estimate
-from kdcache.describe import (
+from kdcache.building.builder import estimate
+from kdcache.building.describe import (
     BINS,
     describe_bytes,
     describe_cache,

@@ -11,14 +11,14 @@ import torch
 from safetensors.numpy import load_file
 from scipy.special import softmax
 
-from kdcache.builder import build
+from kdcache.building.builder import build
 from kdcache.errors import ConfigError
-from kdcache.exporting import export
 from kdcache.losses import CacheFacts, SoftKL, soft_and_hard
+from kdcache.maintenance.exporting import export
+from kdcache.maintenance.verifying import verify
 from kdcache.signals import Outputs, SmallTopK, SoftLabels, TeacherShape, TopKLogits, parse
-from kdcache.signals.vocabulary import by_frequency
-from kdcache.store import verify
-from kdcache.trainer import train
+from kdcache.signals.codecs.vocabulary import by_frequency
+from kdcache.training.train import train
 from kdcache_kernels import topk_kl
 
 CODECS = ("topk", "topk-small")

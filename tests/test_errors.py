@@ -16,7 +16,8 @@ import transformers
 
 import kdcache
 from kdcache import errors
-from kdcache.builder import build
+from kdcache.building.builder import build
+from kdcache.building.planner import plan
 from kdcache.errors import (
     CacheError,
     ConfigError,
@@ -27,7 +28,6 @@ from kdcache.errors import (
     ModelError,
     one_of,
 )
-from kdcache.planner import plan
 from kdcache.store import Cache, open_cache
 from tests.conftest import bert_config, save_teacher, write_csv
 

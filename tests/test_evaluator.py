@@ -16,7 +16,8 @@ from scipy import stats
 from scipy.special import log_softmax
 from sklearn import metrics as sk
 
-from kdcache.builder import build
+from kdcache.building.builder import build
+from kdcache.building.planner import plan
 from kdcache.errors import (
     CacheError,
     ConfigError,
@@ -25,8 +26,7 @@ from kdcache.errors import (
     KdcacheError,
     ModelError,
 )
-from kdcache.evaluator import evaluate
-from kdcache.planner import plan
+from kdcache.evaluation.evaluator import evaluate
 from kdcache.store import Cache
 from tests.conftest import bert_config, exchange_tokens, save_teacher, write_csv
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.builder import build
+from kdcache.building.builder import build
 from kdcache.errors import DamageError, MismatchError
-from kdcache.repair import repair
-from kdcache.store import copy, merge, open_cache, open_plan, verify
-from kdcache.trainer import train
+from kdcache.maintenance.copying import copy
+from kdcache.maintenance.merging import merge
+from kdcache.maintenance.repair import repair
+from kdcache.maintenance.verifying import verify
+from kdcache.store import open_cache, open_plan
+from kdcache.training.train import train
 
 
 @pytest.fixture

@@ -39,14 +39,17 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.builder import build, software
-from kdcache.exporting import export
-from kdcache.repair import repair
+from kdcache.building.builder import build, software
+from kdcache.maintenance.copying import copy
+from kdcache.maintenance.exporting import export
+from kdcache.maintenance.merging import merge
+from kdcache.maintenance.repair import repair
+from kdcache.maintenance.verifying import verify
 from kdcache.signals import SIGNALS, Hidden
-from kdcache.signals.rows import FLOATS
-from kdcache.store import Cache, copy, merge, open_cache, verify
+from kdcache.signals.codecs.quantised import FLOATS
+from kdcache.store import Cache, open_cache
 from kdcache.tasks import TASKS
-from kdcache.trainer import train
+from kdcache.training.train import train
 from tests.damage import files_of, forge_manifest
 
 CACHES = ["classes", "regression", "topk", "small", "small_draws", "topk_draws", "sampled", "head"]

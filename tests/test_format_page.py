@@ -19,7 +19,7 @@ import zarr
 
 from kdcache.manifest import FORMAT, FORMATS
 from kdcache.signals import SIGNALS, Hidden, Outputs, TeacherShape, assist, parse
-from kdcache.signals.vocabulary import by_frequency
+from kdcache.signals.codecs.vocabulary import by_frequency
 from kdcache.store import Cache, open_cache
 from kdcache.tasks import Subset
 from tests.pages import DOCS, blocks, prose, run_python

@@ -16,25 +16,29 @@ import torch
 import transformers
 import zarr
 
-from kdcache.batch import Batch
 from kdcache.bench.report import installed
 from kdcache.bench.store_cases import cases
 from kdcache.bench.store_readers import READERS, Source
-from kdcache.budget import propose
-from kdcache.builder import build, estimate
-from kdcache.describe import describe_bytes
+from kdcache.building.budget import propose
+from kdcache.building.builder import build, estimate
+from kdcache.building.describe import describe_bytes
 from kdcache.errors import ConfigError, DamageError
-from kdcache.evaluator import evaluate
-from kdcache.exporting import export, part_columns
-from kdcache.losses import CacheFacts, Hard, HiddenMSE, LogitMSE, Objective, SoftKL
+from kdcache.evaluation.evaluator import evaluate
+from kdcache.losses import CacheFacts, Hard, HiddenMSE, LogitMSE, SoftKL
+from kdcache.maintenance.copying import copy
+from kdcache.maintenance.exporting import export, part_columns
+from kdcache.maintenance.merging import merge
+from kdcache.maintenance.repair import repair
+from kdcache.maintenance.spot_check import spot_check
+from kdcache.maintenance.verifying import verify
 from kdcache.models import plain_head, run_model
 from kdcache.plans import round_up
-from kdcache.repair import repair
+from kdcache.plans.batch import Batch
 from kdcache.signals import TeacherShape, parse_all
-from kdcache.spot import spot_check
-from kdcache.store import Cache, copy, merge, open_cache, verify
+from kdcache.store import Cache, open_cache
 from kdcache.tasks import Space, Subset, Task
-from kdcache.trainer import train
+from kdcache.training.objective import Objective
+from kdcache.training.train import train
 from tests.damage import copy_of, files_of, flip, forge_manifest
 from tests.test_builder import Watch
 from tests.test_subsets import FRACTIONS, LOGITS, kept_by_hand

@@ -10,12 +10,13 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
-from kdcache.builder import build
-from kdcache.losses import CacheFacts, Hard, HiddenMSE, Objective, SoftKL
+from kdcache.building.builder import build
+from kdcache.losses import CacheFacts, Hard, HiddenMSE, SoftKL
 from kdcache.models import plain_head, run_model
 from kdcache.progress import quiet
 from kdcache.signals import TeacherShape
-from kdcache.trainer import train
+from kdcache.training.objective import Objective
+from kdcache.training.train import train
 
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES = {**WIDE, "intermediate_size": 48, "max_position_embeddings": 130}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kdcache.corpora.standard_library import Docstring
 from kdcache.demo.sentences import Corpus, Sentence
-from kdcache.demo_corpus import Docstring
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

@@ -22,13 +22,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdcache.batch import collate
-from kdcache.describe import describe_cache
+from kdcache.building.describe import describe_cache
 from kdcache.errors import ConfigError, DamageError, KdcacheError
+from kdcache.maintenance.verifying import verify
 from kdcache.plans import EXAMPLE_COLUMNS
-from kdcache.recipe import load_recipe, shipped_recipes
-from kdcache.store import Cache, Writer, create, open_cache, open_plan, plan_record, verify
-from kdcache.store.shard import crc
+from kdcache.plans.batch import collate
+from kdcache.store import Cache, Writer, create, open_cache, open_plan, plan_record
+from kdcache.store.format.array_reader import crc
+from kdcache.training.recipe import load_recipe, shipped_recipes
 from tests.damage import (
     COMPLETE,
     PLAN,

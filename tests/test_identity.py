@@ -16,16 +16,18 @@ import pytest
 import torch
 import transformers
 
-from kdcache.builder import build, software
+from kdcache.building.builder import build, software
+from kdcache.building.planner import plan
 from kdcache.errors import MismatchError
-from kdcache.identity import FUNCTION, teacher_differences
+from kdcache.maintenance.merging import merge
+from kdcache.maintenance.repair import repair
+from kdcache.maintenance.spot_check import spot_check
+from kdcache.maintenance.verifying import verify
 from kdcache.models import StudentSpec, load_student
 from kdcache.models.configuration import function_of
-from kdcache.planner import plan
-from kdcache.repair import repair
-from kdcache.spot import spot_check
-from kdcache.store import Cache, merge, open_cache, verify, write_plan
-from kdcache.trainer import train
+from kdcache.plans.identity import FUNCTION, teacher_differences
+from kdcache.store import Cache, open_cache, write_plan
+from kdcache.training.train import train
 from tests.conftest import save_teacher
 from tests.damage import files_of, forge_manifest
 

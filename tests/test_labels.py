@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdcache.corpora.labels import MAX_CLASSES, LabelReader, Labels, resolve
 from kdcache.errors import ConfigError, CorpusError
-from kdcache.labels import MAX_CLASSES, LabelReader, Labels, resolve
 
 NAMES = ["negative", "neutral", "positive"]
 STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
 
-from kdcache.batch import Batch
-from kdcache.documents import CachedDocuments, document_order
 from kdcache.errors import DamageError
-from kdcache.loader import make_loader
+from kdcache.plans.batch import Batch
+from kdcache.training.documents import CachedDocuments, document_order
+from kdcache.training.loader import make_loader
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 237)
 

@@ -4,20 +4,18 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kdcache.batch import Batch
 from kdcache.errors import ConfigError
 from kdcache.losses import (
     CacheFacts,
     Hard,
     HiddenMSE,
     LogitMSE,
-    Objective,
     SoftKL,
     hard_loss,
     logit_mse,
     soft_and_hard,
 )
-from kdcache.recipe import load_recipe
+from kdcache.plans.batch import Batch
 from kdcache.signals import (
     DenseLogits,
     Hidden,
@@ -27,6 +25,8 @@ from kdcache.signals import (
     TopKLogits,
     select,
 )
+from kdcache.training.objective import Objective
+from kdcache.training.recipe import load_recipe
 
 TEACHER = TeacherShape(outputs=7, hidden=24, layers=4)
 STUDENT = TeacherShape(outputs=7, hidden=24, layers=2)

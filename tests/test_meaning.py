@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 
-from kdcache.builder import build, estimate
+from kdcache.building.builder import build, estimate
+from kdcache.building.planner import plan
 from kdcache.errors import KdcacheError, ModelError
-from kdcache.evaluator import evaluate
+from kdcache.evaluation.evaluator import evaluate
 from kdcache.models import StudentSpec
 from kdcache.models.student import load_student, student_config
-from kdcache.planner import plan
 from kdcache.store import Cache
 from tests.conftest import bert_config, save_teacher, write_csv
 

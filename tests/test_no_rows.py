@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.builder import build
-from kdcache.exporting import export
-from kdcache.losses import LOSSES, CacheFacts, Hard, HiddenMSE, LogitMSE, Loss, Objective, SoftKL
+from kdcache.building.builder import build
+from kdcache.losses import LOSSES, CacheFacts, Hard, HiddenMSE, LogitMSE, Loss, SoftKL
+from kdcache.maintenance.exporting import export
+from kdcache.maintenance.spot_check import spot_check
+from kdcache.maintenance.verifying import verify
 from kdcache.models import plain_head, run_model
 from kdcache.signals import (
     SIGNALS,
@@ -31,11 +33,11 @@ from kdcache.signals import (
     assist,
     parse,
 )
-from kdcache.signals.rows import FLOATS
-from kdcache.signals.vocabulary import by_frequency
-from kdcache.spot import spot_check
-from kdcache.store import Cache, verify
-from kdcache.trainer import train
+from kdcache.signals.codecs.quantised import FLOATS
+from kdcache.signals.codecs.vocabulary import by_frequency
+from kdcache.store import Cache
+from kdcache.training.objective import Objective
+from kdcache.training.train import train
 from tests.test_fraction import student
 
 LOGITS = [

@@ -12,10 +12,10 @@ import pytest
 import torch
 import transformers
 
-from kdcache.builder import build
-from kdcache.demo_corpus import Docstring
-from kdcache.evaluator import evaluate
-from kdcache.numbering import Numbering, renumber
+from kdcache.building.builder import build
+from kdcache.corpora.numbering import Numbering, renumber
+from kdcache.corpora.standard_library import Docstring
+from kdcache.evaluation.evaluator import evaluate
 from tests.conftest import Lines, write_csv
 
 TASK: Any = "text-classification"

@@ -16,7 +16,7 @@ import pytest
 import tensorstore
 
 import kdcache
-from kdcache.builder import build
+from kdcache.building.builder import build
 from kdcache.errors import (
     CacheError,
     ConfigError,
@@ -25,10 +25,11 @@ from kdcache.errors import (
     MismatchError,
     MissingExtraError,
 )
-from kdcache.store import Cache, locate, open_cache, verify
-from kdcache.store.fetched import Fetched, local_file, parse_bytes
-from kdcache.store.files import put_if_absent
-from kdcache.store.objects import ObjectPath
+from kdcache.maintenance.verifying import verify
+from kdcache.store import Cache, locate, open_cache
+from kdcache.store.io.download_cache import Fetched, local_file, parse_bytes
+from kdcache.store.io.durable_writes import put_if_absent
+from kdcache.store.io.object_path import ObjectPath
 
 SIZES: dict[str, Any] = {"max_length": 48, "part_tokens": 2048, "batch_tokens": 1024}
 
@@ -131,7 +132,7 @@ def small_parts(out: object, corpus: Path, teacher: Path) -> dict[str, Any]:
 
 
 def build_command(given: dict[str, Any]) -> list[str]:
-    return [sys.executable, "-c", f"from kdcache.builder import build; build(**{given!r})"]
+    return [sys.executable, "-c", f"from kdcache.building.builder import build; build(**{given!r})"]
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +338,7 @@ def test_a_forked_child_is_refused_rather_than_left_to_hang(bucket: str, cache: 
 
 
 def test_importing_the_store_leaves_the_client_alone() -> None:
-    code = "import sys, kdcache.store, kdcache.builder; print('obstore' in sys.modules)"
+    code = "import sys, kdcache.store, kdcache.building.builder; print('obstore' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 

@@ -19,11 +19,13 @@ import torch
 
 import kdcache
 from kdcache import CachedDocuments, open_cache, open_plan
+from kdcache.building.planner import make_plan
 from kdcache.errors import CacheError, ConfigError, IncompleteError
 from kdcache.models import load_tokenizer
-from kdcache.planner import make_plan
-from kdcache.store import Cache, descriptors, shard
-from kdcache.store.descriptors import Handle
+from kdcache.store import Cache
+from kdcache.store.format import array_reader
+from kdcache.store.io import open_files
+from kdcache.store.io.open_files import Handle
 from tests.test_object_store import upload
 
 CACHES = ["cache", "masked_cache", "causal_cache"]
@@ -32,7 +34,7 @@ CACHES = ["cache", "masked_cache", "causal_cache"]
 @pytest.fixture
 def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cache:
     """A cache whose arrays are read from files that stay open."""
-    monkeypatch.setattr(shard, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(array_reader, "RESIDENT_BYTES", 0)
     name = getattr(request, "param", "cache")
     made: Cache = request.getfixturevalue(name)
     return open_cache(made.path)
@@ -110,7 +112,7 @@ def test_a_cache_that_took_the_place_of_the_pickled_one_is_refused(
 def handles(cache: Cache) -> list[int]:
     """Numbers of the files that are open for a cache."""
     root = str(cache.path)
-    found = [f for ref in descriptors._recent.values() if (f := ref()) and f.current]
+    found = [f for ref in open_files._recent.values() if (f := ref()) and f.current]
     return [f.current.number for f in found if f.current and str(f.path).startswith(root)]
 
 
@@ -136,7 +138,7 @@ def test_a_copy_closes_no_file_but_its_own(opened: Cache, tmp_path: Path) -> Non
 def test_threads_read_while_copies_come_and_go(
     opened: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(descriptors, "OPEN_FILES", 4)
+    monkeypatch.setattr(open_files, "OPEN_FILES", 4)
     data = CachedDocuments(opened, batch=16)
     wanted = [data[place] for place in range(24)]
 
@@ -161,8 +163,8 @@ import codecs, copy, itertools, os, sys
 import numpy as np
 import torch
 from kdcache import CachedDocuments
-from kdcache.store import shard
-shard.RESIDENT_BYTES = 0
+from kdcache.store.format import array_reader
+array_reader.RESIDENT_BYTES = 0
 data = CachedDocuments(sys.argv[1])
 docs = data.cache.plan.docs
 wanted = [data.cache.read(name, docs) for name in data.arrays]

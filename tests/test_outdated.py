@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 import kdcache
-from kdcache.builder import build
-from kdcache.identity import FUNCTION
+from kdcache.building.builder import build
+from kdcache.maintenance.outdated import FAULTS, outdated
 from kdcache.models.families import decodes, sways
-from kdcache.outdated import FAULTS, outdated
+from kdcache.plans.identity import FUNCTION
 from kdcache.store import Cache, open_cache
-from kdcache.store.checking import object_facts
 from kdcache.store.create import _write_file
-from kdcache.store.zarrs import create_group
+from kdcache.store.format.check_object import object_facts
+from kdcache.store.format.zarr_metadata import create_group
 from kdcache_cli.main import main
 from tests.conftest import write_csv
 from tests.damage import copy_of, forge_manifest, forge_plan

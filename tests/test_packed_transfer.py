@@ -8,10 +8,11 @@ import numpy as np
 import torch
 import transformers
 
-from kdcache.builder import build
-from kdcache.planner import plan
-from kdcache.store import Cache, open_cache, verify
-from kdcache.store.merging import merge
+from kdcache.building.builder import build
+from kdcache.building.planner import plan
+from kdcache.maintenance.merging import merge
+from kdcache.maintenance.verifying import verify
+from kdcache.store import Cache, open_cache
 
 
 def built(folder: Path, teacher: Path, *signals: str) -> Cache:

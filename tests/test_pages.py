@@ -15,7 +15,7 @@ import torch
 import transformers
 
 import kdcache
-from kdcache.demo_corpus import Docstring
+from kdcache.corpora.standard_library import Docstring
 from tests.conftest import bert_config, save_teacher
 from tests.pages import (
     DOCS,

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 import kdcache
-from kdcache.builder import build
+from kdcache.building.builder import build
 from kdcache.errors import CacheError, ConfigError, DamageError
-from kdcache.store import Cache, open_cache, verify
-from kdcache.store.files import put_if_absent
-from kdcache.store.objects import _Pages, at_once
+from kdcache.maintenance.verifying import verify
+from kdcache.store import Cache, open_cache
+from kdcache.store.io.durable_writes import put_if_absent
+from kdcache.store.io.object_path import _Pages, at_once
 from tests.faulty_proxy import Faults, faulty_proxy
 from tests.test_object_store import at, files_of, objects_of
 
@@ -30,7 +31,7 @@ SIZES: dict[str, Any] = {"max_length": 48, "part_tokens": 2048, "batch_tokens": 
 def faults(bucket: str, object_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     """Faults between this test and its bucket; none yet."""
     made = Faults()
-    monkeypatch.setattr("kdcache.store.client.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("kdcache.store.io.object_client.FIRST_WAIT", 0.01)
     monkeypatch.setenv("KDCACHE_PATIENCE", "20")
     with faulty_proxy(object_server, made) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
@@ -119,7 +120,7 @@ def test_a_store_that_comes_back_is_waited_for(
     bucket: str, faults: Faults, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (at(bucket) / "x").write_bytes(b"here")
-    monkeypatch.setattr("kdcache.store.client.SAID_AFTER", 0.5)
+    monkeypatch.setattr("kdcache.store.io.object_client.SAID_AFTER", 0.5)
     faults.down = True
     threading.Timer(2.5, lambda: setattr(faults, "down", False)).start()
     with caplog.at_level(logging.WARNING, "kdcache"):

@@ -15,14 +15,14 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from kdcache.batch import collate
-from kdcache.demo_corpus import Docstring, prose
+from kdcache.building.planner import plan
+from kdcache.corpora.standard_library import Docstring, prose
 from kdcache.errors import ConfigError, CorpusError, MismatchError, ModelError
-from kdcache.masking import mask
 from kdcache.models import load_tokenizer
-from kdcache.planner import plan
 from kdcache.plans import Plan
+from kdcache.plans.batch import collate
 from kdcache.store import open_plan
+from kdcache.tasks.masking import mask
 from tests.conftest import Lines, write_csv
 
 Doc = tuple[int, ...]

@@ -3,10 +3,10 @@
 import pytest
 
 from kdcache.errors import ConfigError
-from kdcache.layer_maps import LAYER_MAPS, layer_pairs
 from kdcache.losses import LOSSES
-from kdcache.recipe import load_recipe, shipped_recipes
-from kdcache.trainer.arguments import meant_fields
+from kdcache.losses.layer_maps import LAYER_MAPS, layer_pairs
+from kdcache.training.arguments import meant_fields
+from kdcache.training.recipe import load_recipe, shipped_recipes
 
 SHIPPED = [
     "causal-kd",

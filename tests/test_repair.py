@@ -14,16 +14,16 @@ import pytest
 import torch
 import transformers
 
-from kdcache.builder import build
+from kdcache.building.builder import build
+from kdcache.building.planner import plan
 from kdcache.errors import ConfigError, MismatchError, ModelError
-from kdcache.planner import plan
-from kdcache.repair import repair
-from kdcache.spot import spot_check
-from kdcache.store import Cache, verify
-from kdcache.store.facts import shard_facts
-from kdcache.store.merging import merge
-from kdcache.store.shard import encode_shard
-from kdcache.store.verify import find_damage
+from kdcache.maintenance.merging import merge
+from kdcache.maintenance.repair import repair
+from kdcache.maintenance.spot_check import spot_check
+from kdcache.maintenance.verifying import find_damage, verify
+from kdcache.store import Cache
+from kdcache.store.format.array_reader import encode_shard
+from kdcache.store.format.fingerprints import shard_facts
 from kdcache_cli.main import main
 from tests.damage import copy_of, files_of, flip, forge_commit, forge_completion, swap
 

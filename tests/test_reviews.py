@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kdcache.corpora.standard_library import Docstring
 from kdcache.demo import reviews
-from kdcache.demo_corpus import Docstring
 from kdcache.errors import CorpusError
 from tests.rated import source_distribution
 

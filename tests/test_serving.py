@@ -15,18 +15,19 @@ import transformers
 from huggingface_hub import ModelCard
 from transformers import pipeline
 
-from kdcache.batch import Batch
-from kdcache.builder import build
+from kdcache.building.builder import build
 from kdcache.errors import ConfigError, ModelError
-from kdcache.evaluator import evaluate
-from kdcache.metrics import wilson
+from kdcache.evaluation.evaluator import evaluate
+from kdcache.evaluation.metrics import wilson
+from kdcache.maintenance.verifying import verify
 from kdcache.models import run_model
 from kdcache.models.tokenizer import UNBOUNDED, serve_with
-from kdcache.recipe import load_recipe
-from kdcache.store import Cache, open_cache, verify
+from kdcache.plans.batch import Batch
+from kdcache.store import Cache, open_cache
 from kdcache.tasks import Task
-from kdcache.trainer import train
-from kdcache.trainer.card import write_card
+from kdcache.training.card import write_card
+from kdcache.training.recipe import load_recipe
+from kdcache.training.train import train
 from tests.conftest import write_csv
 
 QUICK = ("training.max_steps=2", "training.learning_rate=1e-3")

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from kdcache.errors import CacheError, DamageError, IncompleteError
-from kdcache.store import descriptors, shard
-from kdcache.store.checksums import crc
-from kdcache.store.descriptors import Descriptor
-from kdcache.store.shard import ArrayReader, encode_shard, plan_layout
-from kdcache.store.spans import cut_spans
+from kdcache.store.format import array_reader
+from kdcache.store.format.array_reader import ArrayReader, encode_shard, plan_layout
+from kdcache.store.format.checksums import crc
+from kdcache.store.format.spans import cut_spans
+from kdcache.store.io import open_files
+from kdcache.store.io.open_files import Descriptor
 
 PARTS, PART_ROWS, CHUNK_ROWS = 3, 384, 128
 
@@ -37,7 +38,7 @@ def stored(root, name="x", row_shape=(3,), dtype="int32", seed=0):
 def kept(request, monkeypatch):
     """Small arrays stay in memory; both ways have to give the same."""
     if request.param == "from the file":
-        monkeypatch.setattr(shard, "RESIDENT_BYTES", 0)
+        monkeypatch.setattr(array_reader, "RESIDENT_BYTES", 0)
     return request.param == "in memory"
 
 
@@ -74,7 +75,7 @@ def test_pieces_lie_in_one_chunk_each_and_neighbours_are_joined():
 
 
 def test_neighbouring_documents_are_one_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(array_reader, "RESIDENT_BYTES", 0)
     layout, _ = stored(tmp_path)
     reader = ArrayReader(tmp_path, layout)
     starts, counts = np.arange(0, CHUNK_ROWS, 16), np.full(8, 16)
@@ -136,7 +137,7 @@ def test_a_shard_that_is_put_right_is_read_anew(tmp_path, kept):
 
 
 def test_a_replaced_file_is_checked_again_when_it_is_opened_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(array_reader, "RESIDENT_BYTES", 0)
     layout, values = stored(tmp_path)
     path = tmp_path / layout.key(0)
     reader = ArrayReader(tmp_path, layout)
@@ -144,7 +145,7 @@ def test_a_replaced_file_is_checked_again_when_it_is_opened_again(tmp_path, monk
     (tmp_path / "other").write_bytes(path.read_bytes())
     damage(tmp_path / "other", 5)
     os.replace(tmp_path / "other", path)
-    monkeypatch.setattr(descriptors, "OPEN_FILES", 1)
+    monkeypatch.setattr(open_files, "OPEN_FILES", 1)
     for row in range(PART_ROWS, 3 * PART_ROWS, PART_ROWS):
         reader[row : row + 1]
     with pytest.raises(DamageError, match="chunk 0 fails"):
@@ -237,8 +238,8 @@ def test_chunks_to_check_are_fetched_at_once_unless_they_are_in_memory(
 
 
 def test_few_files_are_open_whatever_the_number_of_arrays(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard, "RESIDENT_BYTES", 0)
-    monkeypatch.setattr(descriptors, "OPEN_FILES", 4)
+    monkeypatch.setattr(array_reader, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(open_files, "OPEN_FILES", 4)
     arrays = [stored(tmp_path, f"a{i}", seed=i) for i in range(5)]
     before = len(os.listdir("/proc/self/fd"))
     readers = [ArrayReader(tmp_path, layout) for layout, _ in arrays]
@@ -251,7 +252,7 @@ def test_few_files_are_open_whatever_the_number_of_arrays(tmp_path, monkeypatch)
 
 
 def test_a_file_stays_open_while_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(descriptors, "OPEN_FILES", 1)
+    monkeypatch.setattr(open_files, "OPEN_FILES", 1)
     for name in "ab":
         (tmp_path / name).write_bytes(name.encode())
     one, other = Descriptor(tmp_path / "a"), Descriptor(tmp_path / "b")
@@ -262,7 +263,7 @@ def test_a_file_stays_open_while_it_is_read(tmp_path, monkeypatch):
 
 
 def test_threads_read_at_once(tmp_path, kept, monkeypatch):
-    monkeypatch.setattr(descriptors, "OPEN_FILES", 2)
+    monkeypatch.setattr(open_files, "OPEN_FILES", 2)
     layout, values = stored(tmp_path)
     reader, wrong = ArrayReader(tmp_path, layout), []
 
@@ -286,9 +287,9 @@ FORK = """
 import os, sys, threading
 from pathlib import Path
 import numpy as np
-from kdcache.store import shard
-from kdcache.store.shard import ArrayReader, plan_layout
-shard.RESIDENT_BYTES = 0
+from kdcache.store.format import array_reader
+from kdcache.store.format.array_reader import ArrayReader, plan_layout
+array_reader.RESIDENT_BYTES = 0
 layout = plan_layout("x", "int32", (3,), part_rows=384, chunk_rows=128, parts=3)
 reader = ArrayReader(Path(sys.argv[1]), layout)
 wanted = reader[0:1152].tobytes()

@@ -13,18 +13,19 @@ import pytest
 import torch
 import transformers
 
-from kdcache.builder import build
+from kdcache.building.builder import build
+from kdcache.building.planner import plan
 from kdcache.errors import ModelError
-from kdcache.evaluator import evaluate
-from kdcache.losses import LOSSES, Objective
-from kdcache.losses.soft import soft_and_hard
+from kdcache.evaluation.evaluator import evaluate
+from kdcache.losses import LOSSES
+from kdcache.losses.kl import soft_and_hard
 from kdcache.models import StudentSpec, load_student, plain_head, run_model
 from kdcache.models.largest_id import require_ids
 from kdcache.models.teacher import teacher_shape
-from kdcache.planner import plan
 from kdcache.signals import SoftLabels
 from kdcache.store import Cache, open_plan
-from kdcache.trainer.run import facts
+from kdcache.training.objective import Objective
+from kdcache.training.run import facts
 from tests.conftest import save_teacher
 
 TASK: Any = "causal-lm"

@@ -30,7 +30,7 @@ from kdcache.signals import (
     parse_all,
     select,
 )
-from kdcache.signals.codebook import high_bits, pack_high, unpack_high
+from kdcache.signals.codecs.codebook import high_bits, pack_high, unpack_high
 from kdcache.store import Cache
 
 SHAPE = TeacherShape(outputs=600, hidden=48, layers=4)

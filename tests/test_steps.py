@@ -16,12 +16,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from kdcache.builder import build
+from kdcache.building.builder import build
 from kdcache.errors import ConfigError, MismatchError
 from kdcache.losses import LOSSES, HiddenMSE, Needs
-from kdcache.recipe import DataOrder, Recipe
-from kdcache.trainer import train
-from kdcache.trainer.scale import keep_scale, require_whole
+from kdcache.training.recipe import DataOrder, Recipe
+from kdcache.training.scale import keep_scale, require_whole
+from kdcache.training.train import train
 from tests import steps
 from tests.conftest import write_csv
 from tests.steps import ALL, BATCH, TURNS, Student, steps_of

@@ -19,14 +19,15 @@ import xarray
 import zarr
 
 import kdcache
-from kdcache.builder import build
+from kdcache.building.builder import build
 from kdcache.errors import CacheError, DamageError, IncompleteError, MismatchError
+from kdcache.maintenance.verifying import verify
 from kdcache.plans import cut
 from kdcache.signals import TeacherShape, parse
-from kdcache.store import Cache, open_cache, open_plan, verify
-from kdcache.store.files import write_synced, writing
-from kdcache.store.shard import ArrayReader, encode_shard, plan_layout
-from kdcache.store.zarrs import create_arrays, create_group
+from kdcache.store import Cache, open_cache, open_plan
+from kdcache.store.format.array_reader import ArrayReader, encode_shard, plan_layout
+from kdcache.store.format.zarr_metadata import create_arrays, create_group
+from kdcache.store.io.durable_writes import write_synced, writing
 from tests.test_no_rows import HIDDEN, LOGITS
 
 CACHES = ["cache", "masked_cache", "causal_cache"]
@@ -242,7 +243,7 @@ def test_a_killed_build_resumed_is_byte_identical(
     parts = build(corpus, teacher=classifier, out=whole, **SMALL_PARTS).plan.parts
     assert parts > 10
     given = {"corpus": str(corpus), "teacher": str(classifier), "out": str(killed), **SMALL_PARTS}
-    code = f"from kdcache.builder import build; build(**{given!r})"
+    code = f"from kdcache.building.builder import build; build(**{given!r})"
     for share in shares:
         process = subprocess.Popen([sys.executable, "-c", code])
         deadline = time.monotonic() + 60

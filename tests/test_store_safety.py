@@ -26,18 +26,13 @@ import torch
 import transformers
 
 import kdcache
-from kdcache.builder import build
-from kdcache.errors import (
-    CacheError,
-    DamageError,
-    IncompleteError,
-    KdcacheError,
-    MismatchError,
-)
+from kdcache.building.builder import build
+from kdcache.errors import CacheError, DamageError, IncompleteError, KdcacheError, MismatchError
+from kdcache.maintenance.verifying import verify
 from kdcache.plans import Array
-from kdcache.store import Cache, Claims, create, open_cache, open_plan, plan_record, verify
-from kdcache.store.checksums import crc
-from kdcache.store.partial import part_documents, parts_in_place
+from kdcache.store import Cache, Claims, create, open_cache, open_plan, plan_record
+from kdcache.store.commits.committed_parts import part_documents, parts_in_place
+from kdcache.store.format.checksums import crc
 from kdcache_cli.main import main
 from tests.conftest import write_csv
 from tests.damage import copy_of, files_of, flip, swap

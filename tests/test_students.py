@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from kdcache.builder import build
+from kdcache.building.builder import build
 from kdcache.errors import ConfigError, ModelError
 from kdcache.models import StudentSpec, load_student, student_shape
 from kdcache.store import Cache

@@ -10,9 +10,9 @@ import pytest
 
 from kdcache.errors import ConfigError
 from kdcache.plans import Plan, round_up
+from kdcache.plans.subsample import spread
 from kdcache.signals import SIGNALS, from_json, parse
 from kdcache.store import Cache
-from kdcache.subsets import spread
 from kdcache.tasks import LOGITS_SPACE, Space, Subset
 
 FRACTIONS = [0.003, 0.2, 1 / 3, 0.999]

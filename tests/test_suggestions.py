@@ -13,8 +13,8 @@ import transformers
 import typer
 
 from kdcache.errors import ConfigError, near
-from kdcache.recipe import load_recipe
-from kdcache.trainer.arguments import MEANT, TAKEN, known_fields, meant_fields, training_arguments
+from kdcache.training.arguments import MEANT, TAKEN, known_fields, meant_fields, training_arguments
+from kdcache.training.recipe import load_recipe
 from kdcache_cli.app import app
 from kdcache_cli.usage import MEANT as MEANT_FLAGS
 from kdcache_cli.usage import usage_message

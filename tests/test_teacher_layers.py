@@ -11,11 +11,11 @@ import torch
 import transformers
 from torch import nn
 
-from kdcache.batch import Batch
 from kdcache.errors import ConfigError, ModelError
 from kdcache.models.auto import AUTO
 from kdcache.models.blocks import copy_blocks, require_same_states, shrunk_config
 from kdcache.models.depth import cut
+from kdcache.plans.batch import Batch
 
 VOCABULARY, DEPTH = 96, 4
 WIDTHS: dict[str, Any] = {

@@ -13,9 +13,10 @@ import pytest
 import tokenizers
 import transformers
 
-from kdcache.builder import build
+from kdcache.building.builder import build
+from kdcache.building.planner import plan
 from kdcache.errors import ConfigError, ModelError
-from kdcache.evaluator import evaluate
+from kdcache.evaluation.evaluator import evaluate
 from kdcache.models import StudentSpec, load_student, load_tokenizer
 from kdcache.models.token_map import (
     TokenMap,
@@ -24,9 +25,8 @@ from kdcache.models.token_map import (
     processing_difference,
     require_same_vocabulary,
 )
-from kdcache.planner import plan
 from kdcache.store import Cache
-from kdcache.trainer import train
+from kdcache.training.train import train
 from tests.conftest import bert_config, exchange_tokens, save_teacher
 
 TASK: Any = "text-classification"

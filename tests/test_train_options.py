@@ -10,12 +10,12 @@ import pytest
 import transformers
 
 import kdcache
-from kdcache.builder import estimate
+from kdcache.building.builder import estimate
 from kdcache.errors import ConfigError, KdcacheError
-from kdcache.recipe import load_recipe
 from kdcache.store import Cache
-from kdcache.trainer.arguments import training_arguments
-from kdcache.trainer.options import SHORTHANDS, with_shorthands, with_student
+from kdcache.training.arguments import training_arguments
+from kdcache.training.options import SHORTHANDS, with_shorthands, with_student
+from kdcache.training.recipe import load_recipe
 from kdcache_cli.main import main
 
 GIVEN: dict[str, Any] = {"seed": 7, "epochs": 1, "lr": 2e-3, "batch_size": 120, "device": "cpu"}

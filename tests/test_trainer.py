@@ -13,16 +13,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from kdcache.errors import (
-    ConfigError,
-    CorpusError,
-    IncompleteError,
-    MismatchError,
-    ModelError,
-)
-from kdcache.recipe import load_recipe
+from kdcache.errors import ConfigError, CorpusError, IncompleteError, MismatchError, ModelError
 from kdcache.store import open_cache
-from kdcache.trainer import train
+from kdcache.training.recipe import load_recipe
+from kdcache.training.train import train
 
 QUICK = ("training.max_steps=6", "training.logging_steps=2", "training.learning_rate=1e-3")
 
@@ -336,7 +330,7 @@ def test_eval_file_scores_the_student(cache, corpus, narrow, tmp_path):
 
 
 def test_an_eval_file_is_read_by_the_columns_of_the_corpus(classifier, narrow, tmp_path):
-    from kdcache.builder import build
+    from kdcache.building.builder import build
 
     lines = ["said,seen,verdict", "a text,one more text here,email", "another,and one more,tkinter"]
     path = tmp_path / "c.csv"
@@ -363,7 +357,7 @@ def test_an_eval_file_is_read_by_the_columns_of_the_corpus(classifier, narrow, t
 def test_an_unlabelled_corpus_turns_hard_labels_off_with_a_message(
     tmp_path, sentences, classifier, narrow
 ):
-    from kdcache.builder import build
+    from kdcache.building.builder import build
 
     path = tmp_path / "bare.jsonl"
     path.write_text("\n".join(json.dumps({"text": s.text}) for s in sentences[:40]), "utf-8")

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from kdcache.store import open_cache
-from kdcache.trainer import train
+from kdcache.training.train import train
 from kdcache_cli.main import main
 from tests.steps import ALL, TURNS, Student, run
 

@@ -43,7 +43,7 @@ def write(report: dict[str, Any], out: Path, panels: Sequence[Panel], title: str
 def check_places(out: Path | None, compare: Path | None, benchmark: str) -> None:
     """Raise now, not after minutes of measuring, if the one cannot be written or the other read."""
     from kdcache.bench.report import load_report
-    from kdcache.store.files import require_writable
+    from kdcache.store.io.durable_writes import require_writable
 
     if out:
         require_writable(out / f"{benchmark}.json", file=True)

@@ -23,9 +23,9 @@ def inspect(
 
     Works for plans and for caches that are not complete.
     """
-    from kdcache.describe import describe_cache, describe_plan
+    from kdcache.building.describe import describe_cache, describe_plan
     from kdcache.store import locate, open_cache, open_plan
-    from kdcache.store.zarrs import read_record
+    from kdcache.store.format.zarr_metadata import read_record
 
     record = read_record(locate(cache))
     if record is None:

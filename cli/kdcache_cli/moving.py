@@ -11,7 +11,7 @@ from kdcache_cli import options as o
 from kdcache_cli.output import both, print_facts, print_json
 
 if TYPE_CHECKING:
-    from kdcache.store import Transfer
+    from kdcache.maintenance.transfer import Transfer
 
 
 def copy(
@@ -27,7 +27,7 @@ def copy(
     Every object is checked where it is read and where it was written. Started again, a copy goes
     on where it stopped, and adds what the source has gained.
     """
-    from kdcache.store import copy as run
+    from kdcache.maintenance.copying import copy as run
 
     _report(out, run(source, out, progress=context.obj), as_json)
 
@@ -50,7 +50,7 @@ def merge(
     What another teacher said is kept under its name: train --teacher NAME. Started again, a merge
     goes on where it stopped.
     """
-    from kdcache.store import merge as run
+    from kdcache.maintenance.merging import merge as run
 
     *sources, out = places
     _report(out, run(sources, out, progress=context.obj), as_json)
@@ -74,8 +74,8 @@ def export(
 
     They hold documents' ids, tokens and labels, log-probabilities and hidden states.
     """
-    from kdcache.exporting import export as run
-    from kdcache.exporting import require_no_model
+    from kdcache.maintenance.exporting import export as run
+    from kdcache.maintenance.exporting import require_no_model
     from kdcache.store import open_cache
 
     require_no_model(cache)

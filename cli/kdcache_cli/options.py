@@ -58,7 +58,7 @@ PLAN_OPTIONS = {
         )
     },
 }
-"""Parameters of `plan` and `build`, and the fields of `kdcache.planner.PlanOptions` they fill."""
+"""Parameters of `plan` and `build`, and the fields of `building.planner.PlanOptions` they fill."""
 
 
 def plan_options(context: typer.Context) -> Any:

@@ -56,9 +56,9 @@ def plan(
     Prints documents, tokens, their lengths and, for --signal, the bytes of the cache: exact, or
     estimates where arrays are compressed. No teacher runs.
     """
-    from kdcache.describe import describe_bytes, describe_plan
-    from kdcache.planner import plan as make
-    from kdcache.store.fetched import parse_bytes
+    from kdcache.building.describe import describe_bytes, describe_plan
+    from kdcache.building.planner import plan as make
+    from kdcache.store.io.download_cache import parse_bytes
 
     most = parse_bytes(budget, "--budget") if budget else None
     wanted = bool(signal or budget)
@@ -79,8 +79,8 @@ def plan(
 
 
 def _propose(plan: Any, sized: tuple[Any, Any], budget: int, as_json: bool) -> None:
-    from kdcache.budget import propose
-    from kdcache.describe import describe_plan
+    from kdcache.building.budget import propose
+    from kdcache.building.describe import describe_plan
 
     signals, shape = sized
     found = [proposal.to_json() for proposal in propose(plan, shape, budget, signals)]
@@ -206,8 +206,8 @@ def build(
         return
     if out is None:
         raise ConfigError("build needs --out, the folder to write the cache to")
-    from kdcache.builder import build as make
-    from kdcache.describe import describe_cache
+    from kdcache.building.builder import build as make
+    from kdcache.building.describe import describe_cache
 
     cache = make(
         o.one_corpus(corpus),
@@ -223,8 +223,8 @@ def build(
 
 
 def _estimate(corpus: Any, asked: dict[str, Any], as_json: bool) -> None:
-    from kdcache.builder import estimate
-    from kdcache.describe import describe_bytes, describe_plan
+    from kdcache.building.builder import estimate
+    from kdcache.building.describe import describe_bytes, describe_plan
 
     found = estimate(corpus, **asked)
     size = describe_bytes(found.plan, found.signals, found.shape)

@@ -120,7 +120,7 @@ def train(
     """
     layers = o.layers(init_from_teacher)
     from kdcache.store import open_cache
-    from kdcache.trainer import train as run
+    from kdcache.training.train import train as run
 
     result = run(
         open_cache(cache, teacher=teacher),
@@ -189,7 +189,7 @@ def evaluate(
     Prints the task's metrics, calibration and speed, and agreement with the teacher for
     documents that a cache holds.
     """
-    from kdcache.evaluator import evaluate as run
+    from kdcache.evaluation.evaluator import evaluate as run
 
     metrics = run(
         model,

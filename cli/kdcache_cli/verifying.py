@@ -10,8 +10,8 @@ from kdcache_cli import options as o
 from kdcache_cli.output import print_json, print_table, print_title, show
 
 if TYPE_CHECKING:
-    from kdcache.spot import Figure, Spot
-    from kdcache.store.verify import Finding
+    from kdcache.maintenance.spot_check import Figure, Spot
+    from kdcache.maintenance.verifying import Finding
 
 DAMAGED = 1
 
@@ -59,13 +59,13 @@ def verify(
     checks records, sizes and the checksums in each shard's index. Caches that an earlier version
     made wrongly get a warning.
     """
-    from kdcache.outdated import outdated
-    from kdcache.store.verify import find_damage
+    from kdcache.maintenance.outdated import outdated
+    from kdcache.maintenance.verifying import find_damage
 
     asked: dict[str, Any] = {"teacher": teacher, "device": device, "progress": context.obj}
     repaired: tuple[Finding, ...] = ()
     if repair:
-        from kdcache.repair import repair as mend
+        from kdcache.maintenance.repair import repair as mend
 
         documents = o.one_corpus(corpus) if corpus else None
         done = mend(cache, tokenizer=tokenizer, corpus=documents, **asked)
@@ -74,7 +74,7 @@ def verify(
         found = find_damage(cache, full=full, progress=context.obj)
     spotted = None
     if spot is not None and not found:
-        from kdcache.spot import spot_check
+        from kdcache.maintenance.spot_check import spot_check
 
         spotted = spot_check(cache, spot, **asked)
         found = spotted.findings

@@ -43,8 +43,8 @@ from kdcache.signals import (
     assist,
     parse,
 )
-from kdcache.store.packed import encode_rows
-from kdcache.store.shard import plan_layout
+from kdcache.store.format.array_reader import plan_layout
+from kdcache.store.format.compressed_reader import encode_rows
 
 KS = (16, 32, 50, 64, 128)
 DRAWS = (12, 25, 50, 100)

@@ -10,7 +10,7 @@ import torch
 
 from kdcache.bench.fidelity_sample import Sample
 from kdcache.signals import SoftLabels
-from kdcache.signals.soft import STAT_TEMPERATURE
+from kdcache.signals.soft_labels import STAT_TEMPERATURE
 from kdcache_kernels import topk_kl
 
 TEMPERATURES = (1.0, 2.0, 4.0)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.batch import collate
+from kdcache.building.artifacts import head, token_counts
+from kdcache.building.planner import plan as make_plan
 from kdcache.errors import ConfigError, ModelError
 from kdcache.models import Teacher, load_teacher, run_model
 from kdcache.models.run import plain_head
-from kdcache.origins import head, token_counts
-from kdcache.planner import plan as make_plan
 from kdcache.plans import Plan
+from kdcache.plans.batch import collate
 from kdcache.progress import Shown, shown
 from kdcache.signals import Outputs, select
 from kdcache.signals.base import POSITIONS

@@ -10,8 +10,8 @@ import numpy as np
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig, cut, round_up
 from kdcache.signals import TeacherShape, parse_all
 from kdcache.store import Cache
+from kdcache.store.commits.writer import Writer
 from kdcache.store.create import cache_record, create, signal_layouts
-from kdcache.store.writer import Writer
 from kdcache.tasks import Space
 
 PART_TOKENS = 262_144

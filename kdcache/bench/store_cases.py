@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdcache.batch import epoch_order
 from kdcache.bench.store_source import BATCH_TOKENS, Source, Wanted
 from kdcache.plans import Array, Plan
+from kdcache.plans.batch import epoch_order
 
 DOCUMENTS = 512  # of the case that reads one at a time
 

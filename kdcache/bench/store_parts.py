@@ -15,11 +15,11 @@ from kdcache.bench.report import Json
 from kdcache.bench.store_cases import Case
 from kdcache.bench.store_source import BATCH_TOKENS, Read, Source
 from kdcache.bench.store_timing import FIRST, OURS, rows_of, seconds_of
-from kdcache.documents import CachedDocuments
-from kdcache.loader import make_loader
 from kdcache.store import open_cache
-from kdcache.store.files import write_synced
-from kdcache.store.packed import encode_rows
+from kdcache.store.format.compressed_reader import encode_rows
+from kdcache.store.io.durable_writes import write_synced
+from kdcache.training.documents import CachedDocuments
+from kdcache.training.loader import make_loader
 
 RAW = "raw write"
 COLD_BATCHES = 8

@@ -19,9 +19,9 @@ from kdcache.bench.store_source import Read, Source
 from kdcache.bench.store_streams import litdata, mosaicml_streaming
 from kdcache.plans import Array
 from kdcache.store import open_cache
-from kdcache.store.layout import Layout
-from kdcache.store.packed import KEPT_BYTES
-from kdcache.store.spans import cut_spans
+from kdcache.store.format.compressed_reader import KEPT_BYTES
+from kdcache.store.format.layout import Layout
+from kdcache.store.format.spans import cut_spans
 
 
 def kdcache(source: Source, folder: Path) -> Read:

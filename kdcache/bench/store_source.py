@@ -11,9 +11,9 @@ import numpy as np
 from kdcache.errors import ConfigError
 from kdcache.plans import Array
 from kdcache.store import Cache
-from kdcache.store.layout import Layout
-from kdcache.store.packed import reader_of
-from kdcache.store.shard import aligned
+from kdcache.store.format.array_reader import aligned
+from kdcache.store.format.compressed_reader import reader_of
+from kdcache.store.format.layout import Layout
 from kdcache.tasks import RowSpace
 
 Spans = Mapping[RowSpace, tuple[Array, Array]]

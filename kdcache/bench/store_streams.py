@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.batch import epoch_order
 from kdcache.bench.report import Json, installed
 from kdcache.bench.store_source import Read, Source, Wanted
 from kdcache.plans import Array
+from kdcache.plans.batch import epoch_order
 from kdcache.store import open_cache
 
 BATCH = 64  # documents that are put together, as many as make some 8,192 tokens

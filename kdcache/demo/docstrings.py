@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kdcache.corpora.standard_library import docstrings
 from kdcache.demo.sentences import Corpus, Sentence, cut, shuffled, unlabelled
-from kdcache.demo_corpus import docstrings
 
 SOURCE = "docstrings of Python's standard library, labelled by the package they come from"
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from kdcache.documents import CachedDocuments
 from kdcache.models import run_model
 from kdcache.progress import Progress
 from kdcache.store import Cache
+from kdcache.training.documents import CachedDocuments
 
 WINDOW = 50  # as in the shipped recipes
 

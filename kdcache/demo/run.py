@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from kdcache.builder import build
+from kdcache.building.builder import build
+from kdcache.demo.encoder import encoder_folder
 from kdcache.demo.ending import TEXTS, pipeline_call
 from kdcache.demo.loop import forward_seconds
 from kdcache.demo.report import (
@@ -30,16 +31,15 @@ from kdcache.demo.scores import predict
 from kdcache.demo.sentences import Corpus, write
 from kdcache.demo.settings import Settings, read_corpus
 from kdcache.demo.steps import Steps, afresh
-from kdcache.demo_teacher import encoder_folder
 from kdcache.manifest import Json
 from kdcache.models import load_config, load_teacher
 from kdcache.progress import Progress, Shown, quiet, shown
 from kdcache.shipping import ship
 from kdcache.shipping.extra import require_extra
 from kdcache.store import open_cache
-from kdcache.store.files import require_writable
+from kdcache.store.io.durable_writes import require_writable
 from kdcache.teaching import teach
-from kdcache.trainer import train
+from kdcache.training.train import train
 
 TASK: Any = "text-classification"
 TRAIN, LABELLED, DEV = "train.csv", "labelled.csv", "dev.csv"

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.demo.sentences import Sentence
+from kdcache.evaluation.metrics import Z95, wilson
 from kdcache.manifest import Json
-from kdcache.metrics import Z95, wilson
 from kdcache.progress import Progress
 from kdcache.shipping.folder import SETTINGS
 from kdcache.shipping.measure import run_apart, timed_places
-from kdcache.store.files import replace_synced
+from kdcache.store.io.durable_writes import replace_synced
 
 Right = npt.NDArray[np.bool_]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
 from kdcache.progress import Progress
-from kdcache.store.files import occupied, replace_synced, require_writable
+from kdcache.store.io.durable_writes import occupied, replace_synced, require_writable
 
 NOTE = "demo.json"
 

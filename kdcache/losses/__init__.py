@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from kdcache.losses.base import CacheFacts, Loss, Needs, Step
-from kdcache.losses.hard import Hard, hard_loss
-from kdcache.losses.hidden import HiddenMSE, hidden_loss
+from kdcache.losses.cross_entropy import Hard, hard_loss
+from kdcache.losses.feature_mse import HiddenMSE, hidden_loss
+from kdcache.losses.kl import SoftAndHard, SoftKL, soft_and_hard
 from kdcache.losses.logit_mse import LogitMSE, logit_mse
-from kdcache.losses.objective import Objective
-from kdcache.losses.soft import SoftAndHard, SoftKL, soft_and_hard
 
 __all__ = [
     "LOSSES",
@@ -17,7 +16,6 @@ __all__ = [
     "LogitMSE",
     "Loss",
     "Needs",
-    "Objective",
     "SoftAndHard",
     "SoftKL",
     "Step",

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal, Protocol
 
 import torch
 
-from kdcache.batch import Batch
 from kdcache.errors import ConfigError
-from kdcache.layer_maps import Pairs
+from kdcache.losses.layer_maps import Pairs
+from kdcache.plans.batch import Batch
 from kdcache.signals import HeadLabels, LayerRows, Outputs, Signal, SoftLabels, TeacherShape
 from kdcache.tasks import RowSpace, Task
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
-from kdcache.batch import Batch
 from kdcache.errors import ConfigError
 from kdcache.losses.base import CacheFacts, Needs, Over, Step, check_number, exact, require_outputs
+from kdcache.plans.batch import Batch
 from kdcache.signals import DenseLogits, SoftLabels, TeacherShape
 
 

@@ -12,7 +12,7 @@ import torch
 
 from kdcache.losses.base import CacheFacts
 from kdcache.signals import Outputs, SoftLabels, TeacherShape
-from kdcache.signals.soft import STAT_TEMPERATURE
+from kdcache.signals.soft_labels import STAT_TEMPERATURE
 
 
 def shared_outputs(facts: CacheFacts, student: TeacherShape) -> int | None:

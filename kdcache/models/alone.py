@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.batch import Batch, collate
 from kdcache.errors import ModelError
 from kdcache.models.run import EQUAL, run_model, untouched
 from kdcache.plans import Plan
+from kdcache.plans.batch import Batch, collate
 from kdcache.progress import Progress, quiet
 from kdcache.tasks import Task
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from kdcache.batch import Batch
 from kdcache.errors import ConfigError, ModelError
 from kdcache.models.auto import load_config
 from kdcache.models.depth import Layers, cut
 from kdcache.models.run import run_model, untouched
+from kdcache.plans.batch import Batch
 from kdcache.signals import Outputs
 from kdcache.tasks import Task
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from kdcache.identity import Leaf, dotted, leaves
 from kdcache.manifest import Json
+from kdcache.plans.identity import Leaf, dotted, leaves
 
 LEFT_OUT = {
     "_name_or_path",  # where the files lie

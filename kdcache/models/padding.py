@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from kdcache.batch import Batch
 from kdcache.errors import ModelError
+from kdcache.plans.batch import Batch
 from kdcache.signals import Outputs
 from kdcache.tasks import Task
 

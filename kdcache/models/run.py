@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdcache.batch import Batch
 from kdcache.errors import ModelError
 from kdcache.models.padding import by_length, joined, padded
+from kdcache.plans.batch import Batch
 from kdcache.signals import Head, Outputs
 from kdcache.tasks import Task
 

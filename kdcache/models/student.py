@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import transformers
 
-from kdcache.batch import Batch
 from kdcache.errors import ConfigError, ModelError
 from kdcache.models.auto import (
     AUTO,
@@ -25,9 +24,10 @@ from kdcache.models.auto import (
 from kdcache.models.blocks import copy_blocks, require_same_states, shrunk_config
 from kdcache.models.largest_id import require_ids
 from kdcache.models.padding import pad_of
-from kdcache.models.same import require_same_teacher
 from kdcache.models.teacher import load_teacher, most_tokens, teacher_shape
+from kdcache.models.teacher_again import require_same_teacher
 from kdcache.models.token_map import require_same_vocabulary
+from kdcache.plans.batch import Batch
 from kdcache.signals import TeacherShape
 
 if TYPE_CHECKING:

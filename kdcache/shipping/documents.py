@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.corpus import open_corpus
-from kdcache.demo_corpus import prose
+from kdcache.building.planner import PlanOptions, make_plan
+from kdcache.corpora.documents import open_corpus
+from kdcache.corpora.standard_library import prose
 from kdcache.models import Tokenizer, classes_of
-from kdcache.planner import PlanOptions, make_plan
 from kdcache.plans import Plan
 from kdcache.progress import Progress
 from kdcache.store import open_plan, write_plan

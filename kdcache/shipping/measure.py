@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 import kdcache
-from kdcache.capture import length_batches
 from kdcache.errors import ModelError
+from kdcache.evaluation.metrics import wilson
+from kdcache.evaluation.scoring import BATCH, Predictions, predict, scores, token_budget
 from kdcache.manifest import Json
-from kdcache.metrics import wilson
+from kdcache.plans.batch import length_batches
 from kdcache.progress import Progress
-from kdcache.scoring import BATCH, Predictions, predict, scores, token_budget
 from kdcache.shipping import worker
 from kdcache.shipping.folder import MODEL, bytes_of
 from kdcache.shipping.source import Logits, Source

@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from kdcache.building.planner import PlanOptions, scratch_folder
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
-from kdcache.planner import PlanOptions, scratch_folder
 from kdcache.progress import Progress, Shown, short, shown
 from kdcache.shipping.card import write_card
 from kdcache.shipping.extra import require_extra
@@ -21,7 +21,7 @@ from kdcache.shipping.measure import CALLS, SCORE, measure, torch_logits
 from kdcache.shipping.quantise import quantise
 from kdcache.shipping.source import Source, load_source, require_classifier, require_labels
 from kdcache.shipping.verdict import notes, unmeasured
-from kdcache.store.files import occupied, require_writable, writing
+from kdcache.store.io.durable_writes import occupied, require_writable, writing
 
 KINDS = ("fp32", "int8")
 TIMED = "text to probabilities, tokenisation included"

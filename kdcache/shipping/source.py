@@ -9,26 +9,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdcache.building.planner import PlanOptions
+from kdcache.building.training_note import (
+    require_same_texts,
+    require_trained_vocabulary,
+    texts_of,
+    trained_plan,
+)
 from kdcache.errors import ConfigError, CorpusError, ModelError
-from kdcache.evaluator import task_of
+from kdcache.evaluation.evaluator import task_of
+from kdcache.evaluation.scoring import forward, require_finite, require_fit, settle
 from kdcache.manifest import Json
 from kdcache.models import Teacher, Tokenizer, load_config, load_teacher, load_tokenizer
 from kdcache.models.auto import require_problem
 from kdcache.models.padding import pad_of
 from kdcache.models.teacher import most_tokens
 from kdcache.models.tokenizer import UNBOUNDED, load_plain
-from kdcache.planner import PlanOptions
 from kdcache.plans import Docs
 from kdcache.progress import Progress
-from kdcache.scoring import forward, require_finite, require_fit, settle
 from kdcache.shipping.documents import Documents, read_documents, write_prose
 from kdcache.tasks import Task
-from kdcache.training_note import (
-    require_same_texts,
-    require_trained_vocabulary,
-    texts_of,
-    trained_plan,
-)
 
 Logits = npt.NDArray[np.float32]
 TASK: Task = "text-classification"

@@ -22,13 +22,14 @@ from kdcache.signals.base import (
     options,
     select,
 )
-from kdcache.signals.hidden import Hidden
-from kdcache.signals.hidden_head import HeadLabels, HiddenHead
-from kdcache.signals.logits import DenseLogits, TopKLogits
-from kdcache.signals.rows import LayerRows
-from kdcache.signals.sampled import SampledLogits
-from kdcache.signals.small import SmallTopK
-from kdcache.signals.soft import SoftLabels
+from kdcache.signals.codecs.dense import DenseLogits
+from kdcache.signals.codecs.output_layer import HeadLabels, HiddenHead
+from kdcache.signals.codecs.quantised import LayerRows
+from kdcache.signals.codecs.sampled import SampledLogits
+from kdcache.signals.codecs.topk import TopKLogits
+from kdcache.signals.codecs.topk_small import SmallTopK
+from kdcache.signals.features import Hidden
+from kdcache.signals.soft_labels import SoftLabels
 from kdcache.tasks import Task
 
 __all__ = [

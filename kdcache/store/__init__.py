@@ -1,7 +1,8 @@
 """The store: plans and caches as Zarr v3 groups with checked, whole, committed shards."""
 
-from kdcache.store.claims import Claims
-from kdcache.store.copying import copy
+from kdcache.store.cache import Cache, open_cache, open_plan
+from kdcache.store.commits.claims import Claims
+from kdcache.store.commits.writer import Writer
 from kdcache.store.create import (
     cache_record,
     create,
@@ -10,13 +11,8 @@ from kdcache.store.create import (
     signal_layouts,
     write_plan,
 )
-from kdcache.store.merging import merge
-from kdcache.store.objects import Place, Root, locate
-from kdcache.store.reader import Cache, open_cache, open_plan
-from kdcache.store.shard import Layout
-from kdcache.store.transfer import Transfer
-from kdcache.store.verify import verify
-from kdcache.store.writer import Writer
+from kdcache.store.format.array_reader import Layout
+from kdcache.store.io.object_path import Place, Root, locate
 
 __all__ = [
     "Cache",
@@ -24,18 +20,14 @@ __all__ = [
     "Layout",
     "Place",
     "Root",
-    "Transfer",
     "Writer",
     "cache_record",
-    "copy",
     "create",
     "locate",
-    "merge",
     "open_cache",
     "open_plan",
     "plan_layouts",
     "plan_record",
     "signal_layouts",
-    "verify",
     "write_plan",
 ]

@@ -13,14 +13,16 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from kdcache.errors import CacheError
-from kdcache.identity import comparable_teachers, nameless
 from kdcache.manifest import FIRST, FORMAT, NAMED, Json, digest, require_same
 from kdcache.plans import Array, Column, Plan
+from kdcache.plans.identity import comparable_teachers, nameless
 from kdcache.signals import ArraySpec, Signal, TeacherShape
-from kdcache.store.blueprint import plan_specs, read_blueprint
-from kdcache.store.checksums import crc
-from kdcache.store.facts import shard_facts
-from kdcache.store.files import (
+from kdcache.store.format.array_reader import Layout, encode_shard, plan_layout
+from kdcache.store.format.checksums import crc
+from kdcache.store.format.fingerprints import shard_facts
+from kdcache.store.format.manifest_schema import plan_specs, read_blueprint
+from kdcache.store.format.zarr_metadata import create_arrays, create_group, group_json, read_record
+from kdcache.store.io.durable_writes import (
     object_names,
     occupied,
     put_if_absent,
@@ -30,9 +32,7 @@ from kdcache.store.files import (
     write_synced,
     writing,
 )
-from kdcache.store.objects import ObjectPath, Place, Root, at_once, locate
-from kdcache.store.shard import Layout, encode_shard, plan_layout
-from kdcache.store.zarrs import create_arrays, create_group, group_json, read_record
+from kdcache.store.io.object_path import ObjectPath, Place, Root, at_once, locate
 
 FILE_UNIT = 4096
 FILE_CHUNK = 2**20

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdcache.manifest import Json
-from kdcache.trainer.card import CARD, SCORES, front_matter, score_cell, table, usage
+from kdcache.training.card import CARD, SCORES, front_matter, score_cell, table, usage
 
 LICENCE = (
     "These weights come from the encoder above and from the labelled documents: the licences of "

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.corpus import columns_of
+from kdcache.building.planner import PlanOptions, make_plan
+from kdcache.corpora.documents import columns_of
 from kdcache.errors import CorpusError
 from kdcache.models import Tokenizer
-from kdcache.planner import PlanOptions, make_plan
 from kdcache.plans import Array, Docs, Plan
+from kdcache.plans.same_texts import text_keys
 from kdcache.progress import Progress, quiet, short
-from kdcache.same_texts import text_keys
 from kdcache.store import open_plan, write_plan
 from kdcache.teaching.settings import Settings
 from kdcache.teaching.split import dev_rows
-from kdcache.trainer.evaluation import require_as_many_texts
+from kdcache.training.evaluation import require_as_many_texts
 
 SHOWN = 4
 

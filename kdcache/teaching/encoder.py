@@ -9,12 +9,12 @@ import torch
 import transformers
 
 from kdcache.errors import ModelError
+from kdcache.evaluation.scoring import require_fit
 from kdcache.models import Tokenizer, load_config
 from kdcache.models.auto import AUTO, silent_transformers, unreadable
 from kdcache.models.padding import pad_of
 from kdcache.models.teacher import tensors_sha256
 from kdcache.plans import Plan
-from kdcache.scoring import require_fit
 
 AUTO_NAME = "AutoModelForSequenceClassification"
 

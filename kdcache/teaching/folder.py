@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors.torch import load_model, save_model
 
+from kdcache.building.training_note import TAUGHT
 from kdcache.errors import ConfigError, DamageError
 from kdcache.manifest import Json, require_same
 from kdcache.models import Tokenizer
@@ -16,10 +17,9 @@ from kdcache.models.teacher import most_tokens
 from kdcache.models.token_map import token_map
 from kdcache.models.tokenizer import serve_with
 from kdcache.plans import Plan
-from kdcache.store.files import occupied, require_writable
-from kdcache.trainer.folder import CHECKPOINTS, METRICS, write_json
-from kdcache.trainer.lock import require_free
-from kdcache.training_note import TAUGHT
+from kdcache.store.io.durable_writes import occupied, require_writable
+from kdcache.training.lock import require_free
+from kdcache.training.run_folder import CHECKPOINTS, METRICS, write_json
 
 RUN = "run.json"
 START = "start.safetensors"

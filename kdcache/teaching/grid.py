@@ -12,7 +12,7 @@ from kdcache.manifest import Json
 from kdcache.models import Tokenizer, check_alone
 from kdcache.models.tokenizer import short_name
 from kdcache.progress import Progress
-from kdcache.store.files import writing
+from kdcache.store.io.durable_writes import writing
 from kdcache.teaching.data import Data
 from kdcache.teaching.encoder import Encoder
 from kdcache.teaching.folder import START, Run, save_teacher
@@ -21,8 +21,8 @@ from kdcache.teaching.settings import Settings
 from kdcache.teaching.start import fit_start
 from kdcache.teaching.tuning import tune
 from kdcache.teaching.weights import class_weights
-from kdcache.trainer.folder import CHECKPOINTS
-from kdcache.trainer.lock import one_run
+from kdcache.training.lock import one_run
+from kdcache.training.run_folder import CHECKPOINTS
 
 
 class Grid:

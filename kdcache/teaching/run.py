@@ -10,14 +10,13 @@ from typing import Any
 
 from transformers.trainer_utils import set_seed
 
-from kdcache.dev_options import DevOptions, share_of
+from kdcache.building.planner import PlanOptions, scratch_folder
+from kdcache.corpora.labels import LabelType
 from kdcache.errors import require_path
-from kdcache.labels import LabelType
 from kdcache.manifest import Json
 from kdcache.models import Tokenizer, load_tokenizer
-from kdcache.planner import PlanOptions, scratch_folder
 from kdcache.progress import Progress, Shown, short, shown
-from kdcache.store.files import remove_tree, writing
+from kdcache.store.io.durable_writes import remove_tree, writing
 from kdcache.tasks import Task
 from kdcache.teaching.card import write_card
 from kdcache.teaching.data import Data, read_data, seen_before
@@ -26,9 +25,10 @@ from kdcache.teaching.folder import check_folder
 from kdcache.teaching.grid import Grid
 from kdcache.teaching.settings import ClassWeights, Settings, rates_of, require_taught
 from kdcache.teaching.tuning import arguments
-from kdcache.trainer.evaluation import check_evaluation, check_labels, same_columns
-from kdcache.trainer.folder import CHECKPOINTS, METRICS, write_json
-from kdcache.trainer.options import on_cpu
+from kdcache.training.dev_options import DevOptions, share_of
+from kdcache.training.evaluation import check_evaluation, check_labels, same_columns
+from kdcache.training.options import on_cpu
+from kdcache.training.run_folder import CHECKPOINTS, METRICS, write_json
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def teach(
 
 
 def _evaluate(folder: Path, file: str | Path, corpus: Json, progress: Progress) -> Json:
-    from kdcache.evaluator import evaluate
+    from kdcache.evaluation.evaluator import evaluate
 
     return evaluate(folder, file, progress=progress, **same_columns(corpus, file))
 

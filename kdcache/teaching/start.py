@@ -20,11 +20,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from kdcache.batch import Batch, collate
 from kdcache.manifest import Json
 from kdcache.models import run_model
 from kdcache.models.run import EQUAL, untouched
 from kdcache.plans import Docs
+from kdcache.plans.batch import Batch, collate
 from kdcache.progress import Advance, Progress
 from kdcache.teaching.data import Data, Documents
 from kdcache.teaching.scores import batches_of, merit, score

@@ -15,16 +15,16 @@ import transformers
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kdcache.batch import Batch, collate
-from kdcache.documents import document_order
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
 from kdcache.models import run_model
 from kdcache.models.auto import silent_transformers
+from kdcache.plans.batch import Batch, collate
 from kdcache.progress import Advance, Progress
 from kdcache.teaching.data import Data, Documents
 from kdcache.teaching.scores import WORST, Floats, merit, predict, score, step_loss
 from kdcache.teaching.settings import Settings
+from kdcache.training.documents import document_order
 
 WINDOW = 25  # batches among which documents are sorted by length: less padding
 WARMUP = 0.1  # of the steps

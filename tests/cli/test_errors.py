@@ -120,7 +120,7 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise IsADirectoryError("some\nwhere " + 999 * "x")
 
-    monkeypatch.setattr("kdcache.describe.describe_cache", fail)
+    monkeypatch.setattr("kdcache.building.describe.describe_cache", fail)
 
 
 @pytest.mark.usefixtures("fault")

@@ -11,10 +11,10 @@ from typing import get_args
 import pytest
 from typer.testing import CliRunner
 
-from kdcache.corpus import Unit
-from kdcache.labels import LabelType
+from kdcache.building.planner import PlanOptions
+from kdcache.corpora.documents import Unit
+from kdcache.corpora.labels import LabelType
 from kdcache.models.teacher import DTYPES
-from kdcache.planner import PlanOptions
 from kdcache_cli import bench, options, planning
 from kdcache_cli.app import COMMANDS, GROUPS, app
 
@@ -76,7 +76,7 @@ def test_the_named_values_of_options_are_the_librarys() -> None:
 
 
 def test_defaults_of_build_are_the_librarys() -> None:
-    from kdcache.builder import build
+    from kdcache.building.builder import build
 
     library = inspect.signature(build).parameters
     for name, parameter in inspect.signature(planning.build).parameters.items():

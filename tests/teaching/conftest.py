@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from kdcache.demo_corpus import Docstring
+from kdcache.corpora.standard_library import Docstring
 from kdcache.teaching import TeachResult, teach
 from tests.conftest import bert_config, save_teacher, write_csv
 

@@ -12,11 +12,11 @@ import transformers
 from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_class_weight
 
-from kdcache.batch import collate
+from kdcache.corpora.labels import LabelReader, resolve
 from kdcache.errors import ConfigError, CorpusError, ModelError
-from kdcache.labels import LabelReader, resolve
 from kdcache.models import load_tokenizer
 from kdcache.models.auto import AUTO
+from kdcache.plans.batch import collate
 from kdcache.store import Cache
 from kdcache.teaching import teach
 from kdcache.teaching.data import Documents, read_data

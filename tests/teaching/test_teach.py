@@ -17,8 +17,8 @@ from huggingface_hub import ModelCard
 from transformers import pipeline
 
 from kdcache import build, evaluate
-from kdcache.demo_corpus import Docstring
-from kdcache.demo_teacher import encoder_folder
+from kdcache.corpora.standard_library import Docstring
+from kdcache.demo.encoder import encoder_folder
 from kdcache.errors import ConfigError, MismatchError, ModelError
 from kdcache.models.tokenizer import classes_of
 from kdcache.teaching import TeachResult, teach

@@ -1,0 +1,361 @@
+"""Build a cache: run the teacher once over every document and store what it said."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+
+from kdcache.building.artifacts import origins
+from kdcache.building.capture import Capture
+from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
+from kdcache.building.training_note import length_note
+from kdcache.corpora.numbering import Numbering
+from kdcache.errors import ConfigError, KdcacheError, MismatchError, ModelError, one_of
+from kdcache.interrupts import held_interrupts
+from kdcache.manifest import NAMED, Json
+from kdcache.models import Teacher, Tokenizer, load_config, load_teacher, load_tokenizer
+from kdcache.models.auto import require_problem
+from kdcache.models.teacher import check_fit, teacher_shape
+from kdcache.models.token_map import own_tokenizer, processing_difference
+from kdcache.models.tokenizer import class_names
+from kdcache.plans import Plan
+from kdcache.plans.identity import has_configuration, say_unvouched
+from kdcache.progress import Progress, Shown, shown
+from kdcache.signals import Signal, TeacherShape, artefacts, parse_all
+from kdcache.store import (
+    Cache,
+    Claims,
+    Place,
+    Root,
+    Writer,
+    cache_record,
+    create,
+    locate,
+    open_cache,
+    open_plan,
+    signal_layouts,
+)
+from kdcache.store.io.durable_writes import writing
+from kdcache.tasks import TASKS, Task
+
+DEFAULT_SIGNALS: dict[Task, tuple[str, ...]] = {
+    "text-classification": ("logits:dense",),
+    "masked-lm": ("logits:topk,k=64",),
+    "causal-lm": ("logits:topk,k=64",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a build would make: known exactly before the teacher runs."""
+
+    plan: Plan
+    signals: dict[str, Signal]
+    shape: TeacherShape
+
+
+def build(
+    corpus: Any,
+    *,
+    teacher: str | Path,
+    task: Task,
+    out: Place,
+    signals: Sequence[str] = (),
+    tokenizer: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "fp32",
+    batch_tokens: int = 8192,
+    trust_remote_code: bool = False,
+    keep_teacher_weights: bool = False,
+    same_teacher: bool = False,
+    progress: Shown = None,
+    **options: Unpack[PlanOptions],
+) -> Cache:
+    """Run `teacher` once over `corpus` and write the cache to `out`, a folder or a URL.
+
+    A cache of the same plan, teacher and signals already at `out` is resumed at its first missing
+    part. Interrupted at any moment, even by SIGKILL, all committed parts stay.
+
+    Args:
+        corpus: as in `plan`, or the folder of a plan (then `options` must be left out).
+        teacher: folder or hub name that transformers' Auto classes load; safetensors only.
+        task: "text-classification", "masked-lm" or "causal-lm".
+        signals: such as "logits:topk,k=64" and "hidden:layers=2-4-6,positions=cls,dtype=int8";
+            none: dense logits for classification, the 64 likeliest tokens for language modelling.
+        tokenizer: folder or hub name if it does not lie with the teacher.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        dtype: of the teacher's forward: "fp32", "bf16" or "fp16".
+        batch_tokens: most tokens, padding included, of a forward.
+        keep_teacher_weights: store the weights too, for students made of teacher layers elsewhere.
+        same_teacher: go on with an unfinished cache from before format 3, which does not tell the
+            configuration of its teacher: the caller vouches that it has not changed.
+        options: see `PlanOptions`.
+
+    Raises ConfigError, CorpusError, ModelError; MismatchError if `out` holds another cache, or one
+    that only `same_teacher` goes on with.
+    """
+    progress = shown(progress)
+    if batch_tokens < 1:
+        raise ConfigError(f"batch_tokens must be 1 or more; got {batch_tokens}")
+    wanted = _check(corpus, teacher, task, signals, trust_remote_code, options)
+    loaded = load_teacher(
+        teacher, task=task, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
+    with _planned(corpus, tokens, task, loaded.model.config, out, progress, options) as plan:
+        _require_planned(plan, tokens)
+        own = tokens if tokenizer is None else own_tokenizer(teacher)
+        check_fit(loaded, plan, tokens, own)
+        if own is not None and (parts := processing_difference(tokens, own)):
+            progress.say(
+                f"{tokens.source} numbers tokens as the teacher's tokenizer does, but differs from "
+                f"it in {parts}: texts may be cut into other tokens than the teacher was made for"
+            )
+        if (note := length_note(teacher, plan)) is not None:
+            progress.say(note)
+        _create(locate(out), plan, loaded, wanted, tokens, keep_teacher_weights)
+    writer = Writer(locate(out))
+    _require_vouched(writer.cache, same_teacher, progress)
+    _fill(writer, loaded, batch_tokens, progress)
+    return open_cache(out)
+
+
+def estimate(
+    corpus: Any,
+    *,
+    teacher: str | Path,
+    task: Task,
+    signals: Sequence[str] = (),
+    tokenizer: str | Path | None = None,
+    trust_remote_code: bool = False,
+    progress: Shown = None,
+    **options: Unpack[PlanOptions],
+) -> Estimate:
+    """Plan a build, reading the teacher's configuration but not its weights; nothing is written."""
+    progress = shown(progress)
+    wanted = _check(corpus, teacher, task, signals, trust_remote_code, options)
+    config = load_config(teacher, trust_remote_code=trust_remote_code)
+    tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
+    with _planned(corpus, tokens, task, config, None, progress, options) as plan:
+        assert plan.sha256  # cached while the tokens are still there
+    return Estimate(plan=plan, signals=wanted, shape=teacher_shape(config, task))
+
+
+def _check(
+    corpus: Any,
+    teacher: str | Path,
+    task: Task,
+    signals: Sequence[str],
+    trust_remote_code: bool,
+    options: PlanOptions,
+) -> dict[str, Signal]:
+    """Refuse what cannot work before anything heavy is loaded."""
+    one_of("task", task, TASKS)
+    wanted = parse_all(signals or DEFAULT_SIGNALS[task])
+    config = load_config(teacher, trust_remote_code=trust_remote_code)
+    if task == "text-classification":
+        require_problem(config, teacher)
+    shape = teacher_shape(config, task)
+    for signal in wanted.values():
+        signal.check(task, shape)
+    if is_plan(corpus):
+        if options:
+            raise ConfigError(
+                f"{corpus} is a plan: it fixes {', '.join(options)} already; leave that out, or "
+                "build from the corpus itself"
+            )
+        if open_plan(corpus).config.task != task:
+            planned = open_plan(corpus).config.task
+            raise ConfigError(
+                f"{corpus} is a plan for {planned}, not {task}: give --task {planned}, or plan anew"
+            )
+    return wanted
+
+
+def is_plan(corpus: Any) -> bool:
+    """Whether `corpus` is the folder or URL of a plan rather than documents."""
+    return isinstance(corpus, (str, Root)) and (locate(corpus) / "zarr.json").is_file()
+
+
+@contextmanager
+def _planned(
+    corpus: Any,
+    tokenizer: Tokenizer,
+    task: Task,
+    config: Any,
+    out: Place | None,
+    progress: Progress,
+    options: PlanOptions,
+) -> Iterator[Plan]:
+    """The plan of a corpus, its files alive inside the block."""
+    if is_plan(corpus):
+        yield open_plan(corpus)
+        return
+    classes = (class_names(config), int(config.num_labels))
+    complete = out is not None and (locate(out) / "complete" / "zarr.json").is_file()
+    with scratch_folder(out, anywhere=complete) as scratch:
+        yield make_plan(
+            corpus,
+            tokenizer,
+            scratch=scratch,
+            task=task,
+            classes=classes if task == "text-classification" else (None, None),
+            progress=progress,
+            **options,
+        )
+
+
+def _require_planned(plan: Plan, tokens: Tokenizer) -> None:
+    """Raise ModelError unless `tokens`, which the cache will keep, made the plan."""
+    planned = plan.config.tokenizer
+    if tokens.identity["sha256"] != planned["sha256"]:
+        raise ModelError(
+            f"the plan's tokenizer {planned['name']} is not that of {tokens.source} (their SHA-256 "
+            "differ): plan with the teacher's own, or name the plan's with --tokenizer"
+        )
+
+
+def _create(
+    out: Root,
+    plan: Plan,
+    teacher: Teacher,
+    signals: dict[str, Signal],
+    tokenizer: Tokenizer,
+    keep_weights: bool,
+) -> None:
+    record = cache_record(
+        plan, teacher=teacher.identity, shape=teacher.shape, signals=signals, software=software()
+    )
+    files = kept_files(plan, teacher, signals, tokenizer, weights=keep_weights)
+    create(out, record, plan, signal_layouts(plan, signals, teacher.shape), files)
+
+
+def _require_vouched(cache: Cache, same_teacher: bool, progress: Progress) -> None:
+    """MismatchError for an unfinished cache without its teacher's configuration, unless told."""
+    if cache.complete or has_configuration(cache.manifest["teacher"]):
+        return
+    if not same_teacher:
+        raise MismatchError(
+            f"{cache.path} is unfinished and does not tell the configuration of its teacher, as "
+            f"caches before format {NAMED}: if that has not changed since, go on with "
+            "--same-teacher; else choose another output folder"
+        )
+    say_unvouched(progress, [(cache.path, cache.manifest["teacher"])])
+
+
+def kept_files(
+    plan: Plan,
+    teacher: Teacher,
+    signals: Mapping[str, Signal],
+    tokenizer: Tokenizer,
+    *,
+    weights: bool,
+) -> dict[str, bytes | Path]:
+    """Files a cache keeps, by name: tokenizer, configuration or weights, artefacts of signals."""
+    files: dict[str, bytes | Path] = {f"tokenizer/{n}": b for n, b in tokenizer.files().items()}
+    kept = teacher.files(weights=weights)
+    files.update({f"teacher/{name}": content for name, content in kept.items()})
+    files |= artefacts(signals.values(), plan.config.task, teacher.shape, origins(plan, teacher))
+    return files
+
+
+def software() -> Json:
+    """Versions that can change what a teacher says."""
+    names = ("kdcache", "torch", "transformers", "tokenizers")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _fill(writer: Writer, teacher: Teacher, batch_tokens: int, progress: Progress) -> None:
+    """Run the teacher over every part that is not committed, then mark the cache complete."""
+    writer.republish()
+    cache, missing = writer.cache, writer.cache.missing
+    parts = cache.plan.parts
+    if cache.complete:
+        progress.say(f"{writer.path} is complete: {parts} of {parts} parts; nothing to do")
+        return
+    if len(missing) < parts:
+        progress.say(
+            f"resuming {writer.path}: {parts - len(missing)} of {parts} parts are committed; "
+            f"going on with part {missing[0]}"
+        )
+    if missing:
+        capture = Capture(cache, teacher, batch_tokens, progress)
+        if cache.plan.config.problem == "classes":
+            capture.numbering = Numbering()
+        _run_parts(writer, missing, capture, progress)
+        _say_renumbering(capture, progress)
+        writer.republish()  # another builder of the cache may have been killed meanwhile
+    writer.finalize()
+
+
+def _say_renumbering(capture: Capture, progress: Progress) -> None:
+    """Warn, once, if the teacher seems to number its classes otherwise than the labels do."""
+    if capture.numbering is not None:
+        warning = capture.numbering.warning(capture.plan.config.classes)
+        capture.numbering = None
+        if warning is not None:
+            progress.say(warning)
+
+
+@contextmanager
+def _claims(writer: Writer) -> Iterator[Claims]:
+    """This builder's claims, given up in the end whatever happens."""
+    claims = Claims(writer.staging / "claims")
+    with writing(writer.path):
+        try:
+            yield claims
+        finally:
+            claims.drop()
+
+
+def _run_parts(writer: Writer, parts: list[int], capture: Capture, progress: Progress) -> None:
+    """Run the teacher over `parts`, leaving out those that another builder commits meanwhile."""
+    plan = writer.cache.plan
+    tokens = {part: plan.extent(plan.part_docs(part), "token") for part in parts}
+    pending: Future[None] | None = None
+    label = f"running the teacher {capture.teacher.identity['name']} for {writer.path.name}"
+    with (
+        ThreadPoolExecutor(1, "kdcache-writer") as thread,
+        progress.bar(label, unit="tokens", total=sum(tokens.values())) as advance,
+        _claims(writer) as claims,
+        held_interrupts() as check,
+    ):
+
+        def step(tokens: int) -> None:
+            advance(tokens)
+            check()
+
+        try:
+            left = list(parts)
+            while (part := claims.take(left)) is not None:
+                arrays, fidelity = capture.part(part, step)
+                if capture.numbering is not None and capture.numbering.enough:
+                    _say_renumbering(capture, progress)
+                left.remove(part)
+                if pending is not None:
+                    pending.result()
+                pending = thread.submit(writer.write_part, part, arrays, fidelity, capture.forward)
+                for other in set(left).difference(writer.cache.missing):
+                    left.remove(other)
+                    advance(tokens[other])
+            if pending is not None:
+                pending.result()
+        except KeyboardInterrupt as stop:
+            if pending is not None:
+                pending.result()
+            done = plan.parts - len(writer.cache.missing)
+            raise KeyboardInterrupt(
+                f"{done} of {plan.parts} parts are committed; run the same command again to go on"
+            ) from stop
+        except torch.cuda.OutOfMemoryError as error:
+            raise KdcacheError(
+                "the GPU's memory is full; run the same command again with a smaller --batch-tokens"
+            ) from error

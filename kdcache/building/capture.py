@@ -1,0 +1,198 @@
+"""Run the teacher over one part and encode what it says, on the teacher's device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdcache.corpora.numbering import Numbering
+from kdcache.errors import ModelError
+from kdcache.manifest import Json
+from kdcache.models import Teacher, check_alone, run_model
+from kdcache.models.run import plain_head
+from kdcache.plans import Array, Docs, Plan
+from kdcache.plans.batch import Batch, length_batches
+from kdcache.progress import Advance, Progress, quiet
+from kdcache.signals import Hidden, HiddenHead, Outputs, at_rows, merge, select
+from kdcache.signals.base import Arrays, Stats
+from kdcache.store import Cache
+from kdcache.tasks import LOGITS_SPACE, RowSpace, Subset
+
+FIDELITY_ROWS = 1536
+Said = Mapping[RowSpace, Outputs]
+"""What the teacher said at the rows of each space that something is stored in."""
+
+
+class Capture:
+    """Turns parts of a cache's plan into rows of its signal arrays.
+
+    Attributes:
+        numbering: where set, takes in the teacher's classes beside the labels until it has enough.
+
+    Raises ModelError for a teacher whose outputs for a document hang on the others of a batch.
+    """
+
+    def __init__(
+        self, cache: Cache, teacher: Teacher, batch_tokens: int, progress: Progress = quiet
+    ) -> None:
+        self.cache, self.teacher, self.batch_tokens = cache, teacher, batch_tokens
+        self.plan = cache.plan
+        self.numbering: Numbering | None = None
+        self.hidden = any(isinstance(signal, Hidden) for signal in cache.signals.values())
+        self.head: nn.Linear | None = None
+        self.wants_head = any(isinstance(s, HiddenHead) for s in cache.signals.values())
+        self.spaces = {name: cache.space_of(name) for name in cache.signals}
+        self.sampled = {space: _sampled(self.plan, space) for space in set(self.spaces.values())}
+        check_alone(
+            teacher.model,
+            self.plan.config.task,
+            self.plan,
+            name=teacher.identity["name"],
+            hidden=self.hidden,
+            progress=progress,
+        )
+
+    @property
+    def forward(self) -> Json:
+        """What the last bits of the teacher's outputs hang on, beyond the teacher itself."""
+        return {"batch_tokens": self.batch_tokens, "device": self.teacher.device.type}
+
+    def part(self, part: int, advance: Advance) -> tuple[dict[str, Array], Json]:
+        """All rows of a part, by array, and its share of the fidelity figures."""
+        rows = {
+            name: np.zeros((layout.part_rows, *layout.row_shape), layout.dtype)
+            for name, layout in self.cache.layouts.items()
+        }
+        stats: dict[str, list[Stats]] = {name: [] for name in self.cache.signals}
+        before = {space: self._before(part, space) for space in self.sampled}
+        for docs in length_batches(self.plan, self.plan.part_docs(part), self.batch_tokens):
+            batch = self.cache.batch(docs, []).to(self.teacher.device)
+            with torch.inference_mode():
+                outputs = self._run(batch)
+                said = {space: self._said(outputs, docs, space) for space in self.sampled}
+                self._require_finite(outputs, said, docs)
+                at = {space: self._rows(part, docs, space) for space in self.sampled}
+                encoded = self._encode(said, at, rows)
+                self._measure(said, encoded, at, before, stats)
+                self._note_classes(outputs, docs)
+            advance(int(batch["attention_mask"].sum()))
+        return rows, {name: merge(found) for name, found in stats.items() if found}
+
+    def _note_classes(self, outputs: Outputs, docs: Docs) -> None:
+        if self.numbering is not None and not self.numbering.full:
+            likeliest = outputs.logits.argmax(-1).cpu().numpy()
+            self.numbering.add(self.plan.examples["label"][docs], likeliest)
+
+    def _run(self, batch: Batch) -> Outputs:
+        if self.wants_head and self.head is None:
+            self.head = output_layer(self.teacher, batch)
+        return run_model(
+            self.teacher.model,
+            self.plan.config.task,
+            batch,
+            hidden=self.hidden,
+            head=self.head,
+        )
+
+    def _said(self, outputs: Outputs, docs: Docs, space: RowSpace) -> Outputs:
+        """What the teacher said at the rows of a space."""
+        if not isinstance(space, Subset):
+            return outputs
+        rows = torch.from_numpy(self.plan.kept(docs, space)).to(self.teacher.device)
+        return at_rows(outputs, self.plan.config.task, space, rows)
+
+    def _encode(
+        self, said: Said, at: dict[RowSpace, Array], rows: dict[str, Array]
+    ) -> dict[str, Arrays]:
+        """Fill in the rows `at` of a batch; returns them, still on the device, by signal."""
+        encoded = {
+            name: signal.encode(said[self.spaces[name]])
+            for name, signal in self.cache.signals.items()
+        }
+        for arrays in encoded.values():
+            for array, values in arrays.items():
+                rows[array][at[self.cache.spaces[array]]] = values.cpu().numpy()
+        return encoded
+
+    def _measure(
+        self,
+        said: Said,
+        encoded: dict[str, Arrays],
+        at: dict[RowSpace, Array],
+        before: dict[RowSpace, int],
+        stats: dict[str, list[Stats]],
+    ) -> None:
+        """Add the fidelity of the sampled rows of a batch; `before` counts earlier parts' rows."""
+        for name, signal in self.cache.signals.items():
+            space = self.spaces[name]
+            picked = np.flatnonzero(np.isin(at[space] + before[space], self.sampled[space]))
+            if len(picked):
+                index = torch.from_numpy(picked).to(self.teacher.device)
+                stats[name].append(signal.measure(said[space], encoded[name], index))
+
+    def _rows(self, part: int, docs: Docs, space: RowSpace) -> Array:
+        """Rows of documents in a space, counted from the part's first row."""
+        starts, counts = self.plan.spans(docs, space)
+        ends = np.cumsum(counts)
+        first = np.repeat(starts - (ends - counts), counts) + np.arange(ends[-1])
+        rows: Array = first - part * self.plan.part_rows(space)
+        return rows
+
+    def _before(self, part: int, space: RowSpace) -> int:
+        """Real rows of a space in the parts before this one."""
+        docs = self.plan.docs[: np.searchsorted(self.plan.docs, part * self.plan.rows["example"])]
+        return self.plan.extent(docs, space)
+
+    def _require_finite(self, outputs: Outputs, said: Said, docs: Docs) -> None:
+        space: RowSpace = LOGITS_SPACE[self.plan.config.task]
+        if outputs.head is None:
+            self._check_rows(outputs.logits, docs, space, "logits")
+        else:
+            self._check_rows(outputs.head.hidden, docs, space, "last hidden states")
+        for name, signal in self.cache.signals.items():
+            if isinstance(signal, Hidden):
+                space = self.spaces[name]
+                kept = said[space]
+                for layer in signal.layers:
+                    values = select(kept.hidden[layer], signal.positions, kept.mask, kept.masked)
+                    self._check_rows(values, docs, space, f"hidden layer {layer}")
+
+    def _check_rows(self, values: torch.Tensor, docs: Docs, space: RowSpace, what: str) -> None:
+        if torch.isfinite(values.sum()) or torch.isfinite(values).all():
+            return  # a finite sum has finite terms, and takes one pass without a copy
+        row = int((~torch.isfinite(values).all(-1)).nonzero()[0])
+        counts = self.plan.spans(docs, space)[1]
+        doc = docs[int(np.searchsorted(np.cumsum(counts), row, side="right"))]
+        raise ModelError(
+            f"the teacher's {what} are not finite for row {self.plan.examples['doc_id'][doc]} of "
+            "the corpus (0 is the first); nothing of that part was stored: "
+            "try --dtype fp32, or leave the document out"
+        )
+
+
+def output_layer(teacher: Teacher, batch: Batch) -> nn.Linear:
+    """The layer that makes the teacher's logits; ModelError if they are not what it says."""
+    head = plain_head(teacher.model, batch)
+    if head is None:
+        raise ModelError(
+            f"the logits of {teacher.identity['name']} are not what its output layer says: store "
+            "logits:topk instead of logits:hidden-head"
+        )
+    return head
+
+
+def _sampled(plan: Plan, space: RowSpace) -> Array:
+    """Ordinals of the real rows whose fidelity is measured: FIDELITY_ROWS of them, by the seed."""
+    total = plan.count(space)
+    if total <= FIDELITY_ROWS:
+        return np.arange(total)
+    rng = np.random.default_rng((plan.config.seed, total))
+    # Draws of many rows that leave enough when duplicates are gone; no memory grows with the plan.
+    draws = (
+        np.arange(total) if total < 4 * FIDELITY_ROWS else rng.integers(0, total, 2 * FIDELITY_ROWS)
+    )
+    kept: Array = np.sort(rng.permutation(np.unique(draws))[:FIDELITY_ROWS])
+    return kept

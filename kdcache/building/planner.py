@@ -1,0 +1,226 @@
+"""Tokenise a corpus into a plan, as a stream: memory does not grow with the corpus's text."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from kdcache.building.shuffle import Spool
+from kdcache.corpora.documents import Corpus, Unit, open_corpus
+from kdcache.corpora.labels import LabelType, resolve
+from kdcache.errors import ConfigError, one_of
+from kdcache.models import Tokenizer, check_classifier, classes_of, load_tokenizer
+from kdcache.plans import Plan, PlanConfig, round_up
+from kdcache.progress import Progress, Shown, quiet, short, shown, track
+from kdcache.store import Place, locate, open_plan, write_plan
+from kdcache.store.io.durable_writes import remove_tree, sweep, writing
+from kdcache.tasks import TASKS, Task
+
+SCRATCH = ".kdcache-plan-"
+MAX_PART = 2**31  # rows of a part, in any store
+MAX_VIEWS = 32_767  # a view's number is stored as int16
+
+
+class PlanOptions(TypedDict, total=False):
+    """Options of a plan, and of a build that makes its own.
+
+    Attributes:
+        text_columns: one column, or two for text pairs; guessed from their names if not given.
+        label_column: column of the labels; None guesses it and "" means there are none.
+        ignore_columns: columns that may go unused although they look like text.
+        label_type: "class", "float" or "auto", which looks at the labels.
+        limit: take the first documents only.
+        unit: of plain text files, a document is a "line" or the whole "file".
+        max_length: tokens a document may have. Classification cuts longer ones off; language
+            modelling cuts them into windows. Default 128.
+        part_tokens: most tokens a part may hold, the work lost when a build is killed (262,144).
+        seed: of the documents' order and the masks.
+        mask_probability: share of tokens masked-lm masks (0.15).
+        views: for masked-lm, how often each document is masked anew (1).
+    """
+
+    text_columns: Sequence[str]
+    label_column: str | None
+    ignore_columns: Sequence[str]
+    label_type: LabelType
+    limit: int | None
+    unit: Unit
+    max_length: int
+    part_tokens: int
+    seed: int
+    mask_probability: float
+    views: int
+
+
+def plan(
+    corpus: Any,
+    *,
+    tokenizer: str | Path,
+    task: Task,
+    out: Place,
+    progress: Shown = None,
+    **options: Unpack[PlanOptions],
+) -> Plan:
+    """Tokenise `corpus` and write its plan, a Zarr group, to `out`.
+
+    Args:
+        corpus: a path, folder, glob or list of those, or a `datasets.Dataset`.
+        tokenizer: folder or hub name; where it is also a classifier, its class names are used.
+        task: "text-classification", "masked-lm" or "causal-lm".
+        out: folder or URL to write; the same plan there already is left as it is.
+        options: see `PlanOptions`.
+
+    Raises CorpusError, ConfigError or ModelError; MismatchError if `out` holds another plan.
+    """
+    progress = shown(progress)
+    loaded = load_tokenizer(tokenizer)
+    if task == "text-classification":
+        check_classifier(tokenizer)
+    with scratch_folder(out) as scratch:
+        made = make_plan(
+            corpus,
+            loaded,
+            scratch=scratch,
+            task=task,
+            classes=classes_of(tokenizer),
+            progress=progress,
+            **options,
+        )
+        write_plan(out, made)
+    return open_plan(out)
+
+
+@contextmanager
+def scratch_folder(out: Place | None, *, anywhere: bool = False) -> Iterator[Path]:
+    """A temporary folder for the files behind a plan, on the disk of `out` where that is given.
+
+    `anywhere`: where that cannot be written to, which nothing else will ask of it.
+    """
+    root = None if out is None else locate(out)
+    parent = root.resolve().parent if isinstance(root, Path) else Path(tempfile.gettempdir())
+    with writing(root or parent):
+        try:
+            made = _fresh_folder(parent)
+        except OSError:
+            if not anywhere:
+                raise
+            made = _fresh_folder(Path(tempfile.gettempdir()))
+    try:
+        yield made
+    finally:
+        remove_tree(made)
+
+
+def _fresh_folder(parent: Path) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    sweep(parent, f"{SCRATCH}*")
+    return Path(tempfile.mkdtemp(dir=parent, prefix=SCRATCH))
+
+
+def make_plan(
+    corpus: Any,
+    tokenizer: Tokenizer,
+    *,
+    scratch: Path,
+    task: Task,
+    classes: tuple[list[str] | None, int | None] = (None, None),
+    new_classes: bool = False,
+    like: Sequence[str] = (),
+    progress: Progress = quiet,
+    **options: Unpack[PlanOptions],
+) -> Plan:
+    """Tokenise a corpus into a plan whose tokens lie in files of the folder `scratch`.
+
+    `classes` are the teacher's class names and their number, where known; `new_classes`: there is
+    no teacher yet, and it will have those of the corpus. Where text columns are not named, those of
+    `like` are taken if they are there.
+    """
+    one_of("task", task, TASKS)
+    opened = open_corpus(
+        corpus,
+        text_columns=options.get("text_columns", ()),
+        label_column=options.get("label_column"),
+        ignore_columns=options.get("ignore_columns", ()),
+        limit=options.get("limit"),
+        unit=options.get("unit", "line"),
+        labelled=task == "text-classification",
+        like=like,
+    )
+    if task != "text-classification" and len(opened.text_columns) > 1:
+        raise ConfigError(
+            f"{task} takes one text column, not {' and '.join(opened.text_columns)}; "
+            "name one with --text-column"
+        )
+    if opened.unused:
+        progress.say(f"columns not read: {_names(opened.unused)}")
+    config = _config(task, opened, tokenizer, options)
+    spool = Spool(scratch, tokenizer)
+    documents = track(
+        progress, opened, f"tokenising {short(corpus)}", unit="documents", total=opened.limit
+    )
+    with writing(scratch.parent):
+        facts = spool.fill(documents, config)
+    if opened.late:
+        progress.say(f"columns not read, which only later rows have: {_names(opened.late)}")
+    labels = None
+    if task == "text-classification":
+        labels = resolve(
+            spool.labels,
+            label_type=options.get("label_type", "auto"),
+            known=classes[0],
+            count=classes[1],
+            corpus_names=opened.class_names,
+            new=new_classes,
+        )
+        facts["classes"] = labels.classes
+        for note in labels.notes:
+            progress.say(note)
+    config = replace(
+        config,
+        problem=labels.problem if labels else "tokens",
+        corpus={**config.corpus, **facts},
+    )
+    with writing(scratch.parent):
+        return spool.arrange(config, labels)
+
+
+def _names(columns: Iterable[str]) -> str:
+    return ", ".join(column or "(unnamed)" for column in columns)
+
+
+def _config(task: Task, corpus: Corpus, tokenizer: Tokenizer, options: PlanOptions) -> PlanConfig:
+    """Check the options; what tokenising tells is filled in afterwards."""
+    max_length = options.get("max_length", 128)
+    part_tokens = options.get("part_tokens", 262_144)
+    probability, views = options.get("mask_probability", 0.15), options.get("views", 1)
+    seed = options.get("seed", 0)
+    if max_length < 8:
+        raise ConfigError(f"max_length must be 8 or more; got {max_length}")
+    if not max_length <= part_tokens <= MAX_PART or part_tokens != round_up(part_tokens):
+        raise ConfigError(
+            f"part_tokens must be a multiple of 128 (of 1,024 beyond 16,384) from "
+            f"max_length ({max_length}) to {MAX_PART:,}; got {part_tokens}"
+        )
+    if not 0 < probability < 1:
+        raise ConfigError(f"mask_probability must lie between 0 and 1; got {probability}")
+    if not 1 <= views <= MAX_VIEWS:
+        raise ConfigError(f"views must lie in [1, {MAX_VIEWS:,}]; got {views}")
+    if seed < 0:
+        raise ConfigError(f"seed must be 0 or more; got {seed}")
+    masked = task == "masked-lm"
+    labels = corpus.label_column if task == "text-classification" else None
+    return PlanConfig(
+        task=task,
+        problem="tokens",
+        tokenizer={**tokenizer.identity, **({"mask_id": tokenizer.mask_id} if masked else {})},
+        corpus={"text_columns": list(corpus.text_columns), "label_column": labels},
+        max_length=max_length,
+        seed=seed,
+        part_tokens=part_tokens,
+        mask_probability=probability if masked else 0.0,
+        views=views if masked else 1,
+    )

@@ -1,0 +1,215 @@
+"""Tokenised documents on their way into a plan: flat files in, the same files in plan order out."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.corpora.documents import Document
+from kdcache.corpora.labels import LabelReader, Labels
+from kdcache.errors import CorpusError
+from kdcache.models import Tokenizer
+from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig, cut, round_up
+from kdcache.tasks import Space
+from kdcache.tasks.masking import mask
+
+BATCH = 512  # documents tokenised at once
+
+
+@dataclass
+class _Entry:
+    """A document ready to store: what a row of the example space needs."""
+
+    doc: int
+    window: int
+    view: int
+    tokens: npt.NDArray[np.int64]
+    pair_start: int
+    positions: npt.NDArray[np.int64]
+    masked_labels: npt.NDArray[np.int64]
+
+
+class Spool:
+    """Files that take tokens in corpus order and give them back in plan order."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.dtype = np.dtype("uint16" if tokenizer.vocab_size <= 65536 else "uint32")
+        self.labels = LabelReader()
+        self.docs, self.lens, self.pairs = array("q"), array("i"), array("i")
+        self.views, self.masked = array("h"), array("i")
+
+    def fill(self, documents: Iterable[Document], config: PlanConfig) -> dict[str, Any]:
+        """Tokenise everything; returns documents, truncated and SHA-256 of the corpus."""
+        state, count, truncated = hashlib.sha256(), 0, 0
+        with (
+            (self.folder / "tokens").open("wb") as tokens,
+            (self.folder / "masked_position").open("wb") as positions,
+            (self.folder / "masked_label").open("wb") as masked_labels,
+        ):
+            for batch in _batched(documents, BATCH):
+                for document in batch:
+                    state.update(repr(document[:3]).encode())
+                    if config.task == "text-classification":
+                        self.labels.add(document.label, document.where)
+                entries, cut_off = _encode(batch, count, self.tokenizer, config)
+                truncated += cut_off
+                for entry in _views(entries, self.tokenizer, config):
+                    tokens.write(entry.tokens.astype(self.dtype).tobytes())
+                    positions.write(entry.positions.astype(np.int32).tobytes())
+                    masked_labels.write(entry.masked_labels.astype(self.dtype).tobytes())
+                    self._note(entry)
+                count += len(batch)
+        if not self.lens:
+            raise CorpusError("no document of the corpus has a token")
+        return {"documents": count, "truncated": truncated, "sha256": state.hexdigest()}
+
+    def _note(self, entry: _Entry) -> None:
+        self.docs.append(entry.doc)
+        self.lens.append(len(entry.tokens))
+        self.pairs.append(entry.pair_start)
+        self.views.append(entry.view)
+        self.masked.append(len(entry.positions))
+
+    def arrange(self, config: PlanConfig, labels: Labels | None) -> Plan:
+        """Permute the documents by the plan's seed and cut them into parts."""
+        lens = np.asarray(self.lens, np.int64)
+        masked = np.asarray(self.masked, np.int64)
+        order = np.random.default_rng(config.seed).permutation(len(lens))
+        bounds, part_tokens = cut(lens[order], config.part_tokens)
+        parts = len(bounds) - 1
+        if config.task == "masked-lm" and not masked.any():
+            raise CorpusError("no document of the corpus has a token to mask")
+        most = {
+            "example": int(np.diff(bounds).max()),
+            "masked": max(int(masked[order[a:b]].sum()) for a, b in _pairs(bounds)),
+        }
+        rows: dict[Space, int] = {"example": round_up(most["example"]), "token": part_tokens}
+        if config.task == "masked-lm":
+            rows["masked"] = round_up(most["masked"])
+        examples = self._examples(order, bounds, rows, lens, masked, labels)
+        starts = np.cumsum(lens) - lens
+        columns = {"tokens": self._sorted("tokens", order, bounds, part_tokens, starts, lens)}
+        if "masked" in rows:
+            begins = np.cumsum(masked) - masked
+            for name in ("masked_position", "masked_label"):
+                columns[name] = self._sorted(name, order, bounds, rows["masked"], begins, masked)
+        return Plan(config=config, parts=parts, rows=rows, examples=examples, columns=columns)
+
+    def _examples(
+        self,
+        order: Array,
+        bounds: Array,
+        rows: dict[Space, int],
+        lens: Array,
+        masked: Array,
+        labels: Labels | None,
+    ) -> dict[str, Array]:
+        size = rows["example"]
+        out = {name: np.zeros((len(bounds) - 1) * size, t) for name, t in EXAMPLE_COLUMNS.items()}
+        out["doc_id"][:] = -1
+        out["label"][:] = -100
+        out["value"][:] = np.nan
+        docs = np.asarray(self.docs, np.int64)
+        for part, (a, b) in enumerate(_pairs(bounds)):
+            chosen, at = order[a:b], slice(part * size, part * size + b - a)
+            out["doc_start"][at] = part * rows["token"] + np.cumsum(lens[chosen]) - lens[chosen]
+            out["doc_len"][at] = lens[chosen]
+            out["doc_id"][at] = docs[chosen]
+            out["pair_start"][at] = np.asarray(self.pairs, np.int32)[chosen]
+            out["view"][at] = np.asarray(self.views, np.int16)[chosen]
+            first = part * rows.get("masked", 0)
+            out["masked_start"][at] = first + np.cumsum(masked[chosen]) - masked[chosen]
+            out["masked_len"][at] = masked[chosen]
+            if labels is not None:
+                out["label"][at] = labels.ids[docs[chosen]]
+                out["value"][at] = labels.values[docs[chosen]]
+        return out
+
+    def _sorted(
+        self, name: str, order: Array, bounds: Array, size: int, starts: Array, lens: Array
+    ) -> FileColumn:
+        """Copy a spooled file into plan order, every part padded with zeros to `size` rows."""
+        dtype = np.dtype(np.int32) if name == "masked_position" else self.dtype
+        path = self.folder / f"{name}.sorted"
+        with (self.folder / name).open("rb") as source, path.open("wb") as target:
+            for a, b in _pairs(bounds):
+                part, filled = bytearray(size * dtype.itemsize), 0
+                for doc in order[a:b]:
+                    source.seek(int(starts[doc]) * dtype.itemsize)
+                    rows = source.read(int(lens[doc]) * dtype.itemsize)
+                    part[filled : filled + len(rows)] = rows
+                    filled += len(rows)
+                target.write(part)
+        return FileColumn(path, dtype)
+
+
+class FileColumn:
+    """Rows of a flat file, read where sliced."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self.path, self.dtype = path, dtype
+
+    def __getitem__(self, rows: slice) -> Array:
+        start = rows.start * self.dtype.itemsize
+        return np.fromfile(self.path, self.dtype, rows.stop - rows.start, offset=start)
+
+
+def _pairs(bounds: Array) -> list[tuple[int, int]]:
+    return list(pairwise(bounds.tolist()))
+
+
+def _batched(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    stream = iter(documents)
+    while batch := list(islice(stream, size)):
+        yield batch
+
+
+def _encode(
+    batch: list[Document], first: int, tokenizer: Tokenizer, config: PlanConfig
+) -> tuple[list[_Entry], int]:
+    """Tokenise documents numbered from `first`; returns entries and how many were cut off."""
+    pairs = [d.pair or "" for d in batch] if batch[0].pair is not None else None
+    windows = config.task != "text-classification"
+    encoded = tokenizer.encode([d.text for d in batch], pairs, config.max_length, windows=windows)
+    entries = [
+        _Entry(first + e.document, e.window, 0, e.ids, e.pair_start, _NONE, _NONE)
+        for e in encoded.kept
+    ]
+    return entries, encoded.truncated
+
+
+_NONE = np.empty(0, np.int64)
+
+
+def _views(entries: list[_Entry], tokenizer: Tokenizer, config: PlanConfig) -> Iterator[_Entry]:
+    if config.task != "masked-lm":
+        yield from entries
+        return
+    for entry in entries:
+        maskable = ~np.isin(entry.tokens, tokenizer.special_ids)
+        for view in range(config.views):
+            made = mask(
+                entry.tokens,
+                maskable,
+                probability=config.mask_probability,
+                mask_id=tokenizer.mask_id,
+                vocab_size=tokenizer.vocab_size,
+                key=(config.seed, entry.doc, entry.window, view),
+            )
+            yield replace(
+                entry,
+                view=view,
+                tokens=made.tokens,
+                positions=made.positions,
+                masked_labels=made.labels,
+            )

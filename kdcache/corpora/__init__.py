@@ -1,0 +1,1 @@
+"""Corpora: files of any form to documents, and what their labels mean."""

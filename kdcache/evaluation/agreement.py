@@ -1,0 +1,96 @@
+"""How far a model agrees with the teacher of a cache, on documents that the cache holds too."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from kdcache.errors import ConfigError, ModelError
+from kdcache.losses.shared import within
+from kdcache.manifest import Json
+from kdcache.plans import Docs, Plan
+from kdcache.plans.same_texts import document_keys
+from kdcache.signals import SoftLabels
+from kdcache.store import Cache
+from kdcache.tasks import LOGITS_SPACE
+from kdcache_kernels import topk_kl
+
+
+class Agreement:
+    """Adds up, batch by batch, agreement and divergence of a model from the cached teacher.
+
+    Raises ConfigError or ModelError, when made, if the plan's documents cannot be compared with
+    the cache's; IncompleteError if parts of the cache are missing.
+    """
+
+    def __init__(self, plan: Plan, cache: Cache, outputs: int) -> None:
+        _require_comparable(plan, cache, outputs)
+        self.plan, self.cache = plan, cache
+        held = {key: doc for doc, key in document_keys(cache.plan)}
+        self.rows = {doc: held[key] for doc, key in document_keys(plan) if key in held}
+        self._count, self._same, self._apart = 0, 0.0, 0.0
+
+    def add(self, docs: Docs, logits: torch.Tensor) -> None:
+        """Take in the model's logits, [rows of `docs`, outputs], of one batch."""
+        shared = np.array([int(doc) in self.rows for doc in docs])
+        if "logits" not in self.cache.signals or not shared.any():
+            return
+        counts = self.plan.spans(docs, LOGITS_SPACE[self.plan.config.task])[1]
+        held = np.array([self.rows[int(doc)] for doc in docs[shared]])
+        rows = np.flatnonzero(np.repeat(shared, counts))[self.cache.kept_rows("logits", held)]
+        mine, theirs = logits[torch.from_numpy(rows)].cpu(), self.cache.soft_labels(held)
+        mine = mine[:, : self.cache.shape.outputs]
+        if not len(mine):
+            return
+        self._count += len(mine)
+        if self.plan.config.problem == "regression":
+            assert theirs.values is not None
+            self._apart += float((mine - theirs.values).double().square().mean(-1).sum())
+        else:
+            self._same += float((mine.argmax(-1) == _likeliest(theirs)).sum())
+            if mine.shape[1] < self.cache.shape.outputs:
+                theirs = within(theirs, mine.shape[1], 1.0, "bucket")
+            self._apart += float(_divergence(mine, theirs).double().sum())
+
+    def report(self) -> Json:
+        """Documents shared, share of rows with the same likeliest class or token, and the mean of
+        KL(teacher || model) in nats (of the squared difference, for regression).
+
+        None where the cache has no such row.
+        """
+        classes = self._count and self.plan.config.problem != "regression"
+        return {
+            "documents": len(self.rows),
+            "agreement": self._same / self._count if classes else None,
+            "divergence": self._apart / self._count if self._count else None,
+        }
+
+
+def _require_comparable(plan: Plan, cache: Cache, outputs: int) -> None:
+    task, theirs = plan.config.task, cache.plan.config
+    if theirs.task != task:
+        raise ConfigError(f"the model is for {task}; the cache {cache.path} is for {theirs.task}")
+    ours, known = plan.config.classes or [], theirs.classes or []
+    if ours != known and sorted(ours) == sorted(known):
+        raise ModelError(
+            f"the model numbers its classes {', '.join(ours[:4])}, ... and the cache's teacher "
+            f"{', '.join(known[:4])}, ...: they cannot be compared; leave --cache out"
+        )
+    if task == "text-classification" and cache.shape.outputs != outputs:
+        raise ModelError(
+            f"the model has {outputs} outputs and the cache's teacher {cache.shape.outputs}: they "
+            "cannot be compared; leave --cache out"
+        )
+    cache.require_complete()
+
+
+def _likeliest(soft: SoftLabels) -> torch.Tensor:
+    return soft.ids.gather(1, soft.logprobs.argmax(-1, keepdim=True)).squeeze(1)
+
+
+def _divergence(logits: torch.Tensor, soft: SoftLabels) -> torch.Tensor:
+    """KL(teacher || model) of each row, in nats; what the cache left out is one outcome."""
+    _, nats, _ = topk_kl(
+        logits, soft.ids, soft.logprobs, tail_logmass=soft.tail_logmass, return_rows=True
+    )
+    return nats

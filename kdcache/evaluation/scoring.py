@@ -1,0 +1,180 @@
+"""Scores of a model over planned documents: a forward pass, and the metrics of the task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdcache.errors import CorpusError, ModelError
+from kdcache.evaluation.metrics import classification, language, regression
+from kdcache.manifest import Json
+from kdcache.models import Teacher, Tokenizer, check_alone, load_teacher, load_tokenizer, run_model
+from kdcache.models.auto import require_token_types
+from kdcache.models.largest_id import require_ids
+from kdcache.models.teacher import check_fit, most_tokens
+from kdcache.plans import Docs, Plan
+from kdcache.plans.batch import collate, length_batches
+from kdcache.progress import Progress, short
+from kdcache.tasks import Task
+
+BATCH = 64  # documents of mean length in a forward
+
+HIGHER_IS_BETTER = {"accuracy": True, "pearson": True, "mse": False, "cross_entropy": False}
+"""The metrics that students are chosen by."""
+
+Seen = Callable[[Docs, torch.Tensor], None]
+"""Is told the documents of each batch and the logits [rows, outputs] said of them."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of D documents; of a language model's, scores of each row only.
+
+    Attributes:
+        docs: [D] int64, rows of the plan's example space, rising.
+        logits: [D, C] float32; [0, 0] for language models.
+        nats: [rows] float64, cross-entropy of each labelled row; language models only.
+        correct: [rows], whether the likeliest token is right; language models only.
+    """
+
+    docs: Docs
+    logits: npt.NDArray[np.float32]
+    nats: npt.NDArray[np.float64]
+    correct: npt.NDArray[np.bool_]
+
+    @property
+    def finite(self) -> bool:
+        """Whether every score is a number: those of a student that has diverged are not."""
+        return bool(np.isfinite(self.logits).all() and np.isfinite(self.nats).all())
+
+
+def token_budget(plan: Plan, batch_size: int) -> int:
+    """Tokens of a forward of `batch_size` documents of mean length."""
+    return batch_size * max(1, plan.tokens // plan.documents)
+
+
+def forward(
+    model: Any, plan: Plan, batches: Iterable[Docs]
+) -> Iterator[tuple[Docs, torch.Tensor, torch.Tensor]]:
+    """Documents, float32 logits [rows, outputs] and labels [rows] of each batch, on the device."""
+    for docs in batches:
+        batch = collate(plan, docs, {}).to(model.device)
+        with torch.inference_mode():
+            outputs = run_model(model, plan.config.task, batch, hidden=False)
+        yield docs, outputs.logits.float(), batch["labels"]
+
+
+def predict(
+    model: Any, plan: Plan, batches: Iterable[Docs], seen: Seen = lambda docs, logits: None
+) -> Predictions:
+    """What `model`, in evaluation mode, says of the documents in `batches`."""
+    found: list[Predictions] = []
+    for docs, logits, labels in forward(model, plan, batches):
+        found.append(_predictions(plan.config.task, docs, logits, labels))
+        seen(docs, logits)
+    return joined(found)
+
+
+def _predictions(task: Task, docs: Docs, logits: torch.Tensor, labels: torch.Tensor) -> Predictions:
+    if task == "text-classification":
+        return Predictions(docs, logits.cpu().numpy(), np.empty(0), np.empty(0, np.bool_))
+    kept = labels >= 0
+    nats = torch.nn.functional.cross_entropy(logits[kept], labels[kept], reduction="none")
+    correct = logits[kept].argmax(-1) == labels[kept]
+    return Predictions(
+        docs, np.empty((0, 0), np.float32), nats.double().cpu().numpy(), correct.cpu().numpy()
+    )
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions over several batches as those of all their documents."""
+    docs = np.concatenate([np.empty(0, np.int64), *(part.docs for part in parts)])
+    logits = [part.logits for part in parts if len(part.logits)]
+    order = np.argsort(docs, kind="stable")
+    return Predictions(
+        docs[order],
+        np.concatenate(logits)[order] if logits else np.empty((0, 0), np.float32),
+        np.concatenate([np.empty(0), *(part.nats for part in parts)]),
+        np.concatenate([np.empty(0, np.bool_), *(part.correct for part in parts)]),
+    )
+
+
+def scores(plan: Plan, found: Predictions) -> Json:
+    """The metrics of the task, see `metrics`, over the documents of `found` that have labels."""
+    if plan.config.problem == "tokens":
+        if not len(found.nats):
+            raise CorpusError("no document has a token to predict")
+        return {"rows": len(found.nats), **language(found.nats, found.correct)}
+    if plan.config.problem == "regression":
+        targets = plan.examples["value"][found.docs]
+        kept = np.isfinite(targets)
+        return regression(found.logits[kept, 0], targets[kept])
+    labels = plan.examples["label"][found.docs]
+    return classification(found.logits[labels >= 0], labels[labels >= 0])
+
+
+def metric_of(plan: Plan, docs: Docs) -> str:
+    """The metric that students are chosen by on labelled documents of a plan."""
+    if plan.config.problem == "regression":
+        return "pearson" if len(np.unique(plan.examples["value"][docs])) > 1 else "mse"
+    return {"classes": "accuracy", "tokens": "cross_entropy"}[plan.config.problem]
+
+
+def require_finite(name: str, logits: torch.Tensor) -> None:
+    """Raise ModelError unless every output of the model called `name` is a number."""
+    if not torch.isfinite(logits).all():
+        raise ModelError(f"the outputs of {name} are not finite: its training diverged")
+
+
+def require_fit(model: Any, plan: Plan, name: str) -> None:
+    """Raise ModelError unless the model called `name` takes every token of the plan."""
+    way = "put the tokenizer it was trained with into its folder, or leave the document out"
+    require_ids(plan, model.config.get_text_config().vocab_size, name, way)
+    limit, longest = most_tokens(model), int(plan.examples["doc_len"].max())
+    if limit is not None and longest > limit:
+        raise ModelError(f"{name} takes {limit} tokens, not {longest}; pass --max-length {limit}")
+    require_token_types(model.config, plan, name)
+
+
+def settle(model: Any, plan: Plan, name: str, progress: Progress) -> bool:
+    """See to it that a model says of a document what it says of that document alone.
+
+    Returns whether pads make a difference, as `check_alone`.
+    """
+    return check_alone(model, plan.config.task, plan, name=f"the model {name}", progress=progress)
+
+
+def score_teacher(
+    source: str | Path,
+    plan: Plan,
+    tokenizer: Tokenizer,
+    docs: Docs,
+    *,
+    batch_size: int,
+    device: str,
+    progress: Progress,
+) -> tuple[Teacher, Json]:
+    """Load the teacher in `source`, and score it on `docs` of a plan that `tokenizer` made.
+
+    Raises ModelError if it cannot be loaded or is no teacher of such documents.
+    """
+    loaded = load_teacher(source, task=plan.config.task, device=device)
+    check_fit(loaded, plan, tokenizer, load_tokenizer(source))
+    name = loaded.identity["name"]
+    settle(loaded.model, plan, name, progress)
+    label = f"evaluating the teacher {short(source)} on the same"
+    with progress.bar(label, unit="documents", total=len(docs)) as advance:
+
+        def seen(batch: Docs, logits: torch.Tensor) -> None:
+            require_finite(name, logits)
+            advance(len(batch))
+
+        batches = length_batches(plan, docs, token_budget(plan, batch_size))
+        found = predict(loaded.model, plan, batches, seen)
+    return loaded, scores(plan, found)

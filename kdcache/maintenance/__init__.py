@@ -1,0 +1,1 @@
+"""Maintenance: caches copied, merged, exported, verified, held against their teacher, repaired."""

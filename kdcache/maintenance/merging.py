@@ -1,0 +1,258 @@
+"""Merge caches of one plan: what was asked of a teacher later, or of another teacher, side by side.
+
+A manifest speaks of one teacher. Signals of the same teacher join it; what another teacher said
+becomes a guest with a folder and a table of its own (docs/decisions/0009).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from kdcache.errors import ConfigError, MismatchError
+from kdcache.maintenance.transfer import COMPLETE, MANIFEST, Item, Transfer, transfer
+from kdcache.manifest import Json, brief, differences, digest, require_current
+from kdcache.plans.identity import (
+    FUNCTION,
+    has_configuration,
+    nameless,
+    say_unvouched,
+    teacher_differences,
+)
+from kdcache.progress import Shown, short, shown
+from kdcache.store.cache import Cache
+from kdcache.store.commits.commit_log import part_name
+from kdcache.store.create import PLAN_COMMIT, plan_commit
+from kdcache.store.format.manifest_schema import guest_prefix, plan_specs
+from kdcache.store.io.object_path import Place, locate
+
+TABLE = ("teacher", "shape", "signals", "software")
+PLAN_ROWS = re.compile("(plan/.*|tokens)/c/")
+EMPTY = "commits/zarr.json"  # a group without attributes, as any
+
+
+def merge(sources: Sequence[Place], out: Place, *, progress: Shown = None) -> Transfer:
+    """Write a cache to `out` that holds what the complete caches `sources` of one plan hold.
+
+    Signals of the teacher of the first cache are its signals. Another teacher's are seen with
+    `open_cache(out, teacher=NAME)`, where NAME is the teacher's name. Every object is checked on
+    both sides, and an interrupted merge goes on, as in `copy`.
+
+    Caches of the second format and of the third make one of the second.
+
+    Raises MismatchError, naming the field, if the plans differ, or teachers with the same weights
+    in their configurations; ConfigError if two caches hold the
+    same signal of the same teacher; IncompleteError; DamageError.
+    """
+    progress = shown(progress)
+    given = [sources] if isinstance(sources, Place) else list(sources)
+    if len(given) < 2:
+        raise ConfigError(f"merge takes two caches or more, and the new one; got {len(given)}")
+    caches = [cache for source in given for cache in _views(source)]
+    for cache in caches[1:]:
+        _require_one_plan(caches[0], cache)
+    seats = _seat(caches)
+    say_unvouched(progress, ((cache.path, cache.manifest["teacher"]) for cache in caches))
+    items = _plan_items(caches[0], seats)
+    objects = {key: item.facts for key, item in items.items()}
+    manifest = _manifest(seats, objects)
+    records: dict[str, Json] = {
+        MANIFEST: manifest,
+        PLAN_COMMIT: plan_commit(manifest, objects),
+    }
+    everything, parts = list(items.values()), []
+    for part in range(caches[0].plan.parts):
+        shards = [item for seat in seats for item in seat.of_part(part)]
+        parts.append(_part_record(seats, part, shards))
+        records[f"commits/{part_name(part)}/zarr.json"] = parts[-1]
+        everything += shards
+    records[COMPLETE] = _completion(seats, parts)
+    return transfer(everything, records, locate(out), f"merging into {short(str(out))}", progress)
+
+
+def _views(source: Place) -> Iterator[Cache]:
+    """A cache as each of its teachers."""
+    first = Cache(locate(source))
+    require_current(first.manifest, str(first.path))
+    first.require_complete()
+    yield first
+    yield from (Cache(first.path, teacher=name) for name in first.teachers)
+
+
+def _require_one_plan(first: Cache, other: Cache) -> None:
+    found = differences(_plan_table(first), _plan_table(other))
+    if found:
+        name, have, want = found[0]
+        raise MismatchError(
+            f"{other.path} is of another plan than {first.path}: plan.{brief(name)} is "
+            f"{brief(want)} there and {brief(have)} here; build both from one plan (`kdcache plan`)"
+        )
+
+
+def _plan_table(cache: Cache) -> Json:
+    """A cache's plan with the digest of its rows: each format has a digest of its own."""
+    rows = {key: facts for key, facts in cache.objects.items() if PLAN_ROWS.match(key)}
+    return {**nameless(cache.manifest["plan"]), "sha256": digest(rows)}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One teacher of one cache, and the prefix its names get."""
+
+    cache: Cache
+    prefix: str
+
+    @property
+    def signals(self) -> dict[str, str]:
+        """Its signals: names in their own cache, by name."""
+        return {self.prefix + name: self.cache.prefix + name for name in self.cache.signals}
+
+    def before_parts(self) -> Iterator[Item]:
+        """Metadata of its arrays, and its files."""
+        for name, layout in self.cache.layouts.items():
+            yield from _below(self.cache, layout.name, self.prefix + name)
+        for name, where in self.cache.kept.items():
+            prefix = "" if name.startswith("tokenizer/") else self.prefix
+            yield from _below(self.cache, f"files/{where}", f"files/{prefix}{name}")
+
+    def of_part(self, part: int) -> Iterator[Item]:
+        """Its shards of a part."""
+        for name, layout in self.cache.layouts.items():
+            named = replace(layout, name=self.prefix + name)
+            for shard in layout.part_shards(part):
+                key = layout.key(shard)
+                facts = self.cache.ledger.facts(part, key)
+                yield Item(key=named.key(shard), source=self.cache.path / key, facts=facts)
+
+
+def _below(cache: Cache, there: str, here: str) -> Iterator[Item]:
+    """Objects of an array that were there before the first part."""
+    for key, facts in cache.objects.items():
+        if key.startswith(f"{there}/"):
+            name = here + key.removeprefix(there)
+            yield Item(key=name, source=cache.path / key, facts=facts)
+
+
+def _seat(caches: Sequence[Cache]) -> list[_Source]:
+    """Give every teacher beside the first a name, and every cache its teacher's prefix."""
+    seated: dict[str, Cache] = {}
+    names: list[str] = []
+    sources: list[_Source] = []
+    for cache in caches:
+        teacher = cache.manifest["teacher"]
+        same = [source for source in sources if _one_teacher(source.cache, cache)]
+        if not same:
+            names.append(_name(teacher["name"], names))
+        other = guest_prefix(names[-1]) if sources else ""
+        sources.append(_Source(cache, same[0].prefix if same else other))
+        for name in sources[-1].signals:
+            if name in seated:
+                raise ConfigError(
+                    f"{seated[name].path} and {cache.path} both hold {name.rpartition('/')[2]} of "
+                    f"{teacher['name']}; a cache holds one of each: leave one of them out"
+                )
+            seated[name] = cache
+    return sources
+
+
+def _one_teacher(first: Cache, other: Cache) -> bool:
+    """Whether two caches have one teacher; MismatchError if only what is made of it differs."""
+    found = teacher_differences(first.manifest["teacher"], other.manifest["teacher"])
+    if not found:
+        return bool(first.manifest["shape"] == other.manifest["shape"])
+    if any(name.partition(".")[0] not in FUNCTION for name, _, _ in found):
+        return False
+    name, have, want = found[0]
+    raise MismatchError(
+        f"{other.path} is of another teacher than {first.path}, with the same weights: "
+        f"teacher.{brief(name)} is {brief(want)} there and {brief(have)} here; build one of them "
+        "anew with the configuration of the other, or keep them apart"
+    )
+
+
+def _name(name: str, taken: Sequence[str]) -> str:
+    plain = re.sub("[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "teacher"
+    names = (plain, *(f"{plain}-{number}" for number in range(2, len(taken) + 2)))
+    return next(name for name in names if name not in taken)
+
+
+def _plan_items(first: Cache, sources: Sequence[_Source]) -> dict[str, Item]:
+    """All that goes before the first part, by key: plan, metadata, files, and groups above them."""
+    found = {}
+    for spec in plan_specs(first.plan.config):
+        found.update({item.key: item for item in _below(first, spec.name, spec.name)})
+    for source in sources:
+        for item in source.before_parts():
+            found.setdefault(item.key, item)  # a tokenizer comes once
+    arrays = {key.removesuffix("/zarr.json") for key in found if key.endswith("/zarr.json")}
+    groups = {str(above) for name in arrays for above in PurePosixPath(name).parents} - {"."}
+    for group in {*groups, "commits"}:
+        node = Item(key=f"{group}/zarr.json", source=first.path / EMPTY, facts=first.objects[EMPTY])
+        found[node.key] = node
+    return dict(sorted(found.items()))
+
+
+def _manifest(sources: Sequence[_Source], objects: Json) -> Json:
+    oldest = min((s.cache.manifest for s in sources), key=lambda known: known["format"])
+    tables: dict[str, Json] = {}
+    for source in sources:
+        theirs = {name: source.cache.manifest[name] for name in TABLE}
+        table = tables.setdefault(source.prefix, {**theirs, "signals": {}})
+        table["signals"].update(theirs["signals"])
+        if not has_configuration(theirs["teacher"]):  # what one of them lacks, nobody vouches for
+            kept = {key: value for key, value in table["teacher"].items() if key not in FUNCTION}
+            table["teacher"] = kept
+    guests = {PurePosixPath(prefix).name: table for prefix, table in tables.items() if prefix}
+    return {
+        **{name: oldest[name] for name in ("format", "kind", "plan")},
+        **tables[""],
+        **({"teachers": guests} if guests else {}),
+        "merged": [
+            {
+                "signals": list(source.signals),
+                "software": source.cache.manifest["software"],
+                "contents": (source.cache.completion or {})["contents"],
+            }
+            for source in sources
+        ],
+        "contents": digest(objects),
+    }
+
+
+def _part_record(sources: Sequence[_Source], part: int, items: Sequence[Item]) -> Json:
+    commits = [source.cache.commit(part) for source in sources]
+    fidelity = {
+        name: commit["fidelity"][there]
+        for source, commit in zip(sources, commits, strict=True)
+        for name, there in source.signals.items()
+        if there in commit["fidelity"]
+    }
+    forwards = [commit["forward"] for commit in commits]
+    return merged_commit(commits[0], {item.key: item.facts for item in items}, fidelity, forwards)
+
+
+def merged_commit(first: Json, objects: Json, fidelity: Json, forwards: Sequence[Json]) -> Json:
+    """The commit of a part that several builds have shares in; `first` is the first one's."""
+    objects = dict(sorted(objects.items()))
+    return {
+        **first,
+        "objects": objects,
+        "attempt": digest(objects)[:16],
+        "fidelity": fidelity,
+        "forwards": list(forwards),
+    }
+
+
+def _completion(sources: Sequence[_Source], parts: Sequence[Json]) -> Json:
+    return {
+        "parts": len(parts),
+        "fidelity": {
+            source.prefix + name: figures
+            for source in sources
+            for name, figures in source.cache.fidelity.items()
+        },
+        "contents": digest([record["objects"] for record in parts]),
+        "commits": digest(list(parts)),
+    }

@@ -1,0 +1,179 @@
+"""What a cache was made from, loaded again when first needed: teachers, tokenizer, plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kdcache.building.builder import is_plan, kept_files
+from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
+from kdcache.errors import DamageError, MismatchError
+from kdcache.models import Teacher, Tokenizer, classes_of, load_tokenizer
+from kdcache.models.teacher_again import load_same_teacher
+from kdcache.plans import Plan, PlanConfig
+from kdcache.plans.identity import say_unvouched
+from kdcache.progress import Progress, quiet
+from kdcache.store import Cache, Root, open_plan
+from kdcache.store.format.manifest_schema import read_blueprint
+from kdcache.store.format.zarr_metadata import require_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """What one build has put into a cache: all of it, or its share of a merged one.
+
+    Attributes:
+        guest: name of its teacher in a merged cache; None: the first.
+        prefix: where its arrays lie.
+        signals: names of its signals, without the prefix.
+    """
+
+    guest: str | None
+    prefix: str
+    signals: tuple[str, ...]
+
+    def holds(self, array: str) -> bool:
+        """Whether an array, as its own teacher's cache names it, is of this build."""
+        return array.partition("/")[0] in self.signals
+
+    def owns(self, key: str) -> bool:
+        """Whether an object is of this build."""
+        return key.startswith(tuple(f"{self.prefix}{signal}/" for signal in self.signals))
+
+
+class Sources:
+    """The sources of the cache at `root`, where they are named, else where they were.
+
+    Attributes:
+        teacher_place: folder or hub name; None: where the manifest says.
+        tokenizer_place: None: with the teacher.
+        device: to run the teacher on; None: the kind it was run on.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        teacher_place: str | Path | None,
+        tokenizer_place: str | Path | None,
+        device: str | None,
+        progress: Progress = quiet,
+    ) -> None:
+        self.root, self.device, self.progress = root, device, progress
+        self.teacher_place, self.tokenizer_place = teacher_place, tokenizer_place
+        self._teachers: dict[tuple[str | None, str], Teacher] = {}
+        self._views: dict[str | None, Cache] = {}
+
+    def view(self, guest: str | None = None) -> Cache:
+        """The cache, which must be whole enough to be opened by now, as one of its teachers'."""
+        if guest not in self._views:
+            self._views[guest] = Cache(self.root, teacher=guest)
+        return self._views[guest]
+
+    @cached_property
+    def seats(self) -> list[Seat]:
+        """Who has put what into the cache, in the order of its records."""
+        cache = self.view()
+        merged = cache.manifest.get("merged")
+        if merged is None:
+            return [Seat(guest=None, prefix="", signals=tuple(cache.signals))]
+        try:
+            return [_seat(entry["signals"], cache.teachers) for entry in merged]
+        except (LookupError, TypeError, AttributeError) as error:
+            where = self.root / "zarr.json"
+            raise DamageError(f"{where} is damaged: `merged` makes no sense ({error})") from error
+
+    def teacher(self, guest: str | None, device: str) -> Teacher:
+        """A teacher of the cache, on `device` unless another was chosen.
+
+        Raises ModelError if it is not there, MismatchError if it is another one.
+        """
+        where = guest, self.device or device
+        if not self._teachers:
+            views = map(self.view, (None, *self.view().teachers))
+            say_unvouched(self.progress, ((self.root, v.manifest["teacher"]) for v in views))
+        if where not in self._teachers:
+            self._teachers[where] = self._load(*where)
+        return self._teachers[where]
+
+    def _load(self, guest: str | None, device: str) -> Teacher:
+        cache = self.view(guest)
+        identity, task = cache.manifest["teacher"], cache.plan.config.task
+        try:
+            return load_same_teacher(identity, task=task, source=self.teacher_place, device=device)
+        except MismatchError:
+            if self.teacher_place is None or not self.view().teachers:
+                raise
+            return load_same_teacher(identity, task=task, device=device)  # it named another of them
+
+    @property
+    def _folder(self) -> str | Path:
+        manifest = require_record(self.root, "cache")
+        return self.teacher_place or str(manifest["teacher"]["source"])
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; ModelError if it is not there."""
+        return load_tokenizer(self.tokenizer_place or self._folder)
+
+    def files(self) -> dict[str, bytes | Path]:
+        """The files the cache keeps, made again, by name in the store."""
+        found: dict[str, bytes | Path] = {}
+        for guest in (None, *self.view().teachers):
+            cache = self.view(guest)
+            made = kept_files(
+                cache.plan,
+                self.teacher(guest, "cpu"),
+                cache.signals,
+                self.tokenizer(),
+                weights=any(name.endswith(".safetensors") for name in cache.kept),
+            )
+            found |= {cache.kept[name]: made[name] for name in cache.kept.keys() & made.keys()}
+        return found
+
+    @contextmanager
+    def plan(self, corpus: Any, progress: Progress) -> Iterator[Plan]:
+        """The plan of the cache, made again from its corpus or opened where `corpus` is a plan."""
+        if is_plan(corpus):
+            yield open_plan(corpus)
+            return
+        config = read_blueprint(require_record(self.root, "cache"), self.root).config
+        with scratch_folder(None) as scratch:
+            yield make_plan(
+                corpus,
+                self.tokenizer(),
+                scratch=scratch,
+                task=config.task,
+                classes=classes_of(self._folder),
+                progress=progress,
+                **plan_options(config),
+            )
+
+
+def _seat(names: list[str], teachers: tuple[str, ...]) -> Seat:
+    """The seat whose signals have these names in the store, such as "teachers/NAME/logits"."""
+    prefix = names[0].rpartition("/")[0]
+    guest = prefix.removeprefix("teachers/") if prefix else None
+    if guest is not None and guest not in teachers:
+        raise LookupError(guest)
+    signals = tuple(name.rpartition("/")[2] for name in names)
+    return Seat(guest=guest, prefix=f"{prefix}/" if prefix else "", signals=signals)
+
+
+def plan_options(config: PlanConfig) -> PlanOptions:
+    """The options that lead to a plan of this configuration."""
+    options = PlanOptions(
+        text_columns=config.corpus["text_columns"],
+        label_column=config.corpus["label_column"] or "",
+        label_type="float" if config.problem == "regression" else "class",
+        limit=config.corpus["documents"],
+        max_length=config.max_length,
+        part_tokens=config.part_tokens,
+        seed=config.seed,
+    )
+    if config.task == "masked-lm":
+        options["mask_probability"] = config.mask_probability
+        options["views"] = config.views
+    return options

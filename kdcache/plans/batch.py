@@ -1,0 +1,165 @@
+"""A training batch: padded inputs, labels and stored signal rows, in an order fixed by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcache.errors import ConfigError, DamageError
+from kdcache.plans import Array, Docs, Plan
+from kdcache.tasks import IGNORE_INDEX
+
+
+class Batch(dict[str, torch.Tensor]):
+    """Tensors of one batch of B documents of up to L tokens, by name.
+
+    Always: `docs` [B], `input_ids`, `attention_mask` [B, L] int64. As the task has them:
+    `token_type_ids` [B, L]; `labels` [B] class ids or float values, [M] tokens at the masked
+    positions, or [tokens] next tokens; `masked` [M], flat indices into B * L of the masked
+    positions. Signal arrays keep their names in the cache ("logits/ids") and hold one row per
+    document, token or masked position, documents one after the other. Where a signal has but a
+    fraction of them, "logits/kept" [rows] int64 says which, as `Cache.kept_rows`.
+
+    Attributes:
+        tokens: tokens of all documents, pads left out.
+        labelled: rows with a hard label. Both are counted where the batch is made, so that nobody
+            waits for a device to know them.
+        idle: it stands in for a rank whose turn has no documents, and nothing in it counts.
+    """
+
+    tokens: int = 0
+    labelled: int = 0
+    idle: bool = False
+
+    def __missing__(self, name: object) -> torch.Tensor:
+        if name == 0:  # a collate function that wants single documents
+            raise ConfigError(
+                "a Batch is read and padded already; give the DataLoader, or the Trainer as its "
+                "data_collator, the data set's own: collate_fn=dataset.collate"
+            )
+        raise KeyError(name)
+
+    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+        """The batch on another device."""
+        return self._of({k: v.to(device, non_blocking=non_blocking) for k, v in self.items()})
+
+    def pin_memory(self) -> Batch:
+        """The batch in memory a GPU copies from while it works."""
+        return self._of({name: tensor.pin_memory() for name, tensor in self.items()})
+
+    def _of(self, tensors: Mapping[str, torch.Tensor]) -> Batch:
+        """The same documents as other tensors."""
+        made = Batch(tensors)
+        made.tokens, made.labelled, made.idle = self.tokens, self.labelled, self.idle
+        return made
+
+    def rows(self, signal: str) -> int:
+        """Stored rows of a signal of which the batch holds an array."""
+        return next(len(rows) for name, rows in self.items() if name.startswith(f"{signal}/"))
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """[B, L] bool, True where there is a token."""
+        return self["attention_mask"].bool()
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{k} {tuple(v.shape)} {str(v.dtype)[6:]}" for k, v in self.items())
+        return f"<Batch of {len(self['docs'])} documents: {inner}>"
+
+
+def epoch_order(
+    count: int, *, seed: int, epoch: int, lengths: Array | None = None, window: int = 0
+) -> Docs:
+    """The order of an epoch over `count` documents: a pure function of its arguments.
+
+    With `lengths` and a `window`, documents are sorted by length inside runs of `window`, so that
+    batches cut from the order need little padding (callers then shuffle whole batches).
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    if lengths is None or window < 2:
+        return order
+    runs = [order[i : i + window] for i in range(0, count, window)]
+    return np.concatenate([run[np.argsort(-lengths[run], kind="stable")] for run in runs])
+
+
+def length_batches(plan: Plan, docs: Docs, batch_tokens: int) -> Iterator[Docs]:
+    """Documents, longest first, in batches of at most `batch_tokens` tokens with padding."""
+    lens: Any = plan.examples["doc_len"][docs]
+    order = docs[np.argsort(-lens, kind="stable")]
+    start = 0
+    while start < len(order):
+        longest = int(plan.examples["doc_len"][order[start]])
+        size = max(1, batch_tokens // longest)
+        yield order[start : start + size]
+        start += size
+
+
+def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
+    """Pad the tokens of documents and lay their labels and signal rows beside them.
+
+    Raises DamageError for ids beyond the vocabulary, which an embedding would read past its end
+    for, and positions beyond a document.
+    """
+    docs = np.asarray(docs, np.int64)
+    starts, lens = plan.spans(docs, "token")
+    flat = _read(plan, "tokens", starts, lens)
+    _require_below(plan.config.tokenizer["vocab_size"], flat, "tokens")
+    mask = np.arange(lens.max())[None, :] < lens[:, None]
+    ids = np.full(mask.shape, plan.config.tokenizer["pad_id"], np.int64)
+    ids[mask] = flat
+    batch = Batch(
+        docs=torch.from_numpy(docs),
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask.astype(np.int64)),
+    )
+    if plan.config.tokenizer["type_ids"]:
+        second = np.arange(lens.max())[None, :] >= plan.examples["pair_start"][docs][:, None]
+        batch["token_type_ids"] = torch.from_numpy((second & mask).astype(np.int64))
+    batch.tokens = len(flat)
+    if plan.config.problem == "classes":
+        labels = plan.examples["label"][docs].astype(np.int64)
+        batch.labelled = int(np.count_nonzero(labels != IGNORE_INDEX))
+    elif plan.config.problem == "regression":
+        labels = plan.examples["value"][docs]
+        batch.labelled = int(np.count_nonzero(np.isfinite(labels)))
+    elif plan.config.task == "causal-lm":
+        labels = _next_tokens(flat, lens)
+        batch.labelled = len(flat) - len(docs)  # nothing follows the last token of a document
+    else:
+        labels = _add_masked(batch, plan, docs, mask.shape[1])
+        batch.labelled = len(labels)
+    batch["labels"] = torch.from_numpy(labels)
+    batch.update({name: torch.from_numpy(rows) for name, rows in signals.items()})
+    return batch
+
+
+def _next_tokens(flat: Array, lens: Array) -> Array:
+    following = np.append(flat[1:].astype(np.int64), IGNORE_INDEX)
+    following[np.cumsum(lens) - 1] = IGNORE_INDEX
+    return following
+
+
+def _add_masked(batch: Batch, plan: Plan, docs: Docs, width: int) -> Array:
+    """Lay the masked positions into a batch; returns the tokens they held, [M] int64."""
+    starts, counts = plan.spans(docs, "masked")
+    rows = np.repeat(np.arange(len(docs)), counts)
+    positions = _read(plan, "masked_position", starts, counts)
+    _require_below(plan.examples["doc_len"][docs][rows], positions, "masked_position")
+    batch["masked"] = torch.from_numpy(rows * width + positions)
+    labels = _read(plan, "masked_label", starts, counts).astype(np.int64)
+    _require_below(plan.config.tokenizer["vocab_size"], labels, "masked_label")
+    return labels
+
+
+def _require_below(limit: int | Array, values: Array, column: str) -> None:
+    if len(values) and not ((values >= 0) & (values < limit)).all():
+        raise DamageError(f"{column} of the plan hold a value beyond what there can be")
+
+
+def _read(plan: Plan, column: str, starts: Array, counts: Array) -> Array:
+    reader: Any = plan.columns[column]
+    rows: Array = reader.read(starts, counts)
+    return rows

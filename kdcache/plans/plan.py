@@ -1,0 +1,264 @@
+"""The plan: a tokenised corpus in a seeded order, cut into parts of whole documents.
+
+A plan fixes every array shape before the teacher runs. Its rows live in three spaces
+(`tasks.Space`); each gives every part the same number of rows, so that a shard has one writer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.manifest import FORMAT, NAMED, Json, canonical
+from kdcache.plans.subsample import draw, kept_of, spread
+from kdcache.tasks import RowSpace, Space, Subset, Task
+
+Array = npt.NDArray[Any]
+Docs = npt.NDArray[np.int64]
+
+ROW_UNIT = 128  # rows a part has in any space come in multiples of this, up to LARGE
+LARGE = 16_384  # beyond this, in multiples of 1,024: an inner chunk must divide a part
+
+EXAMPLE_COLUMNS = {
+    "doc_start": "int64",
+    "doc_len": "int32",
+    "doc_id": "int64",
+    "label": "int32",
+    "value": "float32",
+    "pair_start": "int32",
+    "view": "int16",
+    "masked_start": "int64",
+    "masked_len": "int32",
+}
+"""Arrays with a row per document; `doc_len` 0 marks the padding rows at the end of a part."""
+
+
+class Column(Protocol):
+    """Rows on disk: sliced like an array, read only where sliced."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, rows: slice, /) -> Array: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What a plan was made from: equal configurations and corpora give equal plans."""
+
+    task: Task
+    problem: str  # "classes", "regression" or "tokens"
+    tokenizer: Json  # name, sha256, vocab_size, pad_id, mask_id, type_ids
+    corpus: Json  # source, sha256, documents, text_columns, label_column, truncated, classes
+    max_length: int
+    seed: int
+    part_tokens: int
+    mask_probability: float = 0.0
+    views: int = 1
+
+    def to_json(self) -> Json:
+        """The configuration as JSON values."""
+        return asdict(self)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes, in the order of their ids; None where labels are numbers."""
+        names = self.corpus.get("classes")
+        return list(names) if names else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A tokenised corpus cut into `parts`.
+
+    Attributes:
+        rows: rows per part in each space.
+        examples: the arrays of EXAMPLE_COLUMNS, each [parts * rows["example"]].
+        columns: `tokens` [parts * rows["token"]]; for masked-lm also `masked_position` (int32,
+            within the document) and `masked_label` [parts * rows["masked"]].
+        format: of the store it lies in; a new plan's is that of new stores.
+    """
+
+    config: PlanConfig
+    parts: int
+    rows: Mapping[Space, int]
+    examples: Mapping[str, Array]
+    columns: Mapping[str, Column] = field(repr=False)
+    format: int = FORMAT
+
+    @cached_property
+    def docs(self) -> npt.NDArray[np.int64]:
+        """Rows of the example space that hold a document (the rest is padding)."""
+        return np.flatnonzero(self.examples["doc_len"]).astype(np.int64)
+
+    @property
+    def documents(self) -> int:
+        """Documents in the plan: corpus rows, times views, or windows of long ones."""
+        return len(self.docs)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all documents, padding left out."""
+        return int(self.examples["doc_len"].sum(dtype=np.int64))
+
+    @property
+    def masked(self) -> int:
+        """Masked positions of all documents."""
+        return int(self.examples["masked_len"].sum(dtype=np.int64))
+
+    @property
+    def token_types(self) -> int:
+        """Token types its documents have: 0 where the tokenizer knows none, 2 for text pairs."""
+        if not self.config.tokenizer["type_ids"]:
+            return 0
+        return 1 + bool((self.examples["pair_start"] < self.examples["doc_len"]).any())
+
+    def part_rows(self, space: RowSpace) -> int:
+        """Rows per part in a space, padding included."""
+        return part_rows(self.rows, space)
+
+    def count(self, space: RowSpace) -> int:
+        """Real rows (padding left out) of a space."""
+        if isinstance(space, Subset):
+            return self.extent(self.docs, space)
+        return {"example": self.documents, "token": self.tokens, "masked": self.masked}[space]
+
+    def part_docs(self, part: int) -> npt.NDArray[np.int64]:
+        """Rows of the example space that hold the documents of one part."""
+        size = self.rows["example"]
+        low, high = np.searchsorted(self.docs, [part * size, (part + 1) * size])
+        return self.docs[low:high]
+
+    def spans(self, docs: npt.NDArray[np.int64], space: RowSpace) -> tuple[Array, Array]:
+        """First row and number of rows of each document in a space."""
+        if isinstance(space, Subset):
+            return self._subset_spans(docs, space)
+        if space == "example":
+            return docs, np.ones(len(docs), np.int64)
+        name = "doc" if space == "token" else "masked"
+        return self.examples[f"{name}_start"][docs], self.examples[f"{name}_len"][docs]
+
+    def _subset_spans(self, docs: npt.NDArray[np.int64], space: Subset) -> tuple[Array, Array]:
+        starts, counts = self.spans(docs, space.of)
+        part = docs // self.rows["example"]
+        begin = starts - part * self.rows[space.of]
+        first, end = (kept_of(rows, space.fraction) for rows in (begin, begin + counts))
+        return part * self.part_rows(space) + first, end - first
+
+    def kept(self, docs: npt.NDArray[np.int64], space: RowSpace) -> npt.NDArray[np.int64]:
+        """Which rows of documents a space holds: numbers among all they have in the space it is a
+        subset of, one document after the other; all of them where it is no subset.
+        """
+        counts = self.spans(docs, space)[1]
+        if not isinstance(space, Subset):
+            return np.arange(counts.sum(dtype=np.int64))
+        lens = self.spans(docs, space.of)[1].astype(np.int64)
+        before = np.repeat(np.cumsum(lens) - lens, counts)
+        return before + spread(lens, counts, draw(self.config.seed, docs, lens))
+
+    def extent(self, docs: npt.NDArray[np.int64], space: RowSpace) -> int:
+        """Rows the documents of one part fill in a space, from the part's first row."""
+        if space == "example":
+            return len(docs)
+        return int(self.spans(docs, space)[1].sum(dtype=np.int64))
+
+    @property
+    def labelled_docs(self) -> npt.NDArray[np.int64]:
+        """Rows of the example space that hold a document with a hard label."""
+        if self.config.problem == "classes":
+            return self.docs[self.examples["label"][self.docs] >= 0]
+        if self.config.problem == "regression":
+            return self.docs[np.isfinite(self.examples["value"][self.docs])]
+        return self.docs
+
+    @property
+    def labelled(self) -> int:
+        """Documents with a hard label."""
+        return len(self.labelled_docs)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The plan's identity: configuration, cuts, documents and every token."""
+        return self.sha256_in(self.format)
+
+    def sha256_in(self, form: int, name: str | None = None) -> str:
+        """The plan's identity in a store of format `form`.
+
+        Before the third what the tokenizer is called was part of it: `name`, or as it is here.
+        """
+        config = self.config.to_json()
+        if name is not None:
+            config["tokenizer"]["name"] = name
+        if form >= NAMED:
+            config["tokenizer"].pop("name", None)
+        state = hashlib.sha256(canonical([config, self.parts, dict(self.rows)]))
+        for name in EXAMPLE_COLUMNS:
+            state.update(self.examples[name].tobytes())
+        for name in sorted(self.columns):
+            for part in range(self.parts):
+                size = self.rows[column_space(name)]
+                state.update(self.columns[name][part * size : (part + 1) * size].tobytes())
+        return state.hexdigest()
+
+    def __repr__(self) -> str:
+        masked = f", {self.masked:,} masked positions" if self.masked else ""
+        return (
+            f"<Plan {self.config.task}: {self.documents:,} documents, {self.tokens:,} tokens"
+            f"{masked}, {self.parts} part{'s' if self.parts != 1 else ''}, "
+            f"sha256 {self.sha256[:12]}>"
+        )
+
+
+def part_rows(rows: Mapping[Space, int], space: RowSpace) -> int:
+    """Rows per part in a space, padding included, given those of the spaces of the plan."""
+    if isinstance(space, Subset):
+        return round_up(int(kept_of(np.asarray(rows[space.of]), space.fraction)))
+    return rows[space]
+
+
+def column_space(name: str) -> Space:
+    """The row space a plan column lives in."""
+    return "token" if name == "tokens" else "masked"
+
+
+def round_up(rows: int) -> int:
+    """Rows a part is given so that `rows` fit and inner chunks divide it."""
+    unit = ROW_UNIT if rows <= LARGE else 1024
+    return max(unit, -(-rows // unit) * unit)
+
+
+def cut(lengths: npt.NDArray[np.int64], part_tokens: int) -> tuple[Array, int]:
+    """Cut documents, in order, into the fewest parts of at most `part_tokens` tokens.
+
+    Parts are then evened out, so that the last is not mostly padding.
+
+    Returns the first document of each part plus the number of documents, and the tokens a part
+    is given (a multiple of ROW_UNIT, at most `part_tokens` rounded up).
+    """
+    ends = np.cumsum(lengths)
+    bounds = _greedy(ends, part_tokens)
+    parts = len(bounds) - 1
+    size = min(round_up(-(-int(ends[-1]) // parts)), part_tokens)
+    while size < part_tokens:
+        even = _greedy(ends, size)
+        if len(even) - 1 == parts:
+            return even, size
+        size = min(round_up(size + 1), part_tokens)
+    return bounds, part_tokens
+
+
+def _greedy(ends: npt.NDArray[np.int64], size: int) -> Array:
+    bounds, done = [0], 0
+    while bounds[-1] < len(ends):
+        stop = int(np.searchsorted(ends, done + size, side="right"))
+        if stop == bounds[-1]:
+            break  # a document longer than a part never fits: the caller keeps this from happening
+        bounds.append(stop)
+        done = int(ends[stop - 1])
+    return np.asarray(bounds, np.int64)

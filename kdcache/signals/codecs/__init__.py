@@ -1,0 +1,1 @@
+"""Codecs: how logits and rows of features are stored."""

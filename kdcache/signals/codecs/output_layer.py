@@ -1,0 +1,200 @@
+"""The whole distribution from the last hidden state and the teacher's output layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import ClassVar
+
+import safetensors.torch
+import torch
+
+from kdcache.errors import ConfigError, DamageError, ModelError
+from kdcache.manifest import Json
+from kdcache.signals.base import (
+    Arrays,
+    ArraySpec,
+    Head,
+    Origins,
+    Outputs,
+    Stats,
+    TeacherShape,
+    check_fraction,
+    logits_space,
+    settings,
+)
+from kdcache.signals.codecs.quantised import LayerRows, RowCodec
+from kdcache.signals.soft_labels import SoftLabels, divergence, kl_stats, kl_summary
+from kdcache.tasks import Task
+
+FILE = "logits/head.safetensors"
+"""Where a cache keeps the output layer, under `files/`: tensors `weight` [V, H], `bias` [V]."""
+
+
+@dataclass(frozen=True, eq=False)
+class OutputLayer:
+    """The teacher's output layer, read when it is first asked for.
+
+    Raises DamageError then, if it is not what was kept.
+    """
+
+    read: Callable[[str], bytes]
+    shape: TeacherShape
+
+    @cached_property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight [V, H] and bias [V] or None."""
+        try:
+            found = safetensors.torch.load(self.read(FILE))
+            weight, bias = found["weight"], found.get("bias")
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise DamageError(f"files/{FILE} is damaged: {error}") from error
+        size = (self.shape.outputs, self.shape.hidden)
+        if tuple(weight.shape) != size or (bias is not None and bias.shape != size[:1]):
+            raise DamageError(f"files/{FILE} is damaged: weight {tuple(weight.shape)}, not {size}")
+        return weight, bias
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The tensors on a device, copied there once."""
+        if device not in self._copies:
+            weight, bias = self.tensors
+            dtype = torch.float32 if device.type == "cpu" else weight.dtype  # what products run in
+            self._copies[device] = (
+                weight.to(device, dtype),
+                None if bias is None else bias.to(device, dtype),
+            )
+        return self._copies[device]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, tuple[torch.Tensor, torch.Tensor | None]]:
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadLabels:
+    """Soft labels of N rows that are not worked out: the output layer's input, and the layer.
+
+    Attributes:
+        rows: [N, H].
+        weight: [V, H].
+        bias: [V] or None.
+    """
+
+    rows: LayerRows
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def first(self, outputs: int) -> HeadLabels:
+        """For a student that has but the first `outputs`: the teacher says nothing else."""
+        bias = None if self.bias is None else self.bias[:outputs]
+        return replace(self, weight=self.weight[:outputs], bias=bias)
+
+    def dense(self) -> SoftLabels:
+        """Soft labels over the whole vocabulary, [N, V]."""
+        values = _apply(Head(hidden=self.rows.dense(), weight=self.weight, bias=self.bias))
+        ids = torch.arange(values.shape[1], device=values.device).expand(values.shape)
+        return SoftLabels(ids=ids, logprobs=values.log_softmax(-1), values=values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenHead:
+    """What the output layer of a language model takes, [rows, H], and that layer, once.
+
+    Soft labels are then whole and, with `dtype=fp32`, exact, for H values a row whatever the
+    vocabulary. `dtype` and `group` are those of `hidden`.
+    """
+
+    name: ClassVar[str] = "logits"
+    codec: ClassVar[str] = "hidden-head"
+    dtype: str = "fp16"
+    group: int | None = None
+    fraction: float = 1.0
+    layer: OutputLayer | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _ = self.rows  # which checks itself
+        check_fraction("logits:hidden-head", self.fraction)
+
+    @property
+    def rows(self) -> RowCodec:
+        """How the rows are stored."""
+        return RowCodec(what="logits:hidden-head", dtype=self.dtype, group=self.group)
+
+    def to_json(self) -> Json:
+        """The configuration as JSON values."""
+        values = {"dtype": self.dtype, "group": self.group, "fraction": self.fraction}
+        return settings({"codec": self.codec, **values})
+
+    def check(self, task: Task, shape: TeacherShape) -> None:
+        """Raise ConfigError for a classifier, or a group that does not divide the width."""
+        if task == "text-classification":
+            raise ConfigError(
+                "logits:hidden-head is for language models; store the classes with logits:dense"
+            )
+        self.rows.check(shape.hidden)
+
+    def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
+        """`logits/codes` [rows, hidden] and, for integers, `logits/scale`."""
+        return self.rows.arrays(
+            "logits", logits_space(self.codec, task, self.fraction), shape.hidden
+        )
+
+    def artefacts(self, task: Task, shape: TeacherShape, origins: Origins) -> dict[str, bytes]:
+        """The output layer; ModelError if it does not take the hidden states as they are."""
+        weight, bias = origins.head()
+        if weight.shape[1] != shape.hidden:
+            raise ModelError(
+                f"the teacher's output layer takes {weight.shape[1]} values, not its hidden "
+                f"{shape.hidden}: store logits:topk"
+            )
+        kept = {"weight": weight.contiguous()}
+        if bias is not None:
+            kept["bias"] = bias.contiguous()
+        return {FILE: safetensors.torch.save(kept)}
+
+    def artefact_bytes(self, shape: TeacherShape) -> dict[str, int]:
+        """Weight and bias in float32, and the header; half where the teacher is a 16-bit one."""
+        return {FILE: 4 * shape.outputs * (shape.hidden + 1) + 256}
+
+    def assisted(self, shape: TeacherShape, read: Callable[[str], bytes]) -> HiddenHead:
+        """This signal with the output layer, which is read once it is needed."""
+        return replace(self, layer=OutputLayer(read, shape))
+
+    def encode(self, outputs: Outputs) -> Arrays:
+        """Codes of what the output layer would have taken, on the teacher's device."""
+        assert outputs.head is not None, "the teacher's output layer was applied"
+        codes, scale = self.rows.encode(outputs.head.hidden, "the output layer's input")
+        return {"logits/codes": codes} | ({} if scale is None else {"logits/scale": scale})
+
+    def labels(self, raw: Arrays) -> HeadLabels:
+        """Soft labels as `linear_kl` takes them: [N, V] never exists."""
+        assert self.layer is not None, "the signal has not been assisted"
+        rows = self.rows.decode(raw["logits/codes"], raw.get("logits/scale"))
+        weight, bias = self.layer.on(rows.codes.device)
+        return HeadLabels(rows=rows, weight=weight, bias=bias)
+
+    def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
+        """Soft labels over the whole vocabulary, [N, V]."""
+        return self.labels(raw).dense()
+
+    def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
+        """KL(teacher || decoded) in nats over the vocabulary, and top-1 agreement."""
+        said = outputs.head
+        assert said is not None
+        exact = _apply(replace(said, hidden=said.hidden[rows]))
+        soft = self.decode({name: a[rows] for name, a in encoded.items()}, exact.shape[1])
+        assert soft.values is not None
+        decoded = soft.values.double().log_softmax(-1)
+        kl = divergence(exact.double().log_softmax(-1), decoded)
+        return kl_stats("kl", kl, exact.argmax(-1) == soft.logprobs.argmax(-1))
+
+    def summarise(self, stats: Stats) -> Json:
+        """Mean and max KL in nats, top-1 agreement."""
+        return kl_summary("kl", stats)
+
+
+def _apply(head: Head) -> torch.Tensor:
+    """Logits, float32 [N, V]."""
+    logits = head.hidden.float() @ head.weight.float().T
+    return logits if head.bias is None else logits + head.bias.float()

@@ -1,0 +1,157 @@
+"""The k likeliest logits of each row, and what is known of their tail."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from kdcache.manifest import Json
+from kdcache.signals.base import (
+    Arrays,
+    ArraySpec,
+    Outputs,
+    Stats,
+    TeacherShape,
+    check_fraction,
+    check_kept,
+    check_outputs,
+    logits_space,
+    settings,
+)
+from kdcache.signals.codecs.codebook import (
+    from_codes,
+    high_bits,
+    pack_high,
+    table,
+    to_codes,
+    unpack_high,
+)
+from kdcache.signals.codecs.draws import draw_tail
+from kdcache.signals.soft_labels import (
+    STAT_TEMPERATURE,
+    SoftLabels,
+    fill_up,
+    measure_kept,
+    summarise_kept,
+    tail_labels,
+)
+from kdcache.tasks import Task
+from kdcache_kernels import topk_encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKLogits:
+    """The `k` largest true log-probabilities as 8-bit codes, and exact statistics of the tail.
+
+    With `draws`, that many ids drawn from the tail too, for losses that ask for `tail="drawn"`.
+    """
+
+    name: ClassVar[str] = "logits"
+    codec: ClassVar[str] = "topk"
+    k: int = 64
+    draws: int = 0
+    fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fraction("logits:topk", self.fraction)
+        check_kept("logits:topk", self.k, self.draws)
+
+    def to_json(self) -> Json:
+        """The configuration as JSON values."""
+        return settings({"codec": self.codec, **asdict(self)})
+
+    def check(self, task: Task, shape: TeacherShape) -> None:
+        """Raise ConfigError for fewer outputs than k, or a fraction of single rows."""
+        logits_space(self.codec, task, self.fraction)
+        check_outputs("logits:topk", self.k, self.draws, shape)
+
+    def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
+        """Ids (16 bits, high bits packed apart), codes with their table, tail statistics, draws."""
+        space = logits_space(self.codec, task, self.fraction)
+        bits = high_bits(shape.outputs)
+        book = {"codebook": [float(v) for v in table()], "unit": "nats"}
+        specs: list[tuple[str, dict[str, int], str, Json]] = [
+            ("ids", {"k": self.k}, "uint16", {}),
+            ("logprobs", {"k": self.k}, "uint8", book),
+            ("tail_logmass", {}, "float32", {"unit": "nats"}),
+            ("tail_stat", {}, "float32", {"unit": "nats", "temperature": STAT_TEMPERATURE}),
+        ]
+        if self.draws:
+            specs.append(("drawn", {"draw": self.draws}, "uint16", {}))
+        if bits:
+            packed = {"byte_of_k": -(-self.k * bits // 8)}
+            specs.insert(1, ("ids_hi", packed, "uint8", {"bits": bits}))
+        if bits and self.draws:
+            packed = {"byte_of_draw": -(-self.draws * bits // 8)}
+            specs.append(("drawn_hi", packed, "uint8", {"bits": bits}))
+        return [
+            ArraySpec(
+                name=f"logits/{name}",
+                space=space,
+                row_shape=tuple(row.values()),
+                axes=tuple(row),
+                dtype=dtype,
+                attributes=attributes,
+            )
+            for name, row, dtype, attributes in specs
+        ]
+
+    def encode(self, outputs: Outputs) -> Arrays:
+        """One pass over the logits, on their device."""
+        ids, logprobs, tail_logmass, tail_stat = topk_encode(outputs.logits, self.k)
+        width = outputs.logits.shape[1]
+        arrays = {
+            **_split("ids", ids, width),
+            "logits/logprobs": to_codes(logprobs),
+            "logits/tail_logmass": tail_logmass,
+            "logits/tail_stat": tail_stat,
+        }
+        if self.draws:
+            arrays |= _split("drawn", draw_tail(outputs.logits, ids, self.draws), width)
+        return arrays
+
+    def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
+        """Stored rows to soft labels over `outputs` classes.
+
+        The tail's mass is exact, so the codes' common error is taken out: the decoded
+        probabilities sum to one minus the tail.
+        """
+        logprobs, tail = from_codes(raw["logits/logprobs"]), raw["logits/tail_logmass"]
+        soft = SoftLabels(
+            ids=_join("ids", raw, outputs),
+            logprobs=fill_up(logprobs, tail),
+            tail_logmass=tail,
+            tail_stat=raw["logits/tail_stat"],
+        )
+        if not self.draws:
+            return soft
+        drawn, mass = tail_labels(_join("drawn", raw, outputs), tail, outputs, self.k)
+        return replace(soft, drawn=drawn, drawn_logprobs=mass)
+
+    def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
+        """KL(teacher || decoded) in nats over the sampled `rows`; see `measure_kept`."""
+        logits = outputs.logits[rows]
+        kept = {name: values[rows] for name, values in encoded.items()}
+        return measure_kept(logits, self.decode(kept, logits.shape[1]))
+
+    def summarise(self, stats: Stats) -> Json:
+        """KL over k ids + tail, KL over the vocabulary, top-1 agreement, mean mass of the k."""
+        return summarise_kept(stats)
+
+
+def _split(name: str, ids: torch.Tensor, outputs: int) -> Arrays:
+    """Ids as the arrays `name`, the first 16 bits, and `name`_hi."""
+    arrays = {f"logits/{name}": (ids & 0xFFFF).to(torch.uint16)}
+    if bits := high_bits(outputs):
+        arrays[f"logits/{name}_hi"] = pack_high(ids, bits)
+    return arrays
+
+
+def _join(name: str, raw: Arrays, outputs: int) -> torch.Tensor:
+    """The ids that were split, int64."""
+    ids = raw[f"logits/{name}"].to(torch.int64)
+    if bits := high_bits(outputs):
+        ids = ids | unpack_high(raw[f"logits/{name}_hi"], ids.shape[1], bits)
+    return ids

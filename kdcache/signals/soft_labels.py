@@ -1,0 +1,160 @@
+"""Soft labels as losses take them, and how far they are from what the teacher said."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from kdcache.manifest import Json
+from kdcache.signals.base import Stats
+from kdcache.signals.codecs.draws import distinct
+
+STAT_TEMPERATURE = 2.0
+"""T of the second tail statistic: the tail's exact share of the partition function at that T."""
+MEASURED = 16
+"""Rows measured at once, so that what is computed of them stays in the processor's caches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftLabels:
+    """Decoded soft labels of N rows.
+
+    Attributes:
+        ids: [N, K] int64.
+        logprobs: [N, K] float32, the teacher's log-probabilities at T=1, in nats.
+        tail_logmass: [N] float32, log of the probability outside `ids`; None: nothing is outside.
+        tail_stat: [N] float32, log of the sum of p^(1/2) outside `ids` (the tail at T=2).
+        values: [N, C] float32, the teacher's raw logits or regression values, where stored.
+        drawn: [N, D] int64, distinct ids drawn from outside `ids`; -1 fills a row up.
+        drawn_logprobs: [N, D] float32, log of the tail's mass that each stands for.
+    """
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
+    tail_logmass: torch.Tensor | None = None
+    tail_stat: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    drawn: torch.Tensor | None = None
+    drawn_logprobs: torch.Tensor | None = None
+
+    def with_drawn(self) -> SoftLabels:
+        """The drawn ids beside the others, with all of the tail's mass: nothing is left outside.
+
+        Their expectation over draws is the teacher's whole distribution, at T = 1. Labels of which
+        nothing was drawn stay as they are.
+        """
+        if self.drawn is None:
+            return self
+        assert self.drawn_logprobs is not None
+        assert self.tail_logmass is not None
+        return SoftLabels(
+            ids=torch.cat([self.ids, self.drawn], 1),
+            logprobs=torch.cat([self.logprobs, self.drawn_logprobs], 1),
+            tail_logmass=torch.full_like(self.tail_logmass, -torch.inf),
+        )
+
+
+def tail_labels(
+    rising: torch.Tensor, tail_logmass: torch.Tensor, outputs: int, kept: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`drawn` and `drawn_logprobs` of draws [N, D] from all but `kept` of the `outputs`.
+
+    Nothing was drawn from a tail without mass.
+    """
+    numbers, shares = distinct(rising)
+    logprobs = shares + tail_logmass[:, None]
+    numbers = numbers.where(logprobs > -torch.inf, -1)
+    room = outputs - kept
+    return numbers[:, :room], logprobs[:, :room]
+
+
+def fill_up(logprobs: torch.Tensor, tail_logmass: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [N, K] shifted, row by row, to sum to one minus the tail's mass [N].
+
+    The tail's mass is exact, so the error that the codes of a row have in common is taken out.
+    """
+    kept = _log1mexp(tail_logmass)
+    return logprobs + (kept - logprobs.logsumexp(-1)).unsqueeze(-1)
+
+
+def _log1mexp(x: torch.Tensor) -> torch.Tensor:
+    """log(1 - exp(x)) for x <= 0, without cancellation (Maechler 2012)."""
+    x = x.clamp(max=-1e-30)
+    return torch.where(x > -0.6931, (-torch.expm1(x)).log(), torch.log1p(-torch.exp(x)))
+
+
+def measure_kept(logits: torch.Tensor, soft: SoftLabels) -> Stats:
+    """KL(teacher || decoded) in nats, twice, of rows that kept some ids and the tail's mass.
+
+    `kl` is over those ids and the tail as one outcome (what the codes cost), `full_kl` over the
+    vocabulary, the decoded tail spread evenly (what leaving ids out costs). `logits` are the
+    teacher's, [N, V], and finite; all is computed in float64.
+    """
+    pieces = zip(logits.split(MEASURED), *(x.split(MEASURED) for x in _kept(soft)), strict=True)
+    found = [_measure(*piece) for piece in pieces]
+    bucket, full, same, kept = (torch.cat(values) for values in zip(*found, strict=True))
+    stats = {**kl_stats("kl", bucket, same), **kl_stats("full_kl", full, same)}
+    return {**stats, "kept": float(kept.sum())}
+
+
+def _kept(soft: SoftLabels) -> tuple[torch.Tensor, ...]:
+    assert soft.tail_logmass is not None
+    return soft.ids, soft.logprobs.double(), soft.tail_logmass.double()
+
+
+def _measure(
+    logits: torch.Tensor, ids: torch.Tensor, decoded: torch.Tensor, tail: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """By row: KL over ids and tail, KL over the vocabulary, top-1 agreement, mass of the ids."""
+    above = logits.double() - logits.amax(-1, keepdim=True)
+    mass = above.exp()
+    total = mass.sum(-1)
+    expected = torch.linalg.vecdot(mass, above) / total - total.log()  # sum of p log p
+    exact = above.gather(1, ids) - total.log()[:, None]
+    true_tail = mass.scatter_(1, ids, 0.0).sum(-1) / total
+    bucket = divergence(
+        torch.cat([exact, true_tail.log()[:, None]], 1), torch.cat([decoded, tail[:, None]], 1)
+    )
+    rest = max(logits.shape[1] - ids.shape[1], 1)
+    even = torch.where(true_tail > 0, true_tail * (tail - math.log(rest)), 0.0)
+    full = expected - (exact.exp() * decoded).sum(-1) - even
+    same = logits.argmax(-1) == ids.gather(1, decoded.argmax(-1, keepdim=True)).squeeze(1)
+    return bucket, full, same, exact.exp().sum(-1)
+
+
+def summarise_kept(stats: Stats) -> Json:
+    """KL over the kept ids + tail, KL over the vocabulary, top-1 agreement, mean mass kept."""
+    full = kl_summary("full_kl", stats)
+    return {
+        **kl_summary("kl", stats),
+        "full_kl_mean": full["full_kl_mean"],
+        "full_kl_max": full["full_kl_max"],
+        "kept_mass": stats["kept"] / stats["rows"],
+    }
+
+
+def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) of log-probabilities, per row, in nats; impossible outcomes of p count nothing."""
+    return torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)
+
+
+def kl_stats(name: str, kl: torch.Tensor, same: torch.Tensor) -> Stats:
+    """Sums and maximum of the divergence of N rows, and how many agree on the likeliest class."""
+    return {
+        "rows": float(len(kl)),
+        "same": float(same.sum()),
+        f"{name}_sum": float(kl.sum()),
+        f"{name}_max": float(kl.max()),
+    }
+
+
+def kl_summary(name: str, stats: Stats) -> Json:
+    """Mean and maximum of a divergence, and top-1 agreement."""
+    return {
+        "rows": int(stats["rows"]),
+        f"{name}_mean": stats[f"{name}_sum"] / stats["rows"],
+        f"{name}_max": stats[f"{name}_max"],
+        "top1_agreement": stats["same"] / stats["rows"],
+    }

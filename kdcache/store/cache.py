@@ -1,0 +1,373 @@
+"""Open a plan or a cache and read rows of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError, one_of
+from kdcache.manifest import Json, digest
+from kdcache.plans import EXAMPLE_COLUMNS, Array, Docs, Plan
+from kdcache.plans.batch import Batch, collate, epoch_order
+from kdcache.signals import Hidden, LayerRows, Signal, SoftLabels, assist
+from kdcache.store.commits.commit_log import (
+    Ledger,
+    PlanFacts,
+    part_name,
+    plan_objects,
+    read_completion,
+)
+from kdcache.store.create import plan_layouts, signal_layouts
+from kdcache.store.format.array_reader import ArrayReader, Layout
+from kdcache.store.format.compressed_reader import reader_of, stored_bytes
+from kdcache.store.format.manifest_schema import (
+    Blueprint,
+    check_counts,
+    check_examples,
+    check_parts,
+    guest_prefix,
+    plan_specs,
+    read_blueprint,
+)
+from kdcache.store.format.spans import Pieces, cut_spans
+from kdcache.store.format.zarr_metadata import read_layout, read_object, read_record, require_record
+from kdcache.store.io.object_path import Place, Root, absolute, locate
+from kdcache.tasks import RowSpace, Subset
+
+Content = bytes  # the class has a property of that name
+
+
+def open_plan(path: Place) -> Plan:
+    """Open the plan at `path`: folder or URL of a plan or a cache.
+
+    Raises CacheError if there is none, DamageError if its bytes are not what was written.
+    """
+    root = locate(path)
+    record = read_record(root)
+    if record is None:
+        raise CacheError(f"{root} is not a kdcache plan: it holds no zarr.json")
+    return _plan(root, read_blueprint(record, root), plan_objects(root, record))
+
+
+def _plan(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> Plan:
+    check_parts(blueprint, objects, root)
+    committed = PlanFacts(objects, root)
+    columns, examples = {}, {}
+    for spec in plan_specs(blueprint.config):
+        layout = read_layout(root, spec.name, blueprint.parts, objects)
+        blueprint.require_fit(layout, spec, root)
+        name, reader = spec.name.removeprefix("plan/"), ArrayReader(root, layout, committed)
+        if name in EXAMPLE_COLUMNS:
+            reader.require_whole()
+            examples[name] = reader[0 : layout.shape[0]]
+        else:
+            columns[name] = reader
+    plan = dataclasses.replace(blueprint.plan, examples=examples, columns=columns)
+    outputs = None if blueprint.shape is None else blueprint.shape.outputs
+    check_examples(plan, root, outputs)
+    check_counts(blueprint, plan, root)
+    return plan
+
+
+def open_cache(path: Place, *, teacher: str | None = None) -> Cache:
+    """Open the cache at `path`, a folder or a URL, for reading; what it holds is in its `repr`.
+
+    A merged cache holds what several teachers said; `teacher` names one beside the first.
+
+    Raises CacheError if there is no cache, DamageError if its bytes are not what was written,
+    ConfigError if there is no such teacher.
+    """
+    return Cache(locate(path), teacher=teacher)
+
+
+class Cache:
+    """A cache on disk: a plan and, for each of its documents, what the teacher said.
+
+    A document is named by its row in the example space (`plan.docs` lists them). Rows come back in
+    the order of the documents asked for. Of a merged cache one teacher is seen; arrays and files
+    have the names they had where they came from.
+
+    A copy, and what another process unpickles, opens the same place again; CacheError if another
+    cache lies there by then.
+
+    Attributes:
+        teacher: the one it was opened with, beside the first; None for the first.
+        teachers: names of the teachers beside the first.
+        prefix: where the arrays of a teacher beside the first lie in the store.
+    """
+
+    def __init__(self, path: Root, teacher: str | None = None) -> None:
+        self.path, self.teacher = path, teacher
+        self.manifest = require_record(path, "cache")
+        self.objects = plan_objects(path, self.manifest)
+        blueprint = read_blueprint(self.manifest, path)
+        self.teachers = tuple(blueprint.guests)
+        self.plan = _plan(path, blueprint, self.objects)
+        layouts = _layouts(path, blueprint, self.objects)
+        self.ledger = Ledger(path, layouts.values(), self.plan.parts, old=blueprint.old)
+        self.completion = read_completion(path, self.plan.parts, old=blueprint.old)
+        self.prefix = ""
+        if teacher is not None:
+            if not self.teachers:
+                raise ConfigError(
+                    f"{path} holds what one teacher said; open it without naming {teacher!r}"
+                )
+            blueprint = blueprint.guests[one_of("teacher of this cache", teacher, self.teachers)]
+            self.manifest = {**self.manifest, **self.manifest["teachers"][teacher]}
+            self.prefix = guest_prefix(teacher)
+        assert blueprint.shape is not None
+        self.shape = blueprint.shape
+        specs = signal_layouts(self.plan, blueprint.signals, self.shape)
+        self.spaces = {spec.name: spec.space for _, spec in specs}
+        self.layouts: dict[str, Layout] = {n: layouts[self.prefix + n] for n in self.spaces}
+        self.signals: dict[str, Signal] = assist(blueprint.signals, self.shape, self.file)
+        self._readers = {
+            name: reader_of(path, layout, self.ledger.facts)
+            for name, layout in self.layouts.items()
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (absolute(self.path), self.teacher, digest(self.manifest))
+
+    @property
+    def committed(self) -> list[int]:
+        """Parts that are committed now."""
+        names = {path.parent.name for path in self.path.glob("commits/*/zarr.json")}
+        return [part for part in range(self.plan.parts) if part_name(part) in names]
+
+    @property
+    def missing(self) -> list[int]:
+        """Parts that no writer has committed."""
+        return sorted(set(range(self.plan.parts)) - set(self.committed))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part is committed and the cache was finished."""
+        return self.completion is not None
+
+    @property
+    def fidelity(self) -> Json:
+        """Measured distance between what is decoded and what the teacher said, by signal."""
+        figures = self.completion["fidelity"] if self.completion else {}
+        return {
+            name.removeprefix(self.prefix): values
+            for name, values in figures.items()
+            if name.rpartition("/")[0] == self.prefix.rstrip("/")
+        }
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """Bytes of every array once complete, plan included.
+
+        Those of packed arrays are known of committed parts only, and counted for those.
+        """
+        layouts = [*plan_layouts(self.plan), *self.layouts.values()]
+        return {layout.name: self._bytes(layout) for layout in layouts}
+
+    @cached_property
+    def kept(self) -> dict[str, str]:
+        """Files of this teacher, and the tokenizer's, by name: where each lies in the store."""
+        shards = [key for key in self.objects if key.startswith("files/") and "/c/" in key]
+        names = {key.removeprefix("files/").rpartition("/c/")[0] for key in shards}
+        found = {name: name for name in names if name.startswith("tokenizer/")}
+        for name in names:
+            own = name.removeprefix(self.prefix)
+            if name.startswith(self.prefix) and not own.startswith("teachers/"):
+                found[own] = name
+        return dict(sorted(found.items()))
+
+    def _bytes(self, layout: Layout) -> int:
+        if not layout.packing:
+            return layout.bytes
+        return stored_bytes(layout, self.ledger.facts, self.committed)
+
+    def commit(self, part: int) -> Json:
+        """The commit record of a part; IncompleteError if there is none, DamageError."""
+        return self.ledger.commit(part)
+
+    def require_complete(self) -> None:
+        """Raise IncompleteError unless every part is there."""
+        if not self.complete:
+            done, parts = len(self.committed), self.plan.parts
+            raise IncompleteError(
+                f"{self.path} is incomplete: {done} of {parts} parts are committed; run the same "
+                "`kdcache build` again to add the rest"
+            )
+        assert self.completion is not None
+        self.ledger.require_commits(self.completion)
+
+    def arrays_of(self, signal: str, layers: tuple[int, ...] | None = None) -> list[str]:
+        """Names of the arrays of a signal, of some layers only if `layers` is given."""
+        one_of("signal of this cache", signal, self.signals)
+        names = [name for name in self.layouts if name.startswith(f"{signal}/")]
+        if layers is None:
+            return names
+        return [name for name in names if any(f"/L{layer}/" in name for layer in layers)]
+
+    def space_of(self, signal: str) -> RowSpace:
+        """The row space of a signal; all its arrays share it."""
+        return self.spaces[self.arrays_of(signal)[0]]
+
+    def kept_rows(self, signal: str, docs: Docs) -> Array:
+        """Which of the documents' tokens or masked positions a signal has a row for: their numbers,
+        counted over all of `docs`, one document after the other. All of them without `fraction`.
+        """
+        return self.plan.kept(np.asarray(docs, np.int64), self.space_of(signal))
+
+    def read(self, array: str, docs: Docs) -> Array:
+        """Stored rows of an array for documents, one document after the other.
+
+        Raises ConfigError for a row that holds no document, DamageError, IncompleteError.
+        """
+        return self.rows(docs, [array])[array]
+
+    def rows(
+        self,
+        docs: Docs,
+        arrays: Iterable[str] | None = None,
+        *,
+        out: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """Stored rows of several arrays, by default all, as `read` gives those of one.
+
+        Where they lie is worked out once for arrays that lie alike. With `out`, a contiguous array
+        of the same dtype and at least as many rows for each name, the rows are read into its
+        beginning, which is returned.
+
+        Raises ConfigError for a row that holds no document, DamageError, IncompleteError.
+        """
+        docs = np.asarray(docs, np.int64)
+        require_documents(self.plan, docs)
+        cuts: dict[tuple[RowSpace, int], Pieces] = {}
+        rows = {}
+        for name in self.layouts if arrays is None else arrays:
+            reader = self._readers[one_of("array of this cache", name, self._readers)]
+            place = self.spaces[name], reader.layout.chunk_rows
+            if place not in cuts:
+                cuts[place] = cut_spans(*self.plan.spans(docs, place[0]), place[1])
+            target = None if out is None else out[name][: cuts[place].total]
+            rows[name] = reader.gather(cuts[place], target)
+        return rows
+
+    def soft_labels(self, docs: Docs) -> SoftLabels:
+        """Decoded soft labels of documents; ConfigError if the cache has no logits."""
+        signal: Any = self.signals[one_of("signal of this cache", "logits", self.signals)]
+        raw = {n: torch.from_numpy(self.read(n, docs)) for n in self.arrays_of("logits")}
+        decoded: SoftLabels = signal.decode(raw, self.shape.outputs)
+        return decoded
+
+    def hidden(self, layer: int, docs: Docs) -> LayerRows:
+        """Stored hidden states of one layer for documents; `.dense()` decodes them."""
+        signal = self.signals[one_of("signal of this cache", "hidden", self.signals)]
+        assert isinstance(signal, Hidden)
+        if layer not in signal.layers:
+            kept = ", ".join(map(str, signal.layers))
+            raise ConfigError(f"{self.path} holds no layer {layer}; it holds layers {kept}")
+        raw = {n: torch.from_numpy(self.read(n, docs)) for n in self.arrays_of("hidden", (layer,))}
+        return signal.decode(raw, layer)
+
+    def batch(self, docs: Docs, arrays: list[str] | None = None) -> Batch:
+        """Inputs, labels and stored signal rows of documents, padded to the longest."""
+        names = self.layouts if arrays is None else arrays
+        rows = self.rows(docs, names)
+        for signal in dict.fromkeys(name.partition("/")[0] for name in names):
+            if isinstance(self.space_of(signal), Subset):
+                rows[f"{signal}/kept"] = self.kept_rows(signal, docs)
+        return collate(self.plan, docs, rows)
+
+    def batches(
+        self, size: int, *, seed: int = 0, epoch: int = 0, arrays: list[str] | None = None
+    ) -> Iterator[Batch]:
+        """One epoch of batches of `size` documents, in an order fixed by (seed, epoch)."""
+        if size < 1:
+            raise ConfigError(f"a batch holds 1 document or more; got size={size}")
+        order = self.plan.docs[epoch_order(self.plan.documents, seed=seed, epoch=epoch)]
+        return (self.batch(order[i : i + size], arrays) for i in range(0, len(order), size))
+
+    @cached_property
+    def files(self) -> Mapping[str, int]:
+        """Files kept in the cache (tokenizer, configuration, weights) and their bytes."""
+        return {name: self._file_bytes(name) for name in self.kept}
+
+    def _file_bytes(self, name: str) -> int:
+        key = f"files/{self.kept[name]}/zarr.json"
+        node = json.loads(read_object(self.path, key, self.objects))
+        return int(node["attributes"]["bytes"])
+
+    def file(self, name: str) -> Content:
+        """A file kept in the cache; DamageError if it is not there or not what was kept."""
+        return b"".join(self._blocks(name))
+
+    def _blocks(self, name: str) -> Iterator[Content]:
+        if name not in self.files:
+            raise DamageError(f"{self.path} holds no file {name!r}")
+        layout = read_layout(self.path, f"files/{self.kept[name]}", 1, self.objects)
+        reader = ArrayReader(self.path, layout, PlanFacts(self.objects, self.path))
+        size = self.files[name]
+        for start in range(0, size, 2**24):
+            yield reader[start : min(size, start + 2**24)].tobytes()
+
+    def extract(self, folder: Path, names: list[str]) -> None:
+        """Write files kept in the cache into `folder`, without the folder they have in common."""
+        for name in names:
+            target = folder / name.partition("/")[2]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                file.writelines(self._blocks(name))
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else f"{len(self.committed)}/{self.plan.parts} parts"
+        signals = ", ".join(f"{n} {_short(s.to_json())}" for n, s in self.signals.items())
+        return (
+            f"<Cache {self.path}: {self.plan.documents:,} documents, {self.plan.tokens:,} tokens, "
+            f"teacher {self.manifest['teacher']['name']}, signals: {signals}; {state}, "
+            f"{sum(self.bytes.values()):,} bytes>"
+        )
+
+
+def _reopen(path: Root, teacher: str | None, manifest: str) -> Cache:
+    """The cache of that manifest; CacheError if it is gone or another took its place."""
+    cache = Cache(path, teacher)
+    if digest(cache.manifest) != manifest:
+        raise CacheError(
+            f"{path} holds another cache than the one that was copied or sent to this process; "
+            "open it there with open_cache"
+        )
+    return cache
+
+
+def _layouts(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> dict[str, Layout]:
+    """Layouts of the arrays of all teachers, as they are named in the store."""
+    found = {}
+    for spec in blueprint.array_specs():
+        layout = found[spec.name] = read_layout(root, spec.name, blueprint.parts, objects)
+        blueprint.require_fit(layout, spec, root)
+    return found
+
+
+def require_documents(plan: Plan, docs: Docs) -> None:
+    """ConfigError for rows of the example space that hold no document.
+
+    Those of padding hold zeros that look like what a teacher said: they are not for reading.
+    """
+    lens = plan.examples["doc_len"]
+    inside = (docs >= 0) & (docs < len(lens))
+    wrong = docs[~inside] if not inside.all() else docs[lens[docs] == 0]
+    if len(wrong):
+        raise ConfigError(f"row {wrong[0]} holds no document; `plan.docs` lists those that do")
+
+
+def _short(config: Json) -> str:
+    values = {k: v for k, v in config.items() if v is not None and k != "codec"}
+    head = config["codec"] if config["codec"] != "hidden" else ""
+    inner = ", ".join(
+        f"{k}={'-'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()
+    )
+    return f"{head}({inner})"

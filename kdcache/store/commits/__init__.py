@@ -1,0 +1,1 @@
+"""Who wrote which part: claims, parts, and the commits that make them count."""

@@ -1,0 +1,260 @@
+"""What a manifest says, read back with every type and range checked.
+
+A manifest may be damaged, hand-made or hostile. Whatever sizes follow from it are bounded here,
+before anything is allocated or looped over; everything wrong is a DamageError naming the field.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kdcache.errors import CacheError, ConfigError, DamageError
+from kdcache.manifest import FIRST, FORMAT, FORMATS, NAMED, Json
+from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig, part_rows
+from kdcache.plans.identity import has_configuration
+from kdcache.signals import ArraySpec, Signal, TeacherShape, from_json
+from kdcache.store.format.fields import (
+    CACHE,
+    FUNCTION,
+    PLAN,
+    ROWS,
+    TABLE,
+    TEXTS_OR_NONE,
+    conform,
+    damaged,
+    whole,
+)
+from kdcache.store.format.layout import Layout
+from kdcache.store.io.object_path import Root
+from kdcache.tasks import IGNORE_INDEX, Space
+
+TOTAL = 2**48  # rows of an array
+GUEST = re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # name of a teacher in a merged cache
+COUNTS = ("documents", "tokens", "masked")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """Sizes and settings of a store, from its manifest alone; `signals` is empty for a plan.
+
+    `counts` are the plan's documents, tokens and masked positions. `guests` are the teachers that a
+    merged cache holds beside its first, by name; their arrays lie in a folder of their own
+    (docs/decisions/0009).
+    """
+
+    config: PlanConfig
+    parts: int
+    rows: Mapping[Space, int]
+    shape: TeacherShape | None
+    signals: Mapping[str, Signal]
+    counts: Mapping[str, int]
+    guests: Mapping[str, Blueprint] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def old(self) -> bool:
+        """Whether the store is of the first format."""
+        return self.format == FIRST
+
+    def array_specs(self) -> list[ArraySpec]:
+        """The arrays of all signals of all teachers, as they are named in the store."""
+        if self.shape is None:
+            return []
+        task, shape = self.config.task, self.shape
+        own = [spec for signal in self.signals.values() for spec in signal.arrays(task, shape)]
+        return own + [
+            replace(spec, name=guest_prefix(name) + spec.name)
+            for name, guest in self.guests.items()
+            for spec in guest.array_specs()
+        ]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan without its rows: enough for layouts."""
+        return Plan(
+            config=self.config,
+            parts=self.parts,
+            rows=self.rows,
+            examples={},
+            columns={},
+            format=self.format,
+        )
+
+    def require_fit(self, layout: Layout, spec: ArraySpec, root: Root) -> None:
+        """DamageError unless an array on disk is the one the manifest speaks of."""
+        found = (str(layout.dtype), layout.row_shape, layout.part_rows)
+        wanted = (spec.dtype, spec.row_shape, part_rows(self.rows, spec.space))
+        if found != wanted:
+            raise DamageError(
+                f"{root / spec.name / 'zarr.json'} is damaged: dtype, row shape and rows of a part "
+                f"are {found}; the manifest says {wanted}"
+            )
+
+
+def guest_prefix(name: str) -> str:
+    """Where the arrays of a teacher beside the first lie."""
+    return f"teachers/{name}/"
+
+
+def plan_specs(config: PlanConfig) -> list[ArraySpec]:
+    """The plan's own arrays."""
+    token = "uint16" if config.tokenizer["vocab_size"] <= 65536 else "uint32"
+    columns: list[tuple[str, Space, str]] = [("tokens", "token", token)]
+    if config.task == "masked-lm":
+        columns.append(("plan/masked_position", "masked", "int32"))
+        columns.append(("plan/masked_label", "masked", token))
+    return [
+        ArraySpec(name=f"plan/{name}", space="example", row_shape=(), dtype=dtype)
+        for name, dtype in EXAMPLE_COLUMNS.items()
+    ] + [
+        ArraySpec(name=name, space=space, row_shape=(), dtype=dtype, chunk_rows=65_536)
+        for name, space, dtype in columns
+    ]
+
+
+def read_blueprint(record: Json, root: Root) -> Blueprint:
+    """Check a manifest and read it; DamageError, or CacheError for another format's."""
+    where = root / "zarr.json"
+    if record.get("format") not in FORMATS:
+        raise CacheError(
+            f"{root} has format {record.get('format')!r:.40}; this version reads "
+            f"{', '.join(map(str, FORMATS))}: use the version of kdcache that made it"
+        )
+    conform(record, {"plan": PLAN}, where)
+    config, parts, rows = _plan(record["plan"], where)
+    shape: TeacherShape | None = None
+    signals: dict[str, Signal] = {}
+    if record.get("kind") == "cache":
+        shape, signals = _teacher(record, config, where, record["format"])
+    plain = Blueprint(
+        config=config,
+        parts=parts,
+        rows=rows,
+        shape=shape,
+        signals=signals,
+        counts=_only(record["plan"], COUNTS),
+        format=record["format"],
+    )
+    return replace(plain, guests=_guests(record.get("teachers", {}), plain, where))
+
+
+def _teacher(
+    record: Json, config: PlanConfig, where: Root, form: int, name: str = ""
+) -> tuple[TeacherShape, dict[str, Signal]]:
+    conform(record, CACHE, where, name)
+    if form >= NAMED or has_configuration(
+        record["teacher"]
+    ):  # a merged cache has the oldest's format
+        conform(record["teacher"], FUNCTION, where, f"{name}.teacher" if name else "teacher")
+    shape = TeacherShape(**_only(record["shape"], CACHE["shape"]))
+    return shape, _signals(record["signals"], config, shape, where)
+
+
+def _guests(table: Any, plain: Blueprint, where: Root) -> dict[str, Blueprint]:
+    if not isinstance(table, dict) or not all(map(GUEST.fullmatch, table)):
+        raise damaged(where, "teachers", table, "a table of teachers by name")
+    found = {}
+    for name, record in table.items():
+        shape, signals = _teacher(record, plain.config, where, plain.format, f"teachers.{name}")
+        found[name] = replace(plain, shape=shape, signals=signals)
+    return found
+
+
+def _only(value: Json, names: Any) -> Json:
+    return {key: value[key] for key in names}
+
+
+def _plan(facts: Json, where: Root) -> tuple[PlanConfig, int, dict[Space, int]]:
+    spaces: list[Space] = ["example", "token"]
+    if facts["config"]["task"] == "masked-lm":
+        spaces.append("masked")
+    conform(facts["rows"], {space: whole(1, ROWS) for space in spaces}, where, "plan.rows")
+    rows = {space: facts["rows"][space] for space in spaces}
+    if facts["parts"] * max(rows.values()) > TOTAL:
+        raise DamageError(f"{where} is damaged: {facts['parts']} parts of {rows} rows are too many")
+    vocabulary = facts["config"]["tokenizer"]
+    if vocabulary["pad_id"] >= vocabulary["vocab_size"]:
+        raise damaged(where, "plan.config.tokenizer.pad_id", vocabulary["pad_id"], "an id")
+    config, classes = facts["config"], facts["config"]["corpus"].get("classes")
+    if (config["task"] == "text-classification") == (config["problem"] == "tokens"):
+        raise damaged(where, "plan.config.problem", config["problem"], f"what {config['task']} has")
+    if not TEXTS_OR_NONE.fits(classes):
+        raise damaged(where, "plan.config.corpus.classes", classes, TEXTS_OR_NONE.what)
+    try:
+        return PlanConfig(**facts["config"]), facts["parts"], rows
+    except TypeError as error:
+        raise DamageError(f"{where} is damaged: plan.config: {error}") from error
+
+
+def _signals(
+    table: Json, config: PlanConfig, shape: TeacherShape, where: Root
+) -> dict[str, Signal]:
+    found = {}
+    for name, values in table.items():
+        if not isinstance(values, dict):
+            raise damaged(where, f"signals.{name}", values, TABLE.what)
+        try:
+            found[name] = from_json(name, values)
+            found[name].check(config.task, shape)
+        except (ConfigError, TypeError, ValueError, AttributeError) as error:
+            raise DamageError(f"{where} is damaged: signals.{name}: {error}") from error
+    return found
+
+
+def check_parts(blueprint: Blueprint, objects: Iterable[str], root: Root) -> None:
+    """DamageError if there are more parts than the plan's commit names objects of their rows.
+
+    Whatever loops over parts is bounded by what was committed.
+    """
+    shards = sum(key.startswith("plan/doc_len/c/") for key in objects)
+    if blueprint.parts > shards:
+        raise damaged(root / "zarr.json", "plan.parts", blueprint.parts, f"{shards} at most")
+
+
+def check_counts(blueprint: Blueprint, plan: Plan, root: Root) -> None:
+    """DamageError if the manifest counts other documents, tokens or masked positions than the plan
+    holds.
+    """
+    for name, count in blueprint.counts.items():
+        if getattr(plan, name) != count:
+            found = f"{getattr(plan, name)}, as many as the plan holds"
+            raise damaged(root / "zarr.json", f"plan.{name}", count, found)
+
+
+def check_examples(plan: Plan, root: Root, outputs: int | None) -> None:
+    """DamageError if documents lie outside their part, or there are none, or a label is none of
+    the teacher's `outputs` classes.
+
+    The rows have passed their checksums; this keeps a plan made by something else from pointing a
+    reader anywhere.
+    """
+    if not len(plan.docs):
+        raise DamageError(f"{root} is damaged: its plan holds no document")
+    part = plan.docs // plan.rows["example"]
+    spaces: list[tuple[str, Space]] = [("doc", "token")]
+    if "masked" in plan.rows:
+        spaces.append(("masked", "masked"))
+    for name, space in spaces:
+        starts = plan.examples[f"{name}_start"][plan.docs]
+        counts = plan.examples[f"{name}_len"][plan.docs]
+        first, size = part * plan.rows[space], plan.rows[space]
+        inside = (starts >= first) & (counts >= 0) & (counts <= size)
+        _require(inside & (starts - first <= size - counts), plan, root, f"{name}_start")
+    pairs, lens = (plan.examples[name][plan.docs] for name in ("pair_start", "doc_len"))
+    _require((lens > 0) & (pairs >= 0) & (pairs <= lens), plan, root, "pair_start")
+    if plan.config.problem == "classes":
+        labels, most = plan.examples["label"][plan.docs], outputs or 2**31
+        sound = (labels == IGNORE_INDEX) | (labels >= 0) & (labels < most)
+        _require(sound, plan, root, "label")
+
+
+def _require(sound: Array, plan: Plan, root: Root, column: str) -> None:
+    if not sound.all():
+        row = int(plan.docs[int((~sound).argmax())])
+        raise DamageError(
+            f"{root / 'plan' / column} is damaged: row {row}, of part "
+            f"{row // plan.rows['example']}, says what cannot be"
+        )

@@ -1,0 +1,1 @@
+"""Where it lies: folders and object stores behind one path, durable writes, open files."""

@@ -1,6 +1,0 @@
-"""Train students from a cache."""
-
-from kdcache.trainer.result import TrainResult
-from kdcache.trainer.train import train
-
-__all__ = ["TrainResult", "train"]

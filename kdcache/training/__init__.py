@@ -1,0 +1,1 @@
+"""Training: a recipe and a cache to a student."""

@@ -1,0 +1,178 @@
+"""The model card of a student: what it was distilled from, how good it is, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from kdcache.manifest import Json
+from kdcache.store import Cache
+from kdcache.tasks import Task
+from kdcache.training.recipe import Recipe
+
+CARD = "README.md"
+PIPELINES: dict[Task, str] = {
+    "text-classification": "text-classification",
+    "masked-lm": "fill-mask",
+    "causal-lm": "text-generation",
+}
+LICENCE = (
+    "These weights come from the teacher above and from the corpus that it was run over: the "
+    "licences of both apply. State here the licence that you release the student under."
+)
+SCORES = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "mse": "mean squared error",
+    "cross_entropy": "cross-entropy, nats",
+    "perplexity": "perplexity",
+    "calibration_error": "expected calibration error",
+}
+CALLS: dict[Task, str] = {
+    "text-classification": 'pipe("a text to classify", truncation=True)',
+    "masked-lm": 'pipe(f"a text with a {pipe.tokenizer.mask_token} in it")',
+    "causal-lm": 'pipe("the beginning of a text", max_new_tokens=20)',
+}
+
+
+def write_card(folder: Path, cache: Cache, recipe: Recipe, metrics: Json) -> None:
+    """Write the model card of the student that is saved in `folder`, in Markdown.
+
+    `metrics` are those of its training; where they hold an evaluation, its scores are told with
+    their 95% intervals, and the teacher's beside them.
+    """
+    task = cache.plan.config.task
+    sections = [
+        front_matter(task, ["knowledge-distillation", "kdcache"]),
+        f"# {folder.resolve().name}",
+        _summary(cache, recipe),
+        table(("", ""), list(_origin(cache, recipe, metrics))),
+        "## Scores",
+        _scores(metrics.get("evaluation")),
+        "## How to use it",
+        usage(task),
+        "## Licence",
+        LICENCE,
+    ]
+    (folder / CARD).write_text("\n\n".join(sections) + "\n", "utf-8")
+
+
+def front_matter(task: Task, tags: list[str]) -> str:
+    """What the hub reads of a card."""
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=PIPELINES[task],
+        tags=tags,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _summary(cache: Cache, recipe: Recipe) -> str:
+    teacher = cache.manifest["teacher"]
+    return (
+        f"A student of `{teacher['name']}` ({teacher['class']}), distilled by kdcache with the "
+        f"recipe `{recipe.name}` from cached outputs of its teacher. `recipe.toml`, `cache.json` "
+        "and `metrics.json` beside this file tell all settings, hashes and figures."
+    )
+
+
+def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, str]]:
+    teacher, plan = cache.manifest["teacher"], cache.plan
+    corpus, software = plan.config.corpus, cache.manifest["software"]
+    yield "task", plan.config.task
+    yield "parameters", f"{metrics['parameters']:,}; the teacher has {teacher['parameters']:,}"
+    yield "initialised from", _start(recipe.student)
+    yield "losses", ", ".join(f"{name} × {loss.weight:g}" for name, loss in _on(recipe))
+    yield "steps", f"{metrics['steps']:,} ({metrics['epochs']:.3g} epochs)"
+    if chosen := metrics.get("dev"):
+        yield "weights chosen", _choice(chosen)
+    yield "corpus", f"{corpus['documents']:,} documents, {plan.tokens:,} tokens"
+    if part := metrics.get("partial"):
+        yield "trained on", f"{part['documents']:,} of {part['of']:,} planned documents"
+    yield "longest input", f"{plan.config.max_length} tokens"
+    yield "teacher's outputs kept", ", ".join(cache.manifest["signals"])
+    version = software.get("transformers", "of a version not recorded")
+    yield "teacher run in", f"{teacher['dtype']}, transformers {version}"
+    yield "SHA-256 of the teacher's weights", f"`{teacher['weights_sha256']}`"
+    yield "SHA-256 of the corpus", f"`{corpus['sha256']}`"
+    yield "SHA-256 of the plan", f"`{cache.manifest['plan']['sha256']}`"
+
+
+def _choice(dev: Json) -> str:
+    """How the weights were chosen, with the teacher's score on the same documents."""
+    best, metric = dev["best"], SCORES[dev["metric"]]
+    teacher = dev["teacher"]
+    about = "about " if teacher is not None and teacher.get("estimate") else ""
+    beside = "" if teacher is None else f"; the teacher's is {about}{teacher['value']:.4g}"
+    return (
+        f"those of step {best['step']:,} (epoch {best['epoch']:.3g}), the best of "
+        f"{len(dev['points'])} by {metric} ({best['value']:.4g}{beside}) on {dev['documents']:,} "
+        f"dev documents that were not trained on: {dev['source']}"
+    )
+
+
+def _on(recipe: Recipe) -> list[tuple[str, Any]]:
+    return [(name, loss) for name, loss in recipe.losses.items() if loss.weight > 0]
+
+
+def _start(student: Mapping[str, Any]) -> str:
+    """Where a student's weights come from, without the folders of the machine it was made on."""
+    if layers := student.get("init_from_teacher"):
+        return f"layers {'-'.join(map(str, layers))} of the teacher"
+    if checkpoint := student.get("checkpoint"):
+        return f"`{Path(checkpoint).name if Path(checkpoint).exists() else checkpoint}`"
+    return "new weights"
+
+
+def _scores(evaluation: Json | None) -> str:
+    if evaluation is None:
+        return (
+            "Not measured yet: `kdcache evaluate . FILE --teacher TEACHER` scores it and its "
+            "teacher on labelled documents."
+        )
+    teacher = evaluation.get("teacher")
+    head = ("", "student") if teacher is None else ("", "student", "teacher")
+    sides = [evaluation] if teacher is None else [evaluation, teacher]
+    rows = [
+        (label, *(score_cell(side, name) for side in sides))
+        for name, label in SCORES.items()
+        if evaluation.get(name) is not None
+    ]
+    file = f"`{evaluation['file']}`, " if "file" in evaluation else ""
+    text = f"On {file}{evaluation['documents']:,} documents; intervals are of 95%.\n\n"
+    told = "" if teacher else "\n\nThe teacher was not scored on this file (`--eval-teacher`)."
+    return text + table(head, rows) + told
+
+
+def score_cell(side: Json, name: str) -> str:
+    """A score with its 95% interval; nothing where there is none."""
+    if side.get(name) is None:
+        return ""
+    interval = side.get(f"{name}_interval")
+    bounds = "" if interval is None else f" ({interval[0]:.4g} to {interval[1]:.4g})"
+    return f"{side[name]:.4g}{bounds}"
+
+
+def usage(task: Task) -> str:
+    """How a model of the task is called."""
+    return (
+        "```python\nfrom transformers import pipeline\n\n"
+        f'pipe = pipeline("{PIPELINES[task]}", model="path/to/this/folder")\n{CALLS[task]}\n```'
+    )
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    lines = [head, tuple("---" for _ in head), *([_cell(text) for text in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """A text that stays in its cell whatever a model, a file or a loss is called."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,224 @@
+"""The documents a student is chosen on: held out of the cache, or of a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.utils import gather_object
+
+from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
+from kdcache.errors import ConfigError, CorpusError
+from kdcache.evaluation.scoring import joined, metric_of, predict, scores, token_budget
+from kdcache.manifest import Json, digest
+from kdcache.models.token_map import cached_tokenizer
+from kdcache.models.tokenizer import class_names
+from kdcache.plans import Array, Column, Docs, Plan, column_space
+from kdcache.plans.batch import length_batches
+from kdcache.plans.same_texts import text_keys
+from kdcache.progress import Progress
+from kdcache.store import Cache
+from kdcache.training.dev_options import DevOptions
+from kdcache.training.evaluation import same_columns
+
+SPLIT = 0xDE5  # sets the draw of a split apart from those of the order of documents
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevSet:
+    """Documents a student is scored on while it trains, and which are not trained on for it.
+
+    Attributes:
+        plan: where they lie.
+        docs: [D] int64, their rows in its example space; labelled ones.
+        metric: what the student is chosen by.
+        source: where they come from, in words.
+        left_out: rows of the cache's example space that are not trained on.
+        same: how many of those are left out for their text alone.
+        texts: what tells a document with the text of one of these.
+    """
+
+    plan: Plan
+    docs: Docs
+    metric: str
+    source: str
+    left_out: Docs
+    same: int
+    texts: frozenset[bytes] = field(repr=False)
+
+    @property
+    def record(self) -> Json:
+        """What tells whether a run that is resumed is scored on the same documents."""
+        ids = [self.plan.sha256, self.docs.tolist()]
+        return {"documents": len(self.docs), "sha256": digest(ids)}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of them."""
+        if not self.same:
+            return []
+        documents = f"{self.same:,} document{'s' if self.same > 1 else ''}"
+        return [f"{documents} of the cache are left out of training: their text is in the dev set"]
+
+    def score(self, model: Any, *, batch_size: int, rank: int = 0, ranks: int = 1) -> Json:
+        """Every metric of `model` on the documents, shared among `ranks`, which all have to ask.
+
+        NaN for the metric, and nothing else, of a model whose outputs are not finite.
+        """
+        batches = list(length_batches(self.plan, self.docs, token_budget(self.plan, batch_size)))
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            mine = predict(model, self.plan, batches[rank::ranks])
+        finally:
+            for module, training in modes:
+                module.training = training
+        found = joined(gather_object([mine]) if ranks > 1 else [mine])
+        return scores(self.plan, found) if found.finite else {self.metric: math.nan}
+
+
+def value_of(told: Json, metric: str) -> float:
+    """The metric among scores; no correlation at all where a model says the same of everything."""
+    return 0.0 if told[metric] is None else float(told[metric])
+
+
+def make_dev(
+    options: DevOptions, cache: Cache, docs: Docs, *, seed: int, config: Any, progress: Progress
+) -> DevSet:
+    """The dev set of a run that would train on `docs` of a cache.
+
+    `config` is the student's. Raises ConfigError or CorpusError where it would be empty, or leave
+    nothing to train on.
+    """
+    if options.split is not None:
+        made = _held_out(options.split, cache, docs, seed)
+    else:
+        made = _of_file(str(options.file), cache, docs, config, progress)
+    if len(made.left_out) == len(docs):
+        raise ConfigError(
+            f"{made.source} leaves nothing to train on: all {len(docs):,} documents of the cache "
+            "are in it; choose another dev set"
+        )
+    return made
+
+
+def _held_out(share: float, cache: Cache, docs: Docs, seed: int) -> DevSet:
+    """A share of the labelled rows of the corpus, with all views and windows of each."""
+    plan = cache.plan
+    labelled = np.intersect1d(docs, plan.labelled_docs)
+    rows = np.unique(plan.examples["doc_id"][labelled])
+    count = round(share * len(rows))
+    if count == 0:
+        raise ConfigError(
+            f"--dev-split {share:g} of {len(rows):,} labelled documents is none: choose a larger "
+            "share, or a file (--dev)"
+        )
+    drawn = np.random.default_rng((seed, SPLIT)).permutation(rows)[:count]
+    held = labelled[np.isin(plan.examples["doc_id"][labelled], drawn)]
+    keys = dict(text_keys(plan))
+    texts = frozenset(keys[doc] for doc in held.tolist())
+    same = np.setdiff1d(_with_text(texts, keys, docs), held)
+    return DevSet(
+        plan=plan,
+        docs=held,
+        metric=metric_of(plan, held),
+        source=f"{100 * share:.4g}% of the cache's documents, drawn with seed {seed}",
+        left_out=np.union1d(held, same),
+        same=len(same),
+        texts=texts,
+    )
+
+
+def _with_text(texts: frozenset[bytes], keys: Mapping[int, bytes], docs: Docs) -> Docs:
+    """Those of `docs` whose text is one of `texts`."""
+    return np.asarray([doc for doc in docs.tolist() if keys[doc] in texts], np.int64)
+
+
+def _of_file(file: str, cache: Cache, docs: Docs, config: Any, progress: Progress) -> DevSet:
+    plan = file_plan(file, cache, config, progress)
+    held = plan.labelled_docs
+    if not len(held):
+        raise CorpusError(f"{file} has no labels to score against: --dev names labelled documents")
+    texts = frozenset(key for _, key in text_keys(plan))
+    same = _with_text(texts, dict(text_keys(cache.plan)), docs)
+    return DevSet(
+        plan=plan,
+        docs=held,
+        metric=metric_of(plan, held),
+        source=Path(file).name,
+        left_out=same,
+        same=len(same),
+        texts=texts,
+    )
+
+
+def require_untested(dev: DevSet, test: Plan, file: str | Path) -> list[str]:
+    """What a person should know of documents that are in the dev set and in a test set, too.
+
+    Raises ConfigError where all of the test set are: it would be the one that chooses.
+    """
+    same = sum(key in dev.texts for _, key in text_keys(test))
+    if same == test.documents:
+        raise ConfigError(
+            f"all documents of {file} (--eval) are in the dev set ({dev.source}), and a score on "
+            "documents that the student was chosen on says too much: name others"
+        )
+    if not same:
+        return []
+    documents = f"{same:,} of the {test.documents:,} documents of {Path(file).name} (--eval)"
+    return [f"{documents} have the text of one in the dev set: the student is chosen on them"]
+
+
+def file_plan(file: str | Path, cache: Cache, config: Any, progress: Progress) -> Plan:
+    """The documents of a file, in memory, cut and masked as those of a cache.
+
+    Classes are those of the student's `config`.
+    """
+    planned, tokenizer = cache.plan.config, cached_tokenizer(cache)
+    options: PlanOptions = {"max_length": planned.max_length, "seed": planned.seed}
+    if planned.task == "masked-lm":
+        options["mask_probability"] = planned.mask_probability
+    columns = same_columns(planned.corpus, file)
+    options["text_columns"] = columns["text_columns"]
+    options["label_column"] = columns["label_column"]
+    classifies = planned.task == "text-classification"
+    with scratch_folder(None) as scratch:
+        plan = make_plan(
+            file,
+            tokenizer,
+            scratch=scratch,
+            task=planned.task,
+            classes=(class_names(config), int(config.num_labels)) if classifies else (None, None),
+            like=planned.corpus["text_columns"],
+            progress=progress,
+            **options,
+        )
+        return dataclasses.replace(plan, columns=_in_memory(plan))
+
+
+def _in_memory(plan: Plan) -> dict[str, Column]:
+    """The plan's columns without the files they lie in, which go before training ends."""
+    return {
+        name: _Rows(column[0 : plan.parts * plan.rows[column_space(name)]])
+        for name, column in plan.columns.items()
+    }
+
+
+class _Rows:
+    """A column of a plan in memory, [rows]."""
+
+    def __init__(self, rows: Array) -> None:
+        self.rows, self.dtype = rows, rows.dtype
+
+    def __getitem__(self, rows: slice) -> Array:
+        return self.rows[rows]
+
+    def read(self, starts: Array, counts: Array) -> Array:
+        """Rows of several spans, one after the other."""
+        spans = [self.rows[a : a + n] for a, n in zip(starts, counts, strict=True)]
+        return np.concatenate(spans) if spans else self.rows[:0]

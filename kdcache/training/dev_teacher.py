@@ -1,0 +1,133 @@
+"""What the teacher scores on the dev set: run over it, or told by the cache's soft labels."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdcache.evaluation.metrics import regression
+from kdcache.evaluation.scoring import score_teacher
+from kdcache.manifest import Json
+from kdcache.models.token_map import cached_tokenizer
+from kdcache.plans import Docs, Plan
+from kdcache.plans.batch import collate, length_batches
+from kdcache.plans.same_texts import document_keys
+from kdcache.progress import Progress
+from kdcache.signals import SoftLabels
+from kdcache.store import Cache
+from kdcache.training.dev import DevSet, value_of
+
+BUDGET = 4096  # tokens whose soft labels are decoded at once
+
+
+def teacher_score(
+    dev: DevSet,
+    cache: Cache,
+    teacher: str | Path | None,
+    *,
+    batch_size: int,
+    device: str,
+    progress: Progress,
+) -> Json | None:
+    """ "value" and "source" of the teacher's score by the metric of `dev`; None: it is unknown.
+
+    A `teacher` that is named is run. Else the cache tells, where it has soft labels of every
+    document. Of a language model's rows whose token it did not keep it knows no more than the mass
+    of all such tokens: they are taken to share it evenly, and "estimate" is true.
+    """
+    if teacher is not None:
+        _, told = score_teacher(
+            teacher,
+            dev.plan,
+            cached_tokenizer(cache),
+            dev.docs,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        )
+        return {"value": value_of(told, dev.metric), "source": f"run: {Path(teacher).name}"}
+    rows = _rows(dev, cache)
+    if rows is None or "logits" not in cache.signals:
+        progress.say(
+            "the teacher's score on the dev set is unknown, for the cache does not hold its soft "
+            "labels there: --eval-teacher names a teacher to run"
+        )
+        return None
+    told = _told(dev, cache, rows)
+    if told.get("estimate"):
+        progress.say(
+            "the teacher's score on the dev set is an estimate, for the cache does not hold all "
+            "that it said there: --eval-teacher runs it"
+        )
+    return told
+
+
+def _rows(dev: DevSet, cache: Cache) -> dict[int, int] | None:
+    """The row of the cache that each document of the dev set is; None if one is not in it."""
+    if dev.plan is cache.plan:
+        return {doc: doc for doc in dev.docs.tolist()}
+    held = {key: doc for doc, key in document_keys(cache.plan)}
+    keys = dict(document_keys(dev.plan))
+    if not cache.complete or any(keys[doc] not in held for doc in dev.docs.tolist()):
+        return None
+    return {doc: held[keys[doc]] for doc in dev.docs.tolist()}
+
+
+def _told(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json:
+    """The score of the soft labels that the cache holds."""
+    found, exact = [], True
+    for docs in length_batches(dev.plan, dev.docs, BUDGET):
+        held = np.asarray([rows[int(doc)] for doc in docs])
+        values, known = SCORES[dev.plan.config.problem](dev.plan, cache, docs, held)
+        found.append(values)
+        exact = exact and known
+    told: Json = {"value": _value(dev, np.concatenate(found)), "source": "the cache's soft labels"}
+    return told if exact else told | {"estimate": True}
+
+
+def _value(dev: DevSet, found: np.ndarray) -> float:
+    if dev.plan.config.problem != "regression":
+        return float(found.mean())
+    return value_of(regression(found[:, 0], found[:, 1]), dev.metric)
+
+
+def _correct(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:
+    """[D], 1 where the likeliest class is the label."""
+    soft = cache.soft_labels(held)
+    top = soft.ids.gather(1, soft.logprobs.argmax(-1, keepdim=True)).squeeze(1)
+    return (top.numpy() == plan.examples["label"][docs]).astype(np.float64), True
+
+
+def _pairs(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:
+    """[D, 2], what the teacher says and the label."""
+    values = cache.soft_labels(held).values
+    assert values is not None
+    return np.stack([values[:, 0].double().numpy(), plan.examples["value"][docs]], 1), True
+
+
+def _nats(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:
+    """[rows], the cross-entropy of each labelled row the cache has; whether all are exact."""
+    kept = cache.kept_rows("logits", held)
+    labels = collate(plan, docs, {})["labels"]
+    soft, rows = cache.soft_labels(held), labels[kept]
+    there = soft.ids == rows[:, None]
+    nats = -soft.logprobs.masked_fill(~there, -torch.inf).logsumexp(-1)
+    outside = ~there.any(-1)
+    if outside.any():
+        nats = torch.where(outside, _tail_nats(soft, cache.shape.outputs), nats)
+    scored = rows >= 0
+    exact = len(kept) == len(labels) and not bool((outside & scored).any())
+    return nats[scored].double().numpy(), exact
+
+
+def _tail_nats(soft: SoftLabels, outputs: int) -> torch.Tensor:
+    """[N], minus the log of an even share of the tail's mass."""
+    assert soft.tail_logmass is not None
+    return math.log(outputs - soft.ids.shape[1]) - soft.tail_logmass
+
+
+SCORES = {"classes": _correct, "regression": _pairs, "tokens": _nats}
+"""By kind of label: what soft labels come to, and whether they say all there is to know."""

@@ -1,0 +1,115 @@
+"""The documents a student is evaluated on when it is trained, looked into before it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdcache.corpora.documents import Corpus, columns_of, open_corpus
+from kdcache.corpora.files import files_of
+from kdcache.corpora.labels import LabelReader, resolve
+from kdcache.errors import ConfigError, CorpusError
+from kdcache.manifest import Json
+from kdcache.models import load_config
+from kdcache.models.tokenizer import class_names
+from kdcache.plans import PlanConfig
+from kdcache.training.dev_options import DevOptions
+
+
+def check_evaluation(
+    file: str | Path | None,
+    teacher: str | Path | None,
+    config: PlanConfig,
+    dev: DevOptions | None = None,
+) -> Corpus | None:
+    """The documents of an evaluation, if there is one, with the columns it will read.
+
+    Training takes long: a mistyped name or a file without labels shows before it, and so in a dev
+    file. Raises CorpusError, ConfigError or ModelError.
+    """
+    if teacher is not None:
+        if file is None and dev is None:
+            raise ConfigError(
+                "a teacher is scored on an evaluation file (--eval) or a dev set (--dev): name one"
+            )
+        load_config(teacher)
+    chosen_on = None if dev is None else dev.file
+    if chosen_on is not None:
+        _labelled(chosen_on, config, "--dev", "dev")
+        if file is not None:
+            _require_apart(chosen_on, file)
+    return None if file is None else _labelled(file, config, "--eval", "evaluation")
+
+
+def _labelled(file: str | Path, config: PlanConfig, flag: str, kind: str) -> Corpus:
+    if not Path(file).exists() and "*" not in str(file):
+        raise CorpusError(f"no {kind} file {file}; {flag} names a file of labelled documents")
+    labelled = config.task == "text-classification"
+    corpus = open_corpus(file, labelled=labelled, **same_columns(config.corpus, file))
+    require_as_many_texts(corpus.text_columns, config.corpus["text_columns"], file, flag)
+    if labelled and corpus.label_column is None:
+        raise CorpusError(f"{file} has no column of labels: {flag} names labelled documents")
+    return corpus
+
+
+def require_as_many_texts(
+    columns: Sequence[str], known: Sequence[str], file: Any, flag: str
+) -> None:
+    """Raise ConfigError for single texts where a model learns from pairs, or vice versa."""
+    if len(columns) != len(known):
+        raise ConfigError(
+            f"a document of {file} ({flag}) is {' and '.join(columns)}, and one that is learnt "
+            f"from is {' and '.join(known)}: give its columns these names"
+        )
+
+
+def _require_apart(dev: str | Path, test: str | Path) -> None:
+    """Raise ConfigError if a file is in the dev set and in the test set, by name or by bytes."""
+    tested = {_digest(path): path for path in _data_files(test)}
+    for path in _data_files(dev):
+        other = tested.get(_digest(path))
+        if other is not None:
+            raise ConfigError(
+                f"{path} (--dev) and {other} (--eval) are the same file, and a score on documents "
+                "that a model was chosen on says too much: name two files"
+            )
+
+
+def _data_files(source: str | Path) -> list[Path]:
+    """The files that documents are in, of a saved data set too."""
+    saved = sorted(Path(source).glob("*.arrow"))
+    return saved or files_of(source)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def same_columns(corpus: Json, file: str | Path) -> dict[str, Any]:
+    """The columns a plan was made from, named where the file has them, too."""
+    columns = columns_of(file)
+    texts, label = corpus["text_columns"], corpus["label_column"]
+    return {
+        "text_columns": texts if set(texts) <= set(columns) else (),
+        "label_column": label if label in columns else None,
+    }
+
+
+def check_labels(corpus: Corpus, config: Any) -> None:
+    """Raise CorpusError for a label that is none of the classes of a student's configuration.
+
+    So it does where no document has a label.
+    """
+    reader = LabelReader()
+    for document in corpus:
+        reader.add(document.label, document.where)
+    names, count = class_names(config), int(config.num_labels)
+    found = resolve(reader, known=names, count=count, corpus_names=corpus.class_names)
+    if not ((found.ids >= 0) | np.isfinite(found.values)).any():
+        where = f"column {corpus.label_column} of {corpus.tables[0].name}"
+        raise CorpusError(f"{where} holds no labels: --eval names labelled documents")

@@ -1,0 +1,165 @@
+"""What a call of `train` says beside its recipe, and the recipe that holds it all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+
+from kdcache.errors import ConfigError, require_path
+from kdcache.manifest import Json
+from kdcache.models import StudentSpec, pick_device
+from kdcache.training.recipe import Recipe, student_table
+
+SHORTHANDS = {
+    "seed": "seed",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "device": "use_cpu",
+}
+"""Keywords of `train`, options of `kdcache train` too, and the field of [training] each sets."""
+
+
+SOURCES = ("checkpoint", "init_from_teacher", "config")
+"""Fields of [student] that say where it comes from."""
+
+
+def with_shorthands(recipe: Recipe, given: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
+    """`recipe` with the fields that the `given` SHORTHANDS stand for, None for those left out.
+
+    Raises ConfigError where an override sets the same field, or one that takes its effect away.
+    """
+    values = {name: _plain(value) for name, value in given.items() if value is not None}
+    texts = [overrides] if isinstance(overrides, str) else overrides
+    set_too = {override.partition("=")[0].strip(): override for override in texts}
+    for name in values:
+        override = set_too.get(f"training.{SHORTHANDS[name]}")
+        if override is not None:
+            raise ConfigError(
+                f"{_flag(name)} and --set {override} set the same field, "
+                f"training.{SHORTHANDS[name]}; give one of the two"
+            )
+    if "device" in values:
+        values["device"] = on_cpu(values["device"], "train")
+    fields = {SHORTHANDS[name]: value for name, value in values.items() if value is not None}
+    training = {**recipe.training, **fields}
+    steps = training.get("max_steps", -1)
+    if "epochs" in values and isinstance(steps, int) and steps > 0:
+        raise ConfigError(
+            f"--epochs has no effect beside training.max_steps={steps}; leave one of the two out"
+        )
+    return dataclasses.replace(recipe, training=training) if fields else recipe
+
+
+DEV = {"dev": "file", "dev_split": "split", "dev_every": "every", "patience": "patience"}
+"""Keywords of `train`, options of `kdcache train` too, and the field of [dev] each sets."""
+
+
+def dev_fields(given: Mapping[str, Any], overrides: Sequence[str]) -> Json:
+    """The fields of [dev] that a call sets by the keywords of DEV, None for those left out.
+
+    Raises ConfigError where it names two dev sets, or an override sets the same field.
+    """
+    values = {name: _plain(value) for name, value in given.items() if value is not None}
+    if "dev" in values:
+        require_path("the dev file", values["dev"])
+        values["dev"] = str(values["dev"])
+    if {"dev", "dev_split"} <= values.keys():
+        raise ConfigError("--dev and --dev-split both name the dev set; give one of the two")
+    texts = [overrides] if isinstance(overrides, str) else overrides
+    set_too = {override.partition("=")[0].strip(): override for override in texts}
+    for name in values:
+        if (override := set_too.get(f"dev.{DEV[name]}")) is not None:
+            raise ConfigError(
+                f"{_flag(name)} and --set {override} set the same field, dev.{DEV[name]}; give one "
+                "of the two"
+            )
+    return {DEV[name]: value for name, value in values.items()}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as one that TOML knows."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def on_cpu(device: Any, command: str) -> bool | None:
+    """The field `use_cpu` for a device of a command; None: a GPU if there is one."""
+    name = str(device)
+    found = pick_device(name)
+    if found.index:
+        raise ConfigError(
+            f"training runs on the first GPU it sees; for {name} let it see that one alone: "
+            f"CUDA_VISIBLE_DEVICES={found.index} kdcache {command} --device cuda"
+        )
+    return None if name == "auto" else found.type == "cpu"
+
+
+def require_one_student(
+    overrides: Sequence[str],
+    checkpoint: str | Path | None,
+    layers: Sequence[int] | str | None,
+    config: str | Path | None,
+) -> None:
+    """Raise ConfigError if an override says where the student comes from, and the call does too."""
+    given = {"--student": checkpoint, "--init-from-teacher": layers, "--config": config}
+    flags = [flag for flag, value in given.items() if value is not None]
+    for override in [overrides] if isinstance(overrides, str) else overrides:
+        name = override.partition("=")[0].strip()
+        if flags and name in {f"student.{source}" for source in SOURCES}:
+            raise ConfigError(
+                f"{flags[0]} and --set {override} both say where the student comes from; give one "
+                "of the two"
+            )
+
+
+def with_student(
+    recipe: Recipe,
+    checkpoint: str | Path | None,
+    layers: Sequence[int] | str | None,
+    config: str | Path | None,
+    same_tokenizer: bool = False,
+) -> Recipe:
+    """`recipe` with the student that a call asks for; its own where the call asks for none."""
+    given = {"checkpoint": checkpoint, "config": config}
+    for what, value in (("the student", checkpoint), ("the student's configuration", config)):
+        if value is not None:
+            require_path(what, value)
+    chosen: Json = {name: str(value) for name, value in given.items() if value is not None}
+    if layers is not None:
+        chosen["init_from_teacher"] = layers
+    chosen = chosen or dict(recipe.student)
+    if same_tokenizer:
+        chosen["same_tokenizer"] = True
+    return dataclasses.replace(recipe, student=student_table(chosen))
+
+
+def student_spec(recipe: Recipe) -> StudentSpec:
+    """Where the student of a recipe comes from; ConfigError if it says none, or several."""
+    chosen = dict(recipe.student)
+    if chosen.get("init_from_teacher") is not None:
+        chosen["init_from_teacher"] = tuple(chosen["init_from_teacher"])
+    return StudentSpec(**chosen)
+
+
+def check_callbacks(callbacks: Any) -> list[Any]:
+    """The callbacks as transformers takes them: objects, or classes made without arguments."""
+    kind = transformers.TrainerCallback
+    given = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    for callback in given:
+        if not isinstance(callback, kind) and not (
+            isinstance(callback, type) and issubclass(callback, kind)
+        ):
+            raise ConfigError(
+                "callbacks is a list of transformers.TrainerCallback objects; got "
+                f"{type(callback).__name__}"
+            )
+    return given

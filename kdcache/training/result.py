@@ -1,0 +1,62 @@
+"""What a run comes to: the student's folder, and figures of its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kdcache.manifest import Json
+from kdcache.memory import peak_rss_bytes
+from kdcache.training.trainer import DistillationTrainer, Reporter
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained student.
+
+    Attributes:
+        folder: model, tokenizer, `metrics.json`, `training_log.json`, `curves.png`, `recipe.toml`,
+            `cache.json`.
+        metrics: final losses, steps, seconds, the share of them spent waiting for batches, speed
+            and memory; scores under "evaluation", and how its weights were chosen under "dev" (see
+            `choosing.Choice.report`).
+        wrote: whether this process wrote the folder; of several ranks, the first does.
+    """
+
+    folder: Path
+    metrics: Json
+    wrote: bool = True
+
+    def __repr__(self) -> str:
+        losses = ", ".join(f"{k} {v:.4g}" for k, v in self.metrics["losses"].items())
+        return (
+            f"<TrainResult {self.folder}: {self.metrics['steps']:,} steps in "
+            f"{self.metrics['seconds']:.1f} s, {losses}>"
+        )
+
+
+def run_metrics(trainer: DistillationTrainer, reporter: Reporter, seconds: float) -> Json:
+    """Figures of this process's share of the run; a resumed run tells of what it added."""
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    last = entries[-1] if entries else {}
+    documents, tokens = trainer.seen()
+    metrics: Json = {
+        "losses": {name: value for name, value in last.items() if name.startswith("loss")},
+        "steps": trainer.state.global_step,
+        "steps_run": len(reporter.step_seconds),
+        "epochs": trainer.state.epoch,
+        "seconds": seconds,
+        "step_seconds_median": reporter.median_step,
+        "documents": documents,
+        "tokens": tokens,
+        "documents_per_second": documents / seconds,
+        "tokens_per_second": tokens / seconds,
+        "data_wait_seconds": trainer.wait_seconds,
+        "data_wait_share": trainer.wait_seconds / max(sum(reporter.step_seconds), 1e-9),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+    if trainer.args.device.type == "cuda":
+        metrics["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+    return metrics

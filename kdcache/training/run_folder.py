@@ -1,0 +1,165 @@
+"""The folder of a run: what may be written where, what it holds when the run has ended."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import ConfigError, MismatchError
+from kdcache.manifest import Json, differences
+from kdcache.models import save_tokenizer
+from kdcache.models.teacher import most_tokens
+from kdcache.models.token_map import cached_tokenizer, token_map
+from kdcache.models.tokenizer import serve_with
+from kdcache.store import Cache
+from kdcache.store.io.durable_writes import require_writable
+from kdcache.training.curves import draw_curves
+from kdcache.training.parts import Parts, contents_of
+from kdcache.training.recipe import Recipe, load_recipe
+from kdcache.training.scale import RUN
+
+CHECKPOINTS = "checkpoints"
+RECIPE, CACHE, METRICS, LOG, CURVES = (
+    "recipe.toml",
+    "cache.json",
+    "metrics.json",
+    "training_log.json",
+    "curves.png",
+)
+
+
+def cache_identity(cache: Cache, parts: Parts) -> Json:
+    """What a student was trained from; `parts` is None for all of a cache."""
+    record = cache.manifest
+    return {
+        "plan": record["plan"]["sha256"],
+        "plan_config": record["plan"]["config"],
+        "contents": contents_of(cache, parts),
+        "parts": parts,
+        "teacher": _portable(record["teacher"]),
+        "signals": record["signals"],
+        "fidelity": cache.fidelity,
+    }
+
+
+def _portable(teacher: Json) -> Json:
+    """A teacher's identity without the place it lay at: a student goes to other machines."""
+    return {name: value for name, value in teacher.items() if name != "source"}
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint that was written to its end."""
+    found = [
+        (int(path.parent.name.removeprefix("checkpoint-")), path.parent)
+        for path in (folder / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")
+    ]
+    return max(found)[1] if found else None
+
+
+def check_folder(
+    folder: Path, recipe: Recipe, cache: Cache, parts: Parts, *, resume: bool
+) -> Path | None:
+    """The checkpoint to resume from, None for a new run.
+
+    Raises ConfigError if the folder holds something a new run would overwrite, or nothing to
+    resume; MismatchError if the run to be resumed had another recipe or cache.
+    """
+    checkpoint = last_checkpoint(folder)
+    if (folder / METRICS).exists():
+        raise ConfigError(
+            f"{folder} already holds a trained model; choose another folder, or remove it"
+        )
+    if resume:
+        if checkpoint is None:
+            raise ConfigError(f"{folder} holds no checkpoint to resume from; train without resume")
+        _require_same(folder, recipe, cache_identity(cache, parts))
+    elif checkpoint is not None:
+        raise ConfigError(
+            f"{folder} holds a run stopped after {checkpoint.name.replace('-', ' ')}; continue it "
+            "with resume (--resume), or choose another folder"
+        )
+    elif folder.exists() and (not folder.is_dir() or _foreign(folder)):
+        raise ConfigError(f"{folder} exists and is not an empty folder; choose another")
+    require_writable(folder)
+    return checkpoint
+
+
+def _foreign(folder: Path) -> bool:
+    ours = {CHECKPOINTS, RECIPE, CACHE}
+    return any(path.name not in ours for path in folder.iterdir())
+
+
+def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
+    stored, wanted = load_recipe(folder / RECIPE).to_json(), recipe.to_json()
+    for table in (stored, wanted):
+        table["training"].pop("per_device_train_batch_size", None)  # a step may be cut otherwise
+        table.get("dev", {}).pop("file", None)  # what it holds is asked for, not where it lies
+    identity = json.loads((folder / CACHE).read_text("utf-8"))
+    found = differences(stored, wanted)
+    identity["teacher"] = _portable(identity["teacher"])
+    kept = {"plan", "contents", "teacher", "signals"}
+    found += differences(
+        {f"cache.{key}": identity[key] for key in kept}, {f"cache.{key}": now[key] for key in kept}
+    )
+    if found:
+        name, have, want = found[0]
+        raise MismatchError(
+            f"{folder} holds a run with {name} = {have!r}; now it is {want!r}: resume with the "
+            "settings it was started with, or choose another folder"
+        )
+
+
+def require_same_dev(folder: Path, dev: Json) -> None:
+    """Raise MismatchError if the run to be resumed was scored on other documents."""
+    stored = json.loads((folder / CACHE).read_text("utf-8")).get("dev", {})
+    if found := differences({"dev": stored}, {"dev": dev}):
+        name, have, want = found[0]
+        raise MismatchError(
+            f"{folder} holds a run with {name} = {have!r}; now it is {want!r}: its dev set has "
+            "changed since it was started; put that back, or choose another folder"
+        )
+
+
+def start_folder(
+    folder: Path, recipe: Recipe, cache: Cache, parts: Parts, scale: Json, dev: Json | None
+) -> None:
+    """Write what the run is made of, so that it can be resumed as it was started."""
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE).write_text(recipe.to_toml(), "utf-8")
+    vocabulary = token_map(cached_tokenizer(cache).plain).sha256
+    record = {**cache_identity(cache, parts), "vocabulary": vocabulary}
+    write_json(folder / CACHE, record if dev is None else {**record, "dev": dev})
+    write_json(folder / CHECKPOINTS / RUN, scale)
+
+
+def finish_folder(
+    folder: Path, student: Any, cache: Cache, log: list[Json], title: str, dev: Json | None
+) -> None:
+    """Write the student and its tokenizer as any good model folder has them, log and curves."""
+    student.save_pretrained(folder)
+    save_tokenizer(cache, folder)
+    pad_id = student.config.get_text_config().pad_token_id
+    serve_with(folder, length=_longest(student, cache), pad_id=pad_id)
+    write_json(folder / LOG, log)
+    draw_curves(log, folder / CURVES, title=title, dev=dev)
+
+
+def _longest(student: Any, cache: Cache) -> int:
+    """Tokens of the longest text the student takes and has been trained on."""
+    planned, limit = cache.plan.config.max_length, most_tokens(student)
+    return planned if limit is None else min(planned, limit)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON values; numbers JSON does not have become null."""
+    path.write_text(json.dumps(_plain(value), indent=2) + "\n", "utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

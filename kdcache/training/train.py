@@ -1,0 +1,140 @@
+"""Train a student from a cache; the teacher is neither in memory nor on the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import require_path
+from kdcache.maintenance.outdated import outdated
+from kdcache.manifest import Json
+from kdcache.plans.identity import say_unvouched
+from kdcache.progress import Shown, shown
+from kdcache.store import Cache, Place, open_cache
+from kdcache.training.arguments import meant_fields
+from kdcache.training.dev import file_plan, require_untested
+from kdcache.training.evaluation import check_evaluation, check_labels, same_columns
+from kdcache.training.options import (
+    check_callbacks,
+    dev_fields,
+    require_one_student,
+    with_shorthands,
+    with_student,
+)
+from kdcache.training.parts import choose_parts
+from kdcache.training.recipe import Recipe, load_recipe
+from kdcache.training.result import TrainResult
+from kdcache.training.run import Run
+from kdcache.training.run_folder import CACHE
+
+
+def train(
+    cache: Place | Cache,
+    *,
+    recipe: str | Path | Recipe = "kd",
+    out: str | Path,
+    student: str | Path | None = None,
+    init_from_teacher: Sequence[int] | str | None = None,
+    config: str | Path | None = None,
+    same_tokenizer: bool = False,
+    eval_file: str | Path | None = None,
+    eval_teacher: str | Path | None = None,
+    dev: str | Path | None = None,
+    dev_split: float | str | None = None,
+    dev_every: int | str | None = None,
+    patience: int | None = None,
+    seed: int | None = None,
+    epochs: float | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+    callbacks: Sequence[Any] = (),
+    resume: bool = False,
+    allow_partial: bool = False,
+    progress: Shown = None,
+) -> TrainResult:
+    """Train a student from `cache` by `recipe` into the folder `out`.
+
+    Args:
+        recipe: name of a shipped recipe, a file, or a Recipe.
+        student: folder or hub name of the checkpoint to start from; or
+        init_from_teacher: teacher layers (1 is the first block) whose blocks the student copies; or
+        config: folder or file of a configuration whose weights are drawn anew. None of the three
+            leaves the choice to the recipe.
+        same_tokenizer: your word that a checkpoint without a tokenizer has the cache's vocabulary.
+        eval_file: labelled documents to evaluate the student on when it is done. It is never chosen
+            on them.
+        eval_teacher: folder or hub name of the teacher, to be scored on them and on `dev` too.
+        dev: labelled documents that the student is scored on while it trains: the weights that
+            score best are kept. Documents of the cache with the same text are not trained on.
+        dev_split: in its place a share of the cache's labelled documents, 0.1 or "10%", held out
+            from training; the seed decides which. This and the next two, and `dev`, set fields of
+            the recipe's [dev] table.
+        dev_every: steps between two scores, or "epoch", as where nothing is said.
+        patience: scores in a row without a better one after which training stops.
+        seed: of new weights, dropout and the order of documents. This and the next four set fields
+            of the recipe's [training] table.
+        epochs: passes over the documents.
+        lr: the highest learning rate.
+        batch_size: documents a device takes in a forward.
+        device: "auto", "cpu" or "cuda", the first GPU this process sees.
+        overrides: fields of the recipe, such as "training.learning_rate=1e-4".
+        callbacks: `transformers.TrainerCallback` objects, called at every step, log and checkpoint.
+        resume: continue from the last checkpoint in `out`. On a CPU the result equals that of the
+            unbroken run bit for bit.
+        allow_partial: train on the parts that are committed where the cache lacks some, as while
+            it is being built; a run that is resumed keeps to the parts it was started on.
+
+    Under torchrun its processes train one student: the loss of a step is that of all its documents,
+    and the first writes. A run that is resumed keeps the documents of a step, whatever the ranks.
+
+    Seeds torch's, numpy's and Python's global generators. Stopped by Ctrl-C or SIGTERM, all ranks
+    finish the same step, write a checkpoint and raise KeyboardInterrupt.
+
+    Raises, before anything is loaded, ConfigError for a recipe that cache and student cannot serve
+    or a folder that cannot be used, IncompleteError for a cache that lacks parts; ModelError for a
+    student that does not fit or a loss that is no longer finite.
+    """
+    progress = shown(progress)
+    require_path("the student's folder", out, "path")
+    source = cache if isinstance(cache, Cache) else open_cache(cache)
+    say_unvouched(progress, [(source.path, source.manifest["teacher"])])
+    for fault in outdated(source.path):
+        progress.say(fault)
+    parts = choose_parts(source, Path(out) / CACHE, allow_partial=allow_partial, resume=resume)
+    wanted = {"dev": dev, "dev_split": dev_split, "dev_every": dev_every, "patience": patience}
+    chosen = load_recipe(recipe, overrides, meant_fields(), dev_fields(wanted, overrides))
+    require_one_student(overrides, student, init_from_teacher, config)
+    chosen = with_student(chosen, student, init_from_teacher, config, same_tokenizer)
+    given = {"seed": seed, "epochs": epochs, "lr": lr, "batch_size": batch_size, "device": device}
+    chosen = with_shorthands(chosen, given, overrides)
+    called = check_callbacks(callbacks)
+    evaluation = check_evaluation(eval_file, eval_teacher, source.plan.config, chosen.dev)
+    run = Run(source, parts, chosen, Path(out), resume=resume, progress=progress)
+    if evaluation is not None and source.plan.config.task == "text-classification":
+        check_labels(evaluation, run.config)
+    if run.choice is not None and eval_file is not None:
+        tested = file_plan(eval_file, source, run.config, run.progress)
+        run.notes += require_untested(run.choice.dev, tested, eval_file)
+    metrics = run.train(called, eval_teacher)
+    if eval_file is not None and run.first:
+        metrics["evaluation"] = _evaluate(run, eval_file, eval_teacher)
+        run.record(metrics)
+    return TrainResult(run.folder, metrics, run.first)
+
+
+def _evaluate(run: Run, file: str | Path, teacher: str | Path | None) -> Json:
+    from kdcache.evaluation.evaluator import evaluate
+
+    known = run.cache if run.parts is None else None  # the teacher's side may not all be there
+    scores = evaluate(
+        run.folder,
+        file,
+        cache=known,
+        teacher=teacher,
+        progress=run.progress,
+        **same_columns(run.cache.plan.config.corpus, file),
+    )
+    return {"file": Path(file).name, **scores}

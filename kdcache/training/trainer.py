@@ -1,0 +1,264 @@
+"""The training loop: transformers.Trainer with a cache's batches and a recipe's objective."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import transformers
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
+from transformers.trainer import TRAINER_STATE_NAME
+
+from kdcache.errors import ConfigError, KdcacheError, ModelError
+from kdcache.interrupts import handled_by
+from kdcache.models import run_model
+from kdcache.plans.batch import Batch
+from kdcache.progress import Progress
+from kdcache.tasks import Task
+from kdcache.training.choosing import best_checkpoint
+from kdcache.training.dev import DevSet, value_of
+from kdcache.training.documents import CachedDocuments
+from kdcache.training.loader import make_loader
+from kdcache.training.objective import Objective, Shares
+from kdcache.training.ranks import Ranks
+
+
+class DistillationTrainer(transformers.Trainer):
+    """A Trainer whose batches come from a cache and whose loss is an objective.
+
+    The loss of a step is that of all its documents at once, however they are cut into micro-batches
+    and dealt out to ranks. A language model's `head`, if given, is left to the losses, which fuse
+    with it. With a `dev` set, the student is scored on it where `args` say so.
+
+    Attributes:
+        told: what is logged of the teacher beside every score on the dev set.
+        diverged: the step whose loss was no number, after which a student that had been scored
+            before stops; 0: none.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        objective: Objective,
+        dataset: CachedDocuments,
+        ranks: Ranks,
+        head: torch.nn.Linear | None = None,
+        dev: DevSet | None = None,
+        told: Mapping[str, float] = MappingProxyType({}),
+        **options: Any,
+    ) -> None:
+        super().__init__(train_dataset=dataset, eval_dataset=dev, **options)
+        self.model_accepts_loss_kwargs = True  # with the next line: accumulation has nothing to
+        self.loss_is_scaled_for_ga = True  # divide, a batch's loss is its part of the step's
+        self.remove_callback(transformers.PrinterCallback)
+        self.task: Task = task
+        self.objective: Objective = objective
+        self.dataset: CachedDocuments = dataset
+        self.ranks = ranks
+        self.head = head
+        self.dev, self.told, self.diverged = dev, told, 0
+        self._documents = self._tokens = 0
+        self._terms: dict[str, torch.Tensor] = {}
+        self._steps = 0
+        self.wait_seconds = 0.0
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any
+    ) -> Any:
+        """The batches of a step and, in turn, their shares of it, which `compute_loss` asks for.
+
+        `wait_seconds` sums the time until the batches were there.
+        """
+        started = time.perf_counter()
+        batches = list(islice(epoch_iterator, num_batches))
+        self.wait_seconds += time.perf_counter() - started
+        for batch in batches:
+            if not batch.idle:
+                self._documents += len(batch["docs"])
+                self._tokens += batch.tokens
+        self._steps += 1
+        return batches, self.ranks.shares(self.objective, batches)
+
+    def seen(self) -> tuple[int, int]:
+        """Documents and tokens, pads left out, trained on by all ranks; every rank has to ask."""
+        documents, tokens = self.ranks.total([self._documents, self._tokens])
+        return int(documents), int(tokens)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        args = self.args
+        turns = args.world_size * args.gradient_accumulation_steps
+        self.dataset.batch = args.train_batch_size * turns
+        loader = make_loader(
+            self.dataset,
+            batch_size=args.train_batch_size,
+            drop_last=args.dataloader_drop_last,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            ranks=args.world_size,
+            rank=args.process_index,
+        )
+        # Not accelerator.prepare, which would deal the batches out again and repeat some of them.
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader, args.device, num_processes=1, process_index=0, put_on_device=True
+        )
+        return prepared
+
+    def compute_loss(  # type: ignore[override]  # a Batch is what our loader gives
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Iterator[Shares | None] | None = None,
+    ) -> Any:
+        shares = None if num_items_in_batch is None else next(num_items_in_batch)
+        outputs = run_model(model, self.task, inputs, hidden=self.objective.hidden, head=self.head)
+        loss, terms = self.objective(outputs, inputs, shares)
+        if self.ranks.size > 1:
+            loss = loss * self.ranks.size  # DDP takes the mean of the ranks' gradients
+            if not self.objective.logits:
+                loss = loss + 0.0 * outputs.logits.sum()  # and waits for one of every parameter
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, 0) + value.float()
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add each term's mean since the last log, before its weight, as "loss_NAME"."""
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                self._stop_diverged(logs["loss"])
+            for name, value in self._terms.items():
+                mean = self.accelerator.reduce(value / self._steps, reduction="sum")
+                logs[f"loss_{name}"] = float(mean)
+            self._terms, self._steps = {}, 0
+        super().log(logs, start_time)
+
+    def _stop_diverged(self, loss: float) -> None:
+        """Stop where weights were kept that scored well; raise ModelError where there are none."""
+        if self.state.best_global_step is None:
+            raise ModelError(
+                f"the loss is {loss} at step {self.state.global_step}: training has diverged; "
+                "lower training.learning_rate"
+            )
+        self.diverged = self.state.global_step
+        self.control.should_training_stop = True
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Score the student on the dev set, log it and let callbacks know."""
+        assert self.dev is not None
+        where = {"rank": self.args.process_index, "ranks": self.args.world_size}
+        told = self.dev.score(self.model, batch_size=self.args.eval_batch_size, **where)
+        told[self.dev.metric] = value_of(told, self.dev.metric)
+        plain = {name: value for name, value in told.items() if isinstance(value, int | float)}
+        logs = {f"{metric_key_prefix}_{name}": value for name, value in plain.items()}
+        self.log(logs | dict(self.told))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        return logs
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take over the state of a run that had ended, and the weights it came to."""
+        self.state = transformers.TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        best = best_checkpoint(self.state, checkpoint.parent) if self.dev is not None else None
+        self._load_from_checkpoint(str(best or checkpoint))
+
+
+def make_trainer(recipe: str, **options: Any) -> DistillationTrainer:
+    """A trainer; ConfigError for what transformers refuses only when its Trainer is made.
+
+    Packages behind a field that are not there, backends and log levels that do not exist.
+    """
+    try:
+        return DistillationTrainer(**options)
+    except (KdcacheError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # of as many kinds as there are packages behind the fields
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"[training] of recipe {recipe} is refused by transformers: {text or repr(error)}"
+        ) from error
+
+
+class Reporter(transformers.TrainerCallback):
+    """Drives a progress bar, times steps, and turns Ctrl-C or SIGTERM into a checkpoint and a stop.
+
+    Several ranks stop after the same step, the one after the next that all of them begin.
+
+    Attributes:
+        step_seconds: time from the end of a step to the end of the next, reading included.
+    """
+
+    def __init__(self, progress: Progress, label: str, ranks: Ranks) -> None:
+        self.progress, self.label, self.ranks = progress, label, ranks
+        self.step_seconds: list[float] = []
+        self._stack = ExitStack()
+        self._last = 0.0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run stops after the step under way."""
+        return self.ranks.stopping
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Hold the bar and the handler of both while training."""
+        with self._stack:
+            yield
+
+    def on_train_begin(
+        self, args: Any, state: transformers.TrainerState, control: Any, **kwargs: Any
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._stack.enter_context(handled_by(self._interrupt))
+        steps = state.max_steps - state.global_step
+        if state.is_world_process_zero:
+            bar = self.progress.bar(self.label, unit="steps", total=steps)
+            self._advance = self._stack.enter_context(bar)
+        self._last = time.perf_counter()
+
+    def _interrupt(self, *_: Any) -> None:
+        if self.ranks.asked:
+            raise KeyboardInterrupt  # the second time, at once
+        self.ranks.ask_to_stop()
+        self.progress.say("stopping after this step; the run can be resumed")
+
+    def on_step_end(
+        self,
+        args: Any,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        now = time.perf_counter()
+        self.step_seconds.append(now - self._last)
+        self._last = now
+        if state.is_world_process_zero:
+            self._advance(1)
+        if state.global_step >= state.max_steps or control.should_training_stop:
+            control.should_log = True  # or the last steps' losses would be lost
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._last = time.perf_counter()  # a score is no part of the next step
+
+    def on_epoch_end(
+        self, args: Any, state: Any, control: transformers.TrainerControl, **kwargs: Any
+    ) -> None:
+        if (
+            control.should_training_stop and not self.interrupted
+        ):  # a callback of the user's said so
+            control.should_log = True
+
+    @property
+    def median_step(self) -> float:
+        """Median seconds of a step; 0 if there was none."""
+        return statistics.median(self.step_seconds) if self.step_seconds else 0.0

@@ -1,0 +1,200 @@
+"""Make losses.npz: batches for the shipped recipes, their losses and gradients, in float64.
+
+    python tests/frozen/make_losses.py
+
+It is run when a recipe is added or its paper's loss is found to be another, and never to make a
+test pass. `NAME/given/...` are float32 arrays: what a student says, what a teacher said. Logits are
+spread so that at the recipe's temperature divergences are of the order of 1: where they are small,
+float32 leaves few digits of them, by any sum. `NAME/found/...` are the loss, its terms before their
+weights, and the gradients at the student's logits, hidden states and projections.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+
+from kdcache.recipe import load_recipe
+from tests.objectives import Array, Found, Given, evaluate
+
+FILE = Path(__file__).with_name("losses.npz")
+LENGTHS = np.array([5, 1, 3, 4])
+CLASSES, TOKENS, K, MASKED, WIDTH = 5, 14, 4, 6, 8
+STUDENT, TEACHER = 2, 4
+"""Layers."""
+
+
+def spread(rng: np.random.Generator, rows: int, outputs: int, temperature: float) -> Array:
+    """Logits [rows, outputs] float32 whose softmax at a temperature is neither flat nor certain."""
+    return (1.5 * temperature * rng.standard_normal((rows, outputs))).astype(np.float32)
+
+
+def states(rng: np.random.Generator, layers: int, width: int) -> Array:
+    """Hidden states, the embedding output first."""
+    shape = (layers + 1, len(LENGTHS), int(LENGTHS.max()), width)
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def dense(values: Array) -> dict[str, Array]:
+    """Soft labels over all classes, as logits:dense is decoded."""
+    ids = np.broadcast_to(np.arange(values.shape[1]), values.shape).copy()
+    logprobs = log_softmax(values.astype(np.float64), axis=1).astype(np.float32)
+    return {"ids": ids, "logprobs": logprobs, "values": values}
+
+
+def topk(values: Array) -> dict[str, Array]:
+    """The K likeliest and their tail at temperatures 1 and 2, as logits:topk is decoded."""
+    exact = log_softmax(values.astype(np.float64), axis=1)
+    order = np.argsort(-exact, axis=1, kind="stable")
+    inside, outside = (np.take_along_axis(exact, i, 1) for i in (order[:, :K], order[:, K:]))
+    found = {
+        "logprobs": inside,
+        "tail_logmass": logsumexp(outside, axis=1),
+        "tail_stat": logsumexp(outside / 2, axis=1),
+    }
+    return {"ids": order[:, :K].copy()} | {n: x.astype(np.float32) for n, x in found.items()}
+
+
+def classes(rng: np.random.Generator, temperature: float = 1.0) -> Given:
+    """Documents of classes, one of them without a label."""
+    said, taught = (spread(rng, len(LENGTHS), CLASSES, temperature) for _ in range(2))
+    labels = np.array([2, -100, 0, 4])
+    return Given(
+        task="text-classification",
+        lengths=LENGTHS,
+        labels=labels,
+        logits=said,
+        hidden=states(rng, STUDENT, WIDTH),
+        soft=dense(taught),
+    )
+
+
+def patient(rng: np.random.Generator) -> Given:
+    """Those of PKD, with the first token's state of every layer of a teacher of the same width."""
+    given = classes(rng, temperature=10.0)
+    return _with(given, taught=states(rng, TEACHER, WIDTH), positions="cls")
+
+
+def projected(rng: np.random.Generator) -> Given:
+    """Those of TinyBERT: every token's state of a teacher that is wider."""
+    given = classes(rng)
+    weight = rng.standard_normal((WIDTH + 2, WIDTH)).astype(np.float32)
+    bias = rng.standard_normal(WIDTH + 2).astype(np.float32)
+    taught = states(rng, TEACHER, WIDTH + 2)
+    return _with(given, taught=taught, positions="all", projection=(weight, bias))
+
+
+def values(rng: np.random.Generator) -> Given:
+    """Documents with a value each, one of them without."""
+    given = classes(rng)
+    said, taught = given.logits[:, :1].copy(), given.logits[:, 1:2].copy()
+    labels = np.array([1.5, np.nan, -2.0, 0.25], np.float32)
+    return _with(given, labels=labels, logits=said, soft=dense(taught))
+
+
+def masked(rng: np.random.Generator) -> Given:
+    """Masked tokens, with the likeliest K of a vocabulary; every one has its true token."""
+    positions = np.array([1, 4, 5, 11, 15, 17])
+    said, taught = (spread(rng, MASKED, TOKENS, 2.0) for _ in range(2))
+    return Given(
+        task="masked-lm",
+        lengths=LENGTHS,
+        labels=rng.integers(0, TOKENS, MASKED),
+        logits=said,
+        hidden=states(rng, STUDENT, WIDTH),
+        masked=positions,
+        soft=topk(taught),
+    )
+
+
+def causal(rng: np.random.Generator) -> Given:
+    """Every token, with the likeliest K; nothing follows the last of a document."""
+    rows = int(LENGTHS.sum())
+    said, taught = (spread(rng, rows, TOKENS, 1.0) for _ in range(2))
+    labels = rng.integers(0, TOKENS, rows)
+    labels[np.cumsum(LENGTHS) - 1] = -100
+    return Given(
+        task="causal-lm",
+        lengths=LENGTHS,
+        labels=labels,
+        logits=said,
+        hidden=states(rng, STUDENT, WIDTH),
+        soft=topk(taught),
+    )
+
+
+def _with(given: Given, **changes: Any) -> Given:
+    return Given(**{f.name: getattr(given, f.name) for f in fields(Given)} | changes)
+
+
+CASES: dict[str, Callable[[np.random.Generator], Given]] = {
+    "causal-kd": causal,
+    "finetune": classes,
+    "finetune.masked": masked,
+    "finetune.values": values,
+    "hidden": projected,
+    "kd": lambda rng: classes(rng, 2.0),
+    "kd.masked": masked,
+    "kd-mse": classes,
+    "kd-mse.values": values,
+    "mlm-kd": masked,
+    "pkd-last": patient,
+    "pkd-skip": patient,
+}
+"""A batch for every shipped recipe, by its name; what follows a dot tells batches apart."""
+
+
+def losses_of(name: str) -> Any:
+    """The losses of the recipe that a case is for."""
+    return load_recipe(name.partition(".")[0]).losses
+
+
+def flat(given: Given) -> dict[str, Array]:
+    """Its arrays by name."""
+    arrays: dict[str, Any] = {f.name: getattr(given, f.name) for f in fields(Given)}
+    arrays |= {f"soft.{name}": rows for name, rows in arrays.pop("soft").items()}
+    pair = arrays.pop("projection") or ()
+    arrays |= dict(zip(("projection.weight", "projection.bias"), pair, strict=False))
+    return {name: np.asarray(x) for name, x in arrays.items() if x is not None}
+
+
+def unflat(arrays: dict[str, Array]) -> Given:
+    """The batch that `flat` took apart."""
+    plain = {n: x for n, x in arrays.items() if "." not in n}
+    texts = {n: str(plain.pop(n)) for n in ("task", "positions")}
+    pair = [arrays[n] for n in ("projection.weight", "projection.bias") if n in arrays]
+    return Given(
+        **plain,
+        **texts,  # type: ignore[arg-type]  # what is stored is a task
+        soft={n.removeprefix("soft."): x for n, x in arrays.items() if n.startswith("soft.")},
+        projection=(pair[0], pair[1]) if pair else None,
+    )
+
+
+def numbers(found: Found) -> dict[str, Array]:
+    """All of what was found, by name."""
+    terms = {f"term.{name}": np.asarray(value) for name, value in found.terms.items()}
+    gradients = {f"gradient.{name}": values for name, values in found.gradients.items()}
+    return {"total": np.asarray(found.total), **terms, **gradients}
+
+
+def main() -> None:
+    """Write losses.npz."""
+    arrays: dict[str, Array] = {}
+    for name, make in CASES.items():
+        given = make(np.random.default_rng(zlib.crc32(name.encode())))
+        found = numbers(evaluate(losses_of(name), given))
+        arrays |= {f"{name}/given/{key}": x for key, x in flat(given).items()}
+        arrays |= {f"{name}/found/{key}": x for key, x in found.items()}
+    np.savez_compressed(FILE, **arrays)  # type: ignore[arg-type]  # numpy takes names as they come
+    print(f"{FILE.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Losses of a student and a teacher that are arrays: no model says them, no cache holds them.
+
+What tests of losses know of how losses are bound to a cache and called is in this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcache.batch import Batch
+from kdcache.losses import CacheFacts, Loss, Objective
+from kdcache.signals import (
+    DenseLogits,
+    Hidden,
+    Outputs,
+    Signal,
+    SoftLabels,
+    TeacherShape,
+    TopKLogits,
+)
+from kdcache.tasks import IGNORE_INDEX, Task
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """B documents of up to L tokens: what a student says of them and what a cache holds.
+
+    Attributes:
+        lengths: tokens of each document.
+        masked: flat indices into B * L of the masked positions, rising; for masked-lm.
+        labels: hard labels, a row per row of the logits: ids, or floats that are values.
+        logits: the student's, [N, V] float32.
+        hidden: the student's, [layers + 1, B, L, H] float32.
+        soft: fields of the decoded soft labels by name, N rows each; none: the cache has no logits.
+        taught: the teacher's hidden states, [layers + 1, B, L, H]; None: the cache has none.
+        positions: of the teacher's hidden states that the cache holds.
+        projection: weight and bias that every learned projection is set to.
+        labelled: whether the cache has any hard label, in these documents or others.
+    """
+
+    task: Task
+    lengths: Array
+    labels: Array
+    logits: Array
+    hidden: Array
+    masked: Array | None = None
+    soft: Mapping[str, Array] = field(default_factory=dict)
+    taught: Array | None = None
+    positions: str = "cls"
+    projection: tuple[Array, Array] | None = None
+    labelled: bool = True
+
+    @property
+    def mask(self) -> Array:
+        """[B, L] bool, True where there is a token."""
+        most = self.hidden.shape[2]
+        return np.arange(most)[None, :] < self.lengths[:, None]
+
+    @property
+    def owners(self) -> Array:
+        """The document of every row of the logits, [N]."""
+        if self.task == "text-classification":
+            return np.arange(len(self.lengths))
+        if self.task == "causal-lm":
+            return np.repeat(np.arange(len(self.lengths)), self.lengths)
+        assert self.masked is not None
+        return self.masked // self.hidden.shape[2]
+
+    def rows_at(self, layers: Array, positions: str) -> Array:
+        """Rows of one model's layers [..., B, L, H] at positions: [..., rows, H]."""
+        if positions == "cls":
+            return layers[..., :, 0, :]
+        if positions == "mean":
+            weight = self.mask[..., None] / self.lengths[:, None, None]
+            return (np.where(self.mask[..., None], layers, 0.0) * weight).sum(-2)
+        flat = layers.reshape(*layers.shape[:-3], -1, layers.shape[-1])
+        which = np.flatnonzero(self.mask) if positions == "all" else self.masked
+        return flat[..., which, :]
+
+    def some(self, docs: Sequence[int]) -> Given:
+        """The same of some documents only."""
+        which = np.asarray(docs)
+        rows = np.flatnonzero(np.isin(self.owners, which))
+        masked = None
+        if self.masked is not None:
+            width = self.hidden.shape[2]
+            kept = self.masked[rows]
+            masked = np.searchsorted(which, kept // width) * width + kept % width
+        return replace(
+            self,
+            lengths=self.lengths[which],
+            labels=self.labels[rows],
+            logits=self.logits[rows],
+            hidden=self.hidden[:, which],
+            masked=masked,
+            soft={name: values[rows] for name, values in self.soft.items()},
+            taught=None if self.taught is None else self.taught[:, which],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The loss, its terms before their weights, and gradients.
+
+    `gradients` has `logits` and `hidden`, as wide as the student's, zero where nothing depends on
+    them, and those of projections by name.
+    """
+
+    total: float
+    terms: dict[str, float]
+    gradients: dict[str, Array]
+
+
+def _told(kind: type[Any], soft: SoftLabels, **options: Any) -> Any:
+    """A signal whose rows are decoded to `soft`, whatever they are: decoding is not the claim."""
+    made = type(kind.__name__, (kind,), {"decode": lambda self, raw, outputs: soft})
+    return made(**options)
+
+
+def _signals(given: Given) -> tuple[dict[str, Signal], dict[str, torch.Tensor]]:
+    """What a cache would hold, and its rows."""
+    signals: dict[str, Signal] = {}
+    rows: dict[str, torch.Tensor] = {}
+    if given.soft:
+        tensors = {name: torch.from_numpy(values) for name, values in given.soft.items()}
+        soft = SoftLabels(**tensors)
+        kind, options = (DenseLogits, {}) if soft.values is not None else (TopKLogits, {})
+        if kind is TopKLogits:
+            options = {"k": soft.ids.shape[1]}
+        signals["logits"] = _told(kind, soft, **options)
+        rows[f"logits/{'values' if soft.values is not None else 'ids'}"] = soft.ids
+    if given.taught is not None:
+        layers = [torch.from_numpy(layer) for layer in given.taught]
+        hidden = Hidden(layers=tuple(range(len(layers))), positions=given.positions, dtype="fp32")
+        signals["hidden"] = hidden
+        rows |= hidden.encode(_outputs(given, torch.empty(0), layers))
+    return signals, rows
+
+
+def _outputs(given: Given, logits: torch.Tensor, hidden: list[torch.Tensor]) -> Outputs:
+    masked = None if given.masked is None else torch.from_numpy(given.masked)
+    return Outputs(logits=logits, hidden=hidden, mask=torch.from_numpy(given.mask), masked=masked)
+
+
+def bind(losses: Mapping[str, Loss], given: Given) -> Objective:
+    """The losses on a cache that holds what is given; the errors are those of `Objective`."""
+    floats = np.issubdtype(given.labels.dtype, np.floating)
+    classes = "regression" if floats else "classes"
+    signals = _signals(given)[0]
+    width = given.hidden.shape[-1] if given.taught is None else given.taught.shape[-1]
+    known = CacheFacts(
+        task=given.task,
+        problem=classes if given.task == "text-classification" else "tokens",
+        signals=signals,
+        shape=TeacherShape(
+            outputs=given.logits.shape[1],
+            hidden=width,
+            layers=len(given.hidden if given.taught is None else given.taught) - 1,
+        ),
+        labelled=int(given.labelled),
+    )
+    student = TeacherShape(
+        outputs=given.logits.shape[1],
+        hidden=given.hidden.shape[-1],
+        layers=len(given.hidden) - 1,
+    )
+    objective = Objective(losses, known, student)
+    for module in objective.projections.values():
+        assert given.projection is not None
+        for parameter, values in zip(module.parameters(), given.projection, strict=True):
+            parameter.data = torch.from_numpy(values)
+    return objective
+
+
+def _labelled(given: Given) -> int:
+    if np.issubdtype(given.labels.dtype, np.floating):
+        return int(np.isfinite(given.labels).sum())
+    return int((given.labels != IGNORE_INDEX).sum())
+
+
+def batch_of(given: Given) -> Batch:
+    """What a loader would have read of the documents."""
+    made = Batch(
+        docs=torch.arange(len(given.lengths)),
+        attention_mask=torch.from_numpy(given.mask.astype(np.int64)),
+        labels=torch.from_numpy(given.labels),
+        **_signals(given)[1],
+    )
+    if given.masked is not None:
+        made["masked"] = torch.from_numpy(given.masked)
+    made.tokens, made.labelled = int(given.lengths.sum()), _labelled(given)
+    return made
+
+
+def counts(losses: Mapping[str, Loss], given: Given) -> dict[str, float]:
+    """What each loss is the mean over in these documents."""
+    objective = bind(losses, given)
+    return dict(zip(objective.losses, objective.counts(batch_of(given)), strict=True))
+
+
+def value(
+    losses: Mapping[str, Loss],
+    given: Given,
+    logits: torch.Tensor,
+    hidden: Sequence[torch.Tensor],
+    shares: Mapping[str, float] | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], Objective]:
+    """The loss, its terms and the objective they are of, at outputs of any dtype."""
+    objective = bind(losses, given)
+    objective.projections.to(logits.dtype)
+    total, terms = objective(_outputs(given, logits, list(hidden)), batch_of(given), shares)
+    return total, terms, objective
+
+
+def evaluate(
+    losses: Mapping[str, Loss],
+    given: Given,
+    dtype: torch.dtype = torch.float64,
+    shares: Mapping[str, float] | None = None,
+) -> Found:
+    """Value and gradients of losses where the student says what is given, in `dtype`.
+
+    With `shares`, what the documents add to the losses of a step, by loss.
+    """
+    logits = torch.from_numpy(given.logits).to(dtype).requires_grad_()
+    hidden = [torch.from_numpy(layer).to(dtype).requires_grad_() for layer in given.hidden]
+    total, terms, objective = value(losses, given, logits, hidden, shares)
+    learned = dict(objective.projections.named_parameters())
+    leaves = [logits, *hidden, *learned.values()]
+    if total.requires_grad:
+        found = torch.autograd.grad(total, leaves, allow_unused=True)
+    else:
+        found = (None,) * len(leaves)
+    arrays = [
+        (torch.zeros_like(leaf) if gradient is None else gradient).numpy()
+        for leaf, gradient in zip(leaves, found, strict=True)
+    ]
+    layers = len(hidden)
+    return Found(
+        total=float(total.detach()),
+        terms={name: float(term) for name, term in terms.items()},
+        gradients={
+            "logits": arrays[0],
+            "hidden": np.stack(arrays[1 : layers + 1]),
+            **dict(zip(learned, arrays[layers + 1 :], strict=True)),
+        },
+    )

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.batch import Batch
-from kdcache.losses import CacheFacts, Loss, Objective
+from kdcache.losses import CacheFacts, Loss
+from kdcache.plans.batch import Batch
 from kdcache.signals import (
     DenseLogits,
     Hidden,
@@ -24,6 +24,7 @@ from kdcache.signals import (
     TopKLogits,
 )
 from kdcache.tasks import IGNORE_INDEX, Task
+from kdcache.training.objective import Objective
 
 Array = np.ndarray[Any, Any]
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from kdcache.recipe import load_recipe
+from kdcache.training.recipe import load_recipe
 from tests.objectives import Array, Found, Given, evaluate
 
 FILE = Path(__file__).with_name("losses.npz")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.recipe import shipped_recipes
+from kdcache.training.recipe import shipped_recipes
 from tests.frozen.make_losses import CASES, FILE, losses_of, numbers, unflat
 from tests.objectives import Array, evaluate
 

@@ -108,7 +108,7 @@ BAD = {
     "logits:topk-small,fraction=-1": "fraction of logits:topk-small must be",
     "logits:hidden-head,fraction=2": "fraction of logits:hidden-head must be",
     "hidden:layers=1,positions=all,fraction=0": "fraction of hidden must be",
-    "logits:topk,fraction=fifth": "'fifth' is not a number, as in 0.2",
+    "logits:topk,fraction=fifth": "fraction is a number; got 'fifth'",
     "hidden:layers=1,fraction=0.2": "fraction=0.2 of hidden is for rows of tokens or masked",
     "hidden:layers=1,positions=mean,fraction=0.2": "a document has a single row: leave fr",
 }

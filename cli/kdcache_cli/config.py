@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from kdcache.errors import ConfigError, one_of
+from kdcache.records import read_toml
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -18,7 +18,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     that is no option, and for values of the wrong kind.
     """
     if path is not None:
-        options, table = _options(context), _load(path)
+        options, table = _options(context), read_toml(path, str(path))
         defaults = {}
         for key, value in table.items():
             name, repeated = options[one_of(f"key of {path}", key.replace("_", "-"), options)]
@@ -38,15 +38,6 @@ def _options(context: typer.Context) -> dict[str, tuple[str, bool]]:
         for option in context.command.params
         if option.name not in ("config", "help")
     }
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
 def _check(path: Path, key: str, value: Any, repeated: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from kdcache.manifest import Json
 
@@ -99,15 +100,13 @@ def calibration_error(logprobs: Floats, labels: Ints, bins: int = 15) -> float:
 
 def wilson(share: float, count: int) -> tuple[float, float]:
     """95% interval of a share of `count` trials (Wilson 1927)."""
-    z = Z95
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
-    return middle - half, middle + half
+    from scipy.stats import binomtest  # takes a second to import
+
+    found = binomtest(round(share * count), count).proportion_ci(0.95, "wilson")
+    return float(found.low), float(found.high)
 
 
 def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
     """Log-probabilities, in nats and float64."""
-    wide = logits.astype(np.float64)
-    wide = wide - wide.max(1, keepdims=True)
-    normal: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(1, keepdims=True))
-    return normal
+    found: npt.NDArray[np.float64] = special.log_softmax(logits.astype(np.float64), axis=1)
+    return found

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from typing import Any
 
 from kdcache.errors import ConfigError, one_of
+from kdcache.records import from_texts, make, required, settings_of
 from kdcache.signals.base import (
     POSITIONS,
     ArraySpec,
@@ -88,42 +88,12 @@ def parse(text: str) -> Signal:
     else:
         codec = name
     kind = codecs[one_of(f"codec of {name}", codec.strip(), codecs)]
-    known = [field.name for field in fields(kind) if field.compare]
-    return _make(kind, text, options(rest, known, text))
-
-
-def _make(kind: type[Any], text: str, given: Mapping[str, str]) -> Signal:
-    values: dict[str, Any] = dict(given)
-    for name in ("k", "draws", "group", "levels", "n", "seed"):
-        if name in values:
-            values[name] = _whole(values[name], f"signal {text!r}: {name}")
-    if "layers" in values:
-        values["layers"] = _layers(values["layers"], text)
-    if "fraction" in values:
-        values["fraction"] = _number(values["fraction"], text)
-    if kind is Hidden and "layers" not in values:
-        raise ConfigError(f"signal {text!r} needs layers, as in hidden:layers=2-4-6")
-    signal: Signal = kind(**values)
+    given = options(rest, list(settings_of(kind)), text)
+    for name in required(kind):
+        if name not in given:
+            raise ConfigError(f"signal {text!r} needs {name}, as in {kind.example}")
+    signal: Signal = from_texts(kind, given, f"signal {text!r}")
     return signal
-
-
-def _whole(value: str, what: str) -> int:
-    try:
-        return int(value)
-    except ValueError as error:
-        raise ConfigError(f"{what} is a whole number; got {value!r}") from error
-
-
-def _layers(value: str, text: str) -> tuple[int, ...]:
-    what = f"signal {text!r}: a layer, as in layers=2-4-6,"
-    return tuple(_whole(layer, what) for layer in value.split("-"))
-
-
-def _number(value: str, text: str) -> float:
-    try:
-        return float(value)
-    except ValueError as error:
-        raise ConfigError(f"signal {text!r}: {value!r} is not a number, as in 0.2") from error
 
 
 def parse_all(texts: str | Iterable[str]) -> dict[str, Signal]:
@@ -142,15 +112,7 @@ def from_json(name: str, record: Mapping[str, Any]) -> Signal:
     values = dict(record)
     codecs = SIGNALS[one_of("signal", name, SIGNALS)]
     kind = codecs[one_of(f"codec of {name}", str(values.pop("codec", "")), codecs)]
-    if "layers" in values:
-        values["layers"] = tuple(values["layers"])
-    try:
-        for hidden in ("vocabulary", "layer"):  # fields, but none of the configuration
-            if hidden in values:
-                raise TypeError(f"unexpected {hidden!r}")
-        signal: Signal = kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"signal {name!r} of the manifest: {error}") from error
+    signal: Signal = make(kind, values, f"signal {name!r} of the manifest")
     return signal
 
 

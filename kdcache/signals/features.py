@@ -47,6 +47,7 @@ class Hidden:
 
     name: ClassVar[str] = "hidden"
     codec: ClassVar[str] = "hidden"
+    example: ClassVar[str] = "hidden:layers=2-4-6"
     layers: tuple[int, ...]
     positions: str = "cls"
     dtype: str = "int8"

@@ -10,12 +10,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import tomllib
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from typing import Any
 from kdcache.errors import SUGGESTED, ConfigError, did_you_mean, near, one_of, require_path
 from kdcache.losses import LOSSES, Loss
 from kdcache.manifest import Json
+from kdcache.records import make, parse_toml, read_toml, settings_of, to_toml
 from kdcache.training.dev_options import DevOptions, dev_table
 
 SECTIONS = ("name", "description", "paper", "student", "losses", "training", "data", "dev")
@@ -89,7 +88,7 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The recipe as a file that `load_recipe` reads back to an equal recipe."""
-        return "\n".join(_toml(self.to_json())) + "\n"
+        return to_toml(self.to_json())
 
     def __repr__(self) -> str:
         losses = ", ".join(f"{loss.weight:g} {name}" for name, loss in self.losses.items())
@@ -141,25 +140,15 @@ def _read(recipe: str | Path) -> Json:
     name = str(recipe)
     if name in shipped:
         text = resources.files("kdcache").joinpath("recipes", f"{name}.toml").read_text("utf-8")
+        table = parse_toml(text, f"recipe {name}")
     elif Path(recipe).is_file():
-        text = _text(Path(recipe))
+        table = read_toml(Path(recipe), f"recipe {name}")
     elif name.endswith(".toml") or "/" in name:
         raise ConfigError(f"no recipe file {name}; shipped recipes: {', '.join(shipped)}")
     else:
         one_of("recipe", name, shipped)
         raise AssertionError(name)
-    try:
-        table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also numbers of 5,000 digits
-        raise ConfigError(f"recipe {name} is not TOML: {str(error)[:200]}") from error
     return {"name": Path(name).stem, **table}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"recipe {path} is not UTF-8: {error.reason}") from error
 
 
 def _override(table: Json, override: str, training: Mapping[str, str]) -> None:
@@ -210,12 +199,12 @@ def _unknown_key(key: str, table: Json, training: Mapping[str, str]) -> str:
 def _settable(table: Json) -> Iterator[str]:
     """Every field of a recipe by its path, those of [training] apart: it has too many."""
     yield from (f"student.{name}" for name in STUDENT)
-    yield from (f"data.{entry.name}" for entry in fields(DataOrder))
-    yield from (f"dev.{entry.name}" for entry in fields(DevOptions))
+    yield from (f"data.{name}" for name in settings_of(DataOrder))
+    yield from (f"dev.{name}" for name in settings_of(DevOptions))
     for name, values in table.get("losses", {}).items():
         kind = LOSSES.get(values.get("kind", name)) if isinstance(values, dict) else None
         if kind is not None:
-            yield from (f"losses.{name}.{entry.name}" for entry in fields(typing.cast(Any, kind)))
+            yield from (f"losses.{name}.{entry}" for entry in settings_of(kind))
 
 
 def _recipe(table: Json) -> Recipe:
@@ -235,8 +224,7 @@ def _recipe(table: Json) -> Recipe:
     table["data"] = make(DataOrder, table["data"], "data")
     if table.setdefault("dev") is not None:
         table["dev"] = make(DevOptions, dev_table(table["dev"]), "dev")
-    made: Recipe = make(Recipe, table, "recipe")
-    return made
+    return make(Recipe, table, "recipe")
 
 
 def _loss(name: str, values: Any) -> Loss:
@@ -245,8 +233,7 @@ def _loss(name: str, values: Any) -> Loss:
             f"a loss is a table such as [losses.kl], its name letters, digits and '_'; got {name}"
         )
     kind = one_of("loss", str(values.pop("kind", name)), LOSSES)
-    loss: Loss = make(LOSSES[kind], values, f"losses.{name}")
-    return loss
+    return make(LOSSES[kind], values, f"losses.{name}")
 
 
 def student_table(values: Json) -> Json:
@@ -267,61 +254,3 @@ def student_table(values: Json) -> Json:
                 f"got {layers!r}"
             ) from error
     return values
-
-
-def make(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
-    """Make a dataclass of values read from a file; ConfigError names the field that is wrong."""
-    known = {entry.name: entry for entry in fields(kind)}
-    hints = typing.get_type_hints(kind)
-    for key, value in values.items():
-        one_of(f"field of {where}", key, known)
-        if not _fits(value, hints[key]):
-            raise ConfigError(f"{where}.{key} must be {_name(hints[key])}; got {value!r}")
-    for name, entry in known.items():
-        if name not in values and entry.default is MISSING and entry.default_factory is MISSING:
-            raise ConfigError(f"{where} needs {name}")
-    return kind(**values)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    kind = typing.get_origin(hint) or hint
-    return not isinstance(kind, type) or isinstance(value, kind)
-
-
-def _name(hint: Any) -> str:
-    plain = {
-        float: "a number",
-        int: "a whole number",
-        bool: "true or false",
-        str: "a text",
-        types.NoneType: "left out",
-    }
-    if isinstance(hint, types.UnionType):
-        return " or ".join(_name(option) for option in typing.get_args(hint))
-    return plain.get(hint, "a list")
-
-
-def _toml(table: Json, prefix: str = "") -> Iterator[str]:
-    inner = {key: value for key, value in table.items() if isinstance(value, dict)}
-    for key, value in table.items():
-        if key not in inner and value is not None:
-            yield f"{key} = {_toml_value(value)}"
-    for key, value in inner.items():
-        lines = list(_toml(value, f"{prefix}{key}."))
-        if lines and lines[0]:
-            yield from ("", f"[{prefix}{key}]")
-        yield from lines
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml_value, value))}]"
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False)

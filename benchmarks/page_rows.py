@@ -214,6 +214,7 @@ def _eager(row: Json) -> str:
     return f"{eager['ratio']:.3g}{kept}"
 
 
+ALLOCATORS = ("default", "keeping")
 GAINS = ("kd over finetune", "hidden over kd")
 
 
@@ -234,16 +235,16 @@ def _gain(found: Json) -> str:
     return f"{100 * found['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def shapes_rows() -> Iterator[Row]:
-    for name, found in result("steps")["shapes"].items():
-        heads = [found.get(f"head, {allocator}") for allocator in ("default", "keeping")]
-        fastest = [_fastest(head["over_plain"]) if head else "" for head in heads]
-        yield name, f"{found['cache']['cache_over_labels']:.2f}", *fastest
+HEADS = tuple(
+    (shape, f"head, {kept}") for shape in ("135M causal", "500M causal") for kept in ALLOCATORS
+)
 
 
-def _fastest(over_plain: dict[str, float]) -> str:
-    ordered = sorted(over_plain.items(), key=lambda pair: pair[1])
-    return ", ".join(f"{way} {ratio:.2f}" for way, ratio in ordered)
+def ways_rows() -> Iterator[Row]:
+    shapes = result("steps")["shapes"]
+    timed = [shapes[shape][head]["over_plain"] for shape, head in HEADS]
+    for way in sorted(timed[0], key=timed[-1].__getitem__):
+        yield way, *(f"{ratios[way]:.2f}" for ratios in timed)
 
 
 def ship_rows() -> Iterator[Row]:

@@ -2,6 +2,7 @@
 
 from kdcache.models.alone import check_alone
 from kdcache.models.auto import load_config
+from kdcache.models.hooks import TAPS, check_taps
 from kdcache.models.run import plain_head, run_model
 from kdcache.models.student import StudentSpec, load_student, student_shape
 from kdcache.models.teacher import Teacher, load_teacher, pick_device
@@ -14,11 +15,13 @@ from kdcache.models.tokenizer import (
 )
 
 __all__ = [
+    "TAPS",
     "StudentSpec",
     "Teacher",
     "Tokenizer",
     "check_alone",
     "check_classifier",
+    "check_taps",
     "classes_of",
     "load_config",
     "load_student",

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from kdcache.errors import ModelError
+from kdcache.models.hooks import TAPS
 from kdcache.plans.batch import Batch
-from kdcache.signals import Outputs
+from kdcache.signals import Activations, Attention, Tap
 from kdcache.tasks import Task
 
 
@@ -103,23 +104,49 @@ def _masked(masked: torch.Tensor, docs: torch.Tensor, length: int, width: int) -
     return torch.searchsorted(docs, doc[kept]) * length + masked[kept] % width
 
 
-def joined(task: Task, batch: Batch, pieces: Sequence[Piece], said: Sequence[Outputs]) -> Outputs:
-    """What a model said of the pieces of a batch, as what it says of the batch."""
-    docs = torch.cat([piece.docs for piece in pieces])
+def joined(
+    task: Task, batch: Batch, pieces: Sequence[Piece], said: Sequence[Activations]
+) -> Activations:
+    """What a model said of the pieces of a batch, as what it says of the batch.
+
+    Where a piece is shorter than the batch there are zeros, which nothing attends to.
+    """
     doc = _doc_of_row(task, batch)
-    order = torch.cat([torch.isin(doc, piece.docs).nonzero().squeeze(1) for piece in pieces])
-    width, back = batch["attention_mask"].shape[1], torch.argsort(order)
-    layers = zip(*(outputs.hidden for outputs in said), strict=True)
-    hidden = [
-        torch.cat([_widened(part, width) for part in layer])[torch.argsort(docs)]
-        for layer in layers
-    ]
-    whole = replace(said[0], hidden=hidden, mask=batch.mask, masked=batch.get("masked"))
-    heads = [outputs.head for outputs in said if outputs.head is not None]
-    if not heads:
-        return replace(whole, logits=torch.cat([outputs.logits for outputs in said])[back])
-    head = replace(heads[0], hidden=torch.cat([one.hidden for one in heads])[back])
-    return replace(whole, logits=torch.empty(head.shape, device="meta"), head=head)
+    rows = torch.cat([torch.isin(doc, piece.docs).nonzero().squeeze(1) for piece in pieces])
+    docs = torch.cat([piece.docs for piece in pieces])
+    order = {"row": torch.argsort(rows), "document": torch.argsort(docs)}
+    width = batch["attention_mask"].shape[1]
+
+    def whole(tap: Tap) -> torch.Tensor:
+        parts, per = [one[tap] for one in said], TAPS[tap.name].per
+        if per == "token":
+            return torch.cat([_widened(part, width) for part in parts])[order["document"]]
+        return torch.cat(parts)[order[per]]
+
+    values = {tap: whole(tap) for tap in said[0].values}
+    return Activations(
+        values=values,
+        mask=batch.mask,
+        masked=batch.get("masked"),
+        head=said[0].head and replace(said[0].head, hidden=values[Tap("head")]),
+        attention={
+            layer: _joined_attention([one.attention[layer] for one in said], pieces, width)
+            for layer in said[0].attention
+        },
+    )
+
+
+def _joined_attention(parts: Sequence[Attention], pieces: Sequence[Piece], width: int) -> Attention:
+    """How a block attends in every piece, with one mask for all."""
+    masks = []
+    for part, piece in zip(parts, pieces, strict=True):
+        documents, length = piece.batch["input_ids"].shape
+        mask = part.full_mask(documents, length, piece.docs.device)
+        none = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        short = width - length
+        masks.append(nn.functional.pad(mask, (0, short, 0, short), value=none))
+    order = torch.argsort(torch.cat([piece.docs for piece in pieces]))
+    return replace(parts[0], mask=torch.cat(masks)[order], causal=False)
 
 
 def _doc_of_row(task: Task, batch: Batch) -> torch.Tensor:
@@ -132,4 +159,4 @@ def _doc_of_row(task: Task, batch: Batch) -> torch.Tensor:
 
 
 def _widened(hidden: torch.Tensor, width: int) -> torch.Tensor:
-    return nn.functional.pad(hidden, (0, 0, 0, width - hidden.shape[1]))
+    return nn.functional.pad(hidden, (0, 0, 0, width - hidden.shape[-2]))

@@ -3,71 +3,177 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import nn
 
 from kdcache.errors import ModelError
+from kdcache.models.attentions import Call, attention_calls
+from kdcache.models.classifiers import classify
+from kdcache.models.hooks import TAPS, check_taps, head_reads, read
 from kdcache.models.padding import by_length, joined, padded
+from kdcache.models.recording import Forward, Taps, name_of, unwrapped
 from kdcache.plans.batch import Batch
-from kdcache.signals import Head, Outputs
+from kdcache.signals import Activations, Head, Outputs, Tap
 from kdcache.tasks import Task
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 EQUAL = "kdcache_equal_lengths"  # attribute of a model whose documents are not to be padded
 
 
-def run_model(
-    model: Any, task: Task, batch: Batch, *, hidden: bool, head: nn.Linear | None = None
-) -> Outputs:
-    """Outputs of a transformers model, teacher or student, for a batch.
+def run(model: Any, batch: Batch, taps: Taps, *, task: Task | None = None) -> Activations:
+    """What a transformers model, teacher or student, computes for a batch: exactly the `taps`.
 
     Logits have exactly the task's rows: one per document, masked position or token. A language
-    model's head runs on those rows only, so [B, L, V] never exists. With `head`, which `plain_head`
-    found in the model, it does not run at all: the outputs hold it and what it would have seen.
+    model's head runs on those rows only, so [B, L, V] never exists. Where `head` is asked for and
+    `logits` are not, it does not run at all. Gradients flow through every tap.
 
     Pads are the model's own; a model that `check_alone` found to say something else with them
     gets documents of one length at a time.
+
+    The first time that a model is asked for `head` or `pooled`, it is run once more, dropout off,
+    to see that its logits are made of that; for `query`, `key` or `value`, its blocks are given
+    attention functions that keep their arguments while it runs. Else nothing is put into a model.
+
+    Args:
+        model: also inside DistributedDataParallel.
+        task: whose rows the logits have; None: those of a classifier's documents, of the masked
+            positions if the batch has some, or of every token.
+
+    Raises:
+        ConfigError: there is no such tap or layer.
+        ModelError: the architecture, or the way the model is run, does not give a tap.
     """
-    pieces = by_length(batch) if getattr(_unwrapped(model), EQUAL, False) else []
+    inner = unwrapped(model)
+    check_taps(inner.config, taps)
+    task = task or _task_of(inner, batch)
+    _prove(inner, task, batch, taps)
+    return _activations(model, task, batch, taps)
+
+
+def run_model(
+    model: Any, task: Task, batch: Batch, *, hidden: bool, head: nn.Linear | None = None
+) -> Outputs:
+    """Outputs of a transformers model: its logits and, with `hidden`, every hidden state.
+
+    As `run`, with a `head` that `plain_head` found in the model in place of logits.
+    """
+    taps = [Tap("logits" if head is None else "head"), *([Tap("hidden")] if hidden else [])]
+    found = _activations(model, task, batch, taps)
+    if found.head is None:
+        logits = found[Tap("logits")]
+    else:
+        logits = torch.empty(found.head.shape, device="meta")
+    return Outputs(
+        logits=logits,
+        hidden=found.layers("hidden"),
+        mask=found.mask,
+        masked=found.masked,
+        head=found.head,
+    )
+
+
+def _activations(model: Any, task: Task, batch: Batch, taps: Taps) -> Activations:
+    pieces = by_length(batch) if getattr(unwrapped(model), EQUAL, False) else []
     if len(pieces) < 2:
-        return _run(model, task, batch, hidden=hidden, head=head)
-    said = [_run(model, task, piece.batch, hidden=hidden, head=head) for piece in pieces]
-    return joined(task, batch, pieces, said)
+        return _run(model, task, batch, taps)
+    return joined(task, batch, pieces, [_run(model, task, piece.batch, taps) for piece in pieces])
 
 
-def _run(model: Any, task: Task, batch: Batch, *, hidden: bool, head: nn.Linear | None) -> Outputs:
-    mask = batch.mask
-    rows = None
-    if task == "masked-lm":
-        rows = batch["masked"]
-    elif task == "causal-lm":
-        rows = mask.flatten().nonzero().squeeze(1)
+def _run(model: Any, task: Task, batch: Batch, taps: Taps) -> Activations:
+    names = list(dict.fromkeys(tap.name for tap in taps))
+    readers = [TAPS[name] for name in names]
+    rows, mask = _rows(task, batch), batch.mask
     with ExitStack() as stack:
-        taken = None if head is None else stack.enter_context(_not_applied(head))
-        out = _forward(model, batch, rows, hidden=hidden)
-    if hidden and getattr(out, "hidden_states", None) is None:
-        raise ModelError(
-            f"{type(_unwrapped(model)).__name__} tells of no hidden states: leave out the signal "
-            "or the loss that reads them"
-        )
-    layers = list(out.hidden_states) if hidden else []
-    said: dict[str, Any] = {"hidden": layers, "mask": mask, "masked": batch.get("masked")}
-    if head is None or taken is None:
-        return Outputs(logits=_chosen(out.logits, rows), **said)
-    (seen,) = taken
-    unapplied = Head(
-        hidden=_chosen(seen["input"], rows),
-        weight=head.weight,
-        bias=head.bias,
+        kept = {
+            record: stack.enter_context(record(model, taps))
+            for record in dict.fromkeys(reader.record for reader in readers)
+            if record is not None
+        }
+        out = _forward(model, batch, rows, hidden=any(reader.hidden for reader in readers))
+    forward = Forward(unwrapped(model), out, rows, kept)
+    values = {tap: value for name in names for tap, value in read(forward, name, taps).items()}
+    calls: dict[int, Call] = kept.get(attention_calls, {})
+    return Activations(
+        values=values,
+        mask=mask,
+        masked=batch.get("masked"),
+        head=_unapplied(forward, values),
+        attention={layer: call.attention for layer, call in calls.items() if call.values},
+    )
+
+
+def _rows(task: Task, batch: Batch) -> torch.Tensor | None:
+    """The task's rows among B * L; None: a row per document."""
+    if task == "masked-lm":
+        return batch["masked"]
+    return batch.mask.flatten().nonzero().squeeze(1) if task == "causal-lm" else None
+
+
+def _unapplied(forward: Forward, values: dict[Tap, torch.Tensor]) -> Head | None:
+    if head_reads not in forward.kept:
+        return None
+    layer = forward.model.get_output_embeddings()
+    (seen,) = forward.kept[head_reads]
+    return Head(
+        hidden=values[Tap("head")],
+        weight=layer.weight,
+        bias=layer.bias,
         autocast=seen["autocast"],
     )
-    shape = (len(unapplied.hidden), head.out_features)
-    return Outputs(logits=torch.empty(shape, device="meta"), head=unapplied, **said)
+
+
+def _task_of(model: Any, batch: Batch) -> Task:
+    """A task whose rows the logits of a model have: only language models name an output layer."""
+    if model.get_output_embeddings() is None:
+        return "text-classification"
+    return "masked-lm" if "masked" in batch else "causal-lm"
+
+
+_PROVEN: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+"""The taps that a model was found to make its logits of."""
+
+
+def _prove(model: Any, task: Task, batch: Batch, taps: Taps) -> None:
+    """Raise ModelError for a tap that is not what the logits are made of; once a model."""
+    proven = _PROVEN.setdefault(model, set())
+    for name in sorted({tap.name for tap in taps} & PROOFS.keys() - proven):
+        PROOFS[name](model, task, batch)
+        proven.add(name)
+
+
+def _prove_head(model: Any, task: Task, batch: Batch) -> None:
+    if plain_head(model, batch) is None:
+        raise ModelError(
+            f"{name_of(model)} gives no head: its logits are not what a linear output layer says; "
+            "take logits instead (logits:topk)"
+        )
+
+
+def _prove_pooled(model: Any, task: Task, batch: Batch) -> None:
+    with untouched(model):
+        found = _activations(model, task, batch, [Tap("pooled"), Tap("logits")])
+        logits, made = found[Tap("logits")], classify(model, found[Tap("pooled")])
+    apart, largest = float((logits - made).abs().max()), float(logits.abs().max())
+    if not apart <= POOLED.get(logits.dtype, POOLED[torch.bfloat16]) * largest:
+        raise ModelError(
+            f"{name_of(model)} gives no pooled: its logits are not what its classifier makes of "
+            f"one vector of a document (off by {apart:.2g} of {largest:.2g}); take hidden states "
+            "instead (hidden:layers=..., positions=cls or mean)"
+        )
+
+
+POOLED = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""What logits may differ by, as a share of the largest: a matrix product of other shape rounds."""
+PROOFS: dict[str, Callable[[Any, Task, Batch], None]] = {
+    "head": _prove_head,
+    "pooled": _prove_pooled,
+}
 
 
 def plain_head(model: Any, batch: Batch) -> nn.Linear | None:
@@ -108,33 +214,20 @@ def untouched(*models: Any) -> Iterator[None]:
 
 
 def _forward(model: Any, batch: Batch, rows: torch.Tensor | None, *, hidden: bool) -> Any:
-    accepted = inspect.signature(_unwrapped(model).forward).parameters
+    accepted = inspect.signature(unwrapped(model).forward).parameters
     inputs: dict[str, Any] = {k: batch[k] for k in INPUTS if k in batch and k in accepted}
     if "use_cache" in accepted:
         inputs["use_cache"] = False
-    config = _unwrapped(model).config
+    config = unwrapped(model).config
     with _head_rows(model, rows), padded(config, batch, pools=rows is None) as ids:
         return model(**(inputs | {"input_ids": ids}), output_hidden_states=hidden)
-
-
-def _chosen(said: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """The task's rows of what a head said or saw, unless only they went through it."""
-    if rows is None:
-        return said
-    flat = said.flatten(0, -2)
-    return flat if len(flat) == len(rows) else flat[rows]
-
-
-def _unwrapped(model: Any) -> Any:
-    """The transformers model inside DistributedDataParallel."""
-    return getattr(model, "module", model)
 
 
 @contextmanager
 def _head_rows(model: Any, rows: torch.Tensor | None) -> Iterator[None]:
     """Let the head see [1, rows, H] instead of [B, L, H]: language-model heads work row by row."""
-    inner = _unwrapped(model).base_model
-    if rows is None or inner is _unwrapped(model):
+    inner = unwrapped(model).base_model
+    if rows is None or inner is unwrapped(model):
         yield
         return
 
@@ -147,24 +240,3 @@ def _head_rows(model: Any, rows: torch.Tensor | None) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-@contextmanager
-def _not_applied(head: nn.Linear) -> Iterator[list[dict[str, Any]]]:
-    """Let the model's head hand on its input, and keep it with the autocast of that moment.
-
-    It is kept here because what the model returns may have been converted on its way out.
-    """
-    seen: list[dict[str, Any]] = []
-
-    def keep(x: torch.Tensor) -> torch.Tensor:
-        kind = x.device.type
-        on = torch.is_autocast_enabled(kind)
-        seen.append({"input": x, "autocast": torch.get_autocast_dtype(kind) if on else None})
-        return x
-
-    vars(head)["forward"] = keep
-    try:
-        yield seen
-    finally:
-        del vars(head)["forward"]

@@ -30,13 +30,16 @@ from kdcache.signals.codecs.topk import TopKLogits
 from kdcache.signals.codecs.topk_small import SmallTopK
 from kdcache.signals.features import Hidden
 from kdcache.signals.soft_labels import SoftLabels
+from kdcache.signals.taps import Activations, Attention, Tap
 from kdcache.tasks import Task
 
 __all__ = [
     "POSITIONS",
     "SIGNALS",
+    "Activations",
     "ArraySpec",
     "Assisted",
+    "Attention",
     "DenseLogits",
     "Head",
     "HeadLabels",
@@ -50,6 +53,7 @@ __all__ = [
     "Signal",
     "SmallTopK",
     "SoftLabels",
+    "Tap",
     "TeacherShape",
     "TopKLogits",
     "artefacts",

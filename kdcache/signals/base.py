@@ -227,20 +227,25 @@ def at_rows(outputs: Outputs, task: Task, space: RowSpace, rows: torch.Tensor | 
     if not isinstance(space, Subset):
         return outputs
     assert rows is not None, "which rows a subset keeps is to be read with it"
-    kept: dict[str, Any] = {}
-    if space.of == "token":
-        flat = outputs.mask.flatten().nonzero().squeeze(1)[rows]
-        kept["mask"] = torch.zeros_like(outputs.mask).flatten().index_fill(0, flat, True)
-        kept["mask"] = kept["mask"].view_as(outputs.mask)
-    else:
-        assert outputs.masked is not None
-        kept["masked"] = outputs.masked[rows]
+    kept = of_subset(outputs.mask, outputs.masked, space, rows)
     if LOGITS_SPACE[task] != space.of:
         return replace(outputs, **kept)
     if outputs.head is None:
         return replace(outputs, logits=outputs.logits[rows], **kept)
     head = replace(outputs.head, hidden=outputs.head.hidden[rows])
     return replace(outputs, logits=torch.empty(head.shape, device="meta"), head=head, **kept)
+
+
+def of_subset(
+    mask: torch.Tensor, masked: torch.Tensor | None, space: Subset, rows: torch.Tensor
+) -> dict[str, Any]:
+    """`mask` [B, L], or `masked`, with no more than the `rows` of a subset, by its name."""
+    if space.of == "token":
+        flat = mask.flatten().nonzero().squeeze(1)[rows]
+        kept = torch.zeros_like(mask).flatten().index_fill(0, flat, True)
+        return {"mask": kept.view_as(mask)}
+    assert masked is not None
+    return {"masked": masked[rows]}
 
 
 def check_fraction(what: str, fraction: float) -> None:

@@ -1,0 +1,161 @@
+"""TAPS: what can be read out of a model, and how.
+
+This table and what it names (`attentions`, `classifiers`) alone know the parts of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+
+from kdcache.errors import ConfigError, ModelError, one_of
+from kdcache.models.attentions import QUERY_KEY_VALUE, apart, attention_calls, of_block, refusal
+from kdcache.models.classifiers import classifier_reads, pooled
+from kdcache.models.recording import (
+    Forward,
+    Found,
+    Record,
+    Taps,
+    name_of,
+    replaced,
+    unwrapped,
+)
+from kdcache.signals import Tap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """How a tap is read.
+
+    Attributes:
+        per: what its values have a row for: one of the task's logits, a document or a token.
+        take: its values after a forward, by layer.
+        first: number of its first layer; None: it has no layers.
+        record: what has to be recorded during the forward, if anything.
+        hidden: whether the model has to return its hidden states.
+    """
+
+    per: Literal["row", "document", "token"]
+    take: Callable[[Forward], Found]
+    first: int | None = None
+    record: Record | None = None
+    hidden: bool = False
+
+
+def check_taps(config: Any, taps: Taps) -> None:
+    """See to it that a model of a configuration can give `taps`, before anything is loaded or run.
+
+    Raises:
+        ConfigError: there is no such tap or layer.
+        ModelError: the architecture does not attend by query and key alone.
+    """
+    depth = getattr(config.get_text_config(), "num_hidden_layers", None)
+    for tap in sorted(taps):
+        reader = TAPS[one_of("tap", tap.name, TAPS)]
+        _check_layer(tap, reader.first, depth, config.model_type)
+        if reader.record is attention_calls and (why := apart(config)):
+            raise refusal(config.model_type, tap.name, why)
+
+
+def _check_layer(tap: Tap, first: int | None, last: int | None, kind: str) -> None:
+    if tap.layer is None:
+        return
+    if first is None:
+        raise ConfigError(f"{tap}: {tap.name} has no layers; leave the layer out")
+    if not first <= tap.layer <= (tap.layer if last is None else last):
+        zero = " (0 is the embedding output)" if first == 0 else ""
+        raise ConfigError(f"{tap} is out of range; the {kind} has layers {first} to {last}{zero}")
+
+
+def read(forward: Forward, name: str, taps: Taps) -> dict[Tap, torch.Tensor]:
+    """The values of a tap at the layers that are asked for."""
+    reader = TAPS[name]
+    found = reader.take(forward)
+    layers = {tap.layer for tap in taps if tap.name == name}
+    if None in layers:
+        return {Tap(name, layer): value for layer, value in found.items()}
+    for layer in layers - found.keys():
+        _check_layer(Tap(name, layer), reader.first, len(found) - 1, name_of(forward.model))
+    return {Tap(name, layer): found[layer] for layer in layers}
+
+
+def _chosen(said: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """The task's rows of what a head said or read, unless only they went through it."""
+    if rows is None:
+        return said
+    flat = said.flatten(0, -2)
+    return flat if len(flat) == len(rows) else flat[rows]
+
+
+def _logits(forward: Forward) -> Found:
+    return {None: _chosen(forward.out.logits, forward.rows)}
+
+
+def _head(forward: Forward) -> Found:
+    (seen,) = forward.kept[head_reads]
+    return {None: _chosen(seen["input"], forward.rows)}
+
+
+@contextmanager
+def head_reads(model: Any, taps: Taps) -> Iterator[list[dict[str, Any]]]:
+    """Keep what the output layer reads, with the autocast of that moment.
+
+    It is kept here because what the model returns may have been converted on its way out. Unless
+    logits are asked for too, the layer is not applied and hands on what it reads.
+    """
+    head = unwrapped(model).get_output_embeddings()
+    apply = partial(type(head).forward, head) if Tap("logits") in taps else _as_it_is
+    seen: list[dict[str, Any]] = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kind = x.device.type
+        on = torch.is_autocast_enabled(kind)
+        seen.append({"input": x, "autocast": torch.get_autocast_dtype(kind) if on else None})
+        said: torch.Tensor = apply(x)
+        return said
+
+    with replaced(head, "forward", keep):
+        yield seen
+
+
+def _as_it_is(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def _states(forward: Forward) -> list[torch.Tensor]:
+    """The hidden states a model tells of: those of its encoder, if it has a decoder besides."""
+    for name in ("hidden_states", "encoder_hidden_states"):
+        states = getattr(forward.out, name, None)
+        if states is not None:
+            return list(states)
+    raise ModelError(
+        f"{name_of(forward.model)} tells of no hidden states: leave out the signal "
+        "or the loss that reads them"
+    )
+
+
+def _hidden(forward: Forward) -> Found:
+    return dict(enumerate(_states(forward)))
+
+
+def _embeddings(forward: Forward) -> Found:
+    return {None: _states(forward)[0]}
+
+
+TAPS: dict[str, Reader] = {
+    "logits": Reader(per="row", take=_logits),
+    "head": Reader(per="row", take=_head, record=head_reads),
+    "hidden": Reader(per="token", take=_hidden, first=0, hidden=True),
+    "embeddings": Reader(per="token", take=_embeddings, hidden=True),
+    "pooled": Reader(per="document", take=pooled, record=classifier_reads),
+    **{
+        kind: Reader(per="token", take=partial(of_block, kind), first=1, record=attention_calls)
+        for kind in QUERY_KEY_VALUE
+    },
+}
+"""How each tap is read, by its name."""

@@ -1,0 +1,64 @@
+"""Keeping what passes through the parts of a model while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from kdcache.errors import ModelError
+from kdcache.signals import Tap
+
+Taps = Collection[Tap]
+Record = Callable[[Any, Taps], AbstractContextManager[Any]]
+"""What keeps values while a model runs: it is given the model and the taps that are asked for."""
+Found = Mapping[int | None, torch.Tensor]
+"""The values of a tap by layer; None: it has no layers."""
+
+
+class Forward(NamedTuple):
+    """What one forward has left to read taps from.
+
+    `model` is the transformers model, `out` what it returned, `rows` the task's rows among B * L
+    (None: one per document), `kept` what was recorded.
+    """
+
+    model: Any
+    out: Any
+    rows: torch.Tensor | None
+    kept: Mapping[Record, Any]
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside DistributedDataParallel."""
+    return getattr(model, "module", model)
+
+
+def name_of(model: Any) -> str:
+    """The class of a transformers model, for messages."""
+    return type(unwrapped(model)).__name__
+
+
+def require_plain(model: Any, what: str) -> None:
+    """Raise ModelError for a model that torch.compile has compiled: it may run past every hook."""
+    for module in model.modules():
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            raise ModelError(
+                f"{what} cannot be read out of a model that torch.compile has compiled: leave "
+                "training.torch_compile out, or the signal or loss that reads it"
+            )
+
+
+@contextmanager
+def replaced(thing: Any, name: str, value: Any) -> Iterator[None]:
+    """Let an attribute of an object be something else for a time."""
+    own = vars(thing)
+    before = {name: own[name]} if name in own else {}
+    own[name] = value
+    try:
+        yield
+    finally:
+        del own[name]
+        own.update(before)

@@ -1,0 +1,153 @@
+"""Taps: what can be read out of a model, teacher or student, by name and layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import total_ordering
+
+import torch
+
+from kdcache.signals.base import Head, of_subset, select
+from kdcache.tasks import LOGITS_SPACE, RowSpace, Subset, Task
+
+
+@total_ordering
+@dataclass(frozen=True)
+class Tap:
+    """A value that a model computes for B documents of up to L tokens, by name and layer.
+
+    | name         | layer  | shape                | what it is                                    |
+    |--------------|--------|----------------------|-----------------------------------------------|
+    | `logits`     |        | [rows, outputs]      | a row per document, masked position or token  |
+    | `head`       |        | [rows, H]            | what a language model's output layer reads    |
+    | `hidden`     | 0 to N | [B, L, H]            | hidden states; layer 0: the embedding output  |
+    | `embeddings` |        | [B, L, H]            | the same as layer 0 of `hidden`               |
+    | `pooled`     |        | [B, W]               | what a classifier reads of each document      |
+    | `query`      | 1 to N | [B, heads, L, D]     | as block `layer` multiplies it with the keys  |
+    | `key`        | 1 to N | [B, key heads, L, D] | likewise; grouped-query models have fewer     |
+    | `value`      | 1 to N | [B, key heads, L, D] | what that block's attention takes the mean of |
+
+    Query and key are taken after rotary embedding and norms, before scaling. At padded positions
+    there is what the model computes for its pads, or zeros where it gets documents of one length
+    at a time: finite, and of no meaning. Without a layer, a tap that has layers is all of them.
+    """
+
+    name: str
+    layer: int | None = None
+
+    def __lt__(self, other: Tap) -> bool:
+        return self._place < other._place
+
+    @property
+    def _place(self) -> tuple[str, int]:
+        return self.name, -1 if self.layer is None else self.layer
+
+    def __str__(self) -> str:
+        return self.name if self.layer is None else f"{self.name} of layer {self.layer}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """How a block turns queries and keys into attention, as it did for one batch.
+
+    Attributes:
+        scaling: factor of query times key.
+        softcap: bound on the scores, as Gemma 2 has it; None: no bound.
+        causal: whether, without a mask, a token attends to none behind it.
+        mask: as the attention got it, [B or 1, heads or 1, L, L]: bool, True where a token attends,
+            or floats to add; None: no mask.
+    """
+
+    scaling: float
+    softcap: float | None = None
+    causal: bool = False
+    mask: torch.Tensor | None = None
+
+    def scores(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """What the block takes the softmax of, [B, heads, L, L]: rows are queries.
+
+        `query` is [B, heads, L, D] and `key` [B, key heads, L, D]. Where a token does not attend
+        there is the least number of the dtype.
+        """
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        scores = query @ key.transpose(-1, -2) * self.scaling
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        mask = self.full_mask(len(query), query.shape[2], query.device)
+        if mask.dtype != torch.bool:
+            return scores + mask
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+
+    def full_mask(self, documents: int, length: int, device: torch.device) -> torch.Tensor:
+        """The mask for every document, [documents, heads or 1, length, length], whatever it is."""
+        mask = self.mask
+        if mask is None:
+            mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
+            mask = mask.tril() if self.causal else mask
+        return mask.expand(documents, -1, -1, -1)
+
+
+PER_LOGITS_ROW = ("logits", "head")
+"""Taps with a row for each row of the task's logits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """What a model computed for one padded batch of B documents of up to L tokens.
+
+    Attributes:
+        values: the tensors that were asked for; `Tap` says their shapes.
+        mask: [B, L] bool, True where there is a token.
+        masked: flat indices into B * L of the masked positions, for masked-lm.
+        head: where `head` was asked for, that and the weights it would have met.
+        attention: by layer, how queries and keys make scores, where one of them was asked for.
+    """
+
+    values: Mapping[Tap, torch.Tensor]
+    mask: torch.Tensor
+    masked: torch.Tensor | None = None
+    head: Head | None = None
+    attention: Mapping[int, Attention] = field(default_factory=dict)
+
+    def __getitem__(self, tap: Tap) -> torch.Tensor:
+        return self.values[tap]
+
+    def layers(self, name: str) -> list[torch.Tensor]:
+        """The values of a tap at every layer there is, the lowest first."""
+        return [self.values[tap] for tap in sorted(self.values) if tap.name == name]
+
+    def states(self, tap: Tap) -> torch.Tensor:
+        """A tap of tokens as [B, L, width]: the heads of a query side by side."""
+        value = self.values[tap]
+        return value.transpose(1, 2).flatten(2) if value.dim() == 4 else value
+
+    def rows(self, tap: Tap, positions: str = "all") -> torch.Tensor:
+        """Rows of a tap as a cache stores them, pads left out.
+
+        Of a tap of tokens those at `positions`, as `select` takes them: [tokens, width] of all.
+        Others are rows already: [B, W] of `pooled`, [rows, outputs] of `logits`.
+        """
+        states = self.states(tap)
+        if states.dim() == 2:
+            return states
+        return select(states, positions, self.mask, self.masked)
+
+    def at_rows(self, task: Task, space: RowSpace, rows: torch.Tensor | None) -> Activations:
+        """These at the rows of a subset of a space: `mask` or `masked` has only those.
+
+        `rows` [kept] int64 are numbers among all rows of the batch, as `Plan.kept` gives them.
+        Where `space` is no subset nothing changes.
+        """
+        if not isinstance(space, Subset):
+            return self
+        assert rows is not None, "which rows a subset keeps is to be read with it"
+        kept = of_subset(self.mask, self.masked, space, rows)
+        if LOGITS_SPACE[task] != space.of:
+            return replace(self, **kept)
+        values = {
+            tap: value[rows] if tap.name in PER_LOGITS_ROW else value
+            for tap, value in self.values.items()
+        }
+        head = self.head and replace(self.head, hidden=values[Tap("head")])
+        return replace(self, values=values, head=head, **kept)

@@ -13,7 +13,7 @@ from kdcache.plans.same_texts import document_keys
 from kdcache.signals import SoftLabels
 from kdcache.store import Cache
 from kdcache.tasks import LOGITS_SPACE
-from kdcache_kernels import topk_kl
+from kdcache_kernels import topk_kl_rows
 
 
 class Agreement:
@@ -90,7 +90,5 @@ def _likeliest(soft: SoftLabels) -> torch.Tensor:
 
 def _divergence(logits: torch.Tensor, soft: SoftLabels) -> torch.Tensor:
     """KL(teacher || model) of each row, in nats; what the cache left out is one outcome."""
-    _, nats, _ = topk_kl(
-        logits, soft.ids, soft.logprobs, tail_logmass=soft.tail_logmass, return_rows=True
-    )
-    return nats
+    rows = topk_kl_rows(logits, soft.ids, soft.logprobs, tail_logmass=soft.tail_logmass)
+    return rows[1]

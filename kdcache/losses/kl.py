@@ -21,7 +21,7 @@ from kdcache.signals import (
     TopKLogits,
 )
 from kdcache.tasks import IGNORE_INDEX
-from kdcache_kernels import linear_kl, linear_topk_kl, topk_kl
+from kdcache_kernels import linear_kl_rows, linear_topk_kl_rows, topk_kl_rows
 
 TAILS = ("bucket", "renormalize", "truncate", "drawn")
 REDUCTIONS = ("row", "element")
@@ -198,7 +198,6 @@ def soft_and_hard(
         "labels": labels,
         "hard_weight": hard_weight * rows / labelled,
         "ignore_index": IGNORE_INDEX,
-        "return_rows": True,
     }
     total, soft_rows, hard_rows = _rows(said, soft, tail, options, wider=wider)
     return SoftAndHard(total, soft_rows.sum() * (scale / max(rows, 1)), hard_rows.sum() / labelled)
@@ -233,15 +232,13 @@ def _rows(
     if isinstance(said, Head):
         kept = (said.hidden, said.weight, said.bias, labels.ids, labels.logprobs)
         with said.as_in_model():
-            found: Rows = linear_topk_kl(*kept, **options)
-        return found
-    from_logits: Rows = topk_kl(said, labels.ids, labels.logprobs, **options)
-    return from_logits
+            return linear_topk_kl_rows(*kept, **options)
+    return topk_kl_rows(said, labels.ids, labels.logprobs, **options)
 
 
 def _both_heads(said: Head, soft: HeadLabels, options: dict[str, Any]) -> Rows:
     with said.as_in_model():
-        found: Rows = linear_kl(
+        return linear_kl_rows(
             said.hidden,
             said.weight,
             soft.rows.codes,
@@ -251,4 +248,3 @@ def _both_heads(said: Head, soft: HeadLabels, options: dict[str, Any]) -> Rows:
             teacher_scale=soft.rows.scale,
             **options,
         )
-    return found

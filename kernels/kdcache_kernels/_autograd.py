@@ -1,32 +1,43 @@
-"""What the ops share of autograd: a gradient made in the forward, rescaled in the backward."""
+"""What the ops share of autograd: gradients made in the forward, rescaled in the backward."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from kdcache_kernels._backends import dispatched
 
-def keep_gradient(ctx: Any, outputs: tuple[Tensor, ...], *, made: bool, dtype: torch.dtype) -> None:
-    """Save the gradient, second of the op's outputs (loss, gradient, ...), for `input_gradient`."""
+
+def keep_gradients(
+    ctx: Any, leaves: Sequence[Tensor | None], outputs: tuple[Tensor, ...], made: Sequence[bool]
+) -> None:
+    """Save the gradients of the leaves for `input_gradients`.
+
+    They are the op's outputs after the loss, those that are not `made` empty.
+    """
     ctx.mark_non_differentiable(*outputs[1:])
     ctx.set_materialize_grads(False)  # or autograd fills a zero [N, V] for the gradient output
-    ctx.save_for_backward(outputs[1])
-    ctx.gradient_made = made
-    ctx.input_dtype = dtype
+    ctx.save_for_backward(*outputs[1 : 1 + len(leaves)])
+    ctx.made = made
+    ctx.dtypes = [None if x is None else x.dtype for x in leaves]
 
 
-def input_gradient(ctx: Any, name: str, grad_loss: Tensor | None) -> Tensor | None:
-    """Multiply the saved gradient by that of the loss, None if nothing depends on the loss.
+def input_gradients(ctx: Any, name: str, grad_loss: Tensor | None) -> list[Tensor | None]:
+    """The saved gradients times that of the loss; None where not asked for.
 
-    Raises RuntimeError if the forward pass made no gradient; under `create_graph` the result
-    raises it when differentiated again.
+    Raises RuntimeError if one is asked for that the forward pass did not make; under `create_graph`
+    the results raise it when differentiated again.
     """
     if grad_loss is None:
-        return None
-    if not ctx.gradient_made:
-        raise RuntimeError(f"{name} ran without gradients (need_grad=False): nothing to propagate")
-    (gradient,) = ctx.saved_tensors
-    return rescaled(name, gradient, grad_loss, ctx.input_dtype)
+        return [None] * len(ctx.made)
+    wanted, saved = ctx.needs_input_grad, ctx.saved_tensors
+    found: list[Tensor | None] = []
+    for i, made in enumerate(ctx.made):
+        if wanted[i] and not made:
+            raise RuntimeError(f"{name} ran without this gradient: nothing to propagate")
+        found.append(rescaled(name, saved[i], grad_loss, ctx.dtypes[i]) if wanted[i] else None)
+    return found
 
 
 def rescaled(name: str, gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
@@ -82,14 +93,16 @@ def scale_(gradient: Tensor, factor: Tensor) -> Tensor:
     On a CPU reading the scalar is free, and as a number it is not rounded to the gradient's dtype.
     Elsewhere it would be a host synchronisation: a kernel looks.
     """
-    if factor.device.type == "cpu":
-        by = factor.item()
-        if by != 1.0:
-            return gradient.mul_(by)
-        torch.autograd.graph.increment_version(gradient)  # whoever asks again finds out
-        return gradient
-    if not (gradient.is_cuda and gradient.is_contiguous()) or gradient.dtype == torch.float64:
-        return gradient.mul_(factor)
-    from kdcache_kernels._triton_scale import scale_ as on_gpu
+    if factor.device.type != "cpu":
+        return multiply_(gradient, factor)
+    by = factor.item()
+    if by != 1.0:
+        return gradient.mul_(by)
+    torch.autograd.graph.increment_version(gradient)  # whoever asks again finds out
+    return gradient
 
-    return on_gpu(gradient, factor)
+
+@dispatched
+def multiply_(x: Tensor, factor: Tensor) -> Tensor:
+    """`x` times a scalar on the same device, in place."""
+    return x.mul_(factor)

@@ -38,6 +38,17 @@ def require_device(name: str, x: Tensor, like: Tensor, owner: str) -> None:
         )
 
 
+def require_scale(name: str, scale: Tensor, codes: Tensor, width: str = "H") -> None:
+    """Raise ValueError unless `scale` is [N] or [N, G] for `codes` [N, `width`]."""
+    n, h = codes.shape
+    groups = scale.shape[1] if scale.dim() == 2 else 1
+    if scale.dim() not in (1, 2) or scale.shape[0] != n or not groups or h % groups:
+        raise ValueError(
+            f"{name} must be [N] or [N, G] with N = {n} and G dividing {width} = {h}; "
+            f"got {tuple(scale.shape)}"
+        )
+
+
 def require_constant(name: str, x: Tensor, owner: str) -> None:
     """Raise ValueError if `x` asks for a gradient, which only `owner` gets."""
     if x.requires_grad:
@@ -49,7 +60,7 @@ def constant(x: Tensor) -> Tensor:
     return x.detach() if x.requires_grad else x
 
 
-def row_weight(weight: Tensor | None, like: Tensor, owner: str, name: str = "weight") -> Tensor:
+def checked_weight(weight: Tensor | None, like: Tensor, owner: str, name: str = "weight") -> Tensor:
     """Check `weight` against the rows of `like`, or make the default 1/N; in compute precision."""
     dtype = compute_dtype(like)
     rows = like.shape[0]

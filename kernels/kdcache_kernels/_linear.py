@@ -12,19 +12,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from kdcache_kernels._autograd import rescaled
 from kdcache_kernels._buffer import empty
-from kdcache_kernels._checks import (
-    FLOATS,
-    compute_dtype,
-    gradient_dtype,
-    require_device,
-    require_dtype,
-    require_matrix,
-    require_shape,
-)
+from kdcache_kernels._checks import compute_dtype, gradient_dtype
+from kdcache_kernels._head import Products
+from kdcache_kernels._rows import Rows, empty_rows
 
-Rows: TypeAlias = tuple[Tensor, Tensor, Tensor]
 Outputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """Loss, dX, dW, db, soft rows, hard rows; a gradient that is not needed has no rows."""
 
@@ -45,79 +37,6 @@ ALIGNMENT = 64  # elements; rows that start aligned are read 128 bits at a time
 # Measured on an H100: the three products of V = 30522 classes take three times as long as those of
 # 30528, of 50257 six times as long as those of 50304. So there a head gets classes of zeros.
 PADDED = {"cuda"}
-
-
-class Need(NamedTuple):
-    """Which gradients to make."""
-
-    hidden: bool
-    weight: bool
-    bias: bool
-
-
-def need(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Need:
-    """The gradients that autograd would ask for."""
-    on = torch.is_grad_enabled()
-    return Need(
-        on and hidden.requires_grad,
-        on and weight.requires_grad,
-        on and bias is not None and bias.requires_grad,
-    )
-
-
-def check_head(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = ""
-) -> tuple[int, int]:
-    """Raise ValueError or TypeError unless `hidden` can go through the head; return (N, V).
-
-    `prefix` comes before the names of the arguments in messages.
-    """
-    names = [f"{prefix}{name}" for name in ("hidden", "weight", "bias")]
-    require_matrix(names[0], hidden)
-    require_matrix(names[1], weight)
-    require_dtype(names[0], hidden, FLOATS)
-    require_dtype(names[1], weight, FLOATS)
-    if hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"{names[1]} must be [V, H] with H = {hidden.shape[1]}, the width of {names[0]}; "
-            f"got {tuple(weight.shape)}"
-        )
-    require_device(names[1], weight, hidden, names[0])
-    v = weight.shape[0]
-    if bias is not None:
-        require_shape(names[2], bias, (v,))
-        require_dtype(names[2], bias, FLOATS)
-        require_device(names[2], bias, hidden, names[0])
-    return hidden.shape[0], v
-
-
-def gemm_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Dtype of the matrix products and of the chunk's logits.
-
-    That of autocast if it is on, else that both sides have (TypeError if they differ). float16
-    becomes float32, or gradients would underflow before a loss scaler's factor arrives; so does
-    bfloat16 on a CPU, where most have no bfloat16 units and torch no such product into float32.
-    """
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind) and torch.float64 not in (hidden.dtype, weight.dtype):
-        dtype = torch.get_autocast_dtype(kind)
-    elif hidden.dtype == weight.dtype:
-        dtype = hidden.dtype
-    else:
-        raise TypeError(
-            f"hidden and weight must have one dtype; got {hidden.dtype} and {weight.dtype}: "
-            "convert one with .to(), or use torch.autocast"
-        )
-    if dtype == torch.float16 or (dtype == torch.bfloat16 and kind == "cpu"):
-        return torch.float32
-    return dtype
-
-
-def check_chunk_bytes(chunk_bytes: int | None) -> int:
-    """`chunk_bytes`, 0 for the default of the device; ValueError unless positive."""
-    if chunk_bytes is not None and chunk_bytes <= 0:
-        raise ValueError(f"chunk_bytes must be positive; got {chunk_bytes}")
-    return chunk_bytes or 0
 
 
 class Head(NamedTuple):
@@ -181,20 +100,18 @@ def run(
     weight: Tensor,
     bias: Tensor | None,
     row_weight: Tensor,
-    needs: Need,
-    dtype: torch.dtype,
-    chunk_bytes: int,
+    how: Products,
     kernel: RowKernel,
 ) -> Outputs:
     """Send `hidden` through the head a chunk at a time and let `kernel` judge the logits.
 
     A row of `row_weight` 0 may hold NaN: it adds nothing to any gradient.
     """
-    v = weight.shape[0]
-    chunks = _chunks(row_weight, v, dtype, chunk_bytes)
+    v, dtype = weight.shape[0], how.dtype
+    chunks = _chunks(row_weight, v, how)
     size = max((_length(chunk) for chunk in chunks), default=0)
     buffer = chunk_buffer(size, columns(v, hidden.device), dtype, hidden.device)
-    gradients = _Gradients(hidden, weight, needs)
+    gradients = _Gradients(hidden, weight, how)
     soft, hard = (row_weight.new_zeros(len(row_weight)) for _ in range(2))
     total = row_weight.new_zeros(())
     with torch.autocast(hidden.device.type, enabled=False):
@@ -204,7 +121,7 @@ def run(
             x = hidden[chunk].to(dtype).masked_fill((row_weight[chunk] == 0)[:, None], 0)
             whole = head.logits(x, buffer)  # 0 in the columns of padding, and so is G
             logits = whole[:, :v]
-            out = logits if any(needs) else None
+            out = logits if how.needs_any else None
             loss, soft[chunk], hard[chunk] = kernel(chunk, logits, out)
             total += loss
             gradients.add(chunk, whole, x, head.weight)
@@ -219,11 +136,11 @@ def live_rows(row_weight: Tensor) -> Tensor | None:
     return None if len(live) == len(row_weight) else live
 
 
-def _chunks(row_weight: Tensor, v: int, dtype: torch.dtype, chunk_bytes: int) -> list[Chunk]:
+def _chunks(row_weight: Tensor, v: int, how: Products) -> list[Chunk]:
     """The rows that count, cut."""
     live = live_rows(row_weight)
     n = len(row_weight) if live is None else len(live)
-    size = chunk_rows(n, v, dtype, row_weight.device, chunk_bytes)
+    size = chunk_rows(n, v, how.dtype, row_weight.device, how.chunk_bytes)
     parts = [slice(start, min(start + size, n)) for start in range(0, n, max(size, 1))]
     return [part if live is None else live[part] for part in parts]
 
@@ -235,32 +152,32 @@ def _length(chunk: Chunk) -> int:
 class _Gradients:
     """dX in the dtype of `gradient_dtype`; dW and db in float32 (float64) whatever the head's."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, needs: Need) -> None:
+    def __init__(self, hidden: Tensor, weight: Tensor, how: Products) -> None:
         (n, h), v, exact = hidden.shape, weight.shape[0], compute_dtype(hidden)
-        self.needs, self.empty = needs, True
+        self.how, self.empty = how, True
         # Rows that no chunk holds stay 0.
-        shape = (n if needs.hidden else 0, h)
+        shape = (n if how.need_hidden else 0, h)
         self.hidden = hidden.new_zeros(shape, dtype=gradient_dtype(hidden))
         self.classes = v  # without padding
-        rows = columns(v, hidden.device) if needs.weight else 0
+        rows = columns(v, hidden.device) if how.need_weight else 0
         self.weight = empty((rows, h), exact, hidden.device)
-        self.bias = hidden.new_zeros(v if needs.bias else 0, dtype=exact)
+        self.bias = hidden.new_zeros(v if how.need_bias else 0, dtype=exact)
 
     def add(self, chunk: Chunk, g: Tensor, x: Tensor, weight: Tensor) -> None:
         """Add those of one chunk, from its gradient `g` and its hidden states `x` [C, H].
 
         `g` is [C, V] and padding, as is `weight` [V, H].
         """
-        if self.needs.hidden and isinstance(chunk, slice):
+        if self.how.need_hidden and isinstance(chunk, slice):
             product(self.hidden[chunk], g, weight)
-        elif self.needs.hidden:
+        elif self.how.need_hidden:
             self.hidden[chunk] = torch.mm(g, weight).to(self.hidden.dtype)
-        if self.needs.weight and self.empty:
+        if self.how.need_weight and self.empty:
             product(self.weight, g.t(), x)
-        elif self.needs.weight:
+        elif self.how.need_weight:
             _add_product(self.weight, g.t(), x)
         self.empty = False
-        if self.needs.bias:
+        if self.how.need_bias:
             self.bias += g[:, : len(self.bias)].sum(0, dtype=self.bias.dtype)
 
     def finished(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -289,38 +206,12 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
 
 
-def fake(hidden: Tensor, weight: Tensor, needs: Need) -> Outputs:
-    """Shapes and dtypes of `run`."""
+def fake(hidden: Tensor, weight: Tensor, *others: Any) -> Outputs:
+    """Shapes and dtypes of `run`; the last argument is its `how`."""
+    how: Products = others[-1]
     (n, h), v, exact = hidden.shape, weight.shape[0], compute_dtype(hidden)
-    gradient = hidden.new_empty((n if needs.hidden else 0, h), dtype=gradient_dtype(hidden))
-    made = [
-        hidden.new_empty(shape, dtype=exact)
-        for shape in ((), (v if needs.weight else 0, h), (v if needs.bias else 0,), (n,), (n,))
-    ]
-    return made[0], gradient, *made[1:]  # type: ignore[return-value]  # mypy counts no list
-
-
-def keep_gradients(ctx: Any, inputs: tuple[Any, ...], outputs: Outputs, needs: Need) -> None:
-    """Save the gradients made in the forward pass; the first three inputs are X, W and b."""
-    ctx.mark_non_differentiable(*outputs[1:])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*outputs[1:4])
-    ctx.made = needs
-    ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
-
-
-def input_gradients(ctx: Any, name: str, grad_loss: Tensor | None) -> list[Tensor | None]:
-    """The saved gradients of X, W and b times that of the loss; None where not asked for.
-
-    Raises RuntimeError if one is asked for that the forward pass did not make.
-    """
-    if grad_loss is None:
-        return [None, None, None]
-    found: list[Tensor | None] = []
-    for wanted, made, gradient, dtype in zip(
-        ctx.needs_input_grad[:3], ctx.made, ctx.saved_tensors, ctx.dtypes, strict=True
-    ):
-        if wanted and not made:
-            raise RuntimeError(f"{name} ran without this gradient: nothing to propagate")
-        found.append(rescaled(name, gradient, grad_loss, dtype) if wanted else None)
-    return found
+    loss, soft, hard = empty_rows(hidden)
+    dx = hidden.new_empty((n if how.need_hidden else 0, h), dtype=gradient_dtype(hidden))
+    dw = hidden.new_empty((v if how.need_weight else 0, h), dtype=exact)
+    db = hidden.new_empty((v if how.need_bias else 0,), dtype=exact)
+    return loss, dx, dw, db, soft, hard

@@ -15,17 +15,11 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
+from numba import config, njit, prange, set_num_threads, types
+from numba.extending import intrinsic
+from numba.np.numpy_support import carray
+from numba.np.ufunc.parallel import threading_layer
 from torch import Tensor
-
-try:
-    from numba import config, njit, prange, set_num_threads, types
-    from numba.extending import intrinsic
-    from numba.np.numpy_support import carray
-    from numba.np.ufunc.parallel import threading_layer
-except ImportError as error:
-    raise ImportError(
-        "kdcache_kernels runs on CPU through numba, which is not installed: pip install numba"
-    ) from error
 
 __all__ = [
     "FP32",

@@ -12,16 +12,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
-
-try:
-    import triton
-    from triton import language as tl
-except ImportError as error:
-    raise ImportError(
-        "kdcache_kernels runs on GPUs through triton, which is not installed: "
-        "pip install 'kdcache[gpu]'"
-    ) from error
+from triton import language as tl
 
 __all__ = [
     "PIECE_BYTES",

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdcache.bench.kernels_case import Case
 from kdcache.bench.kernels_cases import CASES
 from kdcache.bench.kernels_inputs import Size, Tensors
+from kdcache_kernels.topk_kl.spec import Spec, Teacher
 
 SIZE = Size(rows=5, vocab=97, k=7, hidden=16)
 FIRST = {case.op: case for case in reversed(CASES) if case.leaves}  # of every op with gradients
@@ -79,3 +80,9 @@ def test_the_profiler_names_the_op(case: Case) -> None:
         loss_and_gradients(case, x)
     names = {event.key for event in profile.key_averages()}
     assert {case.op, f"{case.op}Backward"} <= names
+
+
+def test_a_schema_holds_the_fields_of_what_belongs_together() -> None:
+    names = [x.name for x in torch.ops.kdcache.topk_kl.default._schema.arguments]
+    parts = "logits", *Teacher._fields, "weight", "labels", *Spec._fields, "check", "need_grad"
+    assert names == [*parts]

@@ -38,7 +38,7 @@ OPS = {
     "topk_encode": lambda: k.topk_encode(x, 12),
     "quantize_rows": lambda: k.quantize_rows(x, 50),
 }
-assert set(OPS) | {"dequantize_rows", "empty_cache"} >= set(k.__all__), k.__all__
+assert {*OPS, *(f"{op}_rows" for op in OPS), "dequantize_rows", "empty_cache"} >= {*k.__all__}
 
 
 def wrong(used):

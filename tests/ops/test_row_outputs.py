@@ -3,12 +3,14 @@
 Memory from `torch.empty` is filled with NaN, so a row that was not written shows.
 """
 
+import inspect
 import math
+import pickle
 
 import pytest
 import torch
 
-from kdcache_kernels import linear_kl, linear_topk_kl, topk_kl
+import kdcache_kernels
 from kdcache_kernels.linear_kl import _numba as numba_dense
 from kdcache_kernels.linear_kl import _triton as triton_dense
 from kdcache_kernels.linear_kl import reference as reference_dense
@@ -129,18 +131,38 @@ def test_rows_of_the_public_ops(op, dtype, need_grad):
     logits = d["logits"].to(dtype).nan_to_num(neginf=-1e4).requires_grad_(need_grad)
     head = torch.eye(V, dtype=dtype, device=DEVICE)
     sparse = d["ids"], d["logprobs"]
-    options = {"labels": d["labels"], "hard_weight": 0.5, "return_rows": True, "check_ids": False}
+    options = {"labels": d["labels"], "hard_weight": 0.5}
     if op == "topk_kl":
-        options |= {"weight": d["weight"], "tail": "renormalize"}
-        loss, soft, hard = topk_kl(logits, *sparse, **options)
+        given = (logits, *sparse)
+        options |= {"weight": d["weight"], "tail": "renormalize", "check_ids": False}
     elif op == "linear_topk_kl":
-        options |= {"row_weight": d["weight"], "tail": "renormalize"}
-        loss, soft, hard = linear_topk_kl(logits, head, None, *sparse, **options)
+        given = (logits, head, None, *sparse)
+        options |= {"row_weight": d["weight"], "tail": "renormalize", "check_ids": False}
     else:
-        options |= {"row_weight": d["weight"], "check_labels": options.pop("check_ids")}
-        loss, soft, hard = linear_kl(logits, head, logits.detach() + 1, head, **options)
+        given = (logits, head, logits.detach() + 1, head)
+        options |= {"row_weight": d["weight"], "check_labels": False}
+    alone, rows = getattr(kdcache_kernels, op), getattr(kdcache_kernels, f"{op}_rows")
+    loss, soft, hard = rows(*given, **options)
+    assert not soft.requires_grad
+    assert not hard.requires_grad
+    assert loss.requires_grad == need_grad
+    assert torch.equal(alone(*given, **options), loss)
+    again = alone(*given, **options, return_rows=True)
+    assert all(map(torch.equal, again, (loss, soft, hard)))
     assert hard[IGNORED:].tolist() == [0.0] * 5
     assert hard[LIVE] > 0
     assert soft[MASKED] == 0
     assert soft.isfinite().all()
     torch.testing.assert_close(loss.detach(), (d["weight"] * (soft + 0.5 * hard)).sum().to(dtype))
+
+
+@pytest.mark.parametrize("name", ["topk_kl", "linear_topk_kl", "linear_kl"])
+def test_a_loss_takes_what_its_rows_take(name):
+    loss, rows = (getattr(kdcache_kernels, each) for each in (name, f"{name}_rows"))
+    shown, given = (inspect.signature(each).parameters for each in (loss, rows))
+    assert [*shown] == [*given, "return_rows"]
+    assert [shown[each] for each in given] == [*given.values()]
+    assert rows.__doc__ in loss.__doc__
+    assert pickle.loads(pickle.dumps(loss)) is loss
+    with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
+        loss(temprature=2.0)

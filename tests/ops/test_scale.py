@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdcache_kernels import hidden_mse, linear_topk_kl, topk_kl
-from kdcache_kernels._triton_scale import scale_
+from kdcache_kernels._triton_scale import multiply_
 from kdcache_kernels.topk_kl.reference import make_inputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -21,9 +21,17 @@ def test_the_kernel_multiplies_in_place(dtype, factor, n):
     x[n // 2 :: 7] = 0
     want = x.clone() * factor if factor != 1 else x.clone()
     version = x._version
-    assert scale_(x, torch.tensor(factor, device=DEVICE)) is x
+    assert multiply_(x, torch.tensor(factor, device=DEVICE)) is x
     assert torch.allclose(x, want, rtol=8e-3 if dtype == torch.bfloat16 else 1e-3, equal_nan=True)
     assert x._version > version
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes with NumPy
+def test_the_kernel_multiplies_what_is_not_contiguous():
+    x = torch.arange(12.0, device=DEVICE).view(3, 4).t()
+    want = x * 0.5
+    assert torch.equal(multiply_(x, torch.tensor(0.5, device=DEVICE)), want)
+    assert torch.equal(x, want)
 
 
 def inputs():

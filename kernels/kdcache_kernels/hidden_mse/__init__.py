@@ -5,24 +5,25 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from kdcache_kernels._autograd import input_gradient, keep_gradient
+from kdcache_kernels._backends import dispatched
 from kdcache_kernels._checks import (
     FLOATS,
+    checked_weight,
     compute_dtype,
     constant,
     gradient_dtype,
     require_device,
     require_dtype,
     require_matrix,
+    require_scale,
     require_shape,
-    row_weight,
 )
 from kdcache_kernels._op import define
+from kdcache_kernels.hidden_mse import reference
 
 __all__ = ["hidden_mse"]
 
 Normalize: TypeAlias = Literal["none", "l2", "layernorm"]
-Outputs: TypeAlias = tuple[Tensor, Tensor]
 NORMALIZE = ("none", "l2", "layernorm")
 CODES = (torch.int8, torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32)
 
@@ -68,14 +69,14 @@ def hidden_mse(
         scale = scale if scale is None or scale.dim() < 2 else scale.flatten(0, 1)
         weight = weight if weight is None or weight.dim() < 2 else weight.flatten(0, 1)
     _check(student, codes, scale, normalize)
-    loss: Tensor = _op(
+    loss, _ = _op(
         student,
         constant(codes),
         None if scale is None else constant(scale),
-        row_weight(weight, student, "student"),
+        checked_weight(weight, student, "student"),
         normalize,
         torch.is_grad_enabled() and student.requires_grad,
-    )[0]
+    )
     return loss
 
 
@@ -95,63 +96,15 @@ def _check(student: Tensor, codes: Tensor, scale: Tensor | None, normalize: str)
             f"and scale {'None' if scale is None else tuple(scale.shape)}"
         )
     if scale is not None:
-        _check_scale(student, scale)
+        require_dtype("scale", scale, FLOATS)
+        require_device("scale", scale, student, "student")
+        require_scale("scale", scale, codes)
 
 
-def _check_scale(student: Tensor, scale: Tensor) -> None:
-    n, h = student.shape
-    require_dtype("scale", scale, FLOATS)
-    require_device("scale", scale, student, "student")
-    groups = scale.shape[1] if scale.dim() == 2 else 1
-    if scale.dim() not in (1, 2) or scale.shape[0] != n or not groups or h % groups:
-        raise ValueError(
-            f"scale must be [N] or [N, G] with N = {n} and G dividing H = {h}; "
-            f"got {tuple(scale.shape)}"
-        )
-
-
-def _body(
-    student: Tensor,
-    codes: Tensor,
-    scale: Tensor | None,
-    weight: Tensor,
-    normalize: str,
-    need_grad: bool,
-) -> Outputs:
-    """Return (loss, gradient); the gradient is empty if not needed."""
-    outputs: Outputs = _backend(student).hidden_mse(
-        student, codes, scale, weight, normalize, need_grad
-    )
-    return outputs
-
-
-def _backend(student: Tensor) -> Any:
-    """The file that serves these rows, imported when it is first needed."""
-    if student.device.type == "cpu" and student.dtype != torch.float64:
-        from kdcache_kernels.hidden_mse import _numba
-
-        return _numba
-    if student.device.type == "cuda" and student.dtype != torch.float64:
-        from kdcache_kernels.hidden_mse import _triton
-
-        return _triton
-    from kdcache_kernels.hidden_mse import reference
-
-    return reference
-
-
-def _fake(student: Tensor, *others: Any) -> Outputs:
+def _fake(student: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     shape = (student.shape[0] if others[-1] else 0, student.shape[1])
     gradient = student.new_empty(shape, dtype=gradient_dtype(student))
     return student.new_empty((), dtype=compute_dtype(student)), gradient
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    keep_gradient(ctx, output, made=inputs[5], dtype=inputs[0].dtype)
-
-
-def _backward(ctx: Any, loss: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (input_gradient(ctx, "hidden_mse", loss), *(None,) * 5)
-
-
-_op = define("hidden_mse", _body, _fake, backward=_backward, setup=_setup)
+_op = define("hidden_mse", dispatched(reference.hidden_mse), _fake, leaves=1)

@@ -1,6 +1,8 @@
-"""What a backend of linear_kl is told besides the logits of both sides."""
+"""What a backend of linear_kl is told besides the logits of both sides, and what makes those."""
 
 from typing import NamedTuple
+
+from torch import Tensor
 
 
 class Spec(NamedTuple):
@@ -11,3 +13,12 @@ class Spec(NamedTuple):
     soft_weight: float
     hard_weight: float
     ignore_index: int
+
+
+class TeacherHead(NamedTuple):
+    """The teacher's head and its input, under the names of the arguments."""
+
+    teacher_hidden: Tensor
+    teacher_weight: Tensor
+    teacher_bias: Tensor | None
+    teacher_scale: Tensor | None

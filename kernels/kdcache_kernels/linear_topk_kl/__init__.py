@@ -1,32 +1,23 @@
 """Divergence of a student from a sparse, cached teacher, straight from the head's input."""
 
-from typing import Any, Literal, TypeAlias, cast, overload
-
 import torch
 from torch import Tensor
 
-from kdcache_kernels import _linear
-from kdcache_kernels._checks import constant
-from kdcache_kernels._checks import row_weight as checked_row_weight
-from kdcache_kernels._linear import Chunk, Need, Outputs
+from kdcache_kernels import _head, _linear
+from kdcache_kernels._checks import checked_weight
+from kdcache_kernels._head import Products
+from kdcache_kernels._linear import Chunk, Outputs
 from kdcache_kernels._op import define
-from kdcache_kernels.topk_kl import (
-    _backend,
-    _check_divergence,
-    _check_options,
-    _check_tensors,
-    _tail_statistic,
-)
+from kdcache_kernels._rows import Rows, loss_of
+from kdcache_kernels.topk_kl import kernel
+from kdcache_kernels.topk_kl.arguments import checked_teacher
 from kdcache_kernels.topk_kl.reference import check_ids as check_all_ids
 from kdcache_kernels.topk_kl.spec import Divergence, Spec, Tail, Teacher
 
-__all__ = ["linear_topk_kl"]
-
-Rows: TypeAlias = tuple[Tensor, Tensor, Tensor]
+__all__ = ["linear_topk_kl", "linear_topk_kl_rows"]
 
 
-@overload
-def linear_topk_kl(
+def linear_topk_kl_rows(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -45,55 +36,7 @@ def linear_topk_kl(
     row_weight: Tensor | None = None,
     check_ids: bool | None = None,
     chunk_bytes: int | None = None,
-    return_rows: Literal[False] = False,
-) -> Tensor: ...
-
-
-@overload
-def linear_topk_kl(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    ids: Tensor,
-    logprobs: Tensor,
-    *,
-    tail_logmass: Tensor | None = None,
-    tail_stat: Tensor | None = None,
-    temperature: float = 1.0,
-    tail: Tail = "bucket",
-    divergence: Divergence = "forward",
-    soft_weight: float = 1.0,
-    labels: Tensor | None = None,
-    hard_weight: float = 0.0,
-    ignore_index: int = -100,
-    row_weight: Tensor | None = None,
-    check_ids: bool | None = None,
-    chunk_bytes: int | None = None,
-    return_rows: Literal[True],
-) -> Rows: ...
-
-
-def linear_topk_kl(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    ids: Tensor,
-    logprobs: Tensor,
-    *,
-    tail_logmass: Tensor | None = None,
-    tail_stat: Tensor | None = None,
-    temperature: float = 1.0,
-    tail: Tail = "bucket",
-    divergence: Divergence = "forward",
-    soft_weight: float = 1.0,
-    labels: Tensor | None = None,
-    hard_weight: float = 0.0,
-    ignore_index: int = -100,
-    row_weight: Tensor | None = None,
-    check_ids: bool | None = None,
-    chunk_bytes: int | None = None,
-    return_rows: bool = False,
-) -> Tensor | Rows:
+) -> Rows:
     """`topk_kl` of the logits `hidden @ weight.T + bias`, of which only a chunk ever exists.
 
     The logits of a chunk of rows are written into one buffer, turned into their gradient there,
@@ -115,11 +58,11 @@ def linear_topk_kl(
         chunk_bytes: size of the buffer of logits, rounded down to whole rows, at least one.
             None: 64 MiB on a CPU, 1 GiB elsewhere but at most 4,096 rows; 256 rows if those are
             more.
-        return_rows: also return the rows of both losses.
 
     Returns:
-        A scalar, float32 (float64 for float64 `hidden`); with `return_rows` the tuple (loss,
-        `T^2 D` [N], `CE` [N]), both row tensors unweighted, detached, zero where masked.
+        The tuple (loss, `T^2 D` [N], `CE` [N]): a scalar, float32 (float64 for float64 `hidden`),
+        and the rows of both parts, unweighted, detached, zero where masked. `linear_topk_kl`
+        returns the loss.
 
     Raises:
         ValueError: wrong shape, device, tail mode, temperature or chunk_bytes; a missing tail
@@ -134,88 +77,52 @@ def linear_topk_kl(
     where V is no multiple of 64: products are slow there, so it gets rows of zeros.
     Source: the chunks are those of Liger-Kernel's fused linear cross-entropy, arXiv:2410.10989.
     """
-    n, v = _linear.check_head(hidden, weight, bias)
-    shape = hidden.detach().new_empty(1).expand(n, v)  # stands for the logits; one element large
-    _check_tensors(shape, ids, logprobs, labels)
-    _check_options(temperature, tail, labels, hard_weight)
-    _check_divergence(divergence, tail, ids.shape[1] == v)
-    needs = _linear.need(hidden, weight, bias)
-    loss, _, _, _, soft, hard = _op(
+    n, v = _head.check_head(hidden, weight, bias)
+    logits = hidden.detach().new_empty(1).expand(n, v)  # stands for them; one element large
+    hard, soft = float(hard_weight), float(soft_weight)
+    spec = Spec(float(temperature), tail, divergence, soft, hard, ignore_index)
+    teacher = checked_teacher(logits, ids, logprobs, tail_logmass, tail_stat, labels, spec)
+    loss, _, _, _, soft_rows, hard_rows = _op(
         hidden,
         weight,
         bias,
-        ids,
-        constant(logprobs),
-        _tail_statistic(shape, ids, tail_logmass, tail_stat, temperature, tail),
-        checked_row_weight(row_weight, hidden, "hidden", "row_weight"),
+        teacher,
+        checked_weight(row_weight, hidden, "hidden", "row_weight"),
         labels,
-        float(temperature),
-        tail,
-        divergence,
-        float(soft_weight),
-        float(hard_weight),
-        ignore_index,
+        spec,
         hidden.device.type == "cpu" if check_ids is None else check_ids,
-        _linear.gemm_dtype(hidden, weight),
-        _linear.check_chunk_bytes(chunk_bytes),
-        *needs,
+        _head.products(hidden, weight, bias, chunk_bytes),
     )
-    return (loss, soft.detach(), hard.detach()) if return_rows else cast(Tensor, loss)
+    return loss, soft_rows, hard_rows
+
+
+linear_topk_kl = loss_of(linear_topk_kl_rows)
 
 
 def _body(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    ids: Tensor,
-    logprobs: Tensor,
-    rest: Tensor | None,
+    teacher: Teacher,
     row_weight: Tensor,
     labels: Tensor | None,
-    temperature: float,
-    tail: str,
-    divergence: str,
-    soft_weight: float,
-    hard_weight: float,
-    ignore_index: int,
+    spec: Spec,
     check: bool,
-    dtype: torch.dtype,
-    chunk_bytes: int,
-    need_hidden: bool,
-    need_weight: bool,
-    need_bias: bool,
+    how: Products,
 ) -> Outputs:
-    """Return (loss, dX, dW, db, soft rows, hard rows); gradients not needed are empty."""
-    spec = Spec(temperature, tail, divergence, soft_weight, hard_weight, ignore_index)
-
-    def kernel(rows: Chunk, logits: Tensor, out: Tensor | None) -> Rows:
-        teacher = Teacher(ids[rows], logprobs[rows], None if rest is None else rest[rows])
+    def judge(rows: Chunk, logits: Tensor, out: Tensor | None) -> Rows:
+        ids, logprobs, rest = teacher
+        part = Teacher(ids[rows], logprobs[rows], None if rest is None else rest[rows])
         label = None if labels is None else labels[rows]
-        found: Rows = _backend(logits).topk_kl(
-            logits, teacher, row_weight[rows], label, spec, out, check
-        )
-        return found
+        return kernel(logits, part, row_weight[rows], label, spec, out, check)
 
-    needs = Need(need_hidden, need_weight, need_bias)
     try:
-        return _linear.run(hidden, weight, bias, row_weight, needs, dtype, chunk_bytes, kernel)
+        return _linear.run(hidden, weight, bias, row_weight, how, judge)
     except ValueError:
         # It names a row of its chunk; say which row of all.
         whole = torch.empty(0, weight.shape[0], device="meta")
-        check_all_ids(whole, ids, labels, row_weight, ignore_index)
+        check_all_ids(whole, teacher.ids, labels, row_weight, spec.ignore_index)
         raise
 
 
-def _fake(hidden: Tensor, weight: Tensor, *others: Any) -> Outputs:
-    return _linear.fake(hidden, weight, Need(*others[-3:]))
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    _linear.keep_gradients(ctx, inputs, output, Need(*inputs[-3:]))
-
-
-def _backward(ctx: Any, loss: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (*_linear.input_gradients(ctx, "linear_topk_kl", loss), *(None,) * 17)
-
-
-_op = define("linear_topk_kl", _body, _fake, backward=_backward, setup=_setup)
+_op = define("linear_topk_kl", _body, _linear.fake, leaves=3)

@@ -1,11 +1,10 @@
 """Hidden states as 8-bit codes with one scale for each row, or for each group of columns."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from kdcache_kernels._checks import FLOATS, require_dtype, require_matrix
+from kdcache_kernels._backends import dispatched
+from kdcache_kernels._checks import FLOATS, require_dtype, require_matrix, require_scale
 from kdcache_kernels.quantize_rows import reference
 
 __all__ = ["dequantize_rows", "quantize_rows"]
@@ -37,21 +36,11 @@ def quantize_rows(x: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
         raise ValueError(f"x must have at least one column; got {tuple(x.shape)}")
     if group is not None and (group < 1 or h % group):
         raise ValueError(f"group must be positive and divide H = {h}; got {group}")
-    codes, scale = _backend(x).quantize_rows(x.detach(), group or h)
+    codes, scale = _kernel(x.detach(), group or h)
     return codes, scale if group is not None else scale[:, 0]
 
 
-def _backend(x: Tensor) -> Any:
-    """The file that serves these rows, imported when it is first needed."""
-    if x.device.type == "cuda" and x.dtype != torch.float64:
-        from kdcache_kernels.quantize_rows import _triton
-
-        return _triton
-    if x.device.type == "cpu" and x.dtype != torch.float64:
-        from kdcache_kernels.quantize_rows import _numba
-
-        return _numba
-    return reference
+_kernel = dispatched(reference.quantize_rows)
 
 
 def dequantize_rows(codes: Tensor, scale: Tensor) -> Tensor:
@@ -68,11 +57,5 @@ def dequantize_rows(codes: Tensor, scale: Tensor) -> Tensor:
     require_matrix("codes", codes)
     require_dtype("codes", codes, (torch.int8,))
     require_dtype("scale", scale, FLOATS)
-    n, h = codes.shape
-    groups = scale.shape[1] if scale.dim() == 2 else 1
-    if scale.dim() not in (1, 2) or scale.shape[0] != n or not groups or h % groups:
-        raise ValueError(
-            f"scale must be [N] or [N, G] with N = {n} and G dividing H = {h}; "
-            f"got {tuple(scale.shape)}"
-        )
+    require_scale("scale", scale, codes)
     return reference.dequantize_rows(codes, scale)

@@ -1,10 +1,8 @@
 """Top-k of the teacher's distribution with exact statistics of the rest."""
 
-from typing import Any, cast
-
-import torch
 from torch import Tensor
 
+from kdcache_kernels._backends import dispatched
 from kdcache_kernels._checks import FLOATS, require_dtype, require_matrix
 from kdcache_kernels.topk_encode import reference
 
@@ -43,19 +41,9 @@ def topk_encode(
         raise ValueError(f"k must lie in [1, V] with V = {logits.shape[1]}; got {k}")
     if not 0 < stat_temperature < float("inf"):
         raise ValueError(f"stat_temperature must be positive and finite; got {stat_temperature}")
-    *outputs, totals = _backend(logits).topk_encode(logits.detach(), k, stat_temperature)
+    ids, logprobs, tail_logmass, tail_stat, totals = _kernel(logits.detach(), k, stat_temperature)
     reference.require_distributions(totals)
-    return cast(tuple[Tensor, Tensor, Tensor, Tensor], tuple(outputs))
+    return ids, logprobs, tail_logmass, tail_stat
 
 
-def _backend(logits: Tensor) -> Any:
-    """The file that serves these logits, imported when it is first needed."""
-    if logits.device.type == "cpu" and logits.dtype != torch.float64:
-        from kdcache_kernels.topk_encode import _numba
-
-        return _numba
-    if logits.device.type == "cuda" and logits.dtype != torch.float64:
-        from kdcache_kernels.topk_encode import _triton
-
-        return _triton
-    return reference
+_kernel = dispatched(reference.topk_encode)

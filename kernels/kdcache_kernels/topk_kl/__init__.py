@@ -1,37 +1,28 @@
 """Kullback-Leibler divergence of a dense student from a sparse, cached teacher."""
 
-import math
-from typing import Any, Literal, TypeAlias, cast, overload
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdcache_kernels._autograd import input_gradient, keep_gradient, scale_
+from kdcache_kernels._autograd import scale_
+from kdcache_kernels._backends import dispatched
 from kdcache_kernels._buffer import empty
-from kdcache_kernels._checks import (
-    FLOATS,
-    IDS,
-    compute_dtype,
-    constant,
-    gradient_dtype,
-    require_device,
-    require_dtype,
-    require_matrix,
-    require_shape,
-    row_weight,
-)
+from kdcache_kernels._checks import checked_weight, gradient_dtype
 from kdcache_kernels._op import define
-from kdcache_kernels.topk_kl.spec import DIVERGENCES, TAILS, Divergence, Spec, Tail, Teacher
+from kdcache_kernels._rows import Rows, empty_rows, loss_of
+from kdcache_kernels.topk_kl import reference
+from kdcache_kernels.topk_kl.arguments import checked_teacher
+from kdcache_kernels.topk_kl.spec import Divergence, Spec, Tail, Teacher
 
-__all__ = ["topk_kl"]
+__all__ = ["topk_kl", "topk_kl_rows"]
 
-Rows: TypeAlias = tuple[Tensor, Tensor, Tensor]
 Outputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Loss, gradient, soft rows, hard rows; a gradient that is not needed has no rows."""
 
 
-@overload
-def topk_kl(
+def topk_kl_rows(
     logits: Tensor,
     ids: Tensor,
     logprobs: Tensor,
@@ -48,51 +39,7 @@ def topk_kl(
     weight: Tensor | None = None,
     check_ids: bool | None = None,
     inplace: bool = False,
-    return_rows: Literal[False] = False,
-) -> Tensor: ...
-
-
-@overload
-def topk_kl(
-    logits: Tensor,
-    ids: Tensor,
-    logprobs: Tensor,
-    *,
-    tail_logmass: Tensor | None = None,
-    tail_stat: Tensor | None = None,
-    temperature: float = 1.0,
-    tail: Tail = "bucket",
-    divergence: Divergence = "forward",
-    soft_weight: float = 1.0,
-    labels: Tensor | None = None,
-    hard_weight: float = 0.0,
-    ignore_index: int = -100,
-    weight: Tensor | None = None,
-    check_ids: bool | None = None,
-    inplace: bool = False,
-    return_rows: Literal[True],
-) -> Rows: ...
-
-
-def topk_kl(
-    logits: Tensor,
-    ids: Tensor,
-    logprobs: Tensor,
-    *,
-    tail_logmass: Tensor | None = None,
-    tail_stat: Tensor | None = None,
-    temperature: float = 1.0,
-    tail: Tail = "bucket",
-    divergence: Divergence = "forward",
-    soft_weight: float = 1.0,
-    labels: Tensor | None = None,
-    hard_weight: float = 0.0,
-    ignore_index: int = -100,
-    weight: Tensor | None = None,
-    check_ids: bool | None = None,
-    inplace: bool = False,
-    return_rows: bool = False,
-) -> Tensor | Rows:
+) -> Rows:
     """Sum over rows of `w (soft_weight T^2 D(teacher, student) + hard_weight CE)`, in nats.
 
     The loss and its dense gradient come from one pass over the logits; the backward pass only
@@ -130,11 +77,10 @@ def topk_kl(
             lost, the backward pass works once, and torch refuses it to others who need them. For
             float32, bfloat16 and float64; float16 gradients would underflow. Without gradients the
             logits are left alone, and under torch.compile, which plans its buffers itself.
-        return_rows: also return the rows of both losses, without a second pass.
 
     Returns:
-        A scalar, float32 (float64 for float64 logits); with `return_rows` the tuple (loss,
-        `T^2 D` [N], `CE` [N]), both row tensors unweighted, detached, zero where masked.
+        The tuple (loss, `T^2 D` [N], `CE` [N]): a scalar, float32 (float64 for float64 logits), and
+        the rows of both parts, unweighted, detached, zero where masked. `topk_kl` returns the loss.
 
     Raises:
         ValueError: wrong shape, device, tail mode or temperature; a missing tail statistic; ids
@@ -148,71 +94,27 @@ def topk_kl(
     scaler still finds it.
     Source: Hinton et al. 2015, arXiv:1503.02531; T^2 as in its section 2.
     """
-    _check_tensors(logits, ids, logprobs, labels)
-    _check_options(temperature, tail, labels, hard_weight)
-    _check_divergence(divergence, tail, ids.shape[1] == logits.shape[1])
+    hard, soft = float(hard_weight), float(soft_weight)
+    spec = Spec(float(temperature), tail, divergence, soft, hard, ignore_index)
+    teacher = checked_teacher(logits, ids, logprobs, tail_logmass, tail_stat, labels, spec)
     need_grad = torch.is_grad_enabled() and logits.requires_grad
     arguments = (
         logits,
-        ids,
-        constant(logprobs),
-        _tail_statistic(logits, ids, tail_logmass, tail_stat, temperature, tail),
-        row_weight(weight, logits, "logits"),
+        teacher,
+        checked_weight(weight, logits, "logits"),
         labels,
-        float(temperature),
-        tail,
-        divergence,
-        float(soft_weight),
-        float(hard_weight),
-        ignore_index,
+        spec,
         logits.device.type == "cpu" if check_ids is None else check_ids,
     )
     if inplace and need_grad and not torch.compiler.is_compiling():
         _check_inplace(logits)
-        loss, soft, hard = _InPlace.apply(*arguments)  # type: ignore[no-untyped-call]  # so in torch
-    else:
-        loss, _, soft, hard = _op(*arguments, need_grad)
-    return (loss, soft.detach(), hard.detach()) if return_rows else cast(Tensor, loss)
+        rows: Rows = _InPlace.apply(*arguments)  # type: ignore[no-untyped-call]  # so in torch
+        return rows
+    loss, _, soft_rows, hard_rows = _op(*arguments, need_grad)
+    return loss, soft_rows, hard_rows
 
 
-def _check_tensors(logits: Tensor, ids: Tensor, logprobs: Tensor, labels: Tensor | None) -> None:
-    require_matrix("logits", logits)
-    require_dtype("logits", logits, FLOATS)
-    require_matrix("ids", ids)
-    require_dtype("ids", ids, IDS)
-    n, v = logits.shape
-    if ids.shape[0] != n or not 1 <= ids.shape[1] <= v:
-        raise ValueError(
-            f"ids must be [N, K] with N = {n} rows like logits and 1 <= K <= V = {v}; "
-            f"got {tuple(ids.shape)}"
-        )
-    require_shape("logprobs", logprobs, tuple(ids.shape))
-    require_dtype("logprobs", logprobs, FLOATS)
-    if labels is not None:
-        require_shape("labels", labels, (n,))
-        require_dtype("labels", labels, (torch.int64,))
-    for name, x in (("ids", ids), ("logprobs", logprobs), ("labels", labels)):
-        if x is not None:
-            require_device(name, x, logits, "logits")
-
-
-def _check_options(temperature: float, tail: str, labels: Tensor | None, hard: float) -> None:
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be positive and finite; got {temperature}")
-    if tail not in TAILS:
-        raise ValueError(f"tail must be one of {', '.join(TAILS)}; got {tail!r}")
-    if hard != 0 and labels is None:
-        raise ValueError(f"hard_weight={hard} needs labels; got none: pass labels [N]")
-
-
-def _check_divergence(divergence: str, tail: str, whole: bool) -> None:
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}; got {divergence!r}")
-    if divergence != "forward" and tail != "bucket" and not whole:
-        raise ValueError(
-            f"divergence={divergence!r} needs the student's mass outside the support: "
-            f"use tail='bucket'; got tail={tail!r}"
-        )
+topk_kl = loss_of(topk_kl_rows)
 
 
 def _check_inplace(logits: Tensor) -> None:
@@ -224,124 +126,48 @@ def _check_inplace(logits: Tensor) -> None:
         raise ValueError(f"inplace=True needs rows of its own; got strides {logits.stride()}")
 
 
-def _tail_statistic(
-    logits: Tensor,
-    ids: Tensor,
-    logmass: Tensor | None,
-    stat: Tensor | None,
-    temperature: float,
-    tail: str,
-) -> Tensor | None:
-    """Choose the statistic that this mode needs at this T; None where there is no tail."""
-    for name, x in (("tail_logmass", logmass), ("tail_stat", stat)):
-        if x is not None:
-            require_shape(name, x, (logits.shape[0],))
-            require_dtype(name, x, FLOATS)
-            require_device(name, x, logits, "logits")
-    if tail == "renormalize" or (tail == "truncate" and temperature == 1):
-        return None
-    name, x = ("tail_logmass", logmass) if temperature == 1 else ("tail_stat", stat)
-    if x is None and ids.shape[1] != logits.shape[1]:
-        what = "sum of p" if temperature == 1 else f"sum of p^(1/{temperature:g})"
-        raise ValueError(
-            f"tail={tail!r} at temperature {temperature:g} needs {name} [N], the log of the {what} "
-            "outside the support; got None: pass it, or choose tail='renormalize'"
-        )
-    return None if x is None else constant(x)
-
-
-def _backend(logits: Tensor) -> Any:
-    """The file that serves these logits, imported when it is first needed."""
-    if logits.device.type == "cpu" and logits.dtype != torch.float64:
-        from kdcache_kernels.topk_kl import _numba
-
-        return _numba
-    if logits.is_cuda and logits.dtype != torch.float64:
-        from kdcache_kernels.topk_kl import _triton
-
-        return _triton
-    from kdcache_kernels.topk_kl import reference
-
-    return reference
+kernel = dispatched(reference.topk_kl)
 
 
 def _body(
     logits: Tensor,
-    ids: Tensor,
-    logprobs: Tensor,
-    rest: Tensor | None,
+    teacher: Teacher,
     weight: Tensor,
     labels: Tensor | None,
-    temperature: float,
-    tail: str,
-    divergence: str,
-    soft_weight: float,
-    hard_weight: float,
-    ignore_index: int,
+    spec: Spec,
     check: bool,
     need_grad: bool,
 ) -> Outputs:
-    """Return (loss, gradient, soft rows, hard rows); the gradient is empty if not needed."""
-    teacher = Teacher(ids, logprobs, rest)
-    spec = Spec(temperature, tail, divergence, soft_weight, hard_weight, ignore_index)
     shape = (logits.shape[0] if need_grad else 0, logits.shape[1])
     gradient = empty(shape, gradient_dtype(logits), logits.device)
     out = gradient if need_grad else None
-    loss, soft, hard = _backend(logits).topk_kl(logits, teacher, weight, labels, spec, out, check)
+    loss, soft, hard = kernel(logits, teacher, weight, labels, spec, out, check)
     return loss, gradient, soft, hard
 
 
-def _fake(
-    logits: Tensor, ids: Tensor, logprobs: Tensor, rest: Tensor | None, weight: Tensor, *others: Any
-) -> Outputs:
-    dtype = compute_dtype(logits)
+def _fake(logits: Tensor, *others: Any) -> Outputs:
+    loss, soft, hard = empty_rows(logits)
     shape = (logits.shape[0] if others[-1] else 0, logits.shape[1])
-    gradient = logits.new_empty(shape, dtype=gradient_dtype(logits))
-    rows = [
-        logits.new_empty(size, dtype=dtype) for size in ((), logits.shape[:1], logits.shape[:1])
-    ]
-    return rows[0], gradient, rows[1], rows[2]
+    return loss, logits.new_empty(shape, dtype=gradient_dtype(logits)), soft, hard
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    keep_gradient(ctx, output, made=inputs[-1], dtype=inputs[0].dtype)
-
-
-def _backward(ctx: Any, loss: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (input_gradient(ctx, "topk_kl", loss), *(None,) * 13)
-
-
-_op = define("topk_kl", _body, _fake, backward=_backward, setup=_setup)
+_op = define("topk_kl", _body, _fake, leaves=1)
 
 
 def _body_inplace(
     logits: Tensor,
-    ids: Tensor,
-    logprobs: Tensor,
-    rest: Tensor | None,
+    teacher: Teacher,
     weight: Tensor,
     labels: Tensor | None,
-    temperature: float,
-    tail: str,
-    divergence: str,
-    soft_weight: float,
-    hard_weight: float,
-    ignore_index: int,
+    spec: Spec,
     check: bool,
 ) -> Rows:
-    """Write the gradient over `logits`; return (loss, soft rows, hard rows)."""
-    teacher = Teacher(ids, logprobs, rest)
-    spec = Spec(temperature, tail, divergence, soft_weight, hard_weight, ignore_index)
-    rows: Rows = _backend(logits).topk_kl(logits, teacher, weight, labels, spec, logits, check)
-    return rows
+    """Write the gradient over `logits`."""
+    return kernel(logits, teacher, weight, labels, spec, logits, check)
 
 
 def _fake_inplace(logits: Tensor, *others: Any) -> Rows:
-    dtype = compute_dtype(logits)
-    rows = [
-        logits.new_empty(size, dtype=dtype) for size in ((), logits.shape[:1], logits.shape[:1])
-    ]
-    return rows[0], rows[1], rows[2]
+    return empty_rows(logits)
 
 
 _op_inplace = define("topk_kl_", _body_inplace, _fake_inplace, mutates=["logits"])
@@ -353,7 +179,7 @@ class _InPlace(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, *others: Any) -> Rows:
         gradient = logits.detach()
-        rows: Rows = _op_inplace(gradient, *others)
+        rows = _op_inplace(gradient, *others)
         torch.autograd.graph.increment_version(gradient)  # others who saved the logits find out
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(*rows[1:])
@@ -363,4 +189,4 @@ class _InPlace(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (scale_(gradient, loss), *(None,) * 12)
+        return (scale_(gradient, loss), *(None,) * 5)

@@ -1,0 +1,73 @@
+"""Which file runs a kernel: one table, and one function that reads it.
+
+A kernel is what its op's `reference.py` computes in plain torch. Its backends are files beside that
+one, each with a function of the same name and parameters; a new one is such a file and its name
+here. The first argument says where a call runs; a file is imported when it first does.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BACKENDS: dict[str, dict[str, str]] = {
+    "dense_kl": {"cpu": "_numba", "cuda": "_triton"},
+    "hidden_mse": {"cpu": "_numba", "cuda": "_triton"},
+    "multiply_": {"cuda": "_triton_scale"},
+    "quantize_rows": {"cpu": "_numba", "cuda": "_triton"},
+    "topk_encode": {"cpu": "_numba", "cuda": "_triton"},
+    "topk_kl": {"cpu": "_numba", "cuda": "_triton"},
+}
+"""Of a kernel: the file that runs it on a type of device. What has none runs the reference."""
+
+KERNELS: dict[str, Callable[..., Any]] = {}
+"""What `dispatched` made, by name."""
+
+EXTRAS = {"triton": "'kdcache[gpu]'"}
+"""What pip installs a package by, where that is not its name."""
+
+
+def backend(kernel: str, x: Tensor) -> str:
+    """The file that runs `kernel` on `x`; float64 is the reference's on every device."""
+    if x.dtype == torch.float64:
+        return "reference"
+    return BACKENDS[kernel].get(x.device.type, "reference")
+
+
+def dispatched(reference: Callable[P, R]) -> Callable[P, R]:
+    """The kernel of `reference`, run by the backend of its first argument.
+
+    Raises ImportError, when called, if a package that the backend needs is not installed.
+    """
+    kernel, folder = reference.__name__, reference.__module__.rpartition(".")[0]
+    loaded = {"reference": reference}
+
+    @wraps(reference)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        x: Any = args[0]
+        file = backend(kernel, x)
+        if file not in loaded:
+            loaded[file] = _load(folder, file, kernel)
+        return loaded[file](*args, **kwargs)
+
+    KERNELS[kernel] = run
+    return run
+
+
+def _load(folder: str, file: str, kernel: str) -> Any:
+    try:
+        return getattr(import_module(f"{folder}.{file}"), kernel)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == __package__:
+            raise
+        raise ImportError(
+            f"{kernel} runs on this device through {package}, which is not installed: "
+            f"pip install {EXTRAS.get(package, package)}"
+        ) from error

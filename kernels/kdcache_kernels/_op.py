@@ -24,6 +24,9 @@ R = TypeVar("R")
 
 _LIBRARY = torch.library.Library("kdcache", "FRAGMENT")
 
+# What arguments are as a rule; of another type it is asked whether it is a kind of Tensor: slower.
+PLAIN = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str, torch.dtype}
+
 
 def define(
     name: str,
@@ -109,7 +112,8 @@ def _unbundled(function: Callable[..., R], kinds: dict[str, Any]) -> Callable[..
 
 def _setup(leaves: int) -> Callable[..., None]:
     def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        made = flat(inputs[-leaves:])[-leaves:]
+        last = inputs[-1]
+        made = last[-leaves:] if isinstance(last, tuple) else inputs[-leaves:]
         keep_gradients(ctx, inputs[:leaves], output, made)
 
     return setup
@@ -144,8 +148,10 @@ def _function(
 
 def _plain(args: list[Any]) -> bool:
     """Does nobody trace, transform or intercept a call with these arguments?"""
-    return not (
+    if (
         torch.compiler.is_compiling()
         or is_in_torch_dispatch_mode()
         or torch._C._are_functorch_transforms_active()
-    ) and all(type(x) in (Tensor, torch.nn.Parameter) for x in args if isinstance(x, Tensor))
+    ):
+        return False
+    return not any(isinstance(x, Tensor) for x in args if type(x) not in PLAIN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -43,6 +44,26 @@ class Vocabulary:
     def to_bytes(self) -> bytes:
         """The ids in their order, as little-endian uint16, or uint32 beyond 65,536 of them."""
         return self.ids.numpy().astype(_dtype(len(self.ids))).tobytes()
+
+
+@dataclass(frozen=True, eq=False)
+class StoredVocabulary:
+    """The order that a cache keeps, read when it is first asked for: to repair a cache whose file
+    is damaged, it has to be opened.
+
+    Raises DamageError then, if it is not what was kept.
+    """
+
+    read: Callable[[str], bytes]
+    size: int
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ids, ranks) on a device, copied there once."""
+        return self._order.on(device)
+
+    @cached_property
+    def _order(self) -> Vocabulary:
+        return from_bytes(self.read(FILE), self.size)
 
 
 def _dtype(size: int) -> str:
@@ -91,7 +112,9 @@ def of_corpus(task: Task, size: int, origins: Origins) -> Vocabulary:
 class Ranked:
     """A signal that stores ids as their ranks in the order of a vocabulary, which it keeps."""
 
-    vocabulary: Vocabulary | None = field(default=None, compare=False, repr=False)
+    vocabulary: Vocabulary | StoredVocabulary | None = field(
+        default=None, compare=False, repr=False
+    )
 
     def artefacts(self, task: Task, shape: TeacherShape, origins: Origins) -> dict[str, bytes]:
         """The vocabulary in the order of the corpus's counts; that of classes stays as it is."""
@@ -103,7 +126,7 @@ class Ranked:
 
     def assisted(self, shape: TeacherShape, read: Callable[[str], bytes]) -> Self:
         """This signal with the order of the vocabulary."""
-        return replace(self, vocabulary=from_bytes(read(FILE), shape.outputs))
+        return replace(self, vocabulary=StoredVocabulary(read, shape.outputs))
 
     def ranks_of(self, ids: torch.Tensor) -> torch.Tensor:
         """The rank of each id, on the ids' device."""
@@ -114,6 +137,6 @@ class Ranked:
         return self._order.on(ranks.device)[0][ranks.clamp(min=0)].where(ranks >= 0, ranks)
 
     @property
-    def _order(self) -> Vocabulary:
+    def _order(self) -> Vocabulary | StoredVocabulary:
         assert self.vocabulary is not None, "the signal has not been assisted"
         return self.vocabulary

@@ -83,11 +83,11 @@ def signals_of(task: Task, logits: str = "topk,k=8", fraction: float = 1.0) -> l
     return [text + (f",fraction={fraction}" if fraction < 1 else "") for text in given]
 
 
-@pytest.mark.parametrize("logits", LOGITS)
 @pytest.mark.parametrize("task", TASKS)
-def test_kept_rows_are_those_of_the_whole_cache(task: Task, logits: str, place: Any) -> None:
-    whole = place(task, *signals_of(task, logits))
-    part = place(task, *signals_of(task, logits, 0.2))
+def test_kept_rows_are_those_of_the_whole_cache(task: Task, place: Any) -> None:
+    """Those of every codec: tests/conformance."""
+    whole = place(task, *signals_of(task))
+    part = place(task, *signals_of(task, fraction=0.2))
     assert part.plan.parts > 2
     assert part.plan.sha256 == whole.plan.sha256
     for docs in (part.plan.docs, part.plan.docs[[9, 2, 30, 4]]):
@@ -97,7 +97,7 @@ def test_kept_rows_are_those_of_the_whole_cache(task: Task, logits: str, place: 
             np.testing.assert_array_equal(part.read(name, docs), whole.read(name, docs)[kept])
         assert torch.equal(part.hidden(4, docs).dense(), whole.hidden(4, docs).dense()[kept])
         found, wanted = (cache.soft_labels(docs).logprobs for cache in (part, whole))
-        torch.testing.assert_close(found, wanted[kept])  # of hidden-head, a matrix product
+        assert torch.equal(found, wanted[kept])
         batch = part.batch(docs)
         assert batch["logits/kept"].tolist() == batch["hidden/kept"].tolist() == kept.tolist()
     assert "logits/kept" not in whole.batch(docs)

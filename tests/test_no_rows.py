@@ -23,7 +23,6 @@ from kdcache.maintenance.spot_check import spot_check
 from kdcache.maintenance.verifying import verify
 from kdcache.models import plain_head, run_model
 from kdcache.signals import (
-    SIGNALS,
     Head,
     Hidden,
     HiddenHead,
@@ -41,24 +40,14 @@ from kdcache.training.train import train
 from tests.test_fraction import student
 
 LOGITS = [
-    "logits:dense",
     "logits:dense,dtype=fp16",
-    "logits:topk,k=8",
     "logits:topk,k=8,draws=4",
-    "logits:topk-small,k=8",
     "logits:topk-small,k=8,draws=4",
     "logits:sampled,n=12",
-    "logits:hidden-head",
     "logits:hidden-head,dtype=int4",
 ]
+"""Codecs with the options that are none by default; every codec with its defaults: conformance."""
 HIDDEN = [f"hidden:layers=0-4,dtype={dtype}" for dtype in ("int8", "int8,group=8", "int4", *FLOATS)]
-
-
-def test_every_codec_and_type_of_row_is_here() -> None:
-    signals = [parse(text) for text in LOGITS + HIDDEN]
-    assert {signal.codec for signal in signals} == {c for kinds in SIGNALS.values() for c in kinds}
-    dtypes = {signal.dtype for signal in signals if isinstance(signal, Hidden)}
-    assert dtypes == {"int8", "int4", *FLOATS}
 
 
 def said_nothing(vocabulary: int) -> Outputs:
@@ -216,7 +205,7 @@ BERT |= {"intermediate_size": 48, "vocab_size": 600}
 
 @pytest.mark.parametrize(
     "masked",
-    [pytest.param(0, marks=pytest.mark.slow), 5, 8],
+    [pytest.param(0, marks=pytest.mark.slow), 2, 4],
     ids=lambda number: LOGITS[number],
     indirect=True,
 )

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from kdcache.building.builder import build
 from kdcache.errors import ConfigError, MismatchError
-from kdcache.losses import LOSSES, HiddenMSE, Needs
+from kdcache.losses import HiddenMSE, Needs
 from kdcache.training.recipe import DataOrder, Recipe
 from kdcache.training.scale import keep_scale, require_whole
 from kdcache.training.train import train
@@ -108,11 +108,6 @@ def fraction(folder, prose_file, causal_lm):
         max_length=32,
         limit=30,
     )
-
-
-def test_every_kind_of_loss_is_tried_alone():
-    assert set(steps.LOSSES) == set(LOSSES)
-    assert {name for names in ALONE.values() for name in names} == set(LOSSES)
 
 
 def documents_and_tokens(student):

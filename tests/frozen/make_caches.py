@@ -272,6 +272,7 @@ def pack(folder: Path, names: list[str]) -> bytes:
 
 def main() -> None:
     """Write caches.zip beside this file."""
+    transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name in TEACHERS:

@@ -1,0 +1,208 @@
+"""Every loss of LOSSES by hand, by its gradient, in parts and refused; a new one adds its formula.
+
+Losses are those of their defaults: what their options do is told in test_losses.py beside the
+papers. Formulas here are numpy in float64, and nothing of kdcache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+
+from kdcache.errors import ConfigError
+from kdcache.losses import LOSSES, Loss
+from tests.objectives import Array, Given, bind, counts, evaluate, value
+
+LENGTHS = np.array([5, 2, 1, 4])
+OUTPUTS, WIDTH, STUDENT, TEACHER = 6, 8, 2, 4
+
+
+def softened(rng: np.random.Generator, rows: int) -> dict[str, Array]:
+    """A teacher's logits as a cache gives them: with their log-probabilities over all classes."""
+    values = 2 * rng.standard_normal((rows, OUTPUTS)).astype(np.float32)
+    ids = np.tile(np.arange(OUTPUTS), (rows, 1))
+    return {"ids": ids, "logprobs": log_softmax(values, axis=1), "values": values}
+
+
+def documents(task: Any, *, empty: bool = False) -> Given:
+    """Four documents of one task, a row in two without a label; `empty`: none has a masked token.
+
+    The hidden states of pads are large on both sides: whoever reads one finds out.
+    """
+    rng = np.random.default_rng(7)
+    masked = np.array([] if empty else [1, 4, 5, 16, 18], np.int64)
+    rows = {"text-classification": 4, "masked-lm": len(masked), "causal-lm": LENGTHS.sum()}[task]
+    labels = rng.integers(0, OUTPUTS, rows)
+    labels[1::2] = -100
+    pads = np.arange(5)[None, :] >= LENGTHS[:, None]
+    student, teacher = (
+        np.where(pads[..., None], 1e3, rng.standard_normal((layers + 1, 4, 5, WIDTH))).astype(
+            np.float32
+        )
+        for layers in (STUDENT, TEACHER)
+    )
+    return Given(
+        task=task,
+        lengths=LENGTHS,
+        labels=labels,
+        logits=2 * rng.standard_normal((rows, OUTPUTS)).astype(np.float32),
+        hidden=student,
+        masked=masked if task == "masked-lm" else None,
+        soft=softened(rng, rows),
+        taught=teacher,
+        positions={"text-classification": "cls", "masked-lm": "masked", "causal-lm": "all"}[task],
+    )
+
+
+TASKS = ("text-classification", "masked-lm", "causal-lm")
+Formula = Callable[[Given], float]
+
+
+def hard(given: Given) -> float:
+    """Cross-entropy to the labels, mean over the rows that have one."""
+    known = given.labels != -100
+    logq = log_softmax(given.logits.astype(np.float64), axis=1)
+    return float(-logq[known, given.labels[known]].mean())
+
+
+def kl(given: Given) -> float:
+    """Sum over classes of p (log p - log q), mean over rows."""
+    logp = log_softmax(given.soft["logprobs"].astype(np.float64), axis=1)
+    logq = log_softmax(given.logits.astype(np.float64), axis=1)
+    return float((np.exp(logp) * (logp - logq)).sum(1).mean())
+
+
+def logit_mse(given: Given) -> float:
+    """Mean over rows and classes of the squared difference of logits."""
+    difference = given.logits.astype(np.float64) - given.soft["values"]
+    return float(np.square(difference).mean())
+
+
+def hidden(given: Given) -> float:
+    """Of every second teacher layer, the embeddings included: mean over rows, width and layers."""
+    assert given.taught is not None
+    student, teacher = (
+        given.rows_at(layers.astype(np.float64), given.positions)
+        for layers in (given.hidden, given.taught[:: TEACHER // STUDENT])
+    )
+    return float(np.square(student - teacher).mean())
+
+
+FORMULAS: dict[str, Formula] = {"hard": hard, "kl": kl, "logit_mse": logit_mse, "hidden": hidden}
+"""By kind: the loss of its defaults, in float64."""
+
+every_loss = pytest.mark.parametrize("kind", LOSSES)
+every_task = pytest.mark.parametrize("task", TASKS)
+
+
+def alone(kind: str) -> dict[str, Loss]:
+    """A recipe of one loss."""
+    return {kind: LOSSES[kind]()}
+
+
+def test_every_loss_has_its_formula_here() -> None:
+    lacking, more = LOSSES.keys() - FORMULAS.keys(), FORMULAS.keys() - LOSSES.keys()
+    assert not lacking, f"state {lacking} in FORMULAS: a function of what is given, in numpy"
+    assert not more, f"{more} of FORMULAS are no losses any more"
+
+
+@every_task
+@every_loss
+def test_its_value_is_the_formula(kind: str, task: str) -> None:
+    given = documents(task)
+    wanted = FORMULAS[kind](given)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        found = evaluate(alone(kind), given, dtype)
+        assert found.total == pytest.approx(wanted, rel=tolerance)
+        assert found.terms == {kind: pytest.approx(wanted, rel=tolerance)}
+
+
+@every_task
+@every_loss
+def test_its_gradient_is_its_slope_in_every_direction(kind: str, task: str) -> None:
+    given = documents(task)
+    gradients = evaluate(alone(kind), given).gradients
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        way = {name: rng.standard_normal(gradients[name].shape) for name in ("logits", "hidden")}
+        slope = sum(float((gradients[name] * way[name]).sum()) for name in way)
+        ahead, behind = (moved(kind, given, way, step) for step in (1e-5, -1e-5))
+        assert (ahead - behind) / 2e-5 == pytest.approx(slope, rel=1e-6, abs=1e-8)
+    coarse = evaluate(alone(kind), given, torch.float32).gradients
+    for name, gradient in gradients.items():
+        assert np.abs(coarse[name] - gradient).max() <= 1e-6 * np.abs(gradient).max()
+
+
+def moved(kind: str, given: Given, way: dict[str, Array], step: float) -> float:
+    """The loss, in float64, of outputs that have gone a step that way."""
+    logits, layers = (
+        torch.from_numpy(start.astype(np.float64) + step * way[name])
+        for name, start in (("logits", given.logits), ("hidden", given.hidden))
+    )
+    return float(value(alone(kind), given, logits, list(layers))[0])
+
+
+@every_task
+@every_loss
+def test_it_reads_no_pad_and_moves_none(kind: str, task: str) -> None:
+    given = documents(task)
+    pads = ~given.mask
+    spoilt = replace(given, hidden=np.where(pads[..., None], np.nan, given.hidden))
+    whole, found = (evaluate(alone(kind), which) for which in (given, spoilt))
+    assert found.total == whole.total
+    for name, gradient in found.gradients.items():
+        np.testing.assert_array_equal(gradient, whole.gradients[name])
+    assert not found.gradients["hidden"][:, pads].any()
+
+
+@every_loss
+def test_documents_without_a_row_cost_nothing_and_move_nothing(kind: str) -> None:
+    for dtype in (torch.float64, torch.float32):
+        found = evaluate(alone(kind), documents("masked-lm", empty=True), dtype)
+        assert found.total == 0
+        assert found.terms == {kind: 0}
+        for gradient in found.gradients.values():
+            assert not gradient.any()  # nor NaN
+
+
+CUTS = ([[0], [1], [2], [3]], [[0, 3], [1, 2]], [[0, 1, 2], [3]])
+
+
+@every_task
+@every_loss
+@pytest.mark.parametrize("cut", CUTS, ids=len)
+def test_micro_batches_add_up_to_the_whole_batch(
+    kind: str, task: str, cut: list[list[int]]
+) -> None:
+    if LOSSES[kind].over == "batch":
+        pytest.skip("it compares the documents of a batch: nobody may cut one")
+    given, losses = documents(task), alone(kind)
+    whole = evaluate(losses, given)
+    parts = [given.some(docs) for docs in cut]
+    sizes = [counts(losses, part)[kind] for part in parts]
+    assert sum(sizes) == counts(losses, given)[kind]
+    found = [
+        evaluate(losses, part, shares={kind: size / sum(sizes)})
+        for part, size in zip(parts, sizes, strict=True)
+    ]
+    assert sum(one.total for one in found) == pytest.approx(whole.total, rel=1e-12)
+    for docs, one in zip(cut, found, strict=True):
+        rows = np.isin(given.owners, docs)
+        wanted = whole.gradients["logits"][rows], whole.gradients["hidden"][:, docs]
+        for gradient, expected in zip(one.gradients.values(), wanted, strict=True):
+            np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-15)
+
+
+@every_loss
+def test_it_is_refused_in_a_line_where_there_is_nothing_to_learn_from(kind: str) -> None:
+    """A cache without signals, of documents without a label."""
+    nothing = replace(documents("masked-lm"), soft={}, taught=None, labelled=False)
+    with pytest.raises(ConfigError, match=rf"losses\.{kind}\b") as caught:
+        bind(alone(kind), nothing)
+    assert len(str(caught.value).splitlines()) == 1

@@ -92,6 +92,10 @@ def test_import_leaves_heavy_packages_alone(package, forbidden):
     assert forbidden.intersection(loaded) == set()
 
 
+def test_few_modules_lie_outside_the_rooms():
+    assert len(list((ROOT / "kdcache").glob("*.py"))) <= 8
+
+
 def test_command_line_runs_as_a_module():
     assert "Usage" in python("-m", "kdcache_cli", "--help")
 

@@ -17,8 +17,8 @@ from kdcache.models.families import decodes, sways
 from kdcache.plans.identity import FUNCTION
 from kdcache.store import Cache, open_cache
 from kdcache.store.create import _write_file
-from kdcache.store.format.check_object import object_facts
 from kdcache.store.format.zarr_metadata import create_group
+from kdcache.store.io.check_object import object_facts
 from kdcache_cli.main import main
 from tests.conftest import write_csv
 from tests.damage import copy_of, forge_manifest, forge_plan

@@ -23,7 +23,7 @@ from kdcache.maintenance.spot_check import spot_check
 from kdcache.maintenance.verifying import find_damage, verify
 from kdcache.store import Cache
 from kdcache.store.format.array_reader import encode_shard
-from kdcache.store.format.fingerprints import shard_facts
+from kdcache.store.io.fingerprints import shard_facts
 from kdcache_cli.main import main
 from tests.damage import copy_of, files_of, flip, forge_commit, forge_completion, swap
 

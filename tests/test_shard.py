@@ -12,9 +12,9 @@ import pytest
 from kdcache.errors import CacheError, DamageError, IncompleteError
 from kdcache.store.format import array_reader
 from kdcache.store.format.array_reader import ArrayReader, encode_shard, plan_layout
-from kdcache.store.format.checksums import crc
 from kdcache.store.format.spans import cut_spans
 from kdcache.store.io import open_files
+from kdcache.store.io.checksums import crc
 from kdcache.store.io.open_files import Descriptor
 
 PARTS, PART_ROWS, CHUNK_ROWS = 3, 384, 128

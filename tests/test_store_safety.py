@@ -32,7 +32,7 @@ from kdcache.maintenance.verifying import verify
 from kdcache.plans import Array
 from kdcache.store import Cache, Claims, create, open_cache, open_plan, plan_record
 from kdcache.store.commits.committed_parts import part_documents, parts_in_place
-from kdcache.store.format.checksums import crc
+from kdcache.store.io.checksums import crc
 from kdcache_cli.main import main
 from tests.conftest import write_csv
 from tests.damage import copy_of, files_of, flip, swap

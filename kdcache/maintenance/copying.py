@@ -7,8 +7,8 @@ from kdcache.maintenance.transfer import COMPLETE, MANIFEST, Item, Transfer, tra
 from kdcache.manifest import Json
 from kdcache.progress import Shown, short, shown
 from kdcache.store.cache import Cache
-from kdcache.store.commits.commit_log import part_name, plan_objects
 from kdcache.store.create import PLAN_COMMIT
+from kdcache.store.format.commit_log import part_name, plan_objects
 from kdcache.store.format.zarr_metadata import read_record
 from kdcache.store.io.object_path import Place, Root, locate
 

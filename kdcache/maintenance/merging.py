@@ -23,8 +23,8 @@ from kdcache.plans.identity import (
 )
 from kdcache.progress import Shown, short, shown
 from kdcache.store.cache import Cache
-from kdcache.store.commits.commit_log import part_name
 from kdcache.store.create import PLAN_COMMIT, plan_commit
+from kdcache.store.format.commit_log import part_name
 from kdcache.store.format.manifest_schema import guest_prefix, plan_specs
 from kdcache.store.io.object_path import Place, locate
 

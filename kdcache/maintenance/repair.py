@@ -27,11 +27,11 @@ from kdcache.maintenance.verifying import COMPLETE, MANIFEST, PLAN, Finding, fin
 from kdcache.manifest import Json, require_current
 from kdcache.progress import Progress, Shown, shown
 from kdcache.store import Place, Root, locate
-from kdcache.store.commits.commit_log import part_name
 from kdcache.store.commits.writer import commit_record, completion_record, encode_part
-from kdcache.store.format.fingerprints import shard_facts
+from kdcache.store.format.commit_log import part_name
 from kdcache.store.format.zarr_metadata import group_json, read_record
 from kdcache.store.io.durable_writes import Pieces, replace_synced, writing
+from kdcache.store.io.fingerprints import shard_facts
 from kdcache.store.io.safe_paths import inside
 
 

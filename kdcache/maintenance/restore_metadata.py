@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from kdcache.errors import DamageError
 from kdcache.manifest import NAMED, Json, digest
 from kdcache.plans import Plan
-from kdcache.store.commits.commit_log import plan_objects
 from kdcache.store.create import (
     PLAN_COMMIT,
     plan_commit,
@@ -22,9 +21,10 @@ from kdcache.store.create import (
     write_column,
     write_skeleton,
 )
-from kdcache.store.format.check_object import object_facts, object_problem
+from kdcache.store.format.commit_log import plan_objects
 from kdcache.store.format.manifest_schema import read_blueprint
 from kdcache.store.format.zarr_metadata import group_json, read_record, require_record
+from kdcache.store.io.check_object import object_facts, object_problem
 from kdcache.store.io.durable_writes import object_names, replace_synced, writing
 from kdcache.store.io.object_path import Root
 from kdcache.store.io.safe_paths import inside

@@ -16,8 +16,8 @@ from kdcache.errors import CacheError, DamageError, MismatchError
 from kdcache.manifest import Json, require_same
 from kdcache.progress import Progress
 from kdcache.store.create import PLAN_COMMIT
-from kdcache.store.format.check_object import object_problem
 from kdcache.store.format.zarr_metadata import group_json, read_record
+from kdcache.store.io.check_object import object_problem
 from kdcache.store.io.durable_writes import (
     object_names,
     publish,

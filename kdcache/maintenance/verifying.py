@@ -10,15 +10,15 @@ from kdcache.errors import CacheError, DamageError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.progress import Progress, Shown, quiet, short, shown
 from kdcache.store.cache import Cache
-from kdcache.store.commits.commit_log import (
+from kdcache.store.create import spec_layouts
+from kdcache.store.format.array_reader import ArrayReader, Layout
+from kdcache.store.format.commit_log import (
     Ledger,
     PlanFacts,
     part_name,
     plan_objects,
     read_completion,
 )
-from kdcache.store.create import spec_layouts
-from kdcache.store.format.array_reader import ArrayReader, Layout
 from kdcache.store.format.compressed_reader import PackedReader, reader_of
 from kdcache.store.format.manifest_schema import Blueprint, check_parts, plan_specs, read_blueprint
 from kdcache.store.format.zarr_metadata import read_layout, read_object, require_record

@@ -17,15 +17,15 @@ from kdcache.manifest import Json, digest
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Docs, Plan
 from kdcache.plans.batch import Batch, collate, epoch_order
 from kdcache.signals import Hidden, LayerRows, Signal, SoftLabels, assist
-from kdcache.store.commits.commit_log import (
+from kdcache.store.create import plan_layouts, signal_layouts
+from kdcache.store.format.array_reader import ArrayReader, Layout
+from kdcache.store.format.commit_log import (
     Ledger,
     PlanFacts,
     part_name,
     plan_objects,
     read_completion,
 )
-from kdcache.store.create import plan_layouts, signal_layouts
-from kdcache.store.format.array_reader import ArrayReader, Layout
 from kdcache.store.format.compressed_reader import reader_of, stored_bytes
 from kdcache.store.format.manifest_schema import (
     Blueprint,

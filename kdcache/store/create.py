@@ -18,10 +18,9 @@ from kdcache.plans import Array, Column, Plan
 from kdcache.plans.identity import comparable_teachers, nameless
 from kdcache.signals import ArraySpec, Signal, TeacherShape
 from kdcache.store.format.array_reader import Layout, encode_shard, plan_layout
-from kdcache.store.format.checksums import crc
-from kdcache.store.format.fingerprints import shard_facts
 from kdcache.store.format.manifest_schema import plan_specs, read_blueprint
 from kdcache.store.format.zarr_metadata import create_arrays, create_group, group_json, read_record
+from kdcache.store.io.checksums import crc
 from kdcache.store.io.durable_writes import (
     object_names,
     occupied,
@@ -32,6 +31,7 @@ from kdcache.store.io.durable_writes import (
     write_synced,
     writing,
 )
+from kdcache.store.io.fingerprints import shard_facts
 from kdcache.store.io.object_path import ObjectPath, Place, Root, at_once, locate
 
 FILE_UNIT = 4096

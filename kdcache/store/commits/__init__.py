@@ -1,1 +1,1 @@
-"""Who wrote which part: claims, parts, and the commits that make them count."""
+"""Who writes which part of a cache: claims and writers."""

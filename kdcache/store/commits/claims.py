@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kdcache.store.commits.commit_log import part_name
+from kdcache.store.format.commit_log import part_name
 from kdcache.store.io.durable_writes import put_if_absent
 from kdcache.store.io.object_path import Root
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from kdcache.plans import Docs
 from kdcache.store.cache import Cache
-from kdcache.store.commits.commit_log import sizes_of
+from kdcache.store.format.commit_log import sizes_of
 from kdcache.store.io.durable_writes import object_sizes
 
 

@@ -15,9 +15,8 @@ from kdcache.manifest import Json, digest
 from kdcache.plans import Array
 from kdcache.signals import Signal, merge
 from kdcache.store.cache import Cache
-from kdcache.store.commits.commit_log import part_name, read_completion, sizes_of
+from kdcache.store.format.commit_log import part_name, read_completion, sizes_of
 from kdcache.store.format.compressed_reader import encode_rows
-from kdcache.store.format.fingerprints import shard_facts
 from kdcache.store.format.zarr_metadata import group_json, read_record
 from kdcache.store.io.durable_writes import (
     Pieces,
@@ -29,6 +28,7 @@ from kdcache.store.io.durable_writes import (
     stage,
     writing,
 )
+from kdcache.store.io.fingerprints import shard_facts
 from kdcache.store.io.object_path import Root
 from kdcache.store.io.safe_paths import inside
 

@@ -1,1 +1,1 @@
-"""What lies on the disk: the manifest, arrays in shards, checksums."""
+"""What lies on the disk: the manifest, arrays in shards, commits."""

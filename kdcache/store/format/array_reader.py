@@ -19,11 +19,11 @@ import numpy as np
 
 from kdcache.errors import CacheError
 from kdcache.plans import Array
-from kdcache.store.format.checksums import crc
-from kdcache.store.format.fingerprints import Facts
 from kdcache.store.format.layout import SHARD_BYTES, Layout, plan_layout
 from kdcache.store.format.shard_file import ShardFile
 from kdcache.store.format.spans import Cut, Pieces, cut_spans
+from kdcache.store.io.checksums import crc
+from kdcache.store.io.fingerprints import Facts
 from kdcache.store.io.object_path import Root, absolute
 from kdcache.store.io.open_files import Handle
 from kdcache.store.io.safe_paths import inside

@@ -20,11 +20,11 @@ from kdcache.errors import CacheError
 from kdcache.plans import Array
 from kdcache.signals import Packing
 from kdcache.store.format.array_reader import ArrayReader, encode_shard
-from kdcache.store.format.checksums import CRC, ENTRY, crc, sound
-from kdcache.store.format.fingerprints import Facts
 from kdcache.store.format.layout import ZSTD_LEVELS, Layout
 from kdcache.store.format.shard_file import CommittedFile
 from kdcache.store.format.spans import Pieces, cut_spans
+from kdcache.store.io.checksums import CRC, ENTRY, crc, sound
+from kdcache.store.io.fingerprints import Facts
 from kdcache.store.io.object_path import Root, absolute
 from kdcache.store.io.open_files import Handle
 from kdcache.store.io.safe_paths import inside

@@ -12,9 +12,9 @@ import numpy as np
 from kdcache.errors import DamageError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.plans import Array
-from kdcache.store.format.checksums import CRC, crc, sound
-from kdcache.store.format.fingerprints import checksums_digest
 from kdcache.store.format.layout import Layout
+from kdcache.store.io.checksums import CRC, crc, sound
+from kdcache.store.io.fingerprints import checksums_digest
 from kdcache.store.io.object_path import Root
 from kdcache.store.io.open_files import Descriptor, Handle
 

@@ -16,8 +16,8 @@ from kdcache.errors import CacheError, DamageError
 from kdcache.manifest import Json, seal, unseal
 from kdcache.signals import Packing
 from kdcache.store.format.array_reader import Layout
-from kdcache.store.format.checksums import crc
 from kdcache.store.format.layout import ZSTD_LEVELS
+from kdcache.store.io.checksums import crc
 from kdcache.store.io.object_path import Root
 from kdcache.store.io.safe_paths import inside, read_again, read_regular
 

@@ -1,1 +1,1 @@
-"""Where it lies: folders and object stores behind one path, durable writes, open files."""
+"""Bytes: folders and object stores behind one path, written for good and checked when read."""

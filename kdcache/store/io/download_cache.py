@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kdcache.errors import CacheError, ConfigError, DamageError
 from kdcache.manifest import digest
-from kdcache.store.format.check_object import shard_problem
+from kdcache.store.io.check_object import shard_problem
 from kdcache.store.io.durable_writes import writing
 from kdcache.store.io.object_path import ObjectPath, Root
 from kdcache.store.io.safe_paths import read_again

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from kdcache.manifest import Json
-from kdcache.store.format.checksums import CRC, ENTRY, crc, sound
-from kdcache.store.format.fingerprints import checksums_digest
+from kdcache.store.io.checksums import CRC, ENTRY, crc, sound
+from kdcache.store.io.fingerprints import checksums_digest
 
 
 def object_facts(key: str, data: bytes) -> Json | None:

@@ -3,11 +3,13 @@
 import inspect
 import sys
 from importlib import import_module
+from pkgutil import iter_modules
 from types import ModuleType
 
 import pytest
 import torch
 
+import kdcache_kernels
 from kdcache.bench.kernels_cases import CASES
 from kdcache.bench.kernels_check import Check
 from kdcache.bench.kernels_inputs import Size
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 SIZE = Size(rows=2, vocab=41, k=7, hidden=16)
 ENTRIES = [(kernel, *entry) for kernel, files in BACKENDS.items() for entry in files.items()]
+EVERYWHERE = [(kernel, "cpu", "reference") for kernel in BACKENDS]
 
 
 def implementation(kernel, file):
@@ -31,6 +34,11 @@ def test_the_table_and_the_kernels_are_the_same():
     assert set(BACKENDS) == set(KERNELS)
 
 
+def test_every_op_has_a_case_to_be_tried_by():
+    packages = {module.name for module in iter_modules(kdcache_kernels.__path__) if module.ispkg}
+    assert packages == {case.op for case in CASES}
+
+
 @pytest.mark.parametrize(("kernel", "device", "file"), ENTRIES)
 def test_a_backend_takes_what_its_reference_takes(kernel, device, file):
     wanted = inspect.signature(inspect.unwrap(KERNELS[kernel]))
@@ -39,7 +47,7 @@ def test_a_backend_takes_what_its_reference_takes(kernel, device, file):
 
 @pytest.mark.parametrize(
     ("kernel", "device", "file"),
-    [entry for entry in ENTRIES if entry[0] != "multiply_"],  # no op needs it on a CPU: test_scale
+    [e for e in ENTRIES + EVERYWHERE if e[0] != "multiply_"],  # no op needs it on a CPU: test_scale
 )
 def test_a_backend_is_as_near_to_float64_as_plain_torch(kernel, device, file, monkeypatch):
     """Triton's on a GPU if there is one, interpreted otherwise."""

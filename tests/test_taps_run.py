@@ -97,13 +97,28 @@ def test_the_head_is_left_out_unless_logits_are_asked_for_too(task: Task, batch:
     assert "forward" not in vars(head)
 
 
-def test_what_is_asked_for_decides_the_rows_of_the_logits(batch: Batch) -> None:
+def test_the_model_and_its_batch_decide_the_rows_of_the_logits(batch: Batch) -> None:
     for task, family in ((CLASSES, "Bert"), ("masked-lm", "Bert"), ("causal-lm", "GPT2")):
         model = model_of(family, task)
         lean = Batch({k: batch[k] for k in batch if k != "masked" or task == "masked-lm"})
         with torch.no_grad():
             found = run(model, lean, [Tap("logits")])[Tap("logits")]
         assert torch.equal(found, run_model(model, task, lean, hidden=False).logits.detach())
+
+
+class Nameless(transformers.BertForMaskedLM):
+    """A language model that does not say which part makes its logits."""
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+
+def test_a_language_model_that_cannot_be_told_from_a_classifier_is_refused(batch: Batch) -> None:
+    model = Nameless(model_of("Bert", "masked-lm").config).eval()
+    with pytest.raises(ModelError, match="Nameless gives logits of every token"):
+        run(model, batch, [Tap("logits")])
+    found = run(model, batch, [Tap("logits")], task="masked-lm")
+    assert found[Tap("logits")].shape == (len(batch["masked"]), 600)
 
 
 @pytest.mark.parametrize("space", ["token", "masked"])

@@ -93,7 +93,13 @@ def _chosen(said: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
 
 
 def _logits(forward: Forward) -> Found:
-    return {None: _chosen(forward.out.logits, forward.rows)}
+    logits = forward.out.logits
+    if forward.rows is None and logits.dim() > 2:
+        raise ModelError(
+            f"{name_of(forward.model)} gives logits of every token but names no output layer, by "
+            "which language models are known: say the task"
+        )
+    return {None: _chosen(logits, forward.rows)}
 
 
 def _head(forward: Forward) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
@@ -43,6 +44,8 @@ def name_of(model: Any) -> str:
 
 def require_plain(model: Any, what: str) -> None:
     """Raise ModelError for a model that torch.compile has compiled: it may run past every hook."""
+    if "torch._dynamo" not in sys.modules:
+        return  # nothing is compiled in a process without the compiler
     for module in model.modules():
         if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
             raise ModelError(

@@ -28,10 +28,8 @@ cache were decoded to by the code that made it.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +48,7 @@ from kdcache.signals.codecs.quantised import FLOATS
 from kdcache.store import Cache, open_cache
 from kdcache.tasks import TASKS
 from kdcache.training.train import train
+from tests.archives import unpack
 from tests.damage import files_of, forge_manifest
 
 CACHES = ["classes", "regression", "topk", "small", "small_draws", "topk_draws", "sampled", "head"]
@@ -60,12 +59,8 @@ CODECS = {"dense", "topk", "topk-small", "sampled", "hidden-head", "hidden"}
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("format2")
-    with zipfile.ZipFile(Path(__file__).with_name("format2.zip")) as outer:
-        inner = io.BytesIO(outer.read("made.zip"))
-    with zipfile.ZipFile(inner) as made:
-        made.extractall(folder)
-    return folder
+    archive = Path(__file__).with_name("format2.zip")
+    return unpack(archive, tmp_path_factory.mktemp("format2"))
 
 
 def views_of(root: Path, name: str) -> dict[str, Cache]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
 import zipfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from kdcache.signals import SIGNALS, Hidden, Outputs, TeacherShape, assist, pars
 from kdcache.signals.codecs.vocabulary import by_frequency
 from kdcache.store import Cache, open_cache
 from kdcache.tasks import Subset
+from tests.archives import unpack
 from tests.pages import DOCS, blocks, prose, run_python
 from tests.test_codecs import rows_of, said
 
@@ -38,13 +38,10 @@ def page() -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Caches of the first two formats: the second with every codec."""
-    folder = tmp_path_factory.mktemp("formats")
     here = Path(__file__)
-    with zipfile.ZipFile(here.with_name("format2.zip")) as outer:
-        inner = io.BytesIO(outer.read("made.zip"))
-    for made, out in ((inner, folder), (here.with_name("format1.zip"), folder / "first")):
-        with zipfile.ZipFile(made) as archive:
-            archive.extractall(out)
+    folder = unpack(here.with_name("format2.zip"), tmp_path_factory.mktemp("formats"))
+    with zipfile.ZipFile(here.with_name("format1.zip")) as made:
+        made.extractall(folder / "first")
     return folder
 
 

@@ -3,10 +3,8 @@ a folder is called is not."""
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +26,7 @@ from kdcache.models.configuration import function_of
 from kdcache.plans.identity import FUNCTION, teacher_differences
 from kdcache.store import Cache, open_cache, write_plan
 from kdcache.training.train import train
+from tests.archives import unpack
 from tests.conftest import save_teacher
 from tests.damage import files_of, forge_manifest
 
@@ -329,11 +328,8 @@ def test_a_plan_made_with_the_same_tokenizer_elsewhere_is_the_same(
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("format2")
-    with zipfile.ZipFile(Path(__file__).with_name("format2.zip")) as outer:
-        inner = io.BytesIO(outer.read("made.zip"))
-    with zipfile.ZipFile(inner) as made:
-        made.extractall(folder)
+    archive = Path(__file__).with_name("format2.zip")
+    folder = unpack(archive, tmp_path_factory.mktemp("format2"))
     for name in ("unfinished", "labels"):
         forge_manifest(folder / name, lambda record: record.update(software=software()))
     return folder

@@ -7,10 +7,8 @@ in format1.zip and format2.zip.
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import pytest
 
 from kdcache import open_cache, open_plan, train, verify
 from kdcache.errors import KdcacheError
+from tests.archives import unpack
 from tests.damage import flip
 from tests.frozen.make_caches import CACHES, MERGED, exported, machine, told, views
 
@@ -28,12 +27,8 @@ every_cache = pytest.mark.parametrize("name", NAMES)
 
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("frozen")
-    with zipfile.ZipFile(Path(__file__).with_name("caches.zip")) as outer:
-        inner = io.BytesIO(outer.read("made.zip"))
-    with zipfile.ZipFile(inner) as made:
-        made.extractall(folder)
-    return folder
+    archive = Path(__file__).with_name("caches.zip")
+    return unpack(archive, tmp_path_factory.mktemp("frozen"))
 
 
 @pytest.fixture(scope="module")

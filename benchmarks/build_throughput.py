@@ -20,9 +20,10 @@ from record import save
 
 from kdcache.building import builder
 from kdcache.building.builder import build
-from kdcache.models import load_teacher, run_model
+from kdcache.models import load_teacher, run
 from kdcache.plans.batch import length_batches
 from kdcache.progress import quiet
+from kdcache.signals import LOGITS, Tap
 from kdcache.store import Cache, Writer, open_cache
 
 BATCH_TOKENS = 8192
@@ -31,11 +32,12 @@ BATCH_TOKENS = 8192
 def bare(cache: Cache, teacher: Any, hidden: bool) -> float:
     """Seconds of the teacher's forward alone over the batches of a build."""
     task, plan = cache.plan.config.task, cache.plan
+    taps = [LOGITS, *([Tap("hidden")] if hidden else [])]
     started = time.perf_counter()
     for part in range(plan.parts):
         for docs in length_batches(plan, plan.part_docs(part), BATCH_TOKENS):
             with torch.inference_mode():
-                run_model(teacher.model, task, cache.batch(docs, []), hidden=hidden)
+                run(teacher.model, cache.batch(docs, []), taps, task=task)
     return time.perf_counter() - started
 
 

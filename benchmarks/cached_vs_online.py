@@ -26,11 +26,11 @@ from record import save, spread
 
 from kdcache.building.builder import build
 from kdcache.evaluation.evaluator import evaluate
-from kdcache.models import Teacher, load_teacher, run_model
+from kdcache.models import Teacher, load_teacher, run
 from kdcache.plans import Docs
 from kdcache.plans.batch import Batch
 from kdcache.progress import quiet
-from kdcache.signals import SoftLabels
+from kdcache.signals import LOGITS, SoftLabels
 from kdcache.store import Cache
 from kdcache.training.documents import CachedDocuments
 from kdcache.training.recipe import load_recipe
@@ -55,7 +55,7 @@ class OnlineDocuments(CachedDocuments):
         started = time.perf_counter()
         with torch.inference_mode():
             task = self.cache.plan.config.task
-            logits = run_model(self.teacher.model, task, batch, hidden=False).logits
+            logits = run(self.teacher.model, batch, [LOGITS], task=task)[LOGITS]
             exact = {"values": logits}
             if self.k is not None:
                 names = ("ids", "logprobs", "tail_logmass", "tail_stat")

@@ -17,7 +17,6 @@ from kdcache.plans.batch import Batch
 from kdcache.signals import (
     DenseLogits,
     Hidden,
-    Outputs,
     Signal,
     SoftLabels,
     TeacherShape,
@@ -25,6 +24,7 @@ from kdcache.signals import (
 )
 from kdcache.tasks import IGNORE_INDEX, Task
 from kdcache.training.objective import Objective
+from tests.said import Said, activations
 
 Array = np.ndarray[Any, Any]
 
@@ -145,9 +145,11 @@ def _signals(given: Given) -> tuple[dict[str, Signal], dict[str, torch.Tensor]]:
     return signals, rows
 
 
-def _outputs(given: Given, logits: torch.Tensor, hidden: list[torch.Tensor]) -> Outputs:
+def _outputs(given: Given, logits: torch.Tensor, hidden: list[torch.Tensor]) -> Said:
     masked = None if given.masked is None else torch.from_numpy(given.masked)
-    return Outputs(logits=logits, hidden=hidden, mask=torch.from_numpy(given.mask), masked=masked)
+    return activations(
+        logits=logits, hidden=hidden, mask=torch.from_numpy(given.mask), masked=masked
+    )
 
 
 def bind(losses: Mapping[str, Loss], given: Given) -> Objective:

@@ -9,7 +9,6 @@ import torch
 import transformers
 
 from kdcache.losses import Hard, HiddenMSE, LogitMSE, Loss, SoftKL
-from kdcache.models import run_model
 from kdcache.models.run import EQUAL
 from kdcache.plans import Docs
 from kdcache.plans.batch import Batch
@@ -24,6 +23,7 @@ from kdcache.training.ranks import Ranks
 from kdcache.training.recipe import Recipe
 from kdcache.training.run import PROJECTIONS, facts
 from kdcache.training.trainer import DistillationTrainer, Reporter
+from tests.said import say
 
 BATCH, TURNS = 3, 4
 DOCUMENTS = {torch.float64: 19, torch.float32: 13}
@@ -138,7 +138,7 @@ class Student:
         """Loss, terms and gradients of a batch that nobody cuts."""
         self.model.zero_grad()
         hidden = self.objective.hidden
-        said = run_model(self.model, self.task, batch, hidden=hidden, head=self.head(args))
+        said = say(self.model, self.task, batch, hidden=hidden, head=self.head(args))
         total, terms = self.objective(said, batch)
         total.backward()
         told = {name: float(term) for name, term in terms.items()}

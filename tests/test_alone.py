@@ -18,7 +18,7 @@ from kdcache.building.builder import build
 from kdcache.building.planner import plan
 from kdcache.errors import ModelError
 from kdcache.maintenance.spot_check import spot_check
-from kdcache.models import StudentSpec, check_alone, plain_head, run_model
+from kdcache.models import StudentSpec, check_alone, plain_head
 from kdcache.models.run import EQUAL
 from kdcache.models.student import load_student
 from kdcache.plans import Plan
@@ -28,6 +28,7 @@ from kdcache.store import Cache
 from kdcache.tasks import Task
 from kdcache.training.train import train
 from tests.conftest import save_teacher
+from tests.said import say
 
 VOCABULARY, WIDTH = 600, 16
 PADDED, ALIKE = "padded", "documents of one length at a time"
@@ -201,7 +202,7 @@ def alone(model: Any, task: Task, made: Plan, docs: Any) -> torch.Tensor:
 
 def padded(model: Any, task: Task, made: Plan, docs: Any) -> torch.Tensor:
     with torch.no_grad():
-        return run_model(model, task, collate(made, docs, {}), hidden=False).logits
+        return say(model, task, collate(made, docs, {}), hidden=False).logits
 
 
 @pytest.mark.parametrize(("family", "task"), CASES)
@@ -243,13 +244,13 @@ def test_no_pad_can_be_named_where_documents_may_end_in_every_token() -> None:
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
     batch = Batch(input_ids=ids, attention_mask=mask)
     with torch.no_grad():
-        found = run_model(model, CLASSES, batch, hidden=False).logits
+        found = say(model, CLASSES, batch, hidden=False).logits
         for row, length in enumerate((3, 2, 1)):
             wanted = model(input_ids=ids[row : row + 1, :length]).logits[0]
             torch.testing.assert_close(found[row], wanted, rtol=1e-5, atol=1e-5)
     twice = Batch({name: torch.cat([value, value]) for name, value in batch.items()})
     with pytest.raises(ModelError, match="write a pad_token_id into its config"):
-        run_model(model, CLASSES, twice, hidden=False)
+        say(model, CLASSES, twice, hidden=False)
 
 
 class OfBatch(nn.Module):
@@ -336,9 +337,9 @@ def test_pieces_of_one_length_are_joined_in_the_order_of_the_batch(
     batch = collate(made, made.docs[:9], {})
     head = plain_head(model, batch) if fused and task != CLASSES else None
     with torch.no_grad():
-        wanted = run_model(model, task, batch, hidden=True, head=head)
+        wanted = say(model, task, batch, hidden=True, head=head)
         setattr(model, EQUAL, True)
-        found = run_model(model, task, batch, hidden=True, head=head)
+        found = say(model, task, batch, hidden=True, head=head)
     assert found.logits.shape == wanted.logits.shape
     if head is None:
         torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-5, atol=1e-5)

@@ -20,8 +20,9 @@ from kdcache.bench.fidelity_plot import draw
 from kdcache.bench.fidelity_sample import Sample, take_sample
 from kdcache.building.builder import build
 from kdcache.errors import ConfigError
-from kdcache.signals import Outputs, parse
+from kdcache.signals import parse
 from kdcache_cli.main import main
+from tests.said import activations
 
 CHOICE = Choice(
     logits=(
@@ -55,7 +56,7 @@ def row_of(report: dict[str, Any], signal: str) -> dict[str, Any]:
 def decoded(sample: Sample, text: str) -> Any:
     made: Any = ready(parse(text), sample)[0]
     mask = torch.ones(len(sample.logits), 1, dtype=torch.bool)
-    said = Outputs(logits=sample.logits, hidden=[], mask=mask)
+    said = activations(logits=sample.logits, hidden=[], mask=mask)
     return made.decode(made.encode(said), sample.logits.shape[1])
 
 

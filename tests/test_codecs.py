@@ -22,11 +22,11 @@ from kdcache.losses import CacheFacts, SoftKL, soft_and_hard
 from kdcache.maintenance.verifying import verify
 from kdcache.models import load_teacher
 from kdcache.signals import (
+    HEAD,
     Head,
     HeadLabels,
     Hidden,
     HiddenHead,
-    Outputs,
     SampledLogits,
     SmallTopK,
     TeacherShape,
@@ -40,6 +40,7 @@ from kdcache.store.format.array_reader import plan_layout
 from kdcache.store.format.compressed_reader import PackedReader, encode_rows
 from kdcache.store.format.zarr_metadata import create_arrays, create_group
 from kdcache_kernels import topk_kl
+from tests.said import Said, activations
 
 PACKINGS = ["zstd", "columns"]
 
@@ -51,8 +52,8 @@ def rows_of(rows: int, classes: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(law[:, rng.permutation(classes)].astype(np.float32))
 
 
-def said(logits: torch.Tensor) -> Outputs:
-    return Outputs(logits=logits, hidden=[], mask=torch.ones(len(logits), 1, dtype=torch.bool))
+def said(logits: torch.Tensor) -> Said:
+    return activations(logits=logits, hidden=[], mask=torch.ones(len(logits), 1, dtype=torch.bool))
 
 
 def some_order(classes: int) -> Vocabulary:
@@ -226,8 +227,8 @@ def test_int4_refuses_what_it_cannot_hold(value: float) -> None:
     with pytest.raises(ValueError, match="row 1 is not"):
         int4.pack(rows, 16)
     layers = [rows[:, None]]
-    outputs = Outputs(logits=rows, hidden=layers, mask=torch.ones(3, 1, dtype=torch.bool))
-    with pytest.raises(ModelError, match="hidden layer 0 does not fit int4"):
+    outputs = activations(logits=rows, hidden=layers, mask=torch.ones(3, 1, dtype=torch.bool))
+    with pytest.raises(ModelError, match="hidden of layer 0 does not fit int4"):
         Hidden(layers=(0,), dtype="int4").encode(outputs)
 
 
@@ -451,8 +452,8 @@ def test_a_teacher_that_changes_its_logits_is_refused(packed: Cache, masked_lm: 
     teacher = load_teacher(masked_lm, task="masked-lm", device="cpu")
     teacher.model.register_forward_hook(halve)
     capture = Capture(packed, teacher, 1024)
-    capture.wants_head = True
-    with pytest.raises(ModelError, match="store logits:topk instead"):
+    capture.taps = {HEAD}
+    with pytest.raises(ModelError, match="take logits instead"):
         capture.part(0, lambda done: None)
 
 

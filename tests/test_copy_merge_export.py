@@ -25,7 +25,7 @@ from kdcache.maintenance.copying import copy
 from kdcache.maintenance.exporting import DECODED, export, part_columns
 from kdcache.maintenance.merging import merge
 from kdcache.maintenance.verifying import verify
-from kdcache.signals import SIGNALS, ArraySpec, Outputs, TeacherShape
+from kdcache.signals import LOGITS, SIGNALS, Activations, ArraySpec, Tap, TeacherShape
 from kdcache.store import Cache, locate, open_cache, open_plan
 from kdcache.tasks import LOGITS_SPACE
 from tests.conftest import bert_config, save_teacher
@@ -396,11 +396,17 @@ class Margin:
         space = LOGITS_SPACE[task]
         return [ArraySpec(name="margin/values", space=space, row_shape=(), dtype="float32")]
 
-    def encode(self, outputs: Outputs) -> dict[str, torch.Tensor]:
-        best = outputs.logits.float().topk(2).values
+    def taps(self) -> tuple[Tap, ...]:
+        return (LOGITS,)
+
+    def values(self, said: Activations) -> dict[Tap, torch.Tensor]:
+        return {LOGITS: said[LOGITS]}
+
+    def encode(self, outputs: Activations) -> dict[str, torch.Tensor]:
+        best = outputs[LOGITS].float().topk(2).values
         return {"margin/values": best[:, 0] - best[:, 1]}
 
-    def measure(self, outputs: Outputs, encoded: Any, rows: torch.Tensor) -> dict[str, float]:
+    def measure(self, outputs: Activations, encoded: Any, rows: torch.Tensor) -> dict[str, float]:
         return {"rows": float(len(rows))}
 
     def summarise(self, stats: dict[str, float]) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from kdcache.errors import ConfigError
 from kdcache.losses import CacheFacts, SoftKL, soft_and_hard
 from kdcache.maintenance.exporting import export
 from kdcache.maintenance.verifying import verify
-from kdcache.signals import Outputs, SmallTopK, SoftLabels, TeacherShape, TopKLogits, parse
+from kdcache.signals import SmallTopK, SoftLabels, TeacherShape, TopKLogits, parse
 from kdcache.signals.codecs.vocabulary import by_frequency
 from kdcache.training.train import train
 from kdcache_kernels import topk_kl
+from tests.said import activations
 
 CODECS = ("topk", "topk-small")
 Codec = TopKLogits | SmallTopK
@@ -44,7 +45,9 @@ def rows_of(rows: int, classes: int, seed: int = 0) -> torch.Tensor:
 
 
 def decoded(of: Codec, logits: torch.Tensor) -> SoftLabels:
-    outputs = Outputs(logits=logits, hidden=[], mask=torch.ones(len(logits), 1, dtype=torch.bool))
+    outputs = activations(
+        logits=logits, hidden=[], mask=torch.ones(len(logits), 1, dtype=torch.bool)
+    )
     encoded = of.encode(outputs)
     shape = TeacherShape(outputs=logits.shape[1], hidden=8, layers=1)
     for spec in of.arrays("masked-lm", shape):

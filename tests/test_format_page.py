@@ -17,12 +17,13 @@ import torch
 import zarr
 
 from kdcache.manifest import FORMAT, FORMATS
-from kdcache.signals import SIGNALS, Hidden, Outputs, TeacherShape, assist, parse
+from kdcache.signals import SIGNALS, Hidden, TeacherShape, assist, parse
 from kdcache.signals.codecs.vocabulary import by_frequency
 from kdcache.store import Cache, open_cache
 from kdcache.tasks import Subset
 from tests.archives import unpack
 from tests.pages import DOCS, blocks, prose, run_python
+from tests.said import activations
 from tests.test_codecs import rows_of, said
 
 PAGE = DOCS / "format.md"
@@ -148,7 +149,7 @@ def test_rows_of_a_layer_are_decoded_by_the_page(page: Any, dtype: str, group: s
     rows = torch.randn(40, 1, 32, generator=torch.Generator().manual_seed(0))
     rows[:20, :, ::7] *= 30
     rows[30], rows[31] = 0, 1e-6
-    outputs = Outputs(logits=rows, hidden=[rows], mask=torch.ones(40, 1, dtype=torch.bool))
+    outputs = activations(logits=rows, hidden=[rows], mask=torch.ones(40, 1, dtype=torch.bool))
     raw = signal.encode(outputs)
     specs = signal.arrays("masked-lm", TeacherShape(outputs=9, hidden=32, layers=0))
     short = {spec.name.rpartition("/")[2]: spec for spec in specs}

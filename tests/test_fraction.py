@@ -31,7 +31,7 @@ from kdcache.maintenance.merging import merge
 from kdcache.maintenance.repair import repair
 from kdcache.maintenance.spot_check import spot_check
 from kdcache.maintenance.verifying import verify
-from kdcache.models import plain_head, run_model
+from kdcache.models import plain_head
 from kdcache.plans import round_up
 from kdcache.plans.batch import Batch
 from kdcache.signals import TeacherShape, parse_all
@@ -40,6 +40,7 @@ from kdcache.tasks import Space, Subset, Task
 from kdcache.training.objective import Objective
 from kdcache.training.train import train
 from tests.damage import copy_of, files_of, flip, forge_manifest
+from tests.said import say
 from tests.test_builder import Watch
 from tests.test_subsets import FRACTIONS, LOGITS, kept_by_hand
 
@@ -219,12 +220,12 @@ def test_a_loss_and_its_gradient_are_those_at_the_kept_rows(
     batch = part.batch(docs, aim.arrays)
     model = student(task, part.shape.outputs)
     head = plain_head(model, batch) if fused and not aim.matrix else None
-    total, terms = aim(run_model(model, task, batch, hidden=True, head=head), batch)
+    total, terms = aim(say(model, task, batch, hidden=True, head=head), batch)
     total.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    said = run_model(model, task, whole.batch(docs), hidden=True)
+    said = say(model, task, whole.batch(docs), hidden=True)
     kept = whole.plan.kept(docs, Subset(SPACE[task], 0.2))
     wanted = torch.zeros((), dtype=torch.float64)
     for name, loss in losses.items():
@@ -250,7 +251,7 @@ def test_pads_count_for_the_share_that_is_kept(place: Any) -> None:
     loss = HiddenMSE(layer_map="1:0,2:4", positions="all", pads="count")
     aim, docs = objective(part, {"hidden": loss}), part.plan.docs[:6]
     batch = part.batch(docs, aim.arrays)
-    said = run_model(student("causal-lm", part.shape.outputs), "causal-lm", batch, hidden=True)
+    said = say(student("causal-lm", part.shape.outputs), "causal-lm", batch, hidden=True)
     mean = by_hand(said, whole, docs, part.kept_rows("hidden", docs), "hidden").detach()
     share = float(batch["attention_mask"].double().mean())
     assert share < 1
@@ -272,7 +273,7 @@ def test_documents_without_a_kept_row_cost_nothing(task: Task, logits: str, plac
     assert len(batch["logits/kept"]) == 0
     model = student(task, part.shape.outputs)
     for head in (None, plain_head(model, batch)):
-        total, _ = aim(run_model(model, task, batch, hidden=True, head=head), batch)
+        total, _ = aim(say(model, task, batch, hidden=True, head=head), batch)
         assert float(total.detach()) == 0.0
         total.backward()
     assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)

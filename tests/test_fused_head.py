@@ -12,11 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdcache.building.builder import build
 from kdcache.losses import CacheFacts, Hard, HiddenMSE, SoftKL
-from kdcache.models import plain_head, run_model
+from kdcache.models import plain_head
 from kdcache.progress import quiet
-from kdcache.signals import TeacherShape
+from kdcache.signals import LOGITS, TeacherShape
 from kdcache.training.objective import Objective
 from kdcache.training.train import train
+from tests.said import say
 
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES = {**WIDE, "intermediate_size": 48, "max_position_embeddings": 130}
@@ -92,7 +93,7 @@ def step(model, task, batch, aim, head, scale=1.0):
     """Loss, terms and every gradient of one step, with the head left to the losses or not."""
     model.zero_grad(set_to_none=True)
     aim.projections.zero_grad(set_to_none=True)
-    outputs = run_model(model, task, batch, hidden=aim.hidden, head=head)
+    outputs = say(model, task, batch, hidden=aim.hidden, head=head)
     loss, terms = aim(outputs, batch)
     (scale * loss).backward()
     named = [*model.named_parameters(), *aim.projections.named_parameters()]
@@ -171,16 +172,17 @@ def test_looking_for_the_head_leaves_no_trace(masked_cache):
 def test_logits_are_only_a_shape_and_the_model_is_itself_again(task, cached):
     model = made(task, "bert" if task == "masked-lm" else "gpt2", cached.shape.outputs)
     batch = cached.batch(cached.plan.docs[:3], [])
-    want = run_model(model, task, batch, hidden=False).logits
+    want = say(model, task, batch, hidden=False).logits
     head = plain_head(model, batch)
-    outputs = run_model(model, task, batch, hidden=False, head=head)
-    assert outputs.logits.device.type == "meta"
-    assert outputs.logits.shape == outputs.head.shape == want.shape
+    outputs = say(model, task, batch, hidden=False, head=head)
+    assert LOGITS not in outputs.values
+    assert outputs.said is outputs.head
+    assert outputs.head.shape == want.shape
     made_whole = outputs.head.hidden @ head.weight.t()
     made_whole = made_whole if head.bias is None else made_whole + head.bias
     torch.testing.assert_close(made_whole, want)
     assert "forward" not in vars(head)
-    assert torch.equal(run_model(model, task, batch, hidden=False).logits, want)
+    assert torch.equal(say(model, task, batch, hidden=False).logits, want)
 
 
 def test_a_head_is_given_back_when_the_model_fails(masked_cache):
@@ -189,7 +191,7 @@ def test_a_head_is_given_back_when_the_model_fails(masked_cache):
     head = plain_head(model, batch)
     batch["input_ids"] = batch["input_ids"] + 10**6
     with pytest.raises(IndexError):
-        run_model(model, "masked-lm", batch, hidden=False, head=head)
+        say(model, "masked-lm", batch, hidden=False, head=head)
     assert "forward" not in vars(head)
 
 
@@ -224,8 +226,8 @@ def test_the_head_runs_in_the_autocast_of_the_model(dtype, task, cached):
     batch = cached.batch(cached.plan.docs[:4], aim.arrays)
     head = plain_head(model, batch)
     with torch.autocast("cpu", dtype):
-        outputs = run_model(model, task, batch, hidden=False, head=head)
-        want = run_model(model, task, batch, hidden=False)
+        outputs = say(model, task, batch, hidden=False, head=head)
+        want = say(model, task, batch, hidden=False)
     assert outputs.head.autocast == dtype
     loss, wanted = aim(outputs, batch)[0], aim(want, batch)[0]
     loss.backward()

@@ -18,7 +18,6 @@ from kdcache.plans.batch import Batch
 from kdcache.signals import (
     DenseLogits,
     Hidden,
-    Outputs,
     SoftLabels,
     TeacherShape,
     TopKLogits,
@@ -26,6 +25,7 @@ from kdcache.signals import (
 )
 from kdcache.training.objective import Objective
 from kdcache.training.recipe import load_recipe
+from tests.said import activations
 
 TEACHER = TeacherShape(outputs=7, hidden=24, layers=4)
 STUDENT = TeacherShape(outputs=7, hidden=24, layers=2)
@@ -52,12 +52,12 @@ def outputs(shape=STUDENT, *, rows=3, seed=0):
         for _ in range(shape.layers + 1)
     ]
     logits = torch.randn(rows, shape.outputs, generator=generator).requires_grad_()
-    return Outputs(logits=logits, hidden=hidden, mask=mask, masked=torch.tensor([1, 4, 12]))
+    return activations(logits=logits, hidden=hidden, mask=mask, masked=torch.tensor([1, 4, 12]))
 
 
 def teacher_outputs():
     said = outputs(TEACHER, seed=1)
-    return Outputs(
+    return activations(
         logits=3 * said.logits.detach(),
         hidden=[layer.detach() for layer in said.hidden],
         mask=said.mask,

@@ -21,12 +21,11 @@ from kdcache.losses import LOSSES, CacheFacts, Hard, HiddenMSE, LogitMSE, Loss, 
 from kdcache.maintenance.exporting import export
 from kdcache.maintenance.spot_check import spot_check
 from kdcache.maintenance.verifying import verify
-from kdcache.models import plain_head, run_model
+from kdcache.models import plain_head
 from kdcache.signals import (
     Head,
     Hidden,
     HiddenHead,
-    Outputs,
     Signal,
     TeacherShape,
     assist,
@@ -37,6 +36,7 @@ from kdcache.signals.codecs.vocabulary import by_frequency
 from kdcache.store import Cache
 from kdcache.training.objective import Objective
 from kdcache.training.train import train
+from tests.said import Said, activations, say
 from tests.test_fraction import student
 
 LOGITS = [
@@ -50,12 +50,12 @@ LOGITS = [
 HIDDEN = [f"hidden:layers=0-4,dtype={dtype}" for dtype in ("int8", "int8,group=8", "int4", *FLOATS)]
 
 
-def said_nothing(vocabulary: int) -> Outputs:
+def said_nothing(vocabulary: int) -> Said:
     """A batch of two documents of three tokens, none of whose rows is kept."""
     mask, none = torch.zeros(2, 3, dtype=torch.bool), torch.empty(0, dtype=torch.int64)
     head = Head(hidden=torch.empty(0, 32), weight=torch.empty(vocabulary, 32))
     hidden = [torch.zeros(2, 3, 32)] * 5
-    return Outputs(
+    return activations(
         logits=torch.empty(0, vocabulary), hidden=hidden, mask=mask, masked=none, head=head
     )
 
@@ -168,7 +168,7 @@ def test_a_batch_without_rows_adds_nothing_to_any_loss(masked: Cache) -> None:
             if aim.matrix and head is not None:
                 continue
             model.zero_grad()
-            total, terms = aim(run_model(model, "masked-lm", batch, hidden=True, head=head), batch)
+            total, terms = aim(say(model, "masked-lm", batch, hidden=True, head=head), batch)
             assert float(total.detach()) == 0
             assert all(float(term) == 0 for term in terms.values())
             total.backward()

@@ -20,7 +20,6 @@ from kdcache.errors import ConfigError, ModelError
 from kdcache.evaluation.evaluator import evaluate
 from kdcache.evaluation.metrics import wilson
 from kdcache.maintenance.verifying import verify
-from kdcache.models import run_model
 from kdcache.models.tokenizer import UNBOUNDED, serve_with
 from kdcache.plans.batch import Batch
 from kdcache.store import Cache, open_cache
@@ -29,6 +28,7 @@ from kdcache.training.card import write_card
 from kdcache.training.recipe import load_recipe
 from kdcache.training.train import train
 from tests.conftest import write_csv
+from tests.said import say
 
 QUICK = ("training.max_steps=2", "training.learning_rate=1e-3")
 LONG = "the event loop waits for a transport to close and then cancels the task " * 65
@@ -84,7 +84,7 @@ def logits_at(student: Path, ids: torch.Tensor, masked: bool) -> torch.Tensor:
     mask_id = transformers.AutoTokenizer.from_pretrained(student).mask_token_id
     batch["masked"] = (ids == mask_id).flatten().nonzero().squeeze(1)
     task: Task = "masked-lm" if masked else "causal-lm"
-    return run_model(auto.from_pretrained(student).eval(), task, batch, hidden=False).logits
+    return say(auto.from_pretrained(student).eval(), task, batch, hidden=False).logits
 
 
 def test_a_masked_model_in_a_pipeline_fills_in_our_tokens(masked_student: Path) -> None:

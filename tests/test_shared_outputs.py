@@ -19,7 +19,7 @@ from kdcache.errors import ModelError
 from kdcache.evaluation.evaluator import evaluate
 from kdcache.losses import LOSSES
 from kdcache.losses.kl import soft_and_hard
-from kdcache.models import StudentSpec, load_student, plain_head, run_model
+from kdcache.models import StudentSpec, load_student, plain_head
 from kdcache.models.largest_id import require_ids
 from kdcache.models.teacher import teacher_shape
 from kdcache.signals import SoftLabels
@@ -27,6 +27,7 @@ from kdcache.store import Cache, open_plan
 from kdcache.training.objective import Objective
 from kdcache.training.run import facts
 from tests.conftest import save_teacher
+from tests.said import say
 
 TASK: Any = "causal-lm"
 TOKENS, TEACHER, FEWER, MORE = 600, 624, 608, 640
@@ -135,7 +136,7 @@ def test_soft_and_hard_losses_are_those_of_the_shared_outputs(
     losses = {"kl": {"tail": tail, "temperature": temperature, "weight": 0.7}, "hard": {}}
     aim = objective(cache, model, **losses)
     batch = cache.batch(cache.plan.docs, aim.arrays)
-    outputs = run_model(model, TASK, batch, hidden=False)
+    outputs = say(model, TASK, batch, hidden=False)
     outputs.logits.retain_grad()
     loss, terms = aim(outputs, batch)
     loss.backward()
@@ -157,7 +158,7 @@ def test_soft_and_hard_losses_are_those_of_the_shared_outputs(
     assert not found[:, shared:].any()
 
     head = plain_head(model, batch)
-    fused, _ = aim(run_model(model, TASK, batch, hidden=False, head=head), batch)
+    fused, _ = aim(say(model, TASK, batch, hidden=False, head=head), batch)
     direct = model.lm_head.weight.grad.clone()
     model.zero_grad()
     fused.backward()
@@ -172,7 +173,7 @@ def test_logits_are_compared_where_both_have_them(made: Callable[[str], Cache], 
     cache, model = made("logits:dense"), student_of(rows)
     aim = objective(cache, model, logit_mse={})
     batch = cache.batch(cache.plan.docs, aim.arrays)
-    outputs = run_model(model, TASK, batch, hidden=False)
+    outputs = say(model, TASK, batch, hidden=False)
     loss, _ = aim(outputs, batch)
     shared = min(rows, TEACHER)
     apart = outputs.logits[:, :shared] - batch["logits/values"][:, :shared]
@@ -184,7 +185,7 @@ def test_equal_outputs_are_compared_as_they_are(made: Callable[[str], Cache]) ->
     cache, model = made("logits:topk,k=16,draws=8"), student_of(TEACHER)
     aim = objective(cache, model, kl={"temperature": 2.0}, hard={})
     batch = cache.batch(cache.plan.docs, aim.arrays)
-    outputs = run_model(model, TASK, batch, hidden=False)
+    outputs = say(model, TASK, batch, hidden=False)
     soft: Any = cache.signals["logits"].decode(batch, TEACHER)  # type: ignore[attr-defined]
     both = soft_and_hard(
         outputs.logits, soft, temperature=2.0, labels=batch["labels"], hard_weight=1.0
@@ -204,7 +205,7 @@ def test_agreement_is_that_of_the_shared_outputs(
     found = evaluate(folder, prose_file, cache=cache, limit=4, max_length=16)["teacher_rows"]
     batch = cache.batch(cache.plan.docs, [name for name in cache.layouts if "logits" in name])
     soft: Any = cache.signals["logits"].decode(batch, TEACHER)
-    logits = run_model(model, TASK, batch, hidden=False).logits.detach().double()
+    logits = say(model, TASK, batch, hidden=False).logits.detach().double()
     wanted = divergence(logits, soft, 1.0, "bucket")
     assert found["divergence"] == pytest.approx(float(wanted), rel=1e-4)
     best = soft.ids.gather(1, soft.logprobs.argmax(1, keepdim=True))[:, 0]

@@ -18,7 +18,6 @@ from kdcache.signals import (
     DenseLogits,
     Hidden,
     HiddenHead,
-    Outputs,
     SampledLogits,
     SmallTopK,
     TeacherShape,
@@ -31,6 +30,7 @@ from kdcache.signals import (
 )
 from kdcache.signals.codecs.codebook import high_bits, pack_high, unpack_high
 from kdcache.store import Cache
+from tests.said import Said, activations
 
 SHAPE = TeacherShape(outputs=600, hidden=48, layers=4)
 DTYPES = ["int8", "bf16", "fp16", "fp32"]
@@ -66,7 +66,7 @@ def test_means_over_tokens_are_summed_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, torch.tensor([300.0, 200.0])[:, None].expand(2, 4))
     for stored in ("int8", "fp16"):
         signal = Hidden(layers=(0,), positions="mean", dtype=stored)
-        codes = signal.encode(Outputs(logits=torch.empty(0), hidden=[hidden], mask=mask))
+        codes = signal.encode(activations(logits=torch.empty(0), hidden=[hidden], mask=mask))
         back = signal.decode(codes, 0).dense().float()
         torch.testing.assert_close(back, found, rtol=1e-2, atol=0)
 
@@ -150,8 +150,8 @@ def distributions(rows: int, vocabulary: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(shuffled.astype(np.float32))
 
 
-def outputs(logits: torch.Tensor) -> Outputs:
-    return Outputs(logits=logits, hidden=[], mask=torch.ones(len(logits), 1, dtype=torch.bool))
+def outputs(logits: torch.Tensor) -> Said:
+    return activations(logits=logits, hidden=[], mask=torch.ones(len(logits), 1, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_dense_logits_are_exact() -> None:
     np.testing.assert_array_equal(kept, logits.half().float())
 
 
-def hidden_outputs(scale: float = 1.0) -> Outputs:
+def hidden_outputs(scale: float = 1.0) -> Said:
     """Four layers of three documents of 5, 1 and 3 tokens, a few columns large, NaN in pads."""
     rng = torch.Generator().manual_seed(0)
     mask = torch.arange(5)[None, :] < torch.tensor([5, 1, 3])[:, None]
@@ -238,10 +238,10 @@ def hidden_outputs(scale: float = 1.0) -> Outputs:
         layer[2, 1] = 0
         layers.append(layer.masked_fill(~mask[..., None], 1e3))
     masked = torch.tensor([1, 3, 5, 10])
-    return Outputs(logits=torch.zeros(3, 2), hidden=layers, mask=mask, masked=masked)
+    return activations(logits=torch.zeros(3, 2), hidden=layers, mask=mask, masked=masked)
 
 
-def rows_at(outputs: Outputs, layer: int, positions: str) -> np.ndarray[Any, Any]:
+def rows_at(outputs: Said, layer: int, positions: str) -> np.ndarray[Any, Any]:
     """What is to be kept, picked by loops."""
     values, lens = outputs.hidden[layer].double().numpy(), outputs.mask.sum(1).tolist()
     if positions == "cls":

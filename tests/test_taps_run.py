@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdcache.errors import ConfigError, KdcacheError, ModelError
-from kdcache.models import check_taps, plain_head, run_model
+from kdcache.models import check_taps, plain_head
 from kdcache.models.run import EQUAL, run
 from kdcache.plans.batch import Batch
-from kdcache.signals import Tap, at_rows
+from kdcache.signals import Tap
 from kdcache.tasks import Subset, Task
+from tests.said import say
 from tests.taps import AUTO, CLASSES, QKV, attend, batch_of, close, inputs, model_of
 
 
@@ -41,7 +42,7 @@ def test_nothing_is_put_into_a_model_that_is_asked_for_logits_and_hidden_states(
     next(m for m in model.modules() if isinstance(m, nn.ModuleList))[1].register_forward_hook(look)
     with torch.no_grad():
         model(**inputs(model, batch), output_hidden_states=True)  # which stay to record them
-        plain = run_model(model, CLASSES, batch, hidden=True)
+        plain = say(model, CLASSES, batch, hidden=True)
         run(model, batch, [Tap("logits"), Tap("hidden"), Tap("embeddings")])
         assert seen == seen[:1] * 3
         assert not seen[0][1]
@@ -92,7 +93,7 @@ def test_the_head_is_left_out_unless_logits_are_asked_for_too(task: Task, batch:
         assert found[Tap("head")] is found.head.hidden
         assert found.head.hidden.shape == (rows, 32)
     assert Tap("logits") not in alone.values
-    assert torch.equal(both[Tap("logits")], run_model(model, task, batch, hidden=False).logits)
+    assert torch.equal(both[Tap("logits")], say(model, task, batch, hidden=False).logits)
     assert torch.equal(head(alone[Tap("head")]), both[Tap("logits")])
     assert "forward" not in vars(head)
 
@@ -103,7 +104,7 @@ def test_the_model_and_its_batch_decide_the_rows_of_the_logits(batch: Batch) -> 
         lean = Batch({k: batch[k] for k in batch if k != "masked" or task == "masked-lm"})
         with torch.no_grad():
             found = run(model, lean, [Tap("logits")])[Tap("logits")]
-        assert torch.equal(found, run_model(model, task, lean, hidden=False).logits.detach())
+        assert torch.equal(found, say(model, task, lean, hidden=False).logits.detach())
 
 
 class Nameless(transformers.BertForMaskedLM):
@@ -129,9 +130,9 @@ def test_rows_of_a_subset_are_those_of_the_outputs(space: Any, batch: Batch) -> 
     rows = torch.arange(0, total, 2)
     with torch.no_grad():
         head = plain_head(model, batch)
-        outputs = run_model(model, task, batch, hidden=True, head=head)
+        outputs = say(model, task, batch, hidden=True, head=head)
         found = run(model, batch, [Tap("head"), Tap("hidden", 2), Tap("query", 2)], task=task)
-    wanted, kept = at_rows(outputs, task, subset, rows), found.at_rows(task, subset, rows)
+    wanted, kept = outputs.at_rows(task, subset, rows), found.at_rows(task, subset, rows)
     assert kept.head is not None
     assert torch.equal(kept.head.hidden, wanted.head.hidden)
     assert torch.equal(kept.mask, wanted.mask)

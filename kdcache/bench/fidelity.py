@@ -31,13 +31,15 @@ from kdcache.bench.report import Json, new_report
 from kdcache.errors import ConfigError
 from kdcache.progress import Shown, shown, track
 from kdcache.signals import (
+    HEAD,
+    Activations,
     ArraySpec,
     Head,
     Hidden,
     Origins,
-    Outputs,
     Signal,
     SoftLabels,
+    Tap,
     TeacherShape,
     artefacts,
     assist,
@@ -204,10 +206,11 @@ def _rival(sample: Sample, job: Format, full: Whole) -> Json:
     return {**figures, **_distances(sample, record.labels, full)}
 
 
-def _said(sample: Sample) -> Outputs:
+def _said(sample: Sample) -> Activations:
     mask = torch.ones(len(sample.logits), 1, dtype=torch.bool)
     head = Head(hidden=sample.states, weight=sample.weight, bias=sample.bias)
-    return Outputs(logits=sample.logits, hidden=[], mask=mask, head=head)
+    values = {Tap("logits"): sample.logits, HEAD: sample.states}
+    return Activations(values=values, mask=mask, head=head)
 
 
 def stored_bytes(specs: Sequence[ArraySpec], encoded: Mapping[str, torch.Tensor]) -> int:
@@ -266,7 +269,8 @@ def measure_hidden(hidden: Sequence[torch.Tensor], options: str) -> Json:
     signal = parse(text)
     assert isinstance(signal, Hidden)
     mask = torch.ones(len(hidden[0]), 1, dtype=torch.bool)
-    said = Outputs(logits=torch.empty(0, 1), hidden=[layer[:, None] for layer in hidden], mask=mask)
+    states = {Tap("hidden", i): layer[:, None] for i, layer in enumerate(hidden)}
+    said = Activations(values=states, mask=mask)
     shape = TeacherShape(outputs=1, hidden=hidden[0].shape[1], layers=len(hidden) - 1)
     encoded, seconds = _timed(lambda: signal.encode(said))
     size, packing = _timed(lambda: stored_bytes(signal.arrays("causal-lm", shape), encoded))

@@ -14,13 +14,12 @@ import torch
 from kdcache.building.artifacts import head, token_counts
 from kdcache.building.planner import plan as make_plan
 from kdcache.errors import ConfigError, ModelError
-from kdcache.models import Teacher, load_teacher, run_model
+from kdcache.models import Teacher, load_teacher, run
 from kdcache.models.run import plain_head
 from kdcache.plans import Plan
 from kdcache.plans.batch import collate
 from kdcache.progress import Shown, shown
-from kdcache.signals import Outputs, select
-from kdcache.signals.base import POSITIONS
+from kdcache.signals import HEAD, POSITIONS, Activations, Tap
 from kdcache.tasks import LOGITS_SPACE, Task
 
 BATCH_DOCS = 16
@@ -119,14 +118,13 @@ def _run(
     for start in range(0, plan.documents, BATCH_DOCS):
         batch = collate(plan, plan.docs[start : start + BATCH_DOCS], {})
         with torch.inference_mode():
-            said = run_model(teacher.model, task, batch, hidden=True, head=output)
-        assert said.head is not None
-        kept = min(rows - done, len(said.head.hidden))
-        states[done : done + kept] = said.head.hidden[:kept]
-        logits[done : done + kept] = output(said.head.hidden[:kept])
+            said = run(teacher.model, batch, [HEAD, Tap("hidden")], task=task)
+        kept = min(rows - done, len(said[HEAD]))
+        states[done : done + kept] = said[HEAD][:kept]
+        logits[done : done + kept] = output(said[HEAD][:kept])
         middle.append(_rows(said, teacher.shape.layers // 2, task)[:kept].float().clone())
         if tokens < rows:
-            for layer, found in zip(layers, said.hidden, strict=True):
+            for layer, found in zip(layers, said.layers("hidden"), strict=True):
                 layer.append(found[said.mask].float().clone())
             tokens += int(said.mask.sum())
         done += kept
@@ -145,10 +143,10 @@ def _output_layer(teacher: Teacher, plan: Plan) -> torch.nn.Linear:
     return found
 
 
-def _rows(said: Outputs, layer: int, task: Task) -> torch.Tensor:
+def _rows(said: Activations, layer: int, task: Task) -> torch.Tensor:
     space = LOGITS_SPACE[task]
     position = next(name for name, where in POSITIONS.items() if where == space)
-    return select(said.hidden[layer], position, said.mask, said.masked)
+    return said.rows(Tap("hidden", layer), position)
 
 
 def _half_trained(

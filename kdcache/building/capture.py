@@ -6,23 +6,21 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
 
 from kdcache.corpora.numbering import Numbering
 from kdcache.errors import ModelError
 from kdcache.manifest import Json
-from kdcache.models import Teacher, check_alone, run_model
-from kdcache.models.run import plain_head
+from kdcache.models import Teacher, check_alone, run
 from kdcache.plans import Array, Docs, Plan
-from kdcache.plans.batch import Batch, length_batches
+from kdcache.plans.batch import length_batches
 from kdcache.progress import Advance, Progress, quiet
-from kdcache.signals import Hidden, HiddenHead, Outputs, at_rows, merge, select
+from kdcache.signals import LOGITS, TAP_KINDS, Activations, merge
 from kdcache.signals.base import Arrays, Stats
 from kdcache.store import Cache
-from kdcache.tasks import LOGITS_SPACE, RowSpace, Subset
+from kdcache.tasks import RowSpace, Subset
 
 FIDELITY_ROWS = 1536
-Said = Mapping[RowSpace, Outputs]
+Said = Mapping[RowSpace, Activations]
 """What the teacher said at the rows of each space that something is stored in."""
 
 
@@ -41,9 +39,9 @@ class Capture:
         self.cache, self.teacher, self.batch_tokens = cache, teacher, batch_tokens
         self.plan = cache.plan
         self.numbering: Numbering | None = None
-        self.hidden = any(isinstance(signal, Hidden) for signal in cache.signals.values())
-        self.head: nn.Linear | None = None
-        self.wants_head = any(isinstance(s, HiddenHead) for s in cache.signals.values())
+        self.taps = {tap for signal in cache.signals.values() for tap in signal.taps()}
+        if self.plan.config.problem == "classes":
+            self.taps.add(LOGITS)  # for `numbering`
         self.spaces = {name: cache.space_of(name) for name in cache.signals}
         self.sampled = {space: _sampled(self.plan, space) for space in set(self.spaces.values())}
         check_alone(
@@ -51,7 +49,7 @@ class Capture:
             self.plan.config.task,
             self.plan,
             name=teacher.identity["name"],
-            hidden=self.hidden,
+            hidden=any(TAP_KINDS[tap.name].per != "row" for tap in self.taps),
             progress=progress,
         )
 
@@ -70,39 +68,29 @@ class Capture:
         before = {space: self._before(part, space) for space in self.sampled}
         for docs in length_batches(self.plan, self.plan.part_docs(part), self.batch_tokens):
             batch = self.cache.batch(docs, []).to(self.teacher.device)
+            task = self.plan.config.task
             with torch.inference_mode():
-                outputs = self._run(batch)
-                said = {space: self._said(outputs, docs, space) for space in self.sampled}
-                self._require_finite(outputs, said, docs)
+                whole = run(self.teacher.model, batch, self.taps, task=task)
+                said = {space: self._said(whole, docs, space) for space in self.sampled}
+                self._require_finite(said, docs)
                 at = {space: self._rows(part, docs, space) for space in self.sampled}
                 encoded = self._encode(said, at, rows)
                 self._measure(said, encoded, at, before, stats)
-                self._note_classes(outputs, docs)
+                self._note_classes(whole, docs)
             advance(int(batch["attention_mask"].sum()))
         return rows, {name: merge(found) for name, found in stats.items() if found}
 
-    def _note_classes(self, outputs: Outputs, docs: Docs) -> None:
+    def _note_classes(self, whole: Activations, docs: Docs) -> None:
         if self.numbering is not None and not self.numbering.full:
-            likeliest = outputs.logits.argmax(-1).cpu().numpy()
+            likeliest = whole[LOGITS].argmax(-1).cpu().numpy()
             self.numbering.add(self.plan.examples["label"][docs], likeliest)
 
-    def _run(self, batch: Batch) -> Outputs:
-        if self.wants_head and self.head is None:
-            self.head = output_layer(self.teacher, batch)
-        return run_model(
-            self.teacher.model,
-            self.plan.config.task,
-            batch,
-            hidden=self.hidden,
-            head=self.head,
-        )
-
-    def _said(self, outputs: Outputs, docs: Docs, space: RowSpace) -> Outputs:
+    def _said(self, whole: Activations, docs: Docs, space: RowSpace) -> Activations:
         """What the teacher said at the rows of a space."""
         if not isinstance(space, Subset):
-            return outputs
+            return whole
         rows = torch.from_numpy(self.plan.kept(docs, space)).to(self.teacher.device)
-        return at_rows(outputs, self.plan.config.task, space, rows)
+        return whole.at_rows(self.plan.config.task, space, rows)
 
     def _encode(
         self, said: Said, at: dict[RowSpace, Array], rows: dict[str, Array]
@@ -146,19 +134,11 @@ class Capture:
         docs = self.plan.docs[: np.searchsorted(self.plan.docs, part * self.plan.rows["example"])]
         return self.plan.extent(docs, space)
 
-    def _require_finite(self, outputs: Outputs, said: Said, docs: Docs) -> None:
-        space: RowSpace = LOGITS_SPACE[self.plan.config.task]
-        if outputs.head is None:
-            self._check_rows(outputs.logits, docs, space, "logits")
-        else:
-            self._check_rows(outputs.head.hidden, docs, space, "last hidden states")
+    def _require_finite(self, said: Said, docs: Docs) -> None:
         for name, signal in self.cache.signals.items():
-            if isinstance(signal, Hidden):
-                space = self.spaces[name]
-                kept = said[space]
-                for layer in signal.layers:
-                    values = select(kept.hidden[layer], signal.positions, kept.mask, kept.masked)
-                    self._check_rows(values, docs, space, f"hidden layer {layer}")
+            space = self.spaces[name]
+            for tap, values in signal.values(said[space]).items():
+                self._check_rows(values, docs, space, str(tap))
 
     def _check_rows(self, values: torch.Tensor, docs: Docs, space: RowSpace, what: str) -> None:
         if torch.isfinite(values.sum()) or torch.isfinite(values).all():
@@ -171,17 +151,6 @@ class Capture:
             "the corpus (0 is the first); nothing of that part was stored: "
             "try --dtype fp32, or leave the document out"
         )
-
-
-def output_layer(teacher: Teacher, batch: Batch) -> nn.Linear:
-    """The layer that makes the teacher's logits; ModelError if they are not what it says."""
-    head = plain_head(teacher.model, batch)
-    if head is None:
-        raise ModelError(
-            f"the logits of {teacher.identity['name']} are not what its output layer says: store "
-            "logits:topk instead of logits:hidden-head"
-        )
-    return head
 
 
 def _sampled(plan: Plan, space: RowSpace) -> Array:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from kdcache.models import run_model
+from kdcache.models import run
 from kdcache.progress import Progress
+from kdcache.signals import LOGITS, Tap
 from kdcache.store import Cache
 from kdcache.training.documents import CachedDocuments
 
@@ -29,16 +30,16 @@ def forward_seconds(
 
     With `hidden` it gives its hidden states too.
     """
-    task = cache.plan.config.task
+    task, taps = cache.plan.config.task, [LOGITS, *([Tap("hidden")] if hidden else [])]
     documents = CachedDocuments(cache, [], seed=seed, window=WINDOW, batch=batch)
     starts = range(0, max(1, len(documents.order) - batch + 1), batch)
     starts = starts[:: max(1, len(starts) // batches)]
     read = [documents.read(documents.order[i : i + batch]) for i in starts]
     label, total = "timing the teacher in the loop", len(read)
     with progress.bar(label, unit="batches", total=total) as advance, torch.inference_mode():
-        run_model(model, task, read[0], hidden=hidden)  # the first is slower
+        run(model, read[0], taps, task=task)  # the first is slower
         started = time.perf_counter()
         for each in read:
-            run_model(model, task, each, hidden=hidden)
+            run(model, each, taps, task=task)
             advance(1)
     return (time.perf_counter() - started) / len(read)

@@ -14,13 +14,14 @@ import torch
 from kdcache.errors import CorpusError, ModelError
 from kdcache.evaluation.metrics import classification, language, regression
 from kdcache.manifest import Json
-from kdcache.models import Teacher, Tokenizer, check_alone, load_teacher, load_tokenizer, run_model
+from kdcache.models import Teacher, Tokenizer, check_alone, load_teacher, load_tokenizer, run
 from kdcache.models.auto import require_token_types
 from kdcache.models.largest_id import require_ids
 from kdcache.models.teacher import check_fit, most_tokens
 from kdcache.plans import Docs, Plan
 from kdcache.plans.batch import collate, length_batches
 from kdcache.progress import Progress, short
+from kdcache.signals import LOGITS
 from kdcache.tasks import Task
 
 BATCH = 64  # documents of mean length in a forward
@@ -66,8 +67,8 @@ def forward(
     for docs in batches:
         batch = collate(plan, docs, {}).to(model.device)
         with torch.inference_mode():
-            outputs = run_model(model, plan.config.task, batch, hidden=False)
-        yield docs, outputs.logits.float(), batch["labels"]
+            logits = run(model, batch, [LOGITS], task=plan.config.task)[LOGITS]
+        yield docs, logits.float(), batch["labels"]
 
 
 def predict(

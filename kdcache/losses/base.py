@@ -12,7 +12,7 @@ import torch
 from kdcache.errors import ConfigError
 from kdcache.losses.layer_maps import Pairs
 from kdcache.plans.batch import Batch
-from kdcache.signals import HeadLabels, LayerRows, Outputs, Signal, SoftLabels, TeacherShape
+from kdcache.signals import Activations, HeadLabels, LayerRows, Signal, SoftLabels, TeacherShape
 from kdcache.tasks import RowSpace, Task
 
 Over = Literal["rows", "documents", "batch"]
@@ -88,8 +88,8 @@ class Step:
         project: apply the learned projection of a name to rows [N, student width].
     """
 
-    student: Outputs
-    beside: Mapping[str, Outputs]
+    student: Activations
+    beside: Mapping[str, Activations]
     labels: torch.Tensor
     soft: SoftLabels | HeadLabels | None
     wider: bool

@@ -11,7 +11,7 @@ from kdcache.errors import ConfigError, one_of
 from kdcache.losses.base import CacheFacts, Needs, Over, Step, check_number, exact, layers_text
 from kdcache.losses.layer_maps import LAYER_MAPS, LayerMap, Pairs, explicit_pairs, layer_pairs
 from kdcache.plans.batch import Batch
-from kdcache.signals import POSITIONS, Hidden, LayerRows, Outputs, TeacherShape, select
+from kdcache.signals import POSITIONS, Activations, Hidden, LayerRows, Tap, TeacherShape
 from kdcache_kernels import hidden_mse
 
 NORMALIZE = ("none", "l2", "layernorm")
@@ -139,7 +139,7 @@ class HiddenMSE:
         outputs, index = step.beside["hidden"], _index(step.student, needs)
         total = torch.zeros((), device=outputs.mask.device)
         for layer, teacher_layer in needs.pairs:
-            rows = select(outputs.hidden[layer], needs.positions, outputs.mask, outputs.masked)
+            rows = outputs.rows(Tap("hidden", layer), needs.positions)
             if layer in needs.projections:
                 rows = step.project(needs.projections[layer], rows)
             total = total + hidden_loss(
@@ -188,14 +188,14 @@ def _held(signal: Hidden) -> str:
     return f"positions={signal.positions}{part}"
 
 
-def _padded(student: Outputs, kept: Outputs) -> float:
+def _padded(student: Activations, kept: Activations) -> float:
     """Positions, padding included, that the kept rows stand for: all, or the like share of them."""
     if kept is student:
         return student.mask.numel()
     return student.mask.numel() * float(kept.mask.sum() / student.mask.sum())
 
 
-def _index(outputs: Outputs, needs: Needs) -> torch.Tensor | None:
+def _index(outputs: Activations, needs: Needs) -> torch.Tensor | None:
     """Which stored rows `positions` are; None for all of them, in order."""
     if needs.positions == needs.stored:
         return None

@@ -11,7 +11,7 @@ from torch.nn import functional
 from kdcache.errors import ConfigError
 from kdcache.losses.base import CacheFacts, Needs, Over, Step, check_number, exact, require_outputs
 from kdcache.plans.batch import Batch
-from kdcache.signals import DenseLogits, SoftLabels, TeacherShape
+from kdcache.signals import LOGITS, DenseLogits, SoftLabels, TeacherShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class LogitMSE:
         """Mean over rows and outputs."""
         assert isinstance(step.soft, SoftLabels)
         assert step.soft.values is not None
-        logits = step.beside["logits"].logits
+        logits = step.beside["logits"][LOGITS]
         return logit_mse(logits, step.soft.values[:, : logits.shape[1]], self.scale)
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from kdcache.losses.base import CacheFacts
-from kdcache.signals import Outputs, SoftLabels, TeacherShape
+from kdcache.signals import LOGITS, Activations, SoftLabels, TeacherShape
 from kdcache.signals.soft_labels import STAT_TEMPERATURE
 
 
@@ -23,14 +23,16 @@ def shared_outputs(facts: CacheFacts, student: TeacherShape) -> int | None:
     return min(student.outputs, teacher)
 
 
-def of_student(outputs: Outputs, shared: int) -> Outputs:
+def of_student(outputs: Activations, shared: int) -> Activations:
     """Without the outputs beyond `shared`: they get no mass, and no gradient."""
-    if outputs.head is None:
-        return replace(outputs, logits=outputs.logits[:, :shared])
-    whole = outputs.head
-    bias = None if whole.bias is None else whole.bias[:shared]
-    head = replace(whole, weight=whole.weight[:shared], bias=bias)
-    return replace(outputs, logits=torch.empty(head.shape, device="meta"), head=head)
+    values = {
+        tap: value[:, :shared] if tap == LOGITS else value for tap, value in outputs.values.items()
+    }
+    head = outputs.head
+    if head is not None:
+        bias = None if head.bias is None else head.bias[:shared]
+        head = replace(head, weight=head.weight[:shared], bias=bias)
+    return replace(outputs, values=values, head=head)
 
 
 def within(soft: SoftLabels, outputs: int, temperature: float, tail: str) -> SoftLabels:

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.building.capture import output_layer
 from kdcache.errors import ConfigError, IncompleteError
 from kdcache.maintenance.rebuild_sources import Sources
 from kdcache.maintenance.verifying import Finding
 from kdcache.manifest import Json
-from kdcache.models import Teacher, run_model
+from kdcache.models import Teacher, run
 from kdcache.plans import Docs
 from kdcache.progress import Advance, Shown, shown
-from kdcache.signals import Hidden, HiddenHead, at_rows, merge
+from kdcache.signals import merge
 from kdcache.signals.base import Stats
 from kdcache.store import Cache, Place, Root, locate
 from kdcache.store.commits.committed_parts import part_documents, parts_in_place
@@ -167,21 +166,17 @@ def _distance(cache: Cache, teacher: Teacher, docs: Docs) -> dict[str, Stats]:
 
     Each is run alone: a batch like the build's would only repeat what padding did to it.
     """
-    hidden = any(isinstance(signal, Hidden) for signal in cache.signals.values())
-    wants_head = any(isinstance(signal, HiddenHead) for signal in cache.signals.values())
+    taps = {tap for signal in cache.signals.values() for tap in signal.taps()}
     stats: dict[str, list[Stats]] = {name: [] for name in cache.signals}
-    head = None
+    task = cache.plan.config.task
     for doc in docs:
         batch = cache.batch(np.asarray([doc])).to(teacher.device)
         with torch.inference_mode():
-            if wants_head and head is None:
-                head = output_layer(teacher, batch)
-            task = cache.plan.config.task
-            outputs = run_model(teacher.model, task, batch, hidden=hidden, head=head)
+            whole = run(teacher.model, batch, taps, task=task)
             for name, signal in cache.signals.items():
                 rows = {array: batch[array] for array in cache.arrays_of(name)}
                 space, kept = cache.space_of(name), batch.get(f"{name}/kept")
-                said = at_rows(outputs, task, space, kept)
+                said = whole.at_rows(task, space, kept)
                 for index in _pieces(len(next(iter(rows.values()))), teacher.device):
                     stats[name].append(signal.measure(said, rows, index))
     return {name: merge(found) for name, found in stats.items() if found}

@@ -3,7 +3,7 @@
 from kdcache.models.alone import check_alone
 from kdcache.models.auto import load_config
 from kdcache.models.hooks import TAPS, check_taps
-from kdcache.models.run import plain_head, run_model
+from kdcache.models.run import plain_head, run
 from kdcache.models.student import StudentSpec, load_student, student_shape
 from kdcache.models.teacher import Teacher, load_teacher, pick_device
 from kdcache.models.tokenizer import (
@@ -29,7 +29,7 @@ __all__ = [
     "load_tokenizer",
     "pick_device",
     "plain_head",
-    "run_model",
+    "run",
     "save_tokenizer",
     "student_shape",
 ]

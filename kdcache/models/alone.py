@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from kdcache.errors import ModelError
-from kdcache.models.run import EQUAL, run_model, untouched
+from kdcache.models.run import EQUAL, run, untouched
 from kdcache.plans import Plan
 from kdcache.plans.batch import Batch, collate
 from kdcache.progress import Progress, quiet
+from kdcache.signals import LOGITS, Tap
 from kdcache.tasks import Task
 
 Said = list[torch.Tensor]
@@ -49,7 +50,7 @@ def check_alone(
     a document differ between a batch of it alone and a batch of two copies. The model and torch's
     random numbers stay as they were.
 
-    Returns whether pads make a difference: `run_model` then gives the model documents of one
+    Returns whether pads make a difference: `run` then gives the model documents of one
     length at a time, and `progress` says so.
 
     Raises ModelError if documents of one length make a difference to each other, or the model
@@ -141,17 +142,19 @@ def _turned(doc: Batch) -> Batch:
 def _say(model: Any, task: Task, docs: Sequence[Batch], name: str, hidden: bool) -> list[Said]:
     """What a model says of each document of one padded batch."""
     classifies = task == "text-classification"
-    batch = _together(docs)
+    batch, taps = _together(docs), [LOGITS, *([Tap("hidden")] if hidden else [])]
     try:
-        outputs = run_model(model, task if classifies else "masked-lm", batch, hidden=hidden)
+        found = run(model, batch, taps, task=task if classifies else "masked-lm")
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, LookupError, AssertionError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ModelError(f"{name} cannot be run on a document of the plan: {first}") from error
-    rows = outputs.logits.split([1 if classifies else len(doc["masked"]) for doc in docs])
+    rows = found[LOGITS].split([1 if classifies else len(doc["masked"]) for doc in docs])
     lengths = [doc["input_ids"].shape[1] for doc in docs]
-    layers = [layer for layer in outputs.hidden if layer.shape[:2] == batch["input_ids"].shape]
+    layers = [
+        layer for layer in found.layers("hidden") if layer.shape[:2] == batch["input_ids"].shape
+    ]
     return [
         [logits.float(), *(layer[i, :length].float() for layer in layers)]
         for i, (logits, length) in enumerate(zip(rows, lengths, strict=True))

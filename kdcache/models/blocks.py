@@ -13,9 +13,9 @@ from torch import nn
 from kdcache.errors import ConfigError, ModelError
 from kdcache.models.auto import load_config
 from kdcache.models.depth import Layers, cut
-from kdcache.models.run import run_model, untouched
+from kdcache.models.run import run, untouched
 from kdcache.plans.batch import Batch
-from kdcache.signals import Outputs
+from kdcache.signals import LOGITS, Activations, Tap
 from kdcache.tasks import Task
 
 TOLERANCE = 1e-5  # of the largest value: the same operations in the same order, in float32
@@ -93,11 +93,12 @@ def require_same_states(
     Hidden states and logits are compared. The teacher keeps its own configuration for that, so
     that what the student's got wrong shows. Neither the models nor the random generators change.
     """
+    taps = [LOGITS, Tap("hidden")]
     try:
         with untouched(student, teacher):
-            ours = run_model(student, task, batch, hidden=True)
+            ours = run(student, batch, taps, task=task)
             with _passing_over(teacher, layers):
-                theirs = run_model(teacher, task, batch, hidden=True)
+                theirs = run(teacher, batch, taps, task=task)
     except Exception as error:  # a model run in a way it was not made for fails in any way
         raise _refusal(student.config, layers, _reason(error)) from error
     apart = _difference(ours, theirs, layers)
@@ -105,16 +106,17 @@ def require_same_states(
         raise _refusal(student.config, layers, apart)
 
 
-def _difference(ours: Outputs, theirs: Outputs, layers: Layers) -> str:
+def _difference(ours: Activations, theirs: Activations, layers: Layers) -> str:
     """What differs beyond rounding; empty if nothing does."""
-    kept = (0, *layers[:-1], len(theirs.hidden) - 1)  # the last state is normalised in many models
-    if len(ours.hidden) != len(kept):
-        return f"it gives {len(ours.hidden)} hidden states, not {len(kept)}"
+    found, states = ours.layers("hidden"), theirs.layers("hidden")
+    kept = (0, *layers[:-1], len(states) - 1)  # the last state is normalised in many models
+    if len(found) != len(kept):
+        return f"it gives {len(found)} hidden states, not {len(kept)}"
     pairs = [
-        (f"hidden states after {layer} blocks", ours.hidden[layer], theirs.hidden[of])
+        (f"hidden states after {layer} blocks", found[layer], states[of])
         for layer, of in enumerate(kept)
     ]
-    for what, mine, other in [*pairs, ("logits", ours.logits, theirs.logits)]:
+    for what, mine, other in [*pairs, ("logits", ours[LOGITS], theirs[LOGITS])]:
         if mine.shape != other.shape:
             return f"its {what} are {list(mine.shape)}, the teacher's {list(other.shape)}"
         apart, scale = float((mine - other).abs().max()), float(other.abs().max())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -25,7 +25,7 @@ from kdcache.models.recording import (
     replaced,
     unwrapped,
 )
-from kdcache.signals import Tap
+from kdcache.signals.taps import LOGITS, TAP_KINDS, Tap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +33,12 @@ class Reader:
     """How a tap is read.
 
     Attributes:
-        per: what its values have a row for: one of the task's logits, a document or a token.
         take: its values after a forward, by layer.
-        first: number of its first layer; None: it has no layers.
         record: what has to be recorded during the forward, if anything.
         hidden: whether the model has to return its hidden states.
     """
 
-    per: Literal["row", "document", "token"]
     take: Callable[[Forward], Found]
-    first: int | None = None
     record: Record | None = None
     hidden: bool = False
 
@@ -57,12 +53,13 @@ def check_taps(config: Any, taps: Taps) -> None:
     depth = getattr(config.get_text_config(), "num_hidden_layers", None)
     for tap in sorted(taps):
         reader = TAPS[one_of("tap", tap.name, TAPS)]
-        _check_layer(tap, reader.first, depth, config.model_type)
+        _check_layer(tap, depth, config.model_type)
         if reader.record is attention_calls and (why := apart(config)):
             raise refusal(config.model_type, tap.name, why)
 
 
-def _check_layer(tap: Tap, first: int | None, last: int | None, kind: str) -> None:
+def _check_layer(tap: Tap, last: int | None, kind: str) -> None:
+    first = TAP_KINDS[tap.name].first
     if tap.layer is None:
         return
     if first is None:
@@ -74,13 +71,12 @@ def _check_layer(tap: Tap, first: int | None, last: int | None, kind: str) -> No
 
 def read(forward: Forward, name: str, taps: Taps) -> dict[Tap, torch.Tensor]:
     """The values of a tap at the layers that are asked for."""
-    reader = TAPS[name]
-    found = reader.take(forward)
+    found = TAPS[name].take(forward)
     layers = {tap.layer for tap in taps if tap.name == name}
     if None in layers:
         return {Tap(name, layer): value for layer, value in found.items()}
     for layer in layers - found.keys():
-        _check_layer(Tap(name, layer), reader.first, len(found) - 1, name_of(forward.model))
+        _check_layer(Tap(name, layer), len(found) - 1, name_of(forward.model))
     return {Tap(name, layer): found[layer] for layer in layers}
 
 
@@ -115,7 +111,7 @@ def head_reads(model: Any, taps: Taps) -> Iterator[list[dict[str, Any]]]:
     logits are asked for too, the layer is not applied and hands on what it reads.
     """
     head = unwrapped(model).get_output_embeddings()
-    apply = partial(type(head).forward, head) if Tap("logits") in taps else _as_it_is
+    apply = partial(type(head).forward, head) if LOGITS in taps else _as_it_is
     seen: list[dict[str, Any]] = []
 
     def keep(x: torch.Tensor) -> torch.Tensor:
@@ -154,14 +150,14 @@ def _embeddings(forward: Forward) -> Found:
 
 
 TAPS: dict[str, Reader] = {
-    "logits": Reader(per="row", take=_logits),
-    "head": Reader(per="row", take=_head, record=head_reads),
-    "hidden": Reader(per="token", take=_hidden, first=0, hidden=True),
-    "embeddings": Reader(per="token", take=_embeddings, hidden=True),
-    "pooled": Reader(per="document", take=pooled, record=classifier_reads),
+    "logits": Reader(take=_logits),
+    "head": Reader(take=_head, record=head_reads),
+    "hidden": Reader(take=_hidden, hidden=True),
+    "embeddings": Reader(take=_embeddings, hidden=True),
+    "pooled": Reader(take=pooled, record=classifier_reads),
     **{
-        kind: Reader(per="token", take=partial(of_block, kind), first=1, record=attention_calls)
+        kind: Reader(take=partial(of_block, kind), record=attention_calls)
         for kind in QUERY_KEY_VALUE
     },
 }
-"""How each tap is read, by its name."""
+"""How each of TAP_KINDS is read, by its name."""

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from kdcache.errors import ModelError
-from kdcache.models.hooks import TAPS
 from kdcache.plans.batch import Batch
-from kdcache.signals import Activations, Attention, Tap
+from kdcache.signals.taps import HEAD, TAP_KINDS, Activations, Attention, Tap
 from kdcache.tasks import Task
 
 
@@ -118,7 +117,7 @@ def joined(
     width = batch["attention_mask"].shape[1]
 
     def whole(tap: Tap) -> torch.Tensor:
-        parts, per = [one[tap] for one in said], TAPS[tap.name].per
+        parts, per = [one[tap] for one in said], TAP_KINDS[tap.name].per
         if per == "token":
             return torch.cat([_widened(part, width) for part in parts])[order["document"]]
         return torch.cat(parts)[order[per]]
@@ -128,7 +127,7 @@ def joined(
         values=values,
         mask=batch.mask,
         masked=batch.get("masked"),
-        head=said[0].head and replace(said[0].head, hidden=values[Tap("head")]),
+        head=said[0].head and replace(said[0].head, hidden=values[HEAD]),
         attention={
             layer: _joined_attention([one.attention[layer] for one in said], pieces, width)
             for layer in said[0].attention

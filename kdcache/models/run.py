@@ -19,7 +19,7 @@ from kdcache.models.hooks import TAPS, check_taps, head_reads, read
 from kdcache.models.padding import by_length, joined, padded
 from kdcache.models.recording import Forward, Taps, name_of, unwrapped
 from kdcache.plans.batch import Batch
-from kdcache.signals import Activations, Head, Outputs, Tap
+from kdcache.signals.taps import HEAD, LOGITS, Activations, Head, Tap
 from kdcache.tasks import Task
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -54,28 +54,6 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: Task | None = None) -> Ac
     task = task or _task_of(inner, batch)
     _prove(inner, task, batch, taps)
     return _activations(model, task, batch, taps)
-
-
-def run_model(
-    model: Any, task: Task, batch: Batch, *, hidden: bool, head: nn.Linear | None = None
-) -> Outputs:
-    """Outputs of a transformers model: its logits and, with `hidden`, every hidden state.
-
-    As `run`, with a `head` that `plain_head` found in the model in place of logits.
-    """
-    taps = [Tap("logits" if head is None else "head"), *([Tap("hidden")] if hidden else [])]
-    found = _activations(model, task, batch, taps)
-    if found.head is None:
-        logits = found[Tap("logits")]
-    else:
-        logits = torch.empty(found.head.shape, device="meta")
-    return Outputs(
-        logits=logits,
-        hidden=found.layers("hidden"),
-        mask=found.mask,
-        masked=found.masked,
-        head=found.head,
-    )
 
 
 def _activations(model: Any, task: Task, batch: Batch, taps: Taps) -> Activations:
@@ -121,7 +99,7 @@ def _unapplied(forward: Forward, values: dict[Tap, torch.Tensor]) -> Head | None
     layer = forward.model.get_output_embeddings()
     (seen,) = forward.kept[head_reads]
     return Head(
-        hidden=values[Tap("head")],
+        hidden=values[HEAD],
         weight=layer.weight,
         bias=layer.bias,
         autocast=seen["autocast"],
@@ -157,8 +135,8 @@ def _prove_head(model: Any, task: Task, batch: Batch) -> None:
 
 def _prove_pooled(model: Any, task: Task, batch: Batch) -> None:
     with untouched(model):
-        found = _activations(model, task, batch, [Tap("pooled"), Tap("logits")])
-        logits, made = found[Tap("logits")], classify(model, found[Tap("pooled")])
+        found = _activations(model, task, batch, [Tap("pooled"), LOGITS])
+        logits, made = found[LOGITS], classify(model, found[Tap("pooled")])
     apart, largest = float((logits - made).abs().max()), float(logits.abs().max())
     if not apart <= POOLED.get(logits.dtype, POOLED[torch.bfloat16]) * largest:
         raise ModelError(
@@ -180,7 +158,8 @@ def plain_head(model: Any, batch: Batch) -> nn.Linear | None:
     """The layer whose output a language model's logits are; None if there is none.
 
     Some models scale or cap what their head says, or multiply by its weight elsewhere. To find out,
-    the model is run once on `batch`, dropout off, for the logits of the first token.
+    the model is run once on `batch`, dropout off, for the logits of the first token; `run` then
+    takes its word for it.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
@@ -193,7 +172,10 @@ def plain_head(model: Any, batch: Batch) -> nn.Linear | None:
             logits = _forward(model, batch, first, hidden=False).logits
     finally:
         handle.remove()
-    return head if len(said) == 1 and torch.equal(said[0], logits) else None
+    if len(said) != 1 or not torch.equal(said[0], logits):
+        return None
+    _PROVEN.setdefault(model, set()).add("head")
+    return head
 
 
 @contextmanager

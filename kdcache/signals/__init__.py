@@ -8,19 +8,14 @@ from typing import Any
 from kdcache.errors import ConfigError, one_of
 from kdcache.records import from_texts, make, required, settings_of
 from kdcache.signals.base import (
-    POSITIONS,
     ArraySpec,
     Assisted,
-    Head,
     Origins,
-    Outputs,
     Packing,
     Signal,
     TeacherShape,
-    at_rows,
     merge,
     options,
-    select,
 )
 from kdcache.signals.codecs.dense import DenseLogits
 from kdcache.signals.codecs.output_layer import HeadLabels, HiddenHead
@@ -30,12 +25,25 @@ from kdcache.signals.codecs.topk import TopKLogits
 from kdcache.signals.codecs.topk_small import SmallTopK
 from kdcache.signals.features import Hidden
 from kdcache.signals.soft_labels import SoftLabels
-from kdcache.signals.taps import Activations, Attention, Tap
+from kdcache.signals.taps import (
+    HEAD,
+    LOGITS,
+    POSITIONS,
+    TAP_KINDS,
+    Activations,
+    Attention,
+    Head,
+    Tap,
+    select,
+)
 from kdcache.tasks import Task
 
 __all__ = [
+    "HEAD",
+    "LOGITS",
     "POSITIONS",
     "SIGNALS",
+    "TAP_KINDS",
     "Activations",
     "ArraySpec",
     "Assisted",
@@ -47,7 +55,6 @@ __all__ = [
     "HiddenHead",
     "LayerRows",
     "Origins",
-    "Outputs",
     "Packing",
     "SampledLogits",
     "Signal",
@@ -58,7 +65,6 @@ __all__ = [
     "TopKLogits",
     "artefacts",
     "assist",
-    "at_rows",
     "from_json",
     "merge",
     "parse",

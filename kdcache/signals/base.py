@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,18 +12,11 @@ import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json
+from kdcache.signals.taps import POSITIONS, Activations, Tap
 from kdcache.tasks import LOGITS_SPACE, RowSpace, Space, Subset, Task, axis_of
 
 Arrays = dict[str, torch.Tensor]
 Stats = dict[str, float]
-
-POSITIONS: dict[str, Space] = {
-    "cls": "example",
-    "mean": "example",
-    "all": "token",
-    "masked": "masked",
-}
-"""Which hidden states of a document are kept, and the row space they make."""
 
 Packing = Literal["", "zstd", "columns"]
 """How an inner chunk is compressed: not at all; by zstd; by zstd, column after column."""
@@ -71,57 +63,6 @@ class TeacherShape:
     layers: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """The last layer of a language model, not applied: logits are `hidden @ weight.T + bias`.
-
-    Attributes:
-        hidden: [rows of the task's logits, H].
-        weight: [V, H].
-        bias: [V].
-        autocast: dtype in which the model would have applied it; None: that of `hidden`.
-    """
-
-    hidden: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor | None = None
-    autocast: torch.dtype | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """That of the logits."""
-        return len(self.hidden), len(self.weight)
-
-    def as_in_model(self) -> AbstractContextManager[Any]:
-        """The autocast in which the model would have applied it."""
-        kind, on = self.hidden.device.type, self.autocast is not None
-        return torch.autocast(kind, dtype=self.autocast, enabled=on)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outputs:
-    """What a model said of one padded batch of B documents of up to L tokens.
-
-    Attributes:
-        logits: [rows of the task's logits, outputs]; only a shape, on the meta device, with `head`.
-        hidden: one [B, L, hidden] per layer, the embedding output first.
-        mask: [B, L] bool, True where there is a token.
-        masked: flat indices into B * L of the masked positions, for masked-lm.
-        head: what would have made the logits.
-    """
-
-    logits: torch.Tensor
-    hidden: Sequence[torch.Tensor]
-    mask: torch.Tensor
-    masked: torch.Tensor | None = None
-    head: Head | None = None
-
-    @property
-    def said(self) -> torch.Tensor | Head:
-        """The head if it was not applied, else the logits."""
-        return self.logits if self.head is None else self.head
-
-
 class Signal(Protocol):
     """A frozen dataclass that writes itself into the manifest and reads itself back."""
 
@@ -140,11 +81,19 @@ class Signal(Protocol):
         """The arrays this signal is stored in."""
         ...
 
-    def encode(self, outputs: Outputs) -> Arrays:
-        """Teacher outputs to array rows, on the teacher's device."""
+    def taps(self) -> tuple[Tap, ...]:
+        """What it is made of: the teacher is run for that."""
         ...
 
-    def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
+    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+        """The rows [rows, width] that it stores, by tap, before they are encoded."""
+        ...
+
+    def encode(self, said: Activations) -> Arrays:
+        """What a teacher computed to array rows, on its device."""
+        ...
+
+    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """Distance between teacher and decoded values over sampled `rows`, as sums and maxima."""
         ...
 
@@ -196,56 +145,6 @@ def merge(parts: Sequence[Mapping[str, float]]) -> Stats:
             else:
                 total[name] = total.get(name, 0.0) + value
     return total
-
-
-def select(
-    hidden: torch.Tensor, positions: str, mask: torch.Tensor, masked: torch.Tensor | None
-) -> torch.Tensor:
-    """Rows of a layer [B, L, H] at `positions`: [B, H], [tokens, H] or [masked, H].
-
-    Means are float32 at least: what half precision holds of a token it need not hold of their sum.
-    """
-    if positions == "cls":
-        return hidden[:, 0]
-    if positions == "mean":
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        weights = mask.unsqueeze(-1).to(wide)
-        return (hidden.to(wide) * weights).sum(1) / weights.sum(1)
-    if positions == "all":
-        return hidden[mask]
-    if masked is None:
-        raise ConfigError("masked positions exist for the task masked-lm only")
-    return hidden.flatten(0, 1)[masked]
-
-
-def at_rows(outputs: Outputs, task: Task, space: RowSpace, rows: torch.Tensor | None) -> Outputs:
-    """What a model said at the rows of a subset of a space: `mask` or `masked` has only those.
-
-    `rows` [kept] int64 are numbers among all rows of the batch, as `Plan.kept` gives them. Where
-    `space` is no subset the outputs are as they were.
-    """
-    if not isinstance(space, Subset):
-        return outputs
-    assert rows is not None, "which rows a subset keeps is to be read with it"
-    kept = of_subset(outputs.mask, outputs.masked, space, rows)
-    if LOGITS_SPACE[task] != space.of:
-        return replace(outputs, **kept)
-    if outputs.head is None:
-        return replace(outputs, logits=outputs.logits[rows], **kept)
-    head = replace(outputs.head, hidden=outputs.head.hidden[rows])
-    return replace(outputs, logits=torch.empty(head.shape, device="meta"), head=head, **kept)
-
-
-def of_subset(
-    mask: torch.Tensor, masked: torch.Tensor | None, space: Subset, rows: torch.Tensor
-) -> dict[str, Any]:
-    """`mask` [B, L], or `masked`, with no more than the `rows` of a subset, by its name."""
-    if space.of == "token":
-        flat = mask.flatten().nonzero().squeeze(1)[rows]
-        kept = torch.zeros_like(mask).flatten().index_fill(0, flat, True)
-        return {"mask": kept.view_as(mask)}
-    assert masked is not None
-    return {"masked": masked[rows]}
 
 
 def check_fraction(what: str, fraction: float) -> None:

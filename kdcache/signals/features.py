@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -10,19 +11,17 @@ import torch
 from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json
 from kdcache.signals.base import (
-    POSITIONS,
     Arrays,
     ArraySpec,
-    Outputs,
     Stats,
     TeacherShape,
     check_fraction,
     check_positions,
     row_space,
-    select,
     settings,
 )
 from kdcache.signals.codecs.quantised import LayerRows, RowCodec
+from kdcache.signals.taps import POSITIONS, Activations, Tap
 from kdcache.tasks import Task
 
 
@@ -97,15 +96,22 @@ class Hidden:
             for spec in self.rows.arrays(f"hidden/L{layer}", space, shape.hidden)
         ]
 
-    def encode(self, outputs: Outputs) -> Arrays:
+    def taps(self) -> tuple[Tap, ...]:
+        """Every chosen layer."""
+        return tuple(Tap("hidden", layer) for layer in self.layers)
+
+    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+        """The states of every chosen layer at `positions`, [rows, hidden] each."""
+        return {tap: said.rows(tap, self.positions) for tap in self.taps()}
+
+    def encode(self, said: Activations) -> Arrays:
         """Codes of every chosen layer, on the teacher's device."""
         arrays: Arrays = {}
-        for layer in self.layers:
-            rows = select(outputs.hidden[layer], self.positions, outputs.mask, outputs.masked)
-            codes, scale = self.rows.encode(rows, f"hidden layer {layer}")
-            arrays[f"hidden/L{layer}/codes"] = codes
+        for tap, rows in self.values(said).items():
+            codes, scale = self.rows.encode(rows, str(tap))
+            arrays[f"hidden/L{tap.layer}/codes"] = codes
             if scale is not None:
-                arrays[f"hidden/L{layer}/scale"] = scale
+                arrays[f"hidden/L{tap.layer}/scale"] = scale
         return arrays
 
     def decode(self, raw: Arrays, layer: int) -> LayerRows:
@@ -113,12 +119,12 @@ class Hidden:
         prefix = f"hidden/L{layer}"
         return self.rows.decode(raw[f"{prefix}/codes"], raw.get(f"{prefix}/scale"))
 
-    def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
+    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """Squared error and squared norm of each layer over the sampled rows."""
         stats: Stats = {"rows": float(len(rows))}
-        for layer in self.layers:
-            exact = select(outputs.hidden[layer], self.positions, outputs.mask, outputs.masked)
-            exact = exact[rows].double()
+        for tap, values in self.values(said).items():
+            assert tap.layer is not None
+            layer, exact = tap.layer, values[rows].double()
             kept = {name: a[rows] for name, a in encoded.items() if f"/L{layer}/" in name}
             error = self.decode(kept, layer).dense().double() - exact
             stats[f"L{layer}_error"] = float(error.square().sum())

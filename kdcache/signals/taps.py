@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import total_ordering
+from typing import Any, Literal
 
 import torch
 
-from kdcache.signals.base import Head, of_subset, select
-from kdcache.tasks import LOGITS_SPACE, RowSpace, Subset, Task
+from kdcache.errors import ConfigError
+from kdcache.tasks import LOGITS_SPACE, RowSpace, Space, Subset, Task
+
+POSITIONS: dict[str, Space] = {
+    "cls": "example",
+    "mean": "example",
+    "all": "token",
+    "masked": "masked",
+}
+"""Which tokens of a document are stored, and the row space they make."""
 
 
 @total_ordering
@@ -45,6 +55,35 @@ class Tap:
 
     def __str__(self) -> str:
         return self.name if self.layer is None else f"{self.name} of layer {self.layer}"
+
+
+LOGITS, HEAD = Tap("logits"), Tap("head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TapKind:
+    """What is the same of a tap in every model.
+
+    Attributes:
+        per: what its values have a row for: one of the task's logits, a document or a token.
+        first: number of its first layer; None: it has no layers.
+    """
+
+    per: Literal["row", "document", "token"]
+    first: int | None = None
+
+
+TAP_KINDS: dict[str, TapKind] = {
+    "logits": TapKind(per="row"),
+    "head": TapKind(per="row"),
+    "hidden": TapKind(per="token", first=0),
+    "embeddings": TapKind(per="token"),
+    "pooled": TapKind(per="document"),
+    "query": TapKind(per="token", first=1),
+    "key": TapKind(per="token", first=1),
+    "value": TapKind(per="token", first=1),
+}
+"""Every tap there is; `kdcache.models.TAPS` says how each is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +127,31 @@ class Attention:
         return mask.expand(documents, -1, -1, -1)
 
 
-PER_LOGITS_ROW = ("logits", "head")
-"""Taps with a row for each row of the task's logits."""
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The last layer of a language model, not applied: logits are `hidden @ weight.T + bias`.
+
+    Attributes:
+        hidden: [rows of the task's logits, H].
+        weight: [V, H].
+        bias: [V].
+        autocast: dtype in which the model would have applied it; None: that of `hidden`.
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    autocast: torch.dtype | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of the logits."""
+        return len(self.hidden), len(self.weight)
+
+    def as_in_model(self) -> AbstractContextManager[Any]:
+        """The autocast in which the model would have applied it."""
+        kind, on = self.hidden.device.type, self.autocast is not None
+        return torch.autocast(kind, dtype=self.autocast, enabled=on)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +174,11 @@ class Activations:
 
     def __getitem__(self, tap: Tap) -> torch.Tensor:
         return self.values[tap]
+
+    @property
+    def said(self) -> torch.Tensor | Head:
+        """The logits, [rows, outputs]; of a language model asked for its head alone, that."""
+        return self.values[LOGITS] if LOGITS in self.values or self.head is None else self.head
 
     def layers(self, name: str) -> list[torch.Tensor]:
         """The values of a tap at every layer there is, the lowest first."""
@@ -146,8 +213,40 @@ class Activations:
         if LOGITS_SPACE[task] != space.of:
             return replace(self, **kept)
         values = {
-            tap: value[rows] if tap.name in PER_LOGITS_ROW else value
+            tap: value[rows] if TAP_KINDS[tap.name].per == "row" else value
             for tap, value in self.values.items()
         }
-        head = self.head and replace(self.head, hidden=values[Tap("head")])
+        head = self.head and replace(self.head, hidden=values[HEAD])
         return replace(self, values=values, head=head, **kept)
+
+
+def select(
+    hidden: torch.Tensor, positions: str, mask: torch.Tensor, masked: torch.Tensor | None
+) -> torch.Tensor:
+    """Rows of a layer [B, L, H] at `positions`: [B, H], [tokens, H] or [masked, H].
+
+    Means are float32 at least: what half precision holds of a token it need not hold of their sum.
+    """
+    if positions == "cls":
+        return hidden[:, 0]
+    if positions == "mean":
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        weights = mask.unsqueeze(-1).to(wide)
+        return (hidden.to(wide) * weights).sum(1) / weights.sum(1)
+    if positions == "all":
+        return hidden[mask]
+    if masked is None:
+        raise ConfigError("masked positions exist for the task masked-lm only")
+    return hidden.flatten(0, 1)[masked]
+
+
+def of_subset(
+    mask: torch.Tensor, masked: torch.Tensor | None, space: Subset, rows: torch.Tensor
+) -> dict[str, Any]:
+    """`mask` [B, L], or `masked`, with no more than the `rows` of a subset, by its name."""
+    if space.of == "token":
+        flat = mask.flatten().nonzero().squeeze(1)[rows]
+        kept = torch.zeros_like(mask).flatten().index_fill(0, flat, True)
+        return {"mask": kept.view_as(mask)}
+    assert masked is not None
+    return {"masked": masked[rows]}

@@ -21,11 +21,12 @@ import torch
 from torch import nn
 
 from kdcache.manifest import Json
-from kdcache.models import run_model
+from kdcache.models import run
 from kdcache.models.run import EQUAL, untouched
 from kdcache.plans import Docs
 from kdcache.plans.batch import Batch, collate
 from kdcache.progress import Advance, Progress
+from kdcache.signals import LOGITS
 from kdcache.teaching.data import Data, Documents
 from kdcache.teaching.scores import batches_of, merit, score
 from kdcache.teaching.split import sample
@@ -108,7 +109,7 @@ def find_parts(model: Any, batch: Batch) -> Parts | None:
     if not heads or base is model:
         return None
     with untouched(model), _seen(layers) as seen:
-        logits = run_model(model, "text-classification", batch, hidden=False).logits
+        logits = run(model, batch, [LOGITS], task="text-classification")[LOGITS]
     head = heads[-1]
     if head not in seen:
         return None
@@ -167,7 +168,7 @@ def features(model: Any, parts: Parts, documents: Documents, advance: Advance) -
 
 
 def _batches(model: Any, documents: Documents) -> Iterator[Docs]:
-    """Batches that `run_model` does not cut: of one length where pads make a difference."""
+    """Batches that `run` does not cut: of one length where pads make a difference."""
     if not getattr(model, EQUAL, False):
         yield from batches_of(documents)
         return
@@ -182,7 +183,7 @@ def _look(model: Any, parts: Parts, batch: Batch) -> dict[str, torch.Tensor]:
     handle = parts.encoder.register_forward_hook(lambda _m, _i, output: states.append(output[0]))
     try:
         with untouched(model), _seen(layers) as seen:
-            run_model(model, "text-classification", batch, hidden=False)
+            run(model, batch, [LOGITS], task="text-classification")
     finally:
         handle.remove()
     mask = batch["attention_mask"].unsqueeze(-1)

@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
-from kdcache.models import run_model
+from kdcache.models import run
 from kdcache.models.auto import silent_transformers
 from kdcache.plans.batch import Batch, collate
 from kdcache.progress import Advance, Progress
+from kdcache.signals import LOGITS
 from kdcache.teaching.data import Data, Documents
 from kdcache.teaching.scores import WORST, Floats, merit, predict, score, step_loss
 from kdcache.teaching.settings import Settings
@@ -109,8 +110,8 @@ class TeachingTrainer(transformers.Trainer):
     def compute_loss(  # type: ignore[override]  # a Batch is what our loader gives
         self, model: Any, inputs: Batch, return_outputs: bool = False, **more: Any
     ) -> Any:
-        outputs = run_model(model, "text-classification", inputs, hidden=False)
-        loss = step_loss(outputs.logits, inputs["labels"], self.weights, self.variance)
+        outputs = run(model, inputs, [LOGITS], task="text-classification")
+        loss = step_loss(outputs[LOGITS], inputs["labels"], self.weights, self.variance)
         self.losses.append(loss.detach())
         return (loss, outputs) if return_outputs else loss
 

@@ -22,7 +22,7 @@ def fused_head(
     objective: Objective,
     args: transformers.TrainingArguments,
 ) -> tuple[nn.Linear | None, str]:
-    """The head for `run_model` to leave to the losses, or None; and what a person should know.
+    """The head for `run` to leave to the losses, or None; and what a person should know.
 
     `batch` holds a document to try the student on.
     """

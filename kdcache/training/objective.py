@@ -15,13 +15,12 @@ from kdcache.losses.kl import SoftKL
 from kdcache.losses.shared import of_student, shared_outputs
 from kdcache.plans.batch import Batch
 from kdcache.signals import (
+    Activations,
     HeadLabels,
     HiddenHead,
     LayerRows,
-    Outputs,
     SoftLabels,
     TeacherShape,
-    at_rows,
 )
 from kdcache.tasks import Subset
 
@@ -91,7 +90,7 @@ class Objective:
         ]
 
     def __call__(
-        self, outputs: Outputs, batch: Batch, shares: Shares | None = None
+        self, outputs: Activations, batch: Batch, shares: Shares | None = None
     ) -> tuple[torch.Tensor, Terms]:
         """The loss of a batch and its terms before their weights, detached.
 
@@ -119,7 +118,7 @@ class Objective:
             terms = {name: share[name] * term for name, term in terms.items()}
         return torch.stack(parts).sum(), terms
 
-    def _step(self, outputs: Outputs, batch: Batch) -> Step:
+    def _step(self, outputs: Activations, batch: Batch) -> Step:
         if self._shared is not None:
             outputs = of_student(outputs, self._shared)
         return Step(
@@ -132,10 +131,10 @@ class Objective:
             project=lambda name, rows: self.projections[name](rows),
         )
 
-    def _beside(self, signal: str, outputs: Outputs, batch: Batch) -> Outputs:
+    def _beside(self, signal: str, outputs: Activations, batch: Batch) -> Activations:
         """What the student said at the rows of a signal."""
         rows = batch.get(f"{signal}/kept")
-        return at_rows(outputs, self.facts.task, self._spaces[signal], rows)
+        return outputs.at_rows(self.facts.task, self._spaces[signal], rows)
 
     def _soft(self, batch: Batch) -> SoftLabels | HeadLabels | None:
         if not any(needs.logits for needs in self.needs.values()):

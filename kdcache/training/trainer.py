@@ -21,9 +21,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from kdcache.errors import ConfigError, KdcacheError, ModelError
 from kdcache.interrupts import handled_by
-from kdcache.models import run_model
+from kdcache.models import run
 from kdcache.plans.batch import Batch
 from kdcache.progress import Progress
+from kdcache.signals import HEAD, LOGITS, Tap
 from kdcache.tasks import Task
 from kdcache.training.choosing import best_checkpoint
 from kdcache.training.dev import DevSet, value_of
@@ -66,7 +67,8 @@ class DistillationTrainer(transformers.Trainer):
         self.objective: Objective = objective
         self.dataset: CachedDocuments = dataset
         self.ranks = ranks
-        self.head = head
+        self.taps = [LOGITS if head is None else HEAD]
+        self.taps += [Tap("hidden")] if objective.hidden else []
         self.dev, self.told, self.diverged = dev, told, 0
         self._documents = self._tokens = 0
         self._terms: dict[str, torch.Tensor] = {}
@@ -121,12 +123,12 @@ class DistillationTrainer(transformers.Trainer):
         num_items_in_batch: Iterator[Shares | None] | None = None,
     ) -> Any:
         shares = None if num_items_in_batch is None else next(num_items_in_batch)
-        outputs = run_model(model, self.task, inputs, hidden=self.objective.hidden, head=self.head)
+        outputs = run(model, inputs, self.taps, task=self.task)
         loss, terms = self.objective(outputs, inputs, shares)
         if self.ranks.size > 1:
             loss = loss * self.ranks.size  # DDP takes the mean of the ranks' gradients
             if not self.objective.logits:
-                loss = loss + 0.0 * outputs.logits.sum()  # and waits for one of every parameter
+                loss = loss + 0.0 * outputs[LOGITS].sum()  # and waits for one of every parameter
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0) + value.float()
         return (loss, outputs) if return_outputs else loss

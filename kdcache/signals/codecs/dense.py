@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -12,7 +13,6 @@ from kdcache.manifest import Json
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
-    Outputs,
     Stats,
     TeacherShape,
     check_fraction,
@@ -20,6 +20,7 @@ from kdcache.signals.base import (
     settings,
 )
 from kdcache.signals.soft_labels import SoftLabels, divergence, kl_stats, kl_summary
+from kdcache.signals.taps import LOGITS, Activations, Tap
 from kdcache.tasks import Task
 
 DENSE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -59,9 +60,17 @@ class DenseLogits:
             )
         ]
 
-    def encode(self, outputs: Outputs) -> Arrays:
+    def taps(self) -> tuple[Tap, ...]:
+        """The logits."""
+        return (LOGITS,)
+
+    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+        """The logits."""
+        return {LOGITS: said[LOGITS]}
+
+    def encode(self, said: Activations) -> Arrays:
         """Logits in the stored dtype; ModelError where fp16 cannot hold them."""
-        values = outputs.logits.to(DENSE_DTYPES[self.dtype])
+        values = said[LOGITS].to(DENSE_DTYPES[self.dtype])
         if not torch.isfinite(values).all():
             raise ModelError("a logit is too large for fp16; store the logits with dtype=fp32")
         return {"logits/values": values}
@@ -72,9 +81,9 @@ class DenseLogits:
         ids = torch.arange(values.shape[1], device=values.device).expand(values.shape)
         return SoftLabels(ids=ids, logprobs=values.log_softmax(-1), values=values)
 
-    def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
+    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """KL(teacher || decoded) in nats and top-1 agreement; absolute error of a single value."""
-        exact = outputs.logits[rows].double()
+        exact = said[LOGITS][rows].double()
         decoded = encoded["logits/values"][rows].double()
         worst = float((exact - decoded).abs().max())
         kl = divergence(exact.log_softmax(-1), decoded.log_softmax(-1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
@@ -15,9 +15,7 @@ from kdcache.manifest import Json
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
-    Head,
     Origins,
-    Outputs,
     Stats,
     TeacherShape,
     check_fraction,
@@ -26,6 +24,7 @@ from kdcache.signals.base import (
 )
 from kdcache.signals.codecs.quantised import LayerRows, RowCodec
 from kdcache.signals.soft_labels import SoftLabels, divergence, kl_stats, kl_summary
+from kdcache.signals.taps import HEAD, Activations, Head, Tap
 from kdcache.tasks import Task
 
 FILE = "logits/head.safetensors"
@@ -161,10 +160,17 @@ class HiddenHead:
         """This signal with the output layer, which is read once it is needed."""
         return replace(self, layer=OutputLayer(read, shape))
 
-    def encode(self, outputs: Outputs) -> Arrays:
+    def taps(self) -> tuple[Tap, ...]:
+        """The output layer's input, in place of the logits."""
+        return (HEAD,)
+
+    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+        """The output layer's input."""
+        return {HEAD: said[HEAD]}
+
+    def encode(self, said: Activations) -> Arrays:
         """Codes of what the output layer would have taken, on the teacher's device."""
-        assert outputs.head is not None, "the teacher's output layer was applied"
-        codes, scale = self.rows.encode(outputs.head.hidden, "the output layer's input")
+        codes, scale = self.rows.encode(said[HEAD], "the output layer's input")
         return {"logits/codes": codes} | ({} if scale is None else {"logits/scale": scale})
 
     def labels(self, raw: Arrays) -> HeadLabels:
@@ -178,11 +184,10 @@ class HiddenHead:
         """Soft labels over the whole vocabulary, [N, V]."""
         return self.labels(raw).dense()
 
-    def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
+    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """KL(teacher || decoded) in nats over the vocabulary, and top-1 agreement."""
-        said = outputs.head
-        assert said is not None
-        exact = _apply(replace(said, hidden=said.hidden[rows]))
+        assert said.head is not None
+        exact = _apply(replace(said.head, hidden=said[HEAD][rows]))
         soft = self.decode({name: a[rows] for name, a in encoded.items()}, exact.shape[1])
         assert soft.values is not None
         decoded = soft.values.double().log_softmax(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,6 @@ from kdcache.manifest import Json
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
-    Outputs,
     Stats,
     TeacherShape,
     check_fraction,
@@ -21,6 +21,7 @@ from kdcache.signals.base import (
 )
 from kdcache.signals.codecs import draws, gaps, vocabulary
 from kdcache.signals.soft_labels import SoftLabels
+from kdcache.signals.taps import LOGITS, Activations, Tap
 from kdcache.tasks import Task
 
 CHUNK_ROWS = 1024
@@ -88,10 +89,18 @@ class SampledLogits(vocabulary.Ranked):
             for name in gaps.names(shape.outputs)
         ]
 
-    def encode(self, outputs: Outputs) -> Arrays:
+    def taps(self) -> tuple[Tap, ...]:
+        """The logits."""
+        return (LOGITS,)
+
+    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+        """The logits."""
+        return {LOGITS: said[LOGITS]}
+
+    def encode(self, said: Activations) -> Arrays:
         """Draws of every row, on the logits' device."""
-        drawn = draws.draw(outputs.logits, self.n, self.seed)
-        return gaps.split(self.ranks_of(drawn).sort(1).values, outputs.logits.shape[1])
+        drawn = draws.draw(said[LOGITS], self.n, self.seed)
+        return gaps.split(self.ranks_of(drawn).sort(1).values, said[LOGITS].shape[1])
 
     def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
         """Distinct ids and the logarithm of their share of the draws; -1 fills the row up."""
@@ -103,9 +112,9 @@ class SampledLogits(vocabulary.Ranked):
             tail_logmass=torch.full((len(ranks),), -torch.inf, device=ranks.device),
         )
 
-    def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
+    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """Distinct ids, and squared distance of the estimate from the teacher's distribution."""
-        exact = outputs.logits[rows].double().softmax(-1)
+        exact = said[LOGITS][rows].double().softmax(-1)
         kept = {name: values[rows] for name, values in encoded.items()}
         soft = self.decode(kept, exact.shape[1])
         live = soft.ids >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
@@ -11,7 +12,6 @@ from kdcache.manifest import Json
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
-    Outputs,
     Stats,
     TeacherShape,
     check_fraction,
@@ -37,6 +37,7 @@ from kdcache.signals.soft_labels import (
     summarise_kept,
     tail_labels,
 )
+from kdcache.signals.taps import LOGITS, Activations, Tap
 from kdcache.tasks import Task
 from kdcache_kernels import topk_encode
 
@@ -98,10 +99,18 @@ class TopKLogits:
             for name, row, dtype, attributes in specs
         ]
 
-    def encode(self, outputs: Outputs) -> Arrays:
+    def taps(self) -> tuple[Tap, ...]:
+        """The logits."""
+        return (LOGITS,)
+
+    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+        """The logits."""
+        return {LOGITS: said[LOGITS]}
+
+    def encode(self, said: Activations) -> Arrays:
         """One pass over the logits, on their device."""
-        ids, logprobs, tail_logmass, tail_stat = topk_encode(outputs.logits, self.k)
-        width = outputs.logits.shape[1]
+        ids, logprobs, tail_logmass, tail_stat = topk_encode(said[LOGITS], self.k)
+        width = said[LOGITS].shape[1]
         arrays = {
             **_split("ids", ids, width),
             "logits/logprobs": to_codes(logprobs),
@@ -109,7 +118,7 @@ class TopKLogits:
             "logits/tail_stat": tail_stat,
         }
         if self.draws:
-            arrays |= _split("drawn", draw_tail(outputs.logits, ids, self.draws), width)
+            arrays |= _split("drawn", draw_tail(said[LOGITS], ids, self.draws), width)
         return arrays
 
     def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
@@ -130,9 +139,9 @@ class TopKLogits:
         drawn, mass = tail_labels(_join("drawn", raw, outputs), tail, outputs, self.k)
         return replace(soft, drawn=drawn, drawn_logprobs=mass)
 
-    def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
+    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """KL(teacher || decoded) in nats over the sampled `rows`; see `measure_kept`."""
-        logits = outputs.logits[rows]
+        logits = said[LOGITS][rows]
         kept = {name: values[rows] for name, values in encoded.items()}
         return measure_kept(logits, self.decode(kept, logits.shape[1]))
 

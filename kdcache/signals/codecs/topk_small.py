@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,7 +14,6 @@ from kdcache.manifest import Json
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
-    Outputs,
     Packing,
     Stats,
     TeacherShape,
@@ -33,6 +33,7 @@ from kdcache.signals.soft_labels import (
     summarise_kept,
     tail_labels,
 )
+from kdcache.signals.taps import LOGITS, Activations, Tap
 from kdcache.tasks import RowSpace, Task
 from kdcache_kernels import topk_encode
 
@@ -123,10 +124,18 @@ class SmallTopK(vocabulary.Ranked):
             ),
         ]
 
-    def encode(self, outputs: Outputs) -> Arrays:
+    def taps(self) -> tuple[Tap, ...]:
+        """The logits."""
+        return (LOGITS,)
+
+    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+        """The logits."""
+        return {LOGITS: said[LOGITS]}
+
+    def encode(self, said: Activations) -> Arrays:
         """One pass over the logits, on their device."""
-        ids, logprobs, tail_logmass, tail_stat = topk_encode(outputs.logits, self.k)
-        width = outputs.logits.shape[1]
+        ids, logprobs, tail_logmass, tail_stat = topk_encode(said[LOGITS], self.k)
+        width = said[LOGITS].shape[1]
         ranks, order = self.ranks_of(ids).sort(1)
         codes = to_steep_codes(logprobs, self.levels)
         least = codes[:, -1:]
@@ -138,7 +147,7 @@ class SmallTopK(vocabulary.Ranked):
             "logits/tail_stat": tail_stat.half(),
         }
         if self.draws:
-            drawn = self.ranks_of(draws.draw_tail(outputs.logits, ids, self.draws))
+            drawn = self.ranks_of(draws.draw_tail(said[LOGITS], ids, self.draws))
             arrays |= gaps.split(drawn.sort(1).values, width, DRAWN)
         return arrays
 
@@ -158,9 +167,9 @@ class SmallTopK(vocabulary.Ranked):
         drawn, mass = tail_labels(gaps.join(raw, outputs, DRAWN), tail, outputs, self.k)
         return replace(soft, drawn=self.ids_of(drawn), drawn_logprobs=mass)
 
-    def measure(self, outputs: Outputs, encoded: Arrays, rows: torch.Tensor) -> Stats:
+    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """KL(teacher || decoded) in nats over the sampled `rows`; see `measure_kept`."""
-        logits = outputs.logits[rows]
+        logits = said[LOGITS][rows]
         kept = {name: values[rows] for name, values in encoded.items()}
         return measure_kept(logits, self.decode(kept, logits.shape[1]))
 

@@ -96,9 +96,9 @@ def train_once(
     run = Run(cache, None, recipe, out, resume=False, progress=quiet)
     if online is not None:
         run.dataset = OnlineDocuments(run.dataset, *online)
-        signals = dict(run.objective.facts.signals)
+        signals = dict(run.objective.cache.signals)
         signals["logits"] = OnlineLogits(signals["logits"])
-        run.objective.facts = replace(run.objective.facts, signals=signals)
+        run.objective.cache = replace(run.objective.cache, signals=signals)
     metrics = run.train([])
     log = json.loads((out / "training_log.json").read_text())
     return {

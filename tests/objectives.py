@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.losses import CacheFacts, Loss
+from kdcache.losses import CacheSpec, Loss
 from kdcache.plans.batch import Batch
 from kdcache.signals import (
     DenseLogits,
@@ -44,6 +44,7 @@ class Given:
         positions: of the teacher's hidden states that the cache holds.
         projection: weight and bias that every learned projection is set to.
         labelled: whether the cache has any hard label, in these documents or others.
+        weights: of documents, [B]; None: the batch has none.
     """
 
     task: Task
@@ -57,6 +58,7 @@ class Given:
     positions: str = "cls"
     projection: tuple[Array, Array] | None = None
     labelled: bool = True
+    weights: Array | None = None
 
     @property
     def mask(self) -> Array:
@@ -103,6 +105,7 @@ class Given:
             masked=masked,
             soft={name: values[rows] for name, values in self.soft.items()},
             taught=None if self.taught is None else self.taught[:, which],
+            weights=None if self.weights is None else self.weights[which],
         )
 
 
@@ -158,7 +161,7 @@ def bind(losses: Mapping[str, Loss], given: Given) -> Objective:
     classes = "regression" if floats else "classes"
     signals = _signals(given)[0]
     width = given.hidden.shape[-1] if given.taught is None else given.taught.shape[-1]
-    known = CacheFacts(
+    known = CacheSpec(
         task=given.task,
         problem=classes if given.task == "text-classification" else "tokens",
         signals=signals,
@@ -196,6 +199,8 @@ def batch_of(given: Given) -> Batch:
         labels=torch.from_numpy(given.labels),
         **_signals(given)[1],
     )
+    if given.weights is not None:
+        made["example_weight"] = torch.from_numpy(given.weights)
     if given.masked is not None:
         made["masked"] = torch.from_numpy(given.masked)
     made.tokens, made.labelled = int(given.lengths.sum()), _labelled(given)
@@ -205,7 +210,7 @@ def batch_of(given: Given) -> Batch:
 def counts(losses: Mapping[str, Loss], given: Given) -> dict[str, float]:
     """What each loss is the mean over in these documents."""
     objective = bind(losses, given)
-    return dict(zip(objective.losses, objective.counts(batch_of(given)), strict=True))
+    return dict(zip(objective.losses, objective.totals([batch_of(given)]), strict=True))
 
 
 def value(
@@ -213,12 +218,12 @@ def value(
     given: Given,
     logits: torch.Tensor,
     hidden: Sequence[torch.Tensor],
-    shares: Mapping[str, float] | None = None,
+    totals: Sequence[float] | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Objective]:
     """The loss, its terms and the objective they are of, at outputs of any dtype."""
     objective = bind(losses, given)
     objective.projections.to(logits.dtype)
-    total, terms = objective(_outputs(given, logits, list(hidden)), batch_of(given), shares)
+    total, terms = objective(_outputs(given, logits, list(hidden)), batch_of(given), totals)
     return total, terms, objective
 
 
@@ -226,15 +231,15 @@ def evaluate(
     losses: Mapping[str, Loss],
     given: Given,
     dtype: torch.dtype = torch.float64,
-    shares: Mapping[str, float] | None = None,
+    totals: Sequence[float] | None = None,
 ) -> Found:
     """Value and gradients of losses where the student says what is given, in `dtype`.
 
-    With `shares`, what the documents add to the losses of a step, by loss.
+    With `totals`, what the documents add to the losses of a step that counts for these.
     """
     logits = torch.from_numpy(given.logits).to(dtype).requires_grad_()
     hidden = [torch.from_numpy(layer).to(dtype).requires_grad_() for layer in given.hidden]
-    total, terms, objective = value(losses, given, logits, hidden, shares)
+    total, terms, objective = value(losses, given, logits, hidden, totals)
     learned = dict(objective.projections.named_parameters())
     leaves = [logits, *hidden, *learned.values()]
     if total.requires_grad:

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from kdcache.losses import Hard, HiddenMSE, LogitMSE, Loss, SoftKL
+from kdcache.models import run as run_model
 from kdcache.models.run import EQUAL
 from kdcache.plans import Docs
 from kdcache.plans.batch import Batch
@@ -21,9 +22,8 @@ from kdcache.training.fused_head import fused_head
 from kdcache.training.objective import Objective
 from kdcache.training.ranks import Ranks
 from kdcache.training.recipe import Recipe
-from kdcache.training.run import PROJECTIONS, facts
+from kdcache.training.run import PROJECTIONS, cache_spec
 from kdcache.training.trainer import DistillationTrainer, Reporter
-from tests.said import say
 
 BATCH, TURNS = 3, 4
 DOCUMENTS = {torch.float64: 19, torch.float32: 13}
@@ -89,7 +89,7 @@ class Student:
         self.model = AUTO[self.task].from_config(made)
         setattr(self.model, EQUAL, losses is COMBINED["one length"])
         shape = TeacherShape(outputs=cache.shape.outputs, hidden=16, layers=2)
-        known = facts(cache, len(cache.plan.labelled_docs))
+        known = cache_spec(cache, len(cache.plan.labelled_docs))
         self.objective = Objective(losses, known, shape)
         setattr(self.model, PROJECTIONS, self.objective.projections)
         self.model.to(dtype)
@@ -137,8 +137,8 @@ class Student:
     def at_once(self, batch: Batch, args: Any) -> tuple[float, dict[str, float], Gradients]:
         """Loss, terms and gradients of a batch that nobody cuts."""
         self.model.zero_grad()
-        hidden = self.objective.hidden
-        said = say(self.model, self.task, batch, hidden=hidden, head=self.head(args))
+        taps = self.objective.taps(head=self.head(args))
+        said = run_model(self.model, batch, taps, task=self.task)
         total, terms = self.objective(said, batch)
         total.backward()
         told = {name: float(term) for name, term in terms.items()}

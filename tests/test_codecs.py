@@ -18,7 +18,8 @@ from scipy.special import log_softmax, softmax
 from kdcache.building.builder import build
 from kdcache.building.capture import Capture
 from kdcache.errors import ConfigError, DamageError, ModelError
-from kdcache.losses import CacheFacts, SoftKL, soft_and_hard
+from kdcache.losses import CacheSpec, SoftKL, soft_and_hard
+from kdcache.losses.binding import bind
 from kdcache.maintenance.verifying import verify
 from kdcache.models import load_teacher
 from kdcache.signals import (
@@ -193,16 +194,16 @@ def test_the_sampled_gradient_is_that_of_the_estimate() -> None:
 
 
 def test_sampled_labels_refuse_another_temperature() -> None:
-    facts = CacheFacts(
+    spec = CacheSpec(
         task="masked-lm",
         problem="tokens",
         signals={"logits": SampledLogits()},
         shape=TeacherShape(outputs=600, hidden=8, layers=1),
         labelled=1,
     )
-    SoftKL().needs("kl", facts, facts.shape)
+    bind("kl", SoftKL(), spec, spec.shape)
     with pytest.raises(ConfigError, match=r"tells the teacher at temperature 1\. Set losses"):
-        SoftKL(temperature=2.0).needs("kl", facts, facts.shape)
+        bind("kl", SoftKL(temperature=2.0), spec, spec.shape)
 
 
 @pytest.mark.parametrize("group", [2, 16, 48])
@@ -411,19 +412,19 @@ def test_the_loss_through_both_heads_is_the_loss_on_logits(
     rng = torch.Generator().manual_seed(0)
     rows = torch.randn(len(labels.rows.codes), 12, generator=rng).requires_grad_()
     weight = torch.randn(packed.shape.outputs, 12, generator=rng)
-    fused = soft_and_hard(
+    fused, _, _ = soft_and_hard(
         Head(hidden=rows, weight=weight),
         labels,
         temperature=temperature,
         labels=batch["labels"],
         hard_weight=0.5,
     )
-    (found,) = torch.autograd.grad(fused.total, rows)
-    plain = soft_and_hard(
+    (found,) = torch.autograd.grad(fused, rows)
+    plain, _, _ = soft_and_hard(
         rows @ weight.T, labels, temperature=temperature, labels=batch["labels"], hard_weight=0.5
     )
-    (wanted,) = torch.autograd.grad(plain.total, rows)
-    torch.testing.assert_close(fused.total, plain.total, rtol=1e-4, atol=1e-5)
+    (wanted,) = torch.autograd.grad(plain, rows)
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6)
 
 

@@ -13,7 +13,8 @@ from scipy.special import softmax
 
 from kdcache.building.builder import build
 from kdcache.errors import ConfigError
-from kdcache.losses import CacheFacts, SoftKL, soft_and_hard
+from kdcache.losses import CacheSpec, SoftKL, soft_and_hard
+from kdcache.losses.binding import bind
 from kdcache.maintenance.exporting import export
 from kdcache.maintenance.verifying import verify
 from kdcache.signals import SmallTopK, SoftLabels, TeacherShape, TopKLogits, parse
@@ -102,13 +103,13 @@ def test_draws_are_unbiased(codec: str) -> None:
 def test_the_gradient_is_that_of_the_estimate(codec: str) -> None:
     logits, student = rows_of(5, 80), rows_of(5, 80, seed=1).requires_grad_()
     soft = decoded(signal(codec, 80, k=6, draws=9), logits)
-    soft_and_hard(student, soft, temperature=1.0, tail="drawn").total.backward()
+    soft_and_hard(student, soft, temperature=1.0, tail="drawn")[0].backward()
     target = dense(soft.with_drawn(), 80)
     wanted = softmax(student.detach().double().numpy(), axis=1) - target / target.sum(1)[:, None]
     assert student.grad is not None
     np.testing.assert_allclose(student.grad, wanted / 5, atol=1e-6)
     bucket = rows_of(5, 80, seed=1).requires_grad_()
-    soft_and_hard(bucket, soft, temperature=1.0).total.backward()
+    soft_and_hard(bucket, soft, temperature=1.0)[0].backward()
     other = rows_of(5, 80, seed=1).requires_grad_()
     topk_kl(other, soft.ids, soft.logprobs, tail_logmass=soft.tail_logmass).backward()
     assert bucket.grad is not None
@@ -125,7 +126,7 @@ def test_nothing_is_drawn_from_a_tail_without_mass(codec: str) -> None:
     assert (soft.drawn[:2] == -1).all()
     assert (soft.drawn[2] >= 0).any()
     student = rows_of(3, 50).requires_grad_()
-    loss = soft_and_hard(student, soft, temperature=1.0, tail="drawn").total
+    loss = soft_and_hard(student, soft, temperature=1.0, tail="drawn")[0]
     loss.backward()
     assert torch.isfinite(loss)
     assert student.grad is not None
@@ -161,12 +162,12 @@ def test_losses_that_cannot_be_served_are_refused(
 ) -> None:
     known = signal(codec, 600, k=8, draws=draws)
     shape = TeacherShape(outputs=600, hidden=8, layers=1)
-    facts = CacheFacts(
+    spec = CacheSpec(
         task="masked-lm", problem="tokens", signals={"logits": known}, shape=shape, labelled=1
     )
-    SoftKL(tail="bucket", temperature=2.0).needs("kl", facts, shape)
+    bind("kl", SoftKL(tail="bucket", temperature=2.0), spec, shape)
     with pytest.raises(ConfigError, match=message.format(codec=codec)):
-        loss.needs("kl", facts, shape)
+        bind("kl", loss, spec, shape)
 
 
 def test_a_student_is_trained_on_what_was_drawn(

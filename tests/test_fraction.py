@@ -24,7 +24,7 @@ from kdcache.building.builder import build, estimate
 from kdcache.building.describe import describe_bytes
 from kdcache.errors import ConfigError, DamageError
 from kdcache.evaluation.evaluator import evaluate
-from kdcache.losses import CacheFacts, Hard, HiddenMSE, LogitMSE, SoftKL
+from kdcache.losses import CacheSpec, Hard, HiddenMSE, LogitMSE, SoftKL
 from kdcache.maintenance.copying import copy
 from kdcache.maintenance.exporting import export, part_columns
 from kdcache.maintenance.merging import merge
@@ -142,7 +142,7 @@ def test_bytes_are_exact_before_the_teacher_runs(fraction: float, place: Any) ->
 
 def objective(cache: Cache, losses: Any) -> Objective:
     config = cache.plan.config
-    known = CacheFacts(
+    known = CacheSpec(
         task=config.task,
         problem=config.problem,
         signals=cache.signals,

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from kdcache.building.builder import build
-from kdcache.losses import CacheFacts, Hard, HiddenMSE, SoftKL
-from kdcache.models import plain_head
+from kdcache.losses import CacheSpec, Hard, HiddenMSE, SoftKL
+from kdcache.models import plain_head, run
 from kdcache.progress import quiet
 from kdcache.signals import LOGITS, TeacherShape
 from kdcache.training.objective import Objective
@@ -79,7 +79,7 @@ def objective(cache, losses, layers=2):
     shape = TeacherShape(outputs=cache.shape.outputs, hidden=32, layers=layers)
     torch.manual_seed(1)
     config = cache.plan.config
-    known = CacheFacts(
+    known = CacheSpec(
         task=config.task,
         problem=config.problem,
         signals=cache.signals,
@@ -93,8 +93,8 @@ def step(model, task, batch, aim, head, scale=1.0):
     """Loss, terms and every gradient of one step, with the head left to the losses or not."""
     model.zero_grad(set_to_none=True)
     aim.projections.zero_grad(set_to_none=True)
-    outputs = say(model, task, batch, hidden=aim.hidden, head=head)
-    loss, terms = aim(outputs, batch)
+    taps = aim.taps(head=head is not None)
+    loss, terms = aim(run(model, batch, taps, task=task), batch)
     (scale * loss).backward()
     named = [*model.named_parameters(), *aim.projections.named_parameters()]
     grads = {name: p.grad.clone() for name, p in named if p.grad is not None}

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from kdcache.errors import ConfigError
 from kdcache.losses import (
-    CacheFacts,
+    CacheSpec,
     Hard,
     HiddenMSE,
     LogitMSE,
@@ -19,6 +19,7 @@ from kdcache.signals import (
     DenseLogits,
     Hidden,
     SoftLabels,
+    Tap,
     TeacherShape,
     TopKLogits,
     select,
@@ -34,7 +35,7 @@ LENGTHS = torch.tensor([5, 1, 3])
 
 
 def facts(*signals, task="text-classification", problem="classes", labelled=3, shape=TEACHER):
-    return CacheFacts(
+    return CacheSpec(
         task=task,
         problem=problem,
         signals={signal.name: signal for signal in signals},
@@ -69,7 +70,11 @@ def batch(*signals, labels=(2, -100, 0)):
     arrays = {}
     for signal in signals:
         arrays |= signal.encode(teacher_outputs())
-    return Batch(labels=torch.tensor(labels), **arrays)
+    mask = outputs().mask.long()
+    made = Batch(docs=torch.arange(3), attention_mask=mask, masked=torch.tensor([1, 4, 12]))
+    made.update(labels=torch.tensor(labels), **arrays)
+    made.tokens, made.labelled = 9, sum(label >= 0 for label in labels)
+    return made
 
 
 def loss_of(loss, *signals, student=STUDENT, labels=(2, -100, 0), **more):
@@ -136,16 +141,16 @@ def test_one_pass_gives_soft_and_hard_losses_each_with_its_own_mean():
     values = teacher_outputs().logits
     ids = torch.arange(7).expand(3, 7)
     soft = SoftLabels(ids=ids, logprobs=values.log_softmax(-1))
-    both = soft_and_hard(
+    total, divergences, entropies = soft_and_hard(
         said.logits, soft, temperature=2.0, weight=0.3, labels=labels, hard_weight=0.7
     )
     kl = 4 * divergence(values, said.logits, 2.0, "row")
     ce = functional.cross_entropy(said.logits.double(), labels)
-    torch.testing.assert_close(both.soft.double(), kl, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(both.hard.double(), ce, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(divergences.double(), kl, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(entropies.double(), ce, rtol=1e-5, atol=1e-7)
     expected = 0.3 * kl + 0.7 * ce
-    torch.testing.assert_close(both.total.double(), expected, rtol=1e-5, atol=1e-7)
-    ours, theirs = (torch.autograd.grad(x, said.logits)[0] for x in (both.total, expected))
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-7)
+    ours, theirs = (torch.autograd.grad(x, said.logits)[0] for x in (total, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
@@ -283,10 +288,11 @@ def test_only_arrays_of_mapped_layers_are_read():
     signals = (DenseLogits(), Hidden(layers=(0, 1, 2, 4), dtype="int8"))
     hidden = Objective({"h": HiddenMSE(layer_map="1:2")}, facts(*signals), STUDENT)
     assert hidden.arrays == ["hidden/L2/codes", "hidden/L2/scale"]
-    assert hidden.hidden
+    assert hidden.reads == hidden.taps() == [Tap("hidden", 1)]
     soft = Objective({"kl": SoftKL()}, facts(*signals), STUDENT)
     assert soft.arrays == ["logits/values"]
-    assert not soft.hidden
+    assert soft.taps() == [Tap("logits")]
+    assert soft.taps(head=True) == [Tap("head")]
     assert Objective({"hard": Hard()}, facts(*signals), STUDENT).arrays == []
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from kdcache.building.builder import build
-from kdcache.losses import LOSSES, CacheFacts, Hard, HiddenMSE, LogitMSE, Loss, SoftKL
+from kdcache.losses import LOSSES, CacheSpec, Hard, HiddenMSE, LogitMSE, Loss, SoftKL
 from kdcache.maintenance.exporting import export
 from kdcache.maintenance.spot_check import spot_check
 from kdcache.maintenance.verifying import verify
@@ -97,7 +97,7 @@ def objective(cache: Cache, kinds: list[str]) -> Objective | None:
         if made is None:
             return None
         losses[kind] = made
-    facts = CacheFacts(
+    facts = CacheSpec(
         task=cache.plan.config.task,
         problem=cache.plan.config.problem,
         signals=cache.signals,

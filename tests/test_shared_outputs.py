@@ -25,7 +25,7 @@ from kdcache.models.teacher import teacher_shape
 from kdcache.signals import SoftLabels
 from kdcache.store import Cache, open_plan
 from kdcache.training.objective import Objective
-from kdcache.training.run import facts
+from kdcache.training.run import cache_spec
 from tests.conftest import save_teacher
 from tests.said import say
 
@@ -66,7 +66,9 @@ def student_of(rows: int) -> Any:
 
 def objective(cache: Cache, model: Any, **losses: Any) -> Objective:
     made = {kind: LOSSES[kind](**options) for kind, options in losses.items()}
-    return Objective(made, facts(cache, cache.plan.labelled), teacher_shape(model.config, TASK))
+    return Objective(
+        made, cache_spec(cache, cache.plan.labelled), teacher_shape(model.config, TASK)
+    )
 
 
 def stored_tail(soft: SoftLabels, temperature: float) -> torch.Tensor:
@@ -187,11 +189,11 @@ def test_equal_outputs_are_compared_as_they_are(made: Callable[[str], Cache]) ->
     batch = cache.batch(cache.plan.docs, aim.arrays)
     outputs = say(model, TASK, batch, hidden=False)
     soft: Any = cache.signals["logits"].decode(batch, TEACHER)  # type: ignore[attr-defined]
-    both = soft_and_hard(
+    both, _, _ = soft_and_hard(
         outputs.logits, soft, temperature=2.0, labels=batch["labels"], hard_weight=1.0
     )
     loss, _ = aim(outputs, batch)
-    assert torch.equal(loss, both.total)
+    assert torch.equal(loss, both)
     assert not aim.notes
 
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from kdcache.building.builder import build
 from kdcache.errors import ConfigError, MismatchError
-from kdcache.losses import HiddenMSE, Needs
+from kdcache.losses import LABELS, HiddenMSE, Match
+from kdcache.signals import Tap
 from kdcache.training.recipe import DataOrder, Recipe
 from kdcache.training.scale import keep_scale, require_whole
 from kdcache.training.train import train
@@ -278,12 +279,12 @@ class Pairs:
     over: ClassVar[str] = "batch"
     weight: float = 1.0
 
-    def needs(self, name, facts, student):
-        return Needs()
+    def matches(self, student, teacher):
+        return [Match(Tap("logits"), LABELS)]
 
-    def value(self, step, needs):
-        said = step.student.logits
-        return (said @ said.T).mean()
+    def value(self, pairs, step):
+        said = pairs[0].student
+        return (said @ said.T).mean() * step.weight.sum()
 
 
 class Longest(Pairs):
@@ -291,8 +292,8 @@ class Longest(Pairs):
 
     over: ClassVar[str] = "documents"
 
-    def value(self, step, needs):
-        return step.student.logits.amax(1).mean()
+    def value(self, pairs, step):
+        return pairs[0].student.amax(1) @ step.weight
 
 
 def test_a_loss_over_documents_is_weighted_by_documents(cache, classifier, tmp_path):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from kdcache.losses.base import CacheFacts, Loss, Needs, Step
+from kdcache.losses.base import LABELS, Loss, Match, Pair, Step
+from kdcache.losses.binding import CacheSpec
 from kdcache.losses.cross_entropy import Hard, hard_loss
 from kdcache.losses.feature_mse import HiddenMSE, hidden_loss
-from kdcache.losses.kl import SoftAndHard, SoftKL, soft_and_hard
+from kdcache.losses.kl import SoftKL, soft_and_hard
 from kdcache.losses.logit_mse import LogitMSE, logit_mse
 
 __all__ = [
+    "LABELS",
     "LOSSES",
-    "CacheFacts",
+    "CacheSpec",
     "Hard",
     "HiddenMSE",
     "LogitMSE",
     "Loss",
-    "Needs",
-    "SoftAndHard",
+    "Match",
+    "Pair",
     "SoftKL",
     "Step",
     "hard_loss",

@@ -1,125 +1,103 @@
-"""What a loss is: a frozen configuration that says what it needs and computes one number."""
+"""What a loss is: a frozen configuration that says what it matches and computes one number."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 
 from kdcache.errors import ConfigError
-from kdcache.losses.layer_maps import Pairs
 from kdcache.plans.batch import Batch
-from kdcache.signals import Activations, HeadLabels, LayerRows, Signal, SoftLabels, TeacherShape
-from kdcache.tasks import RowSpace, Task
+from kdcache.signals import Activations, SoftUse, Tap, TeacherShape
 
-Over = Literal["rows", "documents", "batch"]
-"""What a loss is a mean over: its own count of rows, documents, or, in a loss that compares the
-documents of a batch with each other, a batch that nobody may cut."""
+Over = Literal["rows", "padded", "documents", "batch"]
+"""What a loss is a mean over: the rows of its matches; padded positions, of which those rows are
+the ones that are no pads; documents; or, in a loss that compares the documents of a batch with each
+other, the documents of a batch that nobody may cut."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class CacheFacts:
-    """What losses ask of a cache, known without reading a row.
-
-    Attributes:
-        problem: "classes", "regression" or "tokens".
-        shape: sizes of the teacher.
-        labelled: documents with a hard label.
-    """
-
-    task: Task
-    problem: str
-    signals: Mapping[str, Signal]
-    shape: TeacherShape
-    labelled: int
-
-    def space_of(self, signal: str) -> RowSpace:
-        """The row space of a signal of the cache."""
-        return self.signals[signal].arrays(self.task, self.shape)[0].space
-
-    def held(self) -> str:
-        """The signals of the cache, for messages."""
-        kept = [f"{name} ({_settings(signal)})" for name, signal in self.signals.items()]
-        return " and ".join(kept) or "no signals"
+LABELS = Tap("labels")
+"""The corpus's own labels, in the place of what a teacher computed."""
 
 
-def _settings(signal: Signal) -> str:
-    values = {k: v for k, v in signal.to_json().items() if v is not None and v != "hidden"}
-    return ", ".join(
-        f"{k}={'-'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What one loss reads.
+class Match(NamedTuple):
+    """A value of the student, and the cached one it is held against.
 
     Attributes:
-        logits: whether it reads soft labels.
-        matrix: whether it reads the student's logits as a matrix, which a fused loss does not.
-        pairs: (student layer, teacher layer) it compares.
-        positions: rows it compares hidden states at.
-        stored: positions the cache holds; `positions` are picked out of them.
-        projections: names of the linear maps to learn, by student layer; layers may share one.
+        student: what is read out of the student: `logits` may come as the head that makes them,
+            see `losses.passes`.
+        teacher: what the teacher computed, or LABELS.
+        positions: of the rows of tokens: "cls", "mean", "all", "masked"; "": what the cache holds.
+        project: name of a learned linear map from the student's width to the teacher's. Matches of
+            one name share it, "" is a name, and None is no map: both widths have to be one.
+        signal: name of the signal; "": the first that holds the teacher's value.
+        use: what is asked of soft labels; None of others.
+        any_width: whether the two may be of unequal width without a map.
     """
 
-    logits: bool = False
-    matrix: bool = False
-    pairs: Pairs = ()
+    student: Tap
+    teacher: Tap
     positions: str = ""
-    stored: str = ""
-    projections: Mapping[int, str] = field(default_factory=dict)
+    project: str | None = None
+    signal: str = ""
+    use: SoftUse | None = None
+    any_width: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One batch as losses see it.
+class Pair(NamedTuple):
+    """Both sides of a match, of one batch, N rows each.
 
     Attributes:
-        student: what the student said; of a language model perhaps the head that would say it.
-        beside: the same at the rows that a signal has, by its name: all, or a fraction of them.
-        labels: hard labels, a row per row of the logits; IGNORE_INDEX or NaN where there is none.
-        soft: the teacher's soft labels, a row per row of the logits beside them.
-        wider: whether these are of more outputs than the student has, see `losses.shared`.
-        hidden: stored hidden states by teacher layer.
-        project: apply the learned projection of a name to rows [N, student width].
+        student: [N, width], with its map applied; of logits perhaps the `Head` that makes them.
+        teacher: decoded: `LayerRows`, `SoftLabels`, `HeadLabels`, or labels [N].
+        wider: whether soft labels may have ids beyond the student's outputs.
     """
 
-    student: Activations
-    beside: Mapping[str, Activations]
-    labels: torch.Tensor
-    soft: SoftLabels | HeadLabels | None
-    wider: bool
-    hidden: Mapping[int, LayerRows]
-    project: Callable[[str, torch.Tensor], torch.Tensor]
+    student: Any
+    teacher: Any
+    wider: bool = False
+
+
+class Step(NamedTuple):
+    """What a loss knows of one batch besides its pairs.
+
+    Attributes:
+        weight: [N] floating, what each row, or document, counts for: the sum of the rows' values
+            times these is the batch's part of the mean over the step. That is 0 where a row is
+            masked, what its document weighs (`example_weight`), divided by the sum over all that
+            the step's batches have, on every rank.
+        total: that sum, known to the host.
+        batch: inputs and labels.
+        said: all that was read out of the student.
+    """
+
+    weight: torch.Tensor
+    total: float
+    batch: Batch
+    said: Activations
 
 
 class Loss(Protocol):
-    """A frozen dataclass with a `weight`; the objective is the weighted sum of all losses.
-
-    `value` is a mean over the batch that it sees. A step may be cut into micro-batches and dealt
-    out to ranks: `over` and `rows` say how much each one's mean counts for in that of the step.
-    """
+    """A frozen dataclass with a `weight`; the objective is the weighted sum of all losses."""
 
     kind: ClassVar[str]
-    over: ClassVar[Over]
+
+    @property
+    def over(self) -> Over: ...
 
     @property
     def weight(self) -> float: ...
 
-    def needs(self, name: str, facts: CacheFacts, student: TeacherShape) -> Needs:
-        """What it reads; ConfigError, naming what is there, if cache or student lack it."""
+    def matches(self, student: TeacherShape, teacher: TeacherShape) -> Sequence[Match]:
+        """What it holds against what, all at the same rows; ConfigError for sizes it cannot."""
         ...
 
-    def rows(self, batch: Batch, needs: Needs) -> float:
-        """What `value` divides by: asked of a loss over rows alone, for no other batch."""
-        ...
+    def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
+        """The sum of the rows' values, each times `step.weight`: a scalar, before its weight.
 
-    def value(self, step: Step, needs: Needs) -> torch.Tensor:
-        """The loss of a batch before its weight, a scalar."""
+        `pairs` are those of `matches`, in their order.
+        """
         ...
 
 
@@ -130,21 +108,14 @@ def check_number(what: str, value: float, *, positive: bool = False) -> None:
         raise ConfigError(f"{what} must be {least} and finite; got {value}")
 
 
-def require_outputs(name: str, facts: CacheFacts, student: TeacherShape) -> None:
-    """Raise ConfigError unless a student has the classes of the teacher.
-
-    Language models of one vocabulary may have unequal outputs, see `losses.shared`.
-    """
-    if facts.problem != "tokens" and student.outputs != facts.shape.outputs:
-        raise ConfigError(
-            f"losses.{name} compares outputs one by one; the student has {student.outputs} and the "
-            f"cached teacher {facts.shape.outputs}"
-        )
-
-
 def exact(x: torch.Tensor) -> torch.Tensor:
     """`x` as losses add it up: in float64 if it is, else in float32."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def weighted(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The sum of the rows' values, each times its weight; autocast would round a product `@`."""
+    return (rows * weight.to(rows.dtype)).sum()
 
 
 def layers_text(layers: Sequence[int]) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch.nn import functional
 
-from kdcache.errors import ConfigError
-from kdcache.losses.base import CacheFacts, Needs, Over, Step, check_number, exact
-from kdcache.plans.batch import Batch
-from kdcache.signals import Head, TeacherShape
+from kdcache.losses.base import LABELS, Match, Over, Pair, Step, check_number, exact, weighted
+from kdcache.signals import LOGITS, Head, TeacherShape
 from kdcache.tasks import IGNORE_INDEX
 from kdcache_kernels import linear_topk_kl
 
@@ -32,47 +31,45 @@ class Hard:
     def __post_init__(self) -> None:
         check_number("weight of a hard loss", self.weight)
 
-    def needs(self, name: str, facts: CacheFacts, student: TeacherShape) -> Needs:
-        """Labels within the student's classes; no signal."""
-        if facts.problem == "classes" and student.outputs < facts.shape.outputs:
-            raise ConfigError(
-                f"losses.{name}: labels go up to {facts.shape.outputs - 1}; the student has "
-                f"{student.outputs} outputs"
-            )
-        return Needs()
+    def matches(self, student: TeacherShape, teacher: TeacherShape) -> tuple[Match, ...]:
+        """Logits against labels."""
+        return (Match(LOGITS, LABELS),)
 
-    def rows(self, batch: Batch, needs: Needs) -> float:
-        """Labelled rows."""
-        return batch.labelled
-
-    def value(self, step: Step, needs: Needs) -> torch.Tensor:
-        """Mean over labelled rows."""
-        return hard_loss(step.student.said, step.labels)
+    def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
+        """Sum over labelled rows."""
+        (pair,) = pairs
+        return hard_loss(pair.student, pair.teacher, step.weight)
 
 
-def hard_loss(said: torch.Tensor | Head, labels: torch.Tensor) -> torch.Tensor:
-    """Mean loss over the labelled rows of the student's; zero if there are none.
+def hard_loss(
+    said: torch.Tensor | Head, labels: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sum of the rows' losses, each times its weight; zero if no row has a label.
 
     Args:
         said: logits [N, C], or a language model's head: its logits are then never made whole.
         labels: class ids [N], int64, IGNORE_INDEX where there is none (cross-entropy, in nats); or
             float values [N], NaN where there is none, for logits [N, 1] (squared error).
+        weight: [N] floating; None: one over the number of labelled rows, the mean over these.
     """
+    known = labels.isfinite() if labels.is_floating_point() else labels != IGNORE_INDEX
     if isinstance(said, Head):
-        return _through_head(said, labels)
+        return _through_head(said, labels, _mean(known) if weight is None else weight)
     if labels.is_floating_point():
-        known = labels.isfinite()
-        error = torch.where(known, exact(said.squeeze(-1)) - labels, 0.0)
-        return error.square().sum() / known.sum().clamp(min=1)
-    total = functional.cross_entropy(
-        exact(said), labels, ignore_index=IGNORE_INDEX, reduction="sum"
-    )
-    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+        rows = torch.where(known, exact(said.squeeze(-1)) - labels, 0.0).square()
+    else:
+        rows = functional.cross_entropy(
+            exact(said), labels, ignore_index=IGNORE_INDEX, reduction="none"
+        )
+    return weighted(rows, _mean(known) if weight is None else weight)
 
 
-def _through_head(head: Head, labels: torch.Tensor) -> torch.Tensor:
+def _mean(known: torch.Tensor) -> torch.Tensor:
+    return known.float() / known.sum().clamp(min=1)
+
+
+def _through_head(head: Head, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Cross-entropy by the op of soft labels, given a teacher that says nothing."""
-    known = labels != IGNORE_INDEX
     nothing = labels.new_full((len(labels), 1), -1)
     with head.as_in_model():
         return linear_topk_kl(
@@ -86,5 +83,5 @@ def _through_head(head: Head, labels: torch.Tensor) -> torch.Tensor:
             labels=labels,
             hard_weight=1.0,
             ignore_index=IGNORE_INDEX,
-            row_weight=exact(known.to(head.hidden.dtype)) / known.sum().clamp(min=1),
+            row_weight=weight,
         )

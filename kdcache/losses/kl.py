@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 
-from kdcache.errors import ConfigError, one_of
-from kdcache.losses.base import CacheFacts, Needs, Over, Step, check_number, require_outputs
+from kdcache.errors import one_of
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, weighted
 from kdcache.losses.shared import within
-from kdcache.plans.batch import Batch
-from kdcache.signals import (
-    Head,
-    HeadLabels,
-    SampledLogits,
-    SmallTopK,
-    SoftLabels,
-    TeacherShape,
-    TopKLogits,
-)
+from kdcache.signals import LOGITS, Head, HeadLabels, SoftLabels, SoftUse, TeacherShape
+from kdcache.signals.soft_labels import STAT_TEMPERATURE
 from kdcache.tasks import IGNORE_INDEX
 from kdcache_kernels import linear_kl_rows, linear_topk_kl_rows, topk_kl_rows
 
 TAILS = ("bucket", "renormalize", "truncate", "drawn")
 REDUCTIONS = ("row", "element")
-STORED_TEMPERATURES = (1.0, 2.0)  # a topk cache keeps the tail's statistics at these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,100 +59,24 @@ class SoftKL:
         one_of("tail of kl", self.tail, TAILS)
         one_of("reduction of kl", self.reduction, REDUCTIONS)
 
-    def needs(self, name: str, facts: CacheFacts, student: TeacherShape) -> Needs:
-        """Soft labels, and tail statistics that serve the temperature."""
-        if facts.problem == "regression":
-            raise ConfigError(
-                f"losses.{name}: the teacher gives values, not probabilities; use the loss "
-                "logit_mse (recipe kd-mse)"
-            )
-        if "logits" not in facts.signals:
-            raise ConfigError(
-                f"losses.{name} needs soft labels; the cache holds {facts.held()}: build one with "
-                "--signal logits:dense or logits:topk"
-            )
-        require_outputs(name, facts, student)
-        self._check_tail(name, facts)
-        return Needs(logits=True)
+    def matches(self, student: TeacherShape, teacher: TeacherShape) -> tuple[Match, ...]:
+        """Logits against soft labels, whose tail serves the temperature."""
+        use = SoftUse(temperature=self.temperature, tail=self.tail)
+        return (Match(LOGITS, LOGITS, use=use),)
 
-    def _check_tail(self, name: str, facts: CacheFacts) -> None:
-        signal = facts.signals["logits"]
-        if isinstance(signal, SampledLogits) and self.temperature != 1:
-            raise ConfigError(
-                f"losses.{name}: temperature {self.temperature:g} needs what the cache does not "
-                f"hold: logits:sampled tells the teacher at temperature 1. Set "
-                f"losses.{name}.temperature=1, or build a cache with logits:topk"
-            )
-        if not isinstance(signal, (TopKLogits, SmallTopK)):
-            return
-        if self.tail == "drawn":
-            self._check_draws(name, signal)
-            return
-        whole = signal.k == facts.shape.outputs
-        if whole or self.tail == "renormalize" or self.temperature in STORED_TEMPERATURES:
-            return
-        raise ConfigError(
-            f"losses.{name}: temperature {self.temperature:g} with tail={self.tail} needs what the "
-            f"cache does not hold: logits:{signal.codec} keeps the tail at temperatures 1 and 2. "
-            f"Set losses.{name}.temperature to 1 or 2, or losses.{name}.tail=renormalize, or build "
-            "a cache with logits:dense"
-        )
-
-    def _check_draws(self, name: str, signal: TopKLogits | SmallTopK) -> None:
-        if not signal.draws:
-            raise ConfigError(
-                f"losses.{name}: tail=drawn needs ids drawn from the tail, which the cache does "
-                f"not hold: build one with --signal logits:{signal.codec},k={signal.k},draws=16, "
-                f"or set losses.{name}.tail=bucket"
-            )
-        if self.temperature != 1:
-            raise ConfigError(
-                f"losses.{name}: tail=drawn tells the teacher at temperature 1; got "
-                f"{self.temperature:g}. Set losses.{name}.temperature=1, or "
-                f"losses.{name}.tail=bucket"
-            )
-
-    def rows(self, batch: Batch, needs: Needs) -> float:
-        """Rows of the soft labels, which a fraction makes fewer than those of the task."""
-        return batch.rows("logits")
-
-    def value(self, step: Step, needs: Needs) -> torch.Tensor:
-        """The divergence alone; `soft_and_hard` fuses it with hard labels."""
-        return self._fused(step, step.beside["logits"].said, None, 1.0, 0.0).total
-
-    def with_hard(self, step: Step, weight: float, hard_weight: float) -> SoftAndHard:
-        """This loss and cross-entropy in one pass, weighted by what is given."""
-        return self._fused(step, step.student.said, step.labels, weight, hard_weight)
-
-    def _fused(
-        self,
-        step: Step,
-        said: torch.Tensor | Head,
-        labels: torch.Tensor | None,
-        weight: float,
-        hard_weight: float,
-    ) -> SoftAndHard:
-        assert step.soft is not None
+    def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
+        """The divergence alone; `losses.passes` has it together with hard labels."""
+        ((said, soft, wider),) = pairs
         return soft_and_hard(
             said,
-            step.soft,
-            wider=step.wider,
+            soft,
+            wider=wider,
             temperature=self.temperature,
             tail=self.tail,
             reduction=self.reduction,
             t_squared=self.t_squared,
-            weight=weight,
-            labels=labels,
-            hard_weight=hard_weight,
-        )
-
-
-class SoftAndHard(NamedTuple):
-    """`total` carries the gradient; `soft` and `hard` are its parts before their weights."""
-
-    total: torch.Tensor
-    soft: torch.Tensor
-    hard: torch.Tensor
+            row_weight=step.weight,
+        )[0]
 
 
 def soft_and_hard(
@@ -175,32 +91,45 @@ def soft_and_hard(
     weight: float = 1.0,
     labels: torch.Tensor | None = None,
     hard_weight: float = 0.0,
-) -> SoftAndHard:
+    row_weight: torch.Tensor | None = None,
+    hard_factor: float | None = None,
+) -> Rows:
     """`weight` KL(teacher || student) + `hard_weight` cross-entropy, from one pass over logits.
 
     Args:
         said: the student's logits, [N, V], or its head, whose logits are then never made whole.
         soft: teacher, N rows of true log-probabilities at T = 1, or what they come from.
         wider: whether `soft` may have ids beyond V, whose mass is then part of the tail.
-        labels: [N] int64, IGNORE_INDEX where there is none; the hard loss is the mean over the
-            labelled rows, the soft loss over all.
+        labels: [N] int64, IGNORE_INDEX where there is none, which costs nothing.
+        row_weight: [N] floating, what each row counts for; None: 1 / N, the mean over rows.
+        hard_factor: how many times that a row counts for in the hard loss; None: so that it is the
+            mean over the labelled rows, which the host then counts.
 
-    Both parts are in nats. Source: Hinton et al. 2015, arXiv:1503.02531.
+    Returns:
+        The sum over rows, which carries the gradient, and both parts of it before `weight` and
+        `hard_weight`, in nats.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     rows, classes = said.shape
+    if hard_factor is None:
+        known = 0 if labels is None else int((labels != IGNORE_INDEX).sum())
+        hard_factor = rows / max(known, 1)
     scale = 1.0 if t_squared else temperature**-2  # the op's divergence has T^2 in it
     if reduction == "element":
         scale /= classes
-    labelled = 1 if labels is None else max(1, int((labels != IGNORE_INDEX).sum()))
     options: dict[str, Any] = {
         "temperature": temperature,
         "soft_weight": weight * scale,
         "labels": labels,
-        "hard_weight": hard_weight * rows / labelled,
+        "hard_weight": hard_weight * hard_factor,
         "ignore_index": IGNORE_INDEX,
     }
-    total, soft_rows, hard_rows = _rows(said, soft, tail, options, wider=wider)
-    return SoftAndHard(total, soft_rows.sum() * (scale / max(rows, 1)), hard_rows.sum() / labelled)
+    total, divergence, entropy = _rows(said, soft, tail, options, row_weight, wider=wider)
+    if row_weight is None:
+        row_weight = divergence.new_full((rows,), 1 / max(rows, 1))
+    soft_part, hard_part = (weighted(part, row_weight) for part in (divergence, entropy))
+    return total, soft_part * scale, hard_part * hard_factor
 
 
 Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -211,12 +140,13 @@ def _rows(
     soft: SoftLabels | HeadLabels,
     tail: str,
     options: dict[str, Any],
+    weight: torch.Tensor | None,
     *,
     wider: bool,
 ) -> Rows:
     """Loss, and rows of both its parts; `tail` says nothing where no class is left out."""
     if isinstance(said, Head) and isinstance(soft, HeadLabels):
-        return _both_heads(said, soft, options)
+        return _both_heads(said, soft, options | {"row_weight": weight})
     if isinstance(soft, HeadLabels):
         labels, wider = soft.dense(), False
     else:
@@ -224,7 +154,7 @@ def _rows(
     if tail == "drawn":
         labels, tail = labels.with_drawn(), "bucket"
     temperature = options["temperature"]
-    stat = labels.tail_stat if temperature == STORED_TEMPERATURES[1] else None
+    stat = labels.tail_stat if temperature == STAT_TEMPERATURE else None
     if wider:
         labels = within(labels, said.shape[1], temperature, tail)
         stat = labels.tail_stat
@@ -232,8 +162,8 @@ def _rows(
     if isinstance(said, Head):
         kept = (said.hidden, said.weight, said.bias, labels.ids, labels.logprobs)
         with said.as_in_model():
-            return linear_topk_kl_rows(*kept, **options)
-    return topk_kl_rows(said, labels.ids, labels.logprobs, **options)
+            return linear_topk_kl_rows(*kept, row_weight=weight, **options)
+    return topk_kl_rows(said, labels.ids, labels.logprobs, weight=weight, **options)
 
 
 def _both_heads(said: Head, soft: HeadLabels, options: dict[str, Any]) -> Rows:

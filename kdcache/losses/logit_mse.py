@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.nn import functional
 
-from kdcache.errors import ConfigError
-from kdcache.losses.base import CacheFacts, Needs, Over, Step, check_number, exact, require_outputs
-from kdcache.plans.batch import Batch
-from kdcache.signals import LOGITS, DenseLogits, SoftLabels, TeacherShape
+from kdcache.losses.base import Match, Over, Pair, Step, check_number
+from kdcache.signals import LOGITS, SoftLabels, SoftUse, TeacherShape
+from kdcache_kernels import hidden_mse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,31 +31,26 @@ class LogitMSE:
         check_number("weight of a logit_mse loss", self.weight)
         check_number("scale of logit_mse", self.scale, positive=True)
 
-    def needs(self, name: str, facts: CacheFacts, student: TeacherShape) -> Needs:
-        """Raw logits, which only logits:dense keeps."""
-        if not isinstance(facts.signals.get("logits"), DenseLogits):
-            raise ConfigError(
-                f"losses.{name} needs raw logits (logits:dense); the cache holds {facts.held()}: "
-                "use the loss kl, or build a cache with --signal logits:dense"
-            )
-        require_outputs(name, facts, student)
-        return Needs(logits=True, matrix=True)
+    def matches(self, student: TeacherShape, teacher: TeacherShape) -> tuple[Match, ...]:
+        """Logits against raw logits, which only logits:dense keeps."""
+        return (Match(LOGITS, LOGITS, use=SoftUse(raw=True)),)
 
-    def rows(self, batch: Batch, needs: Needs) -> float:
-        """Rows of the logits; each has as many elements."""
-        return batch.rows("logits")
-
-    def value(self, step: Step, needs: Needs) -> torch.Tensor:
-        """Mean over rows and outputs."""
-        assert isinstance(step.soft, SoftLabels)
-        assert step.soft.values is not None
-        logits = step.beside["logits"][LOGITS]
-        return logit_mse(logits, step.soft.values[:, : logits.shape[1]], self.scale)
+    def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
+        """Sum over rows of the mean over outputs."""
+        ((logits, soft, _),) = pairs
+        assert isinstance(soft, SoftLabels)
+        assert soft.values is not None
+        return logit_mse(logits, soft.values[:, : logits.shape[1]], self.scale, step.weight)
 
 
-def logit_mse(logits: torch.Tensor, values: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """Mean over rows and outputs of (logits - scale * values)^2, both [N, C]; zero if N is 0."""
-    said = exact(logits)
-    if not len(said):
-        return said.sum()
-    return functional.mse_loss(said, (scale * values).to(said.dtype))
+def logit_mse(
+    logits: torch.Tensor,
+    values: torch.Tensor,
+    scale: float = 1.0,
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Sum over rows of weight times the mean over outputs of (logits - scale * values)^2.
+
+    Both are [N, C], and `weight` [N]; None: 1 / N, the mean over rows. Zero if N is 0.
+    """
+    return hidden_mse(logits, scale * values, weight=weight)

@@ -6,33 +6,10 @@ vocabulary means nothing, and seldom has as many rows in a teacher and its stude
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
-from kdcache.losses.base import CacheFacts
-from kdcache.signals import LOGITS, Activations, SoftLabels, TeacherShape
+from kdcache.signals import SoftLabels
 from kdcache.signals.soft_labels import STAT_TEMPERATURE
-
-
-def shared_outputs(facts: CacheFacts, student: TeacherShape) -> int | None:
-    """How many outputs both have; None where neither has more than that."""
-    teacher = facts.shape.outputs
-    if facts.problem != "tokens" or student.outputs == teacher:
-        return None
-    return min(student.outputs, teacher)
-
-
-def of_student(outputs: Activations, shared: int) -> Activations:
-    """Without the outputs beyond `shared`: they get no mass, and no gradient."""
-    values = {
-        tap: value[:, :shared] if tap == LOGITS else value for tap, value in outputs.values.items()
-    }
-    head = outputs.head
-    if head is not None:
-        bias = None if head.bias is None else head.bias[:shared]
-        head = replace(head, weight=head.weight[:shared], bias=bias)
-    return replace(outputs, values=values, head=head)
 
 
 def within(soft: SoftLabels, outputs: int, temperature: float, tail: str) -> SoftLabels:

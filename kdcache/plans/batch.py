@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from kdcache.errors import ConfigError, DamageError
 from kdcache.plans import Array, Docs, Plan
-from kdcache.tasks import IGNORE_INDEX
+from kdcache.tasks import IGNORE_INDEX, Space
+
+WEIGHTS = "example_weight"
+"""Name of the weights of documents in a batch."""
+
+
+class Rows(NamedTuple):
+    """Which rows of a batch there is a value for.
+
+    Attributes:
+        space: what they are rows of.
+        kept: the array of the batch that tells which of them, such as "logits/kept"; "": all.
+        labelled: whether only those with a hard label count.
+        padded: whether they count for the padded positions of which they are those without pads.
+    """
+
+    space: Space
+    kept: str = ""
+    labelled: bool = False
+    padded: bool = False
 
 
 class Batch(dict[str, torch.Tensor]):
@@ -33,6 +52,7 @@ class Batch(dict[str, torch.Tensor]):
     tokens: int = 0
     labelled: int = 0
     idle: bool = False
+    _source: Batch | None = None  # what it was before it was moved, for sums nobody waits for
 
     def __missing__(self, name: object) -> torch.Tensor:
         if name == 0:  # a collate function that wants single documents
@@ -54,11 +74,62 @@ class Batch(dict[str, torch.Tensor]):
         """The same documents as other tensors."""
         made = Batch(tensors)
         made.tokens, made.labelled, made.idle = self.tokens, self.labelled, self.idle
+        made._source = (self._source or self) if WEIGHTS in self else None
         return made
 
-    def rows(self, signal: str) -> int:
-        """Stored rows of a signal of which the batch holds an array."""
-        return next(len(rows) for name, rows in self.items() if name.startswith(f"{signal}/"))
+    def total(self, rows: Rows) -> float:
+        """What rows of the batch count for together, known to the host: their number, or weight."""
+        if self.idle:
+            return 0.0
+        if rows.padded:
+            positions = self.total(Rows("example")) * self["attention_mask"].shape[1]
+            tokens = self.total(Rows(rows.space))
+            return positions * self.total(rows._replace(padded=False)) / tokens if tokens else 0.0
+        if WEIGHTS not in self:
+            return float(self.labelled if rows.labelled else self._number(rows))
+        return float((self._source or self)._weights(rows, torch.float64).sum())
+
+    def row_weights(self, rows: Rows, total: float, dtype: torch.dtype) -> torch.Tensor:
+        """What each row counts for in a mean over rows that count for `total`, [N] of `dtype`.
+
+        Zeros where that is nothing.
+        """
+        share = 1 / total if total and not self.idle else 0.0
+        if WEIGHTS in self or rows.labelled:
+            return self._weights(rows, dtype) * share
+        size = (self._number(rows),)
+        return torch.full(size, share, dtype=dtype, device=self["attention_mask"].device)
+
+    def _number(self, rows: Rows) -> int:
+        """How many there are, with and without a label."""
+        if rows.kept:
+            return len(self[rows.kept])
+        if rows.space == "token":
+            return self.tokens
+        return len(self["docs" if rows.space == "example" else "masked"])
+
+    def _weights(self, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
+        """The weight of the document of each row; 0 for a row whose label is asked for in vain."""
+        weights = self._of_documents(rows.space, dtype)
+        if rows.kept:
+            weights = weights[self[rows.kept]]
+        if not rows.labelled:
+            return weights
+        labels = self["labels"]
+        known = labels.isfinite() if labels.is_floating_point() else labels != IGNORE_INDEX
+        return weights * known
+
+    def _of_documents(self, space: Space, dtype: torch.dtype) -> torch.Tensor:
+        """The weight of the document of each row of a space."""
+        if WEIGHTS not in self:
+            number, device = self._number(Rows(space)), self["attention_mask"].device
+            return torch.ones(number, dtype=dtype, device=device)
+        given = self[WEIGHTS].to(dtype)
+        if space == "token":  # a size that is told need not be waited for
+            lengths = self["attention_mask"].sum(1)
+            return given.repeat_interleave(lengths, output_size=self.tokens)
+        width = self["attention_mask"].shape[1]
+        return given if space == "example" else given[self["masked"] // width]
 
     @property
     def mask(self) -> torch.Tensor:

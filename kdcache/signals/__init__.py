@@ -24,7 +24,7 @@ from kdcache.signals.codecs.sampled import SampledLogits
 from kdcache.signals.codecs.topk import TopKLogits
 from kdcache.signals.codecs.topk_small import SmallTopK
 from kdcache.signals.features import Hidden
-from kdcache.signals.soft_labels import SoftLabels
+from kdcache.signals.soft_labels import SoftLabels, SoftUse
 from kdcache.signals.taps import (
     HEAD,
     LOGITS,
@@ -60,6 +60,7 @@ __all__ = [
     "Signal",
     "SmallTopK",
     "SoftLabels",
+    "SoftUse",
     "Tap",
     "TeacherShape",
     "TopKLogits",

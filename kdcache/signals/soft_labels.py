@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -15,6 +16,57 @@ STAT_TEMPERATURE = 2.0
 """T of the second tail statistic: the tail's exact share of the partition function at that T."""
 MEASURED = 16
 """Rows measured at once, so that what is computed of them stays in the processor's caches."""
+
+
+STORED_TEMPERATURES = (1.0, STAT_TEMPERATURE)
+"""Temperatures at which a signal that keeps the likeliest ids keeps what their tail adds up to."""
+
+
+class SoftUse(NamedTuple):
+    """What a loss asks of soft labels.
+
+    Attributes:
+        temperature: divides the logits of both sides.
+        tail: what becomes of the classes outside the ids, as in the loss `kl`.
+        raw: whether it reads the teacher's outputs as they are, rather than its probabilities.
+    """
+
+    temperature: float = 1.0
+    tail: str = "bucket"
+    raw: bool = False
+
+
+NO_RAW = "needs raw logits (logits:dense)"
+"""What a signal says that keeps probabilities alone."""
+
+
+def kept_lacks(codec: str, k: int, draws: int, use: SoftUse, outputs: int) -> str:
+    """What a codec lacks that keeps the `k` likeliest ids and `draws` drawn from the rest."""
+    if use.raw:
+        return NO_RAW
+    if use.tail == "drawn":
+        return _draws_lack(codec, k, draws, use)
+    if k == outputs or use.tail == "renormalize" or use.temperature in STORED_TEMPERATURES:
+        return ""
+    return (
+        f"temperature {use.temperature:g} with tail={use.tail} needs what the cache does not hold: "
+        f"logits:{codec} keeps the tail at temperatures 1 and 2. Set {{loss}}.temperature to 1 or "
+        "2, or {loss}.tail=renormalize, or build a cache with logits:dense"
+    )
+
+
+def _draws_lack(codec: str, k: int, draws: int, use: SoftUse) -> str:
+    if not draws:
+        return (
+            "tail=drawn needs ids drawn from the tail, which the cache does not hold: build one "
+            f"with --signal logits:{codec},k={k},draws=16, or set {{loss}}.tail=bucket"
+        )
+    if use.temperature == 1:
+        return ""
+    return (
+        f"tail=drawn tells the teacher at temperature 1; got {use.temperature:g}. Set "
+        "{loss}.temperature=1, or {loss}.tail=bucket"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

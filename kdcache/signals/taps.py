@@ -148,6 +148,11 @@ class Head:
         """That of the logits."""
         return len(self.hidden), len(self.weight)
 
+    def first(self, outputs: int) -> Head:
+        """The head of the first `outputs` alone: others get no mass, and no gradient."""
+        bias = None if self.bias is None else self.bias[:outputs]
+        return replace(self, weight=self.weight[:outputs], bias=bias)
+
     def as_in_model(self) -> AbstractContextManager[Any]:
         """The autocast in which the model would have applied it."""
         kind, on = self.hidden.device.type, self.autocast is not None

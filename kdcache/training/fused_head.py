@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
-from torch import nn
 
 from kdcache.models import plain_head
 from kdcache.plans.batch import Batch
@@ -21,18 +20,17 @@ def fused_head(
     batch: Batch,
     objective: Objective,
     args: transformers.TrainingArguments,
-) -> tuple[nn.Linear | None, str]:
-    """The head for `run` to leave to the losses, or None; and what a person should know.
+) -> tuple[bool, str]:
+    """Whether the losses take the head in the place of logits; and what a person should know.
 
     `batch` holds a document to try the student on.
     """
     if task == "text-classification" or not objective.logits:
-        return None, ""
+        return False, ""
     if objective.matrix:
-        return None, f"{WHOLE}: a loss compares them one by one"
+        return False, f"{WHOLE}: a loss compares them one by one"
     if args.fsdp or args.deepspeed or args.torch_compile:
-        return None, f"{WHOLE}: under FSDP, DeepSpeed and torch.compile its head is not at hand"
-    head = plain_head(student, batch)
-    if head is None:
-        return None, f"{WHOLE}: they are not just what a linear layer of it says"
-    return head, ""
+        return False, f"{WHOLE}: under FSDP, DeepSpeed and torch.compile its head is not at hand"
+    if plain_head(student, batch) is None:
+        return False, f"{WHOLE}: they are not just what a linear layer of it says"
+    return True, ""

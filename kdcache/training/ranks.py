@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
 import transformers
 from torch import distributed
-
-from kdcache.plans.batch import Batch
-from kdcache.training.objective import Objective, Shares
 
 
 class Ranks:
@@ -45,23 +42,3 @@ class Ranks:
         *totals, asked = sums.tolist()
         self.stopping = asked > 0
         return totals
-
-    def shares(self, objective: Objective, batches: Sequence[Batch]) -> Iterator[Shares | None]:
-        """For each batch that this rank has in a step, in turn, its part of what all ranks have.
-
-        None for a batch that is all of a step.
-        """
-        if self.size == 1 and len(batches) == 1:
-            return iter([None])
-        counts = [objective.counts(batch) for batch in batches]
-        totals = self.total([sum(column) for column in zip(*counts, strict=True)])
-        names = list(objective.losses)
-        return iter(
-            [
-                {
-                    name: count / total if total else 0.0
-                    for name, count, total in zip(names, own, totals, strict=True)
-                }
-                for own in counts
-            ]
-        )

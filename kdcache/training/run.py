@@ -16,7 +16,7 @@ from transformers.trainer_utils import enable_full_determinism, set_seed
 
 from kdcache.errors import ConfigError, ModelError
 from kdcache.evaluation.scoring import require_fit, settle
-from kdcache.losses import CacheFacts
+from kdcache.losses import CacheSpec
 from kdcache.manifest import Json
 from kdcache.models import check_alone, load_student, student_shape
 from kdcache.models.auto import silent_transformers
@@ -97,7 +97,7 @@ class Run:
         if self.choice is not None:
             docs = np.setdiff1d(docs, self.choice.dev.left_out)
         labelled = np.intersect1d(docs, cache.plan.labelled_docs)
-        known = facts(cache, len(labelled))
+        known = cache_spec(cache, len(labelled))
         self.objective = Objective(recipe.losses, known, student_shape(self.spec, cache))
         self.dataset = CachedDocuments(
             cache,
@@ -245,7 +245,7 @@ class Run:
             self.cache.plan.config.task,
             self.cache.plan,
             name="the student",
-            hidden=self.objective.hidden,
+            hidden=any(tap.name == "hidden" for tap in self.objective.reads),
             progress=self.progress,
         )
         if apart and self.args.world_size > 1:
@@ -282,9 +282,9 @@ class Run:
         return has_ended(state, None if self.choice is None else self.choice.patience)
 
 
-def facts(cache: Cache, labelled: int) -> CacheFacts:
+def cache_spec(cache: Cache, labelled: int) -> CacheSpec:
     """What losses ask of a cache of which `labelled` documents with hard labels are used."""
-    return CacheFacts(
+    return CacheSpec(
         task=cache.plan.config.task,
         problem=cache.plan.config.problem,
         signals=cache.signals,

@@ -24,13 +24,13 @@ from kdcache.interrupts import handled_by
 from kdcache.models import run
 from kdcache.plans.batch import Batch
 from kdcache.progress import Progress
-from kdcache.signals import HEAD, LOGITS, Tap
+from kdcache.signals import LOGITS
 from kdcache.tasks import Task
 from kdcache.training.choosing import best_checkpoint
 from kdcache.training.dev import DevSet, value_of
 from kdcache.training.documents import CachedDocuments
 from kdcache.training.loader import make_loader
-from kdcache.training.objective import Objective, Shares
+from kdcache.training.objective import Objective
 from kdcache.training.ranks import Ranks
 
 
@@ -38,7 +38,7 @@ class DistillationTrainer(transformers.Trainer):
     """A Trainer whose batches come from a cache and whose loss is an objective.
 
     The loss of a step is that of all its documents at once, however they are cut into micro-batches
-    and dealt out to ranks. A language model's `head`, if given, is left to the losses, which fuse
+    and dealt out to ranks. With `head`, that of a language model is left to the losses, which fuse
     with it. With a `dev` set, the student is scored on it where `args` say so.
 
     Attributes:
@@ -54,7 +54,7 @@ class DistillationTrainer(transformers.Trainer):
         objective: Objective,
         dataset: CachedDocuments,
         ranks: Ranks,
-        head: torch.nn.Linear | None = None,
+        head: bool = False,
         dev: DevSet | None = None,
         told: Mapping[str, float] = MappingProxyType({}),
         **options: Any,
@@ -67,8 +67,9 @@ class DistillationTrainer(transformers.Trainer):
         self.objective: Objective = objective
         self.dataset: CachedDocuments = dataset
         self.ranks = ranks
-        self.taps = [LOGITS if head is None else HEAD]
-        self.taps += [Tap("hidden")] if objective.hidden else []
+        self.taps = objective.taps(head=head)
+        if ranks.size > 1 and not objective.logits:  # DDP waits for a gradient of every parameter
+            self.taps.append(LOGITS)
         self.dev, self.told, self.diverged = dev, told, 0
         self._documents = self._tokens = 0
         self._terms: dict[str, torch.Tensor] = {}
@@ -78,7 +79,7 @@ class DistillationTrainer(transformers.Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any
     ) -> Any:
-        """The batches of a step and, in turn, their shares of it, which `compute_loss` asks for.
+        """The batches of a step, and what its losses are means over, which `compute_loss` takes.
 
         `wait_seconds` sums the time until the batches were there.
         """
@@ -90,7 +91,7 @@ class DistillationTrainer(transformers.Trainer):
                 self._documents += len(batch["docs"])
                 self._tokens += batch.tokens
         self._steps += 1
-        return batches, self.ranks.shares(self.objective, batches)
+        return batches, self.ranks.total(self.objective.totals(batches))
 
     def seen(self) -> tuple[int, int]:
         """Documents and tokens, pads left out, trained on by all ranks; every rank has to ask."""
@@ -115,23 +116,26 @@ class DistillationTrainer(transformers.Trainer):
         )
         return prepared
 
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """The batch as the loader has put it on the device: it knows what its rows count for."""
+        return inputs
+
     def compute_loss(  # type: ignore[override]  # a Batch is what our loader gives
         self,
         model: torch.nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: Iterator[Shares | None] | None = None,
+        num_items_in_batch: list[float] | None = None,
     ) -> Any:
-        shares = None if num_items_in_batch is None else next(num_items_in_batch)
-        outputs = run(model, inputs, self.taps, task=self.task)
-        loss, terms = self.objective(outputs, inputs, shares)
+        said = run(model, inputs, self.taps, task=self.task)
+        loss, terms = self.objective(said, inputs, num_items_in_batch)
         if self.ranks.size > 1:
             loss = loss * self.ranks.size  # DDP takes the mean of the ranks' gradients
             if not self.objective.logits:
-                loss = loss + 0.0 * outputs[LOGITS].sum()  # and waits for one of every parameter
+                loss = loss + 0.0 * said[LOGITS].sum()
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0) + value.float()
-        return (loss, outputs) if return_outputs else loss
+        return (loss, said) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each term's mean since the last log, before its weight, as "loss_NAME"."""

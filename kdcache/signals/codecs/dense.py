@@ -19,7 +19,7 @@ from kdcache.signals.base import (
     logits_space,
     settings,
 )
-from kdcache.signals.soft_labels import SoftLabels, divergence, kl_stats, kl_summary
+from kdcache.signals.soft_labels import SoftLabels, SoftUse, divergence, kl_stats, kl_summary
 from kdcache.signals.taps import LOGITS, Activations, Tap
 from kdcache.tasks import Task
 
@@ -67,6 +67,10 @@ class DenseLogits:
     def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
         """The logits."""
         return {LOGITS: said[LOGITS]}
+
+    def lacks(self, use: SoftUse, outputs: int) -> str:
+        """Nothing: whatever is asked of soft labels is here."""
+        return ""
 
     def encode(self, said: Activations) -> Arrays:
         """Logits in the stored dtype; ModelError where fp16 cannot hold them."""

@@ -23,7 +23,14 @@ from kdcache.signals.base import (
     settings,
 )
 from kdcache.signals.codecs.quantised import LayerRows, RowCodec
-from kdcache.signals.soft_labels import SoftLabels, divergence, kl_stats, kl_summary
+from kdcache.signals.soft_labels import (
+    NO_RAW,
+    SoftLabels,
+    SoftUse,
+    divergence,
+    kl_stats,
+    kl_summary,
+)
 from kdcache.signals.taps import HEAD, Activations, Head, Tap
 from kdcache.tasks import Task
 
@@ -167,6 +174,10 @@ class HiddenHead:
     def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
         """The output layer's input."""
         return {HEAD: said[HEAD]}
+
+    def lacks(self, use: SoftUse, outputs: int) -> str:
+        """Raw logits, which the output layer makes but approximately; else nothing."""
+        return NO_RAW if use.raw else ""
 
     def encode(self, said: Activations) -> Arrays:
         """Codes of what the output layer would have taken, on the teacher's device."""

@@ -20,7 +20,7 @@ from kdcache.signals.base import (
     settings,
 )
 from kdcache.signals.codecs import draws, gaps, vocabulary
-from kdcache.signals.soft_labels import SoftLabels
+from kdcache.signals.soft_labels import NO_RAW, SoftLabels, SoftUse
 from kdcache.signals.taps import LOGITS, Activations, Tap
 from kdcache.tasks import Task
 
@@ -96,6 +96,18 @@ class SampledLogits(vocabulary.Ranked):
     def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
         """The logits."""
         return {LOGITS: said[LOGITS]}
+
+    def lacks(self, use: SoftUse, outputs: int) -> str:
+        """What a use of the labels lacks here, `{loss}` for the loss's name; "" if nothing."""
+        if use.raw:
+            return NO_RAW
+        if use.temperature == 1:
+            return ""
+        return (
+            f"temperature {use.temperature:g} needs what the cache does not hold: logits:sampled "
+            "tells the teacher at temperature 1. Set {loss}.temperature=1, or build a cache with "
+            "logits:topk"
+        )
 
     def encode(self, said: Activations) -> Arrays:
         """Draws of every row, on the logits' device."""

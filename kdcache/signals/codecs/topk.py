@@ -32,7 +32,9 @@ from kdcache.signals.codecs.draws import draw_tail
 from kdcache.signals.soft_labels import (
     STAT_TEMPERATURE,
     SoftLabels,
+    SoftUse,
     fill_up,
+    kept_lacks,
     measure_kept,
     summarise_kept,
     tail_labels,
@@ -106,6 +108,10 @@ class TopKLogits:
     def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
         """The logits."""
         return {LOGITS: said[LOGITS]}
+
+    def lacks(self, use: SoftUse, outputs: int) -> str:
+        """What a use of the labels lacks here, `{loss}` for the loss's name; "" if nothing."""
+        return kept_lacks(self.codec, self.k, self.draws, use, outputs)
 
     def encode(self, said: Activations) -> Arrays:
         """One pass over the logits, on their device."""

@@ -28,7 +28,9 @@ from kdcache.signals.codecs.codebook import from_steep_codes, steep_table, to_st
 from kdcache.signals.soft_labels import (
     STAT_TEMPERATURE,
     SoftLabels,
+    SoftUse,
     fill_up,
+    kept_lacks,
     measure_kept,
     summarise_kept,
     tail_labels,
@@ -131,6 +133,10 @@ class SmallTopK(vocabulary.Ranked):
     def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
         """The logits."""
         return {LOGITS: said[LOGITS]}
+
+    def lacks(self, use: SoftUse, outputs: int) -> str:
+        """What a use of the labels lacks here, `{loss}` for the loss's name; "" if nothing."""
+        return kept_lacks(self.codec, self.k, self.draws, use, outputs)
 
     def encode(self, said: Activations) -> Arrays:
         """One pass over the logits, on their device."""

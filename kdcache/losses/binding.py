@@ -1,0 +1,259 @@
+"""What a loss matches, held against a cache and a student once: the one place that refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from kdcache.errors import ConfigError
+from kdcache.losses.base import LABELS, Loss, Match, layers_text
+from kdcache.plans.batch import Rows
+from kdcache.signals import Signal, Tap, TeacherShape
+from kdcache.tasks import LOGITS_SPACE, RowSpace, Subset, Task
+
+SERVES = {"all": ("all", "cls", "masked")}
+"""Positions that can be picked out of what a cache holds; others serve themselves only."""
+
+WANTED: dict[str, tuple[str, str]] = {
+    "logits": ("soft labels", "logits:dense or logits:topk"),
+    "hidden": ("hidden states", "hidden:layers={layers},positions={positions}"),
+}
+"""By tap of the teacher: what it is called, and the signal that has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """What there is to learn from in a cache, known without reading a row.
+
+    Attributes:
+        problem: "classes", "regression" or "tokens".
+        shape: sizes of the teacher.
+        labelled: documents with a hard label.
+    """
+
+    task: Task
+    problem: str
+    signals: Mapping[str, Signal]
+    shape: TeacherShape
+    labelled: int
+
+    def held(self) -> str:
+        """The signals of the cache, for messages."""
+        kept = [f"{name} ({_settings(signal)})" for name, signal in self.signals.items()]
+        return " and ".join(kept) or "no signals"
+
+    def shared(self, student: TeacherShape) -> int | None:
+        """How many outputs both have; None where neither has more than that.
+
+        Language models pad their output layers to sizes that suit their machines; what lies beyond
+        the vocabulary means nothing, and seldom has as many rows in a teacher and its student.
+        """
+        if self.problem != "tokens" or student.outputs == self.shape.outputs:
+            return None
+        return min(student.outputs, self.shape.outputs)
+
+
+class Bound(NamedTuple):
+    """A match of which the cache holds the teacher's side.
+
+    Attributes:
+        student: what is read out of the student.
+        teacher: what of the signal.
+        signal: its name; "" for labels.
+        space: the rows that are stored.
+        stored: their positions, of tokens.
+        positions: those that are compared: all of the stored ones, or some picked out of them.
+        rows: what the compared rows are in a batch.
+        arrays: what has to be read of the cache.
+        project: name of the learned map among those of all losses; "": none.
+    """
+
+    student: Tap
+    teacher: Tap
+    signal: str
+    space: RowSpace
+    stored: str
+    positions: str
+    rows: Rows
+    arrays: tuple[str, ...] = ()
+    project: str = ""
+
+
+class BoundLoss(NamedTuple):
+    """A loss with all its matches; `rows` are those that its weights are of."""
+
+    name: str
+    loss: Loss
+    matches: tuple[Bound, ...]
+    rows: Rows
+
+
+def bind(name: str, loss: Loss, cache: CacheSpec, student: TeacherShape) -> BoundLoss:
+    """The matches of losses.`name` on a cache; ConfigError if cache or student cannot serve one."""
+    matches = tuple(loss.matches(student, cache.shape))
+    where = _Where(name, loss, matches, cache, student)
+    bound = tuple(where.bind(match) for match in matches)
+    spaces = {match.rows for match in bound}
+    if loss.over in ("documents", "batch") or not bound:
+        return BoundLoss(name, loss, bound, Rows("example"))
+    if len(spaces) > 1:
+        raise ConfigError(
+            f"losses.{name} is a mean over the rows of its matches, which are not the same: "
+            f"{', '.join(sorted(map(_rows_text, spaces)))}; make it one loss for each"
+        )
+    (rows,) = spaces
+    return BoundLoss(name, loss, bound, rows._replace(padded=loss.over == "padded"))
+
+
+class _Where(NamedTuple):
+    """What the checks of one loss share."""
+
+    name: str
+    loss: Loss
+    matches: tuple[Match, ...]
+    cache: CacheSpec
+    student: TeacherShape
+
+    def bind(self, match: Match) -> Bound:
+        if match.teacher == LABELS:
+            return self._labels(match)
+        name, signal = self._signal(match)
+        self._check_use(match, signal)
+        self._check_layers(match, name, signal)
+        stored = getattr(signal, "positions", "")
+        specs = signal.arrays(self.cache.task, self.cache.shape)
+        layer = "" if match.teacher.layer is None else f"L{match.teacher.layer}/"
+        positions = self._positions(match, signal, stored)
+        return Bound(
+            student=match.student,
+            teacher=match.teacher,
+            signal=name,
+            space=specs[0].space,
+            stored=stored,
+            positions=positions,
+            rows=_rows(name, specs[0].space, stored, positions),
+            arrays=tuple(s.name for s in specs if s.name.startswith(f"{name}/{layer}")),
+            project=self._project(match),
+        )
+
+    def _labels(self, match: Match) -> Bound:
+        outputs, classes = self.student.outputs, self.cache.shape.outputs
+        if self.cache.problem == "classes" and outputs < classes:
+            raise ConfigError(
+                f"losses.{self.name}: labels go up to {classes - 1}; the student has {outputs} "
+                "outputs"
+            )
+        space = LOGITS_SPACE[self.cache.task]
+        rows = Rows(space, labelled=True)
+        return Bound(match.student, match.teacher, "", space, "", "", rows)
+
+    def _signal(self, match: Match) -> tuple[str, Any]:
+        """The signal that has the teacher's side, by the name it goes under in the cache."""
+        signals = self.cache.signals
+        for name in [match.signal] if match.signal else [match.teacher.name]:
+            if name in signals:
+                return name, signals[name]
+        called, signal = WANTED.get(match.teacher.name, (match.teacher.name, match.teacher.name))
+        if match.use is not None and match.use.raw:
+            called, signal = "raw logits (logits:dense)", "logits:dense"
+        signal = signal.format(
+            layers=layers_text(self._layers()), positions=match.positions or "cls"
+        )
+        named = f" under the name {match.signal}" if match.signal else ""
+        raise ConfigError(
+            f"losses.{self.name} needs {called}{named}; the cache holds {self.cache.held()}: build "
+            f"one with --signal {signal}"
+        )
+
+    def _layers(self) -> list[int]:
+        """The layers that its matches read of the teacher."""
+        layers = {match.teacher.layer for match in self.matches}
+        return sorted(layer for layer in layers if layer is not None)
+
+    def _check_use(self, match: Match, signal: Any) -> None:
+        """See to it that soft labels are what the loss makes of them."""
+        if match.use is None:
+            return
+        cache, student = self.cache, self.student
+        if cache.problem == "regression" and not match.use.raw:
+            raise ConfigError(
+                f"losses.{self.name}: the teacher gives values, not probabilities; use the loss "
+                "logit_mse (recipe kd-mse)"
+            )
+        lacks = signal.lacks(match.use, cache.shape.outputs)
+        if match.use.raw and lacks:
+            raise ConfigError(
+                f"losses.{self.name} {lacks}; the cache holds {cache.held()}: use the loss kl, or "
+                "build a cache with --signal logits:dense"
+            )
+        if lacks:
+            raise ConfigError(
+                f"losses.{self.name}: " + lacks.replace("{loss}", f"losses.{self.name}")
+            )
+        if cache.problem != "tokens" and student.outputs != cache.shape.outputs:
+            raise ConfigError(
+                f"losses.{self.name} compares outputs one by one; the student has "
+                f"{student.outputs} and the cached teacher {cache.shape.outputs}"
+            )
+
+    def _check_layers(self, match: Match, name: str, signal: Any) -> None:
+        if match.teacher.layer is None or match.teacher.layer in signal.layers:
+            return
+        wanted = self._layers()
+        lacking = [layer for layer in wanted if layer not in signal.layers]
+        map_, hint = getattr(self.loss, "layer_map", ""), ""
+        if map_:
+            hint = f"set losses.{self.name}.layer_map to pairs such as '1:{signal.layers[0]}', or "
+        raise ConfigError(
+            f"losses.{self.name}: {f'layer map {map_!r} needs ' if map_ else 'needs '}teacher "
+            f"layers {layers_text(wanted)}; the cache holds layers {layers_text(signal.layers)} "
+            f"(lacking {layers_text(lacking)}): {hint}build a cache with "
+            f"layers={layers_text(wanted)}"
+        )
+
+    def _positions(self, match: Match, signal: Any, stored: str) -> str:
+        """Positions to compare; those that a cache holds a fraction of serve no others."""
+        wanted = match.positions or stored
+        fraction = getattr(signal, "fraction", 1)
+        if wanted == stored or (fraction == 1 and wanted in SERVES.get(stored, ())):
+            return wanted
+        part = f",fraction={fraction:g}" if fraction < 1 else ""
+        raise ConfigError(
+            f"losses.{self.name} needs {WANTED.get(match.teacher.name, (match.teacher.name,))[0]} "
+            f"at positions={wanted}; the cache holds positions={stored}{part}: set "
+            f"losses.{self.name}.positions=cache, or build a cache with positions={wanted}"
+        )
+
+    def _project(self, match: Match) -> str:
+        if match.project is not None:
+            return f"{self.name}_{match.project}" if match.project else self.name
+        ours, theirs = self.student.hidden, self.cache.shape.hidden
+        if match.use is not None or match.any_width or ours == theirs:
+            return ""
+        hint = ""
+        if hasattr(self.loss, "projection"):
+            hint = f"; set losses.{self.name}.projection=linear to learn a map between them"
+        raise ConfigError(
+            f"losses.{self.name}: the student's hidden width is {ours}, the cached teacher's "
+            f"{theirs}{hint}"
+        )
+
+
+def _rows(signal: str, space: RowSpace, stored: str, positions: str) -> Rows:
+    if isinstance(space, Subset):
+        return Rows(space.of, kept=f"{signal}/kept")
+    if positions == stored:
+        return Rows(space)
+    return Rows("example" if positions == "cls" else "masked")
+
+
+def _rows_text(rows: Rows) -> str:
+    return f"{rows.space} ({rows.kept})" if rows.kept else rows.space
+
+
+def _settings(signal: Signal) -> str:
+    values = {k: v for k, v in signal.to_json().items() if v is not None and v != "hidden"}
+    return ", ".join(
+        f"{k}={'-'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()
+    )

@@ -1,0 +1,112 @@
+"""Both sides of every match of a batch, each read once however many losses look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from kdcache.losses.base import LABELS, Pair
+from kdcache.losses.binding import Bound, CacheSpec
+from kdcache.plans.batch import Batch
+from kdcache.signals import LOGITS, Activations, Head, LayerRows
+
+Project = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+class Pairs:
+    """The pairs of one batch, for what a student said of it.
+
+    Args:
+        outputs: how many outputs student and teacher share; None: all of them.
+        project: applies a learned map, by its name, to rows.
+    """
+
+    def __init__(
+        self,
+        cache: CacheSpec,
+        batch: Batch,
+        said: Activations,
+        *,
+        outputs: int | None,
+        project: Project,
+    ) -> None:
+        self.cache, self.batch, self.said = cache, batch, said
+        self.outputs, self.project = outputs, project
+        self._made: dict[tuple[Any, ...], Any] = {}
+
+    def of(self, match: Bound) -> Pair:
+        """Both sides of a match."""
+        student = self._once(self._student, match.student, match.rows.kept, match)
+        if match.project:
+            student = self.project(match.project, student)
+        teacher = self._once(self._teacher, match.signal, match.teacher, match)
+        return Pair(student, teacher, match.teacher == LOGITS and self._wider)
+
+    def _once(self, make: Callable[[Bound], Any], *key: Any) -> Any:
+        """What `make` gives for the match that is last of the key, and for others like it."""
+        *same, match = key
+        known = (make, *same, match.positions)
+        if known not in self._made:
+            self._made[known] = make(match)
+        return self._made[known]
+
+    def _student(self, match: Bound) -> Any:
+        """What the student said at the rows of a match."""
+        said = self.said
+        if match.rows.kept:
+            kept = self.batch[match.rows.kept]
+            said = said.at_rows(self.cache.task, match.space, kept)
+        if match.student == LOGITS:
+            return self._logits(said)
+        return said.rows(match.student, match.positions)
+
+    def _logits(self, said: Activations) -> Any:
+        """Logits, or the head that was not applied: of the outputs that both have."""
+        whole, outputs = said.said, self.outputs
+        if outputs is None:
+            return whole
+        return whole.first(outputs) if isinstance(whole, Head) else whole[:, :outputs]
+
+    def _teacher(self, match: Bound) -> Any:
+        """The teacher's side, decoded, at the rows of a match."""
+        if match.teacher == LABELS:
+            return self.batch["labels"]
+        signal: Any = self.cache.signals[match.signal]
+        if match.teacher == LOGITS:
+            return self._soft(signal)
+        rows: LayerRows = signal.decode(self.batch, match.teacher.layer)
+        if match.positions == match.stored:
+            return rows
+        index = self._first if match.positions == "cls" else self._masked
+        scale = None if rows.scale is None else rows.scale[index]
+        return LayerRows(codes=rows.codes[index], scale=scale)
+
+    def _soft(self, signal: Any) -> Any:
+        if hasattr(signal, "labels"):
+            labels = signal.labels(self.batch)
+            return labels.first(self.outputs) if self._wider else labels
+        return signal.decode(self.batch, self.cache.shape.outputs)
+
+    @property
+    def _wider(self) -> bool:
+        """Whether the teacher has outputs that the student lacks."""
+        return self.outputs is not None and self.outputs < self.cache.shape.outputs
+
+    @cached_property
+    def _token(self) -> torch.Tensor:
+        """The number of each position among the tokens of the batch, [B * L]."""
+        return self.said.mask.flatten().cumsum(0) - 1
+
+    @property
+    def _first(self) -> torch.Tensor:
+        """Rows of first tokens among those of all tokens."""
+        return self._token[:: self.said.mask.shape[1]]
+
+    @property
+    def _masked(self) -> torch.Tensor:
+        """Rows of masked tokens among those of all tokens."""
+        assert self.said.masked is not None
+        return self._token[self.said.masked]

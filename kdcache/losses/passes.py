@@ -1,0 +1,94 @@
+"""Which losses one pass over a student's logits serves together, and which need no logits made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+
+from kdcache.losses.base import LABELS, Loss, Match, Pair, Step
+from kdcache.losses.binding import BoundLoss
+from kdcache.losses.cross_entropy import Hard
+from kdcache.losses.kl import SoftKL, soft_and_hard
+
+Values = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
+"""Weighted sum of the losses of a pass, which carries the gradient, and each before its weight."""
+Run = Callable[[Sequence[Any], Sequence[Sequence[Pair]], Sequence[Step]], Values]
+
+THROUGH_HEAD = (SoftKL.kind, Hard.kind)
+"""Losses that take the head of a language model in the place of the logits it would make."""
+
+
+class Pass(NamedTuple):
+    """Losses that are worked out together: of each, its pairs and its step go in."""
+
+    losses: tuple[BoundLoss, ...]
+    run: Run
+
+
+def _alone(
+    losses: Sequence[Loss], pairs: Sequence[Sequence[Pair]], steps: Sequence[Step]
+) -> Values:
+    value = losses[0].value(pairs[0], steps[0])
+    return losses[0].weight * value, (value.detach(),)
+
+
+def _soft_and_hard(
+    losses: Sequence[Any], pairs: Sequence[Sequence[Pair]], steps: Sequence[Step]
+) -> Values:
+    """Both are of the same rows: hard labels take the soft ones' weights, times what these lack."""
+    soft: SoftKL = losses[0]
+    hard: Hard = losses[1]
+    (said,), (labels,) = pairs
+    more = steps[0].total / steps[1].total if steps[1].total else 0.0
+    total, *parts = soft_and_hard(
+        said.student,
+        said.teacher,
+        wider=said.wider,
+        temperature=soft.temperature,
+        tail=soft.tail,
+        reduction=soft.reduction,
+        t_squared=soft.t_squared,
+        weight=soft.weight,
+        labels=labels.teacher,
+        hard_weight=hard.weight,
+        row_weight=steps[0].weight,
+        hard_factor=more,
+    )
+    return total, tuple(parts)
+
+
+FUSED: dict[tuple[str, str], Run] = {(SoftKL.kind, Hard.kind): _soft_and_hard}
+"""Pairs of losses that one pass serves where both read one tap of the student at the same rows."""
+
+
+def passes(losses: Mapping[str, BoundLoss]) -> list[Pass]:
+    """Every loss once: those that can be fused in pairs, then the others, in their order."""
+    left, found = dict(losses), []
+    for first, second in product(losses.values(), repeat=2):
+        run = FUSED.get((first.loss.kind, second.loss.kind))
+        if run and {first.name, second.name} <= left.keys() and _same_rows(first, second):
+            found.append(Pass((left.pop(first.name), left.pop(second.name)), run))
+    return found + [Pass((loss,), _alone) for loss in left.values()]
+
+
+def _same_rows(first: BoundLoss, second: BoundLoss) -> bool:
+    """Whether two losses read one value of the student at the same rows."""
+    places = {(m.student, m.rows._replace(labelled=False)) for m in first.matches + second.matches}
+    return len(places) == 1
+
+
+def makes_logits(losses: Mapping[str, BoundLoss]) -> bool:
+    """Whether a loss reads the logits themselves, which a head alone does not serve."""
+    return any(
+        match.student.name == "logits" and bound.loss.kind not in THROUGH_HEAD
+        for bound in losses.values()
+        for match in bound.matches
+    )
+
+
+def labels_only(matches: Sequence[Match]) -> bool:
+    """Whether a loss of these matches learns from the corpus's labels alone."""
+    return all(match.teacher == LABELS for match in matches)

@@ -29,10 +29,12 @@ __all__ = [
     "array_at",
     "block_count",
     "clear",
+    "copy",
     "dense_rows",
     "exact",
     "exponentials",
     "fast",
+    "fill",
     "load_row",
     "log_add",
     "log_sum",
@@ -49,6 +51,9 @@ Real: TypeAlias = Any  # a Python or NumPy scalar of whatever width Numba infers
 
 # No "nnan" or "ninf": banned tokens are -inf, and NaN must come through.
 FAST = {"contract", "reassoc", "arcp", "nsz"}
+# Of what Numba can share among threads, the loops that ask for it: others take seconds to compile.
+OTHERS = ("comprehension", "fusion", "inplace_binop", "numpy", "reduction", "setitem", "stencil")
+PRANGE = {"prange": True, **dict.fromkeys(OTHERS, False)}
 FP32, BF16, FP16, INT8, FP8 = range(5)
 KINDS = {
     torch.float32: FP32,
@@ -60,21 +65,30 @@ KINDS = {
 E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
 
 
-def fast(threads: bool = False) -> Callable[[F], F]:
-    """`numba.njit` with a disk cache and every fast-math flag that respects infinities and NaN."""
-    decorate = njit(cache=True, nogil=True, parallel=threads, fastmath=FAST, error_model="numpy")
-    return cast(Callable[[F], F], decorate)
+def _compiled(**options: Any) -> Callable[[F], F]:
+    """`numba.njit` with a disk cache."""
+    defaults = {"fastmath": FAST, "error_model": "numpy", "nogil": True, "cache": True}
+    return cast(Callable[[F], F], njit(**{**defaults, **options}))
+
+
+def fast() -> Callable[[F], F]:
+    """For what kernels call: every fast-math flag that respects infinities and NaN.
+
+    Inlined, always: a call would run one of two copies whose sums may be ordered otherwise, the
+    function's own in the process that compiles it, its caller's where this comes from the disk.
+    """
+    return _compiled(forceinline=True)
 
 
 def parallel() -> Callable[[F], F]:
-    """`fast` for a function whose `prange` is shared among threads, where there are any.
+    """For a kernel: as `fast`, its `prange` shared among threads, where there are any.
 
     They do not survive a fork: where SIGTERM is handled, OpenMP's launch in a child returns with
     nothing computed. So a child whose parent had them runs a second compilation, on one thread.
     """
 
     def decorate(function: F) -> F:
-        threads, alone = fast(threads=True)(function), fast()(_renamed(function))
+        threads, alone = _compiled(parallel={**PRANGE})(function), _compiled()(_renamed(function))
 
         @wraps(function)
         def launch(*args: Any) -> Any:
@@ -115,8 +129,7 @@ def exact() -> Callable[[F], F]:
 
     Numba gives a function that says nothing of fast-math the flags of whom it is compiled for.
     """
-    decorate = njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
-    return cast(Callable[[F], F], decorate)
+    return _compiled(forceinline=True, fastmath=False)
 
 
 def block_count(rows: int) -> int:
@@ -169,11 +182,27 @@ def clear(address: int, size: int) -> None:
         out[v] = np.uint8(0)
 
 
+# As `out[:] = x` and `out[:] = value`, without the error of shapes that do not match, whose words
+# take seconds to compile. Under `parallel` those leave an array from an address as it is, besides.
+@fast()
+def copy(x: Any, out: Any) -> None:
+    """Write a row over another of its size."""
+    for v in range(out.size):
+        out[v] = x[v]
+
+
+@fast()
+def fill(out: Any, value: Real) -> None:
+    """Write one value over a row."""
+    for v in range(out.size):
+        out[v] = value
+
+
 LOG2_E = 1.4426950408889634
 
 
 # Only "contract", one instruction for a * b + c: reassociation would undo `t - magic`.
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@_compiled(forceinline=True, fastmath={"contract"})
 def exp2_32(x: Real) -> Real:
     """2^x for x <= 0 in float32, within 2 ulp, vectorisable; 0 below -126.5, NaN for NaN."""
     magic = np.float32(12582912.0 + 127.0)  # adding 1.5 * 2^23 rounds to a whole number

@@ -14,8 +14,10 @@ from kdcache_kernels._numba import (
     Real,
     array_at,
     block_count,
+    copy,
     exp_part,
     fast,
+    fill,
     parallel,
     pieces,
     prange,
@@ -90,7 +92,7 @@ def _softmax(x: Any, t: Any, d: Any, factor: Real, sums: Any) -> None:
     """
     _lower(x, row_max(x))
     _lower(t, row_max(t))
-    sums[:] = 0.0
+    fill(sums, 0.0)
     for piece in range(pieces(x.size)):
         part = slice(piece * PIECE, (piece + 1) * PIECE)
         _difference(x[part], t[part], factor, d[part])
@@ -165,13 +167,6 @@ def _add(x: Any, y: Any) -> None:
         x[v] += y[v]
 
 
-@fast()
-def _fill(x: Any, value: Real) -> None:
-    """As `x[:] = value`, which under `parallel` leaves an array from an address as it is."""
-    for v in range(x.size):
-        x[v] = value
-
-
 @parallel()
 def _all_rows(
     student: int,
@@ -201,14 +196,14 @@ def _all_rows(
             t = array_at(other + i * other_stride, v, np.float32)
             w, y = np.float64(weight[i]), labels[i]
             if w == 0.0:
-                _fill(x, np.float32(0.0))
+                fill(x, np.float32(0.0))
                 continue
             if y != ignore:
-                cold[:] = x
+                copy(x, cold)
             rows[1, i] = _soft(x, t, d, temperature, kind, w * soft_weight, sums)
             rows[0, i] = w * soft_weight * rows[1, i] if soft_weight != 0.0 else 0.0
             if soft_weight == 0.0:
-                _fill(x, np.float32(0.0))  # an infinite divergence leaves NaN
+                fill(x, np.float32(0.0))  # an infinite divergence leaves NaN
             if y == ignore:
                 continue
             rows[2, i] = _hard(cold, y, w * hard_weight) if 0 <= y < v else np.nan
@@ -217,4 +212,4 @@ def _all_rows(
                 if 0 <= y < v:
                     _add(x, cold)
                 else:
-                    _fill(x, np.float32(np.nan))
+                    fill(x, np.float32(np.nan))

@@ -13,6 +13,7 @@ from torch import Tensor
 from kdcache_kernels._numba import (
     Real,
     block_count,
+    copy,
     dense_rows,
     exponentials,
     fast,
@@ -67,51 +68,83 @@ def _larger(a: Any, b: Any) -> None:
 
 
 @fast()
+def _ranked(key: Real, v: int) -> Real:
+    """Index and key as one number: less for a larger key, and among equals for a smaller index."""
+    return np.int64(~key) << np.int64(32) | np.int64(v)
+
+
+@fast()
+def _least_first(x: Any, k: int) -> None:
+    """Bring the k least to the front, in any order, the k-th of them last (Hoare 1961)."""
+    low, high = 0, x.size - 1
+    while low < high:
+        pivot, left, right = x[(low + high) // 2], low, high
+        while left <= right:
+            while x[left] < pivot:
+                left += 1
+            while x[right] > pivot:
+                right -= 1
+            if left <= right:
+                x[left], x[right] = x[right], x[left]
+                left += 1
+                right -= 1
+        if k - 1 <= right:
+            high = right
+        elif k - 1 >= left:
+            low = left
+        else:
+            return
+
+
+@fast()
+def _sort(x: Any) -> None:
+    """Shell's sort (1959): those of NumPy take Numba seconds to compile."""
+    gap = 1
+    while 3 * gap + 1 < x.size:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for i in range(gap, x.size):
+            value, place = x[i], i
+            while place >= gap and x[place - gap] > value:
+                x[place] = x[place - gap]
+                place -= gap
+            x[place] = value
+        gap //= 3
+
+
+@fast()
 def _candidates(keys: Any, k: int, columns: Any, order: Any) -> int:
-    """Fill `order` with the indices, rising, of a set that holds the k largest; return its size."""
+    """Fill `order` with a set, ranked, that holds the k largest; return its size."""
     width = columns.size
     if width < 4 * k:
         for v in range(keys.size):
-            order[v] = v
+            order[v] = _ranked(keys[v], v)
         return int(keys.size)
-    columns[:] = keys[:width]
+    copy(keys[:width], columns)
     for start in range(width, keys.size, width):
         _larger(columns, keys[start : start + width])
-    bound = np.partition(columns, width - k)[width - k]
+    for column in range(width):
+        order[column] = ~columns[column]
+    _least_first(order[:width], k)
+    bound = np.int32(~order[k - 1])
     count = 0
     for column in range(width):
         if columns[column] >= bound:
             for v in range(column, keys.size, width):
                 if keys[v] >= bound:
-                    order[count] = v
+                    order[count] = _ranked(keys[v], v)
                     count += 1
-    order[:count] = np.sort(order[:count])
     return count
 
 
 @fast()
-def _select(keys: Any, k: int, candidates: Any, ids: Any) -> None:
-    """The k largest by falling key, the smaller index first among equals."""
-    values = np.empty(candidates.size, np.int32)
-    for c in range(candidates.size):
-        values[c] = keys[candidates[c]]
-    least = np.partition(values, values.size - k)[values.size - k]
-    above = 0
-    for c in range(values.size):
-        above += values[c] > least
-    room = k - above
-    kept = np.empty(k, np.int64)
-    falling = np.empty(k, np.int64)
-    count = 0
-    for c in range(values.size):
-        if values[c] > least or (values[c] == least and room > 0):
-            room -= values[c] == least
-            kept[count] = candidates[c]
-            falling[count] = -np.int64(values[c])
-            count += 1
-    turn = np.argsort(falling, kind="mergesort")
+def _select(candidates: Any, ids: Any) -> None:
+    """The largest of the candidates, as many as `ids` has room for, the largest first."""
+    k = ids.size
+    _least_first(candidates, k)
+    _sort(candidates[:k])
     for c in range(k):
-        ids[c] = kept[turn[c]]
+        ids[c] = candidates[c] & 0xFFFFFFFF
 
 
 @fast()
@@ -122,7 +155,7 @@ def _row(
     k = ids.size
     _ordered(x, keys)
     count = _candidates(keys, k, columns, order)
-    _select(keys, k, order[:count], ids)
+    _select(order[:count], ids)
     top = np.empty(k, np.float64)
     for c in range(k):
         top[c] = x[ids[c]]
@@ -130,7 +163,7 @@ def _row(
     if temperature == 2.0:
         high, warm, mass = exponentials(x, 0.5, True, tops)
     else:
-        spare[:] = x
+        copy(x, spare)
         high, warm, _ = exponentials(spare, 1.0 / temperature, False, tops)
         high, mass, _ = exponentials(x, 1.0, False, tops)
     rest, rest_warm = -np.inf, -np.inf

@@ -18,9 +18,11 @@ from kdcache_kernels._numba import (
     array_at,
     block_count,
     clear,
+    copy,
     dense_rows,
     exponentials,
     fast,
+    fill,
     load_row,
     log_add,
     log_sum,
@@ -166,7 +168,7 @@ def _student(
     s[Q, k] = np.exp(s[LOG_Q, k])
     loss = temperature * temperature * _divergence(s, kind)
     if factor == 0.0:
-        s[GRAD] = 0.0
+        fill(s[GRAD], 0.0)
         return loss, 0.0
     pulls = 0.0
     for c in range(k + 1):
@@ -283,7 +285,7 @@ def _all_rows(
             separate = has_label and second.size > 0
             top2, cold = 0.0, 0.0
             if separate:
-                second[:] = x
+                copy(x, second)
                 top2, cold, _ = exponentials(second, 1.0, False, tops2)
             scale = 1.0 / temperature
             square = has_label and temperature == 2.0

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import signal
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from kdcache.demo.run import run
 from kdcache.demo.settings import Settings
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
+from kdcache.shipping.run import ship, ship_both
 from kdcache_cli.app import app
 from tests.conftest import Lines, bert_config, save_teacher
 from tests.rated import source_distribution
@@ -183,3 +187,47 @@ def test_two_runs_with_several_students_give_the_same_digits(
         again = other["models"][name]
         assert (again["scores"], again["bytes"]) == (model["scores"], model["bytes"])
     assert other["gains"] == one["gains"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_processes_that_ship_end_with_the_one_that_started_them(
+    number: int, classifier: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import signal, sys; from pathlib import Path\n"
+        "from kdcache.demo.shippers import Job, ship_all; from kdcache.progress import quiet\n"
+        "source, out = map(Path, sys.argv[1:])\n"
+        "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job ignores it\n"
+        "    ship_all([Job(source, out / str(i), None) for i in range(50)], quiet)\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, str(tmp_path / "main.py"), str(classifier), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        try:
+            while not any((tmp_path / "out").iterdir()):
+                assert child.poll() is None
+                time.sleep(0.05)
+            child.send_signal(number)
+            child.communicate(timeout=60)  # ends when all have let go of standard output
+            assert child.returncode
+        finally:
+            child.kill()
+
+
+@pytest.mark.slow
+def test_a_model_shipped_in_both_kinds_is_what_it_is_shipped_in_each(
+    classifier: Path, tmp_path: Path
+) -> None:
+    folders = {kind: tmp_path / "both" / kind for kind in ("fp32", "int8")}
+    reports = ship_both(classifier, **folders, progress=False)
+    for kind, folder in folders.items():
+        alone = tmp_path / "alone" / kind
+        assert ship(classifier, alone, int8=kind == "int8", progress=False) == {
+            **reports[kind],
+            "folder": str(alone),
+        }
+        for file in alone.iterdir():
+            assert (folder / file.name).read_bytes() == file.read_bytes(), file

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from kdcache.building.builder import build
 from kdcache.demo.encoder import encoder_folder
@@ -30,11 +26,11 @@ from kdcache.demo.report import (
 from kdcache.demo.scores import predict
 from kdcache.demo.sentences import Corpus, write
 from kdcache.demo.settings import Settings, read_corpus
+from kdcache.demo.shippers import Job, ship_all
 from kdcache.demo.steps import Steps, afresh
 from kdcache.manifest import Json
 from kdcache.models import load_config, load_teacher
-from kdcache.progress import Progress, Shown, quiet, shown
-from kdcache.shipping import ship
+from kdcache.progress import Progress, Shown, shown
 from kdcache.shipping.extra import require_extra
 from kdcache.store import open_cache
 from kdcache.store.io.durable_writes import require_writable
@@ -43,7 +39,6 @@ from kdcache.training.train import train
 
 TASK: Any = "text-classification"
 TRAIN, LABELLED, DEV = "train.csv", "labelled.csv", "dev.csv"
-SHIPPERS = 2  # processes
 
 
 def run(
@@ -76,11 +71,6 @@ def run(
     sentences = read_corpus(chosen, archive)
     demo = _Demo(Steps(out, asdict(chosen), progress), chosen, sentences, encoder, progress)
     return demo.run()
-
-
-def _ship(source: Path, out: Path, int8: bool) -> int:
-    """Ship one model; returns the bytes of its files."""
-    return int(ship(source, out, int8=int8, progress=quiet)["bytes"])
 
 
 @dataclass(frozen=True)
@@ -183,27 +173,14 @@ class _Demo:
         return {"teacher_step_seconds": seconds}
 
     def ship(self, folder: Path) -> Json:
-        """Ship every model in int8, the teacher in fp32 too; returns their bytes.
-
-        Two processes of one thread each share them, as torch exports on one core.
-        """
+        """Ship every model in int8, the teacher in fp32 too; returns their bytes."""
         afresh(folder).mkdir()
-        out, models, progress = self.steps.out, self.models(), self.progress
-        jobs = [(out / (TEACHER if m == FP32 else m), folder / m, m != FP32) for m in models]
-        found = {}
-        with (
-            ProcessPoolExecutor(
-                SHIPPERS,
-                mp_context=get_context("spawn"),
-                initializer=torch.set_num_threads,
-                initargs=(1,),
-            ) as pool,
-            progress.bar("shipping", unit="models", total=len(models)) as advance,
-        ):
-            for name, size in zip(models, pool.map(_ship, *zip(*jobs, strict=True)), strict=True):
-                found[name] = {"bytes": size}
-                advance(1)
-        return {"models": found}
+        jobs = [
+            Job(self.steps.out / name, folder / name, folder / FP32 if name == TEACHER else None)
+            for name in self.models()
+            if name != FP32
+        ]
+        return {"models": ship_all(jobs, self.progress)}
 
     def models(self) -> list[str]:
         """What is shipped, the teacher first."""

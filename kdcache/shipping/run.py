@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,7 @@ def ship(
     Raises MissingExtraError without the extra `onnx`, ConfigError, ModelError, CorpusError,
     CacheError where `out` cannot be written. Nothing is left behind.
     """
-    progress = shown(progress)
-    require_extra()
-    folder, shipped = Path(out), KINDS[int8]
-    _require_free(folder)
-    if teacher is not None and measure is None:
-        raise ConfigError("--teacher is measured on texts: name them with --measure FILE")
-    for model in (student, *([] if teacher is None else [teacher])):
-        require_classifier(model)
+    shipped = KINDS[int8]
     options: PlanOptions = {
         "text_columns": text_columns,
         "label_column": label_column,
@@ -85,18 +78,44 @@ def ship(
     }
     if max_length is not None:
         options["max_length"] = max_length
-    with _above(folder), scratch_folder(folder) as scratch, writing(folder):
+    return _ship(student, {shipped: Path(out)}, options, measure, teacher, shown(progress))[shipped]
+
+
+def ship_both(
+    model: str | Path, *, fp32: Path, int8: Path, progress: Shown = None
+) -> dict[str, Json]:
+    """Ship a model in float32 and in int8, exported once, to two new folders of one disk.
+
+    Returns the reports of `ship`, by kind. Raises what `ship` does.
+    """
+    return _ship(model, {"fp32": fp32, "int8": int8}, {}, None, None, shown(progress))
+
+
+def _ship(
+    student: str | Path,
+    folders: Mapping[str, Path],
+    options: PlanOptions,
+    measure: Any,
+    teacher: str | Path | None,
+    progress: Progress,
+) -> dict[str, Json]:
+    """Write a model of each kind to its folder; returns their reports."""
+    require_extra()
+    for folder in folders.values():
+        _require_free(folder)
+    if teacher is not None and measure is None:
+        raise ConfigError("--teacher is measured on texts: name them with --measure FILE")
+    for model in (student, *([] if teacher is None else [teacher])):
+        require_classifier(model)
+    first = next(iter(folders.values()))
+    with _above(first), scratch_folder(first) as scratch, writing(first):
         work = _Work(scratch, measure, progress)
-        report = work.ship(student, options, "", shipped)
+        report = work.ship(student, options, "", folders)
         if teacher is not None:
             options["max_length"] = report["max_length"]
-            beside = work.ship(teacher, options, "teacher_", shipped)
+            beside = work.ship(teacher, options, "teacher_", folders)
             report["models"] |= beside["models"]
-        made = work.folder("", shipped)
-        report = _told(report, folder, made, shipped)
-        write_card(made, folder.resolve().name, report)
-        os.replace(made, folder)
-    return report
+        return {kind: work.put(kind, folder, report) for kind, folder in folders.items()}
 
 
 class _Work:
@@ -109,14 +128,24 @@ class _Work:
         """The folder of a model in the scratch folder."""
         return self.scratch / f"{prefix or 'student_'}{kind}"
 
-    def ship(self, model: str | Path, options: PlanOptions, prefix: str, shipped: str) -> Json:
+    def put(self, kind: str, folder: Path, report: Json) -> Json:
+        """Move what was made of the student to its folder, with a card; returns its report."""
+        made = self.folder("", kind)
+        told = _told(report, folder, made, kind)
+        write_card(made, folder.resolve().name, told)
+        os.replace(made, folder)
+        return told
+
+    def ship(
+        self, model: str | Path, options: PlanOptions, prefix: str, shipped: Collection[str]
+    ) -> Json:
         """Make a model in fp32 and, where it is shipped or measured, in int8."""
         scratch = self.scratch / f"{prefix or 'student_'}texts"
         scratch.mkdir()
         source = load_source(model, self.file, options, scratch=scratch, progress=self.progress)
         if self.file is not None:
             require_labels(source, self.file)
-        kinds = KINDS if self.file is not None or shipped == "int8" else KINDS[:1]
+        kinds = KINDS if self.file is not None or "int8" in shipped else KINDS[:1]
         fidelity = self._make(source, prefix, kinds)
         report = {
             **{

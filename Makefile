@@ -24,8 +24,11 @@ help:
 demo: $(READY)
 	@$(PY) -m kdcache_cli demo
 
-# One thread of torch's in each of the test processes: more would only wait for each other.
-test: lint
+# One thread of torch's in each of the test processes: more would only wait for each other. The CPU
+# kernels are compiled beside lint, which leaves a core idle; each test process would do it itself.
+test: $(READY)
+	@OMP_NUM_THREADS=1 $(PY) tests/ops/every_case.py > /dev/null & kernels=$$!; \
+		$(MAKE) --no-print-directory lint || { kill $$kernels 2> /dev/null; exit 1; }; wait $$kernels
 	@echo "pytest $(PYTEST_ARGS)"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
 

@@ -10,22 +10,27 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 VOCABULARIES = (30522, 32000, 50257, 128256, 151936)
+# Of the three, the one that every variant is compiled for; a compilation takes a second or two.
+TARGETS = [(90,), pytest.param((80, 90, 100), marks=pytest.mark.slow)]
 
 
-@pytest.fixture(scope="module")
-def rows():
+@pytest.fixture(scope="module", params=TARGETS, ids=str)
+def rows(request):
     """What benchmarks/kernel_resources.py finds, in a process that does not interpret."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT / "kernels")
     command = [sys.executable, str(ROOT / "benchmarks" / "kernel_resources.py"), "--json"]
+    command += ["--targets", *map(str, request.param)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)["kernels"]
+    found = json.loads(done.stdout)["kernels"]
+    assert {row["target"] for row in found} == {*request.param}
+    return found
 
 
 def named(rows, start):
     found = [row for row in rows if row["name"].startswith(start)]
-    assert {row["target"] for row in found} == {80, 90, 100}
+    assert {row["target"] for row in found} == {row["target"] for row in rows}
     return found
 
 
@@ -35,7 +40,7 @@ def widest(row, what):
 
 def test_no_kernel_spills(rows):
     """But float16 rows, and topk_kl on Blackwell, whose mixed additions take more registers."""
-    assert len(rows) > 30
+    assert len(rows) > 10 * len({row["target"] for row in rows})
     spilling = {(row["target"], row["name"]): row["stack_bytes"] for row in rows}
     for (target, name), stack in spilling.items():
         allowed = 144 if target == 100 and name.startswith("topk_kl") else 0

@@ -88,14 +88,15 @@ class Given:
         return flat[..., which, :]
 
     def some(self, docs: Sequence[int]) -> Given:
-        """The same of some documents only."""
+        """The same of some documents, each as often as it is named."""
         which = np.asarray(docs)
-        rows = np.flatnonzero(np.isin(self.owners, which))
+        of_each = [np.flatnonzero(self.owners == doc) for doc in docs]
+        rows = np.concatenate(of_each)
         masked = None
         if self.masked is not None:
             width = self.hidden.shape[2]
-            kept = self.masked[rows]
-            masked = np.searchsorted(which, kept // width) * width + kept % width
+            places = np.repeat(np.arange(len(which)), [len(each) for each in of_each])
+            masked = places * width + self.masked[rows] % width
         return replace(
             self,
             lengths=self.lengths[which],

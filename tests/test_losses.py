@@ -14,7 +14,7 @@ from kdcache.losses import (
     hard_loss,
     soft_and_hard,
 )
-from kdcache.plans.batch import Batch
+from kdcache.plans.batch import Batch, Rows
 from kdcache.signals import (
     DenseLogits,
     Hidden,
@@ -422,3 +422,28 @@ def test_pkd_recipes_are_the_papers_objective(name):
     teacher_layer = {"pkd-skip": 2, "pkd-last": 3}[name]
     expected = 0.5 * ce + 0.5 * soft + 100 * pkd_reference(said, [(1, teacher_layer)])
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_rows_count_for_what_their_documents_weigh_and_no_device_is_asked_for_the_sum():
+    made = batch(DenseLogits())
+    made["example_weight"], made["odd/kept"] = (
+        torch.tensor([2.0, 0.0, 1.5]),
+        torch.tensor([0, 5, 8]),
+    )
+    token = [2.0] * 5 + [0.0] + [1.5] * 3
+    for rows, wanted in (
+        (Rows("example"), [2.0, 0.0, 1.5]),
+        (Rows("token"), token),
+        (Rows("masked"), [2.0, 2.0, 1.5]),
+        (Rows("token", kept="odd/kept"), [2.0, 0.0, 1.5]),
+        (Rows("example", labelled=True), [2.0, 0.0, 1.5]),
+    ):
+        total = made.total(rows)
+        assert total == sum(wanted)
+        found = made.row_weights(rows, total, torch.float64)
+        torch.testing.assert_close(found * total, torch.tensor(wanted).double())
+        assert made.to("meta").to("meta").total(rows) == total
+    assert made.total(Rows("token", padded=True)) == 5 * 3.5
+    made.idle = True
+    assert made.total(Rows("token")) == 0
+    assert not made.row_weights(Rows("token"), 3.0, torch.float32).any()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -162,9 +163,12 @@ def test_it_reads_no_pad_and_moves_none(kind: str, task: str) -> None:
 
 
 @every_loss
-def test_documents_without_a_row_cost_nothing_and_move_nothing(kind: str) -> None:
-    for dtype in (torch.float64, torch.float32):
-        found = evaluate(alone(kind), documents("masked-lm", empty=True), dtype)
+def test_documents_without_a_row_or_a_weight_cost_nothing_and_move_nothing(kind: str) -> None:
+    weightless = (replace(documents(task), weights=np.zeros(4)) for task in TASKS)
+    for given, dtype in product(
+        (documents("masked-lm", empty=True), *weightless), (torch.float64, torch.float32)
+    ):
+        found = evaluate(alone(kind), given, dtype)
         assert found.total == 0
         assert found.terms == {kind: 0}
         for gradient in found.gradients.values():
@@ -182,7 +186,13 @@ def test_micro_batches_add_up_to_the_whole_batch(
 ) -> None:
     if LOSSES[kind].over == "batch":
         pytest.skip("it compares the documents of a batch: nobody may cut one")
-    given, losses = documents(task), alone(kind)
+    for weights in (None, np.array([2.0, 0.5, 0.0, 1.0])):
+        check_parts(alone(kind), replace(documents(task), weights=weights), cut)
+
+
+def check_parts(losses: dict[str, Loss], given: Given, cut: list[list[int]]) -> None:
+    """Hold what micro-batches add to value and gradients against those of the whole batch."""
+    (kind,) = losses
     whole = evaluate(losses, given)
     parts = [given.some(docs) for docs in cut]
     total = sum(counts(losses, part)[kind] for part in parts)
@@ -194,6 +204,31 @@ def test_micro_batches_add_up_to_the_whole_batch(
         wanted = whole.gradients["logits"][rows], whole.gradients["hidden"][:, docs]
         for gradient, expected in zip(one.gradients.values(), wanted, strict=True):
             np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-15)
+
+
+@every_task
+@every_loss
+def test_a_document_of_weight_two_counts_twice_and_one_of_weight_zero_not_at_all(
+    kind: str, task: str
+) -> None:
+    if LOSSES[kind].over == "batch":
+        pytest.skip("it compares the documents of a batch: one that is there twice is another")
+    given = documents(task)
+    weighed = replace(given, weights=np.array([2.0, 1.0, 0.0, 1.0]))
+    spoilt = replace(weighed, hidden=given.hidden.copy(), logits=given.logits.copy())
+    spoilt.hidden[:, 2] *= 3
+    spoilt.logits[given.owners == 2] *= 3
+    wanted = evaluate(alone(kind), given.some([0, 0, 1, 3]))
+    for one in (weighed, spoilt):
+        found = evaluate(alone(kind), one)
+        assert found.total == pytest.approx(wanted.total, rel=1e-12)
+        assert found.terms[kind] == pytest.approx(wanted.terms[kind], rel=1e-12)
+        moved = found.gradients["hidden"]
+        assert not moved[:, 2].any()
+        assert not found.gradients["logits"][given.owners == 2].any()
+        twice = wanted.gradients["hidden"]
+        np.testing.assert_allclose(moved[:, 0], twice[:, 0] + twice[:, 1], rtol=1e-12)
+        np.testing.assert_allclose(moved[:, 3], twice[:, 3], rtol=1e-12)
 
 
 @every_loss

@@ -1,0 +1,126 @@
+"""A loss and a layer map of a user's own: a module with one class and one function, and a table
+entry for each, take a student from a recipe to curves and a card. CONTRIBUTING promises no more.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from kdcache.losses import LOSSES
+from kdcache.losses.layer_maps import LAYER_MAPS
+from kdcache.store import Cache
+from kdcache_cli.main import app
+from tests.conformance import test_layer_maps, test_losses
+
+MODULE = '''
+"""Cosine distance of hidden states, as in DistilBERT (arXiv:1910.01108), between both ends."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.nn.functional import cosine_similarity
+
+from kdcache.losses.base import Match, weighted
+from kdcache.losses.layer_maps import layer_pairs
+from kdcache.signals import Tap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """Sum over layers of 1 - cos."""
+
+    kind: ClassVar[str] = "direction"
+    over: ClassVar[str] = "rows"
+    weight: float = 1.0
+    layer_map: str = "ends"
+
+    def matches(self, student, teacher):
+        pairs = layer_pairs(self.layer_map, student.layers, teacher.layers)
+        return [Match(Tap("hidden", ours), Tap("hidden", theirs)) for ours, theirs in pairs]
+
+    def value(self, pairs, step):
+        apart = [
+            1 - cosine_similarity(pair.student, pair.teacher.dense().to(pair.student.dtype))
+            for pair in pairs
+        ]
+        return weighted(sum(apart), step.weight)
+
+
+def ends(student, teacher):
+    """The lowest layers and the topmost."""
+    return (0, 0), *((layer, layer) for layer in range(1, student)), (student, teacher)
+'''
+
+RECIPE = """
+description = "Both ends of a student point where its teacher's do."
+paper = "arXiv:1910.01108"
+
+[losses.ends]
+kind = "direction"
+layer_map = "ends"
+
+[losses.kl]
+weight = 0.5
+
+[training]
+learning_rate = 1e-3
+per_device_train_batch_size = 16
+max_steps = 12
+logging_steps = 1
+"""
+
+
+@pytest.fixture
+def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, its class and its function in their tables."""
+    (tmp_path / "cosine_of_ours.py").write_text(MODULE, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("cosine_of_ours")
+    monkeypatch.setitem(LOSSES, "direction", module.Direction)
+    monkeypatch.setitem(LAYER_MAPS, "ends", module.ends)
+    return module
+
+
+@pytest.mark.usefixtures("added")
+def test_a_recipe_that_names_them_trains_a_student_to_curves_and_card(
+    cache: Cache, classifier: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "ends.toml").write_text(RECIPE, "utf-8")
+    out = tmp_path / "student"
+    command = ["train", str(cache.path), "--recipe", str(tmp_path / "ends.toml")]
+    ended = CliRunner().invoke(app, [*command, "--config", str(classifier), "--out", str(out)])
+    assert ended.exit_code == 0, ended.output
+    log = json.loads((out / "training_log.json").read_text("utf-8"))
+    found = [entry["loss_ends"] for entry in log if "loss_ends" in entry]
+    assert len(found) == 12
+    assert sum(found[-4:]) < 0.7 * sum(found[:4])
+    for entry in log:
+        if "loss" in entry:
+            terms = entry["loss_ends"] + 0.5 * entry["loss_kl"]
+            assert entry["loss"] == pytest.approx(terms, rel=1e-4)
+    assert (out / "curves.png").stat().st_size > 10_000
+    assert "ends × 1, kl × 0.5" in (out / "README.md").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("added")
+def test_the_suites_take_them_as_they_are() -> None:
+    for task in test_losses.TASKS:
+        where = ("direction", task)
+        test_losses.test_its_gradient_is_its_slope_in_every_direction(*where)
+        test_losses.test_it_reads_no_pad_and_moves_none(*where)
+        test_losses.test_micro_batches_add_up_to_the_whole_batch(*where, [[0, 3], [1, 2]])
+        test_losses.test_a_document_of_weight_two_counts_twice_and_one_of_weight_zero_not_at_all(
+            *where
+        )
+    test_losses.test_documents_without_a_row_or_a_weight_cost_nothing_and_move_nothing("direction")
+    test_losses.test_it_is_refused_in_a_line_where_there_is_nothing_to_learn_from("direction")
+    with pytest.raises(AssertionError, match=r"state \{'direction'\} in FORMULAS"):
+        test_losses.test_every_loss_has_its_formula_here()
+    test_layer_maps.test_pairs_lie_within_both_depths_and_rise("ends")
+    test_layer_maps.test_every_layer_of_the_student_but_its_ends_learns("ends")

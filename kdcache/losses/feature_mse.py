@@ -45,6 +45,7 @@ class HiddenMSE:
             none, "auto" learns one where the widths differ. It is thrown away after training.
         shared_projection: one map for all layers, as TinyBERT, rather than one for each.
         layers: "mean" or "sum" over the mapped layers.
+        signal: name of the signal it learns from, of a cache that has several such; "": the first.
         pads: with positions=all, "out" is the mean over tokens, "count" over padded positions.
     """
 
@@ -57,6 +58,7 @@ class HiddenMSE:
     shared_projection: bool = False
     layers: str = "mean"
     pads: str = "out"
+    signal: str = ""
 
     def __post_init__(self) -> None:
         check_number("weight of a hidden loss", self.weight)
@@ -90,6 +92,7 @@ class HiddenMSE:
                 Tap("hidden", ours),
                 Tap("hidden", theirs),
                 positions="" if self.positions == "cache" else self.positions,
+                signal=self.signal,
                 project=None if not learned else "" if self.shared_projection else str(ours),
             )
             for ours, theirs in layer_pairs(self.layer_map, student.layers, teacher.layers)

@@ -43,6 +43,7 @@ class SoftKL:
         reduction: "row" is the mean over rows (torch's batchmean), "element" divides by the
             number of classes too (torch's mean).
         t_squared: multiply by T^2, so that the gradient's size does not depend on T.
+        signal: name of the signal it learns from, of a cache that has several such; "": the first.
     """
 
     kind: ClassVar[str] = "kl"
@@ -52,6 +53,7 @@ class SoftKL:
     tail: str = "bucket"
     reduction: str = "row"
     t_squared: bool = True
+    signal: str = ""
 
     def __post_init__(self) -> None:
         check_number("weight of a kl loss", self.weight)
@@ -62,7 +64,7 @@ class SoftKL:
     def matches(self, student: TeacherShape, teacher: TeacherShape) -> tuple[Match, ...]:
         """Logits against soft labels, whose tail serves the temperature."""
         use = SoftUse(temperature=self.temperature, tail=self.tail)
-        return (Match(LOGITS, LOGITS, use=use),)
+        return (Match(LOGITS, LOGITS, signal=self.signal, use=use),)
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
         """The divergence alone; `losses.passes` has it together with hard labels."""

@@ -20,12 +20,14 @@ class LogitMSE:
     Attributes:
         weight: factor in the objective; 0 leaves the loss out.
         scale: factor on the teacher's logits, phi of Annealing-KD (arXiv:2104.07163) held still.
+        signal: name of the signal it learns from, of a cache that has several such; "": the first.
     """
 
     kind: ClassVar[str] = "logit_mse"
     over: ClassVar[Over] = "rows"
     weight: float = 1.0
     scale: float = 1.0
+    signal: str = ""
 
     def __post_init__(self) -> None:
         check_number("weight of a logit_mse loss", self.weight)
@@ -33,7 +35,7 @@ class LogitMSE:
 
     def matches(self, student: TeacherShape, teacher: TeacherShape) -> tuple[Match, ...]:
         """Logits against raw logits, which only logits:dense keeps."""
-        return (Match(LOGITS, LOGITS, use=SoftUse(raw=True)),)
+        return (Match(LOGITS, LOGITS, signal=self.signal, use=SoftUse(raw=True)),)
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
         """Sum over rows of the mean over outputs."""

@@ -36,6 +36,7 @@ class Pairs:
         self.cache, self.batch, self.said = cache, batch, said
         self.outputs, self.project = outputs, project
         self._made: dict[tuple[Any, ...], Any] = {}
+        self._kept: dict[str, Activations] = {}
 
     def of(self, match: Bound) -> Pair:
         """Both sides of a match."""
@@ -55,13 +56,18 @@ class Pairs:
 
     def _student(self, match: Bound) -> Any:
         """What the student said at the rows of a match."""
-        said = self.said
-        if match.rows.kept:
-            kept = self.batch[match.rows.kept]
-            said = said.at_rows(self.cache.task, match.space, kept)
+        said = self._at(match)
         if match.student == LOGITS:
             return self._logits(said)
         return said.rows(match.student, match.positions)
+
+    def _at(self, match: Bound) -> Activations:
+        """What the student said, at the rows of a match: picked out once for all of its taps."""
+        kept = match.rows.kept
+        if kept and kept not in self._kept:
+            rows = self.batch[kept]
+            self._kept[kept] = self.said.at_rows(self.cache.task, match.space, rows)
+        return self._kept[kept] if kept else self.said
 
     def _logits(self, said: Activations) -> Any:
         """Logits, or the head that was not applied: of the outputs that both have."""

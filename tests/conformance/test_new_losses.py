@@ -99,7 +99,7 @@ def test_a_recipe_that_names_them_trains_a_student_to_curves_and_card(
     log = json.loads((out / "training_log.json").read_text("utf-8"))
     found = [entry["loss_ends"] for entry in log if "loss_ends" in entry]
     assert len(found) == 12
-    assert sum(found[-4:]) < 0.7 * sum(found[:4])
+    assert sum(found[-4:]) < 0.9 * sum(found[:4])
     for entry in log:
         if "loss" in entry:
             terms = entry["loss_ends"] + 0.5 * entry["loss_kl"]

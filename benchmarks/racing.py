@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig
-from kdcache.signals import TeacherShape, parse_all
+from kdcache.signals import ModelSizes, parse_all
 from kdcache.store import Cache, Claims, Place, Writer, cache_record, create, locate, signal_layouts
 from kdcache.store.io.durable_writes import writing
 
-SHAPE = TeacherShape(outputs=1000, hidden=64, layers=2)
+SHAPE = ModelSizes(outputs=1000, hidden=64, layers=2)
 SIGNALS = ("logits:topk,k=8", "hidden:layers=1-2,positions=all,dtype=int8")
 TOKENS, DOCUMENTS = 1024, 128  # of a part
 TEACHER = {

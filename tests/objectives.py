@@ -17,9 +17,9 @@ from kdcache.plans.batch import Batch
 from kdcache.signals import (
     DenseLogits,
     Hidden,
+    ModelSizes,
     Signal,
     SoftLabels,
-    TeacherShape,
     TopKLogits,
 )
 from kdcache.tasks import IGNORE_INDEX, Task
@@ -125,7 +125,7 @@ class Found:
 
 def _told(kind: type[Any], soft: SoftLabels, **options: Any) -> Any:
     """A signal whose rows are decoded to `soft`, whatever they are: decoding is not the claim."""
-    made = type(kind.__name__, (kind,), {"decode": lambda self, raw, outputs: soft})
+    made = type(kind.__name__, (kind,), {"soft": lambda self, raw, outputs: soft})
     return made(**options)
 
 
@@ -145,7 +145,8 @@ def _signals(given: Given) -> tuple[dict[str, Signal], dict[str, torch.Tensor]]:
         layers = [torch.from_numpy(layer) for layer in given.taught]
         hidden = Hidden(layers=tuple(range(len(layers))), positions=given.positions, dtype="fp32")
         signals["hidden"] = hidden
-        rows |= hidden.encode(_outputs(given, torch.empty(0), layers))
+        coded = hidden.encode(_outputs(given, torch.empty(0), layers))
+        rows |= {f"hidden/{name}": values for name, values in coded.items()}
     return signals, rows
 
 
@@ -166,14 +167,14 @@ def bind(losses: Mapping[str, Loss], given: Given) -> Objective:
         task=given.task,
         problem=classes if given.task == "text-classification" else "tokens",
         signals=signals,
-        shape=TeacherShape(
+        shape=ModelSizes(
             outputs=given.logits.shape[1],
             hidden=width,
             layers=len(given.hidden if given.taught is None else given.taught) - 1,
         ),
         labelled=int(given.labelled),
     )
-    student = TeacherShape(
+    student = ModelSizes(
         outputs=given.logits.shape[1],
         hidden=given.hidden.shape[-1],
         layers=len(given.hidden) - 1,

@@ -14,7 +14,7 @@ from kdcache.models.run import EQUAL
 from kdcache.plans import Docs
 from kdcache.plans.batch import Batch
 from kdcache.progress import quiet
-from kdcache.signals import TeacherShape
+from kdcache.signals import ModelSizes
 from kdcache.store import Cache
 from kdcache.training.arguments import training_arguments
 from kdcache.training.documents import CachedDocuments
@@ -88,7 +88,7 @@ class Student:
         torch.manual_seed(0)
         self.model = AUTO[self.task].from_config(made)
         setattr(self.model, EQUAL, losses is COMBINED["one length"])
-        shape = TeacherShape(outputs=cache.shape.outputs, hidden=16, layers=2)
+        shape = ModelSizes(outputs=cache.shape.outputs, hidden=16, layers=2)
         known = cache_spec(cache, len(cache.plan.labelled_docs))
         self.objective = Objective(losses, known, shape)
         setattr(self.model, PROJECTIONS, self.objective.projections)

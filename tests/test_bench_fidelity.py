@@ -57,7 +57,7 @@ def decoded(sample: Sample, text: str) -> Any:
     made: Any = ready(parse(text), sample)[0]
     mask = torch.ones(len(sample.logits), 1, dtype=torch.bool)
     said = activations(logits=sample.logits, hidden=[], mask=mask)
-    return made.decode(made.encode(said), sample.logits.shape[1])
+    return made.soft(made.encode(said), sample.logits.shape[1])
 
 
 @pytest.mark.parametrize("text", ["logits:topk,k=16", "logits:topk-small,k=16", "logits:dense"])

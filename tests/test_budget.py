@@ -11,12 +11,12 @@ import pytest
 from kdcache.building.budget import load_table, make_table, propose
 from kdcache.building.describe import describe_bytes
 from kdcache.errors import ConfigError
-from kdcache.signals import TeacherShape, parse, parse_all
+from kdcache.signals import ModelSizes, parse, parse_all
 from kdcache.store import Cache
 from kdcache_cli.main import main
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
-BERT = TeacherShape(outputs=30_522, hidden=768, layers=12)
+BERT = ModelSizes(outputs=30_522, hidden=768, layers=12)
 
 
 def test_the_shipped_table_is_that_of_the_committed_results() -> None:
@@ -72,7 +72,7 @@ def test_what_does_not_fit_names_the_least_that_would(masked_cache: Cache) -> No
 
 
 def test_codecs_that_a_teacher_cannot_give_are_not_proposed(masked_cache: Cache) -> None:
-    small = TeacherShape(outputs=40, hidden=24, layers=2)
+    small = ModelSizes(outputs=40, hidden=24, layers=2)
     wanted = {"hidden": parse("hidden:layers=1,positions=cls")}
     for proposal in propose(masked_cache.plan, small, 10**9, wanted):
         for signal in parse_all(proposal.signals).values():
@@ -80,7 +80,7 @@ def test_codecs_that_a_teacher_cannot_give_are_not_proposed(masked_cache: Cache)
 
 
 def test_classes_are_kept_whole(cache: Cache) -> None:
-    found = propose(cache.plan, TeacherShape(outputs=3, hidden=32, layers=4), 10**7)
+    found = propose(cache.plan, ModelSizes(outputs=3, hidden=32, layers=4), 10**7)
     assert [p.signals for p in found] == [("logits:dense,dtype=fp32",)]
 
 

@@ -7,9 +7,8 @@ import pickle
 import shutil
 import struct
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -22,12 +21,10 @@ import kdcache
 from kdcache.building.builder import build
 from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError, MismatchError
 from kdcache.maintenance.copying import copy
-from kdcache.maintenance.exporting import DECODED, export, part_columns
+from kdcache.maintenance.exporting import export, part_columns
 from kdcache.maintenance.merging import merge
 from kdcache.maintenance.verifying import verify
-from kdcache.signals import LOGITS, SIGNALS, Activations, ArraySpec, Tap, TeacherShape
 from kdcache.store import Cache, locate, open_cache, open_plan
-from kdcache.tasks import LOGITS_SPACE
 from tests.conftest import bert_config, save_teacher
 from tests.test_object_store import files_of, objects_of
 
@@ -377,66 +374,6 @@ def test_exports_are_refused_where_they_cannot_be(tmp_path: Path, hidden: Cache)
     shutil.rmtree(partial / "complete")
     with pytest.raises(IncompleteError, match="partial is incomplete"):
         export(partial, tmp_path / "out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Margin:
-    """A signal of a newer version, or of a user's own: how far the likeliest class is ahead."""
-
-    name: ClassVar[str] = "margin"
-    codec: ClassVar[str] = "margin"
-
-    def to_json(self) -> dict[str, Any]:
-        return {"codec": self.codec}
-
-    def check(self, task: Any, shape: TeacherShape) -> None:
-        assert shape.outputs > 1
-
-    def arrays(self, task: Any, shape: TeacherShape) -> list[ArraySpec]:
-        space = LOGITS_SPACE[task]
-        return [ArraySpec(name="margin/values", space=space, row_shape=(), dtype="float32")]
-
-    def taps(self) -> tuple[Tap, ...]:
-        return (LOGITS,)
-
-    def values(self, said: Activations) -> dict[Tap, torch.Tensor]:
-        return {LOGITS: said[LOGITS]}
-
-    def encode(self, outputs: Activations) -> dict[str, torch.Tensor]:
-        best = outputs[LOGITS].float().topk(2).values
-        return {"margin/values": best[:, 0] - best[:, 1]}
-
-    def measure(self, outputs: Activations, encoded: Any, rows: torch.Tensor) -> dict[str, float]:
-        return {"rows": float(len(rows))}
-
-    def summarise(self, stats: dict[str, float]) -> dict[str, Any]:
-        return {"rows": int(stats["rows"])}
-
-
-def test_every_signal_has_names_for_its_decoded_columns() -> None:
-    assert set(DECODED) == set(SIGNALS)
-
-
-@pytest.mark.parametrize("beside", [[], ["logits:dense"]], ids=["alone", "beside logits"])
-def test_a_signal_whose_columns_have_no_names_is_not_decoded(
-    beside: list[str],
-    plan: Path,
-    classifier: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Neither as something else nor not at all; as it is stored, it is exported."""
-    monkeypatch.setitem(SIGNALS, "margin", {"margin": Margin})
-    signals = [*beside, "margin:"]
-    made = build(plan, teacher=classifier, task=TASK, out=tmp_path / "cache", signals=signals)
-    for form in ("safetensors", "parquet"):
-        with pytest.raises(ConfigError, match=r"holds margin, whose columns .*\(--raw\)"):
-            export(made, tmp_path / form, form=form)
-        assert not (tmp_path / form).exists()
-    export(made, tmp_path / "raw", raw=True)
-    found, _ = read_safetensors(tmp_path / "raw" / "part-000000.safetensors")
-    docs = made.plan.part_docs(0)
-    np.testing.assert_array_equal(found["margin/values"], made.read("margin/values", docs))
 
 
 def test_a_cache_in_a_bucket_is_exported(bucket: str, tmp_path: Path, logits: Cache) -> None:

@@ -19,7 +19,7 @@ from kdcache.building.describe import (
     length_histogram,
 )
 from kdcache.errors import ConfigError
-from kdcache.signals import TeacherShape, parse_all
+from kdcache.signals import ModelSizes, parse_all
 from kdcache.store import Cache, open_cache
 
 CACHES = ["cache", "masked_cache", "causal_cache"]
@@ -99,7 +99,7 @@ def test_an_estimate_is_described_without_its_files(corpus: Path, classifier: Pa
 def test_bytes_of_a_signal_the_teacher_cannot_give_are_refused(cache: Cache) -> None:
     signals = parse_all(["logits:topk,k=64"])
     with pytest.raises(ConfigError, match="the teacher has 3 outputs"):
-        describe_bytes(cache.plan, signals, TeacherShape(outputs=3, hidden=32, layers=4))
+        describe_bytes(cache.plan, signals, ModelSizes(outputs=3, hidden=32, layers=4))
 
 
 @pytest.mark.parametrize("name", CACHES)

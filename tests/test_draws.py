@@ -17,7 +17,7 @@ from kdcache.losses import CacheSpec, SoftKL, soft_and_hard
 from kdcache.losses.binding import bind
 from kdcache.maintenance.exporting import export
 from kdcache.maintenance.verifying import verify
-from kdcache.signals import SmallTopK, SoftLabels, TeacherShape, TopKLogits, parse
+from kdcache.signals import ModelSizes, SmallTopK, SoftLabels, TopKLogits, parse
 from kdcache.signals.codecs.vocabulary import by_frequency
 from kdcache.training.train import train
 from kdcache_kernels import topk_kl
@@ -50,12 +50,12 @@ def decoded(of: Codec, logits: torch.Tensor) -> SoftLabels:
         logits=logits, hidden=[], mask=torch.ones(len(logits), 1, dtype=torch.bool)
     )
     encoded = of.encode(outputs)
-    shape = TeacherShape(outputs=logits.shape[1], hidden=8, layers=1)
+    shape = ModelSizes(outputs=logits.shape[1], hidden=8, layers=1)
     for spec in of.arrays("masked-lm", shape):
         assert encoded[spec.name].shape[1:] == spec.row_shape
         assert str(encoded[spec.name].numpy().dtype) == spec.dtype
     assert set(encoded) == {spec.name for spec in of.arrays("masked-lm", shape)}
-    return of.decode(encoded, logits.shape[1])
+    return of.soft(encoded, logits.shape[1])
 
 
 def dense(soft: SoftLabels, classes: int) -> np.ndarray[Any, Any]:
@@ -140,7 +140,7 @@ def test_a_number_of_draws_that_cannot_be_is_refused(codec: str, draws: int) -> 
 
 
 def test_a_cache_of_all_classes_has_nothing_to_draw_from(codec: str) -> None:
-    shape = TeacherShape(outputs=40, hidden=8, layers=1)
+    shape = ModelSizes(outputs=40, hidden=8, layers=1)
     with pytest.raises(ConfigError, match=r"k=40,draws=3: k is all the outputs .* leave draws out"):
         signal(codec, 40, k=40, draws=3).check("masked-lm", shape)
 
@@ -161,7 +161,7 @@ def test_losses_that_cannot_be_served_are_refused(
     codec: str, draws: int, loss: SoftKL, message: str
 ) -> None:
     known = signal(codec, 600, k=8, draws=draws)
-    shape = TeacherShape(outputs=600, hidden=8, layers=1)
+    shape = ModelSizes(outputs=600, hidden=8, layers=1)
     spec = CacheSpec(
         task="masked-lm", problem="tokens", signals={"logits": known}, shape=shape, labelled=1
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import zipfile
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +15,9 @@ import pytest
 import torch
 import zarr
 
+import kdcache
 from kdcache.manifest import FORMAT, FORMATS
-from kdcache.signals import SIGNALS, Hidden, TeacherShape, assist, parse
+from kdcache.signals import FEATURES, SIGNALS, LayerVectors, ModelSizes, Tap, assist, parse
 from kdcache.signals.codecs.vocabulary import by_frequency
 from kdcache.store import Cache, open_cache
 from kdcache.tasks import Subset
@@ -27,7 +27,7 @@ from tests.said import activations
 from tests.test_codecs import rows_of, said
 
 PAGE = DOCS / "format.md"
-MADE = ["cache", "masked_cache", "causal_cache"]
+MADE = ["cache", "masked_cache", "causal_cache", "named"]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,24 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(here.with_name("format1.zip")) as made:
         made.extractall(folder / "first")
     return folder
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory, classifier: Path, corpus: Path) -> Cache:
+    """A cache of every kind of vector, under names of its own."""
+    signals = ["soft=logits:topk-small,k=2", "late=hidden:layers=4,dtype=fp16"]
+    for kind, vectors in FEATURES.items():
+        layers = "layers=1-3," if issubclass(vectors, LayerVectors) else ""
+        signals.append(f"my-{kind}={kind}:{layers}dtype=int4,group=8")
+    return kdcache.build(
+        corpus,
+        teacher=classifier,
+        task="text-classification",
+        out=tmp_path_factory.mktemp("named") / "cache",
+        signals=signals,
+        limit=12,
+        part_tokens=256,
+    )
 
 
 def roots(old: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
@@ -82,21 +100,14 @@ def test_every_cache_of_every_format_is_decoded_by_the_page(
             docs = docs[::-3] + docs[1:3]  # in any order, and some twice
             assert page.documents(store.plan) == cache.plan.docs.tolist()
             formats.add(store.manifest["format"])
-            for signal in cache.signals.values():
-                codecs.add((signal.codec, getattr(signal, "dtype", None)))
-            if "logits" in cache.signals:
-                check_soft(page.soft_labels(store, docs), cache.soft_labels(np.array(docs)), root)
-            if isinstance(states := cache.signals.get("hidden"), Hidden):
-                for layer in states.layers:
-                    rows = cache.hidden(layer, np.array(docs)).dense()
-                    near(page.hidden(store, layer, docs), rows, f"{root} hidden {layer}")
+            for name, signal in cache.signals.items():
+                codecs.add(signal.codec)
+                check(page.columns(store, name, docs), cache.columns(np.array(docs), name), root)
     assert formats == {1, 2, 3}
-    assert {codec for codec, _ in codecs} == {c for kinds in SIGNALS.values() for c in kinds}
+    assert codecs >= page.CODECS.keys() == SIGNALS["logits"].keys()
 
 
-def check_soft(found: dict[str, Any], soft: Any, what: object) -> None:
-    wanted = {f.name: getattr(soft, f.name) for f in fields(soft)}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
+def check(found: dict[str, Any], wanted: Mapping[str, torch.Tensor], what: object) -> None:
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         near(found[name], value, f"{what} {name}")
@@ -129,17 +140,17 @@ LOGITS += ["topk-small,k=7,draws=5", "topk-small,k=1", "topk-small,k=7,levels=20
 @pytest.mark.parametrize("text", LOGITS)
 def test_rows_of_any_shape_are_decoded_by_the_page(page: Any, text: str, vocabulary: int) -> None:
     """One id with all the probability, hardly a difference between ids, and all in between."""
-    shape = TeacherShape(outputs=vocabulary, hidden=8, layers=1)
+    shape = ModelSizes(outputs=vocabulary, hidden=8, layers=1)
     order = by_frequency(np.random.default_rng(1).integers(0, 99, vocabulary), vocabulary)
     signal: Any = parse(f"logits:{text}")
     signal = assist({"it": signal}, shape, lambda name: order.to_bytes())["it"]
     logits = torch.cat([rows_of(6, vocabulary) * scale for scale in (1e-3, 1.0, 4.0, 30.0)])
     raw = signal.encode(said(logits))
-    specs = {s.name.removeprefix("logits/"): s for s in signal.arrays("masked-lm", shape)}
-    stored = {name: raw[f"logits/{name}"].numpy() for name in specs}
+    specs = {s.name: s for s in signal.arrays("masked-lm", shape)}
+    stored = {name: raw[name].numpy() for name in specs}
     attributes = {name: spec.attributes for name, spec in specs.items()}
     given = stored, attributes, signal.to_json(), vocabulary, lambda name: order.to_bytes()
-    check_soft(page.CODECS[signal.codec](*given), signal.decode(raw, vocabulary), text)
+    check(page.CODECS[signal.codec](*given), signal.columns(raw, shape), text)
 
 
 @pytest.mark.parametrize("group", [",group=8", ""])
@@ -151,12 +162,12 @@ def test_rows_of_a_layer_are_decoded_by_the_page(page: Any, dtype: str, group: s
     rows[30], rows[31] = 0, 1e-6
     outputs = activations(logits=rows, hidden=[rows], mask=torch.ones(40, 1, dtype=torch.bool))
     raw = signal.encode(outputs)
-    specs = signal.arrays("masked-lm", TeacherShape(outputs=9, hidden=32, layers=0))
+    specs = signal.arrays("masked-lm", ModelSizes(outputs=9, hidden=32, layers=0))
     short = {spec.name.rpartition("/")[2]: spec for spec in specs}
     stored = {name: raw[spec.name].numpy() for name, spec in short.items()}
     attributes = {name: spec.attributes for name, spec in short.items()}
     found = page.dense_rows(stored, attributes, signal.dtype)
-    wanted = signal.decode(raw, 0).dense()
+    wanted = signal.decode(raw, Tap("hidden", 0)).dense()
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=0)
 
 
@@ -168,20 +179,20 @@ def test_codes_alone_are_off_by_what_the_page_says(page: Any) -> None:
     ):
         signal: Any = parse(f"logits:{text}")
         order = by_frequency(np.zeros(0, np.int64), 4000)
-        shape = TeacherShape(outputs=4000, hidden=8, layers=1)
+        shape = ModelSizes(outputs=4000, hidden=8, layers=1)
         signal = assist({"it": signal}, shape, lambda name, order=order: order.to_bytes())["it"]
         logits = torch.zeros(900, 4000)
         logits[:, 5] = torch.linspace(0.01, 9, 900)  # probabilities from e^-8 up to two thirds
         raw, exact = signal.encode(said(logits)), logits.double().log_softmax(-1)[:, 5].numpy()
         books = {s.name: s.attributes.get("codebook") for s in signal.arrays("masked-lm", shape)}
-        codes = raw["logits/logprobs"]
-        if "logits/floor" in raw:
-            codes = raw["logits/floor"][:, None] - codes
-        coarse = np.array(books["logits/logprobs"])[codes.numpy()][:, 0]
+        codes = raw["logprobs"]
+        if "floor" in raw:
+            codes = raw["floor"][:, None] - codes
+        coarse = np.array(books["logprobs"])[codes.numpy()][:, 0]
         off = np.abs(coarse - exact)
         assert (off <= half(-exact)).all()
         assert off.max() > 0.8 * half(-exact).max()
-        decoded = signal.decode(raw, 4000).logprobs[:, 0].double().numpy()
+        decoded = signal.soft(raw, 4000).logprobs[:, 0].double().numpy()
         rounding = 1e-5 if text == "topk,k=1" else 2e-3  # of the tail, in float32 or float16
         assert np.abs(decoded - exact).max() < rounding
 
@@ -225,7 +236,8 @@ def test_every_array_and_every_attribute_and_dimension_is_on_the_page(
         for path, node in zarr.open_group(root, mode="r").members(max_depth=None):
             plain = re.sub("^teachers/[^/]+/?", "teachers/", path).rstrip("/")
             if not plain.startswith(("files/", "commits/")):
-                assert re.sub("^L[0-9]+$", "L{i}", plain.rpartition("/")[2]) in words, path
+                last = re.sub("^L[0-9]+$", "L{i}", plain.rpartition("/")[2])
+                assert last in words | set(open_cache(root).signals), path
             assert set(node.attrs) <= {"kdcache", "sha256", *known}, path
             for name in node.metadata.to_dict().get("dimension_names") or []:
                 plain = re.sub("^byte_of_[^k].*[.].*|^byte_of_vocabulary$", "byte_of_{name}", name)

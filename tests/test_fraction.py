@@ -34,7 +34,7 @@ from kdcache.maintenance.verifying import verify
 from kdcache.models import plain_head
 from kdcache.plans import round_up
 from kdcache.plans.batch import Batch
-from kdcache.signals import TeacherShape, parse_all
+from kdcache.signals import ModelSizes, parse_all
 from kdcache.store import Cache, open_cache
 from kdcache.tasks import Space, Subset, Task
 from kdcache.training.objective import Objective
@@ -149,7 +149,7 @@ def objective(cache: Cache, losses: Any) -> Objective:
         shape=cache.shape,
         labelled=cache.plan.labelled,
     )
-    return Objective(losses, known, TeacherShape(outputs=cache.shape.outputs, hidden=32, layers=2))
+    return Objective(losses, known, ModelSizes(outputs=cache.shape.outputs, hidden=32, layers=2))
 
 
 def student(task: Task, vocabulary: int) -> Any:
@@ -432,7 +432,7 @@ def test_store_benchmarks_read_the_kept_rows(place: Any, tmp_path: Path) -> None
 
 
 def test_proposals_keep_the_fraction(masked_cache: Cache) -> None:
-    shape = TeacherShape(outputs=30_522, hidden=768, layers=12)
+    shape = ModelSizes(outputs=30_522, hidden=768, layers=12)
     texts = ["logits:topk,k=64,fraction=0.5", "hidden:layers=3,positions=all,fraction=0.25"]
     for proposal in propose(masked_cache.plan, shape, 10**9, parse_all(texts)):
         assert proposal.signals[0] == texts[0]

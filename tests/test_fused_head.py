@@ -14,7 +14,7 @@ from kdcache.building.builder import build
 from kdcache.losses import CacheSpec, Hard, HiddenMSE, SoftKL
 from kdcache.models import plain_head, run
 from kdcache.progress import quiet
-from kdcache.signals import LOGITS, TeacherShape
+from kdcache.signals import LOGITS, ModelSizes
 from kdcache.training.objective import Objective
 from kdcache.training.train import train
 from tests.said import say
@@ -76,7 +76,7 @@ def cached(task, masked_cache, causal_cache):
 
 
 def objective(cache, losses, layers=2):
-    shape = TeacherShape(outputs=cache.shape.outputs, hidden=32, layers=layers)
+    shape = ModelSizes(outputs=cache.shape.outputs, hidden=32, layers=layers)
     torch.manual_seed(1)
     config = cache.plan.config
     known = CacheSpec(

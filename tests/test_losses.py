@@ -18,9 +18,9 @@ from kdcache.plans.batch import Batch, Rows
 from kdcache.signals import (
     DenseLogits,
     Hidden,
+    ModelSizes,
     SoftLabels,
     Tap,
-    TeacherShape,
     TopKLogits,
     select,
 )
@@ -28,9 +28,9 @@ from kdcache.training.objective import Objective
 from kdcache.training.recipe import load_recipe
 from tests.said import activations
 
-TEACHER = TeacherShape(outputs=7, hidden=24, layers=4)
-STUDENT = TeacherShape(outputs=7, hidden=24, layers=2)
-NARROW = TeacherShape(outputs=7, hidden=10, layers=2)
+TEACHER = ModelSizes(outputs=7, hidden=24, layers=4)
+STUDENT = ModelSizes(outputs=7, hidden=24, layers=2)
+NARROW = ModelSizes(outputs=7, hidden=10, layers=2)
 LENGTHS = torch.tensor([5, 1, 3])
 
 
@@ -38,7 +38,7 @@ def facts(*signals, task="text-classification", problem="classes", labelled=3, s
     return CacheSpec(
         task=task,
         problem=problem,
-        signals={signal.name: signal for signal in signals},
+        signals={signal.kind: signal for signal in signals},
         shape=shape,
         labelled=labelled,
     )
@@ -69,7 +69,8 @@ def teacher_outputs():
 def batch(*signals, labels=(2, -100, 0)):
     arrays = {}
     for signal in signals:
-        arrays |= signal.encode(teacher_outputs())
+        rows = signal.encode(teacher_outputs()).items()
+        arrays |= {f"{signal.kind}/{name}": values for name, values in rows}
     mask = outputs().mask.long()
     made = Batch(docs=torch.arange(3), attention_mask=mask, masked=torch.tensor([1, 4, 12]))
     made.update(labels=torch.tensor(labels), **arrays)
@@ -126,7 +127,7 @@ def test_the_bucket_of_a_top_k_cache_is_one_class_on_both_sides(temperature):
     signal = TopKLogits(k=3)
     loss = SoftKL(temperature=temperature)
     total, _, said = loss_of(loss, signal)
-    soft = signal.decode(signal.encode(teacher_outputs()), 7)
+    soft = signal.soft(signal.encode(teacher_outputs()), 7)
     stat = soft.tail_logmass if temperature == 1 else soft.tail_stat
     p = torch.cat([soft.logprobs.double() / temperature, stat.double()[:, None]], 1)
     q = (said.logits.double() / temperature).log_softmax(-1)
@@ -297,7 +298,7 @@ def test_only_arrays_of_mapped_layers_are_read():
 
 
 def test_layer_numbers_are_not_mixed_up_with_their_prefixes():
-    deep = TeacherShape(outputs=7, hidden=24, layers=12)
+    deep = ModelSizes(outputs=7, hidden=24, layers=12)
     signal = Hidden(layers=(1, 10, 11, 12), dtype="bf16")
     objective = Objective({"h": HiddenMSE(layer_map="1:1")}, facts(signal, shape=deep), STUDENT)
     assert objective.arrays == ["hidden/L1/codes"]
@@ -354,13 +355,13 @@ CLS = Hidden(layers=(2, 3))
         (
             {"kl": SoftKL()},
             facts(DENSE),
-            TeacherShape(outputs=9, hidden=24, layers=2),
+            ModelSizes(outputs=9, hidden=24, layers=2),
             "the student has 9 and the cached teacher 7",
         ),
         (
             {"hard": Hard()},
             facts(DENSE),
-            TeacherShape(outputs=3, hidden=24, layers=2),
+            ModelSizes(outputs=3, hidden=24, layers=2),
             "labels go up to 6; the student has 3 outputs",
         ),
         ({"hidden": HiddenMSE()}, facts(DENSE), STUDENT, r"the cache holds logits \("),
@@ -398,7 +399,7 @@ def test_what_cannot_be_served_is_refused_naming_what_is_there(losses, known, st
 
 def test_a_renormalised_top_k_takes_any_temperature():
     total, _, said = loss_of(SoftKL(temperature=7.0, tail="renormalize"), TOPK)
-    soft = TOPK.decode(TOPK.encode(teacher_outputs()), 7)
+    soft = TOPK.soft(TOPK.encode(teacher_outputs()), 7)
     p = (soft.logprobs.double() / 7).log_softmax(-1)
     q = (said.logits.double() / 7).log_softmax(-1).gather(1, soft.ids)
     expected = 49 * functional.kl_div(q, p, reduction="batchmean", log_target=True)

@@ -26,8 +26,9 @@ from kdcache.signals import (
     Head,
     Hidden,
     HiddenHead,
+    ModelSizes,
     Signal,
-    TeacherShape,
+    Tap,
     assist,
     parse,
 )
@@ -63,7 +64,7 @@ def said_nothing(vocabulary: int) -> Said:
 @pytest.mark.parametrize("vocabulary", [600, 70_000])
 @pytest.mark.parametrize("text", LOGITS + [f"{h},positions=masked" for h in HIDDEN])
 def test_no_row_is_encoded_and_decoded(text: str, vocabulary: int) -> None:
-    shape = TeacherShape(outputs=vocabulary, hidden=32, layers=4)
+    shape = ModelSizes(outputs=vocabulary, hidden=32, layers=4)
     order = by_frequency(np.zeros(0, np.int64), vocabulary)
     signal: Any = assist({"it": parse(text)}, shape, lambda name: order.to_bytes())["it"]
     if isinstance(signal, HiddenHead):
@@ -73,9 +74,9 @@ def test_no_row_is_encoded_and_decoded(text: str, vocabulary: int) -> None:
         assert tuple(arrays[spec.name].shape) == (0, *spec.row_shape)
         assert str(arrays[spec.name].numpy().dtype) == spec.dtype
     if isinstance(signal, Hidden):
-        assert signal.decode(arrays, 4).dense().shape == (0, 32)
+        assert signal.decode(arrays, Tap("hidden", 4)).dense().shape == (0, 32)
         return
-    soft = signal.decode(arrays, vocabulary)
+    soft = signal.soft(arrays, vocabulary)
     for field in fields(soft):
         value = getattr(soft, field.name)
         assert value is None or len(value) == 0
@@ -104,7 +105,7 @@ def objective(cache: Cache, kinds: list[str]) -> Objective | None:
         shape=cache.shape,
         labelled=cache.plan.labelled,
     )
-    return Objective(losses, facts, TeacherShape(outputs=cache.shape.outputs, hidden=32, layers=2))
+    return Objective(losses, facts, ModelSizes(outputs=cache.shape.outputs, hidden=32, layers=2))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from kdcache.losses import LOSSES
 from kdcache.losses.kl import soft_and_hard
 from kdcache.models import StudentSpec, load_student, plain_head
 from kdcache.models.largest_id import require_ids
-from kdcache.models.teacher import teacher_shape
+from kdcache.models.teacher import model_sizes
 from kdcache.signals import SoftLabels
 from kdcache.store import Cache, open_plan
 from kdcache.training.objective import Objective
@@ -66,9 +66,7 @@ def student_of(rows: int) -> Any:
 
 def objective(cache: Cache, model: Any, **losses: Any) -> Objective:
     made = {kind: LOSSES[kind](**options) for kind, options in losses.items()}
-    return Objective(
-        made, cache_spec(cache, cache.plan.labelled), teacher_shape(model.config, TASK)
-    )
+    return Objective(made, cache_spec(cache, cache.plan.labelled), model_sizes(model.config, TASK))
 
 
 def stored_tail(soft: SoftLabels, temperature: float) -> torch.Tensor:

@@ -18,9 +18,10 @@ from kdcache.signals import (
     DenseLogits,
     Hidden,
     HiddenHead,
+    ModelSizes,
     SampledLogits,
     SmallTopK,
-    TeacherShape,
+    Tap,
     TopKLogits,
     from_json,
     merge,
@@ -32,7 +33,7 @@ from kdcache.signals.codecs.codebook import high_bits, pack_high, unpack_high
 from kdcache.store import Cache
 from tests.said import Said, activations
 
-SHAPE = TeacherShape(outputs=600, hidden=48, layers=4)
+SHAPE = ModelSizes(outputs=600, hidden=48, layers=4)
 DTYPES = ["int8", "bf16", "fp16", "fp32"]
 EXAMPLES = {
     "logits:dense": DenseLogits(),
@@ -67,7 +68,7 @@ def test_means_over_tokens_are_summed_in_float32(dtype: torch.dtype) -> None:
     for stored in ("int8", "fp16"):
         signal = Hidden(layers=(0,), positions="mean", dtype=stored)
         codes = signal.encode(activations(logits=torch.empty(0), hidden=[hidden], mask=mask))
-        back = signal.decode(codes, 0).dense().float()
+        back = signal.decode(codes, Tap("hidden", 0)).dense().float()
         torch.testing.assert_close(back, found, rtol=1e-2, atol=0)
 
 
@@ -75,7 +76,7 @@ def test_means_over_tokens_are_summed_in_float32(dtype: torch.dtype) -> None:
 def test_a_signal_is_read_from_text_and_from_its_own_json(text: str) -> None:
     signal = parse(text)
     assert signal == EXAMPLES[text]
-    assert from_json(signal.name, signal.to_json()) == signal
+    assert from_json(signal.kind, signal.to_json()) == signal
 
 
 BAD = {
@@ -160,7 +161,7 @@ def outputs(logits: torch.Tensor) -> Said:
 )
 def test_topk_keeps_ids_order_and_mass(vocabulary: int, k: int) -> None:
     logits, signal = distributions(11, vocabulary), TopKLogits(k=k)
-    soft = signal.decode(signal.encode(outputs(logits)), vocabulary)
+    soft = signal.soft(signal.encode(outputs(logits)), vocabulary)
     truth = log_softmax(logits.double().numpy(), axis=1)
     order = np.argsort(-truth, axis=1, kind="stable")
     np.testing.assert_array_equal(soft.ids, order[:, :k])
@@ -181,7 +182,7 @@ def test_topk_keeps_ids_order_and_mass(vocabulary: int, k: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_codes_cost_less_than_half_a_thousandth_of_a_nat(seed: int) -> None:
     logits, signal = distributions(500, 5000, seed), TopKLogits(k=64)
-    soft = signal.decode(signal.encode(outputs(logits)), 5000)
+    soft = signal.soft(signal.encode(outputs(logits)), 5000)
     truth = np.take_along_axis(
         log_softmax(logits.double().numpy(), axis=1), soft.ids.numpy(), axis=1
     )
@@ -218,12 +219,12 @@ def test_ids_beyond_16_bits_survive_packing(vocabulary: int, k: int, rows: int, 
 def test_dense_logits_are_exact() -> None:
     logits = distributions(11, 7) * 30
     signal = DenseLogits()
-    soft = signal.decode(signal.encode(outputs(logits)), 7)
+    soft = signal.soft(signal.encode(outputs(logits)), 7)
     assert soft.values is not None
     np.testing.assert_array_equal(soft.values, logits)
     np.testing.assert_allclose(soft.logprobs, log_softmax(logits.double(), axis=1), atol=1e-5)
     half = DenseLogits(dtype="fp16")
-    kept = half.decode(half.encode(outputs(logits)), 7).values
+    kept = half.soft(half.encode(outputs(logits)), 7).values
     np.testing.assert_array_equal(kept, logits.half().float())
 
 
@@ -280,7 +281,7 @@ def test_hidden_states_come_back_within_their_dtypes_error(
     assert set(encoded) == set(specs)
     for layer in (0, 3):
         truth = rows_at(said, layer, positions)
-        decoded = signal.decode(encoded, layer).dense().double().numpy()
+        decoded = signal.decode(encoded, Tap("hidden", layer)).dense().double().numpy()
         assert decoded.shape == truth.shape
         assert (np.abs(decoded - truth) <= bound(truth, dtype, group)).all()
     for name, spec in specs.items():
@@ -314,7 +315,7 @@ def test_fidelity_is_that_of_the_decoded_rows(signal: Any) -> None:
     halves = [torch.arange(0, 13), torch.arange(13, 40)]
     found = signal.summarise(merge([signal.measure(said, encoded, rows) for rows in halves]))
     truth = log_softmax(logits.double().numpy(), axis=1)
-    soft = signal.decode(encoded, 90)
+    soft = signal.soft(encoded, 90)
     p = np.take_along_axis(truth, soft.ids.numpy(), axis=1)
     q = soft.logprobs.double().numpy()
     if isinstance(signal, TopKLogits):

@@ -12,7 +12,7 @@ import transformers
 
 from kdcache.building.builder import build
 from kdcache.errors import ConfigError, ModelError
-from kdcache.models import StudentSpec, load_student, student_shape
+from kdcache.models import StudentSpec, load_student, student_sizes
 from kdcache.store import Cache
 from tests.conftest import bert_config, exchange_tokens, save_teacher
 
@@ -121,7 +121,7 @@ def test_a_configured_student_is_drawn_from_the_seed(
         assert not torch.equal(one.classifier.weight, other.classifier.weight)
         assert one.config.id2label == {0: "asyncio", 1: "email", 2: "tkinter"}
         assert one.config.problem_type == "single_label_classification"
-        shape = student_shape(spec, cache)
+        shape = student_sizes(spec, cache)
         assert (shape.outputs, shape.hidden, shape.layers) == (3, 16, 1)
         assert one.config.hidden_size == 16
 

@@ -93,14 +93,17 @@ def _propose(plan: Any, sized: tuple[Any, Any], budget: int, as_json: bool) -> N
 
 def _signals(texts: list[str], teacher: str, task: Any) -> tuple[Any, Any]:
     """Signals and the shape of the teacher they are asked of; ConfigError if it has none such."""
+    from kdcache.models import check_taps
     from kdcache.models.auto import load_config
-    from kdcache.models.teacher import teacher_shape
-    from kdcache.signals import parse_all
+    from kdcache.models.teacher import model_sizes
+    from kdcache.signals import parse_all, taps_of
 
     signals = parse_all(texts)
-    shape = teacher_shape(load_config(teacher), task)
+    config = load_config(teacher)
+    shape = model_sizes(config, task)
     for signal in signals.values():
         signal.check(task, shape)
+    check_taps(config, taps_of(signals.values()))
     return signals, shape
 
 

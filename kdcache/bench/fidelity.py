@@ -35,12 +35,11 @@ from kdcache.signals import (
     Activations,
     ArraySpec,
     Head,
-    Hidden,
+    ModelSizes,
     Origins,
     Signal,
     SoftLabels,
     Tap,
-    TeacherShape,
     artefacts,
     assist,
     parse,
@@ -140,7 +139,7 @@ def run(sample: Sample, choice: Choice | None = None, *, progress: Shown = None)
     )
 
 
-def _possible(choice: Choice, shape: TeacherShape) -> tuple[Choice, dict[str, str]]:
+def _possible(choice: Choice, shape: ModelSizes) -> tuple[Choice, dict[str, str]]:
     left_out = {}
     for text in (*choice.logits, *(f"hidden:layers=0,{options}" for options in choice.hidden)):
         try:
@@ -161,9 +160,9 @@ def _entropy(logits: torch.Tensor) -> float:
     return float(torch.cat(found).mean())
 
 
-def _shape(sample: Sample) -> TeacherShape:
+def _shape(sample: Sample) -> ModelSizes:
     outputs, width = sample.weight.shape
-    return TeacherShape(outputs=outputs, hidden=width, layers=len(sample.hidden) - 1)
+    return ModelSizes(outputs=outputs, hidden=width, layers=len(sample.hidden) - 1)
 
 
 def ready(signal: Signal, sample: Sample) -> tuple[Signal, dict[str, bytes]]:
@@ -180,7 +179,7 @@ def _ours(sample: Sample, text: str, full: Whole) -> Json:
     encoded, seconds = _timed(lambda: signal.encode(said))
     size, packing = _timed(lambda: stored_bytes(specs, encoded))
     made: Any = signal
-    labels, reading = _timed(lambda: made.decode(encoded, sample.logits.shape[1]))
+    labels, reading = _timed(lambda: made.decode(encoded, Tap("logits"), _shape(sample)))
     rows = len(sample.logits)
     figures: Json = {
         "signal": text,
@@ -251,7 +250,7 @@ def _one_token(sample: Sample, choice: Choice, full: Whole) -> Iterator[Json]:
         if text.startswith("logits:topk,"):
             signal: Any = parse(text)
             encoded = signal.encode(_said(sample))
-            labels = signal.decode(encoded, sample.logits.shape[1])
+            labels = signal.decode(encoded, Tap("logits"), _shape(sample))
             labels = SoftLabels(
                 ids=labels.ids,
                 logprobs=labels.logprobs,
@@ -267,14 +266,14 @@ def measure_hidden(hidden: Sequence[torch.Tensor], options: str) -> Json:
     layers = range(len(hidden))
     text = f"hidden:layers={'-'.join(map(str, layers))},positions=all,{options}"
     signal = parse(text)
-    assert isinstance(signal, Hidden)
     mask = torch.ones(len(hidden[0]), 1, dtype=torch.bool)
     states = {Tap("hidden", i): layer[:, None] for i, layer in enumerate(hidden)}
     said = Activations(values=states, mask=mask)
-    shape = TeacherShape(outputs=1, hidden=hidden[0].shape[1], layers=len(hidden) - 1)
+    shape = ModelSizes(outputs=1, hidden=hidden[0].shape[1], layers=len(hidden) - 1)
     encoded, seconds = _timed(lambda: signal.encode(said))
     size, packing = _timed(lambda: stored_bytes(signal.arrays("causal-lm", shape), encoded))
-    _, reading = _timed(lambda: [signal.decode(encoded, layer).dense() for layer in layers])
+    taps = signal.taps()
+    _, reading = _timed(lambda: [signal.decode(encoded, tap, shape).dense() for tap in taps])
     stats = signal.measure(said, encoded, torch.arange(len(mask)))
     errors = list(signal.summarise(stats)["relative_error"].values())
     values = sum(layer.numel() for layer in hidden)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig, cut, round_up
-from kdcache.signals import TeacherShape, parse_all
+from kdcache.signals import ModelSizes, parse_all
 from kdcache.store import Cache
 from kdcache.store.commits.writer import Writer
 from kdcache.store.create import cache_record, create, signal_layouts
@@ -17,7 +17,7 @@ from kdcache.tasks import Space
 PART_TOKENS = 262_144
 LENGTHS = (16, 241)  # tokens of a document, evenly distributed: 128 on average
 SIGNALS = ("logits:topk,k=64", "hidden:layers=1,positions=cls")
-SHAPE = TeacherShape(outputs=30_522, hidden=384, layers=6)
+SHAPE = ModelSizes(outputs=30_522, hidden=384, layers=6)
 
 
 def generate(path: Path, tokens: int, seed: int = 0) -> Cache:

@@ -6,18 +6,19 @@ codec's error on another teacher will differ; the order of codecs much less.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdcache.building.describe import describe_bytes
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
 from kdcache.plans import Plan
-from kdcache.signals import Hidden, SampledLogits, Signal, TeacherShape, parse
+from kdcache.signals import LOGITS, SIGNALS, ModelSizes, Signal, holder, parse
 from kdcache.tasks import Task
 
 TABLE = "fidelity_table.json"
@@ -32,7 +33,7 @@ class Proposal:
         signals: as `--signal` takes them.
         bytes: the most they may take, the plan's own arrays included.
         logits_error: relative error of the gradient of KL at T=1, over some thousand rows.
-        hidden_error: relative error of the hidden states; None without any.
+        hidden_error: relative error of hidden states and other vectors; None without any.
         note: what the signals do not serve.
     """
 
@@ -60,7 +61,7 @@ class Proposal:
 
 def propose(
     plan: Plan,
-    shape: TeacherShape,
+    shape: ModelSizes,
     budget: int,
     wanted: Mapping[str, Signal] | None = None,
     *,
@@ -69,19 +70,23 @@ def propose(
     """At most SHOWN proposals of at most `budget` bytes, the smallest error first.
 
     Args:
-        wanted: signals by name. Logits among them are taken as they are; of hidden states the
-            layers and positions are, and the dtype is proposed.
+        wanted: signals by name. Logits among them are taken as they are; of vectors, such as
+            hidden states, the layers and positions are, and the dtype is proposed.
         table: other figures than those shipped.
 
     Raises ConfigError, naming the least that would do, if nothing fits; or if the teacher cannot
     give what is wanted.
     """
-    wanted = wanted or {}
+    wanted = dict(wanted or {})
     known = (table or load_table())[_measured(plan.config.task)]
+    choices = {name: list(_rated(plan, shape, signal, known)) for name, signal in wanted.items()}
+    if holder(wanted, LOGITS) is None:
+        choices["logits"] = list(_logits(plan, shape, None, known))
+    names = sorted(choices, key=lambda name: name in wanted and LOGITS not in wanted[name].gives())
+    choices = {name: choices[name] for name in names}  # soft labels first
     found = [
-        _sized(plan, shape, logits, hidden, known)
-        for logits in _logits(plan, shape, wanted.get("logits"), known)
-        for hidden in _hidden(shape, wanted.get("hidden"), known)
+        _sized(plan, shape, dict(zip(choices, chosen, strict=True)))
+        for chosen in itertools.product(*choices.values())
     ]
     if not found:
         raise ConfigError("no codec of the table serves this teacher")
@@ -128,55 +133,85 @@ def _measured(task: Task) -> Task:
     return "masked-lm" if task == "text-classification" else task
 
 
-def _logits(
-    plan: Plan, shape: TeacherShape, wanted: Signal | None, known: Json
-) -> Iterator[tuple[str, Signal, float]]:
+class Rated(NamedTuple):
+    """A signal that would be stored: as `--signal` takes it, and what was measured of it."""
+
+    text: str
+    signal: Signal
+    error: float
+    note: str = ""
+
+
+def _rated(plan: Plan, shape: ModelSizes, wanted: Signal, known: Json) -> Iterator[Rated]:
+    """The ways to store what is wanted of a signal: as it is, if nothing like it was measured."""
+    ways = WAYS.get(getattr(wanted, "measured", ""))
+    if ways is None:
+        settings = _text(wanted.to_json(), leave=("codec",))
+        text = f"{wanted.kind}:{wanted.codec}" if len(SIGNALS[wanted.kind]) > 1 else wanted.kind
+        note = f"nothing was measured of {wanted.kind}"
+        yield Rated(f"{text}{',' if ':' in text else ':'}{settings}".strip(":,"), wanted, 0.0, note)
+        return
+    yield from ways(plan, shape, wanted, known)
+
+
+def _logits(plan: Plan, shape: ModelSizes, wanted: Signal | None, known: Json) -> Iterator[Rated]:
     if plan.config.task == "text-classification":
         text = "logits:dense,dtype=fp32"
-        yield text, wanted or parse(text), 0.0
+        yield Rated(text, wanted or parse(text), 0.0)
         return
-    measured = [(text, parse(text), error) for text, error in known["logits"].items()]
+    measured = [Rated(text, parse(text), error) for text, error in known["logits"].items()]
     if wanted is not None:
-        measured = [found for entry in measured if (found := _thinned(*entry, wanted))[1] == wanted]
+        measured = [found for way in measured if (found := _thinned(way, wanted)).signal == wanted]
         if not measured:
             raise ConfigError(
                 f"nothing was measured of the logits wanted ({wanted.to_json()}); leave them out, "
                 f"or take one of {', '.join(known['logits'])}"
             )
-    yield from (entry for entry in measured if _serves(entry[1], plan.config.task, shape))
+    for way in measured:
+        if _serves(way.signal, plan.config.task, shape):
+            yield way._replace(note=_note(way.signal))
 
 
-def _thinned(text: str, signal: Any, error: float, wanted: Any) -> tuple[str, Signal, float]:
+def _thinned(way: Rated, wanted: Any) -> Rated:
     """An entry of the table at the fraction of rows that is wanted: their error is the same."""
-    return text + _fraction(wanted), replace(signal, fraction=wanted.fraction), error
+    signal: Any = way.signal
+    text = way.text + (f",fraction={wanted.fraction}" if wanted.fraction < 1 else "")
+    return Rated(text, replace(signal, fraction=wanted.fraction), way.error)
 
 
-def _fraction(wanted: Any) -> str:
-    return f",fraction={wanted.fraction}" if wanted.fraction < 1 else ""
+CODED = ("dtype", "group", "compress")
+"""How vectors are stored, rather than which."""
 
 
-def _hidden(
-    shape: TeacherShape, wanted: Signal | None, known: Json
-) -> Iterator[tuple[str, Signal | None, float | None]]:
-    if wanted is None:
-        yield "", None, None
-        return
-    assert isinstance(wanted, Hidden)
-    place = f"hidden:layers={'-'.join(map(str, wanted.layers))},positions={wanted.positions}"
-    place += _fraction(wanted)
+def _vectors(plan: Plan, shape: ModelSizes, wanted: Any, known: Json) -> Iterator[Rated]:
+    """Of vectors, which are stored is taken as it is wanted, and how is proposed."""
+    place = _text(wanted.to_json(), leave=("codec", *CODED))
+    note = "" if wanted.kind == "hidden" else f"{wanted.kind}: the error is that of hidden states"
     for options, error in known["hidden"].items():
-        measured: Any = parse(f"hidden:layers=0,{options}")
-        signal = replace(
-            measured,
-            layers=wanted.layers,
-            positions=wanted.positions,
-            fraction=wanted.fraction,
-        )
-        if _serves(signal, "masked-lm" if wanted.positions == "masked" else "causal-lm", shape):
-            yield f"{place},{options}", signal, error
+        measured = parse(f"hidden:layers=0,{options}")
+        signal = replace(wanted, **{name: getattr(measured, name) for name in CODED})
+        if _serves(signal, plan.config.task, shape):
+            text = f"{wanted.kind}:{','.join(filter(None, (place, options)))}"
+            yield Rated(text, signal, error, note)
 
 
-def _serves(signal: Signal, task: Task, shape: TeacherShape) -> bool:
+WAYS: dict[str, Callable[[Plan, ModelSizes, Any, Json], Iterator[Rated]]] = {
+    "logits": _logits,
+    "hidden": _vectors,
+}
+"""How a signal may be stored, by the part of the table that tells of its like (`measured`)."""
+
+
+def _text(settings: Json, leave: Sequence[str]) -> str:
+    """Settings as `--signal` takes them, without some."""
+    return ",".join(
+        f"{name}={'-'.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in settings.items()
+        if name not in leave and value is not None
+    )
+
+
+def _serves(signal: Signal, task: Task, shape: ModelSizes) -> bool:
     """Whether a teacher of that shape can give a signal: k or a group may not fit it."""
     try:
         signal.check(task, shape)
@@ -185,24 +220,23 @@ def _serves(signal: Signal, task: Task, shape: TeacherShape) -> bool:
     return True
 
 
-def _sized(
-    plan: Plan,
-    shape: TeacherShape,
-    logits: tuple[str, Signal, float],
-    hidden: tuple[str, Signal | None, float | None],
-    known: Json,
-) -> Proposal:
-    signals = {"logits": logits[1]} | ({} if hidden[1] is None else {"hidden": hidden[1]})
+def _sized(plan: Plan, shape: ModelSizes, chosen: Mapping[str, Rated]) -> Proposal:
+    errors: dict[bool, list[float]] = {True: [], False: []}
+    for way in chosen.values():
+        errors[LOGITS in way.signal.gives()].append(way.error)
     return Proposal(
-        signals=tuple(filter(None, (logits[0], hidden[0]))),
-        bytes=describe_bytes(plan, signals, shape)["total"],
-        logits_error=logits[2],
-        hidden_error=hidden[2],
-        note=_note(logits[1]),
+        signals=tuple(
+            way.text if name == way.signal.kind else f"{name}={way.text}"
+            for name, way in chosen.items()
+        ),
+        bytes=describe_bytes(plan, {n: way.signal for n, way in chosen.items()}, shape)["total"],
+        logits_error=sum(errors[True]),
+        hidden_error=sum(errors[False]) if errors[False] else None,
+        note="; ".join(dict.fromkeys(way.note for way in chosen.values() if way.note)),
     )
 
 
 def _note(logits: Signal) -> str:
-    if isinstance(logits, SampledLogits):
+    if logits.codec == "sampled":
         return "temperature 1 only"
     return "with tail=drawn at temperature 1" if logits.to_json().get("draws") else ""

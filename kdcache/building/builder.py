@@ -21,15 +21,15 @@ from kdcache.corpora.numbering import Numbering
 from kdcache.errors import ConfigError, KdcacheError, MismatchError, ModelError, one_of
 from kdcache.interrupts import held_interrupts
 from kdcache.manifest import NAMED, Json
-from kdcache.models import Teacher, Tokenizer, load_config, load_teacher, load_tokenizer
+from kdcache.models import Teacher, Tokenizer, check_taps, load_config, load_teacher, load_tokenizer
 from kdcache.models.auto import require_problem
-from kdcache.models.teacher import check_fit, teacher_shape
+from kdcache.models.teacher import check_fit, model_sizes
 from kdcache.models.token_map import own_tokenizer, processing_difference
 from kdcache.models.tokenizer import class_names
 from kdcache.plans import Plan
 from kdcache.plans.identity import has_configuration, say_unvouched
 from kdcache.progress import Progress, Shown, shown
-from kdcache.signals import Signal, TeacherShape, artefacts, parse_all
+from kdcache.signals import ModelSizes, Signal, artefacts, parse_all, taps_of
 from kdcache.store import (
     Cache,
     Claims,
@@ -59,7 +59,7 @@ class Estimate:
 
     plan: Plan
     signals: dict[str, Signal]
-    shape: TeacherShape
+    shape: ModelSizes
 
 
 def build(
@@ -146,7 +146,7 @@ def estimate(
     tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
     with _planned(corpus, tokens, task, config, None, progress, options) as plan:
         assert plan.sha256  # cached while the tokens are still there
-    return Estimate(plan=plan, signals=wanted, shape=teacher_shape(config, task))
+    return Estimate(plan=plan, signals=wanted, shape=model_sizes(config, task))
 
 
 def _check(
@@ -163,9 +163,10 @@ def _check(
     config = load_config(teacher, trust_remote_code=trust_remote_code)
     if task == "text-classification":
         require_problem(config, teacher)
-    shape = teacher_shape(config, task)
+    shape = model_sizes(config, task)
     for signal in wanted.values():
         signal.check(task, shape)
+    check_taps(config, taps_of(wanted.values()))
     if is_plan(corpus):
         if options:
             raise ConfigError(

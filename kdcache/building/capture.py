@@ -14,7 +14,7 @@ from kdcache.models import Teacher, check_alone, run
 from kdcache.plans import Array, Docs, Plan
 from kdcache.plans.batch import length_batches
 from kdcache.progress import Advance, Progress, quiet
-from kdcache.signals import LOGITS, TAP_KINDS, Activations, merge
+from kdcache.signals import LOGITS, TAP_KINDS, Activations, merge, taps_of
 from kdcache.signals.base import Arrays, Stats
 from kdcache.store import Cache
 from kdcache.tasks import RowSpace, Subset
@@ -39,7 +39,7 @@ class Capture:
         self.cache, self.teacher, self.batch_tokens = cache, teacher, batch_tokens
         self.plan = cache.plan
         self.numbering: Numbering | None = None
-        self.taps = {tap for signal in cache.signals.values() for tap in signal.taps()}
+        self.taps = taps_of(cache.signals.values())
         if self.plan.config.problem == "classes":
             self.taps.add(LOGITS)  # for `numbering`
         self.spaces = {name: cache.space_of(name) for name in cache.signals}
@@ -95,14 +95,23 @@ class Capture:
     def _encode(
         self, said: Said, at: dict[RowSpace, Array], rows: dict[str, Array]
     ) -> dict[str, Arrays]:
-        """Fill in the rows `at` of a batch; returns them, still on the device, by signal."""
+        """Fill in the rows `at` of a batch; returns them, still on the device, by signal.
+
+        Raises ModelError for rows of another width than the teacher's configuration tells.
+        """
         encoded = {
             name: signal.encode(said[self.spaces[name]])
             for name, signal in self.cache.signals.items()
         }
-        for arrays in encoded.values():
+        for name, arrays in encoded.items():
             for array, values in arrays.items():
-                rows[array][at[self.cache.spaces[array]]] = values.cpu().numpy()
+                target, found = rows[f"{name}/{array}"], values.cpu().numpy()
+                if found.shape[1:] != target.shape[1:]:
+                    raise ModelError(
+                        f"the teacher's rows of {name}/{array} are {found.shape[1:]}, and by its "
+                        f"configuration {target.shape[1:]}: leave the signal {name} out"
+                    )
+                target[at[self.spaces[name]]] = found
         return encoded
 
     def _measure(

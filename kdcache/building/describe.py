@@ -9,7 +9,7 @@ import numpy as np
 
 from kdcache.manifest import Json
 from kdcache.plans import Plan
-from kdcache.signals import ArraySpec, Assisted, Signal, TeacherShape
+from kdcache.signals import ArraySpec, Assisted, ModelSizes, Signal
 from kdcache.store import Cache, Layout, plan_layouts, signal_layouts
 
 BINS = 12  # rows of a length histogram, at most
@@ -61,7 +61,7 @@ def length_histogram(lengths: Sequence[int] | np.ndarray[Any, Any]) -> list[list
     ]
 
 
-def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: TeacherShape) -> Json:
+def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes) -> Json:
     """Bytes of every array of a cache, known before the teacher runs, and their total.
 
     `arrays` are exact. `estimates` are those of compressed arrays, [least, most] as measured on
@@ -112,7 +112,8 @@ def describe_cache(cache: Cache) -> Json:
         "teacher": {**manifest["teacher"], **manifest["shape"]},
         "further_teachers": list(cache.teachers),
         "plan": describe_plan(cache.plan, manifest["plan"]["sha256"]),
-        "signals": {name: signal.to_json() for name, signal in cache.signals.items()},
+        "signals": manifest["signals"],
+        **({"newer": dict(cache.newer)} if cache.newer else {}),
         "arrays": [_describe_array(layout, cache.bytes[layout.name]) for layout in layouts],
         "total_bytes": sum(cache.bytes.values()),
         "fidelity": cache.fidelity,

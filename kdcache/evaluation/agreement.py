@@ -10,7 +10,7 @@ from kdcache.losses.shared import within
 from kdcache.manifest import Json
 from kdcache.plans import Docs, Plan
 from kdcache.plans.same_texts import document_keys
-from kdcache.signals import SoftLabels
+from kdcache.signals import LOGITS, SoftLabels
 from kdcache.store import Cache
 from kdcache.tasks import LOGITS_SPACE
 from kdcache_kernels import topk_kl_rows
@@ -33,11 +33,12 @@ class Agreement:
     def add(self, docs: Docs, logits: torch.Tensor) -> None:
         """Take in the model's logits, [rows of `docs`, outputs], of one batch."""
         shared = np.array([int(doc) in self.rows for doc in docs])
-        if "logits" not in self.cache.signals or not shared.any():
+        name = self.cache.holder(LOGITS)
+        if name is None or not shared.any():
             return
         counts = self.plan.spans(docs, LOGITS_SPACE[self.plan.config.task])[1]
         held = np.array([self.rows[int(doc)] for doc in docs[shared]])
-        rows = np.flatnonzero(np.repeat(shared, counts))[self.cache.kept_rows("logits", held)]
+        rows = np.flatnonzero(np.repeat(shared, counts))[self.cache.kept_rows(name, held)]
         mine, theirs = logits[torch.from_numpy(rows)].cpu(), self.cache.soft_labels(held)
         mine = mine[:, : self.cache.shape.outputs]
         if not len(mine):

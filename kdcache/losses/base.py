@@ -10,7 +10,7 @@ import torch
 
 from kdcache.errors import ConfigError
 from kdcache.plans.batch import Batch
-from kdcache.signals import Activations, SoftUse, Tap, TeacherShape
+from kdcache.signals import Activations, ModelSizes, SoftUse, Tap
 
 Over = Literal["rows", "padded", "documents", "batch"]
 """What a loss is a mean over: the rows of its matches; padded positions, of which those rows are
@@ -89,7 +89,7 @@ class Loss(Protocol):
     @property
     def weight(self) -> float: ...
 
-    def matches(self, student: TeacherShape, teacher: TeacherShape) -> Sequence[Match]:
+    def matches(self, student: ModelSizes, teacher: ModelSizes) -> Sequence[Match]:
         """What it holds against what, all at the same rows; ConfigError for sizes it cannot."""
         ...
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from kdcache.errors import ConfigError
 from kdcache.losses.base import LABELS, Loss, Match, layers_text
 from kdcache.plans.batch import Rows
-from kdcache.signals import Signal, Tap, TeacherShape
+from kdcache.signals import ModelSizes, Signal, Tap, holder
 from kdcache.tasks import LOGITS_SPACE, RowSpace, Subset, Task
 
 SERVES = {"all": ("all", "cls", "masked")}
@@ -35,7 +35,7 @@ class CacheSpec:
     task: Task
     problem: str
     signals: Mapping[str, Signal]
-    shape: TeacherShape
+    shape: ModelSizes
     labelled: int
 
     def held(self) -> str:
@@ -43,7 +43,7 @@ class CacheSpec:
         kept = [f"{name} ({_settings(signal)})" for name, signal in self.signals.items()]
         return " and ".join(kept) or "no signals"
 
-    def shared(self, student: TeacherShape) -> int | None:
+    def shared(self, student: ModelSizes) -> int | None:
         """How many outputs both have; None where neither has more than that.
 
         Language models pad their output layers to sizes that suit their machines; what lies beyond
@@ -89,7 +89,7 @@ class BoundLoss(NamedTuple):
     rows: Rows
 
 
-def bind(name: str, loss: Loss, cache: CacheSpec, student: TeacherShape) -> BoundLoss:
+def bind(name: str, loss: Loss, cache: CacheSpec, student: ModelSizes) -> BoundLoss:
     """The matches of losses.`name` on a cache; ConfigError if cache or student cannot serve one."""
     matches = tuple(loss.matches(student, cache.shape))
     where = _Where(name, loss, matches, cache, student)
@@ -113,7 +113,7 @@ class _Where(NamedTuple):
     loss: Loss
     matches: tuple[Match, ...]
     cache: CacheSpec
-    student: TeacherShape
+    student: ModelSizes
 
     def bind(self, match: Match) -> Bound:
         if match.teacher == LABELS:
@@ -123,7 +123,6 @@ class _Where(NamedTuple):
         self._check_layers(match, name, signal)
         stored = getattr(signal, "positions", "")
         specs = signal.arrays(self.cache.task, self.cache.shape)
-        layer = "" if match.teacher.layer is None else f"L{match.teacher.layer}/"
         positions = self._positions(match, signal, stored)
         return Bound(
             student=match.student,
@@ -133,7 +132,7 @@ class _Where(NamedTuple):
             stored=stored,
             positions=positions,
             rows=_rows(name, specs[0].space, stored, positions),
-            arrays=tuple(s.name for s in specs if s.name.startswith(f"{name}/{layer}")),
+            arrays=tuple(f"{name}/{s.name}" for s in specs if s.tap in (None, match.teacher)),
             project=self._project(match),
         )
 
@@ -150,10 +149,12 @@ class _Where(NamedTuple):
 
     def _signal(self, match: Match) -> tuple[str, Any]:
         """The signal that has the teacher's side, by the name it goes under in the cache."""
-        signals = self.cache.signals
-        for name in [match.signal] if match.signal else [match.teacher.name]:
-            if name in signals:
-                return name, signals[name]
+        tap, signals = match.teacher, self.cache.signals
+        able = [n for n, s in signals.items() if tap.name in {known.name for known in s.gives()}]
+        first = tap.name if tap.name in able else next(iter(able), "")
+        name = match.signal or holder(signals, tap) or first
+        if name in able:
+            return name, signals[name]
         called, signal = WANTED.get(match.teacher.name, (match.teacher.name, match.teacher.name))
         if match.use is not None and match.use.raw:
             called, signal = "raw logits (logits:dense)", "logits:dense"
@@ -228,8 +229,11 @@ class _Where(NamedTuple):
     def _project(self, match: Match) -> str:
         if match.project is not None:
             return f"{self.name}_{match.project}" if match.project else self.name
-        ours, theirs = self.student.hidden, self.cache.shape.hidden
-        if match.use is not None or match.any_width or ours == theirs:
+        if match.use is not None or match.any_width:
+            return ""
+        ours = self.student.width(match.student.name)
+        theirs = self.cache.shape.width(match.teacher.name)
+        if ours == theirs:
             return ""
         hint = ""
         if hasattr(self.loss, "projection"):
@@ -253,7 +257,7 @@ def _rows_text(rows: Rows) -> str:
 
 
 def _settings(signal: Signal) -> str:
-    values = {k: v for k, v in signal.to_json().items() if v is not None and v != "hidden"}
+    values = {k: v for k, v in signal.to_json().items() if v is not None and v != signal.kind}
     return ", ".join(
         f"{k}={'-'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()
     )

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from kdcache.losses.base import LABELS, Match, Over, Pair, Step, check_number, exact, weighted
-from kdcache.signals import LOGITS, Head, TeacherShape
+from kdcache.signals import LOGITS, Head, ModelSizes
 from kdcache.tasks import IGNORE_INDEX
 from kdcache_kernels import linear_topk_kl
 
@@ -31,7 +31,7 @@ class Hard:
     def __post_init__(self) -> None:
         check_number("weight of a hard loss", self.weight)
 
-    def matches(self, student: TeacherShape, teacher: TeacherShape) -> tuple[Match, ...]:
+    def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """Logits against labels."""
         return (Match(LOGITS, LABELS),)
 

@@ -11,7 +11,7 @@ import torch
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses.base import Match, Over, Pair, Step, check_number
 from kdcache.losses.layer_maps import LAYER_MAPS, LayerMap, explicit_pairs, layer_pairs
-from kdcache.signals import POSITIONS, LayerRows, Tap, TeacherShape
+from kdcache.signals import POSITIONS, LayerRows, ModelSizes, Tap
 from kdcache_kernels import hidden_mse
 
 NORMALIZE = ("none", "l2", "layernorm")
@@ -82,7 +82,7 @@ class HiddenMSE:
         """Rows compared in a layer; with pads=count, the padded positions they stand for."""
         return "padded" if self.pads == "count" else "rows"
 
-    def matches(self, student: TeacherShape, teacher: TeacherShape) -> tuple[Match, ...]:
+    def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """The mapped layers at the wanted positions, and a projection where widths differ."""
         learned = self.projection == "linear" or (
             self.projection == "auto" and student.hidden != teacher.hidden

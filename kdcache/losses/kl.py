@@ -11,7 +11,7 @@ import torch
 from kdcache.errors import one_of
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, weighted
 from kdcache.losses.shared import within
-from kdcache.signals import LOGITS, Head, HeadLabels, SoftLabels, SoftUse, TeacherShape
+from kdcache.signals import LOGITS, Head, HeadLabels, ModelSizes, SoftLabels, SoftUse
 from kdcache.signals.soft_labels import STAT_TEMPERATURE
 from kdcache.tasks import IGNORE_INDEX
 from kdcache_kernels import linear_kl_rows, linear_topk_kl_rows, topk_kl_rows
@@ -61,7 +61,7 @@ class SoftKL:
         one_of("tail of kl", self.tail, TAILS)
         one_of("reduction of kl", self.reduction, REDUCTIONS)
 
-    def matches(self, student: TeacherShape, teacher: TeacherShape) -> tuple[Match, ...]:
+    def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """Logits against soft labels, whose tail serves the temperature."""
         use = SoftUse(temperature=self.temperature, tail=self.tail)
         return (Match(LOGITS, LOGITS, signal=self.signal, use=use),)

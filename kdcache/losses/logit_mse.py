@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from kdcache.losses.base import Match, Over, Pair, Step, check_number
-from kdcache.signals import LOGITS, SoftLabels, SoftUse, TeacherShape
+from kdcache.signals import LOGITS, ModelSizes, SoftLabels, SoftUse
 from kdcache_kernels import hidden_mse
 
 
@@ -33,7 +33,7 @@ class LogitMSE:
         check_number("weight of a logit_mse loss", self.weight)
         check_number("scale of logit_mse", self.scale, positive=True)
 
-    def matches(self, student: TeacherShape, teacher: TeacherShape) -> tuple[Match, ...]:
+    def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """Logits against raw logits, which only logits:dense keeps."""
         return (Match(LOGITS, LOGITS, signal=self.signal, use=SoftUse(raw=True)),)
 

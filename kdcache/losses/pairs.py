@@ -11,7 +11,7 @@ import torch
 from kdcache.losses.base import LABELS, Pair
 from kdcache.losses.binding import Bound, CacheSpec
 from kdcache.plans.batch import Batch
-from kdcache.signals import LOGITS, Activations, Head, LayerRows
+from kdcache.signals import HEAD, LOGITS, Activations, Head, LayerRows, of_signal
 
 Project = Callable[[str, torch.Tensor], torch.Tensor]
 
@@ -82,19 +82,21 @@ class Pairs:
             return self.batch["labels"]
         signal: Any = self.cache.signals[match.signal]
         if match.teacher == LOGITS:
-            return self._soft(signal)
-        rows: LayerRows = signal.decode(self.batch, match.teacher.layer)
+            return self._soft(signal, match.signal)
+        stored = of_signal(self.batch, match.signal)
+        rows: LayerRows = signal.decode(stored, match.teacher, self.cache.shape)
         if match.positions == match.stored:
             return rows
         index = self._first if match.positions == "cls" else self._masked
         scale = None if rows.scale is None else rows.scale[index]
         return LayerRows(codes=rows.codes[index], scale=scale)
 
-    def _soft(self, signal: Any) -> Any:
-        if hasattr(signal, "labels"):
-            labels = signal.labels(self.batch)
+    def _soft(self, signal: Any, name: str) -> Any:
+        stored = of_signal(self.batch, name)
+        if HEAD in signal.gives():
+            labels = signal.decode(stored, HEAD, self.cache.shape)
             return labels.first(self.outputs) if self._wider else labels
-        return signal.decode(self.batch, self.cache.shape.outputs)
+        return signal.decode(stored, LOGITS, self.cache.shape)
 
     @property
     def _wider(self) -> bool:

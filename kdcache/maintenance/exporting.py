@@ -9,12 +9,11 @@ arrays as they are stored. Rows belong to documents in their order: one each (`e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json, canonical
@@ -56,13 +55,14 @@ def export(
     """Write the complete `cache` to files `part-000000.safetensors` (or `.parquet`) in `out`.
 
     Decoded columns are `logits.ids`, `logits.logprobs` (natural log-probabilities, float32) and
-    whatever else soft labels consist of, and `hidden.L2` for layer 2 (float32). With `raw` they
+    whatever else soft labels consist of, `hidden.L2` for layer 2 and `pooled.values` (float32), by
+    the names that signals have in the cache; of a signal that only a newer version can read there
+    are none, and `progress` says so. With `raw` they
     are the stored arrays under their own names, such as `logits/ids`; what made them is told by
     the metadata `kdcache` of each file. A Parquet file has a row per document, whose tokens and
     other rows are lists.
 
-    Raises ConfigError for an unknown format, a folder in use, or a signal whose decoded columns
-    have no names here; IncompleteError, DamageError.
+    Raises ConfigError for an unknown format or a folder in use; IncompleteError, DamageError.
     """
     progress = shown(progress)
     encode, folder = FORMS[one_of("format", form, FORMS)], Path(out)
@@ -71,6 +71,8 @@ def export(
     source.require_complete()
     if occupied(folder):
         raise ConfigError(f"{folder} exists and is not an empty folder; choose another")
+    for name, news in source.newer.items():
+        progress.say(f"{name} is left out: this version does not know {news}; update kdcache")
     names, size = [], 0
     parts, label = source.plan.parts, f"exporting {short(str(source.path))}"
     with writing(folder), progress.bar(label, unit="parts", total=parts) as advance:
@@ -94,9 +96,7 @@ def require_no_model(place: Place | Cache) -> None:
 
 
 def part_columns(cache: Cache, part: int, *, raw: bool) -> dict[str, Column]:
-    """Every column of a part, by name; ConfigError for a signal with no names for those."""
-    if not raw:
-        _require_named(cache)
+    """Every column of a part, by name."""
     docs = cache.plan.part_docs(part)
     found = dict(_plan_columns(cache, part, docs))
     for name in cache.signals:
@@ -135,38 +135,8 @@ def _kept_columns(cache: Cache, docs: Array, signal: str) -> Iterator[tuple[str,
 def _decoded(cache: Cache, docs: Array) -> Iterator[tuple[str, Column]]:
     for name in cache.signals:
         space = cache.space_of(name)
-        for field, rows in DECODED[name](cache, docs):
-            yield f"{name}.{field}", Column(space=space, rows=rows)
-
-
-def _soft_labels(cache: Cache, docs: Array) -> Iterator[tuple[str, Array]]:
-    soft = cache.soft_labels(docs)
-    for field in fields(soft):
-        value = getattr(soft, field.name)
-        if isinstance(value, torch.Tensor):
-            yield field.name, value.numpy()
-
-
-def _hidden(cache: Cache, docs: Array) -> Iterator[tuple[str, Array]]:
-    for layer in cache.signals["hidden"].to_json()["layers"]:
-        yield f"L{layer}", cache.hidden(layer, docs).dense().numpy()
-
-
-DECODED: dict[str, Callable[[Cache, Array], Iterator[tuple[str, Array]]]] = {
-    "logits": _soft_labels,
-    "hidden": _hidden,
-}
-"""By signal: the names of its decoded columns and their rows for documents."""
-
-
-def _require_named(cache: Cache) -> None:
-    """ConfigError if a signal is none whose decoded columns have names."""
-    for name in cache.signals:
-        if name not in DECODED:
-            raise ConfigError(
-                f"export decodes {' and '.join(DECODED)}; {cache.path} holds {name}, whose columns "
-                "it cannot name: export the stored arrays (--raw)"
-            )
+        for field, rows in cache.columns(docs, name).items():
+            yield f"{name}.{field}", Column(space=space, rows=rows.numpy())
 
 
 def _metadata(cache: Cache, part: int, raw: bool) -> Json:

@@ -51,6 +51,9 @@ def merge(sources: Sequence[Place], out: Place, *, progress: Shown = None) -> Tr
     if len(given) < 2:
         raise ConfigError(f"merge takes two caches or more, and the new one; got {len(given)}")
     caches = [cache for source in given for cache in _views(source)]
+    for cache in caches:
+        for name in cache.newer:
+            cache.signal(name)  # which refuses: not all of it is understood
     for cache in caches[1:]:
         _require_one_plan(caches[0], cache)
     seats = _seat(caches)
@@ -161,7 +164,10 @@ def _one_teacher(first: Cache, other: Cache) -> bool:
     """Whether two caches have one teacher; MismatchError if only what is made of it differs."""
     found = teacher_differences(first.manifest["teacher"], other.manifest["teacher"])
     if not found:
-        return bool(first.manifest["shape"] == other.manifest["shape"])
+        shapes = first.manifest["shape"], other.manifest["shape"]
+        return all(
+            shapes[0][name] == shapes[1][name] for name in shapes[0].keys() & shapes[1].keys()
+        )
     if any(name.partition(".")[0] not in FUNCTION for name, _, _ in found):
         return False
     name, have, want = found[0]
@@ -201,6 +207,7 @@ def _manifest(sources: Sequence[_Source], objects: Json) -> Json:
         theirs = {name: source.cache.manifest[name] for name in TABLE}
         table = tables.setdefault(source.prefix, {**theirs, "signals": {}})
         table["signals"].update(theirs["signals"])
+        table["shape"] = {**table["shape"], **theirs["shape"]}  # each tells what its signals need
         if not has_configuration(theirs["teacher"]):  # what one of them lacks, nobody vouches for
             kept = {key: value for key, value in table["teacher"].items() if key not in FUNCTION}
             table["teacher"] = kept

@@ -70,8 +70,8 @@ def _swayed(made: Made) -> bool:
 
 
 def _mean_in_half(made: Made) -> bool:
-    positions = getattr(made.cache.signals.get("hidden"), "positions", "")
-    return positions == "mean" and made.teacher["dtype"] != "fp32"
+    positions = [getattr(signal, "positions", "") for signal in made.cache.signals.values()]
+    return "mean" in positions and made.teacher["dtype"] != "fp32"
 
 
 def _label_order(made: Made) -> bool:

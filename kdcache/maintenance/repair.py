@@ -180,7 +180,13 @@ class _Rows:
         self._complete()
 
     def _commits(self, parts: list[int]) -> None:
-        """Write commits anew; those of a finished cache only if its record vouches for them."""
+        """Write commits anew; those of a finished cache only if its record vouches for them.
+
+        Raises CacheError if some of what they name only a newer version can make.
+        """
+        for view in map(self.sources.view, (None, *self.cache.teachers)):
+            for name in view.newer:
+                view.signal(name)
         if self._forwards(parts[0]) is None:
             return  # no commit is left to say how the teacher was run
         made = {part: self._commit(part) for part in parts}

@@ -58,11 +58,14 @@ def restore_plan_commit(root: Root) -> None:
         plan_objects(root, manifest)
         return
     except DamageError:
-        arrays = read_blueprint(manifest, root).array_specs()
-        signals = tuple(f"{array.name}/c/" for array in arrays)
+        blueprint = read_blueprint(manifest, root)
+        signals = tuple(f"{array.name}/c/" for array in blueprint.array_specs())
+        newer = tuple(f"{name}/" for name in blueprint.newer_names())
     objects: dict[str, Json] = {}
     for key in object_names(root):
         if key.startswith(signals) or LATER.fullmatch(key):
+            continue
+        if key.startswith(newer) and "/c/" in key:
             continue
         facts = object_facts(key, inside(root, key).read_bytes())
         if facts is not None:

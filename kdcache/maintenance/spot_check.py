@@ -17,7 +17,7 @@ from kdcache.manifest import Json
 from kdcache.models import Teacher, run
 from kdcache.plans import Docs
 from kdcache.progress import Advance, Shown, shown
-from kdcache.signals import merge
+from kdcache.signals import KEPT, merge, of_signal, taps_of
 from kdcache.signals.base import Stats
 from kdcache.store import Cache, Place, Root, locate
 from kdcache.store.commits.committed_parts import part_documents, parts_in_place
@@ -166,7 +166,7 @@ def _distance(cache: Cache, teacher: Teacher, docs: Docs) -> dict[str, Stats]:
 
     Each is run alone: a batch like the build's would only repeat what padding did to it.
     """
-    taps = {tap for signal in cache.signals.values() for tap in signal.taps()}
+    taps = taps_of(cache.signals.values())
     stats: dict[str, list[Stats]] = {name: [] for name in cache.signals}
     task = cache.plan.config.task
     for doc in docs:
@@ -174,8 +174,8 @@ def _distance(cache: Cache, teacher: Teacher, docs: Docs) -> dict[str, Stats]:
         with torch.inference_mode():
             whole = run(teacher.model, batch, taps, task=task)
             for name, signal in cache.signals.items():
-                rows = {array: batch[array] for array in cache.arrays_of(name)}
-                space, kept = cache.space_of(name), batch.get(f"{name}/kept")
+                rows = of_signal(batch, name)
+                space, kept = cache.space_of(name), batch.get(f"{name}/{KEPT}")
                 said = whole.at_rows(task, space, kept)
                 for index in _pieces(len(next(iter(rows.values()))), teacher.device):
                     stats[name].append(signal.measure(said, rows, index))

@@ -9,7 +9,7 @@ from pathlib import Path
 from kdcache.errors import CacheError, DamageError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.progress import Progress, Shown, quiet, short, shown
-from kdcache.store.cache import Cache
+from kdcache.store.cache import Cache, newer_layouts
 from kdcache.store.create import spec_layouts
 from kdcache.store.format.array_reader import ArrayReader, Layout
 from kdcache.store.format.commit_log import (
@@ -158,7 +158,7 @@ class _Survey:
         layouts = [
             next(self._layout(made.name, blueprint.parts, objects), made)
             for made, _ in spec_layouts(blueprint.plan, blueprint.array_specs())
-        ]
+        ] + self._newer(blueprint, objects)
         ledger = Ledger(self.root, layouts, blueprint.parts, old=blueprint.old)
         readers = [reader_of(self.root, layout, ledger.facts) for layout in layouts]
         commits, missing = [], []
@@ -174,6 +174,13 @@ class _Survey:
                     shards = reader.layout.part_shards(part)
                     self.jobs += [_Job(reader, shard, part) for shard in shards]
         self._completion(ledger, missing, commits)
+
+    def _newer(self, blueprint: Blueprint, objects: Mapping[str, Json]) -> list[Layout]:
+        """Layouts of what only a newer version can read: its bytes are checked all the same."""
+        try:
+            return newer_layouts(self.root, blueprint, objects)
+        except DamageError:
+            return []  # which metadata is unsound has been noted
 
     def _completion(self, ledger: Ledger, missing: list[int], commits: list[Json]) -> None:
         parts = ledger.parts

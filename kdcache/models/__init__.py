@@ -4,7 +4,7 @@ from kdcache.models.alone import check_alone
 from kdcache.models.auto import load_config
 from kdcache.models.hooks import TAPS, check_taps
 from kdcache.models.run import plain_head, run
-from kdcache.models.student import StudentSpec, load_student, student_shape
+from kdcache.models.student import StudentSpec, load_student, student_sizes
 from kdcache.models.teacher import Teacher, load_teacher, pick_device
 from kdcache.models.tokenizer import (
     Tokenizer,
@@ -31,5 +31,5 @@ __all__ = [
     "plain_head",
     "run",
     "save_tokenizer",
-    "student_shape",
+    "student_sizes",
 ]

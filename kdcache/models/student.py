@@ -24,11 +24,11 @@ from kdcache.models.auto import (
 from kdcache.models.blocks import copy_blocks, require_same_states, shrunk_config
 from kdcache.models.largest_id import require_ids
 from kdcache.models.padding import pad_of
-from kdcache.models.teacher import load_teacher, most_tokens, teacher_shape
+from kdcache.models.teacher import load_teacher, model_sizes, most_tokens
 from kdcache.models.teacher_again import require_same_teacher
 from kdcache.models.token_map import require_same_vocabulary
 from kdcache.plans.batch import Batch
-from kdcache.signals import TeacherShape
+from kdcache.signals import ModelSizes
 
 if TYPE_CHECKING:
     from kdcache.store import Cache
@@ -89,9 +89,9 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
     return config
 
 
-def student_shape(spec: StudentSpec, cache: Cache) -> TeacherShape:
+def student_sizes(spec: StudentSpec, cache: Cache) -> ModelSizes:
     """Outputs, hidden width and layers of a student, from configurations alone."""
-    return teacher_shape(student_config(spec, cache), cache.plan.config.task)
+    return model_sizes(student_config(spec, cache), cache.plan.config.task)
 
 
 def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:

@@ -27,7 +27,7 @@ from kdcache.models.largest_id import require_ids
 from kdcache.models.token_map import difference, token_map
 from kdcache.models.tokenizer import Tokenizer, class_names, short_name
 from kdcache.plans import Plan
-from kdcache.signals import TeacherShape
+from kdcache.signals import ModelSizes
 from kdcache.tasks import Task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,7 +40,7 @@ class Teacher:
 
     model: Any
     identity: Json
-    shape: TeacherShape
+    shape: ModelSizes
     device: torch.device
 
     def files(self, *, weights: bool) -> dict[str, bytes | Path]:
@@ -80,13 +80,27 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def teacher_shape(config: Any, task: Task) -> TeacherShape:
-    """Outputs, hidden width and layers, from a configuration alone."""
+def model_sizes(config: Any, task: Task) -> ModelSizes:
+    """Sizes of a model, from its configuration alone."""
     text = config.get_text_config()
     outputs = config.num_labels if task == "text-classification" else text.vocab_size
-    return TeacherShape(
-        outputs=int(outputs), hidden=int(text.hidden_size), layers=int(text.num_hidden_layers)
+    return ModelSizes(
+        outputs=int(outputs),
+        hidden=int(text.hidden_size),
+        layers=int(text.num_hidden_layers),
+        **_heads(text),
     )
+
+
+def _heads(config: Any) -> dict[str, int]:
+    """Heads of a text model's attention and their width, as far as its configuration tells."""
+    heads = getattr(config, "num_attention_heads", None)
+    if type(heads) is not int or heads < 1:
+        return {}
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    inner = getattr(config, "true_hidden_size", None) or config.hidden_size  # MobileBERT narrows
+    width = getattr(config, "head_dim", None) or inner // heads
+    return {"heads": heads, "key_heads": int(keys), "head_width": int(width)}
 
 
 def load_teacher(
@@ -118,7 +132,7 @@ def load_teacher(
         "classes": class_names(config) if task == "text-classification" else None,
         **function_of(model),
     }
-    return Teacher(model.to(place), identity, teacher_shape(model.config, task), place)
+    return Teacher(model.to(place), identity, model_sizes(model.config, task), place)
 
 
 def _load(source: str | Path, task: Task, config: Any, dtype: str, trust: bool) -> Any:

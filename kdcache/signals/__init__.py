@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kdcache.errors import ConfigError, one_of
+from kdcache.manifest import Json
 from kdcache.records import from_texts, make, required, settings_of
 from kdcache.signals.base import (
+    KEPT,
     ArraySpec,
     Assisted,
+    Columns,
     Origins,
     Packing,
     Signal,
-    TeacherShape,
     merge,
+    of_signal,
     options,
 )
 from kdcache.signals.codecs.dense import DenseLogits
@@ -23,7 +28,7 @@ from kdcache.signals.codecs.quantised import LayerRows
 from kdcache.signals.codecs.sampled import SampledLogits
 from kdcache.signals.codecs.topk import TopKLogits
 from kdcache.signals.codecs.topk_small import SmallTopK
-from kdcache.signals.features import Hidden
+from kdcache.signals.features import FEATURES, DocumentVectors, LayerVectors, TokenVectors
 from kdcache.signals.soft_labels import SoftLabels, SoftUse
 from kdcache.signals.taps import (
     HEAD,
@@ -33,13 +38,17 @@ from kdcache.signals.taps import (
     Activations,
     Attention,
     Head,
+    ModelSizes,
     Tap,
+    TapKind,
     select,
 )
 from kdcache.tasks import Task
 
 __all__ = [
+    "FEATURES",
     "HEAD",
+    "KEPT",
     "LOGITS",
     "POSITIONS",
     "SIGNALS",
@@ -48,12 +57,16 @@ __all__ = [
     "ArraySpec",
     "Assisted",
     "Attention",
+    "Columns",
     "DenseLogits",
+    "DocumentVectors",
     "Head",
     "HeadLabels",
     "Hidden",
     "HiddenHead",
     "LayerRows",
+    "LayerVectors",
+    "ModelSizes",
     "Origins",
     "Packing",
     "SampledLogits",
@@ -62,15 +75,24 @@ __all__ = [
     "SoftLabels",
     "SoftUse",
     "Tap",
-    "TeacherShape",
+    "TapKind",
+    "TokenVectors",
     "TopKLogits",
     "artefacts",
     "assist",
+    "check_name",
     "from_json",
+    "holder",
     "merge",
+    "named_arrays",
+    "of_signal",
     "parse",
     "parse_all",
+    "parse_named",
     "select",
+    "taps_of",
+    "to_record",
+    "unknown_part",
 ]
 
 SIGNALS: dict[str, dict[str, type[Any]]] = {
@@ -81,8 +103,10 @@ SIGNALS: dict[str, dict[str, type[Any]]] = {
         "sampled": SampledLogits,
         "hidden-head": HiddenHead,
     },
-    "hidden": {"hidden": Hidden},
+    **{kind: {kind: vectors} for kind, vectors in FEATURES.items()},
 }
+"""Every signal by its kind and codec."""
+Hidden = FEATURES["hidden"]
 
 
 def parse(text: str) -> Signal:
@@ -90,45 +114,122 @@ def parse(text: str) -> Signal:
 
     Raises ConfigError, with the nearest name, for anything unknown.
     """
-    name, _, rest = text.partition(":")
-    codecs = SIGNALS[one_of("signal", name.strip(), SIGNALS)]
+    return parse_named(text)[1]
+
+
+def parse_named(text: str) -> tuple[str, Signal]:
+    """Read a signal and the name it is to have, as in "early=hidden:layers=1-2".
+
+    Without a name it is called after its kind. Raises ConfigError as `parse` and `check_name`.
+    """
+    name, equals, rest = text.partition("=")
+    if not equals or ":" in name or "," in name:
+        name, rest = "", text
+    kind, _, rest = rest.partition(":")
+    codecs = SIGNALS[one_of("signal", kind.strip(), SIGNALS)]
     if len(codecs) > 1:
         codec, _, rest = rest.partition(",")
         if not codec:
-            raise ConfigError(f"signal {name!r} needs a codec, as in {name}:{next(iter(codecs))}")
+            raise ConfigError(f"signal {kind!r} needs a codec, as in {kind}:{next(iter(codecs))}")
     else:
-        codec = name
-    kind = codecs[one_of(f"codec of {name}", codec.strip(), codecs)]
-    given = options(rest, list(settings_of(kind)), text)
-    for name in required(kind):
-        if name not in given:
-            raise ConfigError(f"signal {text!r} needs {name}, as in {kind.example}")
-    signal: Signal = from_texts(kind, given, f"signal {text!r}")
-    return signal
+        codec = next(iter(codecs))
+    made = codecs[one_of(f"codec of {kind}", codec.strip(), codecs)]
+    given = options(rest, list(settings_of(made)), text)
+    for option in required(made):
+        if option not in given:
+            raise ConfigError(f"signal {text!r} needs {option}, as in {made.example}")
+    signal: Signal = from_texts(made, given, f"signal {text!r}")
+    return check_name(name.strip() if equals and name else signal.kind, signal.kind), signal
 
 
 def parse_all(texts: str | Iterable[str]) -> dict[str, Signal]:
     """Read signals, one or several, into a table by name; ConfigError if two have one name."""
     table: dict[str, Signal] = {}
     for text in [texts] if isinstance(texts, str) else texts:
-        signal = parse(text)
-        if signal.name in table:
-            raise ConfigError(f"signal {signal.name!r} is given twice; a cache holds one of each")
-        table[signal.name] = signal
+        name, signal = parse_named(text)
+        if name.casefold() in map(str.casefold, table):
+            raise ConfigError(
+                f"signal {name!r} is given twice; a cache holds one of each name: give another, "
+                f"as in more=hidden:layers=1"
+            )
+        table[name] = signal
     return table
+
+
+NAME = re.compile("[A-Za-z][A-Za-z0-9_-]{0,63}")
+TAKEN = ("c", "commits", "complete", "files", KEPT, "plan", "teachers", "tokens")
+"""What lies in a store, or in a batch, under names of its own."""
+
+
+def check_name(name: str, kind: str) -> str:
+    """Return the name of a signal of a kind; ConfigError if signals cannot be called so."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"a signal is named by a letter and up to 63 letters, digits, - and _; got {name!r}: "
+            f"choose a name such as early, as in early={kind}:..."
+        )
+    if name.casefold() in TAKEN or (name != kind and name in SIGNALS):
+        raise ConfigError(
+            f"a signal of kind {kind} cannot be named {name!r}, which stands for something else: "
+            f"choose a name such as my-{name}"
+        )
+    return name
+
+
+def to_record(name: str, signal: Signal) -> Json:
+    """A signal as the manifest has it: its kind is told where the name does not tell it."""
+    return signal.to_json() if name == signal.kind else {"kind": signal.kind, **signal.to_json()}
 
 
 def from_json(name: str, record: Mapping[str, Any]) -> Signal:
     """Read a signal back from the manifest."""
     values = dict(record)
-    codecs = SIGNALS[one_of("signal", name, SIGNALS)]
-    kind = codecs[one_of(f"codec of {name}", str(values.pop("codec", "")), codecs)]
-    signal: Signal = make(kind, values, f"signal {name!r} of the manifest")
+    kind = str(values.pop("kind", name))
+    codecs = SIGNALS[one_of("signal", kind, SIGNALS)]
+    made = codecs[one_of(f"codec of {kind}", str(values.pop("codec", "")), codecs)]
+    signal: Signal = make(made, values, f"signal {check_name(name, kind)!r} of the manifest")
     return signal
 
 
+def unknown_part(name: str, record: Mapping[str, Any]) -> str:
+    """What of a signal of a manifest this version does not know: only a newer one wrote it.
+
+    Empty where all of it is known, be it sound or not.
+    """
+    values = {name: value for name, value in record.items() if name not in ("kind", "codec")}
+    kind, codec = record.get("kind", name), record.get("codec")
+    if not (isinstance(kind, str) and isinstance(codec, str)):
+        return ""
+    if kind not in SIGNALS:
+        return f"a signal {kind!r}"
+    if codec not in SIGNALS[kind]:
+        return f"the codec {codec!r} of {kind}"
+    news = sorted(values.keys() - settings_of(SIGNALS[kind][codec]).keys())
+    return f"the setting {news[0]!r} of {kind}" if news else ""
+
+
+def named_arrays(signals: Mapping[str, Signal], task: Task, shape: ModelSizes) -> list[ArraySpec]:
+    """The arrays of signals as they are named in a cache: under the name of each."""
+    return [
+        replace(spec, name=f"{name}/{spec.name}")
+        for name, signal in signals.items()
+        for spec in signal.arrays(task, shape)
+    ]
+
+
+def taps_of(signals: Iterable[Signal]) -> set[Tap]:
+    """All that some signals are made of."""
+    return {tap for signal in signals for tap in signal.taps()}
+
+
+def holder(signals: Mapping[str, Signal], tap: Tap) -> str | None:
+    """Name of the signal that gives a tap: the one that is called so, or else the first."""
+    able = [name for name, signal in signals.items() if tap in signal.gives()]
+    return tap.name if tap.name in able else next(iter(able), None)
+
+
 def artefacts(
-    signals: Iterable[Signal], task: Task, shape: TeacherShape, origins: Origins
+    signals: Iterable[Signal], task: Task, shape: ModelSizes, origins: Origins
 ) -> dict[str, bytes]:
     """The files that signals need in a cache beside their arrays, by name."""
     files: dict[str, bytes] = {}
@@ -139,7 +240,7 @@ def artefacts(
 
 
 def assist(
-    signals: Mapping[str, Signal], shape: TeacherShape, read: Callable[[str], bytes]
+    signals: Mapping[str, Signal], shape: ModelSizes, read: Callable[[str], bytes]
 ) -> dict[str, Signal]:
     """Signals ready to encode and decode; `read` gives a file of the cache by its name."""
     return {

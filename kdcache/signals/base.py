@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,17 @@ import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json
-from kdcache.signals.taps import POSITIONS, Activations, Tap
+from kdcache.signals.taps import POSITIONS, Activations, ModelSizes, Tap
 from kdcache.tasks import LOGITS_SPACE, RowSpace, Space, Subset, Task, axis_of
 
 Arrays = dict[str, torch.Tensor]
+Columns = dict[str, torch.Tensor]
 Stats = dict[str, float]
+
+KEPT = "kept"
+"""What a batch calls, under a signal's name, the numbers of the rows that a fraction keeps."""
+
+Rows = TypeVar("Rows")
 
 Packing = Literal["", "zstd", "columns"]
 """How an inner chunk is compressed: not at all; by zstd; by zstd, column after column."""
@@ -26,11 +32,15 @@ Packing = Literal["", "zstd", "columns"]
 class ArraySpec:
     """One array of a signal: `row_shape` values of `dtype` for each row of `space`.
 
+    A signal names its arrays as if it were alone (`codes`, `L2/codes`); in a cache they lie under
+    the name that the signal has there.
+
     Attributes:
         axes: names of the axes of a row; arrays of one group whose axes have one name have one
             length there.
         chunk_rows: rows of an inner chunk, the least that is read and checked at once.
         packing: how inner chunks are compressed.
+        tap: what it is read for; None: for whatever the signal says.
         expected: bytes a row takes once compressed, least and most, as measured on real teachers;
             None where the size is exact.
     """
@@ -43,6 +53,7 @@ class ArraySpec:
     attributes: Json = field(default_factory=dict)
     chunk_rows: int = 16_384
     packing: Packing = ""
+    tap: Tap | None = None
     expected: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -54,30 +65,21 @@ class ArraySpec:
         return axis_of(self.space), *self.axes
 
 
-@dataclass(frozen=True, kw_only=True)
-class TeacherShape:
-    """Sizes of a teacher: outputs (classes or vocabulary), hidden width, number of layers."""
-
-    outputs: int
-    hidden: int
-    layers: int
-
-
 class Signal(Protocol):
     """A frozen dataclass that writes itself into the manifest and reads itself back."""
 
-    name: ClassVar[str]
+    kind: ClassVar[str]
     codec: ClassVar[str]
 
     def to_json(self) -> Json:
         """The configuration as JSON values."""
         ...
 
-    def check(self, task: Task, shape: TeacherShape) -> None:
+    def check(self, task: Task, shape: ModelSizes) -> None:
         """Raise ConfigError if a teacher of this shape cannot give this signal."""
         ...
 
-    def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
+    def arrays(self, task: Task, shape: ModelSizes) -> list[ArraySpec]:
         """The arrays this signal is stored in."""
         ...
 
@@ -89,8 +91,26 @@ class Signal(Protocol):
         """The rows [rows, width] that it stores, by tap, before they are encoded."""
         ...
 
+    def gives(self) -> tuple[Tap, ...]:
+        """What `decode` can be asked for."""
+        ...
+
     def encode(self, said: Activations) -> Arrays:
         """What a teacher computed to array rows, on its device."""
+        ...
+
+    def decode(self, arrays: Arrays, tap: Tap, sizes: ModelSizes) -> Any:
+        """Stored rows as losses take them: soft labels, or rows of codes with their scale.
+
+        Args:
+            arrays: rows of its arrays, by their names without the signal's; those of `tap` will do.
+            tap: one of `gives`.
+            sizes: those of the teacher.
+        """
+        ...
+
+    def columns(self, arrays: Arrays, sizes: ModelSizes) -> Columns:
+        """Stored rows as numbers that need no explanation, by name: for export, and for people."""
         ...
 
     def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
@@ -119,20 +139,30 @@ class Origins:
 class Assisted(Protocol):
     """A signal that needs files of the cache, its artefacts, to encode and decode."""
 
-    def artefacts(self, task: Task, shape: TeacherShape, origins: Origins) -> dict[str, bytes]:
+    def artefacts(self, task: Task, shape: ModelSizes, origins: Origins) -> dict[str, bytes]:
         """The files to keep in the cache under `files/`, by name; made before the teacher runs."""
         ...
 
-    def artefact_bytes(self, shape: TeacherShape) -> dict[str, int]:
+    def artefact_bytes(self, shape: ModelSizes) -> dict[str, int]:
         """The most each of those files takes, by name."""
         ...
 
-    def assisted(self, shape: TeacherShape, read: Callable[[str], bytes]) -> Signal:
+    def assisted(self, shape: ModelSizes, read: Callable[[str], bytes]) -> Signal:
         """This signal, ready to encode and decode with the files that `read` gives.
 
         Raises DamageError if they are not what was kept.
         """
         ...
+
+
+def of_signal(rows: Mapping[str, Rows], name: str) -> dict[str, Rows]:
+    """Those of some rows that are of a signal, by the names it has for its arrays."""
+    start = f"{name}/"
+    return {
+        array.removeprefix(start): values
+        for array, values in rows.items()
+        if array.startswith(start) and array != f"{start}{KEPT}"
+    }
 
 
 def merge(parts: Sequence[Mapping[str, float]]) -> Stats:
@@ -161,7 +191,7 @@ def check_kept(what: str, k: int, draws: int) -> None:
         raise ConfigError(f"draws of {what} must lie in [0, 65536]; got {draws}")
 
 
-def check_outputs(what: str, k: int, draws: int, shape: TeacherShape) -> None:
+def check_outputs(what: str, k: int, draws: int, shape: ModelSizes) -> None:
     """Raise ConfigError, naming `what`, for fewer outputs than k, or none left to draw from."""
     if k > shape.outputs:
         raise ConfigError(

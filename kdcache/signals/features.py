@@ -1,9 +1,9 @@
-"""Hidden states of chosen layers, at chosen positions."""
+"""Vectors that a model computes, of layers, tokens or documents. FEATURES is the table of all."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -13,24 +13,25 @@ from kdcache.manifest import Json
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
+    Columns,
     Stats,
-    TeacherShape,
     check_fraction,
     check_positions,
     row_space,
-    settings,
 )
 from kdcache.signals.codecs.quantised import LayerRows, RowCodec
-from kdcache.signals.taps import POSITIONS, Activations, Tap
-from kdcache.tasks import Task
+from kdcache.signals.taps import POSITIONS, TAP_KINDS, Activations, ModelSizes, Tap
+from kdcache.tasks import RowSpace, Task
+
+SILENT = (("compress", "none"), ("fraction", 1.0))
+"""Settings that the manifest does not mention."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hidden:
-    """Hidden states of `layers` (0 is the embedding output) at `positions`.
+class DocumentVectors:
+    """A vector for each document: one tap, stored as the row codec says.
 
-    `fraction` keeps that share of the positions, spread over every document (docs/decisions/0014).
-    Bits a value and relative error, as measured on the layers of all-MiniLM-L6-v2:
+    Bits a value and relative error, as measured on the hidden states of all-MiniLM-L6-v2:
 
     | `dtype`                     | bits        | error      |
     |-----------------------------|-------------|------------|
@@ -44,97 +45,180 @@ class Hidden:
     estimate then.
     """
 
-    name: ClassVar[str] = "hidden"
-    codec: ClassVar[str] = "hidden"
-    example: ClassVar[str] = "hidden:layers=2-4-6"
-    layers: tuple[int, ...]
-    positions: str = "cls"
+    kind: ClassVar[str]
+    codec: ClassVar[str]
+    example: ClassVar[str]
+    measured: ClassVar[str] = "hidden"
+    """The part of the table of measured errors that tells of its like."""
     dtype: str = "int8"
     group: int | None = None
     compress: str = "none"
+
+    def __post_init__(self) -> None:
+        _ = self.rows  # which checks itself
+
+    @property
+    def rows(self) -> RowCodec:
+        """How every row is stored."""
+        return RowCodec(what=self.kind, dtype=self.dtype, group=self.group, compress=self.compress)
+
+    def to_json(self) -> Json:
+        """The configuration as JSON values, the codec last."""
+        known = ("layers", "positions", "dtype", "group", "compress", "fraction")
+        values = {name: getattr(self, name) for name in known if hasattr(self, name)}
+        told = {name: value for name, value in values.items() if (name, value) not in SILENT}
+        if "layers" in told:
+            told["layers"] = list(told["layers"])
+        return told | {"codec": self.codec}
+
+    def check(self, task: Task, shape: ModelSizes) -> None:
+        """Raise ConfigError for what the teacher does not have at such rows."""
+        self.space(task)
+        self.rows.check(shape.width(self.kind))
+
+    def space(self, task: Task) -> RowSpace:
+        """Where its rows lie; ConfigError if the task has none there."""
+        if task != "text-classification":
+            raise ConfigError(f"{self.kind} is what a classifier reads; the task is {task}")
+        return "example"
+
+    def taps(self) -> tuple[Tap, ...]:
+        """All that is stored."""
+        return (Tap(self.kind),)
+
+    def gives(self) -> tuple[Tap, ...]:
+        """All that is stored."""
+        return self.taps()
+
+    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+        """A vector per row, [rows, width], of every tap; heads lie side by side."""
+        return {tap: said.rows(tap) for tap in self.taps()}
+
+    def arrays(self, task: Task, shape: ModelSizes) -> list[ArraySpec]:
+        """`codes` and, for integers, `scale`; of layer 2 `L2/codes` and `L2/scale`."""
+        space, width = self.space(task), shape.width(self.kind)
+        axis = "hidden" if TAP_KINDS[self.kind].width == ("hidden",) else "width"
+        return [
+            spec
+            for tap in self.taps()
+            for spec in self.rows.arrays(space, width, prefix=_prefix(tap), tap=tap, axis=axis)
+        ]
+
+    def encode(self, said: Activations) -> Arrays:
+        """Codes of every tap, on the teacher's device."""
+        arrays: Arrays = {}
+        for tap, rows in self.values(said).items():
+            arrays |= self.rows.encode(rows, str(tap), _prefix(tap))
+        return arrays
+
+    def decode(self, arrays: Arrays, tap: Tap, sizes: ModelSizes | None = None) -> LayerRows:
+        """Stored rows of one tap as `hidden_mse` takes them."""
+        return self.rows.decode(arrays, _prefix(tap))
+
+    def columns(self, arrays: Arrays, sizes: ModelSizes | None = None) -> Columns:
+        """Decoded rows, float32 [rows, width]: `values`, or of layer 2 `L2`."""
+        return {
+            _prefix(tap).rstrip("/") or "values": self.decode(arrays, tap).dense()
+            for tap in self.taps()
+        }
+
+    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
+        """Squared error and squared norm of each tap over the sampled rows."""
+        stats: Stats = {"rows": float(len(rows))}
+        for tap, values in self.values(said).items():
+            exact, of = values[rows].double(), _prefix(tap)
+            kept = {name: a[rows] for name, a in encoded.items() if name.startswith(of)}
+            error, of = self.decode(kept, tap).dense().double() - exact, of.replace("/", "_")
+            stats[f"{of}error"] = float(error.square().sum())
+            stats[f"{of}norm"] = float(exact.square().sum())
+        return stats
+
+    def summarise(self, stats: Stats) -> Json:
+        """Relative error ||decoded - teacher|| / ||teacher||; by layer where it has some."""
+        relative = {
+            of.rstrip("_"): (stats[f"{of}error"] / max(stats[f"{of}norm"], 1e-300)) ** 0.5
+            for of in (_prefix(tap).replace("/", "_") for tap in self.taps())
+        }
+        return {"rows": int(stats["rows"]), "relative_error": relative.get("", relative)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenVectors(DocumentVectors):
+    """A vector for each token at `positions`: the first, their mean, all, or masked ones.
+
+    `fraction` keeps that share of the positions, spread over every document (docs/decisions/0014).
+    """
+
+    positions: str = "cls"
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        one_of("positions of hidden", self.positions, POSITIONS)
-        _ = self.rows  # which checks itself
-        check_fraction("hidden", self.fraction)
-        row_space("hidden", POSITIONS[self.positions], self.fraction)
-        if not self.layers or len(set(self.layers)) < len(self.layers) or min(self.layers) < 0:
+        super().__post_init__()
+        one_of(f"positions of {self.kind}", self.positions, POSITIONS)
+        check_fraction(self.kind, self.fraction)
+        row_space(self.kind, POSITIONS[self.positions], self.fraction)
+
+    def space(self, task: Task) -> RowSpace:
+        """The rows of the positions; ConfigError if the task has none there."""
+        return row_space(self.kind, check_positions(self.positions, task), self.fraction)
+
+    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+        """A vector per row, [rows, width], of every tap; heads lie side by side."""
+        return {tap: said.rows(tap, self.positions) for tap in self.taps()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerVectors(TokenVectors):
+    """A vector for each token at `positions`, of each of `layers`."""
+
+    layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        first = self.first
+        if not self.layers or len(set(self.layers)) < len(self.layers) or min(self.layers) < first:
             raise ConfigError(
-                f"layers of hidden must be distinct and 0 or more, as in layers=2-4-6; "
+                f"layers of {self.kind} must be distinct and {first} or more, as in layers=2-4-6; "
                 f"got {'-'.join(map(str, self.layers)) or 'none'}"
             )
 
     @property
-    def rows(self) -> RowCodec:
-        """How rows of every layer are stored."""
-        return RowCodec(what="hidden", dtype=self.dtype, group=self.group, compress=self.compress)
+    def first(self) -> int:
+        """Number of the first layer that has such vectors."""
+        return TAP_KINDS[self.kind].first or 0
 
-    def to_json(self) -> Json:
-        """The configuration as JSON values; what is not compressed says nothing of it."""
-        record = settings(asdict(self)) | {"codec": self.codec, "layers": list(self.layers)}
-        if self.compress == "none":
-            del record["compress"]
-        return record
-
-    def check(self, task: Task, shape: TeacherShape) -> None:
+    def check(self, task: Task, shape: ModelSizes) -> None:
         """Raise ConfigError for a layer the teacher lacks or a group that does not divide it."""
-        check_positions(self.positions, task)
+        super().check(task, shape)
         if max(self.layers) > shape.layers:
+            start = "0 (embedding output)" if self.first == 0 else self.first
             raise ConfigError(
-                f"hidden: layer {max(self.layers)} is out of range; the teacher has layers "
-                f"0 (embedding output) to {shape.layers}"
+                f"{self.kind}: layer {max(self.layers)} is out of range; the teacher has layers "
+                f"{start} to {shape.layers}"
             )
-        self.rows.check(shape.hidden)
-
-    def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
-        """`hidden/L{i}/codes` [rows, hidden] and, for integers, `hidden/L{i}/scale`."""
-        space = row_space("hidden", check_positions(self.positions, task), self.fraction)
-        return [
-            spec
-            for layer in self.layers
-            for spec in self.rows.arrays(f"hidden/L{layer}", space, shape.hidden)
-        ]
 
     def taps(self) -> tuple[Tap, ...]:
         """Every chosen layer."""
-        return tuple(Tap("hidden", layer) for layer in self.layers)
+        return tuple(Tap(self.kind, layer) for layer in self.layers)
 
-    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
-        """The states of every chosen layer at `positions`, [rows, hidden] each."""
-        return {tap: said.rows(tap, self.positions) for tap in self.taps()}
 
-    def encode(self, said: Activations) -> Arrays:
-        """Codes of every chosen layer, on the teacher's device."""
-        arrays: Arrays = {}
-        for tap, rows in self.values(said).items():
-            codes, scale = self.rows.encode(rows, str(tap))
-            arrays[f"hidden/L{tap.layer}/codes"] = codes
-            if scale is not None:
-                arrays[f"hidden/L{tap.layer}/scale"] = scale
-        return arrays
+def _prefix(tap: Tap) -> str:
+    """What the names of a tap's arrays begin with."""
+    return "" if tap.layer is None else f"L{tap.layer}/"
 
-    def decode(self, raw: Arrays, layer: int) -> LayerRows:
-        """Stored rows of one layer as `hidden_mse` takes them."""
-        prefix = f"hidden/L{layer}"
-        return self.rows.decode(raw[f"{prefix}/codes"], raw.get(f"{prefix}/scale"))
 
-    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
-        """Squared error and squared norm of each layer over the sampled rows."""
-        stats: Stats = {"rows": float(len(rows))}
-        for tap, values in self.values(said).items():
-            assert tap.layer is not None
-            layer, exact = tap.layer, values[rows].double()
-            kept = {name: a[rows] for name, a in encoded.items() if f"/L{layer}/" in name}
-            error = self.decode(kept, layer).dense().double() - exact
-            stats[f"L{layer}_error"] = float(error.square().sum())
-            stats[f"L{layer}_norm"] = float(exact.square().sum())
-        return stats
+def vectors(tap: str) -> type[DocumentVectors]:
+    """The signal that stores a tap: a vector a document or a token, of layers if it has some."""
+    known = TAP_KINDS[tap]
+    kind: type[DocumentVectors] = DocumentVectors if known.per == "document" else TokenVectors
+    kind = kind if known.first is None else LayerVectors
+    example = tap if known.first is None else f"{tap}:layers=2-4-6"
+    own = {"kind": tap, "codec": tap, "example": example, "__doc__": kind.__doc__}
+    made: type[DocumentVectors] = type(kind.__name__, (kind,), {**own, "__module__": __name__})
+    return made
 
-    def summarise(self, stats: Stats) -> Json:
-        """Relative error ||decoded - teacher|| / ||teacher|| of each layer."""
-        relative = {
-            f"L{layer}": (stats[f"L{layer}_error"] / max(stats[f"L{layer}_norm"], 1e-300)) ** 0.5
-            for layer in self.layers
-        }
-        return {"rows": int(stats["rows"]), "relative_error": relative}
+
+FEATURES: dict[str, type[DocumentVectors]] = {
+    tap: vectors(tap) for tap in ("hidden", "query", "key", "value", "pooled", "embeddings")
+}
+"""Every vector signal, by its name, which is that of its tap."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar, NamedTuple
 
 import torch
 
 from kdcache.manifest import Json
-from kdcache.signals.base import Stats
+from kdcache.signals.base import Arrays, Columns, Stats, of_signal
 from kdcache.signals.codecs.draws import distinct
+from kdcache.signals.taps import LOGITS, Activations, ModelSizes, Tap
 
 STAT_TEMPERATURE = 2.0
 """T of the second tail statistic: the tail's exact share of the partition function at that T."""
@@ -106,6 +108,55 @@ class SoftLabels:
             logprobs=torch.cat([self.logprobs, self.drawn_logprobs], 1),
             tail_logmass=torch.full_like(self.tail_logmass, -torch.inf),
         )
+
+
+class SoftLabelCodec:
+    """What all codecs of soft labels have in common: made of logits, they say logits.
+
+    A codec adds `soft(arrays, outputs)`, which decodes its rows.
+    """
+
+    kind: ClassVar[str] = "logits"
+    measured: ClassVar[str] = "logits"
+    """The part of the table of measured errors that tells of it."""
+
+    def soft(self, raw: Arrays, outputs: int) -> SoftLabels:
+        """Stored rows to soft labels over `outputs` classes."""
+        raise NotImplementedError
+
+    def taps(self) -> tuple[Tap, ...]:
+        """The logits."""
+        return (LOGITS,)
+
+    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+        """What it is made of, as the model gave it."""
+        return {tap: said[tap] for tap in self.taps()}
+
+    def gives(self) -> tuple[Tap, ...]:
+        """Soft labels."""
+        return (LOGITS,)
+
+    def decode(
+        self, arrays: Arrays, tap: Tap | int = LOGITS, sizes: ModelSizes | None = None
+    ) -> SoftLabels:
+        """Soft labels over all outputs.
+
+        `decode(batch, outputs)`, of a signal that is called logits, is `Cache.decode(batch)`.
+        """
+        if isinstance(tap, int):
+            return self.soft(of_signal(arrays, self.kind), tap)
+        assert sizes is not None
+        return self.soft(arrays, sizes.outputs)
+
+    def lacks(self, use: SoftUse, outputs: int) -> str:
+        """What a use of the labels lacks here, `{loss}` for the loss's name; "" if nothing."""
+        return NO_RAW if use.raw else ""
+
+    def columns(self, arrays: Arrays, sizes: ModelSizes) -> Columns:
+        """The fields of `SoftLabels` that it has."""
+        soft = self.soft(arrays, sizes.outputs)
+        found = {entry.name: getattr(soft, entry.name) for entry in fields(soft)}
+        return {name: values for name, values in found.items() if values is not None}
 
 
 def tail_labels(

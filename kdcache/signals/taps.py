@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import total_ordering
 from typing import Any, Literal
 
@@ -66,24 +67,69 @@ class TapKind:
 
     Attributes:
         per: what its values have a row for: one of the task's logits, a document or a token.
+        width: names of the `ModelSizes` whose product is the width of a row.
         first: number of its first layer; None: it has no layers.
     """
 
     per: Literal["row", "document", "token"]
+    width: tuple[str, ...] = ("hidden",)
     first: int | None = None
 
 
+KEYS = ("key_heads", "head_width")
 TAP_KINDS: dict[str, TapKind] = {
-    "logits": TapKind(per="row"),
+    "logits": TapKind(per="row", width=("outputs",)),
     "head": TapKind(per="row"),
     "hidden": TapKind(per="token", first=0),
     "embeddings": TapKind(per="token"),
     "pooled": TapKind(per="document"),
-    "query": TapKind(per="token", first=1),
-    "key": TapKind(per="token", first=1),
-    "value": TapKind(per="token", first=1),
+    "query": TapKind(per="token", first=1, width=("heads", "head_width")),
+    "key": TapKind(per="token", first=1, width=KEYS),
+    "value": TapKind(per="token", first=1, width=KEYS),
 }
 """Every tap there is; `kdcache.models.TAPS` says how each is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSizes:
+    """Sizes of a model, teacher or student, as its configuration tells them.
+
+    Attributes:
+        outputs: classes or vocabulary.
+        hidden: width of the hidden states.
+        layers: blocks.
+        heads: of every block's attention. What a configuration, or a cache that stores nothing of
+            attention, does not tell is None, here and in the next two.
+        key_heads: fewer than `heads` in models with grouped queries.
+        head_width: width of a query, a key or a value of one head.
+    """
+
+    outputs: int
+    hidden: int
+    layers: int
+    heads: int | None = None
+    key_heads: int | None = None
+    head_width: int | None = None
+
+    def width(self, tap: str) -> int:
+        """Values of a row of a tap; ConfigError if the configuration does not tell."""
+        factors = {name: getattr(self, name) for name in TAP_KINDS[tap].width}
+        unknown = [name for name, size in factors.items() if size is None]
+        if unknown:
+            raise ConfigError(
+                f"{tap}: the configuration of the model does not tell its {unknown[0]}; take "
+                "hidden states instead (hidden:layers=...)"
+            )
+        return math.prod(factors.values())
+
+    def to_json(self, taps: Iterable[Tap] = ()) -> dict[str, int]:
+        """Outputs, hidden and layers, and what the width of `taps` depends on beside them."""
+        names = [name for tap in taps for name in TAP_KINDS[tap.name].width]
+        return {
+            entry.name: getattr(self, entry.name)
+            for entry in fields(self)
+            if entry.default is MISSING or entry.name in names
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

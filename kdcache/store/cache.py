@@ -16,7 +16,19 @@ from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError
 from kdcache.manifest import Json, digest
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Docs, Plan
 from kdcache.plans.batch import Batch, collate, epoch_order
-from kdcache.signals import Hidden, LayerRows, Signal, SoftLabels, assist
+from kdcache.signals import (
+    FEATURES,
+    KEPT,
+    LOGITS,
+    LayerRows,
+    Signal,
+    SoftLabels,
+    Tap,
+    assist,
+    holder,
+    of_signal,
+    to_record,
+)
 from kdcache.store.create import plan_layouts, signal_layouts
 from kdcache.store.format.array_reader import ArrayReader, Layout
 from kdcache.store.format.commit_log import (
@@ -101,6 +113,7 @@ class Cache:
         teacher: the one it was opened with, beside the first; None for the first.
         teachers: names of the teachers beside the first.
         prefix: where the arrays of a teacher beside the first lie in the store.
+        newer: signals that only a newer version can read, and what is new about each.
     """
 
     def __init__(self, path: Root, teacher: str | None = None) -> None:
@@ -111,7 +124,9 @@ class Cache:
         self.teachers = tuple(blueprint.guests)
         self.plan = _plan(path, blueprint, self.objects)
         layouts = _layouts(path, blueprint, self.objects)
-        self.ledger = Ledger(path, layouts.values(), self.plan.parts, old=blueprint.old)
+        others = newer_layouts(path, blueprint, self.objects)
+        every = [*layouts.values(), *others]
+        self.ledger = Ledger(path, every, self.plan.parts, old=blueprint.old)
         self.completion = read_completion(path, self.plan.parts, old=blueprint.old)
         self.prefix = ""
         if teacher is not None:
@@ -123,7 +138,7 @@ class Cache:
             self.manifest = {**self.manifest, **self.manifest["teachers"][teacher]}
             self.prefix = guest_prefix(teacher)
         assert blueprint.shape is not None
-        self.shape = blueprint.shape
+        self.shape, self.newer = blueprint.shape, blueprint.newer
         specs = signal_layouts(self.plan, blueprint.signals, self.shape)
         self.spaces = {spec.name: spec.space for _, spec in specs}
         self.layouts: dict[str, Layout] = {n: layouts[self.prefix + n] for n in self.spaces}
@@ -203,13 +218,53 @@ class Cache:
         assert self.completion is not None
         self.ledger.require_commits(self.completion)
 
-    def arrays_of(self, signal: str, layers: tuple[int, ...] | None = None) -> list[str]:
-        """Names of the arrays of a signal, of some layers only if `layers` is given."""
-        one_of("signal of this cache", signal, self.signals)
-        names = [name for name in self.layouts if name.startswith(f"{signal}/")]
-        if layers is None:
-            return names
-        return [name for name in names if any(f"/L{layer}/" in name for layer in layers)]
+    def signal(self, name: str) -> Signal:
+        """A signal by its name; ConfigError if there is none, CacheError if it is a newer one's."""
+        if name in self.newer:
+            others = ", ".join(self.signals) or "none"
+            raise CacheError(
+                f"{self.path}: signal {name!r} was made by a newer kdcache: this version does not "
+                f"know {self.newer[name]}; update kdcache, or read another signal ({others})"
+            )
+        return self.signals[one_of("signal of this cache", name, self.signals)]
+
+    def arrays_of(self, signal: str, tap: Tap | None = None) -> list[str]:
+        """Names of the arrays of a signal, or those that one of its taps is read from."""
+        specs = self.signal(signal).arrays(self.plan.config.task, self.shape)
+        return [f"{signal}/{s.name}" for s in specs if tap is None or s.tap in (None, tap)]
+
+    def holder(self, tap: Tap) -> str | None:
+        """Name of the signal that `decode` gives a tap of, such as the logits; None: there is none.
+
+        Of several it is the one that is called like the tap, or else the first.
+        """
+        return holder(self.signals, tap)
+
+    def decode(self, rows: Mapping[str, torch.Tensor], tap: Tap = LOGITS, signal: str = "") -> Any:
+        """What losses take, of stored rows by name such as a `Batch` has them.
+
+        Of the logits these are `SoftLabels`, whatever their codec, of a layer `LayerRows`. `signal`
+        names one of several that give the tap.
+        """
+        name = signal or self.holder(tap) or tap.name
+        made = self.signal(name)
+        if tap not in made.gives():
+            held = ", ".join(map(str, made.gives()))
+            raise ConfigError(f"{self.path} holds no {tap} in {name}; it holds {held}")
+        return made.decode(of_signal(rows, name), tap, self.shape)
+
+    def stored(self, docs: Docs, tap: Tap, signal: str = "") -> Any:
+        """`decode` of the rows of documents."""
+        name = signal or self.holder(tap) or tap.name
+        return self.decode(self._rows_of(docs, self.arrays_of(name, tap)), tap, name)
+
+    def columns(self, docs: Docs, signal: str) -> dict[str, torch.Tensor]:
+        """What a signal says of documents as plain numbers, by name, whatever its codec."""
+        rows = self._rows_of(docs, self.arrays_of(signal))
+        return self.signal(signal).columns(of_signal(rows, signal), self.shape)
+
+    def _rows_of(self, docs: Docs, arrays: Iterable[str]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(rows) for name, rows in self.rows(docs, arrays).items()}
 
     def space_of(self, signal: str) -> RowSpace:
         """The row space of a signal; all its arrays share it."""
@@ -258,20 +313,13 @@ class Cache:
 
     def soft_labels(self, docs: Docs) -> SoftLabels:
         """Decoded soft labels of documents; ConfigError if the cache has no logits."""
-        signal: Any = self.signals[one_of("signal of this cache", "logits", self.signals)]
-        raw = {n: torch.from_numpy(self.read(n, docs)) for n in self.arrays_of("logits")}
-        decoded: SoftLabels = signal.decode(raw, self.shape.outputs)
+        decoded: SoftLabels = self.stored(docs, LOGITS)
         return decoded
 
     def hidden(self, layer: int, docs: Docs) -> LayerRows:
         """Stored hidden states of one layer for documents; `.dense()` decodes them."""
-        signal = self.signals[one_of("signal of this cache", "hidden", self.signals)]
-        assert isinstance(signal, Hidden)
-        if layer not in signal.layers:
-            kept = ", ".join(map(str, signal.layers))
-            raise ConfigError(f"{self.path} holds no layer {layer}; it holds layers {kept}")
-        raw = {n: torch.from_numpy(self.read(n, docs)) for n in self.arrays_of("hidden", (layer,))}
-        return signal.decode(raw, layer)
+        decoded: LayerRows = self.stored(docs, Tap("hidden", layer))
+        return decoded
 
     def batch(self, docs: Docs, arrays: list[str] | None = None) -> Batch:
         """Inputs, labels and stored signal rows of documents, padded to the longest."""
@@ -279,7 +327,7 @@ class Cache:
         rows = self.rows(docs, names)
         for signal in dict.fromkeys(name.partition("/")[0] for name in names):
             if isinstance(self.space_of(signal), Subset):
-                rows[f"{signal}/kept"] = self.kept_rows(signal, docs)
+                rows[f"{signal}/{KEPT}"] = self.kept_rows(signal, docs)
         return collate(self.plan, docs, rows)
 
     def batches(
@@ -324,7 +372,7 @@ class Cache:
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else f"{len(self.committed)}/{self.plan.parts} parts"
-        signals = ", ".join(f"{n} {_short(s.to_json())}" for n, s in self.signals.items())
+        signals = ", ".join(f"{n} {_short(to_record(n, s))}" for n, s in self.signals.items())
         return (
             f"<Cache {self.path}: {self.plan.documents:,} documents, {self.plan.tokens:,} tokens, "
             f"teacher {self.manifest['teacher']['name']}, signals: {signals}; {state}, "
@@ -352,6 +400,15 @@ def _layouts(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> d
     return found
 
 
+def newer_layouts(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> list[Layout]:
+    """Layouts of what only a newer version can read, of all teachers, as the store has them."""
+    names = {key.removesuffix("/zarr.json") for key in objects if key.endswith("/zarr.json")}
+    groups = {name.rpartition("/")[0] for name in names}
+    starts = tuple(f"{name}/" for name in blueprint.newer_names())
+    own = sorted(name for name in names - groups if f"{name}/".startswith(starts))
+    return [read_layout(root, name, blueprint.parts, objects) for name in own]
+
+
 def require_documents(plan: Plan, docs: Docs) -> None:
     """ConfigError for rows of the example space that hold no document.
 
@@ -365,8 +422,8 @@ def require_documents(plan: Plan, docs: Docs) -> None:
 
 
 def _short(config: Json) -> str:
-    values = {k: v for k, v in config.items() if v is not None and k != "codec"}
-    head = config["codec"] if config["codec"] != "hidden" else ""
+    values = {k: v for k, v in config.items() if v is not None and k not in ("kind", "codec")}
+    head = config["codec"] if config["codec"] not in FEATURES else config.get("kind", "")
     inner = ", ".join(
         f"{k}={'-'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()
     )

@@ -16,7 +16,7 @@ from kdcache.errors import CacheError
 from kdcache.manifest import FIRST, FORMAT, NAMED, Json, digest, require_same
 from kdcache.plans import Array, Column, Plan
 from kdcache.plans.identity import comparable_teachers, nameless
-from kdcache.signals import ArraySpec, Signal, TeacherShape
+from kdcache.signals import ArraySpec, ModelSizes, Signal, named_arrays, taps_of, to_record
 from kdcache.store.format.array_reader import Layout, encode_shard, plan_layout
 from kdcache.store.format.manifest_schema import plan_specs, read_blueprint
 from kdcache.store.format.zarr_metadata import create_arrays, create_group, group_json, read_record
@@ -57,25 +57,24 @@ def plan_record(plan: Plan) -> Json:
 
 
 def cache_record(
-    plan: Plan, *, teacher: Json, shape: TeacherShape, signals: Mapping[str, Signal], software: Json
+    plan: Plan, *, teacher: Json, shape: ModelSizes, signals: Mapping[str, Signal], software: Json
 ) -> Json:
     """The manifest of a cache: the plan, the teacher's fingerprint and every signal's settings."""
     return {
         **plan_record(plan),
         "kind": "cache",
         "teacher": teacher,
-        "shape": {"outputs": shape.outputs, "hidden": shape.hidden, "layers": shape.layers},
-        "signals": {name: signal.to_json() for name, signal in signals.items()},
+        "shape": shape.to_json(taps_of(signals.values())),
+        "signals": {name: to_record(name, signal) for name, signal in signals.items()},
         "software": software,
     }
 
 
 def signal_layouts(
-    plan: Plan, signals: Mapping[str, Signal], shape: TeacherShape
+    plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes
 ) -> list[tuple[Layout, ArraySpec]]:
     """Layout of every signal array of a cache, exact before the teacher runs."""
-    task = plan.config.task
-    return spec_layouts(plan, [s for x in signals.values() for s in x.arrays(task, shape)])
+    return spec_layouts(plan, named_arrays(signals, plan.config.task, shape))
 
 
 def spec_layouts(plan: Plan, specs: Iterable[ArraySpec]) -> list[tuple[Layout, ArraySpec]]:

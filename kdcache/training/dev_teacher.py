@@ -16,7 +16,7 @@ from kdcache.plans import Docs, Plan
 from kdcache.plans.batch import collate, length_batches
 from kdcache.plans.same_texts import document_keys
 from kdcache.progress import Progress
-from kdcache.signals import SoftLabels
+from kdcache.signals import LOGITS, SoftLabels
 from kdcache.store import Cache
 from kdcache.training.dev import DevSet, value_of
 
@@ -50,7 +50,7 @@ def teacher_score(
         )
         return {"value": value_of(told, dev.metric), "source": f"run: {Path(teacher).name}"}
     rows = _rows(dev, cache)
-    if rows is None or "logits" not in cache.signals:
+    if rows is None or cache.holder(LOGITS) is None:
         progress.say(
             "the teacher's score on the dev set is unknown, for the cache does not hold its soft "
             "labels there: --eval-teacher names a teacher to run"
@@ -110,7 +110,7 @@ def _pairs(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray
 
 def _nats(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:
     """[rows], the cross-entropy of each labelled row the cache has; whether all are exact."""
-    kept = cache.kept_rows("logits", held)
+    kept = cache.kept_rows(cache.holder(LOGITS) or "", held)
     labels = collate(plan, docs, {})["labels"]
     soft, rows = cache.soft_labels(held), labels[kept]
     there = soft.ids == rows[:, None]

@@ -13,7 +13,7 @@ from kdcache.losses.binding import CacheSpec, bind
 from kdcache.losses.pairs import Pairs
 from kdcache.losses.passes import labels_only, makes_logits, passes
 from kdcache.plans.batch import Batch
-from kdcache.signals import HEAD, LOGITS, Activations, Tap, TeacherShape
+from kdcache.signals import HEAD, LOGITS, Activations, ModelSizes, Tap
 
 Terms = dict[str, torch.Tensor]
 
@@ -37,7 +37,7 @@ class Objective:
     read for that, so it can be made before anything is loaded.
     """
 
-    def __init__(self, losses: Mapping[str, Loss], cache: CacheSpec, student: TeacherShape) -> None:
+    def __init__(self, losses: Mapping[str, Loss], cache: CacheSpec, student: ModelSizes) -> None:
         self.cache = cache
         on = {name: loss for name, loss in losses.items() if loss.weight > 0}
         if not on:

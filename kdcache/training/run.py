@@ -18,7 +18,7 @@ from kdcache.errors import ConfigError, ModelError
 from kdcache.evaluation.scoring import require_fit, settle
 from kdcache.losses import CacheSpec
 from kdcache.manifest import Json
-from kdcache.models import check_alone, load_student, student_shape
+from kdcache.models import check_alone, load_student, student_sizes
 from kdcache.models.auto import silent_transformers
 from kdcache.models.run import EQUAL
 from kdcache.models.student import student_config
@@ -98,7 +98,7 @@ class Run:
             docs = np.setdiff1d(docs, self.choice.dev.left_out)
         labelled = np.intersect1d(docs, cache.plan.labelled_docs)
         known = cache_spec(cache, len(labelled))
-        self.objective = Objective(recipe.losses, known, student_shape(self.spec, cache))
+        self.objective = Objective(recipe.losses, known, student_sizes(self.spec, cache))
         self.dataset = CachedDocuments(
             cache,
             self.objective.arrays,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -14,23 +13,28 @@ from kdcache.signals.base import (
     Arrays,
     ArraySpec,
     Stats,
-    TeacherShape,
     check_fraction,
     logits_space,
     settings,
 )
-from kdcache.signals.soft_labels import SoftLabels, SoftUse, divergence, kl_stats, kl_summary
-from kdcache.signals.taps import LOGITS, Activations, Tap
+from kdcache.signals.soft_labels import (
+    SoftLabelCodec,
+    SoftLabels,
+    SoftUse,
+    divergence,
+    kl_stats,
+    kl_summary,
+)
+from kdcache.signals.taps import LOGITS, Activations, ModelSizes
 from kdcache.tasks import Task
 
 DENSE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseLogits:
+class DenseLogits(SoftLabelCodec):
     """All logits (or the regression values) of each row, as they left the teacher."""
 
-    name: ClassVar[str] = "logits"
     codec: ClassVar[str] = "dense"
     dtype: str = "fp32"
     fraction: float = 1.0
@@ -43,15 +47,15 @@ class DenseLogits:
         """The configuration as JSON values."""
         return settings({"codec": self.codec, **asdict(self)})
 
-    def check(self, task: Task, shape: TeacherShape) -> None:
+    def check(self, task: Task, shape: ModelSizes) -> None:
         """Dense logits fit every teacher; ConfigError for a fraction of single rows."""
         logits_space(self.codec, task, self.fraction)
 
-    def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
-        """`logits/values` [rows, outputs]."""
+    def arrays(self, task: Task, shape: ModelSizes) -> list[ArraySpec]:
+        """`values` [rows, outputs]."""
         return [
             ArraySpec(
-                name="logits/values",
+                name="values",
                 space=logits_space(self.codec, task, self.fraction),
                 row_shape=(shape.outputs,),
                 axes=("output",),
@@ -59,14 +63,6 @@ class DenseLogits:
                 chunk_rows=max(64, 16_384 * 128 // max(128, shape.outputs)),
             )
         ]
-
-    def taps(self) -> tuple[Tap, ...]:
-        """The logits."""
-        return (LOGITS,)
-
-    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
-        """The logits."""
-        return {LOGITS: said[LOGITS]}
 
     def lacks(self, use: SoftUse, outputs: int) -> str:
         """Nothing: whatever is asked of soft labels is here."""
@@ -77,18 +73,18 @@ class DenseLogits:
         values = said[LOGITS].to(DENSE_DTYPES[self.dtype])
         if not torch.isfinite(values).all():
             raise ModelError("a logit is too large for fp16; store the logits with dtype=fp32")
-        return {"logits/values": values}
+        return {"values": values}
 
-    def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
+    def soft(self, raw: Arrays, outputs: int) -> SoftLabels:
         """Stored rows to soft labels over all classes."""
-        values = raw["logits/values"].float()
+        values = raw["values"].float()
         ids = torch.arange(values.shape[1], device=values.device).expand(values.shape)
         return SoftLabels(ids=ids, logprobs=values.log_softmax(-1), values=values)
 
     def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """KL(teacher || decoded) in nats and top-1 agreement; absolute error of a single value."""
         exact = said[LOGITS][rows].double()
-        decoded = encoded["logits/values"][rows].double()
+        decoded = encoded["values"][rows].double()
         worst = float((exact - decoded).abs().max())
         kl = divergence(exact.log_softmax(-1), decoded.log_softmax(-1))
         same = exact.argmax(-1) == decoded.argmax(-1)

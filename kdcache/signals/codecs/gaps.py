@@ -12,7 +12,7 @@ def planes(vocabulary: int) -> int:
 
 def names(vocabulary: int, of: str = "gaps") -> list[str]:
     """The arrays of the planes, the lowest byte first."""
-    return [f"logits/{of}_{plane}" for plane in range(planes(vocabulary))]
+    return [f"{of}_{plane}" for plane in range(planes(vocabulary))]
 
 
 def split(ordered: torch.Tensor, vocabulary: int, of: str = "gaps") -> dict[str, torch.Tensor]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
@@ -17,21 +17,13 @@ from kdcache.signals.base import (
     ArraySpec,
     Origins,
     Stats,
-    TeacherShape,
     check_fraction,
     logits_space,
     settings,
 )
 from kdcache.signals.codecs.quantised import LayerRows, RowCodec
-from kdcache.signals.soft_labels import (
-    NO_RAW,
-    SoftLabels,
-    SoftUse,
-    divergence,
-    kl_stats,
-    kl_summary,
-)
-from kdcache.signals.taps import HEAD, Activations, Head, Tap
+from kdcache.signals.soft_labels import SoftLabelCodec, SoftLabels, divergence, kl_stats, kl_summary
+from kdcache.signals.taps import HEAD, LOGITS, Activations, Head, ModelSizes, Tap
 from kdcache.tasks import Task
 
 FILE = "logits/head.safetensors"
@@ -46,7 +38,7 @@ class OutputLayer:
     """
 
     read: Callable[[str], bytes]
-    shape: TeacherShape
+    shape: ModelSizes
 
     @cached_property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -104,14 +96,13 @@ class HeadLabels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiddenHead:
+class HiddenHead(SoftLabelCodec):
     """What the output layer of a language model takes, [rows, H], and that layer, once.
 
     Soft labels are then whole and, with `dtype=fp32`, exact, for H values a row whatever the
     vocabulary. `dtype` and `group` are those of `hidden`.
     """
 
-    name: ClassVar[str] = "logits"
     codec: ClassVar[str] = "hidden-head"
     dtype: str = "fp16"
     group: int | None = None
@@ -132,7 +123,7 @@ class HiddenHead:
         values = {"dtype": self.dtype, "group": self.group, "fraction": self.fraction}
         return settings({"codec": self.codec, **values})
 
-    def check(self, task: Task, shape: TeacherShape) -> None:
+    def check(self, task: Task, shape: ModelSizes) -> None:
         """Raise ConfigError for a classifier, or a group that does not divide the width."""
         if task == "text-classification":
             raise ConfigError(
@@ -140,13 +131,11 @@ class HiddenHead:
             )
         self.rows.check(shape.hidden)
 
-    def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
-        """`logits/codes` [rows, hidden] and, for integers, `logits/scale`."""
-        return self.rows.arrays(
-            "logits", logits_space(self.codec, task, self.fraction), shape.hidden
-        )
+    def arrays(self, task: Task, shape: ModelSizes) -> list[ArraySpec]:
+        """`codes` [rows, hidden] and, for integers, `scale`."""
+        return self.rows.arrays(logits_space(self.codec, task, self.fraction), shape.hidden)
 
-    def artefacts(self, task: Task, shape: TeacherShape, origins: Origins) -> dict[str, bytes]:
+    def artefacts(self, task: Task, shape: ModelSizes, origins: Origins) -> dict[str, bytes]:
         """The output layer; ModelError if it does not take the hidden states as they are."""
         weight, bias = origins.head()
         if weight.shape[1] != shape.hidden:
@@ -159,11 +148,11 @@ class HiddenHead:
             kept["bias"] = bias.contiguous()
         return {FILE: safetensors.torch.save(kept)}
 
-    def artefact_bytes(self, shape: TeacherShape) -> dict[str, int]:
+    def artefact_bytes(self, shape: ModelSizes) -> dict[str, int]:
         """Weight and bias in float32, and the header; half where the teacher is a 16-bit one."""
         return {FILE: 4 * shape.outputs * (shape.hidden + 1) + 256}
 
-    def assisted(self, shape: TeacherShape, read: Callable[[str], bytes]) -> HiddenHead:
+    def assisted(self, shape: ModelSizes, read: Callable[[str], bytes]) -> HiddenHead:
         """This signal with the output layer, which is read once it is needed."""
         return replace(self, layer=OutputLayer(read, shape))
 
@@ -171,27 +160,28 @@ class HiddenHead:
         """The output layer's input, in place of the logits."""
         return (HEAD,)
 
-    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
-        """The output layer's input."""
-        return {HEAD: said[HEAD]}
+    def gives(self) -> tuple[Tap, ...]:
+        """Soft labels, worked out or as the output layer's input and the layer."""
+        return (LOGITS, HEAD)
 
-    def lacks(self, use: SoftUse, outputs: int) -> str:
-        """Raw logits, which the output layer makes but approximately; else nothing."""
-        return NO_RAW if use.raw else ""
+    def decode(
+        self, arrays: Arrays, tap: Tap | int = LOGITS, sizes: ModelSizes | None = None
+    ) -> Any:
+        """`SoftLabels` of the logits, `HeadLabels` of the head."""
+        return self.labels(arrays) if tap == HEAD else super().decode(arrays, tap, sizes)
 
     def encode(self, said: Activations) -> Arrays:
         """Codes of what the output layer would have taken, on the teacher's device."""
-        codes, scale = self.rows.encode(said[HEAD], "the output layer's input")
-        return {"logits/codes": codes} | ({} if scale is None else {"logits/scale": scale})
+        return self.rows.encode(said[HEAD], "the output layer's input")
 
     def labels(self, raw: Arrays) -> HeadLabels:
         """Soft labels as `linear_kl` takes them: [N, V] never exists."""
         assert self.layer is not None, "the signal has not been assisted"
-        rows = self.rows.decode(raw["logits/codes"], raw.get("logits/scale"))
+        rows = self.rows.decode(raw)
         weight, bias = self.layer.on(rows.codes.device)
         return HeadLabels(rows=rows, weight=weight, bias=bias)
 
-    def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
+    def soft(self, raw: Arrays, outputs: int) -> SoftLabels:
         """Soft labels over the whole vocabulary, [N, V]."""
         return self.labels(raw).dense()
 
@@ -199,7 +189,7 @@ class HiddenHead:
         """KL(teacher || decoded) in nats over the vocabulary, and top-1 agreement."""
         assert said.head is not None
         exact = _apply(replace(said.head, hidden=said[HEAD][rows]))
-        soft = self.decode({name: a[rows] for name, a in encoded.items()}, exact.shape[1])
+        soft = self.soft({name: a[rows] for name, a in encoded.items()}, exact.shape[1])
         assert soft.values is not None
         decoded = soft.values.double().log_softmax(-1)
         kl = divergence(exact.double().log_softmax(-1), decoded)

@@ -1,4 +1,4 @@
-"""Rows of hidden states as codes: 4 or 8 bits with scales, or floats."""
+"""Rows of vectors as codes: 4 or 8 bits with scales, or floats."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 
 from kdcache.errors import ConfigError, ModelError, one_of
 from kdcache.manifest import Json
-from kdcache.signals.base import ArraySpec
+from kdcache.signals.base import Arrays, ArraySpec
 from kdcache.signals.codecs import int4
+from kdcache.signals.taps import Tap
 from kdcache.tasks import RowSpace
 from kdcache_kernels import dequantize_rows, quantize_rows
 
@@ -43,9 +44,6 @@ class LayerRows:
         if self.scale is None:
             return self.codes.float()
         return dequantize_rows(self.codes, self.scale)
-
-
-Pair = tuple[torch.Tensor, torch.Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +80,29 @@ class RowCodec:
                 f"{self.what}: group={self.columns} does not divide the hidden width {width}"
             )
 
-    def arrays(self, prefix: str, space: RowSpace, width: int) -> list[ArraySpec]:
-        """`{prefix}/codes` and, for integers, `{prefix}/scale`."""
+    def arrays(
+        self,
+        space: RowSpace,
+        width: int,
+        *,
+        prefix: str = "",
+        tap: Tap | None = None,
+        axis: str = "hidden",
+    ) -> list[ArraySpec]:
+        """`codes` and, for integers, `scale`, behind a `prefix` such as L2/.
+
+        `axis` is what a row's values are called.
+        """
         dtype, row, attributes = self._codes(width)
         zstd = self.compress == "zstd"
         size = np.dtype(dtype).itemsize * row
         least, most = ZSTD_SHARE.get(self.dtype, (0.8, 1.0))
         codes = ArraySpec(
-            name=f"{prefix}/codes",
+            name=f"{prefix}codes",
             space=space,
             row_shape=(row,),
-            axes=("hidden" if row == width else "pair",),
+            axes=(axis if row == width else "pair",),
+            tap=tap,
             dtype=dtype,
             attributes=attributes,
             chunk_rows=1024,
@@ -102,11 +112,12 @@ class RowCodec:
         if self.dtype not in ("int8", "int4"):
             return [codes]
         scale = ArraySpec(
-            name=f"{prefix}/scale",
+            name=f"{prefix}scale",
             space=space,
             row_shape=(width // self.columns,) if self.columns else (),
             axes=("group",) if self.columns else (),
             dtype="float16" if self.dtype == "int8" else "uint8",
+            tap=tap,
             attributes={} if self.dtype == "int8" else int4.SCALE_ATTRIBUTES,
         )
         return [codes, scale]
@@ -120,8 +131,12 @@ class RowCodec:
         kind = FLOATS[self.dtype][1]
         return kind, width, {"bitcast": BITCAST[self.dtype][0]} if self.dtype in BITCAST else {}
 
-    def encode(self, rows: torch.Tensor, what: str) -> Pair:
-        """Codes and scale of rows; ModelError, naming `what`, where they do not fit."""
+    def encode(self, rows: torch.Tensor, what: str, prefix: str = "") -> Arrays:
+        """Arrays of rows; ModelError, naming `what`, where they do not fit."""
+        codes, scale = self._encode(rows, what)
+        return {f"{prefix}codes": codes} | ({} if scale is None else {f"{prefix}scale": scale})
+
+    def _encode(self, rows: torch.Tensor, what: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         try:
             if self.dtype == "int8":
                 return quantize_rows(rows, self.group)
@@ -134,8 +149,9 @@ class RowCodec:
             raise ModelError(f"{what} does not fit {self.dtype}; store it as bf16 or fp32")
         return (kept.view(BITCAST[self.dtype][1]) if self.dtype in BITCAST else kept), None
 
-    def decode(self, codes: torch.Tensor, scale: torch.Tensor | None) -> LayerRows:
+    def decode(self, arrays: Arrays, prefix: str = "") -> LayerRows:
         """Stored rows as ops take them."""
+        codes, scale = arrays[f"{prefix}codes"], arrays.get(f"{prefix}scale")
         if self.dtype == "int4":
             assert scale is not None
             codes, scale = int4.unpack(codes, scale)

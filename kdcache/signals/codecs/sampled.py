@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,14 +13,13 @@ from kdcache.signals.base import (
     Arrays,
     ArraySpec,
     Stats,
-    TeacherShape,
     check_fraction,
     logits_space,
     settings,
 )
 from kdcache.signals.codecs import draws, gaps, vocabulary
-from kdcache.signals.soft_labels import NO_RAW, SoftLabels, SoftUse
-from kdcache.signals.taps import LOGITS, Activations, Tap
+from kdcache.signals.soft_labels import NO_RAW, SoftLabelCodec, SoftLabels, SoftUse
+from kdcache.signals.taps import LOGITS, Activations, ModelSizes
 from kdcache.tasks import Task
 
 CHUNK_ROWS = 1024
@@ -29,7 +27,7 @@ ID_BYTES = (0.25, 1.6)  # of a draw, least and most; repeats cost next to nothin
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampledLogits(vocabulary.Ranked):
+class SampledLogits(SoftLabelCodec, vocabulary.Ranked):
     """`n` ids drawn with replacement from the teacher's distribution at T=1.
 
     The share of the draws that fell on an id estimates its probability without bias, and with it
@@ -40,7 +38,6 @@ class SampledLogits(vocabulary.Ranked):
     difference of zero. Losses must ask for T=1.
     """
 
-    name: ClassVar[str] = "logits"
     codec: ClassVar[str] = "sampled"
     n: int = 50
     seed: int = 0
@@ -59,7 +56,7 @@ class SampledLogits(vocabulary.Ranked):
             {"codec": self.codec, "n": self.n, "seed": self.seed, "fraction": self.fraction}
         )
 
-    def check(self, task: Task, shape: TeacherShape) -> None:
+    def check(self, task: Task, shape: ModelSizes) -> None:
         """Raise ConfigError for a teacher of a single output, which is a value, or a fraction of
         single rows.
         """
@@ -70,7 +67,7 @@ class SampledLogits(vocabulary.Ranked):
                 "use logits:dense"
             )
 
-    def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
+    def arrays(self, task: Task, shape: ModelSizes) -> list[ArraySpec]:
         """Planes of the differences between the ranks of the draws, [rows, n]."""
         least, most = (share * self.n for share in ID_BYTES)
         count = gaps.planes(shape.outputs)
@@ -89,20 +86,10 @@ class SampledLogits(vocabulary.Ranked):
             for name in gaps.names(shape.outputs)
         ]
 
-    def taps(self) -> tuple[Tap, ...]:
-        """The logits."""
-        return (LOGITS,)
-
-    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
-        """The logits."""
-        return {LOGITS: said[LOGITS]}
-
     def lacks(self, use: SoftUse, outputs: int) -> str:
         """What a use of the labels lacks here, `{loss}` for the loss's name; "" if nothing."""
-        if use.raw:
-            return NO_RAW
-        if use.temperature == 1:
-            return ""
+        if use.raw or use.temperature == 1:
+            return NO_RAW if use.raw else ""
         return (
             f"temperature {use.temperature:g} needs what the cache does not hold: logits:sampled "
             "tells the teacher at temperature 1. Set {loss}.temperature=1, or build a cache with "
@@ -114,7 +101,7 @@ class SampledLogits(vocabulary.Ranked):
         drawn = draws.draw(said[LOGITS], self.n, self.seed)
         return gaps.split(self.ranks_of(drawn).sort(1).values, said[LOGITS].shape[1])
 
-    def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
+    def soft(self, raw: Arrays, outputs: int) -> SoftLabels:
         """Distinct ids and the logarithm of their share of the draws; -1 fills the row up."""
         ranks, shares = draws.distinct(gaps.join(raw, outputs))
         most = min(self.n, outputs)
@@ -128,7 +115,7 @@ class SampledLogits(vocabulary.Ranked):
         """Distinct ids, and squared distance of the estimate from the teacher's distribution."""
         exact = said[LOGITS][rows].double().softmax(-1)
         kept = {name: values[rows] for name, values in encoded.items()}
-        soft = self.decode(kept, exact.shape[1])
+        soft = self.soft(kept, exact.shape[1])
         live = soft.ids >= 0
         ids, share = soft.ids.clamp(min=0), soft.logprobs.double().exp()
         estimate = torch.zeros_like(exact).scatter_add_(1, ids, share)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
@@ -13,7 +12,6 @@ from kdcache.signals.base import (
     Arrays,
     ArraySpec,
     Stats,
-    TeacherShape,
     check_fraction,
     check_kept,
     check_outputs,
@@ -31,6 +29,7 @@ from kdcache.signals.codecs.codebook import (
 from kdcache.signals.codecs.draws import draw_tail
 from kdcache.signals.soft_labels import (
     STAT_TEMPERATURE,
+    SoftLabelCodec,
     SoftLabels,
     SoftUse,
     fill_up,
@@ -39,19 +38,18 @@ from kdcache.signals.soft_labels import (
     summarise_kept,
     tail_labels,
 )
-from kdcache.signals.taps import LOGITS, Activations, Tap
+from kdcache.signals.taps import LOGITS, Activations, ModelSizes
 from kdcache.tasks import Task
 from kdcache_kernels import topk_encode
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopKLogits:
+class TopKLogits(SoftLabelCodec):
     """The `k` largest true log-probabilities as 8-bit codes, and exact statistics of the tail.
 
     With `draws`, that many ids drawn from the tail too, for losses that ask for `tail="drawn"`.
     """
 
-    name: ClassVar[str] = "logits"
     codec: ClassVar[str] = "topk"
     k: int = 64
     draws: int = 0
@@ -65,12 +63,12 @@ class TopKLogits:
         """The configuration as JSON values."""
         return settings({"codec": self.codec, **asdict(self)})
 
-    def check(self, task: Task, shape: TeacherShape) -> None:
+    def check(self, task: Task, shape: ModelSizes) -> None:
         """Raise ConfigError for fewer outputs than k, or a fraction of single rows."""
         logits_space(self.codec, task, self.fraction)
         check_outputs("logits:topk", self.k, self.draws, shape)
 
-    def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
+    def arrays(self, task: Task, shape: ModelSizes) -> list[ArraySpec]:
         """Ids (16 bits, high bits packed apart), codes with their table, tail statistics, draws."""
         space = logits_space(self.codec, task, self.fraction)
         bits = high_bits(shape.outputs)
@@ -91,7 +89,7 @@ class TopKLogits:
             specs.append(("drawn_hi", packed, "uint8", {"bits": bits}))
         return [
             ArraySpec(
-                name=f"logits/{name}",
+                name=name,
                 space=space,
                 row_shape=tuple(row.values()),
                 axes=tuple(row),
@@ -100,14 +98,6 @@ class TopKLogits:
             )
             for name, row, dtype, attributes in specs
         ]
-
-    def taps(self) -> tuple[Tap, ...]:
-        """The logits."""
-        return (LOGITS,)
-
-    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
-        """The logits."""
-        return {LOGITS: said[LOGITS]}
 
     def lacks(self, use: SoftUse, outputs: int) -> str:
         """What a use of the labels lacks here, `{loss}` for the loss's name; "" if nothing."""
@@ -119,26 +109,26 @@ class TopKLogits:
         width = said[LOGITS].shape[1]
         arrays = {
             **_split("ids", ids, width),
-            "logits/logprobs": to_codes(logprobs),
-            "logits/tail_logmass": tail_logmass,
-            "logits/tail_stat": tail_stat,
+            "logprobs": to_codes(logprobs),
+            "tail_logmass": tail_logmass,
+            "tail_stat": tail_stat,
         }
         if self.draws:
             arrays |= _split("drawn", draw_tail(said[LOGITS], ids, self.draws), width)
         return arrays
 
-    def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
+    def soft(self, raw: Arrays, outputs: int) -> SoftLabels:
         """Stored rows to soft labels over `outputs` classes.
 
         The tail's mass is exact, so the codes' common error is taken out: the decoded
         probabilities sum to one minus the tail.
         """
-        logprobs, tail = from_codes(raw["logits/logprobs"]), raw["logits/tail_logmass"]
+        logprobs, tail = from_codes(raw["logprobs"]), raw["tail_logmass"]
         soft = SoftLabels(
             ids=_join("ids", raw, outputs),
             logprobs=fill_up(logprobs, tail),
             tail_logmass=tail,
-            tail_stat=raw["logits/tail_stat"],
+            tail_stat=raw["tail_stat"],
         )
         if not self.draws:
             return soft
@@ -149,7 +139,7 @@ class TopKLogits:
         """KL(teacher || decoded) in nats over the sampled `rows`; see `measure_kept`."""
         logits = said[LOGITS][rows]
         kept = {name: values[rows] for name, values in encoded.items()}
-        return measure_kept(logits, self.decode(kept, logits.shape[1]))
+        return measure_kept(logits, self.soft(kept, logits.shape[1]))
 
     def summarise(self, stats: Stats) -> Json:
         """KL over k ids + tail, KL over the vocabulary, top-1 agreement, mean mass of the k."""
@@ -158,15 +148,15 @@ class TopKLogits:
 
 def _split(name: str, ids: torch.Tensor, outputs: int) -> Arrays:
     """Ids as the arrays `name`, the first 16 bits, and `name`_hi."""
-    arrays = {f"logits/{name}": (ids & 0xFFFF).to(torch.uint16)}
+    arrays = {name: (ids & 0xFFFF).to(torch.uint16)}
     if bits := high_bits(outputs):
-        arrays[f"logits/{name}_hi"] = pack_high(ids, bits)
+        arrays[f"{name}_hi"] = pack_high(ids, bits)
     return arrays
 
 
 def _join(name: str, raw: Arrays, outputs: int) -> torch.Tensor:
     """The ids that were split, int64."""
-    ids = raw[f"logits/{name}"].to(torch.int64)
+    ids = raw[name].to(torch.int64)
     if bits := high_bits(outputs):
-        ids = ids | unpack_high(raw[f"logits/{name}_hi"], ids.shape[1], bits)
+        ids = ids | unpack_high(raw[f"{name}_hi"], ids.shape[1], bits)
     return ids

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -16,7 +15,6 @@ from kdcache.signals.base import (
     ArraySpec,
     Packing,
     Stats,
-    TeacherShape,
     check_fraction,
     check_kept,
     check_outputs,
@@ -27,6 +25,7 @@ from kdcache.signals.codecs import draws, gaps, vocabulary
 from kdcache.signals.codecs.codebook import from_steep_codes, steep_table, to_steep_codes
 from kdcache.signals.soft_labels import (
     STAT_TEMPERATURE,
+    SoftLabelCodec,
     SoftLabels,
     SoftUse,
     fill_up,
@@ -35,7 +34,7 @@ from kdcache.signals.soft_labels import (
     summarise_kept,
     tail_labels,
 )
-from kdcache.signals.taps import LOGITS, Activations, Tap
+from kdcache.signals.taps import LOGITS, Activations, ModelSizes
 from kdcache.tasks import RowSpace, Task
 from kdcache_kernels import topk_encode
 
@@ -48,7 +47,7 @@ DRAWN_SHARE = (0.3, 1.1)  # as HIGH_SHARE, of draws from a tail, which is flatte
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmallTopK(vocabulary.Ranked):
+class SmallTopK(SoftLabelCodec, vocabulary.Ranked):
     """The `k` largest true log-probabilities, compressed: some 30% fewer bytes than other formats.
 
     Ids become ranks in the order of the corpus's token counts, rise within a row, and are stored
@@ -60,7 +59,6 @@ class SmallTopK(vocabulary.Ranked):
     Decoded ids rise by rank: they are not in the order of their probability.
     """
 
-    name: ClassVar[str] = "logits"
     codec: ClassVar[str] = "topk-small"
     k: int = 64
     levels: int = 184
@@ -80,12 +78,12 @@ class SmallTopK(vocabulary.Ranked):
         values = {"k": self.k, "levels": self.levels, "draws": self.draws}
         return settings({"codec": self.codec, **values, "fraction": self.fraction})
 
-    def check(self, task: Task, shape: TeacherShape) -> None:
+    def check(self, task: Task, shape: ModelSizes) -> None:
         """Raise ConfigError for fewer outputs than k, or a fraction of single rows."""
         logits_space(self.codec, task, self.fraction)
         check_outputs("logits:topk-small", self.k, self.draws, shape)
 
-    def arrays(self, task: Task, shape: TeacherShape) -> list[ArraySpec]:
+    def arrays(self, task: Task, shape: ModelSizes) -> list[ArraySpec]:
         """Planes of differences, codes, what each row has once, and planes of draws."""
         planes = gaps.names(shape.outputs)
         drawn = gaps.names(shape.outputs, DRAWN) if self.draws else []
@@ -103,36 +101,28 @@ class SmallTopK(vocabulary.Ranked):
                 for name, size in zip(planes, sizes, strict=True)
             ),
             _packed(
-                "logits/logprobs",
+                "logprobs",
                 space,
                 row,
                 _bytes(CODE_SHARE, math.log2(self.levels) * self.k),
                 book,
             ),
-            _packed("logits/floor", space, {}, (0.4, 1.0), {}),
+            _packed("floor", space, {}, (0.4, 1.0), {}),
             ArraySpec(
-                name="logits/tail_logmass",
+                name="tail_logmass",
                 space=space,
                 row_shape=(),
                 dtype="float16",
                 attributes={"unit": "nats"},
             ),
             ArraySpec(
-                name="logits/tail_stat", space=space, row_shape=(), dtype="float16", attributes=stat
+                name="tail_stat", space=space, row_shape=(), dtype="float16", attributes=stat
             ),
             *(
                 _packed(name, space, {"draw": self.draws}, size, order)
                 for name, size in zip(drawn, of_draws, strict=True)
             ),
         ]
-
-    def taps(self) -> tuple[Tap, ...]:
-        """The logits."""
-        return (LOGITS,)
-
-    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
-        """The logits."""
-        return {LOGITS: said[LOGITS]}
 
     def lacks(self, use: SoftUse, outputs: int) -> str:
         """What a use of the labels lacks here, `{loss}` for the loss's name; "" if nothing."""
@@ -147,26 +137,26 @@ class SmallTopK(vocabulary.Ranked):
         least = codes[:, -1:]
         arrays = {
             **gaps.split(ranks, width),
-            "logits/logprobs": least - codes.gather(1, order),
-            "logits/floor": least.squeeze(1),
-            "logits/tail_logmass": tail_logmass.half(),
-            "logits/tail_stat": tail_stat.half(),
+            "logprobs": least - codes.gather(1, order),
+            "floor": least.squeeze(1),
+            "tail_logmass": tail_logmass.half(),
+            "tail_stat": tail_stat.half(),
         }
         if self.draws:
             drawn = self.ranks_of(draws.draw_tail(said[LOGITS], ids, self.draws))
             arrays |= gaps.split(drawn.sort(1).values, width, DRAWN)
         return arrays
 
-    def decode(self, raw: Arrays, outputs: int) -> SoftLabels:
+    def soft(self, raw: Arrays, outputs: int) -> SoftLabels:
         """Stored rows to soft labels over `outputs` classes, ids in the order of their ranks."""
         ranks = gaps.join(raw, outputs)
-        codes = raw["logits/floor"].unsqueeze(1) - raw["logits/logprobs"]
-        tail = raw["logits/tail_logmass"].float()
+        codes = raw["floor"].unsqueeze(1) - raw["logprobs"]
+        tail = raw["tail_logmass"].float()
         soft = SoftLabels(
             ids=self.ids_of(ranks),
             logprobs=fill_up(from_steep_codes(codes, self.levels), tail),
             tail_logmass=tail,
-            tail_stat=raw["logits/tail_stat"].float(),
+            tail_stat=raw["tail_stat"].float(),
         )
         if not self.draws:
             return soft
@@ -177,7 +167,7 @@ class SmallTopK(vocabulary.Ranked):
         """KL(teacher || decoded) in nats over the sampled `rows`; see `measure_kept`."""
         logits = said[LOGITS][rows]
         kept = {name: values[rows] for name, values in encoded.items()}
-        return measure_kept(logits, self.decode(kept, logits.shape[1]))
+        return measure_kept(logits, self.soft(kept, logits.shape[1]))
 
     def summarise(self, stats: Stats) -> Json:
         """KL over k ids + tail, KL over the vocabulary, top-1 agreement, mean mass of the k."""

@@ -13,7 +13,8 @@ import torch
 
 from kdcache.errors import DamageError
 from kdcache.manifest import Json
-from kdcache.signals.base import Origins, TeacherShape
+from kdcache.signals.base import Origins
+from kdcache.signals.taps import ModelSizes
 from kdcache.tasks import Task
 
 FILE = "logits/vocabulary"
@@ -116,15 +117,15 @@ class Ranked:
         default=None, compare=False, repr=False
     )
 
-    def artefacts(self, task: Task, shape: TeacherShape, origins: Origins) -> dict[str, bytes]:
+    def artefacts(self, task: Task, shape: ModelSizes, origins: Origins) -> dict[str, bytes]:
         """The vocabulary in the order of the corpus's counts; that of classes stays as it is."""
         return {FILE: of_corpus(task, shape.outputs, origins).to_bytes()}
 
-    def artefact_bytes(self, shape: TeacherShape) -> dict[str, int]:
+    def artefact_bytes(self, shape: ModelSizes) -> dict[str, int]:
         """Two bytes an id, or four beyond 65,536 of them."""
         return {FILE: size_of(shape.outputs)}
 
-    def assisted(self, shape: TeacherShape, read: Callable[[str], bytes]) -> Self:
+    def assisted(self, shape: ModelSizes, read: Callable[[str], bytes]) -> Self:
         """This signal with the order of the vocabulary."""
         return replace(self, vocabulary=StoredVocabulary(read, shape.outputs))
 

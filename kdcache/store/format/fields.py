@@ -115,6 +115,8 @@ CACHE: Schema = {
     "signals": TABLE,
     "software": TABLE,
 }
+ATTENTION: Schema = {name: whole(1, WIDTH) for name in ("heads", "key_heads", "head_width")}
+"""Of a teacher's shape, where a signal stores something of its attention."""
 FUNCTION: Schema = {
     "config": Kind("a table of up to 4 MiB", lambda v: _settings(v) and _fits(v)),
     "implied": TEXTS,

@@ -9,14 +9,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdcache.errors import CacheError, ConfigError, DamageError
 from kdcache.manifest import FIRST, FORMAT, FORMATS, NAMED, Json
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig, part_rows
 from kdcache.plans.identity import has_configuration
-from kdcache.signals import ArraySpec, Signal, TeacherShape, from_json
+from kdcache.signals import (
+    ArraySpec,
+    ModelSizes,
+    Signal,
+    check_name,
+    from_json,
+    named_arrays,
+    unknown_part,
+)
 from kdcache.store.format.fields import (
+    ATTENTION,
     CACHE,
     FUNCTION,
     PLAN,
@@ -40,6 +49,8 @@ COUNTS = ("documents", "tokens", "masked")
 class Blueprint:
     """Sizes and settings of a store, from its manifest alone; `signals` is empty for a plan.
 
+    `newer` says of signals that this version does not know what it is that it does not know.
+
     `counts` are the plan's documents, tokens and masked positions. `guests` are the teachers that a
     merged cache holds beside its first, by name; their arrays lie in a folder of their own
     (docs/decisions/0009).
@@ -48,8 +59,9 @@ class Blueprint:
     config: PlanConfig
     parts: int
     rows: Mapping[Space, int]
-    shape: TeacherShape | None
+    shape: ModelSizes | None
     signals: Mapping[str, Signal]
+    newer: Mapping[str, str]
     counts: Mapping[str, int]
     guests: Mapping[str, Blueprint] = field(default_factory=dict)
     format: int = FORMAT
@@ -63,12 +75,18 @@ class Blueprint:
         """The arrays of all signals of all teachers, as they are named in the store."""
         if self.shape is None:
             return []
-        task, shape = self.config.task, self.shape
-        own = [spec for signal in self.signals.values() for spec in signal.arrays(task, shape)]
-        return own + [
+        return named_arrays(self.signals, self.config.task, self.shape) + [
             replace(spec, name=guest_prefix(name) + spec.name)
             for name, guest in self.guests.items()
             for spec in guest.array_specs()
+        ]
+
+    def newer_names(self) -> list[str]:
+        """What lies in the store under names of signals that only a newer version knows."""
+        return [*self.newer] + [
+            guest_prefix(name) + below
+            for name, guest in self.guests.items()
+            for below in guest.newer_names()
         ]
 
     @property
@@ -125,16 +143,17 @@ def read_blueprint(record: Json, root: Root) -> Blueprint:
         )
     conform(record, {"plan": PLAN}, where)
     config, parts, rows = _plan(record["plan"], where)
-    shape: TeacherShape | None = None
-    signals: dict[str, Signal] = {}
+    shape: ModelSizes | None = None
+    signals, newer = _Signals({}, {})
     if record.get("kind") == "cache":
-        shape, signals = _teacher(record, config, where, record["format"])
+        shape, (signals, newer) = _teacher(record, config, where, record["format"])
     plain = Blueprint(
         config=config,
         parts=parts,
         rows=rows,
         shape=shape,
         signals=signals,
+        newer=newer,
         counts=_only(record["plan"], COUNTS),
         format=record["format"],
     )
@@ -143,13 +162,15 @@ def read_blueprint(record: Json, root: Root) -> Blueprint:
 
 def _teacher(
     record: Json, config: PlanConfig, where: Root, form: int, name: str = ""
-) -> tuple[TeacherShape, dict[str, Signal]]:
+) -> tuple[ModelSizes, _Signals]:
     conform(record, CACHE, where, name)
     if form >= NAMED or has_configuration(
         record["teacher"]
     ):  # a merged cache has the oldest's format
         conform(record["teacher"], FUNCTION, where, f"{name}.teacher" if name else "teacher")
-    shape = TeacherShape(**_only(record["shape"], CACHE["shape"]))
+    beside = {key: kind for key, kind in ATTENTION.items() if key in record["shape"]}
+    conform(record["shape"], beside, where, f"{name}.shape" if name else "shape")
+    shape = ModelSizes(**_only(record["shape"], (*CACHE["shape"], *beside)))
     return shape, _signals(record["signals"], config, shape, where)
 
 
@@ -158,8 +179,10 @@ def _guests(table: Any, plain: Blueprint, where: Root) -> dict[str, Blueprint]:
         raise damaged(where, "teachers", table, "a table of teachers by name")
     found = {}
     for name, record in table.items():
-        shape, signals = _teacher(record, plain.config, where, plain.format, f"teachers.{name}")
-        found[name] = replace(plain, shape=shape, signals=signals)
+        shape, (signals, newer) = _teacher(
+            record, plain.config, where, plain.format, f"teachers.{name}"
+        )
+        found[name] = replace(plain, shape=shape, signals=signals, newer=newer)
     return found
 
 
@@ -189,16 +212,24 @@ def _plan(facts: Json, where: Root) -> tuple[PlanConfig, int, dict[Space, int]]:
         raise DamageError(f"{where} is damaged: plan.config: {error}") from error
 
 
-def _signals(
-    table: Json, config: PlanConfig, shape: TeacherShape, where: Root
-) -> dict[str, Signal]:
-    found = {}
+class _Signals(NamedTuple):
+    """Signals of a manifest by name, and of those that are not known, what is new."""
+
+    known: dict[str, Signal]
+    newer: dict[str, str]
+
+
+def _signals(table: Json, config: PlanConfig, shape: ModelSizes, where: Root) -> _Signals:
+    found = _Signals({}, {})
     for name, values in table.items():
         if not isinstance(values, dict):
             raise damaged(where, f"signals.{name}", values, TABLE.what)
         try:
-            found[name] = from_json(name, values)
-            found[name].check(config.task, shape)
+            if news := unknown_part(name, values):
+                found.newer[check_name(name, name)] = news
+                continue
+            found.known[name] = from_json(name, values)
+            found.known[name].check(config.task, shape)
         except (ConfigError, TypeError, ValueError, AttributeError) as error:
             raise DamageError(f"{where} is damaged: signals.{name}: {error}") from error
     return found

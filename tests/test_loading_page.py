@@ -26,7 +26,7 @@ def test_the_examples_run_and_each_loop_reads_every_document(
     monkeypatch.chdir(tmp_path)
     seen: list[list[int]] = []
     first, *others = blocks(DOCS / "loading.md", "python")
-    assert len(others) == 6
+    assert len(others) == 7
     names = run_python([first])
     names["loss_of"] = noting(names["loss_of"], seen)
     run_python(others, names)

@@ -186,9 +186,11 @@ Signal = Annotated[
         help="What to keep of the teacher, such as logits:topk,k=64 or "
         "hidden:layers=2-4-6,positions=cls,dtype=int8; repeat it for more. Logits come as dense, "
         "topk, topk-small (compressed; draws=16 adds ids drawn from the rest), sampled (n=50 "
-        "draws) or hidden-head (all of a vocabulary); hidden states as int8, int4, fp8, bf16, "
-        "fp16 or fp32. fraction=0.2 keeps a fifth of the tokens or masked positions. Logits alone "
-        "if not given: all of them for classification, the 64 likeliest for language models.",
+        "draws) or hidden-head (all of a vocabulary); hidden states, and likewise query, key and "
+        "value of layers, embeddings, and pooled (what a classifier reads), as int8, int4, fp8, "
+        "bf16, fp16 or fp32. fraction=0.2 keeps a fifth of the tokens or masked positions. "
+        "early=hidden:layers=1 gives a signal a name. Logits alone if not given: all of them for "
+        "classification, the 64 likeliest for language models.",
     ),
 ]
 TrustRemoteCode = Annotated[

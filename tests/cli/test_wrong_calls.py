@@ -157,6 +157,12 @@ a column that is not there | plan {corpus} {AS_PLAN} --text-column body | no col
 pairs for a model of one text | build {pairs.csv} {AS_BUILD} --teacher {one_type} --text-column text --text-column other | pair
 a masked model asked for classes | build {corpus} {AS_BUILD} --teacher {masked_lm} | masked_lm + no teacher for text-classification
 a signal by half its name | build {corpus} {AS_BUILD} --signal logit:dense | did you mean 'logits'?
+a name of what is in a store | build {corpus} {AS_BUILD} --signal tokens=hidden:layers=1 | cannot be named 'tokens' + my-tokens
+a name of another kind | build {corpus} {AS_BUILD} --signal logits=hidden:layers=1 | a signal of kind hidden cannot be named 'logits'
+a name of two words | build {corpus} {AS_BUILD} --signal "my own=hidden:layers=1" | letters, digits, - and _ + 'my own'
+two signals of one name | build {corpus} {AS_BUILD} --signal hidden:layers=1 --signal hidden:layers=2 | 'hidden' is given twice + more=hidden:layers=1
+a query of the embeddings | build {corpus} {AS_BUILD} --signal query:layers=0 | layers of query must be distinct and 1 or more
+what a classifier reads of a language model | plan {corpus} {AS_PLAN} --tokenizer {masked_lm} --task masked-lm --signal pooled | pooled is what a classifier reads; the task is masked-lm
 a layer the teacher lacks | build {corpus} {AS_BUILD} --signal hidden:layers=9 | layer 9 is out of range
 no room | plan {corpus} {AS_PLAN} --signal logits:dense --budget many | --budget + such as 500MB
 a plan that fixes its options | build {plan} {AS_BUILD} --max-length 64 | it fixes max_length already + leave that out

@@ -1,7 +1,6 @@
 """The loss of a step is that of all its documents, however they are cut into batches and ranks."""
 
 import dataclasses
-import gc
 import json
 import os
 import shutil
@@ -61,14 +60,6 @@ CASES = [
     for name in names
 ]
 in_all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, case)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _frozen():
-    """Every trainer collects garbage; without this it walks through all that is imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kdcache.manifest import Json
 
 COLUMNS = 2
 WIDTH = 8.3  # inches: what a page shows without making it smaller
+HEIGHT = 2.6  # of a row of panels
 MOST = 6  # panels
 ABOVE: Any = {
     "fontsize": 9,
@@ -41,7 +43,11 @@ def draw_curves(
     panels.append(["learning_rate"])
     first = 0 if dev is None else 1
     rows = math.ceil((first + len(panels)) / COLUMNS)
-    figure = Figure(figsize=(WIDTH, 2.6 * rows), layout="constrained", dpi=150)
+    figure = Figure(figsize=(WIDTH, HEIGHT * rows), dpi=150)
+    if any(len(drawn) > 1 for drawn in panels):
+        figure.set_layout_engine("constrained")  # their legend takes room
+    else:
+        figure.subplots_adjust(**_margins(HEIGHT * rows))
     axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     if dev is not None:
         _dev_panel(axes[0], dev)
@@ -50,7 +56,14 @@ def draw_curves(
     for axis in axes[first + len(panels) :]:
         axis.set_axis_off()
     figure.suptitle(title)
-    figure.savefig(path)
+    canvas: Any = FigureCanvasAgg(figure)  # untyped
+    canvas.print_png(path)
+
+
+def _margins(height: float) -> dict[str, float]:
+    """Room for the titles and figures of panels: to find it out takes as long as to draw them."""
+    across = {"left": 0.75 / WIDTH, "right": 1 - 0.15 / WIDTH, "wspace": 0.26}
+    return across | {"bottom": 0.5 / height, "top": 1 - 0.7 / height, "hspace": 0.55}
 
 
 def _terms(names: Sequence[str], most: int) -> list[list[str]]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -300,8 +301,10 @@ def test_a_limit_that_is_no_size_is_refused(text: str) -> None:
 
 FORK = """
 import multiprocessing, sys
+import kdcache.building.builder
 from kdcache.errors import CacheError
 from kdcache.store import open_cache
+print("obstore" in sys.modules)
 url = sys.argv[1]
 cache = open_cache(url)
 def child(queue):
@@ -322,8 +325,10 @@ process.join(30)
 """
 
 
-def test_a_forked_child_is_refused_rather_than_left_to_hang(bucket: str, cache: Cache) -> None:
-    url = upload(cache, f"{bucket}/c")
+@pytest.fixture(scope="module")
+def forked(object_server: str, cache: Cache) -> list[str]:
+    """What `FORK` prints, which begins before anything of the store is imported."""
+    url = upload(cache, f"s3://bucket/{uuid.uuid4().hex}")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORK, url],
         capture_output=True,
@@ -331,15 +336,18 @@ def test_a_forked_child_is_refused_rather_than_left_to_hang(bucket: str, cache: 
         timeout=120,
         check=True,
     )
-    lines = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def test_a_forked_child_is_refused_rather_than_left_to_hang(forked: list[str]) -> None:
+    lines = forked[1:]
     assert len(lines) == 2
     assert all("object stores do not survive a fork" in line for line in lines)
     assert all("num_workers=0" in line for line in lines)
 
 
-def test_importing_the_store_leaves_the_client_alone() -> None:
-    code = "import sys, kdcache.store, kdcache.building.builder; print('obstore' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+def test_importing_the_store_leaves_the_client_alone(forked: list[str]) -> None:
+    assert forked[0] == "False"
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

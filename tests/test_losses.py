@@ -448,3 +448,23 @@ def test_rows_count_for_what_their_documents_weigh_and_no_device_is_asked_for_th
     made.idle = True
     assert made.total(Rows("token")) == 0
     assert not made.row_weights(Rows("token"), 3.0, torch.float32).any()
+
+
+@pytest.mark.parametrize("logits", [DenseLogits(), TopKLogits(k=3)], ids=lambda s: s.codec)
+def test_no_number_of_a_step_is_asked_of_the_device(logits):
+    """On a device that has none: whoever asks raises."""
+    signals = (logits, Hidden(layers=(0, 2, 4), positions="all"))
+    losses = {"kl": SoftKL(), "hard": Hard(), "hidden": HiddenMSE(positions="cls")}
+    losses |= {"logit_mse": LogitMSE()} if logits.codec == "dense" else {}
+    made = batch(*signals)
+    made["example_weight"] = torch.tensor([2.0, 0.0, 1.0])
+    nowhere = [
+        x.detach().to("meta").requires_grad_() for x in (outputs().logits, *outputs().hidden)
+    ]
+    said = activations(
+        logits=nowhere[0], hidden=nowhere[1:], mask=outputs().mask.to("meta"), masked=None
+    )
+    total, terms = Objective(losses, facts(*signals), STUDENT)(said, made.to("meta"))
+    assert terms.keys() == losses.keys()
+    total.backward()
+    assert all(x.grad is not None for x in nowhere)

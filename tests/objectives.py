@@ -15,16 +15,19 @@ import torch
 from kdcache.losses import CacheSpec, Loss
 from kdcache.plans.batch import Batch
 from kdcache.signals import (
+    FEATURES,
+    LOGITS,
+    TAP_KINDS,
     DenseLogits,
-    Hidden,
     ModelSizes,
     Signal,
     SoftLabels,
+    Tap,
     TopKLogits,
 )
 from kdcache.tasks import IGNORE_INDEX, Task
 from kdcache.training.objective import Objective
-from tests.said import Said, activations
+from tests.said import Said
 
 Array = np.ndarray[Any, Any]
 
@@ -43,6 +46,8 @@ class Given:
         taught: the teacher's hidden states, [layers + 1, B, L, H]; None: the cache has none.
         positions: of the teacher's hidden states that the cache holds.
         projection: weight and bias that every learned projection is set to.
+        beside: what the cache holds besides, all of it: by kind of signal, the student's and the
+            teacher's values, [layers, B, ...] float32, of one layer where there are none.
         labelled: whether the cache has any hard label, in these documents or others.
         weights: of documents, [B]; None: the batch has none.
     """
@@ -59,6 +64,13 @@ class Given:
     projection: tuple[Array, Array] | None = None
     labelled: bool = True
     weights: Array | None = None
+    beside: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+
+    @property
+    def said(self) -> dict[str, Array]:
+        """All that the student says: `logits`, and layers of the others by name of their tap."""
+        others = {kind: student for kind, (student, _) in self.beside.items()}
+        return {"logits": self.logits, "hidden": self.hidden, **others}
 
     @property
     def mask(self) -> Array:
@@ -107,6 +119,10 @@ class Given:
             soft={name: values[rows] for name, values in self.soft.items()},
             taught=None if self.taught is None else self.taught[:, which],
             weights=None if self.weights is None else self.weights[which],
+            beside={
+                kind: (student[:, which], teacher[:, which])
+                for kind, (student, teacher) in self.beside.items()
+            },
         )
 
 
@@ -114,8 +130,8 @@ class Given:
 class Found:
     """The loss, its terms before their weights, and gradients.
 
-    `gradients` has `logits` and `hidden`, as wide as the student's, zero where nothing depends on
-    them, and those of projections by name.
+    `gradients` has what the student said, zero where nothing depends on it, and projections, by
+    name.
     """
 
     total: float
@@ -141,20 +157,40 @@ def _signals(given: Given) -> tuple[dict[str, Signal], dict[str, torch.Tensor]]:
             options = {"k": soft.ids.shape[1]}
         signals["logits"] = _told(kind, soft, **options)
         rows[f"logits/{'values' if soft.values is not None else 'ids'}"] = soft.ids
-    if given.taught is not None:
-        layers = [torch.from_numpy(layer) for layer in given.taught]
-        hidden = Hidden(layers=tuple(range(len(layers))), positions=given.positions, dtype="fp32")
-        signals["hidden"] = hidden
-        coded = hidden.encode(_outputs(given, torch.empty(0), layers))
-        rows |= {f"hidden/{name}": values for name, values in coded.items()}
+    taught = {} if given.taught is None else {"hidden": (given.taught, given.positions)}
+    taught |= {kind: (teacher, "all") for kind, (_, teacher) in given.beside.items()}
+    for kind, (values, positions) in taught.items():
+        signals[kind] = made = _vectors(kind, len(values), positions)
+        said = _activations(given, {kind: torch.from_numpy(values)})
+        rows |= {f"{kind}/{name}": codes for name, codes in made.encode(said).items()}
     return signals, rows
 
 
-def _outputs(given: Given, logits: torch.Tensor, hidden: list[torch.Tensor]) -> Said:
+def _vectors(kind: str, layers: int, positions: str) -> Signal:
+    """The signal that stores vectors of that kind as they are, of so many layers if it has some."""
+    first = TAP_KINDS[kind].first
+    options: dict[str, Any] = {"dtype": "fp32"}
+    if TAP_KINDS[kind].per == "token":
+        options["positions"] = positions
+    if first is not None:
+        options["layers"] = tuple(range(first, first + layers))
+    signal: Any = FEATURES[kind](**options)
+    return signal  # type: ignore[no-any-return]  # a protocol's kind may be of any class
+
+
+def _activations(given: Given, said: Mapping[str, torch.Tensor]) -> Said:
+    """What a model said, by name as in `Given.said`."""
+    values: dict[Tap, torch.Tensor] = {}
+    for name, layers in said.items():
+        first = TAP_KINDS[name].first
+        if name == "logits":
+            values[LOGITS] = layers
+        elif first is None:
+            values[Tap(name)] = layers[0]
+        else:
+            values |= {Tap(name, first + i): layer for i, layer in enumerate(layers.unbind(0))}
     masked = None if given.masked is None else torch.from_numpy(given.masked)
-    return activations(
-        logits=logits, hidden=hidden, mask=torch.from_numpy(given.mask), masked=masked
-    )
+    return Said(values=values, mask=torch.from_numpy(given.mask), masked=masked)
 
 
 def bind(losses: Mapping[str, Loss], given: Given) -> Objective:
@@ -171,6 +207,7 @@ def bind(losses: Mapping[str, Loss], given: Given) -> Objective:
             outputs=given.logits.shape[1],
             hidden=width,
             layers=len(given.hidden if given.taught is None else given.taught) - 1,
+            **_heads(given),
         ),
         labelled=int(given.labelled),
     )
@@ -178,6 +215,7 @@ def bind(losses: Mapping[str, Loss], given: Given) -> Objective:
         outputs=given.logits.shape[1],
         hidden=given.hidden.shape[-1],
         layers=len(given.hidden) - 1,
+        **_heads(given),
     )
     objective = Objective(losses, known, student)
     for module in objective.projections.values():
@@ -185,6 +223,14 @@ def bind(losses: Mapping[str, Loss], given: Given) -> Objective:
         for parameter, values in zip(module.parameters(), given.projection, strict=True):
             parameter.data = torch.from_numpy(values)
     return objective
+
+
+def _heads(given: Given) -> dict[str, int]:
+    """Heads of both models, where the cache holds what they attend by."""
+    if "query" not in given.beside:
+        return {}
+    _, _, heads, _, width = given.beside["query"][0].shape
+    return {"heads": heads, "key_heads": heads, "head_width": width}
 
 
 def _labelled(given: Given) -> int:
@@ -218,14 +264,16 @@ def counts(losses: Mapping[str, Loss], given: Given) -> dict[str, float]:
 def value(
     losses: Mapping[str, Loss],
     given: Given,
-    logits: torch.Tensor,
-    hidden: Sequence[torch.Tensor],
+    said: Mapping[str, torch.Tensor],
     totals: Sequence[float] | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Objective]:
-    """The loss, its terms and the objective they are of, at outputs of any dtype."""
+    """The loss, its terms and the objective they are of, where a student says that, of any dtype.
+
+    `said` is by name, as `Given.said`.
+    """
     objective = bind(losses, given)
-    objective.projections.to(logits.dtype)
-    total, terms = objective(_outputs(given, logits, list(hidden)), batch_of(given), totals)
+    objective.projections.to(said["logits"].dtype)
+    total, terms = objective(_activations(given, said), batch_of(given), totals)
     return total, terms, objective
 
 
@@ -239,26 +287,17 @@ def evaluate(
 
     With `totals`, what the documents add to the losses of a step that counts for these.
     """
-    logits = torch.from_numpy(given.logits).to(dtype).requires_grad_()
-    hidden = [torch.from_numpy(layer).to(dtype).requires_grad_() for layer in given.hidden]
-    total, terms, objective = value(losses, given, logits, hidden, totals)
-    learned = dict(objective.projections.named_parameters())
-    leaves = [logits, *hidden, *learned.values()]
+    said = {n: torch.from_numpy(x).to(dtype).requires_grad_() for n, x in given.said.items()}
+    total, terms, objective = value(losses, given, said, totals)
+    leaves = {**said, **dict(objective.projections.named_parameters())}
+    gradients: Sequence[torch.Tensor | None] = [None] * len(leaves)
     if total.requires_grad:
-        found = torch.autograd.grad(total, leaves, allow_unused=True)
-    else:
-        found = (None,) * len(leaves)
-    arrays = [
-        (torch.zeros_like(leaf) if gradient is None else gradient).numpy()
-        for leaf, gradient in zip(leaves, found, strict=True)
-    ]
-    layers = len(hidden)
+        gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     return Found(
         total=float(total.detach()),
         terms={name: float(term) for name, term in terms.items()},
         gradients={
-            "logits": arrays[0],
-            "hidden": np.stack(arrays[1 : layers + 1]),
-            **dict(zip(learned, arrays[layers + 1 :], strict=True)),
+            name: (torch.zeros_like(leaf) if gradient is None else gradient).numpy()
+            for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
         },
     )

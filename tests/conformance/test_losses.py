@@ -7,6 +7,7 @@ papers. Formulas here are numpy in float64, and nothing of kdcache.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -18,6 +19,7 @@ from scipy.special import log_softmax
 
 from kdcache.errors import ConfigError
 from kdcache.losses import LOSSES, Loss
+from kdcache.signals import FEATURES, TAP_KINDS
 from tests.objectives import Array, Given, bind, counts, evaluate, value
 
 LENGTHS = np.array([5, 2, 1, 4])
@@ -48,6 +50,11 @@ def documents(task: Any, *, empty: bool = False) -> Given:
         )
         for layers in (STUDENT, TEACHER)
     )
+    beside = {
+        kind: (vectors(rng, kind, STUDENT, pads), vectors(rng, kind, TEACHER, pads))
+        for kind in FEATURES
+        if kind != "hidden" and (task == "text-classification" or kind != "pooled")
+    }
     return Given(
         task=task,
         lengths=LENGTHS,
@@ -58,7 +65,26 @@ def documents(task: Any, *, empty: bool = False) -> Given:
         soft=softened(rng, rows),
         taught=teacher,
         positions={"text-classification": "cls", "masked-lm": "masked", "causal-lm": "all"}[task],
+        beside=beside,
     )
+
+
+def vectors(rng: np.random.Generator, kind: str, layers: int, pads: Array) -> Array:
+    """What a model of that depth says of a kind, [layers, B, ...]; large at pads."""
+    known, heads = TAP_KINDS[kind], 2
+    shape = [*pads.shape, WIDTH] if known.width == ("hidden",) else [4, heads, 5, WIDTH // heads]
+    if known.per == "document":
+        shape = [4, WIDTH]
+    found = rng.standard_normal([1 if known.first is None else layers, *shape])
+    return at_pads(kind, found, pads, 1e3).astype(np.float32)
+
+
+def at_pads(kind: str, values: Array, pads: Array, there: float) -> Array:
+    """The values [layers, B, ...] of a kind with others at pads, where it has some."""
+    if TAP_KINDS[kind].per != "token":
+        return values
+    where = pads[:, None, :, None] if values.ndim == 5 else pads[..., None]
+    return np.where(where, there, values).astype(values.dtype)
 
 
 TASKS = ("text-classification", "masked-lm", "causal-lm")
@@ -99,7 +125,6 @@ FORMULAS: dict[str, Formula] = {"hard": hard, "kl": kl, "logit_mse": logit_mse, 
 """By kind: the loss of its defaults, in float64."""
 
 every_loss = pytest.mark.parametrize("kind", LOSSES)
-every_task = pytest.mark.parametrize("task", TASKS)
 
 
 def alone(kind: str) -> dict[str, Loss]:
@@ -107,14 +132,28 @@ def alone(kind: str) -> dict[str, Loss]:
     return {kind: LOSSES[kind]()}
 
 
-def test_every_loss_has_its_formula_here() -> None:
+def tasks_of(kind: str) -> list[str]:
+    """The tasks whose caches can hold what a loss of defaults learns from."""
+    found = []
+    for task in TASKS:
+        with suppress(ConfigError):
+            bind(alone(kind), documents(task))
+            found.append(task)
+    return found
+
+
+CASES = [(kind, task) for kind in LOSSES for task in tasks_of(kind)]
+every_case = pytest.mark.parametrize(("kind", "task"), CASES, ids="-".join)
+
+
+def test_every_loss_has_a_task_and_its_formula_here() -> None:
+    assert {kind for kind, _ in CASES} == LOSSES.keys()
     lacking, more = LOSSES.keys() - FORMULAS.keys(), FORMULAS.keys() - LOSSES.keys()
     assert not lacking, f"state {lacking} in FORMULAS: a function of what is given, in numpy"
     assert not more, f"{more} of FORMULAS are no losses any more"
 
 
-@every_task
-@every_loss
+@every_case
 def test_its_value_is_the_formula(kind: str, task: str) -> None:
     given = documents(task)
     wanted = FORMULAS[kind](given)
@@ -124,14 +163,13 @@ def test_its_value_is_the_formula(kind: str, task: str) -> None:
         assert found.terms == {kind: pytest.approx(wanted, rel=tolerance)}
 
 
-@every_task
-@every_loss
+@every_case
 def test_its_gradient_is_its_slope_in_every_direction(kind: str, task: str) -> None:
     given = documents(task)
     gradients = evaluate(alone(kind), given).gradients
     rng = np.random.default_rng(1)
     for _ in range(3):
-        way = {name: rng.standard_normal(gradients[name].shape) for name in ("logits", "hidden")}
+        way = {name: rng.standard_normal(values.shape) for name, values in given.said.items()}
         slope = sum(float((gradients[name] * way[name]).sum()) for name in way)
         ahead, behind = (moved(kind, given, way, step) for step in (1e-5, -1e-5))
         assert (ahead - behind) / 2e-5 == pytest.approx(slope, rel=1e-6, abs=1e-8)
@@ -142,32 +180,37 @@ def test_its_gradient_is_its_slope_in_every_direction(kind: str, task: str) -> N
 
 def moved(kind: str, given: Given, way: dict[str, Array], step: float) -> float:
     """The loss, in float64, of outputs that have gone a step that way."""
-    logits, layers = (
-        torch.from_numpy(start.astype(np.float64) + step * way[name])
-        for name, start in (("logits", given.logits), ("hidden", given.hidden))
-    )
-    return float(value(alone(kind), given, logits, list(layers))[0])
+    said = {
+        name: torch.from_numpy(start.astype(np.float64) + step * way[name])
+        for name, start in given.said.items()
+    }
+    return float(value(alone(kind), given, said)[0])
 
 
-@every_task
-@every_loss
+@every_case
 def test_it_reads_no_pad_and_moves_none(kind: str, task: str) -> None:
     given = documents(task)
     pads = ~given.mask
-    spoilt = replace(given, hidden=np.where(pads[..., None], np.nan, given.hidden))
+    beside = {k: (at_pads(k, s, pads, np.nan), t) for k, (s, t) in given.beside.items()}
+    hidden = at_pads("hidden", given.hidden, pads, np.nan)
+    spoilt = replace(given, hidden=hidden, beside=beside)
     whole, found = (evaluate(alone(kind), which) for which in (given, spoilt))
     assert found.total == whole.total
     for name, gradient in found.gradients.items():
         np.testing.assert_array_equal(gradient, whole.gradients[name])
-    assert not found.gradients["hidden"][:, pads].any()
+    for name in given.said:
+        at = np.broadcast_to(
+            at_pads(name, np.zeros_like(given.said[name]), pads, 1.0), given.said[name].shape
+        )
+        assert not (found.gradients[name] * at).any()
 
 
 @every_loss
 def test_documents_without_a_row_or_a_weight_cost_nothing_and_move_nothing(kind: str) -> None:
-    weightless = (replace(documents(task), weights=np.zeros(4)) for task in TASKS)
-    for given, dtype in product(
-        (documents("masked-lm", empty=True), *weightless), (torch.float64, torch.float32)
-    ):
+    tasks = tasks_of(kind)
+    nothing = [replace(documents(task), weights=np.zeros(4)) for task in tasks]
+    nothing += [documents("masked-lm", empty=True)] if "masked-lm" in tasks else []
+    for given, dtype in product(nothing, (torch.float64, torch.float32)):
         found = evaluate(alone(kind), given, dtype)
         assert found.total == 0
         assert found.terms == {kind: 0}
@@ -178,8 +221,7 @@ def test_documents_without_a_row_or_a_weight_cost_nothing_and_move_nothing(kind:
 CUTS = ([[0], [1], [2], [3]], [[0, 3], [1, 2]], [[0, 1, 2], [3]])
 
 
-@every_task
-@every_loss
+@every_case
 @pytest.mark.parametrize("cut", CUTS, ids=len)
 def test_micro_batches_add_up_to_the_whole_batch(
     kind: str, task: str, cut: list[list[int]]
@@ -200,14 +242,17 @@ def check_parts(losses: dict[str, Loss], given: Given, cut: list[list[int]]) -> 
     found = [evaluate(losses, part, totals=[total]) for part in parts]
     assert sum(one.total for one in found) == pytest.approx(whole.total, rel=1e-12)
     for docs, one in zip(cut, found, strict=True):
-        rows = np.isin(given.owners, docs)
-        wanted = whole.gradients["logits"][rows], whole.gradients["hidden"][:, docs]
-        for gradient, expected in zip(one.gradients.values(), wanted, strict=True):
-            np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-15)
+        for name, gradient in one.gradients.items():
+            wanted = of_documents(given, name, whole.gradients[name], docs)
+            np.testing.assert_allclose(gradient, wanted, rtol=1e-12, atol=1e-15)
 
 
-@every_task
-@every_loss
+def of_documents(given: Given, name: str, values: Array, docs: list[int]) -> Array:
+    """What there is of some documents of one of the values of `Given.said`."""
+    return values[np.isin(given.owners, docs)] if name == "logits" else values[:, docs]
+
+
+@every_case
 def test_a_document_of_weight_two_counts_twice_and_one_of_weight_zero_not_at_all(
     kind: str, task: str
 ) -> None:
@@ -215,26 +260,37 @@ def test_a_document_of_weight_two_counts_twice_and_one_of_weight_zero_not_at_all
         pytest.skip("it compares the documents of a batch: one that is there twice is another")
     given = documents(task)
     weighed = replace(given, weights=np.array([2.0, 1.0, 0.0, 1.0]))
-    spoilt = replace(weighed, hidden=given.hidden.copy(), logits=given.logits.copy())
-    spoilt.hidden[:, 2] *= 3
-    spoilt.logits[given.owners == 2] *= 3
     wanted = evaluate(alone(kind), given.some([0, 0, 1, 3]))
-    for one in (weighed, spoilt):
+    for one in (weighed, other_words(weighed, 2)):
         found = evaluate(alone(kind), one)
         assert found.total == pytest.approx(wanted.total, rel=1e-12)
         assert found.terms[kind] == pytest.approx(wanted.terms[kind], rel=1e-12)
-        moved = found.gradients["hidden"]
-        assert not moved[:, 2].any()
-        assert not found.gradients["logits"][given.owners == 2].any()
-        twice = wanted.gradients["hidden"]
-        np.testing.assert_allclose(moved[:, 0], twice[:, 0] + twice[:, 1], rtol=1e-12)
-        np.testing.assert_allclose(moved[:, 3], twice[:, 3], rtol=1e-12)
+        for name in given.said:
+            zero, first, last = (
+                of_documents(given, name, found.gradients[name], [doc]) for doc in (2, 0, 3)
+            )
+            assert not zero.any()
+            repeated = given.some([0, 0, 1, 3])
+            twice = [of_documents(repeated, name, wanted.gradients[name], [d]) for d in (0, 1, 3)]
+            np.testing.assert_allclose(first, twice[0] + twice[1], rtol=1e-12, atol=1e-15)
+            np.testing.assert_allclose(last, twice[2], rtol=1e-12, atol=1e-15)
+
+
+def other_words(given: Given, doc: int) -> Given:
+    """The same where the student says something else of one document."""
+    logits, hidden = given.logits.copy(), given.hidden.copy()
+    logits[given.owners == doc] *= 3
+    hidden[:, doc] *= 3
+    beside = {kind: (student.copy(), taught) for kind, (student, taught) in given.beside.items()}
+    for student, _ in beside.values():
+        student[:, doc] *= 3
+    return replace(given, logits=logits, hidden=hidden, beside=beside)
 
 
 @every_loss
 def test_it_is_refused_in_a_line_where_there_is_nothing_to_learn_from(kind: str) -> None:
     """A cache without signals, of documents without a label."""
-    nothing = replace(documents("masked-lm"), soft={}, taught=None, labelled=False)
+    nothing = replace(documents("masked-lm"), soft={}, taught=None, labelled=False, beside={})
     with pytest.raises(ConfigError, match=rf"losses\.{kind}\b") as caught:
         bind(alone(kind), nothing)
     assert len(str(caught.value).splitlines()) == 1

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from kdcache.building.builder import build
-from kdcache.losses import LOSSES, CacheSpec, Hard, HiddenMSE, LogitMSE, Loss, SoftKL
+from kdcache.losses import CacheSpec, Hard, HiddenMSE, LogitMSE, Loss, SoftKL
 from kdcache.maintenance.exporting import export
 from kdcache.maintenance.spot_check import spot_check
 from kdcache.maintenance.verifying import verify
@@ -162,7 +162,9 @@ def test_the_teacher_agrees_with_documents_without_a_row(masked: Cache) -> None:
 def test_a_batch_without_rows_adds_nothing_to_any_loss(masked: Cache) -> None:
     lens = masked.plan.examples["masked_len"][masked.plan.docs]
     docs, model = masked.plan.docs[lens == 0][:3], student("masked-lm", masked.shape.outputs)
-    aims = [objective(masked, kinds) for kinds in ([[kind] for kind in LOSSES] + [["kl", "hard"]])]
+    aims = [
+        objective(masked, kinds) for kinds in ([[kind] for kind in LOSSES_OF] + [["kl", "hard"]])
+    ]
     for aim in filter(None, aims):
         batch = masked.batch(docs, aim.arrays)
         for head in (None, plain_head(model, batch)):

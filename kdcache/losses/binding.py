@@ -9,17 +9,14 @@ from typing import Any, NamedTuple
 from kdcache.errors import ConfigError
 from kdcache.losses.base import LABELS, Loss, Match, layers_text
 from kdcache.plans.batch import Rows
-from kdcache.signals import ModelSizes, Signal, Tap, holder
+from kdcache.signals import TAP_KINDS, ModelSizes, Signal, Tap, holder
 from kdcache.tasks import LOGITS_SPACE, RowSpace, Subset, Task
 
 SERVES = {"all": ("all", "cls", "masked")}
 """Positions that can be picked out of what a cache holds; others serve themselves only."""
 
-WANTED: dict[str, tuple[str, str]] = {
-    "logits": ("soft labels", "logits:dense or logits:topk"),
-    "hidden": ("hidden states", "hidden:layers={layers},positions={positions}"),
-}
-"""By tap of the teacher: what it is called, and the signal that has it."""
+CALLED = {"logits": "soft labels", "hidden": "hidden states"}
+"""What messages call a tap of the teacher that has another name to people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,21 +152,30 @@ class _Where(NamedTuple):
         name = match.signal or holder(signals, tap) or first
         if name in able:
             return name, signals[name]
-        called, signal = WANTED.get(match.teacher.name, (match.teacher.name, match.teacher.name))
+        called, signal = CALLED.get(tap.name, tap.name), self._build(match)
         if match.use is not None and match.use.raw:
-            called, signal = "raw logits (logits:dense)", "logits:dense"
-        signal = signal.format(
-            layers=layers_text(self._layers()), positions=match.positions or "cls"
-        )
+            called, signal = "raw logits", "logits:dense"
         named = f" under the name {match.signal}" if match.signal else ""
         raise ConfigError(
             f"losses.{self.name} needs {called}{named}; the cache holds {self.cache.held()}: build "
             f"one with --signal {signal}"
         )
 
-    def _layers(self) -> list[int]:
-        """The layers that its matches read of the teacher."""
-        layers = {match.teacher.layer for match in self.matches}
+    def _build(self, match: Match) -> str:
+        """The signal to build for a match."""
+        tap, options = match.teacher, []
+        if match.use is not None:
+            return "logits:dense or logits:topk"
+        if tap.layer is not None:
+            options.append(f"layers={layers_text(self._layers(tap.name))}")
+        if TAP_KINDS[tap.name].per == "token":
+            options.append(f"positions={match.positions or 'cls'}")
+        name = f"{match.signal}={tap.name}" if match.signal else tap.name
+        return f"{name}:{','.join(options)}" if options else name
+
+    def _layers(self, name: str) -> list[int]:
+        """The layers that its matches read of one tap of the teacher."""
+        layers = {match.teacher.layer for match in self.matches if match.teacher.name == name}
         return sorted(layer for layer in layers if layer is not None)
 
     def _check_use(self, match: Match, signal: Any) -> None:
@@ -201,7 +207,7 @@ class _Where(NamedTuple):
     def _check_layers(self, match: Match, name: str, signal: Any) -> None:
         if match.teacher.layer is None or match.teacher.layer in signal.layers:
             return
-        wanted = self._layers()
+        wanted = self._layers(match.teacher.name)
         lacking = [layer for layer in wanted if layer not in signal.layers]
         map_, hint = getattr(self.loss, "layer_map", ""), ""
         if map_:
@@ -220,11 +226,18 @@ class _Where(NamedTuple):
         if wanted == stored or (fraction == 1 and wanted in SERVES.get(stored, ())):
             return wanted
         part = f",fraction={fraction:g}" if fraction < 1 else ""
+        hint = self._hint("positions", "cache")
         raise ConfigError(
-            f"losses.{self.name} needs {WANTED.get(match.teacher.name, (match.teacher.name,))[0]} "
-            f"at positions={wanted}; the cache holds positions={stored}{part}: set "
-            f"losses.{self.name}.positions=cache, or build a cache with positions={wanted}"
+            f"losses.{self.name} needs {CALLED.get(match.teacher.name, match.teacher.name)} at "
+            f"positions={wanted}; the cache holds positions={stored}{part}: {hint}build a cache "
+            f"with positions={wanted}"
         )
+
+    def _hint(self, option: str, value: str) -> str:
+        """The other way out, for a loss that has such an option."""
+        if not hasattr(self.loss, option):
+            return ""
+        return f"set losses.{self.name}.{option}={value}, or "
 
     def _project(self, match: Match) -> str:
         if match.project is not None:
@@ -239,8 +252,8 @@ class _Where(NamedTuple):
         if hasattr(self.loss, "projection"):
             hint = f"; set losses.{self.name}.projection=linear to learn a map between them"
         raise ConfigError(
-            f"losses.{self.name}: the student's hidden width is {ours}, the cached teacher's "
-            f"{theirs}{hint}"
+            f"losses.{self.name}: the student's {match.student.name} width is {ours}, the cached "
+            f"teacher's {theirs}{hint}"
         )
 
 

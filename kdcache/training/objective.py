@@ -28,7 +28,7 @@ class Objective:
         reads: what the losses read out of the student.
         matrix: whether any reads logits themselves; else a language model's head need not be
             applied, and its fused losses do not.
-        projections: learned linear maps from the student's width to the teacher's. Whoever trains
+        projections: learned linear maps from a student's width to the teacher's. Whoever trains
             must hand their parameters to the optimizer.
         hard_only: whether documents without a label would teach nothing.
         notes: what a person should know, such as a loss that was left out.
@@ -57,9 +57,15 @@ class Objective:
         self.arrays = list(dict.fromkeys(name for match in matches for name in match.arrays))
         self.reads = list(dict.fromkeys(match.student for match in matches))
         self.matrix = makes_logits(self.bound)
-        names = {match.project for match in matches if match.project}
+        learned = {match.project: match for match in matches if match.project}
         self.projections = nn.ModuleDict(
-            {name: nn.Linear(student.hidden, cache.shape.hidden) for name in sorted(names)}
+            {
+                name: nn.Linear(
+                    student.width(learned[name].student.name),
+                    cache.shape.width(learned[name].teacher.name),
+                )
+                for name in sorted(learned)
+            }
         )
         self.hard_only = self.losses.keys() <= set(hard)
         self._passes = passes(self.bound)

@@ -23,6 +23,7 @@ from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError
 from kdcache.maintenance.copying import copy
 from kdcache.maintenance.exporting import export, part_columns
 from kdcache.maintenance.merging import merge
+from kdcache.maintenance.repair import repair
 from kdcache.maintenance.verifying import verify
 from kdcache.store import Cache, locate, open_cache, open_plan
 from tests.conftest import bert_config, save_teacher
@@ -200,6 +201,51 @@ def test_signals_asked_for_later_join_those_of_their_teacher(
     assert [origin["signals"] for origin in origins] == [["logits"], ["hidden"]]
     assert logits.completion is not None
     assert origins[0]["contents"] == logits.completion["contents"]
+
+
+def test_layers_asked_for_later_join_those_of_their_signal(
+    tmp_path: Path, plan: Path, hidden: Cache, classifier: Path
+) -> None:
+    """Wherever their rows come from, they are read, checked and made again as one signal's."""
+    made = {
+        name: build(
+            plan,
+            teacher=classifier,
+            task=TASK,
+            out=tmp_path / name,
+            signals=[text],
+            batch_tokens=512,
+        )
+        for name, text in {
+            "later": "hidden:layers=3-0,positions=all,dtype=int8",
+            "coarse": "hidden:layers=3,positions=all,dtype=int4",
+        }.items()
+    }
+    later = made["later"]
+    merge([hidden.path, later.path], tmp_path / "both")
+    both = open_cache(tmp_path / "both")
+    assert both.signals["hidden"].to_json()["layers"] == [0, 2, 3, 4]
+    assert verify(both.path, full=True) == []
+    docs = both.plan.docs
+    for cache, layers in ((hidden, (2, 4)), (later, (0, 3))):
+        for layer in layers:
+            found, wanted = (c.hidden(layer, docs).dense() for c in (both, cache))
+            assert torch.equal(found, wanted)
+            told, known = both.fidelity["hidden"], cache.fidelity["hidden"]
+            assert told["relative_error"][f"L{layer}"] == known["relative_error"][f"L{layer}"]
+            assert told["rows"] == known["rows"]
+    whole = files_of(both.path)
+    for array in both.layouts:
+        next(p for p in (both.path / array / "c").rglob("*") if p.is_file()).unlink()
+    (both.path / "commits" / "000000" / "zarr.json").write_text("{}")
+    assert repair(both.path).left == ()
+    assert files_of(both.path) == whole
+
+    with pytest.raises(ConfigError, match="dtype is int8 in the first and int4 in the other: "):
+        merge([hidden.path, made["coarse"].path], tmp_path / "no")
+    with pytest.raises(ConfigError, match=r"both have layer 0: .*--signal more=hidden:"):
+        merge([both.path, later.path], tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_merged_cache_trains_as_one_build_of_both_signals(

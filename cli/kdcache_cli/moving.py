@@ -46,8 +46,8 @@ def merge(
 ) -> None:
     """Merge caches of one plan into a new one.
 
-    Their signals lie side by side, such as hidden states that were asked of the same teacher later;
-    those of one teacher need names of their own (build --signal late=hidden:layers=6).
+    Their signals lie side by side; layers that were asked of the same teacher later join those that
+    are there, if they are stored alike.
     What another teacher said is kept under its name: train --teacher NAME. Started again, a merge
     goes on where it stopped.
     """

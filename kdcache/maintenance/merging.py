@@ -7,9 +7,10 @@ becomes a guest with a folder and a table of its own (docs/decisions/0009).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 from kdcache.errors import ConfigError, MismatchError
 from kdcache.maintenance.transfer import COMPLETE, MANIFEST, Item, Transfer, transfer
@@ -22,6 +23,8 @@ from kdcache.plans.identity import (
     teacher_differences,
 )
 from kdcache.progress import Shown, short, shown
+from kdcache.signals import Signal, join, to_record
+from kdcache.signals import merge as add_up
 from kdcache.store.cache import Cache
 from kdcache.store.create import PLAN_COMMIT, plan_commit
 from kdcache.store.format.commit_log import part_name
@@ -36,15 +39,16 @@ EMPTY = "commits/zarr.json"  # a group without attributes, as any
 def merge(sources: Sequence[Place], out: Place, *, progress: Shown = None) -> Transfer:
     """Write a cache to `out` that holds what the complete caches `sources` of one plan hold.
 
-    Signals of the teacher of the first cache are its signals. Another teacher's are seen with
+    Signals of the teacher of the first cache are its signals. Those of one name become one signal
+    if they differ in their layers alone, and have none in common. Another teacher's are seen with
     `open_cache(out, teacher=NAME)`, where NAME is the teacher's name. Every object is checked on
     both sides, and an interrupted merge goes on, as in `copy`.
 
     Caches of the second format and of the third make one of the second.
 
     Raises MismatchError, naming the field, if the plans differ, or teachers with the same weights
-    in their configurations; ConfigError if two caches hold the
-    same signal of the same teacher; IncompleteError; DamageError.
+    in their configurations; ConfigError if two caches hold signals of one name and teacher that
+    are not layers of one; IncompleteError; DamageError.
     """
     progress = shown(progress)
     given = [sources] if isinstance(sources, Place) else list(sources)
@@ -112,6 +116,11 @@ class _Source:
         """Its signals: names in their own cache, by name."""
         return {self.prefix + name: self.cache.prefix + name for name in self.cache.signals}
 
+    @property
+    def held(self) -> dict[str, Signal]:
+        """Its signals by the names they get."""
+        return {self.prefix + name: signal for name, signal in self.cache.signals.items()}
+
     def before_parts(self) -> Iterator[Item]:
         """Metadata of its arrays, and its files."""
         for name, layout in self.cache.layouts.items():
@@ -140,7 +149,7 @@ def _below(cache: Cache, there: str, here: str) -> Iterator[Item]:
 
 def _seat(caches: Sequence[Cache]) -> list[_Source]:
     """Give every teacher beside the first a name, and every cache its teacher's prefix."""
-    seated: dict[str, Cache] = {}
+    seated: dict[str, tuple[Cache, Signal]] = {}
     names: list[str] = []
     sources: list[_Source] = []
     for cache in caches:
@@ -150,14 +159,29 @@ def _seat(caches: Sequence[Cache]) -> list[_Source]:
             names.append(_name(teacher["name"], names))
         other = guest_prefix(names[-1]) if sources else ""
         sources.append(_Source(cache, same[0].prefix if same else other))
-        for name in sources[-1].signals:
-            if name in seated:
+        for name, signal in sources[-1].held.items():
+            first, known = seated.get(name, (cache, None))
+            try:
+                seated[name] = first, signal if known is None else join(known, signal)
+            except ConfigError as error:
                 raise ConfigError(
-                    f"{seated[name].path} and {cache.path} both hold {name.rpartition('/')[2]} of "
-                    f"{teacher['name']}; a cache holds one of each: leave one of them out"
-                )
-            seated[name] = cache
+                    f"{first.path} and {cache.path} both hold {name.rpartition('/')[2]} of "
+                    f"{teacher['name']}; {error}: leave one of them out, or build it under another "
+                    f"name (--signal more={signal.kind}:...)"
+                ) from error
     return sources
+
+
+def _joined(sources: Sequence[_Source]) -> dict[str, Signal]:
+    """Signals that several sources have layers of, by their names in the store."""
+    found: dict[str, Signal] = {}
+    joined: dict[str, Signal] = {}
+    for source in sources:
+        for name, signal in source.held.items():
+            if name in found:
+                joined[name] = signal = join(found[name], signal)
+            found[name] = signal
+    return joined
 
 
 def _one_teacher(first: Cache, other: Cache) -> bool:
@@ -203,10 +227,15 @@ def _plan_items(first: Cache, sources: Sequence[_Source]) -> dict[str, Item]:
 def _manifest(sources: Sequence[_Source], objects: Json) -> Json:
     oldest = min((s.cache.manifest for s in sources), key=lambda known: known["format"])
     tables: dict[str, Json] = {}
+    joined = _joined(sources)
     for source in sources:
         theirs = {name: source.cache.manifest[name] for name in TABLE}
         table = tables.setdefault(source.prefix, {**theirs, "signals": {}})
         table["signals"].update(theirs["signals"])
+        for name, signal in joined.items():
+            if name.rpartition("/")[0] == source.prefix.rstrip("/"):
+                short = name.rpartition("/")[2]
+                table["signals"][short] = to_record(short, signal)
         table["shape"] = {**table["shape"], **theirs["shape"]}  # each tells what its signals need
         if not has_configuration(theirs["teacher"]):  # what one of them lacks, nobody vouches for
             kept = {key: value for key, value in table["teacher"].items() if key not in FUNCTION}
@@ -219,6 +248,7 @@ def _manifest(sources: Sequence[_Source], objects: Json) -> Json:
         "merged": [
             {
                 "signals": list(source.signals),
+                **_layers(source, joined),
                 "software": source.cache.manifest["software"],
                 "contents": (source.cache.completion or {})["contents"],
             }
@@ -228,14 +258,29 @@ def _manifest(sources: Sequence[_Source], objects: Json) -> Json:
     }
 
 
+def _layers(source: _Source, joined: Collection[str]) -> Json:
+    """Which layers of a signal that several builds have made are a source's."""
+    held: dict[str, Any] = {**source.held}
+    found = {name: list(held[name].layers) for name in joined if name in held}
+    return {"layers": found} if found else {}
+
+
+def joined_sums(builds: Iterable[Mapping[str, Json]]) -> Json:
+    """Sums by signal of several builds; of a signal that some have layers of, those of all."""
+    found: dict[str, Json] = {}
+    for sums in builds:
+        for name, stats in sums.items():
+            known = found.get(name)  # sorted, for builds may name their layers in any order
+            found[name] = stats if known is None else dict(sorted({**known, **stats}.items()))
+    return found
+
+
 def _part_record(sources: Sequence[_Source], part: int, items: Sequence[Item]) -> Json:
     commits = [source.cache.commit(part) for source in sources]
-    fidelity = {
-        name: commit["fidelity"][there]
+    fidelity = joined_sums(
+        {n: commit["fidelity"][t] for n, t in source.signals.items() if t in commit["fidelity"]}
         for source, commit in zip(sources, commits, strict=True)
-        for name, there in source.signals.items()
-        if there in commit["fidelity"]
-    }
+    )
     forwards = [commit["forward"] for commit in commits]
     return merged_commit(commits[0], {item.key: item.facts for item in items}, fidelity, forwards)
 
@@ -253,13 +298,17 @@ def merged_commit(first: Json, objects: Json, fidelity: Json, forwards: Sequence
 
 
 def _completion(sources: Sequence[_Source], parts: Sequence[Json]) -> Json:
+    figures = {
+        source.prefix + name: found
+        for source in sources
+        for name, found in source.cache.fidelity.items()
+    }
+    for name, signal in _joined(sources).items():
+        sums = [part["fidelity"][name] for part in parts if name in part["fidelity"]]
+        figures[name] = signal.summarise(add_up(sums))
     return {
         "parts": len(parts),
-        "fidelity": {
-            source.prefix + name: figures
-            for source in sources
-            for name, figures in source.cache.fidelity.items()
-        },
+        "fidelity": figures,
         "contents": digest([record["objects"] for record in parts]),
         "commits": digest(list(parts)),
     }

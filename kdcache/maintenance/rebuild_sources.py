@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from kdcache.building.builder import is_plan, kept_files
 from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.errors import DamageError, MismatchError
+from kdcache.manifest import Json
 from kdcache.models import Teacher, Tokenizer, classes_of, load_tokenizer
 from kdcache.models.teacher_again import load_same_teacher
 from kdcache.plans import Plan, PlanConfig
@@ -30,19 +31,37 @@ class Seat:
         guest: name of its teacher in a merged cache; None: the first.
         prefix: where its arrays lie.
         signals: names of its signals, without the prefix.
+        layers: those of a signal that are of this build, where another has made others.
     """
 
     guest: str | None
     prefix: str
     signals: tuple[str, ...]
+    layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What the names of its arrays begin with, as its own teacher's cache has them."""
+        return tuple(
+            f"{signal}/{part}"
+            for signal in self.signals
+            for part in [f"L{layer}/" for layer in self.layers.get(signal, ())] or [""]
+        )
 
     def holds(self, array: str) -> bool:
         """Whether an array, as its own teacher's cache names it, is of this build."""
-        return array.partition("/")[0] in self.signals
+        return array.startswith(self.groups)
 
     def owns(self, key: str) -> bool:
         """Whether an object is of this build."""
-        return key.startswith(tuple(f"{self.prefix}{signal}/" for signal in self.signals))
+        return key.startswith(tuple(self.prefix + group for group in self.groups))
+
+    def sums(self, signal: str, stats: Json) -> Json:
+        """Of the sums of a signal those that are of this build."""
+        if signal not in self.layers:
+            return stats
+        own = tuple(f"L{layer}_" for layer in self.layers[signal])
+        return {name: n for name, n in stats.items() if name == "rows" or name.startswith(own)}
 
 
 class Sources:
@@ -81,7 +100,7 @@ class Sources:
         if merged is None:
             return [Seat(guest=None, prefix="", signals=tuple(cache.signals))]
         try:
-            return [_seat(entry["signals"], cache.teachers) for entry in merged]
+            return [_seat(entry, cache.teachers) for entry in merged]
         except (LookupError, TypeError, AttributeError) as error:
             where = self.root / "zarr.json"
             raise DamageError(f"{where} is damaged: `merged` makes no sense ({error})") from error
@@ -152,14 +171,16 @@ class Sources:
             )
 
 
-def _seat(names: list[str], teachers: tuple[str, ...]) -> Seat:
-    """The seat whose signals have these names in the store, such as "teachers/NAME/logits"."""
+def _seat(entry: Json, teachers: tuple[str, ...]) -> Seat:
+    """The seat whose signals have the names of an entry, such as "teachers/NAME/logits"."""
+    names = entry["signals"]
+    layers = {name.rpartition("/")[2]: own for name, own in entry.get("layers", {}).items()}
     prefix = names[0].rpartition("/")[0]
     guest = prefix.removeprefix("teachers/") if prefix else None
     if guest is not None and guest not in teachers:
         raise LookupError(guest)
     signals = tuple(name.rpartition("/")[2] for name in names)
-    return Seat(guest=guest, prefix=f"{prefix}/" if prefix else "", signals=signals)
+    return Seat(guest=guest, prefix=f"{prefix}/" if prefix else "", signals=signals, layers=layers)
 
 
 def plan_options(config: PlanConfig) -> PlanOptions:

@@ -15,7 +15,7 @@ from typing import Any
 
 from kdcache.building.capture import Capture
 from kdcache.errors import CacheError, DamageError
-from kdcache.maintenance.merging import merged_commit
+from kdcache.maintenance.merging import joined_sums, merged_commit
 from kdcache.maintenance.rebuild_sources import Sources
 from kdcache.maintenance.restore_metadata import (
     restore_columns,
@@ -209,7 +209,7 @@ class _Rows:
             return merged_commit(
                 records[0],
                 {key: facts for record in records for key, facts in record["objects"].items()},
-                {name: sums for run in runs for name, sums in run.fidelity.items()},
+                joined_sums(run.fidelity for run in runs),
                 [run.forward for run in runs],
             )
         return records[0]
@@ -251,7 +251,11 @@ class _Rows:
         kept = {name: rows for name, rows in arrays.items() if seat.holds(name)}
         return _Run(
             encoded=encode_part(cache, part, kept),
-            fidelity={seat.prefix + n: s for n, s in fidelity.items() if n in seat.signals},
+            fidelity={
+                seat.prefix + name: seat.sums(name, stats)
+                for name, stats in fidelity.items()
+                if name in seat.signals
+            },
             forward=forward,
         )
 

@@ -83,6 +83,7 @@ __all__ = [
     "check_name",
     "from_json",
     "holder",
+    "join",
     "merge",
     "named_arrays",
     "of_signal",
@@ -215,6 +216,26 @@ def named_arrays(signals: Mapping[str, Signal], task: Task, shape: ModelSizes) -
         for name, signal in signals.items()
         for spec in signal.arrays(task, shape)
     ]
+
+
+def join(one: Any, other: Any) -> Signal:
+    """One signal with the layers of two; ConfigError, saying why, where they are not of one kind.
+
+    Everything but the layers has to be the same, and no layer may be in both.
+    """
+    layers = getattr(one, "layers", ()), getattr(other, "layers", ())
+    if type(one) is not type(other) or not all(layers):
+        raise ConfigError("a cache holds one of each")
+    both = sorted(set(layers[0]) & set(layers[1]))
+    if both:
+        raise ConfigError(f"both have layer {both[0]}")
+    have, want = one.to_json(), other.to_json()
+    for name in sorted((have.keys() | want.keys()) - {"layers"}):
+        if have.get(name) != want.get(name):
+            told = f"{name} is {have.get(name)} in the first and {want.get(name)} in the other"
+            raise ConfigError(f"their layers would be one signal, but {told}")
+    made: Signal = replace(one, layers=tuple(sorted(layers[0] + layers[1])))
+    return made
 
 
 def taps_of(signals: Iterable[Signal]) -> set[Tap]:

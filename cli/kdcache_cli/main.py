@@ -9,7 +9,9 @@ import threading
 import traceback
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from types import FrameType
+from typing import Any
 
 import typer
 
@@ -79,8 +81,14 @@ def _run(arguments: list[str], debug: bool) -> int:
         return _fail(f"error: {_unexpected(error, arguments)}", FAILED, debug)
 
 
+@cache
+def _command() -> Any:
+    """All commands with their options, which take a tenth of a second to be read off their code."""
+    return typer.main.get_command(app)
+
+
 def _invoke(arguments: list[str]) -> int:
-    command = typer.main.get_command(app)
+    command = _command()
     try:
         # Not command.main(): it would print usage errors its own way and swallow interrupts' words.
         with command.make_context("kdcache", arguments) as context:

@@ -468,3 +468,33 @@ def test_no_number_of_a_step_is_asked_of_the_device(logits):
     assert terms.keys() == losses.keys()
     total.backward()
     assert all(x.grad is not None for x in nowhere)
+
+
+def test_a_loss_names_the_signal_it_learns_from_or_takes_the_one_that_has_its_layer():
+    signals = {
+        "early": Hidden(layers=(1, 2), dtype="fp32"),
+        "late": Hidden(layers=(2, 4), positions="all", dtype="fp32"),
+    }
+    held = CacheSpec(
+        task="text-classification", problem="classes", signals=signals, shape=TEACHER, labelled=3
+    )
+    both = HiddenMSE(layer_map="1:1,2:4", positions="cls")
+    aim = Objective({"both": both}, held, STUDENT)
+    assert aim.arrays == ["early/L1/codes", "late/L4/codes"]
+    for name, layer_map in (("early", "1:2"), ("late", "1:2"), ("late", "1:4")):
+        named = HiddenMSE(layer_map=layer_map, signal=name)
+        aim = Objective({"one": named}, held, STUDENT)
+        assert aim.arrays == [f"{name}/L{layer_map[-1]}/codes"]
+    for loss, message in (
+        (
+            HiddenMSE(layer_map="1:4", signal="early"),
+            "teacher layers 4; the cache holds layers 1-2",
+        ),
+        (
+            HiddenMSE(layer_map="1:4", signal="soft"),
+            "needs hidden states under the name soft; .* --signal soft=hidden:layers=4,positions=",
+        ),
+        (SoftKL(signal="early"), "needs soft labels under the name early; .* logits:dense"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Objective({"one": loss}, held, STUDENT)

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from kdcache.models.run import run
+from kdcache.models.teacher import model_sizes
 from kdcache.plans.batch import Batch
-from kdcache.signals import Tap
+from kdcache.signals import TAP_KINDS, Tap
 from tests.taps import (
     APART,
     CAPPED,
@@ -83,6 +84,19 @@ def test_queries_keys_and_values_are_what_their_projections_say(family: str, bat
         for layer, wanted in enumerate(said[kind], start=1):
             assert torch.equal(got.states(Tap(kind, layer)), wanted)
             assert torch.equal(got.rows(Tap(kind, layer)), wanted[batch.mask])
+
+
+@pytest.mark.parametrize("family", families(*FAMILIES, *APART))
+def test_a_configuration_tells_how_wide_every_tap_is(family: str, batch: Batch) -> None:
+    model = model_of(family)
+    sizes = model_sizes(model.config, "text-classification")
+    taps = [Tap(kind) for kind in TAP_KINDS if kind != "head"]
+    taps = [tap for tap in taps if tap.name not in QKV or family not in APART]
+    with torch.no_grad():
+        found = run(model, batch, taps)
+    for tap, values in found.values.items():
+        assert found.rows(tap).shape[1] == sizes.width(tap.name), tap
+        assert len(values) == len(batch["docs"])
 
 
 @pytest.mark.parametrize("family", families(*FAMILIES, *APART))

@@ -146,18 +146,15 @@ def _rated(plan: Plan, shape: ModelSizes, wanted: Signal, known: Json) -> Iterat
     """The ways to store what is wanted of a signal: as it is, if nothing like it was measured."""
     ways = WAYS.get(getattr(wanted, "measured", ""))
     if ways is None:
-        settings = _text(wanted.to_json(), leave=("codec",))
-        text = f"{wanted.kind}:{wanted.codec}" if len(SIGNALS[wanted.kind]) > 1 else wanted.kind
-        note = f"nothing was measured of {wanted.kind}"
-        yield Rated(f"{text}{',' if ':' in text else ':'}{settings}".strip(":,"), wanted, 0.0, note)
+        yield Rated(_written(wanted), wanted, 0.0, f"nothing was measured of {wanted.kind}")
         return
     yield from ways(plan, shape, wanted, known)
 
 
 def _logits(plan: Plan, shape: ModelSizes, wanted: Signal | None, known: Json) -> Iterator[Rated]:
     if plan.config.task == "text-classification":
-        text = "logits:dense,dtype=fp32"
-        yield Rated(text, wanted or parse(text), 0.0)
+        signal = wanted or parse("logits:dense,dtype=fp32")
+        yield Rated(_written(signal), signal, 0.0)
         return
     measured = [Rated(text, parse(text), error) for text, error in known["logits"].items()]
     if wanted is not None:
@@ -200,6 +197,13 @@ WAYS: dict[str, Callable[[Plan, ModelSizes, Any, Json], Iterator[Rated]]] = {
     "hidden": _vectors,
 }
 """How a signal may be stored, by the part of the table that tells of its like (`measured`)."""
+
+
+def _written(signal: Signal) -> str:
+    """A signal as `--signal` takes it, all its settings spelled out."""
+    codec = signal.codec if len(SIGNALS[signal.kind]) > 1 else ""
+    inner = filter(None, (codec, _text(signal.to_json(), leave=("codec",))))
+    return f"{signal.kind}:{','.join(inner)}"
 
 
 def _text(settings: Json, leave: Sequence[str]) -> str:

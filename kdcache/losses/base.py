@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 
 from kdcache.errors import ConfigError
-from kdcache.plans.batch import Batch
+from kdcache.plans.batch import Batch, Rows
 from kdcache.signals import Activations, ModelSizes, SoftUse, Tap
 
 Over = Literal["rows", "padded", "documents", "batch"]
@@ -59,23 +61,30 @@ class Pair(NamedTuple):
     wider: bool = False
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Step:
     """What a loss knows of one batch besides its pairs.
 
     Attributes:
-        weight: [N] floating, what each row, or document, counts for: the sum of the rows' values
-            times these is the batch's part of the mean over the step. That is 0 where a row is
-            masked, what its document weighs (`example_weight`), divided by the sum over all that
-            the step's batches have, on every rank.
-        total: that sum, known to the host.
         batch: inputs and labels.
         said: all that was read out of the student.
+        rows: the rows, or documents, that the loss is a mean over.
+        total: what they count for in all batches of the step, on every rank; known to the host.
     """
 
-    weight: torch.Tensor
-    total: float
     batch: Batch
     said: Activations
+    rows: Rows
+    total: float
+
+    @cached_property
+    def weight(self) -> torch.Tensor:
+        """What each row, or document, counts for, [N] floating: 0 where it is masked, else what its
+        document weighs (`example_weight`), over `total`. The sum of the rows' values times these
+        is the batch's part of the mean over the step.
+        """
+        dtype = exact(next(iter(self.said.values.values()))[:0]).dtype
+        return self.batch.row_weights(self.rows, self.total, dtype)
 
 
 class Loss(Protocol):

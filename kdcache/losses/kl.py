@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -147,28 +147,39 @@ def _rows(
     wider: bool,
 ) -> Rows:
     """Loss, and rows of both its parts; `tail` says nothing where no class is left out."""
-    if isinstance(said, Head) and isinstance(soft, HeadLabels):
-        return _both_heads(said, soft, options | {"row_weight": weight})
-    if isinstance(soft, HeadLabels):
-        labels, wider = soft.dense(), False
-    else:
-        labels = soft
+    student = Head if isinstance(said, Head) else torch.Tensor
+    if isinstance(soft, HeadLabels) and student is not Head:  # which no op serves
+        soft, wider = soft.dense(), False
+    if isinstance(soft, SoftLabels):
+        soft, told = _told(soft, said.shape[1], tail, options["temperature"], wider)
+        options |= told
+    return OPS[student, type(soft)](said, soft, weight, options)
+
+
+def _told(
+    soft: SoftLabels, outputs: int, tail: str, temperature: float, wider: bool
+) -> tuple[SoftLabels, dict[str, Any]]:
+    """Labels of the student's outputs, and what an op is told of their tail."""
     if tail == "drawn":
-        labels, tail = labels.with_drawn(), "bucket"
-    temperature = options["temperature"]
-    stat = labels.tail_stat if temperature == STAT_TEMPERATURE else None
+        soft, tail = soft.with_drawn(), "bucket"
+    stat = soft.tail_stat if temperature == STAT_TEMPERATURE else None
     if wider:
-        labels = within(labels, said.shape[1], temperature, tail)
-        stat = labels.tail_stat
-    options |= {"tail_logmass": labels.tail_logmass, "tail_stat": stat, "tail": tail}
-    if isinstance(said, Head):
-        kept = (said.hidden, said.weight, said.bias, labels.ids, labels.logprobs)
-        with said.as_in_model():
-            return linear_topk_kl_rows(*kept, row_weight=weight, **options)
-    return topk_kl_rows(said, labels.ids, labels.logprobs, weight=weight, **options)
+        soft = within(soft, outputs, temperature, tail)
+        stat = soft.tail_stat
+    return soft, {"tail_logmass": soft.tail_logmass, "tail_stat": stat, "tail": tail}
 
 
-def _both_heads(said: Head, soft: HeadLabels, options: dict[str, Any]) -> Rows:
+def _of_logits(said: Any, soft: Any, weight: torch.Tensor | None, options: Any) -> Rows:
+    return topk_kl_rows(said, soft.ids, soft.logprobs, weight=weight, **options)
+
+
+def _through_head(said: Any, soft: Any, weight: torch.Tensor | None, options: Any) -> Rows:
+    kept = (said.hidden, said.weight, said.bias, soft.ids, soft.logprobs)
+    with said.as_in_model():
+        return linear_topk_kl_rows(*kept, row_weight=weight, **options)
+
+
+def _through_both(said: Any, soft: Any, weight: torch.Tensor | None, options: Any) -> Rows:
     with said.as_in_model():
         return linear_kl_rows(
             said.hidden,
@@ -178,5 +189,14 @@ def _both_heads(said: Head, soft: HeadLabels, options: dict[str, Any]) -> Rows:
             bias=said.bias,
             teacher_bias=soft.bias,
             teacher_scale=soft.rows.scale,
+            row_weight=weight,
             **options,
         )
+
+
+OPS: dict[tuple[type, type], Callable[[Any, Any, torch.Tensor | None, Any], Rows]] = {
+    (torch.Tensor, SoftLabels): _of_logits,
+    (Head, SoftLabels): _through_head,
+    (Head, HeadLabels): _through_both,
+}
+"""What serves a student's logits, or its head, with a teacher's soft labels, or its head."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdcache.errors import ConfigError
-from kdcache.losses.base import Loss, Step, exact
+from kdcache.losses.base import Loss, Step
 from kdcache.losses.binding import CacheSpec, bind
 from kdcache.losses.pairs import Pairs
 from kdcache.losses.passes import labels_only, makes_logits, passes
@@ -92,9 +92,8 @@ class Objective:
         the means over it; else the batch is all of a step.
         """
         whole = self.totals([batch]) if totals is None else totals
-        dtype = exact(next(iter(said.values.values()))[:0]).dtype  # of sums
         steps = {
-            name: Step(batch.row_weights(one.rows, total, dtype), total, batch, said)
+            name: Step(batch=batch, said=said, rows=one.rows, total=total)
             for (name, one), total in zip(self.bound.items(), whole, strict=True)
         }
         pairs = Pairs(self.cache, batch, said, outputs=self._outputs, project=self._project)

@@ -151,6 +151,8 @@ def _state(completeness: Json) -> str:
 
 def _signal(config: Json) -> str:
     values = {k: v for k, v in config.items() if v is not None and k != "codec"}
+    if values.get("kind") == config["codec"]:
+        del values["kind"]
     inner = [
         f"{k}={'-'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()
     ]

@@ -19,6 +19,7 @@ from kdcache.building.builder import build
 from kdcache.errors import ConfigError, MismatchError
 from kdcache.losses import LABELS, HiddenMSE, Match
 from kdcache.signals import Tap
+from kdcache.training.documents import CachedDocuments
 from kdcache.training.recipe import DataOrder, Recipe
 from kdcache.training.scale import keep_scale, require_whole
 from kdcache.training.train import train
@@ -293,6 +294,23 @@ def test_a_loss_over_documents_is_weighted_by_documents(cache, classifier, tmp_p
     trainer, taken = student.trainer(tmp_path, turns=TURNS)
     found = list(zip(*steps.run(trainer, taken), strict=True))
     compare(Student(cache, classifier, losses, torch.float64), torch.float64, trainer.args, found)
+
+
+def test_micro_batches_of_weighed_documents_are_the_whole_batch(
+    masked_cache, masked_lm, tmp_path, monkeypatch
+):
+    plain = CachedDocuments.read
+
+    def weighed(data, docs):
+        batch = plain(data, docs)
+        batch["example_weight"] = batch["docs"] % 3 / 2
+        return batch
+
+    monkeypatch.setattr(CachedDocuments, "read", weighed)
+    known = (masked_cache, masked_lm, ALL["three"], torch.float64)
+    trainer, taken = Student(*known).trainer(tmp_path, turns=TURNS)
+    found = list(zip(*steps.run(trainer, taken), strict=True))
+    compare(Student(*known), torch.float64, trainer.args, found)
 
 
 def test_a_loss_over_pairs_is_refused_where_a_step_is_cut_unless_told(cache, classifier, tmp_path):

@@ -1,5 +1,6 @@
 """A loss and a layer map of a user's own: a module with one class and one function, and a table
-entry for each, take a student from a recipe to curves and a card. CONTRIBUTING promises no more.
+entry for each, take a student from a recipe to curves and a card, beside a signal and a codec of a
+user's own. CONTRIBUTING promises no more.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typer.testing import CliRunner
 
 from kdcache.losses import LOSSES
 from kdcache.losses.layer_maps import LAYER_MAPS
-from kdcache.store import Cache
 from kdcache_cli.main import app
 from tests.conformance import test_layer_maps, test_losses
+from tests.conformance.conftest import Caches
+from tests.conformance.test_new_signals import SIGNALS_OF_IT, TASK, module
+
+__all__ = ["module"]  # a fixture
 
 MODULE = '''
 """Cosine distance of hidden states, as in DistilBERT (arXiv:1910.01108), between both ends."""
@@ -28,7 +32,7 @@ from torch.nn.functional import cosine_similarity
 
 from kdcache.losses.base import Match, weighted
 from kdcache.losses.layer_maps import layer_pairs
-from kdcache.signals import Tap
+from kdcache.signals import TAP_KINDS, Tap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +43,17 @@ class Direction:
     over: ClassVar[str] = "rows"
     weight: float = 1.0
     layer_map: str = "ends"
+    tap: str = "hidden"
+    signal: str = ""
 
     def matches(self, student, teacher):
-        pairs = layer_pairs(self.layer_map, student.layers, teacher.layers)
-        return [Match(Tap("hidden", ours), Tap("hidden", theirs)) for ours, theirs in pairs]
+        pairs = [(None, None)]
+        if TAP_KINDS[self.tap].first is not None:
+            pairs = layer_pairs(self.layer_map, student.layers, teacher.layers)
+        return [
+            Match(Tap(self.tap, ours), Tap(self.tap, theirs), signal=self.signal)
+            for ours, theirs in pairs
+        ]
 
     def value(self, pairs, step):
         apart = [
@@ -65,12 +76,18 @@ paper = "arXiv:1910.01108"
 kind = "direction"
 layer_map = "ends"
 
+[losses.mean]
+kind = "direction"
+tap = "average"
+signal = "mine"
+weight = 2
+
 [losses.kl]
 weight = 0.5
 
 [training]
 learning_rate = 1e-3
-per_device_train_batch_size = 16
+per_device_train_batch_size = 6
 max_steps = 12
 logging_steps = 1
 """
@@ -87,25 +104,28 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-@pytest.mark.usefixtures("added")
+@pytest.mark.usefixtures("added", "module")
 def test_a_recipe_that_names_them_trains_a_student_to_curves_and_card(
-    cache: Cache, classifier: Path, tmp_path: Path
+    caches: Caches, tmp_path: Path
 ) -> None:
+    states = "hidden:layers=0-1-2-3-4,positions=all"
+    cache = caches.build(TASK, [*SIGNALS_OF_IT, states])
     (tmp_path / "ends.toml").write_text(RECIPE, "utf-8")
     out = tmp_path / "student"
     command = ["train", str(cache.path), "--recipe", str(tmp_path / "ends.toml")]
-    ended = CliRunner().invoke(app, [*command, "--config", str(classifier), "--out", str(out)])
+    config = str(caches.teachers[TASK])
+    ended = CliRunner().invoke(app, [*command, "--config", config, "--out", str(out)])
     assert ended.exit_code == 0, ended.output
-    log = json.loads((out / "training_log.json").read_text("utf-8"))
-    found = [entry["loss_ends"] for entry in log if "loss_ends" in entry]
-    assert len(found) == 12
-    assert sum(found[-4:]) < 0.9 * sum(found[:4])
+    log = [e for e in json.loads((out / "training_log.json").read_text("utf-8")) if "loss" in e]
+    assert len(log) == 12
+    for name in ("ends", "mean", "kl"):
+        found = [entry[f"loss_{name}"] for entry in log]
+        assert sum(found[-4:]) < sum(found[:4]), name
     for entry in log:
-        if "loss" in entry:
-            terms = entry["loss_ends"] + 0.5 * entry["loss_kl"]
-            assert entry["loss"] == pytest.approx(terms, rel=1e-4)
+        terms = entry["loss_ends"] + 2 * entry["loss_mean"] + 0.5 * entry["loss_kl"]
+        assert entry["loss"] == pytest.approx(terms, rel=1e-4)
     assert (out / "curves.png").stat().st_size > 10_000
-    assert "ends × 1, kl × 0.5" in (out / "README.md").read_text("utf-8")
+    assert "ends × 1, mean × 2, kl × 0.5" in (out / "README.md").read_text("utf-8")
 
 
 @pytest.mark.usefixtures("added")

@@ -152,26 +152,25 @@ class _Where(NamedTuple):
         name = match.signal or holder(signals, tap) or first
         if name in able:
             return name, signals[name]
-        called, signal = CALLED.get(tap.name, tap.name), self._build(match)
-        if match.use is not None and match.use.raw:
-            called, signal = "raw logits", "logits:dense"
+        raw = match.use is not None and match.use.raw
+        called = "raw logits" if raw else CALLED.get(tap.name, tap.name)
         named = f" under the name {match.signal}" if match.signal else ""
         raise ConfigError(
             f"losses.{self.name} needs {called}{named}; the cache holds {self.cache.held()}: build "
-            f"one with --signal {signal}"
+            f"one with --signal {self._build(match)}"
         )
 
     def _build(self, match: Match) -> str:
         """The signal to build for a match."""
         tap, options = match.teacher, []
+        name = f"{match.signal}=" if match.signal else ""
         if match.use is not None:
-            return "logits:dense or logits:topk"
+            return f"{name}logits:dense" + ("" if match.use.raw else f" or {name}logits:topk")
         if tap.layer is not None:
             options.append(f"layers={layers_text(self._layers(tap.name))}")
         if TAP_KINDS[tap.name].per == "token":
             options.append(f"positions={match.positions or 'cls'}")
-        name = f"{match.signal}={tap.name}" if match.signal else tap.name
-        return f"{name}:{','.join(options)}" if options else name
+        return ":".join(filter(None, [name + tap.name, ",".join(options)]))
 
     def _layers(self, name: str) -> list[int]:
         """The layers that its matches read of one tap of the teacher."""

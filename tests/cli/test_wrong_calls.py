@@ -65,6 +65,7 @@ a recipe that is no TOML | train {cache} --recipe {bad.toml} --out {out} | bad.t
 a recipe without a loss | train {cache} --recipe {lossless.toml} --out {out} | has no loss + [losses.kl]
 a short name in --set | train {cache} --recipe kd --out {out} --set lr=1e-4 | 'lr' + did you mean 'training.learning_rate'?
 a short name with its table | {TRAIN} --set training.lr=1e-4 | did you mean 'training.learning_rate'?
+a signal that the cache has not | {TRAIN} --set losses.kl.signal=early | needs soft labels under the name early + --signal early=logits:dense
 a field that is taken | {TRAIN} --set training.output_dir=x | training.output_dir cannot be set + --out
 no value in --set | train {cache} --recipe kd --out {out} --set training.learning_rate | KEY=VALUE
 one field set twice | {TRAIN} --lr 1e-4 --set training.learning_rate=1e-3 | --lr and --set training.learning_rate=1e-3 + give one of the two

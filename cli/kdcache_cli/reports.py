@@ -86,6 +86,11 @@ def print_bytes(estimate: Json) -> None:
     total = (size(most), most) if exact else (f"{size(least)} to {size(most)}", "estimate")
     print_table(("array", "size", "bytes"), [*rows, ("total", *total)], right=(1, 2))
     print("The tokenizer's files and the metadata come on top.")
+    for way in estimate.get("smaller", []):
+        print(
+            f"{size(way['bytes'])} less in place of {', '.join(way['signals'])}:",
+            *(f"--signal {text}" for text in way["instead"]),
+        )
 
 
 def print_proposals(budget: int, proposals: list[Json]) -> None:

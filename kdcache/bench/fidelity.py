@@ -167,7 +167,11 @@ def _shape(sample: Sample) -> ModelSizes:
 
 def ready(signal: Signal, sample: Sample) -> tuple[Signal, dict[str, bytes]]:
     """A signal with its artefacts, made of the sample, and those."""
-    origins = Origins(token_counts=lambda: sample.counts, head=lambda: (sample.weight, sample.bias))
+    origins = Origins(
+        token_counts=lambda: sample.counts,
+        head=lambda: (sample.weight, sample.bias),
+        projections=lambda layer: {},  # none of the signals it measures has any
+    )
     files = artefacts([signal], "masked-lm", _shape(sample), origins)
     return assist({"": signal}, _shape(sample), files.__getitem__)[""], files
 

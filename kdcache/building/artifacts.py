@@ -1,4 +1,4 @@
-"""What artefacts of signals are made of: the plan's tokens and the teacher's output layer."""
+"""What artefacts of signals are made of: the plan's tokens and linear layers of the teacher."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from torch import nn
 
 from kdcache.errors import ModelError
 from kdcache.models import Teacher
+from kdcache.models.projections import projections
 from kdcache.plans import Plan
+from kdcache.plans.batch import collate
 from kdcache.signals import Origins
+from kdcache.signals.codecs.linear_file import Linear
 from kdcache.tasks import Space
 
+PROVEN = 4
+"""Documents that projections are proven on."""
 COLUMNS: dict[str, Space] = {"tokens": "token", "masked_label": "masked"}
 
 
@@ -22,6 +27,7 @@ def origins(plan: Plan, teacher: Teacher) -> Origins:
     return Origins(
         token_counts=partial(token_counts, plan, teacher.shape.outputs),
         head=partial(head, teacher),
+        projections=partial(attention_projections, plan, teacher),
     )
 
 
@@ -38,16 +44,30 @@ def token_counts(plan: Plan, size: int) -> npt.NDArray[np.int64]:
     return counts
 
 
-def head(teacher: Teacher) -> tuple[torch.Tensor, torch.Tensor | None]:
+def head(teacher: Teacher) -> Linear:
     """Weight [V, H] and bias [V] of the teacher's output layer, on the CPU.
 
     Raises ModelError if it is not one linear layer.
     """
     layer = teacher.model.get_output_embeddings()
-    if not isinstance(layer, torch.nn.Linear):
+    if not isinstance(layer, nn.Linear):
         kind = type(layer).__name__ if layer is not None else "none that transformers names"
         raise ModelError(
             f"{teacher.identity['name']} has no linear output layer ({kind}): store logits:topk"
         )
+    return _kept(layer)
+
+
+def attention_projections(plan: Plan, teacher: Teacher, layer: int) -> dict[str, Linear]:
+    """Weight [width, H] and bias [width] of each projection of a layer, proven on documents.
+
+    Raises ModelError if they do not make queries, keys and values of hidden states alone.
+    """
+    batch = collate(plan, plan.docs[:PROVEN], {}).to(teacher.device)
+    maps = projections(teacher.model, layer, plan.config.task, batch)
+    return {name: _kept(linear) for name, linear in maps.items()}
+
+
+def _kept(layer: nn.Linear) -> Linear:
     bias = getattr(layer, "bias", None)  # typed as never None, which it may be
     return layer.weight.detach().cpu(), None if bias is None else bias.detach().cpu()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kdcache.building.attention_ways import smaller_ways
 from kdcache.manifest import Json
 from kdcache.plans import Plan
 from kdcache.signals import ArraySpec, Assisted, ModelSizes, Signal
@@ -66,12 +67,19 @@ def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes)
 
     `arrays` are exact. `estimates` are those of compressed arrays, [least, most] as measured on
     real teachers, and of the files that a signal needs; `total` counts the most, `least` the least.
+    `smaller`, if there is such a way, are signals that say the same of attention in fewer bytes.
     The tokenizer's files, the teacher's configuration and the JSON metadata come on top.
 
     Raises ConfigError if a teacher of this shape cannot give a signal.
     """
     for signal in signals.values():
         signal.check(plan.config.task, shape)
+    smaller = smaller_ways(signals, lambda them: int(_sizes(plan, them, shape)["total"]))
+    return {**_sizes(plan, signals, shape), **({"smaller": smaller} if smaller else {})}
+
+
+def _sizes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes) -> Json:
+    """Bytes of arrays, estimates, and both totals."""
     arrays = {layout.name: layout.bytes for layout in plan_layouts(plan)}
     estimates = {}
     for layout, spec in signal_layouts(plan, signals, shape):

@@ -129,7 +129,7 @@ class _Where(NamedTuple):
             stored=stored,
             positions=positions,
             rows=_rows(name, specs[0].space, stored, positions),
-            arrays=tuple(f"{name}/{s.name}" for s in specs if s.tap in (None, match.teacher)),
+            arrays=tuple(f"{name}/{s.name}" for s in specs if s.read_for(match.teacher)),
             project=self._project(match),
         )
 
@@ -204,16 +204,17 @@ class _Where(NamedTuple):
             )
 
     def _check_layers(self, match: Match, name: str, signal: Any) -> None:
-        if match.teacher.layer is None or match.teacher.layer in signal.layers:
+        if match.teacher in signal.gives():
             return
+        there = [tap.layer for tap in signal.gives() if tap.name == match.teacher.name]
         wanted = self._layers(match.teacher.name)
-        lacking = [layer for layer in wanted if layer not in signal.layers]
+        lacking = [layer for layer in wanted if layer not in there]
         map_, hint = getattr(self.loss, "layer_map", ""), ""
         if map_:
-            hint = f"set losses.{self.name}.layer_map to pairs such as '1:{signal.layers[0]}', or "
+            hint = f"set losses.{self.name}.layer_map to pairs such as '1:{there[0]}', or "
         raise ConfigError(
             f"losses.{self.name}: {f'layer map {map_!r} needs ' if map_ else 'needs '}teacher "
-            f"layers {layers_text(wanted)}; the cache holds layers {layers_text(signal.layers)} "
+            f"layers {layers_text(wanted)}; the cache holds layers {layers_text(there)} "
             f"(lacking {layers_text(lacking)}): {hint}build a cache with "
             f"layers={layers_text(wanted)}"
         )

@@ -69,7 +69,7 @@ def copy_blocks(teacher: Any, student: Any, layers: Layers) -> None:
 
     Raises ModelError if the blocks are not in one list, or are not all that hangs on the depth.
     """
-    prefix, _ = _blocks(teacher)
+    prefix, _ = blocks_of(teacher)
     block = re.compile(rf"^{re.escape(prefix)}\.(\d+)\.")
     place = {layer - 1: index for index, layer in enumerate(layers)}
     state = {}
@@ -143,7 +143,7 @@ def _told(layers: Sequence[int]) -> str:
     return "-".join(map(str, layers))
 
 
-def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
+def blocks_of(model: Any) -> tuple[str, nn.ModuleList]:
     """Name and modules of the list of the model's blocks."""
     depth = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
@@ -155,7 +155,7 @@ def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
 @contextmanager
 def _passing_over(model: Any, layers: Layers) -> Iterator[None]:
     """Let all blocks but `layers` hand on the hidden states that they are given."""
-    _, blocks = _blocks(model)
+    _, blocks = blocks_of(model)
     with ExitStack() as stack:
         for layer, block in enumerate(blocks, start=1):
             if layer not in layers:

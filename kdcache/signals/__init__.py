@@ -10,6 +10,7 @@ from typing import Any
 from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json
 from kdcache.records import from_texts, make, required, settings_of
+from kdcache.signals.attention import AttentionInputs
 from kdcache.signals.base import (
     KEPT,
     ArraySpec,
@@ -57,6 +58,7 @@ __all__ = [
     "ArraySpec",
     "Assisted",
     "Attention",
+    "AttentionInputs",
     "Columns",
     "DenseLogits",
     "DocumentVectors",
@@ -82,6 +84,7 @@ __all__ = [
     "assist",
     "check_name",
     "from_json",
+    "given_by",
     "holder",
     "join",
     "merge",
@@ -105,6 +108,7 @@ SIGNALS: dict[str, dict[str, type[Any]]] = {
         "hidden-head": HiddenHead,
     },
     **{kind: {kind: vectors} for kind, vectors in FEATURES.items()},
+    "attention": {"attention": AttentionInputs},
 }
 """Every signal by its kind and codec."""
 Hidden = FEATURES["hidden"]
@@ -241,6 +245,11 @@ def join(one: Any, other: Any) -> Signal:
 def taps_of(signals: Iterable[Signal]) -> set[Tap]:
     """All that some signals are made of."""
     return {tap for signal in signals for tap in signal.taps()}
+
+
+def given_by(signals: Iterable[Signal]) -> set[Tap]:
+    """All that some signals can be asked for."""
+    return {tap for signal in signals for tap in signal.gives()}
 
 
 def holder(signals: Mapping[str, Signal], tap: Tap) -> str | None:

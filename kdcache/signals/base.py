@@ -12,6 +12,7 @@ import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json
+from kdcache.signals.codecs.linear_file import Linear
 from kdcache.signals.taps import POSITIONS, Activations, ModelSizes, Tap
 from kdcache.tasks import LOGITS_SPACE, RowSpace, Space, Subset, Task, axis_of
 
@@ -40,7 +41,7 @@ class ArraySpec:
             length there.
         chunk_rows: rows of an inner chunk, the least that is read and checked at once.
         packing: how inner chunks are compressed.
-        tap: what it is read for; None: for whatever the signal says.
+        taps: what it is read for; none: for whatever the signal says.
         expected: bytes a row takes once compressed, least and most, as measured on real teachers;
             None where the size is exact.
     """
@@ -53,11 +54,15 @@ class ArraySpec:
     attributes: Json = field(default_factory=dict)
     chunk_rows: int = 16_384
     packing: Packing = ""
-    tap: Tap | None = None
+    taps: tuple[Tap, ...] = ()
     expected: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         assert len(self.axes) == len(self.row_shape), f"{self.name}: an axis without a name"
+
+    def read_for(self, tap: Tap) -> bool:
+        """Whether it is read where the signal is asked for a tap."""
+        return not self.taps or tap in self.taps
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -129,10 +134,13 @@ class Origins:
     Attributes:
         token_counts: how often each id occurs in the plan, [V] int64.
         head: the linear output layer of the teacher: weight [V, H] and bias [V] or None.
+        projections: of a layer's attention, by query, key and value: weight [width, H] and bias
+            [width] or None.
     """
 
     token_counts: Callable[[], npt.NDArray[np.int64]]
-    head: Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
+    head: Callable[[], Linear]
+    projections: Callable[[int], Mapping[str, Linear]]
 
 
 @runtime_checkable

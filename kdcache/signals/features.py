@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -47,6 +47,8 @@ class DocumentVectors:
 
     kind: ClassVar[str]
     codec: ClassVar[str]
+    tap: ClassVar[str]
+    """Name of the tap that is stored."""
     example: ClassVar[str]
     measured: ClassVar[str] = "hidden"
     """The part of the table of measured errors that tells of its like."""
@@ -65,7 +67,8 @@ class DocumentVectors:
     def to_json(self) -> Json:
         """The configuration as JSON values, the codec last."""
         known = ("layers", "positions", "dtype", "group", "compress", "fraction")
-        values = {name: getattr(self, name) for name in known if hasattr(self, name)}
+        there = {entry.name for entry in fields(self)}
+        values = {name: getattr(self, name) for name in known if name in there}
         told = {name: value for name, value in values.items() if (name, value) not in SILENT}
         if "layers" in told:
             told["layers"] = list(told["layers"])
@@ -74,7 +77,7 @@ class DocumentVectors:
     def check(self, task: Task, shape: ModelSizes) -> None:
         """Raise ConfigError for what the teacher does not have at such rows."""
         self.space(task)
-        self.rows.check(shape.width(self.kind))
+        self.rows.check(shape.width(self.tap))
 
     def space(self, task: Task) -> RowSpace:
         """Where its rows lie; ConfigError if the task has none there."""
@@ -84,7 +87,7 @@ class DocumentVectors:
 
     def taps(self) -> tuple[Tap, ...]:
         """All that is stored."""
-        return (Tap(self.kind),)
+        return (Tap(self.tap),)
 
     def gives(self) -> tuple[Tap, ...]:
         """All that is stored."""
@@ -96,29 +99,29 @@ class DocumentVectors:
 
     def arrays(self, task: Task, shape: ModelSizes) -> list[ArraySpec]:
         """`codes` and, for integers, `scale`; of layer 2 `L2/codes` and `L2/scale`."""
-        space, width = self.space(task), shape.width(self.kind)
-        axis = "hidden" if TAP_KINDS[self.kind].width == ("hidden",) else "width"
+        space, width = self.space(task), shape.width(self.tap)
+        axis = "hidden" if TAP_KINDS[self.tap].width == ("hidden",) else "width"
         return [
             spec
             for tap in self.taps()
-            for spec in self.rows.arrays(space, width, prefix=_prefix(tap), tap=tap, axis=axis)
+            for spec in self.rows.arrays(space, width, prefix=prefix(tap), taps=(tap,), axis=axis)
         ]
 
     def encode(self, said: Activations) -> Arrays:
         """Codes of every tap, on the teacher's device."""
         arrays: Arrays = {}
         for tap, rows in self.values(said).items():
-            arrays |= self.rows.encode(rows, str(tap), _prefix(tap))
+            arrays |= self.rows.encode(rows, str(tap), prefix(tap))
         return arrays
 
     def decode(self, arrays: Arrays, tap: Tap, sizes: ModelSizes | None = None) -> LayerRows:
         """Stored rows of one tap as `hidden_mse` takes them."""
-        return self.rows.decode(arrays, _prefix(tap))
+        return self.rows.decode(arrays, prefix(tap))
 
     def columns(self, arrays: Arrays, sizes: ModelSizes | None = None) -> Columns:
         """Decoded rows, float32 [rows, width]: `values`, or of layer 2 `L2`."""
         return {
-            _prefix(tap).rstrip("/") or "values": self.decode(arrays, tap).dense()
+            prefix(tap).rstrip("/") or "values": self.decode(arrays, tap).dense()
             for tap in self.taps()
         }
 
@@ -126,7 +129,7 @@ class DocumentVectors:
         """Squared error and squared norm of each tap over the sampled rows."""
         stats: Stats = {"rows": float(len(rows))}
         for tap, values in self.values(said).items():
-            exact, of = values[rows].double(), _prefix(tap)
+            exact, of = values[rows].double(), prefix(tap)
             kept = {name: a[rows] for name, a in encoded.items() if name.startswith(of)}
             error, of = self.decode(kept, tap).dense().double() - exact, of.replace("/", "_")
             stats[f"{of}error"] = float(error.square().sum())
@@ -137,7 +140,7 @@ class DocumentVectors:
         """Relative error ||decoded - teacher|| / ||teacher||; by layer where it has some."""
         relative = {
             of.rstrip("_"): (stats[f"{of}error"] / max(stats[f"{of}norm"], 1e-300)) ** 0.5
-            for of in (_prefix(tap).replace("/", "_") for tap in self.taps())
+            for of in (prefix(tap).replace("/", "_") for tap in self.taps())
         }
         return {"rows": int(stats["rows"]), "relative_error": relative.get("", relative)}
 
@@ -168,8 +171,8 @@ class TokenVectors(DocumentVectors):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerVectors(TokenVectors):
-    """A vector for each token at `positions`, of each of `layers`."""
+class OfLayers(DocumentVectors):
+    """Vectors of each of `layers`."""
 
     layers: tuple[int, ...]
 
@@ -185,7 +188,7 @@ class LayerVectors(TokenVectors):
     @property
     def first(self) -> int:
         """Number of the first layer that has such vectors."""
-        return TAP_KINDS[self.kind].first or 0
+        return TAP_KINDS[self.tap].first or 0
 
     def check(self, task: Task, shape: ModelSizes) -> None:
         """Raise ConfigError for a layer the teacher lacks or a group that does not divide it."""
@@ -199,10 +202,15 @@ class LayerVectors(TokenVectors):
 
     def taps(self) -> tuple[Tap, ...]:
         """Every chosen layer."""
-        return tuple(Tap(self.kind, layer) for layer in self.layers)
+        return tuple(Tap(self.tap, layer) for layer in self.layers)
 
 
-def _prefix(tap: Tap) -> str:
+@dataclass(frozen=True, kw_only=True)
+class LayerVectors(OfLayers, TokenVectors):
+    """A vector for each token at `positions`, of each of `layers`."""
+
+
+def prefix(tap: Tap) -> str:
     """What the names of a tap's arrays begin with."""
     return "" if tap.layer is None else f"L{tap.layer}/"
 
@@ -213,7 +221,7 @@ def vectors(tap: str) -> type[DocumentVectors]:
     kind: type[DocumentVectors] = DocumentVectors if known.per == "document" else TokenVectors
     kind = kind if known.first is None else LayerVectors
     example = tap if known.first is None else f"{tap}:layers=2-4-6"
-    own = {"kind": tap, "codec": tap, "example": example, "__doc__": kind.__doc__}
+    own = {"kind": tap, "codec": tap, "tap": tap, "example": example, "__doc__": kind.__doc__}
     made: type[DocumentVectors] = type(kind.__name__, (kind,), {**own, "__module__": __name__})
     return made
 

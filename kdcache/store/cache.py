@@ -231,7 +231,7 @@ class Cache:
     def arrays_of(self, signal: str, tap: Tap | None = None) -> list[str]:
         """Names of the arrays of a signal, or those that one of its taps is read from."""
         specs = self.signal(signal).arrays(self.plan.config.task, self.shape)
-        return [f"{signal}/{s.name}" for s in specs if tap is None or s.tap in (None, tap)]
+        return [f"{signal}/{s.name}" for s in specs if tap is None or s.read_for(tap)]
 
     def holder(self, tap: Tap) -> str | None:
         """Name of the signal that `decode` gives a tap of, such as the logits; None: there is none.

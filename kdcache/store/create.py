@@ -16,7 +16,7 @@ from kdcache.errors import CacheError
 from kdcache.manifest import FIRST, FORMAT, NAMED, Json, digest, require_same
 from kdcache.plans import Array, Column, Plan
 from kdcache.plans.identity import comparable_teachers, nameless
-from kdcache.signals import ArraySpec, ModelSizes, Signal, named_arrays, taps_of, to_record
+from kdcache.signals import ArraySpec, ModelSizes, Signal, given_by, named_arrays, to_record
 from kdcache.store.format.array_reader import Layout, encode_shard, plan_layout
 from kdcache.store.format.manifest_schema import plan_specs, read_blueprint
 from kdcache.store.format.zarr_metadata import create_arrays, create_group, group_json, read_record
@@ -64,7 +64,7 @@ def cache_record(
         **plan_record(plan),
         "kind": "cache",
         "teacher": teacher,
-        "shape": shape.to_json(taps_of(signals.values())),
+        "shape": shape.to_json(given_by(signals.values())),
         "signals": {name: to_record(name, signal) for name, signal in signals.items()},
         "software": software,
     }

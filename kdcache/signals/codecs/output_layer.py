@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, ClassVar
 
-import safetensors.torch
 import torch
 
-from kdcache.errors import ConfigError, DamageError, ModelError
+from kdcache.errors import ConfigError, ModelError
 from kdcache.manifest import Json
 from kdcache.signals.base import (
     Arrays,
@@ -21,6 +19,7 @@ from kdcache.signals.base import (
     logits_space,
     settings,
 )
+from kdcache.signals.codecs.linear_file import LinearFile, most_bytes, save
 from kdcache.signals.codecs.quantised import LayerRows, RowCodec
 from kdcache.signals.soft_labels import SoftLabelCodec, SoftLabels, divergence, kl_stats, kl_summary
 from kdcache.signals.taps import HEAD, LOGITS, Activations, Head, ModelSizes, Tap
@@ -28,45 +27,6 @@ from kdcache.tasks import Task
 
 FILE = "logits/head.safetensors"
 """Where a cache keeps the output layer, under `files/`: tensors `weight` [V, H], `bias` [V]."""
-
-
-@dataclass(frozen=True, eq=False)
-class OutputLayer:
-    """The teacher's output layer, read when it is first asked for.
-
-    Raises DamageError then, if it is not what was kept.
-    """
-
-    read: Callable[[str], bytes]
-    shape: ModelSizes
-
-    @cached_property
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight [V, H] and bias [V] or None."""
-        try:
-            found = safetensors.torch.load(self.read(FILE))
-            weight, bias = found["weight"], found.get("bias")
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise DamageError(f"files/{FILE} is damaged: {error}") from error
-        size = (self.shape.outputs, self.shape.hidden)
-        if tuple(weight.shape) != size or (bias is not None and bias.shape != size[:1]):
-            raise DamageError(f"files/{FILE} is damaged: weight {tuple(weight.shape)}, not {size}")
-        return weight, bias
-
-    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The tensors on a device, copied there once."""
-        if device not in self._copies:
-            weight, bias = self.tensors
-            dtype = torch.float32 if device.type == "cpu" else weight.dtype  # what products run in
-            self._copies[device] = (
-                weight.to(device, dtype),
-                None if bias is None else bias.to(device, dtype),
-            )
-        return self._copies[device]
-
-    @cached_property
-    def _copies(self) -> dict[torch.device, tuple[torch.Tensor, torch.Tensor | None]]:
-        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +67,7 @@ class HiddenHead(SoftLabelCodec):
     dtype: str = "fp16"
     group: int | None = None
     fraction: float = 1.0
-    layer: OutputLayer | None = field(default=None, compare=False, repr=False)
+    layer: LinearFile | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _ = self.rows  # which checks itself
@@ -143,18 +103,15 @@ class HiddenHead(SoftLabelCodec):
                 f"the teacher's output layer takes {weight.shape[1]} values, not its hidden "
                 f"{shape.hidden}: store logits:topk"
             )
-        kept = {"weight": weight.contiguous()}
-        if bias is not None:
-            kept["bias"] = bias.contiguous()
-        return {FILE: safetensors.torch.save(kept)}
+        return {FILE: save({"": (weight, bias)})}
 
     def artefact_bytes(self, shape: ModelSizes) -> dict[str, int]:
         """Weight and bias in float32, and the header; half where the teacher is a 16-bit one."""
-        return {FILE: 4 * shape.outputs * (shape.hidden + 1) + 256}
+        return {FILE: most_bytes({"": (shape.outputs, shape.hidden)})}
 
     def assisted(self, shape: ModelSizes, read: Callable[[str], bytes]) -> HiddenHead:
         """This signal with the output layer, which is read once it is needed."""
-        return replace(self, layer=OutputLayer(read, shape))
+        return replace(self, layer=LinearFile(read, FILE, {"": (shape.outputs, shape.hidden)}))
 
     def taps(self) -> tuple[Tap, ...]:
         """The output layer's input, in place of the logits."""

@@ -86,7 +86,7 @@ class RowCodec:
         width: int,
         *,
         prefix: str = "",
-        tap: Tap | None = None,
+        taps: tuple[Tap, ...] = (),
         axis: str = "hidden",
     ) -> list[ArraySpec]:
         """`codes` and, for integers, `scale`, behind a `prefix` such as L2/.
@@ -102,7 +102,7 @@ class RowCodec:
             space=space,
             row_shape=(row,),
             axes=(axis if row == width else "pair",),
-            tap=tap,
+            taps=taps,
             dtype=dtype,
             attributes=attributes,
             chunk_rows=1024,
@@ -117,7 +117,7 @@ class RowCodec:
             row_shape=(width // self.columns,) if self.columns else (),
             axes=("group",) if self.columns else (),
             dtype="float16" if self.dtype == "int8" else "uint8",
-            tap=tap,
+            taps=taps,
             attributes={} if self.dtype == "int8" else int4.SCALE_ATTRIBUTES,
         )
         return [codes, scale]

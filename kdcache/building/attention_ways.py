@@ -1,0 +1,77 @@
+"""Which way to keep what attention reads takes fewer bytes: as it is, or to be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, fields
+
+from kdcache.manifest import Json
+from kdcache.signals import FEATURES, AttentionInputs, Signal
+from kdcache.signals.attention import PROJECTED
+
+Signals = dict[str, Signal]
+Total = Callable[[Signals], int]
+
+
+def smaller_ways(signals: Mapping[str, Signal], total: Total) -> list[Json]:
+    """Other signals that would say the same of queries, keys and values in fewer bytes.
+
+    `total` is the bytes of a cache of some signals, at most. Each entry has the names of the
+    `signals`, what to take `instead`, and how many `bytes` that saves.
+    """
+    found = []
+    for names, instead in (*_as_made(signals), *_as_they_are(signals)):
+        kept = {name: signal for name, signal in signals.items() if name not in names}
+        saved = total(dict(signals)) - total(kept | instead)
+        if saved > 0:
+            texts = [text_of(signal) for signal in instead.values()]
+            found.append({"signals": names, "instead": texts, "bytes": saved})
+    return found
+
+
+def _as_made(signals: Mapping[str, Signal]) -> Iterator[tuple[list[str], Signals]]:
+    """All queries, keys and values of every token, made of hidden states in their place."""
+    stored = {
+        name: signal
+        for name, signal in signals.items()
+        if signal.kind in PROJECTED and {tap.name for tap in signal.taps()} <= set(PROJECTED)
+    }
+    whole = [s for s in stored.values() if all(_setting(s, n) == v for n, v in WHOLE.items())]
+    if whole and len(whole) == len(stored):
+        layers = sorted({tap.layer for signal in whole for tap in signal.taps() if tap.layer})
+        made = AttentionInputs(layers=tuple(layers), **_coding(whole[0]))
+        yield list(stored), {"attention": made}
+
+
+def _as_they_are(signals: Mapping[str, Signal]) -> Iterator[tuple[list[str], Signals]]:
+    """Queries and keys of every token in the place of what they are made of."""
+    for name, signal in signals.items():
+        if isinstance(signal, AttentionInputs):
+            given = {"layers": signal.layers, **WHOLE, **_coding(signal)}
+            yield [name], {kind: FEATURES[kind](**given) for kind in ("query", "key")}
+
+
+WHOLE = {"positions": "all", "fraction": 1.0}
+CODING = ("dtype", "group", "compress")
+
+
+def _setting(signal: Signal, name: str) -> object:
+    return getattr(signal, name)
+
+
+def _coding(signal: Signal) -> Json:
+    return {name: _setting(signal, name) for name in CODING}
+
+
+def text_of(signal: Signal) -> str:
+    """A vector signal as `--signal` takes it: what has no default, then what is not its default."""
+    options = [f for f in fields(signal) if f.compare]  # type: ignore[arg-type]  # a dataclass
+    told = {
+        option.name: getattr(signal, option.name)
+        for option in sorted(options, key=lambda option: option.default is not MISSING)
+        if getattr(signal, option.name) != option.default
+    }
+    values = (
+        f"{name}={'-'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in told.items()
+    )
+    return f"{signal.kind}:{','.join(values)}"

@@ -1,0 +1,150 @@
+"""Queries, keys and values that are made of hidden states are those that the model computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kdcache
+from kdcache.building.describe import describe_bytes
+from kdcache.errors import DamageError, ModelError
+from kdcache.losses.base import Match, weighted
+from kdcache.models.projections import projections
+from kdcache.models.run import run
+from kdcache.plans.batch import Batch
+from kdcache.signals import ModelSizes, Tap, parse_all
+from kdcache.training.objective import Objective
+from kdcache.training.run import cache_spec
+from tests.conformance.conftest import Caches
+from tests.damage import copy_of, flip
+from tests.taps import APART, CAPPED, CLASSES, FAMILIES, QKV, batch_of, model_of
+
+MADE = ("Bert", "Roberta", "XLMRoberta", "Electra", "DistilBert")
+FEW = ("Bert", "DistilBert", "Qwen3", "MobileBert")
+"""Tried each time."""
+EXACT = ["attention:layers=1-4,dtype=fp32"]
+EXACT += [f"{kind}:layers=1-4,positions=all,dtype=fp32" for kind in QKV]
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer: Path) -> Batch:
+    return batch_of(tokenizer)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in FEW else pytest.mark.slow)
+        for name in (*FAMILIES, *APART, *CAPPED)
+    ],
+)
+def test_projections_are_proven_or_refused(family: str, batch: Batch) -> None:
+    model = model_of(family)
+    if family not in MADE:
+        with pytest.raises(ModelError, match=r"is not a linear map|gives no query"):
+            projections(model, 2, CLASSES, batch)
+        return
+    for layer in (1, 3):
+        maps = projections(model, layer, CLASSES, batch)
+        taps = [Tap(kind, layer) for kind in QKV]
+        with torch.no_grad():
+            said = run(model, batch, [Tap("hidden", layer - 1), *taps])
+            for tap in taps:
+                made = maps[tap.name](said.rows(Tap("hidden", layer - 1)))
+                torch.testing.assert_close(made, said.rows(tap), rtol=1e-5, atol=1e-6)
+
+
+def test_a_map_that_something_follows_is_refused(batch: Batch) -> None:
+    model = model_of("Bert")
+    key = model.get_submodule("bert.encoder.layer.1.attention.self.key")
+    key.register_forward_hook(lambda module, read, made: made * 1.01)
+    with pytest.raises(ModelError, match="the key of layer 2 of BertForSequenceClassification"):
+        projections(model, 2, CLASSES, batch)
+
+
+def test_a_cache_gives_what_it_would_have_stored(caches: Caches) -> None:
+    cache = caches.build("text-classification", EXACT)
+    docs = cache.plan.docs[::2]
+    for tap in [Tap(kind, layer) for kind in QKV for layer in (1, 4)]:
+        made, stored = (cache.stored(docs, tap, of).dense() for of in ("attention", tap.name))
+        torch.testing.assert_close(made, stored, rtol=1e-5, atol=1e-5)
+    assert cache.signals["attention"].gives()[:2] == (Tap("hidden", 0), Tap("hidden", 3))
+    assert {name for name in cache.files if name.startswith("attention/")} == {
+        "attention/L1.safetensors",
+        "attention/L4.safetensors",
+    }
+
+
+def test_scores_of_small_codes_are_near_those_of_the_teacher(caches: Caches) -> None:
+    cache = caches.build("text-classification", [*EXACT, "small=attention:layers=4,group=16"])
+    docs = cache.plan.docs[:1]
+
+    def scores(of: str) -> torch.Tensor:
+        query, key = (cache.stored(docs, Tap(kind, 4), of).dense() for kind in ("query", "key"))
+        return query @ key.T
+
+    exact = scores("attention")
+    assert 0 < (scores("small") - exact).norm() / exact.norm() < 0.03
+
+
+class Queries:
+    """A loss over the queries of the last layer, wherever the cache has them."""
+
+    kind, over, weight = "queries", "rows", 1.0
+
+    def __init__(self, signal: str = "") -> None:
+        self.signal = signal
+
+    def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
+        tap = Tap("query", teacher.layers)
+        return (Match(Tap("query", student.layers), tap, positions="all", signal=self.signal),)
+
+    def value(self, pairs: Any, step: Any) -> torch.Tensor:
+        student, teacher = pairs[0].student, pairs[0].teacher.dense()
+        return weighted((student - teacher).square().mean(1), step.weight)
+
+
+def test_a_loss_reads_no_more_than_the_layer_it_is_of(caches: Caches) -> None:
+    cache = caches.build("text-classification", EXACT)
+    student = caches.sizes["text-classification"]
+    losses: dict[str, Any] = {"queries": Queries("attention")}
+    objective = Objective(losses, cache_spec(cache, 0), student)
+    assert objective.arrays == ["attention/L3/codes"]
+    teacher = kdcache.models.load_teacher(
+        caches.teachers["text-classification"], task=CLASSES, device="cpu"
+    )
+    given = cache.batch(cache.plan.docs[:3], objective.arrays)
+    said = run(teacher.model, given, objective.taps(), task=CLASSES)
+    loss, _ = objective(said, given)
+    assert float(loss) < 1e-9
+
+
+def test_damaged_projections_are_refused_when_they_are_needed(
+    caches: Caches, tmp_path: Path
+) -> None:
+    root = copy_of(caches.build("text-classification", EXACT), tmp_path)
+    folder = root / "files/attention/L4.safetensors/c"
+    flip(next(path for path in folder.rglob("*") if path.is_file()), 99)
+    cache = kdcache.open_cache(root)
+    docs = cache.plan.docs[:1]
+    assert torch.isfinite(cache.stored(docs, Tap("query", 1), "attention").dense()).all()
+    with pytest.raises(DamageError, match=r"L4\.safetensors"):
+        cache.stored(docs, Tap("query", 4), "attention")
+
+
+def test_a_plan_says_which_way_is_smaller(caches: Caches) -> None:
+    plan = caches.build("text-classification", EXACT).plan
+    pairs = ["query:layers=1-4,positions=all", "key:layers=1-4,positions=all"]
+    sizes = caches.sizes["text-classification"]
+    (way,) = describe_bytes(plan, parse_all("attention:layers=1-4"), sizes)["smaller"]
+    assert way["signals"] == ["attention"]  # of so few tokens the maps weigh more
+    assert way["instead"] == pairs
+    assert "smaller" not in describe_bytes(plan, parse_all(pairs), sizes)
+    many = ModelSizes(outputs=3, hidden=8, layers=4, heads=16, key_heads=16, head_width=8)
+    (way,) = describe_bytes(plan, parse_all(pairs), many)["smaller"]
+    assert (way["signals"], way["instead"]) == (["query", "key"], ["attention:layers=1-4"])
+    totals = [describe_bytes(plan, parse_all(t), many)["total"] for t in (pairs, way["instead"])]
+    assert way["bytes"] == totals[0] - totals[1] > 0

@@ -23,7 +23,7 @@ from kdcache.building.builder import build
 from kdcache.errors import CacheError, DamageError, IncompleteError, MismatchError
 from kdcache.maintenance.verifying import verify
 from kdcache.plans import cut
-from kdcache.signals import ModelSizes, parse
+from kdcache.signals import ModelSizes, named_arrays, parse_all
 from kdcache.store import Cache, open_cache, open_plan
 from kdcache.store.format.array_reader import ArrayReader, encode_shard, plan_layout
 from kdcache.store.format.zarr_metadata import create_arrays, create_group
@@ -86,7 +86,7 @@ def test_xarray_opens_every_group(name: str, request: pytest.FixtureRequest) -> 
 def test_xarray_opens_the_arrays_of_every_codec(text: str, tmp_path: Path) -> None:
     """Dimensions of one name have one length in a group, high parts of ids included."""
     shape = ModelSizes(outputs=70_000, hidden=32, layers=4)
-    specs = parse(text).arrays("masked-lm", shape)
+    specs = named_arrays(parse_all(text), "masked-lm", shape)
     layouts = [
         plan_layout(
             spec.name,

@@ -30,7 +30,7 @@ from kdcache.models import Teacher, load_teacher, run
 from kdcache.plans import Docs
 from kdcache.plans.batch import Batch
 from kdcache.progress import quiet
-from kdcache.signals import LOGITS, SoftLabels
+from kdcache.signals import LOGITS, ModelSizes, SoftLabels, Tap
 from kdcache.store import Cache
 from kdcache.training.documents import CachedDocuments
 from kdcache.training.recipe import load_recipe
@@ -61,7 +61,7 @@ class OnlineDocuments(CachedDocuments):
                 names = ("ids", "logprobs", "tail_logmass", "tail_stat")
                 exact = dict(zip(names, topk_encode(logits, self.k), strict=True))
         self.seconds.append(time.perf_counter() - started)
-        batch.update({f"online/{name}": value.clone() for name, value in exact.items()})
+        batch.update({f"logits/{name}": value.clone() for name, value in exact.items()})
         return batch
 
 
@@ -74,18 +74,17 @@ class OnlineLogits:
     def __init__(self, cached: Any) -> None:
         self.arrays = cached.arrays
 
-    def decode(self, raw: Batch, outputs: int) -> SoftLabels:
+    def gives(self) -> tuple[Tap, ...]:
+        """Soft labels."""
+        return (LOGITS,)
+
+    def decode(self, rows: dict[str, torch.Tensor], tap: Tap, sizes: ModelSizes) -> SoftLabels:
         """Soft labels of a batch that `OnlineDocuments` made."""
-        if "online/values" in raw:
-            values = raw["online/values"]
-            ids = torch.arange(outputs).expand(values.shape)
-            return SoftLabels(ids=ids, logprobs=values.log_softmax(-1), values=values)
-        return SoftLabels(
-            ids=raw["online/ids"],
-            logprobs=raw["online/logprobs"],
-            tail_logmass=raw["online/tail_logmass"],
-            tail_stat=raw["online/tail_stat"],
-        )
+        if "values" not in rows:
+            return SoftLabels(**rows)
+        values = rows["values"]
+        ids = torch.arange(sizes.outputs).expand(values.shape)
+        return SoftLabels(ids=ids, logprobs=values.log_softmax(-1), values=values)
 
 
 def train_once(

@@ -117,7 +117,7 @@ class _Where(NamedTuple):
             return self._labels(match)
         name, signal = self._signal(match)
         self._check_use(match, signal)
-        self._check_layers(match, name, signal)
+        self._check_layers(match, signal)
         stored = getattr(signal, "positions", "")
         specs = signal.arrays(self.cache.task, self.cache.shape)
         positions = self._positions(match, signal, stored)
@@ -203,7 +203,7 @@ class _Where(NamedTuple):
                 f"{student.outputs} and the cached teacher {cache.shape.outputs}"
             )
 
-    def _check_layers(self, match: Match, name: str, signal: Any) -> None:
+    def _check_layers(self, match: Match, signal: Any) -> None:
         if match.teacher in signal.gives():
             return
         there = [tap.layer for tap in signal.gives() if tap.name == match.teacher.name]

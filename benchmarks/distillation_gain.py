@@ -20,7 +20,7 @@ import csv
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ RECIPES = ("finetune", "kd", "hidden")
 PAIRS = (("finetune", "kd"), ("finetune", "hidden"), ("kd", "hidden"))
 LAYERS = (3, 6)
 SIGNALS = ("logits:dense", "hidden:layers=0-3-6,positions=all,dtype=int8")
-RATES = (1e-4, 3e-4, 6e-4)
+RATES = (3e-5, 1e-4, 3e-4, 6e-4, 1.2e-3)  # the outer ones only where the best lies beside them
 TEACHER_RATE = 1.5e-4
 CHOOSING = 1000  # the seed settings are chosen with, which no result is of
 TASK = "text-classification"
@@ -97,15 +97,34 @@ def choose(name: str, cut: Cut, data: Path | None, out: Path, encoder: Path) -> 
     """The learning rate of each recipe that scores best on dev documents."""
     run = Run(out / "choosing", cut, data, CHOOSING, encoder)
     run.prepare()
-    scores: dict[str, dict[str, float]] = {}
-    for recipe in RECIPES:
-        scores[recipe] = {}
-        for rate in RATES:
-            shutil.rmtree(run.out / recipe, ignore_errors=True)
-            scores[recipe][f"{rate:g}"] = run.train(recipe, rate)["dev"]["best"]["value"]
-            print(name, recipe, rate, scores[recipe][f"{rate:g}"], flush=True)
-    rates = {recipe: float(max(found, key=found.__getitem__)) for recipe, found in scores.items()}
-    return {"rates": rates, "dev_accuracy": scores, "seed": CHOOSING}
+    scores: dict[str, dict[float, float]] = {recipe: {} for recipe in RECIPES}
+    for recipe, found in scores.items():
+        while left := untried(found):
+            for rate in left:
+                shutil.rmtree(run.out / recipe, ignore_errors=True)
+                found[rate] = run.train(recipe, rate)["dev"]["best"]["value"]
+                print(name, recipe, rate, found[rate], flush=True)
+    return {
+        "rates": {recipe: best(found) for recipe, found in scores.items()},
+        "dev_accuracy": {
+            recipe: {f"{rate:g}": found[rate] for rate in sorted(found)}
+            for recipe, found in scores.items()
+        },
+        "seed": CHOOSING,
+    }
+
+
+def best(found: dict[float, float]) -> float:
+    """The rate that scored best."""
+    return max(found, key=found.__getitem__)
+
+
+def untried(found: dict[float, float]) -> list[float]:
+    """The inner rates at first; then what lies beside the best, until the best lies inside."""
+    if not found:
+        return list(RATES[1:-1])
+    at = RATES.index(best(found))
+    return [rate for rate in RATES[max(at - 1, 0) : at + 2] if rate not in found]
 
 
 def one_seed(
@@ -134,18 +153,9 @@ def one_seed(
 
 
 def summary(cut: Cut, runs: list[Json]) -> Json:
-    """Accuracies and paired differences of all seeds, by domain."""
-    domains = {}
-    for domain in runs[0]["right"]["teacher"]:
-        right: dict[str, Flags] = {
-            model: np.array([_flags(run["right"][model][domain]) for run in runs])
-            for model in runs[0]["right"]
-        }
-        domains[domain] = {
-            "documents": right["teacher"].shape[1],
-            "accuracy": {model: spread(flags.mean(1).tolist()) for model, flags in right.items()},
-            "gains": {f"{b} over {a}": paired(right[a], right[b]) for a, b in PAIRS},
-        }
+    """Accuracies and paired differences of all seeds, by domain; `away` is all but the first."""
+    domains = tuple(runs[0]["right"]["teacher"])
+    joined = {"away": domains[1:]} if domains[1:] else {}
     return {
         "training_documents": cut.train,
         "labels": cut.labels,
@@ -153,7 +163,21 @@ def summary(cut: Cut, runs: list[Json]) -> Json:
         "rates": runs[0]["rates"],
         "seeds": [run["seed"] for run in runs],
         "seconds_a_seed": spread([run["seconds"] for run in runs]),
-        "domains": domains,
+        "domains": {domain: scored(runs, [domain]) for domain in domains},
+        "joined": {name: scored(runs, parts) for name, parts in joined.items()},
+    }
+
+
+def scored(runs: list[Json], domains: Sequence[str]) -> Json:
+    """Accuracies and paired differences over the documents of some domains together."""
+    right: dict[str, Flags] = {
+        model: np.array([_flags("".join(flags[name] for name in domains)) for flags in found])
+        for model, found in ((m, [run["right"][m] for run in runs]) for m in runs[0]["right"])
+    }
+    return {
+        "documents": right["teacher"].shape[1],
+        "accuracy": {model: spread(flags.mean(1).tolist()) for model, flags in right.items()},
+        "gains": {f"{b} over {a}": paired(right[a], right[b]) for a, b in PAIRS},
     }
 
 

@@ -118,26 +118,6 @@ def _range(values: Sequence[float]) -> str:
     return f"{min(values):+.3f} to {max(values):+.3f}"
 
 
-CORPORA = {
-    "docstrings": "docstrings of Python, by package",
-    "banking77": "Banking77",
-}
-
-
-def gains_rows() -> Iterator[Row]:
-    for name, title in CORPORA.items():
-        found = result("distillation_gain")[name]
-        settings, accuracy = found["settings"], found["accuracy"]
-        by_seed = [[100 * v for v in run["gain"]["interval"]] for run in found["runs"]]
-        yield (
-            title,
-            f"{settings['labels']} of {found['training_sentences']:,}",
-            *(f"{_spread(accuracy[who], 100)}%" for who in ("teacher", "labels", "distilled")),
-            f"{_spread(found['gain'], 100)}",
-            ", ".join(f"{low:.1f} to {high:.1f}" for low, high in by_seed),
-        )
-
-
 def online_rows() -> Iterator[Row]:
     classes, words = result("cached_vs_online_sst2"), result("cached_vs_online_masked_lm")
     yield (
@@ -225,7 +205,23 @@ def domains_rows() -> Iterator[Row]:
             yield (
                 f"{name}: {domain}",
                 f"{found['labels']:,} of {found['training_documents']:,}; {len(found['seeds'])}",
-                *(_spread(accuracy[m], 100) for m in ("teacher", "finetune", "kd", "hidden")),
+                *(_spread(accuracy[model], 100) for model in ("teacher", *STUDENTS)),
+                *(_gain(scores["gains"][pair]) for pair in GAINS),
+            )
+
+
+HEADLINES = {"reviews": "sentences of reviews", "sst2": "SST-2"}
+STUDENTS = ("finetune", "kd", "hidden")
+
+
+def levels_rows() -> Iterator[Row]:
+    for name, title in HEADLINES.items():
+        found = result("gains")["corpora"][name]
+        home = next(iter(found["domains"].values()))
+        for where, scores in (("at home", home), ("away", found["joined"]["away"])):
+            yield (
+                f"{title}, {where}",
+                *(f"{100 * scores['accuracy'][model]['mean']:.1f}" for model in STUDENTS),
                 *(_gain(scores["gains"][pair]) for pair in GAINS),
             )
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,36 @@ def test_the_interval_of_both_covers_the_truth_as_often_as_it_says(gain: ModuleT
         low, high = gain.paired(right[0], right[1])["both"]
         hits += low <= 0 <= high
     assert hits / trials > 0.93
+
+
+def test_rates_are_tried_outwards_until_the_best_lies_inside(gain: ModuleType) -> None:
+    rates = gain.RATES
+    found: dict[float, float] = {}
+    assert gain.untried(found) == list(rates[1:-1])
+    found |= dict(zip(rates[1:-1], (0.9, 0.8, 0.7), strict=True))
+    assert gain.untried(found) == [rates[0]]
+    found[rates[0]] = 0.85
+    assert gain.untried(found) == []
+    assert gain.best(found) == rates[1]
+    assert gain.untried(found | {rates[0]: 0.95}) == []  # there is none below
+
+
+def test_domains_away_are_scored_together(gain: ModuleType) -> None:
+    def run(seed: int) -> dict[str, Any]:
+        rng = np.random.default_rng(seed)
+        flags = {m: {d: "".join(map(str, rng.integers(0, 2, n))) for d, n in sizes.items()}
+                 for m in ("teacher", *gain.RECIPES)}  # fmt: skip
+        return {"seed": seed, "rates": {}, "seconds": 1.0, "right": flags}
+
+    sizes = {"home": 30, "one": 20, "other": 50}
+    cut = gain.CUTS["reviews"]
+    runs = [run(0), run(1)]
+    away = gain.summary(cut, runs)["joined"]["away"]
+    assert away["documents"] == 70
+    ones = [r["right"]["kd"]["one"] + r["right"]["kd"]["other"] for r in runs]
+    assert away["accuracy"]["kd"]["mean"] == pytest.approx(
+        np.mean([o.count("1") for o in ones]) / 70
+    )
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import zarr
 
 import kdcache
 from kdcache.manifest import FORMAT, FORMATS
-from kdcache.signals import FEATURES, SIGNALS, LayerVectors, ModelSizes, Tap, assist, parse
+from kdcache.signals import FEATURES, SIGNALS, LayerVectors, ModelSizes, Tap, parse, with_artifacts
 from kdcache.signals.codecs.vocabulary import by_frequency
 from kdcache.store import Cache, open_cache
 from kdcache.tasks import Subset
@@ -143,7 +143,7 @@ def test_rows_of_any_shape_are_decoded_by_the_page(page: Any, text: str, vocabul
     shape = ModelSizes(outputs=vocabulary, hidden=8, layers=1)
     order = by_frequency(np.random.default_rng(1).integers(0, 99, vocabulary), vocabulary)
     signal: Any = parse(f"logits:{text}")
-    signal = assist({"it": signal}, shape, lambda name: order.to_bytes())["it"]
+    signal = with_artifacts({"it": signal}, shape, lambda name: order.to_bytes())["it"]
     logits = torch.cat([rows_of(6, vocabulary) * scale for scale in (1e-3, 1.0, 4.0, 30.0)])
     raw = signal.encode(said(logits))
     specs = {s.name: s for s in signal.arrays("masked-lm", shape)}
@@ -180,7 +180,9 @@ def test_codes_alone_are_off_by_what_the_page_says(page: Any) -> None:
         signal: Any = parse(f"logits:{text}")
         order = by_frequency(np.zeros(0, np.int64), 4000)
         shape = ModelSizes(outputs=4000, hidden=8, layers=1)
-        signal = assist({"it": signal}, shape, lambda name, order=order: order.to_bytes())["it"]
+        signal = with_artifacts({"it": signal}, shape, lambda name, order=order: order.to_bytes())[
+            "it"
+        ]
         logits = torch.zeros(900, 4000)
         logits[:, 5] = torch.linspace(0.01, 9, 900)  # probabilities from e^-8 up to two thirds
         raw, exact = signal.encode(said(logits)), logits.double().log_softmax(-1)[:, 5].numpy()

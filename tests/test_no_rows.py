@@ -29,8 +29,8 @@ from kdcache.signals import (
     ModelSizes,
     Signal,
     Tap,
-    assist,
     parse,
+    with_artifacts,
 )
 from kdcache.signals.codecs.quantised import FLOATS
 from kdcache.signals.codecs.vocabulary import by_frequency
@@ -66,7 +66,7 @@ def said_nothing(vocabulary: int) -> Said:
 def test_no_row_is_encoded_and_decoded(text: str, vocabulary: int) -> None:
     shape = ModelSizes(outputs=vocabulary, hidden=32, layers=4)
     order = by_frequency(np.zeros(0, np.int64), vocabulary)
-    signal: Any = assist({"it": parse(text)}, shape, lambda name: order.to_bytes())["it"]
+    signal: Any = with_artifacts({"it": parse(text)}, shape, lambda name: order.to_bytes())["it"]
     if isinstance(signal, HiddenHead):
         object.__setattr__(signal.layer, "tensors", (torch.zeros(vocabulary, 32), None))
     arrays = signal.encode(said_nothing(vocabulary))

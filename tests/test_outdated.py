@@ -18,7 +18,7 @@ from kdcache.plans.identity import FUNCTION
 from kdcache.store import Cache, open_cache
 from kdcache.store.create import _write_file
 from kdcache.store.format.zarr_metadata import create_group
-from kdcache.store.io.check_object import object_facts
+from kdcache.store.io.check_object import object_fingerprint
 from kdcache_cli.main import main
 from tests.conftest import write_csv
 from tests.damage import copy_of, forge_manifest, forge_plan
@@ -46,7 +46,9 @@ def configure(root: Path, scratch: Path, **changes: Any) -> None:
     shutil.copytree(scratch / "files/teacher/config.json", root / "files/teacher/config.json")
     made = [p for p in (root / "files/teacher/config.json").rglob("*") if p.is_file()]
     facts = {str(p.relative_to(root)): p.read_bytes() for p in made}
-    forge_plan(root, lambda kept: kept.update({k: object_facts(k, v) for k, v in facts.items()}))
+    forge_plan(
+        root, lambda kept: kept.update({k: object_fingerprint(k, v) for k, v in facts.items()})
+    )
 
 
 def teacher(**changes: Any) -> Callable[[dict[str, Any]], None]:

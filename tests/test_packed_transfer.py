@@ -1,4 +1,4 @@
-"""Compressed signals and their artefacts survive copy, merge and another teacher beside them."""
+"""Compressed signals and their artifacts survive copy, merge and another teacher beside them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def same_labels(one: Cache, other: Cache) -> None:
     assert torch.equal(wanted.logprobs, found.logprobs)
 
 
-def test_merged_caches_keep_artefacts_and_packed_arrays(
+def test_merged_caches_keep_artifacts_and_packed_arrays(
     tmp_path: Path, prose_file: Path, masked_lm: Path
 ) -> None:
     plan(prose_file, tokenizer=masked_lm, task="masked-lm", out=tmp_path / "plan", max_length=48)
@@ -42,7 +42,7 @@ def test_merged_caches_keep_artefacts_and_packed_arrays(
     np.testing.assert_array_equal(wanted, found)
 
 
-def test_another_teachers_artefacts_are_its_own(
+def test_another_teachers_artifacts_are_its_own(
     tmp_path: Path, prose_file: Path, masked_lm: Path
 ) -> None:
     second = tmp_path / "second"

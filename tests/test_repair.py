@@ -23,7 +23,7 @@ from kdcache.maintenance.spot_check import spot_check
 from kdcache.maintenance.verifying import find_damage, verify
 from kdcache.store import Cache
 from kdcache.store.format.array_reader import encode_shard
-from kdcache.store.io.fingerprints import shard_facts
+from kdcache.store.io.fingerprints import shard_fingerprint
 from kdcache_cli.main import main
 from tests.damage import copy_of, files_of, flip, forge_commit, forge_completion, swap
 
@@ -291,7 +291,7 @@ def forge_rows(root: Path, cache: Cache, array: str, part: int) -> None:
     (root / layout.key(shard)).write_bytes(b"".join(pieces))
 
     def name_it(record: dict[str, Any]) -> None:
-        record["objects"][layout.key(shard)] = shard_facts(pieces)
+        record["objects"][layout.key(shard)] = shard_fingerprint(pieces)
 
     forge_commit(root, part, name_it)
     forge_completion(root, cache.plan.parts)

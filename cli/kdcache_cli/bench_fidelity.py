@@ -8,7 +8,7 @@ import typer
 
 from kdcache_cli import options as o
 from kdcache_cli.bench_report import Compare, Out, Tolerance, check_places, finish
-from kdcache_cli.output import print_facts, print_table, print_title
+from kdcache_cli.output import print_fields, print_table, print_title
 
 COLUMNS = (
     ("bytes_per_row", "bytes/row"),
@@ -75,7 +75,7 @@ def _short(value: float | None) -> str:
 def _print(report: dict[str, Any]) -> None:
     sample = report["sample"]
     first, half = sample["student_kl"]
-    print_facts(
+    print_fields(
         {
             "teacher": sample["teacher"],
             "rows": sample["rows"],

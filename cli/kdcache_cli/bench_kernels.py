@@ -10,7 +10,7 @@ import typer
 from kdcache.errors import ConfigError, one_of
 from kdcache_cli import bench_report as b
 from kdcache_cli import options as o
-from kdcache_cli.output import print_facts, print_table, print_title, show, size
+from kdcache_cli.output import print_fields, print_table, print_title, show, size
 
 Json = dict[str, Any]
 
@@ -132,7 +132,7 @@ def _case(row: Json, *, short: bool = False) -> str:
 def _print(report: Json) -> None:
     machine, settings, rows = report["machine"], report["settings"], report["rows"]
     on_cpu = report["device"] == "cpu"
-    print_facts(
+    print_fields(
         {
             "device": machine["processor"] if on_cpu else machine["gpu"],
             "threads": machine["threads"] if on_cpu else None,

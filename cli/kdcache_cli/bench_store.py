@@ -9,7 +9,7 @@ import typer
 
 from kdcache_cli import bench_report as b
 from kdcache_cli import options as o
-from kdcache_cli.output import print_facts, print_table, print_title, show, size
+from kdcache_cli.output import print_fields, print_table, print_title, show, size
 
 Json = dict[str, Any]
 
@@ -51,7 +51,7 @@ def store(
 
 def _print(report: Json) -> None:
     chunks = sorted(set(report["chunk_rows"].values()))
-    print_facts(
+    print_fields(
         {
             "processor": report["machine"]["processor"],
             "cache": f"{report['documents']:,} documents, {report['tokens']:,} tokens",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdcache_cli import options as o
-from kdcache_cli.output import both, print_facts, print_json
+from kdcache_cli.output import both, print_fields, print_json
 
 if TYPE_CHECKING:
     from kdcache.maintenance.transfer import Transfer
@@ -85,7 +85,7 @@ def export(
     if as_json:
         print_json({"folder": str(out), "files": made.files, "bytes": made.bytes})
     else:
-        print_facts({"folder": out, "files": len(made.files), "size": both(made.bytes)})
+        print_fields({"folder": out, "files": len(made.files), "size": both(made.bytes)})
 
 
 def _report(out: str, done: Transfer, as_json: bool) -> None:
@@ -94,7 +94,7 @@ def _report(out: str, done: Transfer, as_json: bool) -> None:
         print_json({"out": out, **told})
         return
     there = done.objects - done.written_objects
-    print_facts(
+    print_fields(
         {
             "out": out,
             "objects": done.objects,

@@ -33,9 +33,9 @@ def print_title(text: str) -> None:
     print(f"\n{text}")
 
 
-def print_facts(facts: Mapping[str, Any]) -> None:
-    """Print a name and a value per line; facts that are None are left out."""
-    print_table((), [(name, value) for name, value in facts.items() if value is not None])
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """Print a name and a value per line; fields that are None are left out."""
+    print_table((), [(name, value) for name, value in fields.items() if value is not None])
 
 
 def print_table(

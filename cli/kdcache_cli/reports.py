@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kdcache_cli.output import bar, both, print_facts, print_table, print_title, size
+from kdcache_cli.output import bar, both, print_fields, print_table, print_title, size
 from kdcache_cli.output import show as shown
 
 Json = dict[str, Any]
@@ -26,7 +26,7 @@ NAMED_CLASSES = 6
 
 def print_plan(plan: Json) -> None:
     """A plan's counts and its histogram of lengths."""
-    print_facts(
+    print_fields(
         {
             "task": plan["task"],
             "tokenizer": plan["tokenizer"],
@@ -114,7 +114,7 @@ def print_proposals(budget: int, proposals: list[Json]) -> None:
 def print_cache(cache: Json) -> None:
     """What made a cache, its arrays, its fidelity and whether all of it is there."""
     teacher = cache["teacher"]
-    print_facts(
+    print_fields(
         {
             "cache": cache["path"],
             "state": _state(cache["completeness"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kdcache_cli.output import both, print_facts, print_table, print_title
+from kdcache_cli.output import both, print_fields, print_table, print_title
 
 SCORES = {
     "accuracy_interval": "accuracy, 95% interval",
@@ -29,7 +29,7 @@ def print_scores(report: Mapping[str, Any]) -> None:
     if teacher:
         print_table(("", "model", "teacher"), rows, right=(1, 2))
     else:
-        print_facts({label: value for label, value, _ in rows})
+        print_fields({label: value for label, value, _ in rows})
 
 
 def _label(name: str) -> str:
@@ -44,7 +44,7 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     """Any nested report as a name and a value per line; how weights were chosen as a table."""
     chosen = metrics.get("dev")
     plain = {name: value for name, value in metrics.items() if name != "dev"}
-    print_facts({_label(name): _value(name, value) for name, value in _flat(plain)})
+    print_fields({_label(name): _value(name, value) for name, value in _flat(plain)})
     if chosen is not None:
         _print_choice(chosen)
 

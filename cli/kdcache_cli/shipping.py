@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kdcache_cli import options as o
-from kdcache_cli.output import both, print_facts, print_json, print_table, print_title, size
+from kdcache_cli.output import both, print_fields, print_json, print_table, print_title, size
 
 Json = Mapping[str, Any]
 
@@ -76,7 +76,7 @@ def ship(
 def print_report(report: Json) -> None:
     """What was written, and the table of what was measured."""
     fidelity = report["fidelity"]
-    print_facts(
+    print_fields(
         {
             "folder": report["folder"],
             "model": "int8" if report["int8"] else "float32",

@@ -1,6 +1,6 @@
 """`kdcache bench fidelity`: what every codec costs in bytes, and in truth, on a real teacher.
 
-Bytes are those of shard files, checksums and indexes included, and of artefacts where a codec has
+Bytes are those of shard files, checksums and indexes included, and of artifacts where a codec has
 some. Truth is the divergence of the decoded distribution from the teacher's and the gradient that a
 half-trained student gets, against the one from all logits. Formats of other projects are measured
 beside ours, by the arithmetic they publish; `file_bytes_per_row` is of the file they write. Sizes
@@ -34,15 +34,15 @@ from kdcache.signals import (
     HEAD,
     Activations,
     ArraySpec,
+    ArtifactSources,
     Head,
     ModelSizes,
-    Origins,
     Signal,
     SoftLabels,
     Tap,
-    artefacts,
-    assist,
+    artifacts,
     parse,
+    with_artifacts,
 )
 from kdcache.store.format.array_reader import plan_layout
 from kdcache.store.format.compressed_reader import encode_rows
@@ -166,14 +166,14 @@ def _shape(sample: Sample) -> ModelSizes:
 
 
 def ready(signal: Signal, sample: Sample) -> tuple[Signal, dict[str, bytes]]:
-    """A signal with its artefacts, made of the sample, and those."""
-    origins = Origins(
+    """A signal with its artifacts, made of the sample, and those."""
+    sources = ArtifactSources(
         token_counts=lambda: sample.counts,
         head=lambda: (sample.weight, sample.bias),
         projections=lambda layer: {},  # none of the signals it measures has any
     )
-    files = artefacts([signal], "masked-lm", _shape(sample), origins)
-    return assist({"": signal}, _shape(sample), files.__getitem__)[""], files
+    files = artifacts([signal], "masked-lm", _shape(sample), sources)
+    return with_artifacts({"": signal}, _shape(sample), files.__getitem__)[""], files
 
 
 def _ours(sample: Sample, text: str, full: Whole) -> Json:
@@ -190,7 +190,7 @@ def _ours(sample: Sample, text: str, full: Whole) -> Json:
         "ours": True,
         "bytes_per_row": size / rows,
         "exact_bytes": all(spec.expected is None for spec in specs),
-        "artefact_bytes": sum(map(len, files.values())),
+        "artifact_bytes": sum(map(len, files.values())),
         "encode_rows_per_s": rows / (seconds + packing),
         "decode_rows_per_s": rows / reading,
     }

@@ -88,7 +88,7 @@ class Source:
     def part(self, name: str, part: int) -> Array:
         """All rows of an array in a part."""
         layout = self.layouts[name]
-        reader = reader_of(self.cache.path, layout, self.cache.ledger.facts)
+        reader = reader_of(self.cache.path, layout, self.cache.commit_log.fingerprint)
         return reader[part * layout.part_rows : (part + 1) * layout.part_rows]
 
     def all_parts(self, name: str) -> Iterator[Array]:

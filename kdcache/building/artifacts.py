@@ -1,4 +1,4 @@
-"""What artefacts of signals are made of: the plan's tokens and linear layers of the teacher."""
+"""What artifacts of signals are made of: the plan's tokens and linear layers of the teacher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdcache.models import Teacher
 from kdcache.models.projections import projections
 from kdcache.plans import Plan
 from kdcache.plans.batch import collate
-from kdcache.signals import Origins
+from kdcache.signals import ArtifactSources
 from kdcache.signals.codecs.linear_file import Linear
 from kdcache.tasks import Space
 
@@ -22,9 +22,9 @@ PROVEN = 4
 COLUMNS: dict[str, Space] = {"tokens": "token", "masked_label": "masked"}
 
 
-def origins(plan: Plan, teacher: Teacher) -> Origins:
-    """The sources of artefacts; nothing is read before it is asked for."""
-    return Origins(
+def artifact_sources(plan: Plan, teacher: Teacher) -> ArtifactSources:
+    """The sources of artifacts; nothing is read before it is asked for."""
+    return ArtifactSources(
         token_counts=partial(token_counts, plan, teacher.shape.outputs),
         head=partial(head, teacher),
         projections=partial(attention_projections, plan, teacher),

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 
 import torch
 
-from kdcache.building.artifacts import origins
+from kdcache.building.artifacts import artifact_sources
 from kdcache.building.capture import Capture
 from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.building.training_note import length_note
@@ -29,7 +29,7 @@ from kdcache.models.tokenizer import class_names
 from kdcache.plans import Plan
 from kdcache.plans.identity import has_configuration, say_unvouched
 from kdcache.progress import Progress, Shown, shown
-from kdcache.signals import ModelSizes, Signal, artefacts, parse_all, taps_of
+from kdcache.signals import ModelSizes, Signal, artifacts, parse_all, taps_of
 from kdcache.store import (
     Cache,
     Claims,
@@ -260,11 +260,13 @@ def kept_files(
     *,
     weights: bool,
 ) -> dict[str, bytes | Path]:
-    """Files a cache keeps, by name: tokenizer, configuration or weights, artefacts of signals."""
+    """Files a cache keeps, by name: tokenizer, configuration or weights, artifacts of signals."""
     files: dict[str, bytes | Path] = {f"tokenizer/{n}": b for n, b in tokenizer.files().items()}
     kept = teacher.files(weights=weights)
     files.update({f"teacher/{name}": content for name, content in kept.items()})
-    files |= artefacts(signals.values(), plan.config.task, teacher.shape, origins(plan, teacher))
+    files |= artifacts(
+        signals.values(), plan.config.task, teacher.shape, artifact_sources(plan, teacher)
+    )
     return files
 
 

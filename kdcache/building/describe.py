@@ -10,7 +10,7 @@ import numpy as np
 from kdcache.building.attention_ways import smaller_ways
 from kdcache.manifest import Json
 from kdcache.plans import Plan
-from kdcache.signals import ArraySpec, Assisted, ModelSizes, Signal
+from kdcache.signals import ArraySpec, HasArtifacts, ModelSizes, Signal
 from kdcache.store import Cache, Layout, plan_layouts, signal_layouts
 
 BINS = 12  # rows of a length histogram, at most
@@ -88,7 +88,7 @@ def _sizes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes) -> Json
         else:
             estimates[layout.name] = _estimate(plan, layout, spec)
     exact = sum(arrays.values())
-    kept = [s.artefact_bytes(shape) for s in signals.values() if isinstance(s, Assisted)]
+    kept = [s.artifact_bytes(shape) for s in signals.values() if isinstance(s, HasArtifacts)]
     for name, size in (entry for files in kept for entry in files.items()):
         estimates[f"files/{name}"] = [size // 2, size]
     return {

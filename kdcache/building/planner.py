@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from kdcache.building.shuffle import Spool
+from kdcache.building.shuffle import PlanBuilder
 from kdcache.corpora.documents import Corpus, Unit, open_corpus
 from kdcache.corpora.labels import LabelType, resolve
 from kdcache.errors import ConfigError, one_of
@@ -158,34 +158,34 @@ def make_plan(
     if opened.unused:
         progress.say(f"columns not read: {_names(opened.unused)}")
     config = _config(task, opened, tokenizer, options)
-    spool = Spool(scratch, tokenizer)
+    builder = PlanBuilder(scratch, tokenizer)
     documents = track(
         progress, opened, f"tokenising {short(corpus)}", unit="documents", total=opened.limit
     )
     with writing(scratch.parent):
-        facts = spool.fill(documents, config)
+        found = builder.fill(documents, config)
     if opened.late:
         progress.say(f"columns not read, which only later rows have: {_names(opened.late)}")
     labels = None
     if task == "text-classification":
         labels = resolve(
-            spool.labels,
+            builder.labels,
             label_type=options.get("label_type", "auto"),
             known=classes[0],
             count=classes[1],
             corpus_names=opened.class_names,
             new=new_classes,
         )
-        facts["classes"] = labels.classes
+        found["classes"] = labels.classes
         for note in labels.notes:
             progress.say(note)
     config = replace(
         config,
         problem=labels.problem if labels else "tokens",
-        corpus={**config.corpus, **facts},
+        corpus={**config.corpus, **found},
     )
     with writing(scratch.parent):
-        return spool.arrange(config, labels)
+        return builder.arrange(config, labels)
 
 
 def _names(columns: Iterable[str]) -> str:

@@ -37,7 +37,7 @@ class _Entry:
     masked_labels: npt.NDArray[np.int64]
 
 
-class Spool:
+class PlanBuilder:
     """Files that take tokens in corpus order and give them back in plan order."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:

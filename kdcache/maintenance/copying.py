@@ -47,4 +47,7 @@ def copy(source: Place, out: Place, *, progress: Shown = None) -> Transfer:
 
 
 def _items(root: Root, objects: Json) -> list[Item]:
-    return [Item(key=key, source=root / key, facts=facts) for key, facts in objects.items()]
+    return [
+        Item(key=key, source=root / key, fingerprint=fingerprint)
+        for key, fingerprint in objects.items()
+    ]

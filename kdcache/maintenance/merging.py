@@ -1,7 +1,7 @@
 """Merge caches of one plan: what was asked of a teacher later, or of another teacher, side by side.
 
 A manifest speaks of one teacher. Signals of the same teacher join it; what another teacher said
-becomes a guest with a folder and a table of its own (docs/decisions/0009).
+becomes a teacher with a folder and a table of its own (docs/decisions/0009).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kdcache.signals import merge as add_up
 from kdcache.store.cache import Cache
 from kdcache.store.create import PLAN_COMMIT, plan_commit
 from kdcache.store.format.commit_log import part_name
-from kdcache.store.format.manifest_schema import guest_prefix, plan_specs
+from kdcache.store.format.manifest_schema import plan_specs, teacher_prefix
 from kdcache.store.io.object_path import Place, locate
 
 TABLE = ("teacher", "shape", "signals", "software")
@@ -60,22 +60,22 @@ def merge(sources: Sequence[Place], out: Place, *, progress: Shown = None) -> Tr
             cache.signal(name)  # which refuses: not all of it is understood
     for cache in caches[1:]:
         _require_one_plan(caches[0], cache)
-    seats = _seat(caches)
+    shares = _share(caches)
     say_unvouched(progress, ((cache.path, cache.manifest["teacher"]) for cache in caches))
-    items = _plan_items(caches[0], seats)
-    objects = {key: item.facts for key, item in items.items()}
-    manifest = _manifest(seats, objects)
+    items = _plan_items(caches[0], shares)
+    objects = {key: item.fingerprint for key, item in items.items()}
+    manifest = _manifest(shares, objects)
     records: dict[str, Json] = {
         MANIFEST: manifest,
         PLAN_COMMIT: plan_commit(manifest, objects),
     }
     everything, parts = list(items.values()), []
     for part in range(caches[0].plan.parts):
-        shards = [item for seat in seats for item in seat.of_part(part)]
-        parts.append(_part_record(seats, part, shards))
+        shards = [item for share in shares for item in share.of_part(part)]
+        parts.append(_part_record(shares, part, shards))
         records[f"commits/{part_name(part)}/zarr.json"] = parts[-1]
         everything += shards
-    records[COMPLETE] = _completion(seats, parts)
+    records[COMPLETE] = _completion(shares, parts)
     return transfer(everything, records, locate(out), f"merging into {short(str(out))}", progress)
 
 
@@ -100,7 +100,7 @@ def _require_one_plan(first: Cache, other: Cache) -> None:
 
 def _plan_table(cache: Cache) -> Json:
     """A cache's plan with the digest of its rows: each format has a digest of its own."""
-    rows = {key: facts for key, facts in cache.objects.items() if PLAN_ROWS.match(key)}
+    rows = {key: fingerprint for key, fingerprint in cache.objects.items() if PLAN_ROWS.match(key)}
     return {**nameless(cache.manifest["plan"]), "sha256": digest(rows)}
 
 
@@ -135,19 +135,21 @@ class _Source:
             named = replace(layout, name=self.prefix + name)
             for shard in layout.part_shards(part):
                 key = layout.key(shard)
-                facts = self.cache.ledger.facts(part, key)
-                yield Item(key=named.key(shard), source=self.cache.path / key, facts=facts)
+                fingerprint = self.cache.commit_log.fingerprint(part, key)
+                yield Item(
+                    key=named.key(shard), source=self.cache.path / key, fingerprint=fingerprint
+                )
 
 
 def _below(cache: Cache, there: str, here: str) -> Iterator[Item]:
     """Objects of an array that were there before the first part."""
-    for key, facts in cache.objects.items():
+    for key, fingerprint in cache.objects.items():
         if key.startswith(f"{there}/"):
             name = here + key.removeprefix(there)
-            yield Item(key=name, source=cache.path / key, facts=facts)
+            yield Item(key=name, source=cache.path / key, fingerprint=fingerprint)
 
 
-def _seat(caches: Sequence[Cache]) -> list[_Source]:
+def _share(caches: Sequence[Cache]) -> list[_Source]:
     """Give every teacher beside the first a name, and every cache its teacher's prefix."""
     seated: dict[str, tuple[Cache, Signal]] = {}
     names: list[str] = []
@@ -157,7 +159,7 @@ def _seat(caches: Sequence[Cache]) -> list[_Source]:
         same = [source for source in sources if _one_teacher(source.cache, cache)]
         if not same:
             names.append(_name(teacher["name"], names))
-        other = guest_prefix(names[-1]) if sources else ""
+        other = teacher_prefix(names[-1]) if sources else ""
         sources.append(_Source(cache, same[0].prefix if same else other))
         for name, signal in sources[-1].held.items():
             first, known = seated.get(name, (cache, None))
@@ -219,7 +221,9 @@ def _plan_items(first: Cache, sources: Sequence[_Source]) -> dict[str, Item]:
     arrays = {key.removesuffix("/zarr.json") for key in found if key.endswith("/zarr.json")}
     groups = {str(above) for name in arrays for above in PurePosixPath(name).parents} - {"."}
     for group in {*groups, "commits"}:
-        node = Item(key=f"{group}/zarr.json", source=first.path / EMPTY, facts=first.objects[EMPTY])
+        node = Item(
+            key=f"{group}/zarr.json", source=first.path / EMPTY, fingerprint=first.objects[EMPTY]
+        )
         found[node.key] = node
     return dict(sorted(found.items()))
 
@@ -240,11 +244,11 @@ def _manifest(sources: Sequence[_Source], objects: Json) -> Json:
         if not has_configuration(theirs["teacher"]):  # what one of them lacks, nobody vouches for
             kept = {key: value for key, value in table["teacher"].items() if key not in FUNCTION}
             table["teacher"] = kept
-    guests = {PurePosixPath(prefix).name: table for prefix, table in tables.items() if prefix}
+    teachers = {PurePosixPath(prefix).name: table for prefix, table in tables.items() if prefix}
     return {
         **{name: oldest[name] for name in ("format", "kind", "plan")},
         **tables[""],
-        **({"teachers": guests} if guests else {}),
+        **({"teachers": teachers} if teachers else {}),
         "merged": [
             {
                 "signals": list(source.signals),
@@ -282,7 +286,9 @@ def _part_record(sources: Sequence[_Source], part: int, items: Sequence[Item]) -
         for source, commit in zip(sources, commits, strict=True)
     )
     forwards = [commit["forward"] for commit in commits]
-    return merged_commit(commits[0], {item.key: item.facts for item in items}, fidelity, forwards)
+    return merged_commit(
+        commits[0], {item.key: item.fingerprint for item in items}, fidelity, forwards
+    )
 
 
 def merged_commit(first: Json, objects: Json, fidelity: Json, forwards: Sequence[Json]) -> Json:

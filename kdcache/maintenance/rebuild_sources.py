@@ -19,22 +19,22 @@ from kdcache.plans import Plan, PlanConfig
 from kdcache.plans.identity import say_unvouched
 from kdcache.progress import Progress, quiet
 from kdcache.store import Cache, Root, open_plan
-from kdcache.store.format.manifest_schema import read_blueprint
+from kdcache.store.format.manifest_schema import read_schema
 from kdcache.store.format.zarr_metadata import require_record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seat:
+class Share:
     """What one build has put into a cache: all of it, or its share of a merged one.
 
     Attributes:
-        guest: name of its teacher in a merged cache; None: the first.
+        teacher: name of its teacher in a merged cache; None: the first.
         prefix: where its arrays lie.
         signals: names of its signals, without the prefix.
         layers: those of a signal that are of this build, where another has made others.
     """
 
-    guest: str | None
+    teacher: str | None
     prefix: str
     signals: tuple[str, ...]
     layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -86,31 +86,31 @@ class Sources:
         self._teachers: dict[tuple[str | None, str], Teacher] = {}
         self._views: dict[str | None, Cache] = {}
 
-    def view(self, guest: str | None = None) -> Cache:
+    def view(self, teacher: str | None = None) -> Cache:
         """The cache, which must be whole enough to be opened by now, as one of its teachers'."""
-        if guest not in self._views:
-            self._views[guest] = Cache(self.root, teacher=guest)
-        return self._views[guest]
+        if teacher not in self._views:
+            self._views[teacher] = Cache(self.root, teacher=teacher)
+        return self._views[teacher]
 
     @cached_property
-    def seats(self) -> list[Seat]:
+    def shares(self) -> list[Share]:
         """Who has put what into the cache, in the order of its records."""
         cache = self.view()
         merged = cache.manifest.get("merged")
         if merged is None:
-            return [Seat(guest=None, prefix="", signals=tuple(cache.signals))]
+            return [Share(teacher=None, prefix="", signals=tuple(cache.signals))]
         try:
-            return [_seat(entry, cache.teachers) for entry in merged]
+            return [_share(entry, cache.teachers) for entry in merged]
         except (LookupError, TypeError, AttributeError) as error:
             where = self.root / "zarr.json"
             raise DamageError(f"{where} is damaged: `merged` makes no sense ({error})") from error
 
-    def teacher(self, guest: str | None, device: str) -> Teacher:
+    def teacher(self, teacher: str | None, device: str) -> Teacher:
         """A teacher of the cache, on `device` unless another was chosen.
 
         Raises ModelError if it is not there, MismatchError if it is another one.
         """
-        where = guest, self.device or device
+        where = teacher, self.device or device
         if not self._teachers:
             views = map(self.view, (None, *self.view().teachers))
             say_unvouched(self.progress, ((self.root, v.manifest["teacher"]) for v in views))
@@ -118,8 +118,8 @@ class Sources:
             self._teachers[where] = self._load(*where)
         return self._teachers[where]
 
-    def _load(self, guest: str | None, device: str) -> Teacher:
-        cache = self.view(guest)
+    def _load(self, teacher: str | None, device: str) -> Teacher:
+        cache = self.view(teacher)
         identity, task = cache.manifest["teacher"], cache.plan.config.task
         try:
             return load_same_teacher(identity, task=task, source=self.teacher_place, device=device)
@@ -140,11 +140,11 @@ class Sources:
     def files(self) -> dict[str, bytes | Path]:
         """The files the cache keeps, made again, by name in the store."""
         found: dict[str, bytes | Path] = {}
-        for guest in (None, *self.view().teachers):
-            cache = self.view(guest)
+        for teacher in (None, *self.view().teachers):
+            cache = self.view(teacher)
             made = kept_files(
                 cache.plan,
-                self.teacher(guest, "cpu"),
+                self.teacher(teacher, "cpu"),
                 cache.signals,
                 self.tokenizer(),
                 weights=any(name.endswith(".safetensors") for name in cache.kept),
@@ -158,7 +158,7 @@ class Sources:
         if is_plan(corpus):
             yield open_plan(corpus)
             return
-        config = read_blueprint(require_record(self.root, "cache"), self.root).config
+        config = read_schema(require_record(self.root, "cache"), self.root).config
         with scratch_folder(None) as scratch:
             yield make_plan(
                 corpus,
@@ -171,16 +171,18 @@ class Sources:
             )
 
 
-def _seat(entry: Json, teachers: tuple[str, ...]) -> Seat:
-    """The seat whose signals have the names of an entry, such as "teachers/NAME/logits"."""
+def _share(entry: Json, teachers: tuple[str, ...]) -> Share:
+    """The share whose signals have the names of an entry, such as "teachers/NAME/logits"."""
     names = entry["signals"]
     layers = {name.rpartition("/")[2]: own for name, own in entry.get("layers", {}).items()}
     prefix = names[0].rpartition("/")[0]
-    guest = prefix.removeprefix("teachers/") if prefix else None
-    if guest is not None and guest not in teachers:
-        raise LookupError(guest)
+    teacher = prefix.removeprefix("teachers/") if prefix else None
+    if teacher is not None and teacher not in teachers:
+        raise LookupError(teacher)
     signals = tuple(name.rpartition("/")[2] for name in names)
-    return Seat(guest=guest, prefix=f"{prefix}/" if prefix else "", signals=signals, layers=layers)
+    return Share(
+        teacher=teacher, prefix=f"{prefix}/" if prefix else "", signals=signals, layers=layers
+    )
 
 
 def plan_options(config: PlanConfig) -> PlanOptions:

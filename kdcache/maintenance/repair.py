@@ -31,7 +31,7 @@ from kdcache.store.commits.writer import commit_record, completion_record, encod
 from kdcache.store.format.commit_log import part_name
 from kdcache.store.format.zarr_metadata import group_json, read_record
 from kdcache.store.io.durable_writes import Pieces, replace_synced, writing
-from kdcache.store.io.fingerprints import shard_facts
+from kdcache.store.io.fingerprints import shard_fingerprint
 from kdcache.store.io.safe_paths import inside
 
 
@@ -194,21 +194,25 @@ class _Rows:
         if completion is not None:
             count = self.cache.plan.parts
             records = [made.get(part) or self.cache.commit(part) for part in range(count)]
-            if self.cache.ledger.completion_problem(completion, records):
+            if self.cache.commit_log.completion_problem(completion, records):
                 return
         for part, record in made.items():
             self._write(f"commits/{part_name(part)}/zarr.json", group_json(record))
 
     def _commit(self, part: int) -> Json:
         """The commit of a part, made again as it was."""
-        runs = [self._run(part, seat) for seat in range(len(self.sources.seats))]
+        runs = [self._run(part, share) for share in range(len(self.sources.shares))]
         records = [
             commit_record(self.cache, part, run.encoded, run.fidelity, run.forward) for run in runs
         ]
         if "merged" in self.cache.manifest:
             return merged_commit(
                 records[0],
-                {key: facts for record in records for key, facts in record["objects"].items()},
+                {
+                    key: fingerprint
+                    for record in records
+                    for key, fingerprint in record["objects"].items()
+                },
                 joined_sums(run.fidelity for run in runs),
                 [run.forward for run in runs],
             )
@@ -217,18 +221,18 @@ class _Rows:
     def _objects(self, part: int, keys: list[str]) -> None:
         """Write the objects of a part anew that come out as they were committed."""
         committed = self.cache.commit(part)["objects"]
-        for number, seat in enumerate(self.sources.seats):
-            wanted = [key for key in keys if seat.owns(key)]
+        for number, share in enumerate(self.sources.shares):
+            wanted = [key for key in keys if share.owns(key)]
             encoded = self._run(part, number).encoded if wanted else {}
             for key in wanted:
-                if shard_facts(encoded[key]) == committed[key]:
+                if shard_fingerprint(encoded[key]) == committed[key]:
                     self._write(key, b"".join(encoded[key]))
 
     def _complete(self) -> None:
         signals = {
-            seat.prefix + name: self.sources.view(seat.guest).signals[name]
-            for seat in self.sources.seats
-            for name in seat.signals
+            share.prefix + name: self.sources.view(share.teacher).signals[name]
+            for share in self.sources.shares
+            for name in share.signals
         }
         try:
             record = completion_record(self.cache, signals)
@@ -241,20 +245,20 @@ class _Rows:
         """What one build said of a part, made again as it was."""
         forwards = self._forwards(part)
         assert forwards is not None
-        seat, forward = self.sources.seats[number], forwards[number]
-        cache = self.sources.view(seat.guest)
-        teacher = self.sources.teacher(seat.guest, forward["device"])
+        share, forward = self.sources.shares[number], forwards[number]
+        cache = self.sources.view(share.teacher)
+        teacher = self.sources.teacher(share.teacher, forward["device"])
         capture = Capture(cache, teacher, forward["batch_tokens"], self.progress)
         total = cache.plan.extent(cache.plan.part_docs(part), "token")
         with self.progress.bar(f"making part {part} again", unit="tokens", total=total) as advance:
             arrays, fidelity = capture.part(part, advance)
-        kept = {name: rows for name, rows in arrays.items() if seat.holds(name)}
+        kept = {name: rows for name, rows in arrays.items() if share.holds(name)}
         return _Run(
             encoded=encode_part(cache, part, kept),
             fidelity={
-                seat.prefix + name: seat.sums(name, stats)
+                share.prefix + name: share.sums(name, stats)
                 for name, stats in fidelity.items()
-                if name in seat.signals
+                if name in share.signals
             },
             forward=forward,
         )
@@ -267,7 +271,7 @@ class _Rows:
             except DamageError:
                 continue
             found: list[Json] = record.get("forwards", [record["forward"]])
-            if len(found) == len(self.sources.seats):
+            if len(found) == len(self.sources.shares):
                 return found
         return None
 

@@ -22,9 +22,9 @@ from kdcache.store.create import (
     write_skeleton,
 )
 from kdcache.store.format.commit_log import plan_objects
-from kdcache.store.format.manifest_schema import read_blueprint
+from kdcache.store.format.manifest_schema import read_schema
 from kdcache.store.format.zarr_metadata import group_json, read_record, require_record
-from kdcache.store.io.check_object import object_facts, object_problem
+from kdcache.store.io.check_object import object_fingerprint, object_problem
 from kdcache.store.io.durable_writes import object_names, replace_synced, writing
 from kdcache.store.io.object_path import Root
 from kdcache.store.io.safe_paths import inside
@@ -58,18 +58,18 @@ def restore_plan_commit(root: Root) -> None:
         plan_objects(root, manifest)
         return
     except DamageError:
-        blueprint = read_blueprint(manifest, root)
-        signals = tuple(f"{array.name}/c/" for array in blueprint.array_specs())
-        newer = tuple(f"{name}/" for name in blueprint.newer_names())
+        schema = read_schema(manifest, root)
+        signals = tuple(f"{array.name}/c/" for array in schema.array_specs())
+        newer = tuple(f"{name}/" for name in schema.newer_names())
     objects: dict[str, Json] = {}
     for key in object_names(root):
         if key.startswith(signals) or LATER.fullmatch(key):
             continue
         if key.startswith(newer) and "/c/" in key:
             continue
-        facts = object_facts(key, inside(root, key).read_bytes())
-        if facts is not None:
-            objects[key] = facts
+        fingerprint = object_fingerprint(key, inside(root, key).read_bytes())
+        if fingerprint is not None:
+            objects[key] = fingerprint
     objects = dict(sorted(objects.items()))
     if digest(objects) == manifest["contents"]:
         _replace(root, PLAN_COMMIT, group_json(plan_commit(manifest, objects)))
@@ -83,16 +83,16 @@ def restore_metadata(
     A merged cache of an older format may hold arrays of a newer one: both ways are tried.
     """
     manifest = require_record(root, "cache")
-    blueprint, left = read_blueprint(manifest, root), set(keys)
+    schema, left = read_schema(manifest, root), set(keys)
     objects = plan_objects(root, manifest)
-    layouts = spec_layouts(blueprint.plan, blueprint.array_specs())
+    layouts = spec_layouts(schema.plan, schema.array_specs())
     new = manifest["format"] >= NAMED
     for named in (new, not new):
         if not left:
             return
         with TemporaryDirectory(prefix="kdcache-") as folder:
             fresh = Path(folder) / "store"
-            write_skeleton(fresh, blueprint.plan, layouts, files or {}, named=named)
+            write_skeleton(fresh, schema.plan, layouts, files or {}, named=named)
             left -= _put_sound(root, left & objects.keys(), fresh, objects)
 
 

@@ -127,11 +127,11 @@ def spot_check(
         raise IncompleteError(f"{cache.path} holds no part yet")
     drawn = np.random.default_rng(seed).permutation(docs)[:documents]
     figures: list[Figure] = []
-    guests = (None, *cache.teachers)
-    total = len(drawn) * len(guests)
+    names = (None, *cache.teachers)
+    total = len(drawn) * len(names)
     with progress.bar(f"spot check of {cache.path.name}", unit="documents", total=total) as advance:
-        for guest in guests:
-            figures += _hold(sources.view(guest), sources.teacher(guest, "auto"), drawn, advance)
+        for name in names:
+            figures += _hold(sources.view(name), sources.teacher(name, "auto"), drawn, advance)
     return Spot(path=cache.path, documents=len(drawn), figures=tuple(figures))
 
 

@@ -38,7 +38,7 @@ class Item:
 
     key: str
     source: Root
-    facts: Json
+    fingerprint: Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,12 @@ def transfer(
     _require_free(out, records[MANIFEST])
     root = out.resolve() if isinstance(out, Path) else out
     staging = root.with_name(f"{root.name}.staging")
-    total = sum(item.facts["bytes"] for item in items)
+    total = sum(item.fingerprint["bytes"] for item in items)
     written: list[Item] = []
     with writing(out), progress.bar(label, unit="bytes", total=total) as advance:
 
         def done(result: tuple[Item, bool]) -> None:
-            advance(result[0].facts["bytes"])
+            advance(result[0].fingerprint["bytes"])
             if result[1]:
                 written.append(result[0])
 
@@ -84,7 +84,7 @@ def transfer(
         objects=len(items),
         bytes=total,
         written_objects=len(written),
-        written_bytes=sum(item.facts["bytes"] for item in written),
+        written_bytes=sum(item.fingerprint["bytes"] for item in written),
     )
 
 
@@ -114,10 +114,10 @@ def _put(out: Root, key: str, record: Json, staging: Root) -> None:
 def _bring(out: Root, staging: Root, item: Item) -> tuple[Item, bool]:
     """Bring one object over, unless it is there; whether it was written."""
     target = inside(out, item.key)
-    if _sound(target, item.facts):
+    if _sound(target, item.fingerprint):
         return item, False
     try:
-        data = read_again(item.source, lambda: _read(item.source, item.facts))
+        data = read_again(item.source, lambda: _read(item.source, item.fingerprint))
     except FileNotFoundError as error:
         raise DamageError(f"{item.source} is missing; `kdcache verify` lists the damage") from error
     if isinstance(target, ObjectPath):
@@ -126,23 +126,23 @@ def _bring(out: Root, staging: Root, item: Item) -> tuple[Item, bool]:
         fresh = staging / uuid.uuid4().hex
         write_synced(fresh, data)
         publish(fresh, target)
-    if not _sound(target, item.facts):
+    if not _sound(target, item.fingerprint):
         raise DamageError(f"{target} is not what was written there a moment ago; check the disk")
     return item, True
 
 
-def _sound(path: Root, facts: Json) -> bool:
+def _sound(path: Root, fingerprint: Json) -> bool:
     try:
-        read_again(path, lambda: _read(path, facts))
+        read_again(path, lambda: _read(path, fingerprint))
     except (FileNotFoundError, DamageError):
         return False
     return True
 
 
-def _read(path: Root, facts: Json) -> bytes:
+def _read(path: Root, fingerprint: Json) -> bytes:
     """The bytes of an object; DamageError if they are not what its commit says."""
-    data = read_regular(path, facts["bytes"])
-    problem = object_problem(data, facts)
+    data = read_regular(path, fingerprint["bytes"])
+    problem = object_problem(data, fingerprint)
     if problem:
         raise DamageError(f"{path} is damaged: {problem}")
     return data

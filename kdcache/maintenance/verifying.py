@@ -13,14 +13,19 @@ from kdcache.store.cache import Cache, newer_layouts
 from kdcache.store.create import spec_layouts
 from kdcache.store.format.array_reader import ArrayReader, Layout
 from kdcache.store.format.commit_log import (
-    Ledger,
-    PlanFacts,
+    CommitLog,
+    PlanFingerprints,
     part_name,
     plan_objects,
     read_completion,
 )
 from kdcache.store.format.compressed_reader import PackedReader, reader_of
-from kdcache.store.format.manifest_schema import Blueprint, check_parts, plan_specs, read_blueprint
+from kdcache.store.format.manifest_schema import (
+    ManifestSchema,
+    check_parts,
+    plan_specs,
+    read_schema,
+)
 from kdcache.store.format.zarr_metadata import read_layout, read_object, require_record
 from kdcache.store.io.object_path import Place, Root, locate
 
@@ -79,14 +84,14 @@ def find_damage(
         if (root / PLAN).is_file() and not (root / MANIFEST).is_file():
             raise DamageError(f"{root / MANIFEST} is missing")
         manifest = require_record(root, "cache")
-        blueprint = read_blueprint(manifest, root)
+        schema = read_schema(manifest, root)
         objects = plan_objects(root, manifest)
-        check_parts(blueprint, objects, root)
+        check_parts(schema, objects, root)
     except DamageError as error:
         survey.note(PLAN if PLAN in str(error) else MANIFEST, None, error)
         return survey.findings
-    survey.plan(blueprint, objects)
-    survey.parts(blueprint, objects)
+    survey.plan(schema, objects)
+    survey.parts(schema, objects)
     with progress.bar(
         f"verifying {short(str(path))}", unit="objects", total=len(survey.jobs)
     ) as advance:
@@ -123,7 +128,7 @@ class _Survey:
             text = text.removeprefix(start)
         self.findings.append(Finding(root=self.root, object=key, part=part, problem=text))
 
-    def plan(self, blueprint: Blueprint, objects: Mapping[str, Json]) -> None:
+    def plan(self, schema: ManifestSchema, objects: Mapping[str, Json]) -> None:
         """Check metadata, and list the shards, of all that was there before the first part."""
         left = set(objects)
         for key in [key for key in objects if Path(key).name == "zarr.json"]:
@@ -132,8 +137,8 @@ class _Survey:
                 read_object(self.root, key, objects)
             except CacheError as error:
                 self.note(key, None, error)
-        committed = PlanFacts(objects, self.root)
-        for name, parts in _plan_arrays(blueprint, objects):
+        committed = PlanFingerprints(objects, self.root)
+        for name, parts in _plan_arrays(schema, objects):
             for layout in self._layout(name, parts, objects):
                 reader = ArrayReader(self.root, layout, committed)
                 for shard in range(layout.shape[0] // layout.shard_rows):
@@ -153,18 +158,18 @@ class _Survey:
             if not any(found.object == f"{name}/zarr.json" for found in self.findings):
                 self.note(f"{name}/zarr.json", None, error)
 
-    def parts(self, blueprint: Blueprint, objects: Mapping[str, Json]) -> None:
+    def parts(self, schema: ManifestSchema, objects: Mapping[str, Json]) -> None:
         """Check the commits of parts, and list the shards they name."""
         layouts = [
-            next(self._layout(made.name, blueprint.parts, objects), made)
-            for made, _ in spec_layouts(blueprint.plan, blueprint.array_specs())
-        ] + self._newer(blueprint, objects)
-        ledger = Ledger(self.root, layouts, blueprint.parts, old=blueprint.old)
-        readers = [reader_of(self.root, layout, ledger.facts) for layout in layouts]
+            next(self._layout(made.name, schema.parts, objects), made)
+            for made, _ in spec_layouts(schema.plan, schema.array_specs())
+        ] + self._newer(schema, objects)
+        commit_log = CommitLog(self.root, layouts, schema.parts, old=schema.old)
+        readers = [reader_of(self.root, layout, commit_log.fingerprint) for layout in layouts]
         commits, missing = [], []
-        for part in range(blueprint.parts):
+        for part in range(schema.parts):
             try:
-                commits.append(ledger.commit(part))
+                commits.append(commit_log.commit(part))
             except IncompleteError:
                 missing.append(part)
             except CacheError as error:
@@ -173,19 +178,19 @@ class _Survey:
                 for reader in readers:
                     shards = reader.layout.part_shards(part)
                     self.jobs += [_Job(reader, shard, part) for shard in shards]
-        self._completion(ledger, missing, commits)
+        self._completion(commit_log, missing, commits)
 
-    def _newer(self, blueprint: Blueprint, objects: Mapping[str, Json]) -> list[Layout]:
+    def _newer(self, schema: ManifestSchema, objects: Mapping[str, Json]) -> list[Layout]:
         """Layouts of what only a newer version can read: its bytes are checked all the same."""
         try:
-            return newer_layouts(self.root, blueprint, objects)
+            return newer_layouts(self.root, schema, objects)
         except DamageError:
             return []  # which metadata is unsound has been noted
 
-    def _completion(self, ledger: Ledger, missing: list[int], commits: list[Json]) -> None:
-        parts = ledger.parts
+    def _completion(self, commit_log: CommitLog, missing: list[int], commits: list[Json]) -> None:
+        parts = commit_log.parts
         try:
-            record = read_completion(self.root, parts, old=ledger.old)
+            record = read_completion(self.root, parts, old=commit_log.old)
         except CacheError as error:
             self.note(COMPLETE, None, error)
             return
@@ -197,7 +202,7 @@ class _Survey:
             self.note("commits", None, lacking)
         elif record is None:
             self.note(COMPLETE, None, "not there yet: run the same `kdcache build` again")
-        elif len(commits) == parts and (problem := ledger.completion_problem(record, commits)):
+        elif len(commits) == parts and (problem := commit_log.completion_problem(record, commits)):
             self.note(COMPLETE, None, problem)
 
     def run(self, full: bool, deep: Collection[str], advance: Callable[[int], None]) -> None:
@@ -228,9 +233,9 @@ class _Survey:
                 self.note(key, part, f"it counts {count!r:.40} documents; the plan has {found}")
 
 
-def _plan_arrays(blueprint: Blueprint, objects: Mapping[str, Json]) -> Iterator[tuple[str, int]]:
+def _plan_arrays(schema: ManifestSchema, objects: Mapping[str, Json]) -> Iterator[tuple[str, int]]:
     """Arrays written with the plan, and how many parts they have: its own, and the files'."""
-    for spec in plan_specs(blueprint.config):
-        yield spec.name, blueprint.parts
+    for spec in plan_specs(schema.config):
+        yield spec.name, schema.parts
     shards = [key for key in objects if key.startswith("files/") and "/c/" in key]
     yield from ((name, 1) for name in sorted({key.rpartition("/c/")[0] for key in shards}))

@@ -14,9 +14,9 @@ from kdcache.signals.attention import AttentionInputs
 from kdcache.signals.base import (
     KEPT,
     ArraySpec,
-    Assisted,
+    ArtifactSources,
     Columns,
-    Origins,
+    HasArtifacts,
     Packing,
     Signal,
     merge,
@@ -56,12 +56,13 @@ __all__ = [
     "TAP_KINDS",
     "Activations",
     "ArraySpec",
-    "Assisted",
+    "ArtifactSources",
     "Attention",
     "AttentionInputs",
     "Columns",
     "DenseLogits",
     "DocumentVectors",
+    "HasArtifacts",
     "Head",
     "HeadLabels",
     "Hidden",
@@ -69,7 +70,6 @@ __all__ = [
     "LayerRows",
     "LayerVectors",
     "ModelSizes",
-    "Origins",
     "Packing",
     "SampledLogits",
     "Signal",
@@ -80,8 +80,7 @@ __all__ = [
     "TapKind",
     "TokenVectors",
     "TopKLogits",
-    "artefacts",
-    "assist",
+    "artifacts",
     "check_name",
     "from_json",
     "given_by",
@@ -97,6 +96,7 @@ __all__ = [
     "taps_of",
     "to_record",
     "unknown_part",
+    "with_artifacts",
 ]
 
 SIGNALS: dict[str, dict[str, type[Any]]] = {
@@ -258,22 +258,22 @@ def holder(signals: Mapping[str, Signal], tap: Tap) -> str | None:
     return tap.name if tap.name in able else next(iter(able), None)
 
 
-def artefacts(
-    signals: Iterable[Signal], task: Task, shape: ModelSizes, origins: Origins
+def artifacts(
+    signals: Iterable[Signal], task: Task, shape: ModelSizes, sources: ArtifactSources
 ) -> dict[str, bytes]:
     """The files that signals need in a cache beside their arrays, by name."""
     files: dict[str, bytes] = {}
     for signal in signals:
-        if isinstance(signal, Assisted):
-            files |= signal.artefacts(task, shape, origins)
+        if isinstance(signal, HasArtifacts):
+            files |= signal.artifacts(task, shape, sources)
     return files
 
 
-def assist(
+def with_artifacts(
     signals: Mapping[str, Signal], shape: ModelSizes, read: Callable[[str], bytes]
 ) -> dict[str, Signal]:
     """Signals ready to encode and decode; `read` gives a file of the cache by its name."""
     return {
-        name: signal.assisted(shape, read) if isinstance(signal, Assisted) else signal
+        name: signal.with_artifacts(shape, read) if isinstance(signal, HasArtifacts) else signal
         for name, signal in signals.items()
     }

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch.nn import functional
 
-from kdcache.signals.base import Arrays, ArraySpec, Origins
+from kdcache.signals.base import Arrays, ArraySpec, ArtifactSources
 from kdcache.signals.codecs.linear_file import LinearFile, most_bytes, save
 from kdcache.signals.codecs.quantised import LayerRows
 from kdcache.signals.features import OfLayers, prefix
@@ -71,15 +71,17 @@ class AttentionInputs(OfLayers):
         specs = super().arrays(task, shape)
         return [replace(spec, taps=spec.taps + made[spec.taps[0]]) for spec in specs]
 
-    def artefacts(self, task: Task, shape: ModelSizes, origins: Origins) -> dict[str, bytes]:
+    def artifacts(
+        self, task: Task, shape: ModelSizes, sources: ArtifactSources
+    ) -> dict[str, bytes]:
         """The projections of every layer; ModelError if they are not all there is to it."""
-        return {FILE.format(layer=layer): save(origins.projections(layer)) for layer in self.layers}
+        return {FILE.format(layer=layer): save(sources.projections(layer)) for layer in self.layers}
 
-    def artefact_bytes(self, shape: ModelSizes) -> dict[str, int]:
+    def artifact_bytes(self, shape: ModelSizes) -> dict[str, int]:
         """The most each file takes; half where the teacher is a 16-bit one."""
         return {FILE.format(layer=layer): most_bytes(_sizes(shape)) for layer in self.layers}
 
-    def assisted(self, shape: ModelSizes, read: Callable[[str], bytes]) -> AttentionInputs:
+    def with_artifacts(self, shape: ModelSizes, read: Callable[[str], bytes]) -> AttentionInputs:
         """This signal with the projections, each file read once it is needed."""
         files = {
             layer: LinearFile(read, FILE.format(layer=layer), _sizes(shape))

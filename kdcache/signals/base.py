@@ -128,8 +128,8 @@ class Signal(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origins:
-    """What a signal's artefacts are made of, each computed when it is asked for.
+class ArtifactSources:
+    """What a signal's artifacts are made of, each computed when it is asked for.
 
     Attributes:
         token_counts: how often each id occurs in the plan, [V] int64.
@@ -144,18 +144,20 @@ class Origins:
 
 
 @runtime_checkable
-class Assisted(Protocol):
-    """A signal that needs files of the cache, its artefacts, to encode and decode."""
+class HasArtifacts(Protocol):
+    """A signal that needs files of the cache, its artifacts, to encode and decode."""
 
-    def artefacts(self, task: Task, shape: ModelSizes, origins: Origins) -> dict[str, bytes]:
+    def artifacts(
+        self, task: Task, shape: ModelSizes, sources: ArtifactSources
+    ) -> dict[str, bytes]:
         """The files to keep in the cache under `files/`, by name; made before the teacher runs."""
         ...
 
-    def artefact_bytes(self, shape: ModelSizes) -> dict[str, int]:
+    def artifact_bytes(self, shape: ModelSizes) -> dict[str, int]:
         """The most each of those files takes, by name."""
         ...
 
-    def assisted(self, shape: ModelSizes, read: Callable[[str], bytes]) -> Signal:
+    def with_artifacts(self, shape: ModelSizes, read: Callable[[str], bytes]) -> Signal:
         """This signal, ready to encode and decode with the files that `read` gives.
 
         Raises DamageError if they are not what was kept.

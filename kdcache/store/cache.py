@@ -24,29 +24,29 @@ from kdcache.signals import (
     Signal,
     SoftLabels,
     Tap,
-    assist,
     holder,
     of_signal,
     to_record,
+    with_artifacts,
 )
 from kdcache.store.create import plan_layouts, signal_layouts
 from kdcache.store.format.array_reader import ArrayReader, Layout
 from kdcache.store.format.commit_log import (
-    Ledger,
-    PlanFacts,
+    CommitLog,
+    PlanFingerprints,
     part_name,
     plan_objects,
     read_completion,
 )
 from kdcache.store.format.compressed_reader import reader_of, stored_bytes
 from kdcache.store.format.manifest_schema import (
-    Blueprint,
+    ManifestSchema,
     check_counts,
     check_examples,
     check_parts,
-    guest_prefix,
     plan_specs,
-    read_blueprint,
+    read_schema,
+    teacher_prefix,
 )
 from kdcache.store.format.spans import Pieces, cut_spans
 from kdcache.store.format.zarr_metadata import read_layout, read_object, read_record, require_record
@@ -65,26 +65,26 @@ def open_plan(path: Place) -> Plan:
     record = read_record(root)
     if record is None:
         raise CacheError(f"{root} is not a kdcache plan: it holds no zarr.json")
-    return _plan(root, read_blueprint(record, root), plan_objects(root, record))
+    return _plan(root, read_schema(record, root), plan_objects(root, record))
 
 
-def _plan(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> Plan:
-    check_parts(blueprint, objects, root)
-    committed = PlanFacts(objects, root)
+def _plan(root: Root, schema: ManifestSchema, objects: Mapping[str, Json]) -> Plan:
+    check_parts(schema, objects, root)
+    committed = PlanFingerprints(objects, root)
     columns, examples = {}, {}
-    for spec in plan_specs(blueprint.config):
-        layout = read_layout(root, spec.name, blueprint.parts, objects)
-        blueprint.require_fit(layout, spec, root)
+    for spec in plan_specs(schema.config):
+        layout = read_layout(root, spec.name, schema.parts, objects)
+        schema.require_fit(layout, spec, root)
         name, reader = spec.name.removeprefix("plan/"), ArrayReader(root, layout, committed)
         if name in EXAMPLE_COLUMNS:
             reader.require_whole()
             examples[name] = reader[0 : layout.shape[0]]
         else:
             columns[name] = reader
-    plan = dataclasses.replace(blueprint.plan, examples=examples, columns=columns)
-    outputs = None if blueprint.shape is None else blueprint.shape.outputs
+    plan = dataclasses.replace(schema.plan, examples=examples, columns=columns)
+    outputs = None if schema.shape is None else schema.shape.outputs
     check_examples(plan, root, outputs)
-    check_counts(blueprint, plan, root)
+    check_counts(schema, plan, root)
     return plan
 
 
@@ -120,31 +120,31 @@ class Cache:
         self.path, self.teacher = path, teacher
         self.manifest = require_record(path, "cache")
         self.objects = plan_objects(path, self.manifest)
-        blueprint = read_blueprint(self.manifest, path)
-        self.teachers = tuple(blueprint.guests)
-        self.plan = _plan(path, blueprint, self.objects)
-        layouts = _layouts(path, blueprint, self.objects)
-        others = newer_layouts(path, blueprint, self.objects)
+        schema = read_schema(self.manifest, path)
+        self.teachers = tuple(schema.teachers)
+        self.plan = _plan(path, schema, self.objects)
+        layouts = _layouts(path, schema, self.objects)
+        others = newer_layouts(path, schema, self.objects)
         every = [*layouts.values(), *others]
-        self.ledger = Ledger(path, every, self.plan.parts, old=blueprint.old)
-        self.completion = read_completion(path, self.plan.parts, old=blueprint.old)
+        self.commit_log = CommitLog(path, every, self.plan.parts, old=schema.old)
+        self.completion = read_completion(path, self.plan.parts, old=schema.old)
         self.prefix = ""
         if teacher is not None:
             if not self.teachers:
                 raise ConfigError(
                     f"{path} holds what one teacher said; open it without naming {teacher!r}"
                 )
-            blueprint = blueprint.guests[one_of("teacher of this cache", teacher, self.teachers)]
+            schema = schema.teachers[one_of("teacher of this cache", teacher, self.teachers)]
             self.manifest = {**self.manifest, **self.manifest["teachers"][teacher]}
-            self.prefix = guest_prefix(teacher)
-        assert blueprint.shape is not None
-        self.shape, self.newer = blueprint.shape, blueprint.newer
-        specs = signal_layouts(self.plan, blueprint.signals, self.shape)
+            self.prefix = teacher_prefix(teacher)
+        assert schema.shape is not None
+        self.shape, self.newer = schema.shape, schema.newer
+        specs = signal_layouts(self.plan, schema.signals, self.shape)
         self.spaces = {spec.name: spec.space for _, spec in specs}
         self.layouts: dict[str, Layout] = {n: layouts[self.prefix + n] for n in self.spaces}
-        self.signals: dict[str, Signal] = assist(blueprint.signals, self.shape, self.file)
+        self.signals: dict[str, Signal] = with_artifacts(schema.signals, self.shape, self.file)
         self._readers = {
-            name: reader_of(path, layout, self.ledger.facts)
+            name: reader_of(path, layout, self.commit_log.fingerprint)
             for name, layout in self.layouts.items()
         }
 
@@ -201,11 +201,11 @@ class Cache:
     def _bytes(self, layout: Layout) -> int:
         if not layout.packing:
             return layout.bytes
-        return stored_bytes(layout, self.ledger.facts, self.committed)
+        return stored_bytes(layout, self.commit_log.fingerprint, self.committed)
 
     def commit(self, part: int) -> Json:
         """The commit record of a part; IncompleteError if there is none, DamageError."""
-        return self.ledger.commit(part)
+        return self.commit_log.commit(part)
 
     def require_complete(self) -> None:
         """Raise IncompleteError unless every part is there."""
@@ -216,7 +216,7 @@ class Cache:
                 "`kdcache build` again to add the rest"
             )
         assert self.completion is not None
-        self.ledger.require_commits(self.completion)
+        self.commit_log.require_commits(self.completion)
 
     def signal(self, name: str) -> Signal:
         """A signal by its name; ConfigError if there is none, CacheError if it is a newer one's."""
@@ -357,7 +357,7 @@ class Cache:
         if name not in self.files:
             raise DamageError(f"{self.path} holds no file {name!r}")
         layout = read_layout(self.path, f"files/{self.kept[name]}", 1, self.objects)
-        reader = ArrayReader(self.path, layout, PlanFacts(self.objects, self.path))
+        reader = ArrayReader(self.path, layout, PlanFingerprints(self.objects, self.path))
         size = self.files[name]
         for start in range(0, size, 2**24):
             yield reader[start : min(size, start + 2**24)].tobytes()
@@ -391,22 +391,22 @@ def _reopen(path: Root, teacher: str | None, manifest: str) -> Cache:
     return cache
 
 
-def _layouts(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> dict[str, Layout]:
+def _layouts(root: Root, schema: ManifestSchema, objects: Mapping[str, Json]) -> dict[str, Layout]:
     """Layouts of the arrays of all teachers, as they are named in the store."""
     found = {}
-    for spec in blueprint.array_specs():
-        layout = found[spec.name] = read_layout(root, spec.name, blueprint.parts, objects)
-        blueprint.require_fit(layout, spec, root)
+    for spec in schema.array_specs():
+        layout = found[spec.name] = read_layout(root, spec.name, schema.parts, objects)
+        schema.require_fit(layout, spec, root)
     return found
 
 
-def newer_layouts(root: Root, blueprint: Blueprint, objects: Mapping[str, Json]) -> list[Layout]:
+def newer_layouts(root: Root, schema: ManifestSchema, objects: Mapping[str, Json]) -> list[Layout]:
     """Layouts of what only a newer version can read, of all teachers, as the store has them."""
     names = {key.removesuffix("/zarr.json") for key in objects if key.endswith("/zarr.json")}
     groups = {name.rpartition("/")[0] for name in names}
-    starts = tuple(f"{name}/" for name in blueprint.newer_names())
+    starts = tuple(f"{name}/" for name in schema.newer_names())
     own = sorted(name for name in names - groups if f"{name}/".startswith(starts))
-    return [read_layout(root, name, blueprint.parts, objects) for name in own]
+    return [read_layout(root, name, schema.parts, objects) for name in own]
 
 
 def require_documents(plan: Plan, docs: Docs) -> None:

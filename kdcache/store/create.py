@@ -18,7 +18,7 @@ from kdcache.plans import Array, Column, Plan
 from kdcache.plans.identity import comparable_teachers, nameless
 from kdcache.signals import ArraySpec, ModelSizes, Signal, given_by, named_arrays, to_record
 from kdcache.store.format.array_reader import Layout, encode_shard, plan_layout
-from kdcache.store.format.manifest_schema import plan_specs, read_blueprint
+from kdcache.store.format.manifest_schema import plan_specs, read_schema
 from kdcache.store.format.zarr_metadata import create_arrays, create_group, group_json, read_record
 from kdcache.store.io.checksums import crc
 from kdcache.store.io.durable_writes import (
@@ -31,7 +31,7 @@ from kdcache.store.io.durable_writes import (
     write_synced,
     writing,
 )
-from kdcache.store.io.fingerprints import shard_facts
+from kdcache.store.io.fingerprints import shard_fingerprint
 from kdcache.store.io.object_path import ObjectPath, Place, Root, at_once, locate
 
 FILE_UNIT = 4096
@@ -121,7 +121,7 @@ def create(
     """
     stored = read_record(path)
     if stored is not None:
-        read_blueprint(stored, path)
+        read_schema(stored, path)
         require_same(*_comparable(stored, _as_of(stored, record, plan)), str(path))
         return False
     make = _upload if isinstance(path, ObjectPath) else _rename
@@ -183,7 +183,7 @@ def _upload(path: Root, kind: str, fill: Callable[[Path], None]) -> bool:
 
 def _claimed_alike(claim: Json, ours: Json, path: Root) -> bool:
     manifest = claim.get("manifest", {})
-    read_blueprint(manifest, path)
+    read_schema(manifest, path)
     there, here = _comparable(manifest, ours["manifest"])
     return claim.get("objects") == ours["objects"] and there == here
 
@@ -193,8 +193,8 @@ def _as_of(stored: Json, record: Json, plan: Plan) -> Json:
     if not FIRST < stored["format"] < NAMED:
         return record
     name = stored["plan"]["config"]["tokenizer"]["name"]
-    facts = {**record["plan"], "sha256": plan.sha256_in(stored["format"], name)}
-    return {**record, "format": stored["format"], "plan": facts}
+    plan_record = {**record["plan"], "sha256": plan.sha256_in(stored["format"], name)}
+    return {**record, "format": stored["format"], "plan": plan_record}
 
 
 def _comparable(stored: Json, asked: Json) -> tuple[Json, Json]:
@@ -279,7 +279,7 @@ def write_column(root: Path, layout: Layout, plan: Plan) -> dict[str, Json]:
         data = np.asarray(rows[start : start + layout.shard_rows])
         pieces = encode_shard(data, layout.chunk_rows)
         write_synced(root / layout.key(shard), *pieces)
-        objects[layout.key(shard)] = shard_facts(pieces)
+        objects[layout.key(shard)] = shard_fingerprint(pieces)
     return objects
 
 
@@ -309,5 +309,5 @@ def _write_file(root: Path, name: str, content: bytes | Path, named: bool) -> di
         piece[: len(kept)] = kept
         pieces = encode_shard(piece, layout.chunk_rows)
         write_synced(root / layout.key(shard), *pieces)
-        objects[layout.key(shard)] = shard_facts(pieces)
+        objects[layout.key(shard)] = shard_fingerprint(pieces)
     return objects

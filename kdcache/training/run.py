@@ -147,7 +147,7 @@ class Run:
         `teacher` is a folder or hub name, to be scored on the dev set where there is one.
         """
         left_out = [] if self.choice is None else self.choice.dev.notes
-        for note in [*self.objective.notes, *self._portion(), *left_out, *self.notes]:
+        for note in [*self.objective.notes, *self._committed_parts(), *left_out, *self.notes]:
             self.progress.say(note)
         if self.choice is not None and self.first:
             self.choice.ask(self.cache, teacher, self.progress)
@@ -207,7 +207,7 @@ class Run:
         write_card(self.folder, self.cache, self.recipe, metrics)
         write_json(self.folder / METRICS, metrics)
 
-    def _portion(self) -> Iterator[str]:
+    def _committed_parts(self) -> Iterator[str]:
         """What a person should know of a run on part of a cache."""
         if self.parts is not None:
             plan = self.cache.plan

@@ -92,7 +92,7 @@ class Walk:
 
     @cached_property
     def repaired(self) -> tuple[dict[str, bytes], dict[str, bytes], int]:
-        """Objects before all arrays and artefacts were damaged, those of the repaired cache, and
+        """Objects before all arrays and artifacts were damaged, those of the repaired cache, and
         how much was found to be damaged."""
         root = copy_of(self.cache, self.folder)
         whole = files_of(root)

@@ -13,7 +13,7 @@ from kdcache.manifest import Json
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
-    Origins,
+    ArtifactSources,
     Stats,
     check_fraction,
     logits_space,
@@ -95,9 +95,11 @@ class HiddenHead(SoftLabelCodec):
         """`codes` [rows, hidden] and, for integers, `scale`."""
         return self.rows.arrays(logits_space(self.codec, task, self.fraction), shape.hidden)
 
-    def artefacts(self, task: Task, shape: ModelSizes, origins: Origins) -> dict[str, bytes]:
+    def artifacts(
+        self, task: Task, shape: ModelSizes, sources: ArtifactSources
+    ) -> dict[str, bytes]:
         """The output layer; ModelError if it does not take the hidden states as they are."""
-        weight, bias = origins.head()
+        weight, bias = sources.head()
         if weight.shape[1] != shape.hidden:
             raise ModelError(
                 f"the teacher's output layer takes {weight.shape[1]} values, not its hidden "
@@ -105,11 +107,11 @@ class HiddenHead(SoftLabelCodec):
             )
         return {FILE: save({"": (weight, bias)})}
 
-    def artefact_bytes(self, shape: ModelSizes) -> dict[str, int]:
+    def artifact_bytes(self, shape: ModelSizes) -> dict[str, int]:
         """Weight and bias in float32, and the header; half where the teacher is a 16-bit one."""
         return {FILE: most_bytes({"": (shape.outputs, shape.hidden)})}
 
-    def assisted(self, shape: ModelSizes, read: Callable[[str], bytes]) -> HiddenHead:
+    def with_artifacts(self, shape: ModelSizes, read: Callable[[str], bytes]) -> HiddenHead:
         """This signal with the output layer, which is read once it is needed."""
         return replace(self, layer=LinearFile(read, FILE, {"": (shape.outputs, shape.hidden)}))
 
@@ -133,7 +135,7 @@ class HiddenHead(SoftLabelCodec):
 
     def labels(self, raw: Arrays) -> HeadLabels:
         """Soft labels as `linear_kl` takes them: [N, V] never exists."""
-        assert self.layer is not None, "the signal has not been assisted"
+        assert self.layer is not None, "the signal has not been with_artifacts"
         rows = self.rows.decode(raw)
         weight, bias = self.layer.on(rows.codes.device)
         return HeadLabels(rows=rows, weight=weight, bias=bias)

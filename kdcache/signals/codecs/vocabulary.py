@@ -13,7 +13,7 @@ import torch
 
 from kdcache.errors import DamageError
 from kdcache.manifest import Json
-from kdcache.signals.base import Origins
+from kdcache.signals.base import ArtifactSources
 from kdcache.signals.taps import ModelSizes
 from kdcache.tasks import Task
 
@@ -103,9 +103,9 @@ def _vocabulary(ids: npt.NDArray[np.int64]) -> Vocabulary:
     return Vocabulary(ids=torch.from_numpy(ids), ranks=torch.from_numpy(ranks))
 
 
-def of_corpus(task: Task, size: int, origins: Origins) -> Vocabulary:
+def of_corpus(task: Task, size: int, sources: ArtifactSources) -> Vocabulary:
     """The order by the corpus's token counts; classes are no tokens and stay in theirs."""
-    counts = np.zeros(0, np.int64) if task == "text-classification" else origins.token_counts()
+    counts = np.zeros(0, np.int64) if task == "text-classification" else sources.token_counts()
     return by_frequency(counts, size)
 
 
@@ -117,15 +117,17 @@ class Ranked:
         default=None, compare=False, repr=False
     )
 
-    def artefacts(self, task: Task, shape: ModelSizes, origins: Origins) -> dict[str, bytes]:
+    def artifacts(
+        self, task: Task, shape: ModelSizes, sources: ArtifactSources
+    ) -> dict[str, bytes]:
         """The vocabulary in the order of the corpus's counts; that of classes stays as it is."""
-        return {FILE: of_corpus(task, shape.outputs, origins).to_bytes()}
+        return {FILE: of_corpus(task, shape.outputs, sources).to_bytes()}
 
-    def artefact_bytes(self, shape: ModelSizes) -> dict[str, int]:
+    def artifact_bytes(self, shape: ModelSizes) -> dict[str, int]:
         """Two bytes an id, or four beyond 65,536 of them."""
         return {FILE: size_of(shape.outputs)}
 
-    def assisted(self, shape: ModelSizes, read: Callable[[str], bytes]) -> Self:
+    def with_artifacts(self, shape: ModelSizes, read: Callable[[str], bytes]) -> Self:
         """This signal with the order of the vocabulary."""
         return replace(self, vocabulary=StoredVocabulary(read, shape.outputs))
 
@@ -139,5 +141,5 @@ class Ranked:
 
     @property
     def _order(self) -> Vocabulary | StoredVocabulary:
-        assert self.vocabulary is not None, "the signal has not been assisted"
+        assert self.vocabulary is not None, "the signal has not been with_artifacts"
         return self.vocabulary

@@ -28,7 +28,7 @@ from kdcache.store.io.durable_writes import (
     stage,
     writing,
 )
-from kdcache.store.io.fingerprints import shard_facts
+from kdcache.store.io.fingerprints import shard_fingerprint
 from kdcache.store.io.object_path import Root
 from kdcache.store.io.safe_paths import inside
 
@@ -77,12 +77,12 @@ class Writer:
         """Put the staged objects of a committed part in place, over whatever has their names."""
         record = self.cache.commit(part)
         staged = self._staged(part, record)
-        for key, facts in record["objects"].items():
+        for key, fingerprint in record["objects"].items():
             target = inside(self.path, key)
             try:
                 publish(staged / key, target)
             except FileNotFoundError as error:
-                if _there(target, facts):
+                if _there(target, fingerprint):
                     continue  # published before, or by a rival
                 raise DamageError(
                     f"{target} is missing though part {part} is committed; `kdcache verify "
@@ -114,9 +114,9 @@ class Writer:
         return record
 
 
-def _there(path: Root, facts: Json) -> bool:
+def _there(path: Root, fingerprint: Json) -> bool:
     try:
-        return bool(path.stat().st_size == facts["bytes"])
+        return bool(path.stat().st_size == fingerprint["bytes"])
     except FileNotFoundError:
         return False
 
@@ -137,7 +137,7 @@ def commit_record(
     cache: Cache, part: int, encoded: Mapping[str, Pieces], fidelity: Json, forward: Json
 ) -> Json:
     """The commit of a part that is made of the objects `encoded`."""
-    objects = {key: shard_facts(pieces) for key, pieces in encoded.items()}
+    objects = {key: shard_fingerprint(pieces) for key, pieces in encoded.items()}
     return {
         "part": part,
         "documents": len(cache.plan.part_docs(part)),
@@ -155,7 +155,7 @@ def completion_record(cache: Cache, signals: Mapping[str, Signal]) -> Json:
     """
     if cache.missing:
         raise IncompleteError(f"{cache.path} lacks {len(cache.missing)} of its parts")
-    records = cache.ledger.commits()
+    records = cache.commit_log.commits()
     stats = [record["fidelity"] for record in records]
     fidelity = {
         name: signal.summarise(merge([part[name] for part in stats if name in part]))

@@ -23,7 +23,7 @@ from kdcache.store.format.layout import SHARD_BYTES, Layout, plan_layout
 from kdcache.store.format.shard_file import ShardFile
 from kdcache.store.format.spans import Cut, Pieces, cut_spans
 from kdcache.store.io.checksums import crc
-from kdcache.store.io.fingerprints import Facts
+from kdcache.store.io.fingerprints import Fingerprint
 from kdcache.store.io.object_path import Root, absolute
 from kdcache.store.io.open_files import Handle
 from kdcache.store.io.safe_paths import inside
@@ -54,12 +54,12 @@ class ArrayReader:
 
     An array of at most RESIDENT_BYTES is kept in memory, chunk by chunk as they are touched, and
     its rows are copied from there. Any number of threads may read at once, and a forked child may
-    go on reading. A copy, pickled or not, starts with nothing open and nothing read. With `facts`,
-    a shard must be the one that was committed.
+    go on reading. A copy, pickled or not, starts with nothing open and nothing read. With
+    `fingerprint`, a shard must be the one that was committed.
     """
 
-    def __init__(self, root: Root, layout: Layout, facts: Facts | None = None) -> None:
-        self.root, self.layout, self.facts = root, layout, facts
+    def __init__(self, root: Root, layout: Layout, fingerprint: Fingerprint | None = None) -> None:
+        self.root, self.layout, self.fingerprint = root, layout, fingerprint
         self.dtype = layout.dtype
         self._row, self._stride = layout.row_bytes, layout.chunk_bytes + 4  # of a chunk in its file
         self._shards: dict[int, ShardFile] = {}
@@ -69,7 +69,7 @@ class ArrayReader:
             self._have = bytearray(layout.shape[0] // layout.chunk_rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (absolute(self.root), self.layout, self.facts)
+        return type(self), (absolute(self.root), self.layout, self.fingerprint)
 
     def __getitem__(self, rows: slice) -> Array:
         return self.read(np.array([rows.start]), np.array([rows.stop - rows.start]))
@@ -172,10 +172,12 @@ class ArrayReader:
     def _open(self, number: int) -> tuple[ShardFile, Handle]:
         shard = self._shards.get(number)
         if shard is None:
-            key, facts = self.layout.key(number), None
-            if self.facts is not None:
-                facts = partial(self.facts, self.layout.part_of(number), key)
-            shard = self._shards[number] = ShardFile(inside(self.root, key), self.layout, facts)
+            key, fingerprint = self.layout.key(number), None
+            if self.fingerprint is not None:
+                fingerprint = partial(self.fingerprint, self.layout.part_of(number), key)
+            shard = self._shards[number] = ShardFile(
+                inside(self.root, key), self.layout, fingerprint
+            )
         return shard, shard.open()
 
     def identify(self, number: int) -> None:

@@ -1,4 +1,4 @@
-"""The ledger: what commits say each object is, checked before it is believed.
+"""The commit log: what commits say each object is, checked before it is believed.
 
 The manifest seals the digest of the plan's commit; every part's commit seals itself and may name no
 object but those its layouts give. A shard's entry is its size and a SHA-256 over the crc32c's that
@@ -66,7 +66,7 @@ def read_completion(root: Root, parts: int, *, old: bool = False) -> Json | None
     return record
 
 
-class Ledger:
+class CommitLog:
     """The commits of the parts of a store whose signal arrays have `layouts`.
 
     `old` is whether the store is of the first format.
@@ -120,22 +120,22 @@ class Ledger:
             sealed = digest(list(commits)) == completion["commits"]
         return None if sealed else "the commits are not those the cache was completed with"
 
-    def facts(self, part: int, key: str) -> Json:
+    def fingerprint(self, part: int, key: str) -> Json:
         """What the commit of its part says of an object; the record is read once."""
         if part not in self._known:
             self._known[part] = self.commit(part)["objects"]
-        facts: Json = self._known[part][key]
-        return facts
+        fingerprint: Json = self._known[part][key]
+        return fingerprint
 
 
 def sizes_of(commit: Json) -> dict[str, int]:
     """Bytes of the objects that a commit names, by key."""
-    return {key: facts["bytes"] for key, facts in commit["objects"].items()}
+    return {key: fingerprint["bytes"] for key, fingerprint in commit["objects"].items()}
 
 
 @dataclass(frozen=True)
-class PlanFacts:
-    """The ledger of the plan's own arrays and files: `Facts` that can be pickled."""
+class PlanFingerprints:
+    """The commit log of the plan's own arrays and files: `Fingerprint` that can be pickled."""
 
     objects: Mapping[str, Json]
     root: Root
@@ -149,19 +149,19 @@ class PlanFacts:
 
 def _objects(found: Any, where: Root, old: bool) -> dict[str, Json]:
     if not isinstance(found, dict) or not all(
-        KEY.fullmatch(key) and isinstance(facts, dict) and _sound(key, facts, old)
-        for key, facts in found.items()
+        KEY.fullmatch(key) and isinstance(fingerprint, dict) and _sound(key, fingerprint, old)
+        for key, fingerprint in found.items()
     ):
         raise DamageError(f"{where} is damaged: its list of objects makes no sense")
     return found
 
 
-def _sound(key: str, facts: Json, old: bool) -> bool:
-    size = facts.get("bytes")
+def _sound(key: str, fingerprint: Json, old: bool) -> bool:
+    size = fingerprint.get("bytes")
     if old or key.rpartition("/")[2] == "zarr.json":
-        known = type(facts.get("crc32c")) is int
+        known = type(fingerprint.get("crc32c")) is int
     else:
-        known = _is_digest(facts.get("chunks_sha256"))
+        known = _is_digest(fingerprint.get("chunks_sha256"))
     return type(size) is int and size >= 0 and known
 
 

@@ -24,7 +24,7 @@ from kdcache.store.format.layout import ZSTD_LEVELS, Layout
 from kdcache.store.format.shard_file import CommittedFile
 from kdcache.store.format.spans import Pieces, cut_spans
 from kdcache.store.io.checksums import CRC, ENTRY, crc, sound
-from kdcache.store.io.fingerprints import Facts
+from kdcache.store.io.fingerprints import Fingerprint
 from kdcache.store.io.object_path import Root, absolute
 from kdcache.store.io.open_files import Handle
 from kdcache.store.io.safe_paths import inside
@@ -72,15 +72,15 @@ class PackedReader:
     decompressed in memory.
     """
 
-    def __init__(self, root: Root, layout: Layout, facts: Facts | None = None) -> None:
-        self.root, self.layout, self.facts = root, layout, facts
+    def __init__(self, root: Root, layout: Layout, fingerprint: Fingerprint | None = None) -> None:
+        self.root, self.layout, self.fingerprint = root, layout, fingerprint
         self.dtype = layout.dtype
         self._shards: dict[int, _PackedShard] = {}
         self._kept: OrderedDict[tuple[int, int, int], Array] = OrderedDict()
         self._most = max(1, KEPT_BYTES // layout.chunk_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (absolute(self.root), self.layout, self.facts)
+        return type(self), (absolute(self.root), self.layout, self.fingerprint)
 
     def __getitem__(self, rows: slice) -> Array:
         return self.read(np.array([rows.start]), np.array([rows.stop - rows.start]))
@@ -117,10 +117,12 @@ class PackedReader:
     def _open(self, number: int) -> tuple[_PackedShard, Handle]:
         shard = self._shards.get(number)
         if shard is None:
-            key, facts = self.layout.key(number), None
-            if self.facts is not None:
-                facts = partial(self.facts, self.layout.part_of(number), key)
-            shard = self._shards[number] = _PackedShard(inside(self.root, key), self.layout, facts)
+            key, fingerprint = self.layout.key(number), None
+            if self.fingerprint is not None:
+                fingerprint = partial(self.fingerprint, self.layout.part_of(number), key)
+            shard = self._shards[number] = _PackedShard(
+                inside(self.root, key), self.layout, fingerprint
+            )
         return shard, shard.open()
 
     def identify(self, number: int) -> None:
@@ -201,15 +203,17 @@ class _PackedShard(CommittedFile):
             raise self.damaged(f"chunk {inner} does not decompress ({error})") from error
 
 
-def reader_of(root: Root, layout: Layout, facts: Facts | None = None) -> ArrayReader | PackedReader:
+def reader_of(
+    root: Root, layout: Layout, fingerprint: Fingerprint | None = None
+) -> ArrayReader | PackedReader:
     """The reader that fits how an array's chunks are stored."""
-    return (PackedReader if layout.packing else ArrayReader)(root, layout, facts)
+    return (PackedReader if layout.packing else ArrayReader)(root, layout, fingerprint)
 
 
-def stored_bytes(layout: Layout, facts: Facts, parts: Iterable[int]) -> int:
+def stored_bytes(layout: Layout, fingerprint: Fingerprint, parts: Iterable[int]) -> int:
     """Bytes of the shard files of some parts, as their commits say."""
     return sum(
-        int(facts(part, layout.key(shard))["bytes"])
+        int(fingerprint(part, layout.key(shard))["bytes"])
         for part in parts
         for shard in layout.part_shards(part)
     )

@@ -46,12 +46,12 @@ COUNTS = ("documents", "tokens", "masked")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blueprint:
+class ManifestSchema:
     """Sizes and settings of a store, from its manifest alone; `signals` is empty for a plan.
 
     `newer` says of signals that this version does not know what it is that it does not know.
 
-    `counts` are the plan's documents, tokens and masked positions. `guests` are the teachers that a
+    `counts` are the plan's documents, tokens and masked positions. `teachers` are those that a
     merged cache holds beside its first, by name; their arrays lie in a folder of their own
     (docs/decisions/0009).
     """
@@ -63,7 +63,7 @@ class Blueprint:
     signals: Mapping[str, Signal]
     newer: Mapping[str, str]
     counts: Mapping[str, int]
-    guests: Mapping[str, Blueprint] = field(default_factory=dict)
+    teachers: Mapping[str, ManifestSchema] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -76,17 +76,17 @@ class Blueprint:
         if self.shape is None:
             return []
         return named_arrays(self.signals, self.config.task, self.shape) + [
-            replace(spec, name=guest_prefix(name) + spec.name)
-            for name, guest in self.guests.items()
-            for spec in guest.array_specs()
+            replace(spec, name=teacher_prefix(name) + spec.name)
+            for name, teacher in self.teachers.items()
+            for spec in teacher.array_specs()
         ]
 
     def newer_names(self) -> list[str]:
         """What lies in the store under names of signals that only a newer version knows."""
         return [*self.newer] + [
-            guest_prefix(name) + below
-            for name, guest in self.guests.items()
-            for below in guest.newer_names()
+            teacher_prefix(name) + below
+            for name, teacher in self.teachers.items()
+            for below in teacher.newer_names()
         ]
 
     @property
@@ -112,7 +112,7 @@ class Blueprint:
             )
 
 
-def guest_prefix(name: str) -> str:
+def teacher_prefix(name: str) -> str:
     """Where the arrays of a teacher beside the first lie."""
     return f"teachers/{name}/"
 
@@ -133,7 +133,7 @@ def plan_specs(config: PlanConfig) -> list[ArraySpec]:
     ]
 
 
-def read_blueprint(record: Json, root: Root) -> Blueprint:
+def read_schema(record: Json, root: Root) -> ManifestSchema:
     """Check a manifest and read it; DamageError, or CacheError for another format's."""
     where = root / "zarr.json"
     if record.get("format") not in FORMATS:
@@ -147,7 +147,7 @@ def read_blueprint(record: Json, root: Root) -> Blueprint:
     signals, newer = _Signals({}, {})
     if record.get("kind") == "cache":
         shape, (signals, newer) = _teacher(record, config, where, record["format"])
-    plain = Blueprint(
+    plain = ManifestSchema(
         config=config,
         parts=parts,
         rows=rows,
@@ -157,7 +157,7 @@ def read_blueprint(record: Json, root: Root) -> Blueprint:
         counts=_only(record["plan"], COUNTS),
         format=record["format"],
     )
-    return replace(plain, guests=_guests(record.get("teachers", {}), plain, where))
+    return replace(plain, teachers=_teachers(record.get("teachers", {}), plain, where))
 
 
 def _teacher(
@@ -174,7 +174,7 @@ def _teacher(
     return shape, _signals(record["signals"], config, shape, where)
 
 
-def _guests(table: Any, plain: Blueprint, where: Root) -> dict[str, Blueprint]:
+def _teachers(table: Any, plain: ManifestSchema, where: Root) -> dict[str, ManifestSchema]:
     if not isinstance(table, dict) or not all(map(GUEST.fullmatch, table)):
         raise damaged(where, "teachers", table, "a table of teachers by name")
     found = {}
@@ -190,24 +190,26 @@ def _only(value: Json, names: Any) -> Json:
     return {key: value[key] for key in names}
 
 
-def _plan(facts: Json, where: Root) -> tuple[PlanConfig, int, dict[Space, int]]:
+def _plan(record: Json, where: Root) -> tuple[PlanConfig, int, dict[Space, int]]:
     spaces: list[Space] = ["example", "token"]
-    if facts["config"]["task"] == "masked-lm":
+    if record["config"]["task"] == "masked-lm":
         spaces.append("masked")
-    conform(facts["rows"], {space: whole(1, ROWS) for space in spaces}, where, "plan.rows")
-    rows = {space: facts["rows"][space] for space in spaces}
-    if facts["parts"] * max(rows.values()) > TOTAL:
-        raise DamageError(f"{where} is damaged: {facts['parts']} parts of {rows} rows are too many")
-    vocabulary = facts["config"]["tokenizer"]
+    conform(record["rows"], {space: whole(1, ROWS) for space in spaces}, where, "plan.rows")
+    rows = {space: record["rows"][space] for space in spaces}
+    if record["parts"] * max(rows.values()) > TOTAL:
+        raise DamageError(
+            f"{where} is damaged: {record['parts']} parts of {rows} rows are too many"
+        )
+    vocabulary = record["config"]["tokenizer"]
     if vocabulary["pad_id"] >= vocabulary["vocab_size"]:
         raise damaged(where, "plan.config.tokenizer.pad_id", vocabulary["pad_id"], "an id")
-    config, classes = facts["config"], facts["config"]["corpus"].get("classes")
+    config, classes = record["config"], record["config"]["corpus"].get("classes")
     if (config["task"] == "text-classification") == (config["problem"] == "tokens"):
         raise damaged(where, "plan.config.problem", config["problem"], f"what {config['task']} has")
     if not TEXTS_OR_NONE.fits(classes):
         raise damaged(where, "plan.config.corpus.classes", classes, TEXTS_OR_NONE.what)
     try:
-        return PlanConfig(**facts["config"]), facts["parts"], rows
+        return PlanConfig(**record["config"]), record["parts"], rows
     except TypeError as error:
         raise DamageError(f"{where} is damaged: plan.config: {error}") from error
 
@@ -235,21 +237,21 @@ def _signals(table: Json, config: PlanConfig, shape: ModelSizes, where: Root) ->
     return found
 
 
-def check_parts(blueprint: Blueprint, objects: Iterable[str], root: Root) -> None:
+def check_parts(schema: ManifestSchema, objects: Iterable[str], root: Root) -> None:
     """DamageError if there are more parts than the plan's commit names objects of their rows.
 
     Whatever loops over parts is bounded by what was committed.
     """
     shards = sum(key.startswith("plan/doc_len/c/") for key in objects)
-    if blueprint.parts > shards:
-        raise damaged(root / "zarr.json", "plan.parts", blueprint.parts, f"{shards} at most")
+    if schema.parts > shards:
+        raise damaged(root / "zarr.json", "plan.parts", schema.parts, f"{shards} at most")
 
 
-def check_counts(blueprint: Blueprint, plan: Plan, root: Root) -> None:
+def check_counts(schema: ManifestSchema, plan: Plan, root: Root) -> None:
     """DamageError if the manifest counts other documents, tokens or masked positions than the plan
     holds.
     """
-    for name, count in blueprint.counts.items():
+    for name, count in schema.counts.items():
         if getattr(plan, name) != count:
             found = f"{getattr(plan, name)}, as many as the plan holds"
             raise damaged(root / "zarr.json", f"plan.{name}", count, found)

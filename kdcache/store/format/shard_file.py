@@ -26,13 +26,17 @@ _spare: list[Array] = []  # scratch memory that no thread is using
 class CommittedFile(ABC):
     """A shard's file, known to be the one that was committed under its name."""
 
-    def __init__(self, path: Root, layout: Layout, facts: Callable[[], Json] | None) -> None:
-        self.path, self.layout, self.facts = path, layout, facts
+    def __init__(self, path: Root, layout: Layout, fingerprint: Callable[[], Json] | None) -> None:
+        self.path, self.layout, self.fingerprint = path, layout, fingerprint
         self.file = Descriptor(path)
         self.identity: tuple[int, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.layout, self.facts)  # what was read is checked anew
+        return type(self), (
+            self.path,
+            self.layout,
+            self.fingerprint,
+        )  # what was read is checked anew
 
     def open(self) -> Handle:
         """Its file. One that was replaced since it was last read (repaired, say) is read anew."""
@@ -57,10 +61,10 @@ class CommittedFile(ABC):
 
         They cannot tell by themselves: those of a shard that took another's place are in order.
         """
-        facts = self.facts() if self.facts else {"bytes": handle.size}
-        if handle.size != facts["bytes"]:
-            raise self.damaged(f"expected {facts['bytes']} bytes, found {handle.size}")
-        committed = facts.get("chunks_sha256")
+        fingerprint = self.fingerprint() if self.fingerprint else {"bytes": handle.size}
+        if handle.size != fingerprint["bytes"]:
+            raise self.damaged(f"expected {fingerprint['bytes']} bytes, found {handle.size}")
+        committed = fingerprint.get("chunks_sha256")
         if committed is None:  # of no store, or of one of the first format
             return
         places = [(end - CRC, end) for end in (*ends, handle.size)]

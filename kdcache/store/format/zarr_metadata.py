@@ -128,10 +128,13 @@ def read_object(root: Root, key: str, objects: Mapping[str, Json]) -> bytes:
     return read_again(path, lambda: _committed(path, objects.get(key)))
 
 
-def _committed(path: Root, facts: Json | None) -> bytes:
+def _committed(path: Root, fingerprint: Json | None) -> bytes:
     try:
         data = read_regular(path, RECORD_BYTES)
-        if facts is not None and (len(data), crc(data)) == (facts["bytes"], facts.get("crc32c")):
+        if fingerprint is not None and (len(data), crc(data)) == (
+            fingerprint["bytes"],
+            fingerprint.get("crc32c"),
+        ):
             return data
     except OSError as error:
         raise DamageError(f"{path} is missing or cannot be read: {error.strerror}") from error

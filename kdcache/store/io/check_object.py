@@ -9,7 +9,7 @@ from kdcache.store.io.checksums import CRC, ENTRY, crc, sound
 from kdcache.store.io.fingerprints import checksums_digest
 
 
-def object_facts(key: str, data: bytes) -> Json | None:
+def object_fingerprint(key: str, data: bytes) -> Json | None:
     """What a commit would say of an object with these bytes; None if they are no shard's."""
     if key.rpartition("/")[2] == "zarr.json":
         return {"bytes": len(data), "crc32c": crc(data)}
@@ -30,15 +30,15 @@ def shard_problem(data: bytes) -> str | None:
     return None
 
 
-def object_problem(data: bytes, facts: Json) -> str | None:
+def object_problem(data: bytes, fingerprint: Json) -> str | None:
     """What tells the bytes of an object from what its commit says of it; None if nothing does."""
-    if len(data) != facts["bytes"]:
-        return f"expected {facts['bytes']} bytes, found {len(data)}"
-    if "crc32c" in facts:
-        right = crc(data) == facts["crc32c"]
+    if len(data) != fingerprint["bytes"]:
+        return f"expected {fingerprint['bytes']} bytes, found {len(data)}"
+    if "crc32c" in fingerprint:
+        right = crc(data) == fingerprint["crc32c"]
         return None if right else "its crc32c does not match its commit"
     problem = shard_problem(data)
-    if problem is None and _identity(data) != facts["chunks_sha256"]:
+    if problem is None and _identity(data) != fingerprint["chunks_sha256"]:
         return "it is not the object that was committed there"
     return problem
 

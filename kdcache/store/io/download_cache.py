@@ -42,12 +42,12 @@ class Fetched:
         Raises FileNotFoundError if there is no such shard, DamageError if it is damaged where it
         lies, CacheError if it cannot be kept.
         """
-        facts = shard.stat()
-        name = digest([str(shard), *facts])
+        status = shard.stat()
+        name = digest([str(shard), *status])
         path = self.folder / name
         if self._sound(path, name):
             return path
-        data = read_again(shard, lambda: _download(shard, facts.st_size))
+        data = read_again(shard, lambda: _download(shard, status.st_size))
         self._keep(path, data, shard)
         self.checked.add(name)
         return path
@@ -55,10 +55,10 @@ class Fetched:
     def _sound(self, path: Path, name: str) -> bool:
         """Whether a copy is there and good; it is the last to go from now on."""
         try:
-            facts = path.stat()
+            status = path.stat()
             if name not in self.checked and shard_problem(path.read_bytes()):
                 return False
-            os.utime(path, ns=(time.time_ns(), facts.st_mtime_ns))  # the reader knows it by mtime
+            os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))  # the reader knows it by mtime
         except FileNotFoundError:
             return False
         self.checked.add(name)
@@ -85,10 +85,10 @@ class Fetched:
         found = []
         for entry in os.scandir(self.folder):
             try:
-                facts = entry.stat()
+                status = entry.stat()
             except FileNotFoundError:
                 continue  # another process was faster
-            found.append((facts.st_atime_ns, facts.st_size, entry.path))
+            found.append((status.st_atime_ns, status.st_size, entry.path))
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if total <= room:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from kdcache.manifest import Json
 
-Facts = Callable[[int, str], Json]
+Fingerprint = Callable[[int, str], Json]
 """What was committed of an object: (part, key) to its size and digest."""
 
 
-def shard_facts(pieces: Sequence[bytes | memoryview]) -> Json:
+def shard_fingerprint(pieces: Sequence[bytes | memoryview]) -> Json:
     """The entry of a shard made of `pieces`: data and crc32c by turns, as `encode_shard` gives."""
     size = sum(memoryview(piece).nbytes for piece in pieces)
     return {"bytes": size, "chunks_sha256": checksums_digest(map(bytes, pieces[1::2]))}

@@ -29,9 +29,9 @@ class Handle:
 
     def __init__(self, path: Root) -> None:
         self.number = open_file(path)
-        facts = os.fstat(self.number)
-        self.size = facts.st_size
-        self.identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        status = os.fstat(self.number)
+        self.size = status.st_size
+        self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         # `close` is a default because names of a module are gone when the interpreter ends.

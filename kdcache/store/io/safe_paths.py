@@ -38,14 +38,14 @@ def read_regular(path: Root, limit: int) -> bytes:
     if isinstance(path, ObjectPath):
         return path.read_bytes(limit)
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    facts = os.fstat(handle)
-    if not stat.S_ISREG(facts.st_mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         raise DamageError(f"{path} is damaged: it is no file")
     with open(handle, "rb") as file:
-        if facts.st_size > limit:
+        if status.st_size > limit:
             raise DamageError(
-                f"{path} is damaged: {facts.st_size} bytes; {limit} at most can belong here"
+                f"{path} is damaged: {status.st_size} bytes; {limit} at most can belong here"
             )
         return file.read()
 

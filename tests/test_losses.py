@@ -389,6 +389,12 @@ CLS = Hidden(layers=(2, 3))
             NARROW,
             "width is 10, the cached teacher's 24; set losses.h.projection=linear",
         ),
+        (
+            {"h": HiddenMSE(layer_map="1:2", positions="masked")},
+            facts(Hidden(layers=(2,), positions="all")),
+            STUDENT,
+            "losses.h: positions=masked needs the task masked-lm; the task is text-classification",
+        ),
         ({"h": HiddenMSE(layer_map="1:5")}, facts(CLS), STUDENT, "needs teacher layer 5"),
     ],
 )

@@ -68,7 +68,7 @@ def test_no_row_is_encoded_and_decoded(text: str, vocabulary: int) -> None:
     order = by_frequency(np.zeros(0, np.int64), vocabulary)
     signal: Any = with_artifacts({"it": parse(text)}, shape, lambda name: order.to_bytes())["it"]
     if isinstance(signal, HiddenHead):
-        object.__setattr__(signal.layer, "tensors", (torch.zeros(vocabulary, 32), None))
+        object.__setattr__(signal.layer, "layers", {"": (torch.zeros(vocabulary, 32), None)})
     arrays = signal.encode(said_nothing(vocabulary))
     for spec in signal.arrays("masked-lm", shape):
         assert tuple(arrays[spec.name].shape) == (0, *spec.row_shape)

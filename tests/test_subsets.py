@@ -94,7 +94,7 @@ def test_a_fraction_of_one_is_none_at_all(text: str) -> None:
     assert whole == one != some
     assert "fraction" not in whole.to_json()
     assert some.to_json() == {**whole.to_json(), "fraction": 0.25}
-    assert from_json(some.name, some.to_json()) == some
+    assert from_json(some.kind, some.to_json()) == some
 
 
 BAD = {

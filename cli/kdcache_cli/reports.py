@@ -126,6 +126,10 @@ def print_cache(cache: Json) -> None:
             "forward": f"{teacher['dtype']}, {teacher['attention']} attention",
             "made with": ", ".join(f"{name} {v}" for name, v in cache["software"].items()),
             **{f"signal {name}": _signal(s) for name, s in cache["signals"].items()},
+            **{
+                f"{name} is newer": f"it has {what}"
+                for name, what in cache.get("newer", {}).items()
+            },
         }
     )
     _print_arrays(cache["arrays"])

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from kdcache.manifest import Json
 from kdcache.signals import FEATURES, AttentionInputs, Signal
 from kdcache.signals.attention import PROJECTED
+from kdcache.signals.base import settings_text
 
 Signals = dict[str, Signal]
 Total = Callable[[Signals], int]
@@ -71,7 +72,4 @@ def text_of(signal: Signal) -> str:
         for option in sorted(options, key=lambda option: option.default is not MISSING)
         if getattr(signal, option.name) != option.default
     }
-    values = (
-        f"{name}={'-'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in told.items()
-    )
-    return f"{signal.kind}:{','.join(values)}"
+    return f"{signal.kind}:{settings_text(told)}"

@@ -19,6 +19,7 @@ from kdcache.errors import ConfigError
 from kdcache.manifest import Json
 from kdcache.plans import Plan
 from kdcache.signals import LOGITS, SIGNALS, ModelSizes, Signal, holder, parse
+from kdcache.signals.base import settings_text
 from kdcache.tasks import Task
 
 TABLE = "fidelity_table.json"
@@ -208,11 +209,7 @@ def _written(signal: Signal) -> str:
 
 def _text(settings: Json, leave: Sequence[str]) -> str:
     """Settings as `--signal` takes them, without some."""
-    return ",".join(
-        f"{name}={'-'.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in settings.items()
-        if name not in leave and value is not None
-    )
+    return settings_text({name: value for name, value in settings.items() if name not in leave})
 
 
 def _serves(signal: Signal, task: Task, shape: ModelSizes) -> bool:

@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 from kdcache.errors import ConfigError
 from kdcache.losses.base import LABELS, Loss, Match, layers_text
 from kdcache.plans.batch import Rows
-from kdcache.signals import TAP_KINDS, ModelSizes, Signal, Tap, holder
+from kdcache.signals import POSITIONS, TAP_KINDS, ModelSizes, Signal, Tap, holder
+from kdcache.signals.base import settings_text
 from kdcache.tasks import LOGITS_SPACE, RowSpace, Subset, Task
 
+OF_DOCUMENTS = tuple(name for name, space in POSITIONS.items() if space == "example")
+"""Positions that are one of a document."""
 SERVES = {"all": ("all", "cls", "masked")}
 """Positions that can be picked out of what a cache holds; others serve themselves only."""
 
@@ -121,6 +124,7 @@ class _Where(NamedTuple):
         stored = getattr(signal, "positions", "")
         specs = signal.arrays(self.cache.task, self.cache.shape)
         positions = self._positions(match, signal, stored)
+        self._check_rows(match, positions)
         return Bound(
             student=match.student,
             teacher=match.teacher,
@@ -223,6 +227,11 @@ class _Where(NamedTuple):
         """Positions to compare; those that a cache holds a fraction of serve no others."""
         wanted = match.positions or stored
         fraction = getattr(signal, "fraction", 1)
+        if wanted == "masked" and self.cache.task != "masked-lm":
+            raise ConfigError(
+                f"losses.{self.name}: positions=masked needs the task masked-lm; the task is "
+                f"{self.cache.task}"
+            )
         if wanted == stored or (fraction == 1 and wanted in SERVES.get(stored, ())):
             return wanted
         part = f",fraction={fraction:g}" if fraction < 1 else ""
@@ -232,6 +241,17 @@ class _Where(NamedTuple):
             f"positions={wanted}; the cache holds positions={stored}{part}: {hint}build a cache "
             f"with positions={wanted}"
         )
+
+    def _check_rows(self, match: Match, positions: str) -> None:
+        """See to it that a token of the student is held against a token, a document against one."""
+        tokens = TAP_KINDS[match.student.name].per == "token"
+        served = POSITIONS if tokens else ("", *OF_DOCUMENTS)
+        if match.use is None and positions not in served:
+            rows = f"tokens at positions={positions}" if positions else "a row of a document"
+            raise ConfigError(
+                f"losses.{self.name} holds {match.student} against {match.teacher}, which has "
+                f"{rows}: their rows are not the same; match a tap of the same kind"
+            )
 
     def _hint(self, option: str, value: str) -> str:
         """The other way out, for a loss that has such an option."""
@@ -270,7 +290,5 @@ def _rows_text(rows: Rows) -> str:
 
 
 def _settings(signal: Signal) -> str:
-    values = {k: v for k, v in signal.to_json().items() if v is not None and v != signal.kind}
-    return ", ".join(
-        f"{k}={'-'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()
-    )
+    values = {name: value for name, value in signal.to_json().items() if value != signal.kind}
+    return settings_text(values, ", ")

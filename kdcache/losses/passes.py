@@ -91,4 +91,4 @@ def makes_logits(losses: Mapping[str, BoundLoss]) -> bool:
 
 def labels_only(matches: Sequence[Match]) -> bool:
     """Whether a loss of these matches learns from the corpus's labels alone."""
-    return all(match.teacher == LABELS for match in matches)
+    return bool(matches) and all(match.teacher == LABELS for match in matches)

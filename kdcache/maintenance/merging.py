@@ -60,7 +60,7 @@ def merge(sources: Sequence[Place], out: Place, *, progress: Shown = None) -> Tr
             cache.signal(name)  # which refuses: not all of it is understood
     for cache in caches[1:]:
         _require_one_plan(caches[0], cache)
-    shares = _share(caches)
+    shares = _sources(caches)
     say_unvouched(progress, ((cache.path, cache.manifest["teacher"]) for cache in caches))
     items = _plan_items(caches[0], shares)
     objects = {key: item.fingerprint for key, item in items.items()}
@@ -149,9 +149,9 @@ def _below(cache: Cache, there: str, here: str) -> Iterator[Item]:
             yield Item(key=name, source=cache.path / key, fingerprint=fingerprint)
 
 
-def _share(caches: Sequence[Cache]) -> list[_Source]:
+def _sources(caches: Sequence[Cache]) -> list[_Source]:
     """Give every teacher beside the first a name, and every cache its teacher's prefix."""
-    seated: dict[str, tuple[Cache, Signal]] = {}
+    held: dict[str, tuple[Cache, Signal]] = {}
     names: list[str] = []
     sources: list[_Source] = []
     for cache in caches:
@@ -162,9 +162,15 @@ def _share(caches: Sequence[Cache]) -> list[_Source]:
         other = teacher_prefix(names[-1]) if sources else ""
         sources.append(_Source(cache, same[0].prefix if same else other))
         for name, signal in sources[-1].held.items():
-            first, known = seated.get(name, (cache, None))
+            twin = next((n for n in held if n != name and n.casefold() == name.casefold()), None)
+            if twin is not None:
+                raise ConfigError(
+                    f"{cache.path} holds {name} and {held[twin][0].path} {twin}: names that differ "
+                    "in case alone are one file on some disks; build one of them under another name"
+                )
+            first, known = held.get(name, (cache, None))
             try:
-                seated[name] = first, signal if known is None else join(known, signal)
+                held[name] = first, signal if known is None else join(known, signal)
             except ConfigError as error:
                 raise ConfigError(
                     f"{first.path} and {cache.path} both hold {name.rpartition('/')[2]} of "
@@ -238,8 +244,8 @@ def _manifest(sources: Sequence[_Source], objects: Json) -> Json:
         table["signals"].update(theirs["signals"])
         for name, signal in joined.items():
             if name.rpartition("/")[0] == source.prefix.rstrip("/"):
-                short = name.rpartition("/")[2]
-                table["signals"][short] = to_record(short, signal)
+                own = name.rpartition("/")[2]
+                table["signals"][own] = to_record(own, signal)
         table["shape"] = {**table["shape"], **theirs["shape"]}  # each tells what its signals need
         if not has_configuration(theirs["teacher"]):  # what one of them lacks, nobody vouches for
             kept = {key: value for key, value in table["teacher"].items() if key not in FUNCTION}

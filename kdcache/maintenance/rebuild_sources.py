@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from kdcache.building.builder import is_plan, kept_files
 from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
-from kdcache.errors import DamageError, MismatchError
+from kdcache.errors import ConfigError, DamageError, MismatchError
 from kdcache.manifest import Json
 from kdcache.models import Teacher, Tokenizer, classes_of, load_tokenizer
 from kdcache.models.teacher_again import load_same_teacher
 from kdcache.plans import Plan, PlanConfig
 from kdcache.plans.identity import say_unvouched
 from kdcache.progress import Progress, quiet
+from kdcache.signals.features import prefix as layer_prefix
 from kdcache.store import Cache, Root, open_plan
 from kdcache.store.format.manifest_schema import read_schema
 from kdcache.store.format.zarr_metadata import require_record
+
+WEIGHTS = re.compile(r"teacher/.*\.safetensors")
+"""Files that hold all weights of a teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,22 +35,21 @@ class Share:
     Attributes:
         teacher: name of its teacher in a merged cache; None: the first.
         prefix: where its arrays lie.
-        signals: names of its signals, without the prefix.
-        layers: those of a signal that are of this build, where another has made others.
+        signals: names of its signals that this version knows, without the prefix.
+        parts: what the names of a signal's arrays begin with that are of this build, where another
+            has made other layers.
     """
 
     teacher: str | None
     prefix: str
     signals: tuple[str, ...]
-    layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def groups(self) -> tuple[str, ...]:
         """What the names of its arrays begin with, as its own teacher's cache has them."""
         return tuple(
-            f"{signal}/{part}"
-            for signal in self.signals
-            for part in [f"L{layer}/" for layer in self.layers.get(signal, ())] or [""]
+            f"{signal}/{part}" for signal in self.signals for part in self.parts.get(signal, ("",))
         )
 
     def holds(self, array: str) -> bool:
@@ -58,9 +62,9 @@ class Share:
 
     def sums(self, signal: str, stats: Json) -> Json:
         """Of the sums of a signal those that are of this build."""
-        if signal not in self.layers:
+        if signal not in self.parts:
             return stats
-        own = tuple(f"L{layer}_" for layer in self.layers[signal])
+        own = tuple(part.replace("/", "_") for part in self.parts[signal])
         return {name: n for name, n in stats.items() if name == "rows" or name.startswith(own)}
 
 
@@ -100,10 +104,30 @@ class Sources:
         if merged is None:
             return [Share(teacher=None, prefix="", signals=tuple(cache.signals))]
         try:
-            return [_share(entry, cache.teachers) for entry in merged]
-        except (LookupError, TypeError, AttributeError) as error:
+            return [self._share(entry) for entry in merged]
+        except (LookupError, TypeError, AttributeError, ConfigError) as error:
             where = self.root / "zarr.json"
             raise DamageError(f"{where} is damaged: `merged` makes no sense ({error})") from error
+
+    def _share(self, entry: Json) -> Share:
+        """The share of an entry of `merged`, whose signals are named "teachers/NAME/logits"."""
+        names = entry["signals"]
+        prefix = names[0].rpartition("/")[0]
+        teacher = prefix.removeprefix("teachers/") if prefix else None
+        if teacher is not None and teacher not in self.view().teachers:
+            raise LookupError(teacher)
+        known: dict[str, Any] = dict(self.view(teacher).signals)
+        own = {name.rpartition("/")[2]: found for name, found in entry.get("layers", {}).items()}
+        return Share(
+            teacher=teacher,
+            prefix=f"{prefix}/" if prefix else "",
+            signals=tuple(n for name in names if (n := name.rpartition("/")[2]) in known),
+            parts={
+                name: tuple(map(layer_prefix, replace(known[name], layers=tuple(found)).taps()))
+                for name, found in own.items()
+                if name in known
+            },
+        )
 
     def teacher(self, teacher: str | None, device: str) -> Teacher:
         """A teacher of the cache, on `device` unless another was chosen.
@@ -147,7 +171,7 @@ class Sources:
                 self.teacher(teacher, "cpu"),
                 cache.signals,
                 self.tokenizer(),
-                weights=any(name.endswith(".safetensors") for name in cache.kept),
+                weights=any(WEIGHTS.fullmatch(name) for name in cache.kept),
             )
             found |= {cache.kept[name]: made[name] for name in cache.kept.keys() & made.keys()}
         return found
@@ -169,20 +193,6 @@ class Sources:
                 progress=progress,
                 **plan_options(config),
             )
-
-
-def _share(entry: Json, teachers: tuple[str, ...]) -> Share:
-    """The share whose signals have the names of an entry, such as "teachers/NAME/logits"."""
-    names = entry["signals"]
-    layers = {name.rpartition("/")[2]: own for name, own in entry.get("layers", {}).items()}
-    prefix = names[0].rpartition("/")[0]
-    teacher = prefix.removeprefix("teachers/") if prefix else None
-    if teacher is not None and teacher not in teachers:
-        raise LookupError(teacher)
-    signals = tuple(name.rpartition("/")[2] for name in names)
-    return Share(
-        teacher=teacher, prefix=f"{prefix}/" if prefix else "", signals=signals, layers=layers
-    )
 
 
 def plan_options(config: PlanConfig) -> PlanOptions:

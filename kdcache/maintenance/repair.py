@@ -76,7 +76,7 @@ def repair(
             restore_columns(root, _keys(found), plan)
         found = _look(root, found)
     if found and not any(_of_whole(finding) or _of_plan(finding) for finding in found):
-        _drop_completion(root)
+        _drop_completion(sources)
         files = [key for key in _keys(found) if key.startswith("files/")]
         if files:
             _restore_files(sources, files)
@@ -122,13 +122,25 @@ def _restore_files(sources: Sources, keys: Collection[str]) -> None:
     restore_metadata(sources.root, whole, sources.files())
 
 
-def _drop_completion(root: Root) -> None:
-    """Remove a record of completion that cannot be read: it is made last, of all commits."""
+def _drop_completion(sources: Sources) -> None:
+    """Remove a record of completion that cannot be read: it is made last, of all commits.
+
+    Raises CacheError if only a newer version can make it.
+    """
+    root = sources.root
     try:
         read_record(inside(root, COMPLETE).parent)
     except DamageError:
+        _require_known(sources)
         with writing(root):
             (root / COMPLETE).unlink()
+
+
+def _require_known(sources: Sources) -> None:
+    """Raise CacheError for a signal that only a newer version knows, which records tell of."""
+    for view in map(sources.view, (None, *sources.view().teachers)):
+        for name in view.newer:
+            view.signal(name)
 
 
 def _of_whole(finding: Finding) -> bool:
@@ -184,9 +196,7 @@ class _Rows:
 
         Raises CacheError if some of what they name only a newer version can make.
         """
-        for view in map(self.sources.view, (None, *self.cache.teachers)):
-            for name in view.newer:
-                view.signal(name)
+        _require_known(self.sources)
         if self._forwards(parts[0]) is None:
             return  # no commit is left to say how the teacher was run
         made = {part: self._commit(part) for part in parts}
@@ -229,6 +239,9 @@ class _Rows:
                     self._write(key, b"".join(encoded[key]))
 
     def _complete(self) -> None:
+        if read_record(self.root / "complete") is not None:
+            return
+        _require_known(self.sources)
         signals = {
             share.prefix + name: self.sources.view(share.teacher).signals[name]
             for share in self.sources.shares
@@ -238,8 +251,7 @@ class _Rows:
             record = completion_record(self.cache, signals)
         except CacheError:
             return  # a commit is still missing or damaged, and is reported
-        if read_record(self.root / "complete") is None:
-            self._write(COMPLETE, group_json(record))
+        self._write(COMPLETE, group_json(record))
 
     def _run(self, part: int, number: int) -> _Run:
         """What one build said of a part, made again as it was."""

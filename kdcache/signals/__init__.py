@@ -173,7 +173,7 @@ def check_name(name: str, kind: str) -> str:
             f"a signal is named by a letter and up to 63 letters, digits, - and _; got {name!r}: "
             f"choose a name such as early, as in early={kind}:..."
         )
-    if name.casefold() in TAKEN or (name != kind and name in SIGNALS):
+    if name.casefold() in TAKEN or (name != kind and name.casefold() in SIGNALS):
         raise ConfigError(
             f"a signal of kind {kind} cannot be named {name!r}, which stands for something else: "
             f"choose a name such as my-{name}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
 from torch.nn import functional
 
 from kdcache.signals.base import Arrays, ArraySpec, ArtifactSources
@@ -96,9 +97,9 @@ class AttentionInputs(OfLayers):
         assert tap.layer is not None
         states = self.rows.decode(arrays, prefix(Tap("hidden", tap.layer - 1))).dense()
         weight, bias = self.files[tap.layer].on(states.device, tap.name)
-        return LayerRows(
-            codes=functional.linear(states, weight.float(), None if bias is None else bias.float())
-        )
+        with torch.autocast(states.device.type, enabled=False):  # of whoever decodes in a loop
+            made = functional.linear(states, weight.float(), None if bias is None else bias.float())
+        return LayerRows(codes=made)
 
 
 def _sizes(shape: ModelSizes) -> dict[str, tuple[int, int]]:

@@ -248,6 +248,15 @@ def check_positions(positions: str, task: Task) -> Space:
     return POSITIONS[positions]
 
 
+def settings_text(values: Mapping[str, Any], between: str = ",") -> str:
+    """Settings as `--signal` takes them, such as layers=2-4,dtype=int8; None is left out."""
+    return between.join(
+        f"{name}={'-'.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        for name, value in values.items()
+        if value is not None
+    )
+
+
 def options(text: str, known: Sequence[str], what: str) -> dict[str, Any]:
     """Parse "k=64,dtype=int8" into a dict; ConfigError for an unknown name or no value."""
     found: dict[str, Any] = {}

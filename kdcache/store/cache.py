@@ -29,6 +29,7 @@ from kdcache.signals import (
     to_record,
     with_artifacts,
 )
+from kdcache.signals.base import settings_text
 from kdcache.store.create import plan_layouts, signal_layouts
 from kdcache.store.format.array_reader import ArrayReader, Layout
 from kdcache.store.format.commit_log import (
@@ -251,6 +252,9 @@ class Cache:
         if tap not in made.gives():
             held = ", ".join(map(str, made.gives()))
             raise ConfigError(f"{self.path} holds no {tap} in {name}; it holds {held}")
+        lacking = [array for array in self.arrays_of(name, tap) if array not in rows]
+        if lacking:
+            raise ConfigError(f"{tap} of {name} is decoded from {lacking[0]}, which was not read")
         return made.decode(of_signal(rows, name), tap, self.shape)
 
     def stored(self, docs: Docs, tap: Tap, signal: str = "") -> Any:
@@ -422,9 +426,6 @@ def require_documents(plan: Plan, docs: Docs) -> None:
 
 
 def _short(config: Json) -> str:
-    values = {k: v for k, v in config.items() if v is not None and k not in ("kind", "codec")}
+    values = {k: v for k, v in config.items() if k not in ("kind", "codec")}
     head = config["codec"] if config["codec"] not in FEATURES else config.get("kind", "")
-    inner = ", ".join(
-        f"{k}={'-'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()
-    )
-    return f"{head}({inner})"
+    return f"{head}({settings_text(values, ', ')})"

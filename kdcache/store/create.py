@@ -193,8 +193,8 @@ def _as_of(stored: Json, record: Json, plan: Plan) -> Json:
     if not FIRST < stored["format"] < NAMED:
         return record
     name = stored["plan"]["config"]["tokenizer"]["name"]
-    plan_record = {**record["plan"], "sha256": plan.sha256_in(stored["format"], name)}
-    return {**record, "format": stored["format"], "plan": plan_record}
+    table = {**record["plan"], "sha256": plan.sha256_in(stored["format"], name)}
+    return {**record, "format": stored["format"], "plan": table}
 
 
 def _comparable(stored: Json, asked: Json) -> tuple[Json, Json]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -110,7 +111,8 @@ class Objective:
         return torch.stack(parts).sum(), terms
 
     def _project(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        projected: torch.Tensor = self.projections[name](rows)
+        linear: Any = self.projections[name]
+        projected: torch.Tensor = linear(rows.to(linear.weight.dtype))  # autocast's are smaller
         return projected
 
 

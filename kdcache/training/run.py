@@ -18,12 +18,13 @@ from kdcache.errors import ConfigError, ModelError
 from kdcache.evaluation.scoring import require_fit, settle
 from kdcache.losses import CacheSpec
 from kdcache.manifest import Json
-from kdcache.models import check_alone, load_student, student_sizes
+from kdcache.models import check_alone, check_taps, load_student, student_sizes
 from kdcache.models.auto import silent_transformers
 from kdcache.models.run import EQUAL
 from kdcache.models.student import student_config
 from kdcache.plans import Docs
 from kdcache.progress import Progress, quiet, short
+from kdcache.signals import TAP_KINDS
 from kdcache.store import Cache
 from kdcache.store.io.durable_writes import remove_tree, writing
 from kdcache.training.arguments import choose_by, training_arguments
@@ -99,6 +100,7 @@ class Run:
         labelled = np.intersect1d(docs, cache.plan.labelled_docs)
         known = cache_spec(cache, len(labelled))
         self.objective = Objective(recipe.losses, known, student_sizes(self.spec, cache))
+        check_taps(self.config, self.objective.reads)
         self.dataset = CachedDocuments(
             cache,
             self.objective.arrays,
@@ -245,7 +247,7 @@ class Run:
             self.cache.plan.config.task,
             self.cache.plan,
             name="the student",
-            hidden=any(tap.name == "hidden" for tap in self.objective.reads),
+            hidden=any(TAP_KINDS[tap.name].per != "row" for tap in self.objective.reads),
             progress=self.progress,
         )
         if apart and self.args.world_size > 1:

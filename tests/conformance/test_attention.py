@@ -12,6 +12,7 @@ import kdcache
 from kdcache.building.describe import describe_bytes
 from kdcache.errors import DamageError, ModelError
 from kdcache.losses.base import Match, weighted
+from kdcache.maintenance.repair import repair
 from kdcache.models.projections import projections
 from kdcache.models.run import run
 from kdcache.plans.batch import Batch
@@ -19,7 +20,7 @@ from kdcache.signals import ModelSizes, Tap, parse_all
 from kdcache.training.objective import Objective
 from kdcache.training.run import cache_spec
 from tests.conformance.conftest import Caches
-from tests.damage import copy_of, flip
+from tests.damage import copy_of, files_of, flip
 from tests.taps import APART, CAPPED, CLASSES, FAMILIES, QKV, batch_of, model_of
 
 MADE = ("Bert", "Roberta", "XLMRoberta", "Electra", "DistilBert")
@@ -148,3 +149,22 @@ def test_a_plan_says_which_way_is_smaller(caches: Caches) -> None:
     assert (way["signals"], way["instead"]) == (["query", "key"], ["attention:layers=1-4"])
     totals = [describe_bytes(plan, parse_all(t), many)["total"] for t in (pairs, way["instead"])]
     assert way["bytes"] == totals[0] - totals[1] > 0
+
+
+def test_layers_asked_for_later_are_made_again_by_their_own_build(
+    caches: Caches, tmp_path: Path
+) -> None:
+    parts = [caches.build(CLASSES, [f"attention:layers={layer}"]) for layer in (2, 3)]
+    both = tmp_path / "both"
+    kdcache.merge([part.path for part in parts], both)
+    cache = kdcache.open_cache(both)
+    docs = cache.plan.docs
+    for part, layer in zip(parts, (2, 3), strict=True):
+        found, wanted = (one.stored(docs, Tap("key", layer)).dense() for one in (cache, part))
+        assert torch.equal(found, wanted)
+    whole = files_of(both)
+    for array in cache.layouts:
+        next(p for p in (both / array / "c").rglob("*") if p.is_file()).unlink()
+    (both / "commits/000000/zarr.json").write_text("{}")
+    assert repair(both).left == ()
+    assert files_of(both) == whole

@@ -398,3 +398,20 @@ def test_beside_a_newer_signal_the_others_are_exported_inspected_and_trained_on(
     shard = next(p for p in (root / "hidden/L1/codes/c").rglob("*") if p.is_file())
     flip(shard, 99)
     assert "hidden/L1/codes" in kdcache.verify(root, full=True)[0]
+
+
+def test_beside_a_newer_signal_the_others_are_repaired_and_no_record_is_made_without_it(
+    caches: Caches, tmp_path: Path
+) -> None:
+    parts = [caches.build("masked-lm", [text]) for text in ("logits:dense", "hidden:layers=1-2")]
+    kdcache.merge([part.path for part in parts], tmp_path / "both")
+    root = tmp_path / "both"
+    forge_manifest(root, lambda record: record["signals"]["hidden"].update(kind="telepathy"))
+    whole = files_of(root)
+    flip(next(p for p in (root / "logits/values/c").rglob("*") if p.is_file()), 99)
+    assert repair(root).left == ()
+    assert files_of(root) == whole
+    (root / "complete/zarr.json").unlink()
+    with pytest.raises(CacheError, match="made by a newer kdcache"):
+        repair(root)
+    assert not (root / "complete/zarr.json").exists()

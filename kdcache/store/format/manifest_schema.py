@@ -41,7 +41,7 @@ from kdcache.store.io.object_path import Root
 from kdcache.tasks import IGNORE_INDEX, Space
 
 TOTAL = 2**48  # rows of an array
-GUEST = re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # name of a teacher in a merged cache
+TEACHER = re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # name of a teacher in a merged cache
 COUNTS = ("documents", "tokens", "masked")
 
 
@@ -175,7 +175,7 @@ def _teacher(
 
 
 def _teachers(table: Any, plain: ManifestSchema, where: Root) -> dict[str, ManifestSchema]:
-    if not isinstance(table, dict) or not all(map(GUEST.fullmatch, table)):
+    if not isinstance(table, dict) or not all(map(TEACHER.fullmatch, table)):
         raise damaged(where, "teachers", table, "a table of teachers by name")
     found = {}
     for name, record in table.items():

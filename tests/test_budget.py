@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kdcache.building.budget import load_table, make_table, propose
+from kdcache.building.budget import SHOWN, load_table, make_table, propose
 from kdcache.building.describe import describe_bytes
 from kdcache.errors import ConfigError
 from kdcache.signals import ModelSizes, parse, parse_all
@@ -110,3 +112,39 @@ def test_compressed_signals_are_estimated_and_say_so(
     assert "estimate" in shown
     assert main([*command, "--signal", "logits:topk,k=16"]) == 0
     assert "estimate" not in capsys.readouterr().out
+
+
+FULL = replace(BERT, heads=12, key_heads=12, head_width=64)
+CODINGS = ("dtype=int8", "dtype=int8,group=64", "dtype=int4", "dtype=fp16", "dtype=fp32")
+KEPT_TOO = ["logits:topk-small,k=16", "soft=logits:sampled,n=50"]  # of one file of the vocabulary
+
+
+@pytest.mark.parametrize("soft", [[], KEPT_TOO])
+def test_proposals_are_the_best_of_all_combinations(masked_cache: Cache, soft: list[str]) -> None:
+    plan, known = masked_cache.plan, load_table()["masked-lm"]
+    few = dict(list(known["logits"].items())[::4]) if not soft else known["logits"]
+    vectors = {coding: known["hidden"][coding] for coding in CODINGS}
+    layers = ["query:layers=2", "attention:layers=2"]
+    choices = [[(text, few[text.removeprefix("soft=")])] for text in soft] or [list(few.items())]
+    choices += [[(f"{kind},{c}", error) for c, error in vectors.items()] for kind in layers]
+    every = []
+    for chosen in itertools.product(*choices):
+        told = describe_bytes(plan, parse_all([text for text, _ in chosen]), FULL)
+        errors = [error for _, error in chosen]
+        every.append((sum(errors[:-2]) + sum(errors[-2:]), told["total"]))
+    table = {"masked-lm": {"logits": few, "hidden": vectors}}
+    for budget in sorted(size for _, size in every)[::9]:
+        best = sorted(one for one in every if one[1] <= budget)[:SHOWN]
+        found = propose(plan, FULL, budget, parse_all([*soft, *layers]), table=table)
+        assert [(p.error, p.bytes) for p in found] == best
+
+
+def test_many_vectors_are_proposed_at_once(masked_cache: Cache) -> None:
+    """Every combination would be four million."""
+    texts = [f"{kind}:layers=2,positions=all" for kind in ("query", "key", "value", "hidden")]
+    found = propose(masked_cache.plan, FULL, 2 * 10**7, parse_all([*texts, "embeddings"]))
+    for proposal in found:
+        told = describe_bytes(masked_cache.plan, parse_all(proposal.signals), FULL)
+        assert told["total"] == proposal.bytes <= 2 * 10**7
+    assert [p.error for p in found] == sorted(p.error for p in found)
+    assert len(found) == SHOWN

@@ -53,6 +53,7 @@ def named(tmp_path_factory: pytest.TempPathFactory, classifier: Path, corpus: Pa
     for kind, vectors in FEATURES.items():
         layers = "layers=1-3," if issubclass(vectors, LayerVectors) else ""
         signals.append(f"my-{kind}={kind}:{layers}dtype=int4,group=8")
+    signals.append("my-attention=attention:layers=1-3,dtype=int4,group=8")
     return kdcache.build(
         corpus,
         teacher=classifier,

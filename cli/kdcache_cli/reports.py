@@ -90,6 +90,7 @@ def print_bytes(estimate: Json) -> None:
         print(
             f"{size(way['bytes'])} less in place of {', '.join(way['signals'])}:",
             *(f"--signal {text}" for text in way["instead"]),
+            f"({way['note']})",
         )
 
 

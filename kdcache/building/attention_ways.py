@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 
+from kdcache.errors import ConfigError
 from kdcache.manifest import Json
 from kdcache.signals import FEATURES, AttentionInputs, Signal
 from kdcache.signals.attention import PROJECTED
@@ -12,25 +13,32 @@ from kdcache.signals.base import settings_text
 
 Signals = dict[str, Signal]
 Total = Callable[[Signals], int]
+Way = tuple[list[str], Signals, str]
 
 
 def smaller_ways(signals: Mapping[str, Signal], total: Total) -> list[Json]:
     """Other signals that would say the same of queries, keys and values in fewer bytes.
 
-    `total` is the bytes of a cache of some signals, at most. Each entry has the names of the
-    `signals`, what to take `instead`, and how many `bytes` that saves.
+    `total` is the bytes of a cache of some signals, at most; ConfigError if the teacher cannot give
+    them. Each entry has the names of the `signals`, what to take `instead`, a `note` of what to
+    know first, and how many `bytes` that saves.
     """
     found = []
-    for names, instead in (*_as_made(signals), *_as_they_are(signals)):
+    for names, instead, note in (*_as_made(signals), *_as_they_are(signals)):
         kept = {name: signal for name, signal in signals.items() if name not in names}
-        saved = total(dict(signals)) - total(kept | instead)
+        if kept.keys() & instead.keys():
+            continue
+        try:
+            saved = total(dict(signals)) - total(kept | instead)
+        except ConfigError:  # a group may divide one width and not the other
+            continue
         if saved > 0:
             texts = [text_of(signal) for signal in instead.values()]
-            found.append({"signals": names, "instead": texts, "bytes": saved})
+            found.append({"signals": names, "instead": texts, "note": note, "bytes": saved})
     return found
 
 
-def _as_made(signals: Mapping[str, Signal]) -> Iterator[tuple[list[str], Signals]]:
+def _as_made(signals: Mapping[str, Signal]) -> Iterator[Way]:
     """All queries, keys and values of every token, made of hidden states in their place."""
     stored = {
         name: signal
@@ -38,18 +46,21 @@ def _as_made(signals: Mapping[str, Signal]) -> Iterator[tuple[list[str], Signals
         if signal.kind in PROJECTED and {tap.name for tap in signal.taps()} <= set(PROJECTED)
     }
     whole = [s for s in stored.values() if all(_setting(s, n) == v for n, v in WHOLE.items())]
-    if whole and len(whole) == len(stored):
+    alike = bool(whole) and all(_coding(signal) == _coding(whole[0]) for signal in whole)
+    if alike and len(whole) == len(stored):
         layers = sorted({tap.layer for signal in whole for tap in signal.taps() if tap.layer})
         made = AttentionInputs(layers=tuple(layers), **_coding(whole[0]))
-        yield list(stored), {"attention": made}
+        note = "only for BERT, RoBERTa, XLM-R, ELECTRA and DistilBERT"
+        yield list(stored), {"attention": made}, note
 
 
-def _as_they_are(signals: Mapping[str, Signal]) -> Iterator[tuple[list[str], Signals]]:
-    """Queries and keys of every token in the place of what they are made of."""
+def _as_they_are(signals: Mapping[str, Signal]) -> Iterator[Way]:
+    """Queries, keys and values of every token in the place of what they are made of."""
     for name, signal in signals.items():
         if isinstance(signal, AttentionInputs):
             given = {"layers": signal.layers, **WHOLE, **_coding(signal)}
-            yield [name], {kind: FEATURES[kind](**given) for kind in ("query", "key")}
+            instead: Signals = {kind: FEATURES[kind](**given) for kind in PROJECTED}
+            yield [name], instead, "without the hidden states they are made of"
 
 
 WHOLE = {"positions": "all", "fraction": 1.0}

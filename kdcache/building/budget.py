@@ -6,15 +6,16 @@ codec's error on another teacher will differ; the order of codecs much less.
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import insort
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from kdcache.building.describe import describe_bytes
+from kdcache.building.describe import sizes
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
 from kdcache.plans import Plan
@@ -84,13 +85,9 @@ def propose(
     if holder(wanted, LOGITS) is None:
         choices["logits"] = list(_logits(plan, shape, None, known))
     names = sorted(choices, key=lambda name: name in wanted and LOGITS not in wanted[name].gives())
-    choices = {name: choices[name] for name in names}  # soft labels first
-    found = [
-        _sized(plan, shape, dict(zip(choices, chosen, strict=True)))
-        for chosen in itertools.product(*choices.values())
-    ]
-    if not found:
+    if not all(choices.values()):
         raise ConfigError("no codec of the table serves this teacher")
+    found = _combinations(plan, shape, {name: choices[name] for name in names})  # soft labels first
     fitting = [proposal for proposal in found if proposal.bytes <= budget]
     if not fitting:
         least = min(found, key=lambda proposal: proposal.bytes)
@@ -173,8 +170,9 @@ def _logits(plan: Plan, shape: ModelSizes, wanted: Signal | None, known: Json) -
 def _thinned(way: Rated, wanted: Any) -> Rated:
     """An entry of the table at the fraction of rows that is wanted: their error is the same."""
     signal: Any = way.signal
-    text = way.text + (f",fraction={wanted.fraction}" if wanted.fraction < 1 else "")
-    return Rated(text, replace(signal, fraction=wanted.fraction), way.error)
+    fraction = getattr(wanted, "fraction", 1.0)  # not every codec has one
+    text = way.text + (f",fraction={fraction}" if fraction < 1 else "")
+    return Rated(text, replace(signal, fraction=fraction), way.error)
 
 
 CODED = ("dtype", "group", "compress")
@@ -221,19 +219,77 @@ def _serves(signal: Signal, task: Task, shape: ModelSizes) -> bool:
     return True
 
 
-def _sized(plan: Plan, shape: ModelSizes, chosen: Mapping[str, Rated]) -> Proposal:
+class Chosen(NamedTuple):
+    """Some signals by name, each stored in one way, and what they take together at most."""
+
+    ways: Mapping[str, Rated]
+    error: float
+    bytes: int
+    needs: frozenset[tuple[str, int]]
+    """Files of the cache and their bytes: signals that need the same one share it."""
+
+
+def _combinations(
+    plan: Plan, shape: ModelSizes, choices: Mapping[str, Sequence[Rated]]
+) -> list[Proposal]:
+    """All that may be among the SHOWN truest for some budget, of a way for each signal.
+
+    Bytes of signals add up, so each way is sized once, and what is worse than others of some
+    signals is worse beside all the rest.
+    """
+    plain = sizes(plan, {}, shape)["total"]
+    found = [Chosen({}, 0.0, plain, frozenset())]
+    for name, ways in choices.items():
+        sized = [(way, *_sized(plan, shape, way, plain)) for way in ways]
+        found = _truest(
+            Chosen(
+                ways={**one.ways, name: way},
+                error=one.error + way.error,
+                bytes=one.bytes + own + sum(size for _, size in needed - one.needs),
+                needs=one.needs | needed,
+            )
+            for one in found
+            for way, own, needed in sized
+        )
+    return [_proposal(one) for one in found]
+
+
+def _sized(
+    plan: Plan, shape: ModelSizes, way: Rated, plain: int
+) -> tuple[int, frozenset[tuple[str, int]]]:
+    """Bytes of a signal's arrays alone, and the files it needs."""
+    told = sizes(plan, {way.signal.kind: way.signal}, shape)
+    estimates = told["estimates"].items()
+    needed = frozenset((name, most) for name, (_, most) in estimates if name.startswith("files/"))
+    return told["total"] - plain - sum(size for _, size in needed), needed
+
+
+def _truest(found: Iterable[Chosen]) -> list[Chosen]:
+    """Those that fewer than SHOWN others with the same files beat in both error and bytes."""
+    kept: list[Chosen] = []
+    least: defaultdict[frozenset[tuple[str, int]], list[int]] = defaultdict(list)
+    for one in sorted(found, key=lambda one: (one.error, one.bytes)):
+        smallest = least[one.needs]
+        if len(smallest) < SHOWN or one.bytes < smallest[-1]:
+            kept.append(one)
+            insort(smallest, one.bytes)
+            del smallest[SHOWN:]
+    return kept
+
+
+def _proposal(chosen: Chosen) -> Proposal:
     errors: dict[bool, list[float]] = {True: [], False: []}
-    for way in chosen.values():
+    for way in chosen.ways.values():
         errors[LOGITS in way.signal.gives()].append(way.error)
     return Proposal(
         signals=tuple(
             way.text if name == way.signal.kind else f"{name}={way.text}"
-            for name, way in chosen.items()
+            for name, way in chosen.ways.items()
         ),
-        bytes=describe_bytes(plan, {n: way.signal for n, way in chosen.items()}, shape)["total"],
+        bytes=chosen.bytes,
         logits_error=sum(errors[True]),
         hidden_error=sum(errors[False]) if errors[False] else None,
-        note="; ".join(dict.fromkeys(way.note for way in chosen.values() if way.note)),
+        note="; ".join(dict.fromkeys(way.note for way in chosen.ways.values() if way.note)),
     )
 
 

@@ -72,14 +72,15 @@ def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes)
 
     Raises ConfigError if a teacher of this shape cannot give a signal.
     """
+    told = sizes(plan, signals, shape)
+    smaller = smaller_ways(signals, lambda them: int(sizes(plan, them, shape)["total"]))
+    return {**told, **({"smaller": smaller} if smaller else {})}
+
+
+def sizes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes) -> Json:
+    """`describe_bytes` without `smaller`."""
     for signal in signals.values():
         signal.check(plan.config.task, shape)
-    smaller = smaller_ways(signals, lambda them: int(_sizes(plan, them, shape)["total"]))
-    return {**_sizes(plan, signals, shape), **({"smaller": smaller} if smaller else {})}
-
-
-def _sizes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes) -> Json:
-    """Bytes of arrays, estimates, and both totals."""
     arrays = {layout.name: layout.bytes for layout in plan_layouts(plan)}
     estimates = {}
     for layout, spec in signal_layouts(plan, signals, shape):

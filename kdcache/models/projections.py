@@ -10,7 +10,7 @@ from torch.nn import functional
 from kdcache.errors import ModelError
 from kdcache.models.blocks import blocks_of
 from kdcache.models.recording import name_of
-from kdcache.models.run import run, untouched
+from kdcache.models.run import ROUNDING, run, untouched
 from kdcache.plans.batch import Batch
 from kdcache.signals import Tap
 from kdcache.tasks import Task
@@ -21,8 +21,6 @@ NAMES = {
     "value": ("value", "v_lin"),
 }
 """What the maps are called: in BERT and its like, in DistilBERT."""
-ROUNDING = 1e-4
-"""What the two ways may differ by, as a share of the largest: products of other shapes round."""
 
 
 def projections(model: Any, layer: int, task: Task, batch: Batch) -> dict[str, nn.Linear]:
@@ -45,12 +43,12 @@ def projections(model: Any, layer: int, task: Task, batch: Batch) -> dict[str, n
         said = run(model, batch, [before, *(Tap(name, layer) for name in maps)], task=task)
         states = said.rows(before)
         for name, linear in maps.items():
-            exact = said.rows(Tap(name, layer)).float()
+            exact = said.rows(Tap(name, layer))
             if linear.in_features != states.shape[1] or linear.out_features != exact.shape[1]:
                 raise _refusal(model, layer, name)
             made = functional.linear(states, linear.weight, linear.bias)  # as a cache will
-            apart = (made.float() - exact).abs().max()
-            if not apart <= ROUNDING * exact.abs().max().clamp(min=1e-6):
+            apart = (made.double() - exact.double()).abs().max()
+            if not apart <= ROUNDING[exact.dtype] * exact.double().abs().max().clamp(min=1e-6):
                 raise _refusal(model, layer, name)
     return maps
 

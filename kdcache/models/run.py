@@ -138,7 +138,7 @@ def _prove_pooled(model: Any, task: Task, batch: Batch) -> None:
         found = _activations(model, task, batch, [Tap("pooled"), LOGITS])
         logits, made = found[LOGITS], classify(model, found[Tap("pooled")])
     apart, largest = float((logits - made).abs().max()), float(logits.abs().max())
-    if not apart <= POOLED.get(logits.dtype, POOLED[torch.bfloat16]) * largest:
+    if not apart <= ROUNDING[logits.dtype] * largest:
         raise ModelError(
             f"{name_of(model)} gives no pooled: its logits are not what its classifier makes of "
             f"one vector of a document (off by {apart:.2g} of {largest:.2g}); take hidden states "
@@ -146,8 +146,8 @@ def _prove_pooled(model: Any, task: Task, batch: Batch) -> None:
         )
 
 
-POOLED = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""What logits may differ by, as a share of the largest: a matrix product of other shape rounds."""
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""What two ways to a value may differ by, as a share of the largest: other products round."""
 PROOFS: dict[str, Callable[[Any, Task, Batch], None]] = {
     "head": _prove_head,
     "pooled": _prove_pooled,

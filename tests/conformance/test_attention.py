@@ -66,6 +66,18 @@ def test_a_map_that_something_follows_is_refused(batch: Batch) -> None:
         projections(model, 2, CLASSES, batch)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_projections_of_16_bits_are_proven(dtype: torch.dtype, batch: Batch) -> None:
+    model = model_of("Bert").to(dtype)
+    assert projections(model, 2, CLASSES, batch)["key"].weight.dtype == dtype
+    key = model.get_submodule("bert.encoder.layer.1.attention.self.key")
+    key.register_forward_hook(lambda module, read, made: made * (1 + torch.finfo(dtype).eps))
+    projections(model, 2, CLASSES, batch)  # a step of rounding apart
+    key.register_forward_hook(lambda module, read, made: made * 1.2)
+    with pytest.raises(ModelError, match="the key of layer 2"):
+        projections(model, 2, CLASSES, batch)
+
+
 def test_a_cache_gives_what_it_would_have_stored(caches: Caches) -> None:
     cache = caches.build("text-classification", EXACT)
     docs = cache.plan.docs[::2]
@@ -138,17 +150,31 @@ def test_damaged_projections_are_refused_when_they_are_needed(
 
 def test_a_plan_says_which_way_is_smaller(caches: Caches) -> None:
     plan = caches.build("text-classification", EXACT).plan
-    pairs = ["query:layers=1-4,positions=all", "key:layers=1-4,positions=all"]
-    sizes = caches.sizes["text-classification"]
-    (way,) = describe_bytes(plan, parse_all("attention:layers=1-4"), sizes)["smaller"]
-    assert way["signals"] == ["attention"]  # of so few tokens the maps weigh more
-    assert way["instead"] == pairs
-    assert "smaller" not in describe_bytes(plan, parse_all(pairs), sizes)
+    three = [f"{kind}:layers=1-4,positions=all" for kind in QKV]
+    narrow = ModelSizes(outputs=3, hidden=32, layers=4, heads=1, key_heads=1, head_width=8)
     many = ModelSizes(outputs=3, hidden=8, layers=4, heads=16, key_heads=16, head_width=8)
-    (way,) = describe_bytes(plan, parse_all(pairs), many)["smaller"]
-    assert (way["signals"], way["instead"]) == (["query", "key"], ["attention:layers=1-4"])
-    totals = [describe_bytes(plan, parse_all(t), many)["total"] for t in (pairs, way["instead"])]
-    assert way["bytes"] == totals[0] - totals[1] > 0
+
+    def smaller(texts: list[str], sizes: ModelSizes) -> list[Any]:
+        found: list[Any] = describe_bytes(plan, parse_all(texts), sizes).get("smaller", [])
+        for way in found:
+            totals = [
+                describe_bytes(plan, parse_all(t), sizes)["total"] for t in (texts, way["instead"])
+            ]
+            assert way["bytes"] == totals[0] - totals[1] > 0
+        return found
+
+    (way,) = smaller(["attention:layers=1-4"], narrow)
+    assert (way["signals"], way["instead"]) == (["attention"], three)
+    assert "without the hidden states" in way["note"]
+    assert not smaller(three, narrow)
+    for texts in (three, three[:2]):
+        (way,) = smaller(texts, many)
+        assert way["signals"] == list(QKV[: len(texts)])
+        assert way["instead"] == ["attention:layers=1-4"]
+        assert "only for BERT, RoBERTa, XLM-R, ELECTRA and DistilBERT" in way["note"]
+    assert not smaller([three[0], f"{three[1]},dtype=fp16"], many)  # of two codings
+    assert not smaller([f"{text},group=64" for text in three], many)  # 64 does not divide 8
+    assert not smaller([*three, "attention:layers=2"], many)  # which is there
 
 
 def test_layers_asked_for_later_are_made_again_by_their_own_build(

@@ -19,6 +19,7 @@ import pytest
 
 import kdcache
 from kdcache.building.budget import propose
+from kdcache.errors import ConfigError
 from kdcache.maintenance.repair import repair
 from kdcache.maintenance.spot_check import spot_check
 from kdcache.models import TAPS
@@ -156,6 +157,8 @@ def test_a_signal_and_a_codec_of_ones_own_go_all_ways(caches: Caches, tmp_path: 
     wanted = {"mine": parse_all(SIGNALS_OF_IT)["mine"]}
     found = propose(cache.plan, cache.shape, 10**9, wanted)
     assert all(any(text.startswith("mine=average:") for text in one.signals) for one in found)
+    with pytest.raises(ConfigError, match=r"nothing was measured of the logits wanted .*below"):
+        propose(cache.plan, cache.shape, 10**9, parse_all(SIGNALS_OF_IT))
     other = kdcache.build(
         str(plan), teacher=teacher, task=TASK, out=tmp_path / "x", signals=["pure=logits:dense"]
     )

@@ -76,7 +76,7 @@ def repair(
             restore_columns(root, _keys(found), plan)
         found = _look(root, found)
     if found and not any(_of_whole(finding) or _of_plan(finding) for finding in found):
-        _drop_completion(sources)
+        _drop_completion(root)
         files = [key for key in _keys(found) if key.startswith("files/")]
         if files:
             _restore_files(sources, files)
@@ -122,16 +122,11 @@ def _restore_files(sources: Sources, keys: Collection[str]) -> None:
     restore_metadata(sources.root, whole, sources.files())
 
 
-def _drop_completion(sources: Sources) -> None:
-    """Remove a record of completion that cannot be read: it is made last, of all commits.
-
-    Raises CacheError if only a newer version can make it.
-    """
-    root = sources.root
+def _drop_completion(root: Root) -> None:
+    """Remove a record of completion that cannot be read: it is made last, of all commits."""
     try:
         read_record(inside(root, COMPLETE).parent)
     except DamageError:
-        _require_known(sources)
         with writing(root):
             (root / COMPLETE).unlink()
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, fields
 
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
+from kdcache.records import required, settings_of
 from kdcache.signals import FEATURES, AttentionInputs, Signal
 from kdcache.signals.attention import PROJECTED
 from kdcache.signals.base import settings_text
@@ -16,8 +16,8 @@ Total = Callable[[Signals], int]
 Way = tuple[list[str], Signals, str]
 
 
-def smaller_ways(signals: Mapping[str, Signal], total: Total) -> list[Json]:
-    """Other signals that would say the same of queries, keys and values in fewer bytes.
+def smaller_ways(signals: Mapping[str, Signal], now: int, total: Total) -> list[Json]:
+    """Other signals that would say the same of queries, keys and values in fewer bytes than `now`.
 
     `total` is the bytes of a cache of some signals, at most; ConfigError if the teacher cannot give
     them. Each entry has the names of the `signals`, what to take `instead`, a `note` of what to
@@ -29,7 +29,7 @@ def smaller_ways(signals: Mapping[str, Signal], total: Total) -> list[Json]:
         if kept.keys() & instead.keys():
             continue
         try:
-            saved = total(dict(signals)) - total(kept | instead)
+            saved = now - total(kept | instead)
         except ConfigError:  # a group may divide one width and not the other
             continue
         if saved > 0:
@@ -40,12 +40,8 @@ def smaller_ways(signals: Mapping[str, Signal], total: Total) -> list[Json]:
 
 def _as_made(signals: Mapping[str, Signal]) -> Iterator[Way]:
     """All queries, keys and values of every token, made of hidden states in their place."""
-    stored = {
-        name: signal
-        for name, signal in signals.items()
-        if signal.kind in PROJECTED and {tap.name for tap in signal.taps()} <= set(PROJECTED)
-    }
-    whole = [s for s in stored.values() if all(_setting(s, n) == v for n, v in WHOLE.items())]
+    stored = {name: signal for name, signal in signals.items() if signal.kind in PROJECTED}
+    whole = [s for s in stored.values() if all(getattr(s, n) == v for n, v in WHOLE.items())]
     alike = bool(whole) and all(_coding(signal) == _coding(whole[0]) for signal in whole)
     if alike and len(whole) == len(stored):
         layers = sorted({tap.layer for signal in whole for tap in signal.taps() if tap.layer})
@@ -67,20 +63,16 @@ WHOLE = {"positions": "all", "fraction": 1.0}
 CODING = ("dtype", "group", "compress")
 
 
-def _setting(signal: Signal, name: str) -> object:
-    return getattr(signal, name)
-
-
 def _coding(signal: Signal) -> Json:
-    return {name: _setting(signal, name) for name in CODING}
+    return {name: getattr(signal, name) for name in CODING}
 
 
 def text_of(signal: Signal) -> str:
     """A vector signal as `--signal` takes it: what has no default, then what is not its default."""
-    options = [f for f in fields(signal) if f.compare]  # type: ignore[arg-type]  # a dataclass
+    known = settings_of(type(signal))
     told = {
-        option.name: getattr(signal, option.name)
-        for option in sorted(options, key=lambda option: option.default is not MISSING)
-        if getattr(signal, option.name) != option.default
+        name: getattr(signal, name)
+        for name in dict.fromkeys([*required(type(signal)), *known])
+        if getattr(signal, name) != known[name].default
     }
     return f"{signal.kind}:{settings_text(told)}"

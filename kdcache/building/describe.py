@@ -73,7 +73,9 @@ def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes)
     Raises ConfigError if a teacher of this shape cannot give a signal.
     """
     told = sizes(plan, signals, shape)
-    smaller = smaller_ways(signals, lambda them: int(sizes(plan, them, shape)["total"]))
+    smaller = smaller_ways(
+        signals, told["total"], lambda them: int(sizes(plan, them, shape)["total"])
+    )
     return {**told, **({"smaller": smaller} if smaller else {})}
 
 

@@ -55,4 +55,4 @@ def logit_mse(
 
     Both are [N, C], and `weight` [N]; None: 1 / N, the mean over rows. Zero if N is 0.
     """
-    return hidden_mse(logits, scale * values, weight=weight)
+    return hidden_mse(logits, values if scale == 1 else scale * values, weight=weight)

@@ -1,8 +1,4 @@
-"""Models of one vocabulary and unequal outputs: they are compared in the outputs that both have.
-
-Language models pad their output layers to sizes that suit their machines; what lies beyond the
-vocabulary means nothing, and seldom has as many rows in a teacher and its student.
-"""
+"""Soft labels in the outputs that teacher and student both have: see `CacheSpec.shared`."""
 
 from __future__ import annotations
 

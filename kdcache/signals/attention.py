@@ -96,9 +96,9 @@ class AttentionInputs(OfLayers):
             return super().decode(arrays, tap, sizes)
         assert tap.layer is not None
         states = self.rows.decode(arrays, prefix(Tap("hidden", tap.layer - 1))).dense()
-        weight, bias = self.files[tap.layer].on(states.device, tap.name)
+        weight, bias = self.files[tap.layer].on(states.device, tap.name, torch.float32)
         with torch.autocast(states.device.type, enabled=False):  # of whoever decodes in a loop
-            made = functional.linear(states, weight.float(), None if bias is None else bias.float())
+            made = functional.linear(states, weight, bias)
         return LayerRows(codes=made)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar, NamedTuple
@@ -110,7 +111,7 @@ class SoftLabels:
         )
 
 
-class SoftLabelCodec:
+class SoftLabelCodec(ABC):
     """What all codecs of soft labels have in common: made of logits, they say logits.
 
     A codec adds `soft(arrays, outputs)`, which decodes its rows.
@@ -120,9 +121,9 @@ class SoftLabelCodec:
     measured: ClassVar[str] = "logits"
     """The part of the table of measured errors that tells of it."""
 
+    @abstractmethod
     def soft(self, raw: Arrays, outputs: int) -> SoftLabels:
         """Stored rows to soft labels over `outputs` classes."""
-        raise NotImplementedError
 
     def taps(self) -> tuple[Tap, ...]:
         """The logits."""

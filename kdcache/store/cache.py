@@ -252,10 +252,14 @@ class Cache:
         if tap not in made.gives():
             held = ", ".join(map(str, made.gives()))
             raise ConfigError(f"{self.path} holds no {tap} in {name}; it holds {held}")
-        lacking = [array for array in self.arrays_of(name, tap) if array not in rows]
-        if lacking:
-            raise ConfigError(f"{tap} of {name} is decoded from {lacking[0]}, which was not read")
-        return made.decode(of_signal(rows, name), tap, self.shape)
+        try:
+            return made.decode(of_signal(rows, name), tap, self.shape)
+        except KeyError as error:
+            lacking = [array for array in self.arrays_of(name, tap) if array not in rows]
+            if not lacking:
+                raise
+            told = f"{tap} of {name} is decoded from {lacking[0]}, which was not read"
+            raise ConfigError(told) from error
 
     def stored(self, docs: Docs, tap: Tap, signal: str = "") -> Any:
         """`decode` of the rows of documents."""

@@ -16,6 +16,7 @@ from kdcache.models import load_config
 from kdcache.models.teacher import model_sizes
 from kdcache.signals import ModelSizes, parse
 from kdcache.store import Cache
+from kdcache.tasks import Task
 from tests.conformance.examples import EXAMPLES, Example
 
 SIZES: dict[str, Any] = {"max_length": 24, "part_tokens": 128, "limit": 12, "seed": 6}
@@ -26,13 +27,13 @@ UNKNOWN = ["漢字 語"] * 40 + ["the module is a parser", "it returns the value
 class Caches:
     """Caches of one plan a task, each built when it is first asked for, and remembered."""
 
-    def __init__(self, folder: Path, teachers: dict[str, Path], corpora: dict[str, Path]) -> None:
+    def __init__(self, folder: Path, teachers: dict[Task, Path], corpora: dict[Task, Path]) -> None:
         self.folder, self.teachers, self.corpora = folder, teachers, corpora
         self._made: dict[tuple[Any, ...], Cache] = {}
         self._plans: dict[tuple[str, bool], Path] = {}
-        self.sizes: dict[Any, ModelSizes] = {}
-        for task, folder in teachers.items():
-            self.sizes[task] = model_sizes(load_config(folder), task)  # type: ignore[arg-type]
+        self.sizes: dict[Task, ModelSizes] = {
+            task: model_sizes(load_config(place), task) for task, place in teachers.items()
+        }
 
     def plan(self, task: Any, *, unknown: bool = False) -> Path:
         """The plan of a task; with `unknown`, of words that no tokenizer knows."""
@@ -108,6 +109,14 @@ def caches(
     prose_file: Path,
     corpus: Path,
 ) -> Caches:
-    teachers = {"masked-lm": masked_lm, "causal-lm": causal_lm, "text-classification": classifier}
-    corpora = {"masked-lm": prose_file, "causal-lm": prose_file, "text-classification": corpus}
+    teachers: dict[Task, Path] = {
+        "masked-lm": masked_lm,
+        "causal-lm": causal_lm,
+        "text-classification": classifier,
+    }
+    corpora: dict[Task, Path] = {
+        "masked-lm": prose_file,
+        "causal-lm": prose_file,
+        "text-classification": corpus,
+    }
     return Caches(tmp_path_factory.mktemp("conformance"), teachers, corpora)

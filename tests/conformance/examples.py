@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
+from kdcache.records import required, settings_of
 from kdcache.signals import SIGNALS
 
 NEEDED = {"layers": "1-4"}
@@ -28,12 +28,12 @@ class Example(NamedTuple):
 def example_of(kind: str, codec: str) -> Example:
     """The example of an entry of SIGNALS, named after its codec."""
     made: type[Any] = SIGNALS[kind][codec]
-    needed = [f.name for f in fields(made) if f.default is f.default_factory is MISSING]
+    needed = required(made)
     unknown = [option for option in needed if option not in NEEDED]
     assert not unknown, f"{kind}:{codec}: give {unknown} a default, or an example in NEEDED"
     head = [f"{kind}:{codec}"] if len(SIGNALS[kind]) > 1 else [f"{kind}:"]
     text = ",".join([*head, *(f"{option}={NEEDED[option]}" for option in needed)])
-    options = frozenset(f.name for f in fields(made) if f.compare)
+    options = frozenset(settings_of(made))
     return Example(text=text.replace(":,", ":"), name=codec, kind=kind, options=options)
 
 

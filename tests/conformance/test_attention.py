@@ -10,7 +10,7 @@ import torch
 
 import kdcache
 from kdcache.building.describe import describe_bytes
-from kdcache.errors import DamageError, ModelError
+from kdcache.errors import ConfigError, DamageError, ModelError
 from kdcache.losses.base import Match, weighted
 from kdcache.maintenance.repair import repair
 from kdcache.models.projections import projections
@@ -101,6 +101,16 @@ def test_scores_of_small_codes_are_near_those_of_the_teacher(caches: Caches) -> 
 
     exact = scores("attention")
     assert 0 < (scores("small") - exact).norm() / exact.norm() < 0.03
+
+
+def test_rows_that_were_not_read_are_named(caches: Caches) -> None:
+    cache = caches.build("text-classification", EXACT)
+    batch = cache.batch(cache.plan.docs[:2], ["query/L1/codes"])
+    assert len(cache.decode(batch, Tap("query", 1), "query").dense()) == batch.tokens
+    with pytest.raises(
+        ConfigError, match="query of layer 4 of attention is decoded from attention/L3"
+    ):
+        cache.decode(batch, Tap("query", 4), "attention")
 
 
 class Queries:

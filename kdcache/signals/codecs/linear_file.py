@@ -48,19 +48,19 @@ class LinearFile:
                 )
         return layers
 
-    def on(self, device: torch.device, name: str = "") -> Linear:
-        """A layer on a device, copied there once."""
-        if (device, name) not in self._copies:
+    def on(self, device: torch.device, name: str = "", dtype: torch.dtype | None = None) -> Linear:
+        """A layer on a device, copied there once; `dtype` None: what products run in there."""
+        if (device, name, dtype) not in self._copies:
             weight, bias = self.layers[name]
-            dtype = torch.float32 if device.type == "cpu" else weight.dtype  # what products run in
-            self._copies[device, name] = (
-                weight.to(device, dtype),
-                None if bias is None else bias.to(device, dtype),
+            kind = dtype or (torch.float32 if device.type == "cpu" else weight.dtype)
+            self._copies[device, name, dtype] = (
+                weight.to(device, kind),
+                None if bias is None else bias.to(device, kind),
             )
-        return self._copies[device, name]
+        return self._copies[device, name, dtype]
 
     @cached_property
-    def _copies(self) -> dict[tuple[torch.device, str], Linear]:
+    def _copies(self) -> dict[tuple[torch.device, str, torch.dtype | None], Linear]:
         return {}
 
 

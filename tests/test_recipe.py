@@ -16,6 +16,7 @@ SHIPPED = [
     "mlm-kd",
     "pkd-last",
     "pkd-skip",
+    "rkd",
 ]
 
 

@@ -8,10 +8,12 @@ from kdcache.losses.cross_entropy import Hard, hard_loss
 from kdcache.losses.feature_mse import HiddenMSE, hidden_loss
 from kdcache.losses.kl import SoftKL, soft_and_hard
 from kdcache.losses.logit_mse import LogitMSE, logit_mse
+from kdcache.losses.rkd import RKD
 
 __all__ = [
     "LABELS",
     "LOSSES",
+    "RKD",
     "CacheSpec",
     "Hard",
     "HiddenMSE",
@@ -27,5 +29,7 @@ __all__ = [
     "soft_and_hard",
 ]
 
-LOSSES: dict[str, type[Loss]] = {kind.kind: kind for kind in (Hard, SoftKL, LogitMSE, HiddenMSE)}
+LOSSES: dict[str, type[Loss]] = {
+    kind.kind: kind for kind in (Hard, SoftKL, LogitMSE, HiddenMSE, RKD)
+}
 """Every loss a recipe can name: kind -> configuration."""

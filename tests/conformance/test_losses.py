@@ -121,7 +121,33 @@ def hidden(given: Given) -> float:
     return float(np.square(student - teacher).mean())
 
 
-FORMULAS: dict[str, Formula] = {"hard": hard, "kl": kl, "logit_mse": logit_mse, "hidden": hidden}
+def rkd(given: Given) -> float:
+    """25 times that of relative distances and 50 times that of angles, of the last [CLS] states."""
+    assert given.taught is not None
+    parts = []
+    for states in (given.hidden, given.taught):
+        vectors = given.rows_at(states[-1].astype(np.float64), "cls")
+        apart = vectors[None] - vectors[:, None]
+        distance = np.sqrt(np.square(apart).sum(2))
+        unit = apart / np.where(distance > 0, distance, 1.0)[..., None]
+        mean = distance[distance > 0].mean()
+        parts.append((distance / mean, np.einsum("jid,jkd->jik", unit, unit)))
+    (near, angle), (known, wanted) = parts
+    return float(25 * smooth(near - known).mean() + 50 * smooth(angle - wanted).mean())
+
+
+def smooth(x: Array) -> Array:
+    """Half the square below 1, from there on the absolute value less a half."""
+    return np.where(np.abs(x) < 1, np.square(x) / 2, np.abs(x) - 0.5)
+
+
+FORMULAS: dict[str, Formula] = {
+    "hard": hard,
+    "kl": kl,
+    "logit_mse": logit_mse,
+    "hidden": hidden,
+    "rkd": rkd,
+}
 """By kind: the loss of its defaults, in float64."""
 
 every_loss = pytest.mark.parametrize("kind", LOSSES)

@@ -2,8 +2,9 @@
 
     python tests/frozen/make_losses.py
 
-It is run when a recipe is added or its paper's loss is found to be another, and never to make a
-test pass. `NAME/given/...` are float32 arrays: what a student says, what a teacher said. Logits are
+It is run when a recipe is added, and makes what is not there; what is there stays as it is, bit for
+bit. A case whose paper's loss is found to be another is deleted first, never to make a test pass.
+`NAME/given/...` are float32 arrays: what a student says, what a teacher said. Logits are
 spread so that at the recipe's temperature divergences are of the order of 1: where they are small,
 float32 leaves few digits of them, by any sum. `NAME/found/...` are the loss, its terms before their
 weights, and the gradients at the student's logits, hidden states and projections.
@@ -81,6 +82,11 @@ def patient(rng: np.random.Generator) -> Given:
     return _with(given, taught=states(rng, TEACHER, WIDTH), positions="cls")
 
 
+def related(rng: np.random.Generator) -> Given:
+    """Those of RKD, with the first token's state of a teacher that is wider."""
+    return _with(classes(rng), taught=states(rng, TEACHER, WIDTH + 2), positions="cls")
+
+
 def projected(rng: np.random.Generator) -> Given:
     """Those of TinyBERT: every token's state of a teacher that is wider."""
     given = classes(rng)
@@ -146,6 +152,7 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "mlm-kd": masked,
     "pkd-last": patient,
     "pkd-skip": patient,
+    "rkd": related,
 }
 """A batch for every shipped recipe, by its name; what follows a dot tells batches apart."""
 
@@ -159,6 +166,7 @@ def flat(given: Given) -> dict[str, Array]:
     """Its arrays by name."""
     arrays: dict[str, Any] = {f.name: getattr(given, f.name) for f in fields(Given)}
     arrays |= {f"soft.{name}": rows for name, rows in arrays.pop("soft").items()}
+    assert not arrays.pop("beside"), "the shipped recipes learn from logits and hidden states"
     pair = arrays.pop("projection") or ()
     arrays |= dict(zip(("projection.weight", "projection.bias"), pair, strict=False))
     return {name: np.asarray(x) for name, x in arrays.items() if x is not None}
@@ -185,10 +193,12 @@ def numbers(found: Found) -> dict[str, Array]:
 
 
 def main() -> None:
-    """Write losses.npz."""
-    arrays: dict[str, Array] = {}
-    for name, make in CASES.items():
-        given = make(np.random.default_rng(zlib.crc32(name.encode())))
+    """Add to losses.npz the cases that it lacks."""
+    with np.load(FILE) as stored:
+        arrays: dict[str, Array] = dict(stored)
+    there = {name.partition("/")[0] for name in arrays}
+    for name in CASES.keys() - there:
+        given = CASES[name](np.random.default_rng(zlib.crc32(name.encode())))
         found = numbers(evaluate(losses_of(name), given))
         arrays |= {f"{name}/given/{key}": x for key, x in flat(given).items()}
         arrays |= {f"{name}/found/{key}": x for key, x in found.items()}

@@ -1,0 +1,89 @@
+"""Losses against numbers that other implementations of the papers gave: files of `oracles/`.
+
+Each is a case: inputs, the loss, and `grad_NAME` its gradient at the student's input NAME, in
+float64. Most were made by running code that authors of the methods published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdcache.losses import RKD
+from kdcache.losses.rkd import relation_losses
+from tests.conformance.test_losses import documents
+from tests.objectives import Array, evaluate
+
+FOLDER = Path(__file__).with_name("oracles")
+
+
+def oracle(name: str) -> dict[str, Array]:
+    """The arrays of a case."""
+    with np.load(FOLDER / f"{name}.npz") as stored:
+        return {key: stored[key] for key in stored.files}
+
+
+def leaf(values: Array) -> torch.Tensor:
+    """What a student computed, float64, with a gradient."""
+    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+def check_gradients(found: torch.Tensor, wanted: dict[str, Array], **leaves: torch.Tensor) -> None:
+    """Hold a loss and its gradients at some leaves against a case."""
+    assert float(found.detach()) == pytest.approx(float(wanted["loss"]), rel=1e-9)
+    gradients: Any = torch.autograd.grad(found, list(leaves.values()))
+    for name, gradient in zip(leaves, gradients, strict=True):
+        scale = np.abs(wanted[f"grad_{name}"]).max()
+        np.testing.assert_allclose(
+            gradient.numpy(), wanted[f"grad_{name}"], rtol=1e-9, atol=1e-12 * scale, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("case", ["nine.rkd_a", "nine.rkd_b"])
+def test_rkd_is_the_published_codes_distance_and_angle(case: str) -> None:
+    given = oracle(case)
+    ours, theirs = leaf(given["s_feature"]), torch.from_numpy(given["t_feature"])
+    distance, angle = relation_losses(ours, theirs)
+    for part, wanted in ((distance, "out_distance"), (angle, "out_angle")):
+        assert float(part.detach()) == pytest.approx(float(given[wanted]), rel=1e-9)
+    total = float(given["w_d"]) * distance + float(given["w_a"]) * angle
+    check_gradients(total, given, s_feature=ours)
+
+
+def test_documents_of_no_weight_have_no_relation_and_a_lone_one_has_none() -> None:
+    given = oracle("nine.rkd_b")
+    theirs = torch.from_numpy(given["t_feature"])
+    ours = leaf(given["s_feature"])
+    weight = torch.tensor([0.5, 0.0, 0.25, 0.25, 0.0, 0.0], dtype=torch.float64)
+    found = torch.stack(relation_losses(ours, theirs, weight))
+    there = weight > 0
+    wanted = relation_losses(ours[there], theirs[there], weight[there])
+    assert found.tolist() == pytest.approx(torch.stack(wanted).tolist(), rel=1e-12)
+    (moved,) = torch.autograd.grad(found.sum(), ours)
+    assert bool(moved[there].any(1).all())
+    assert not moved[~there].any()
+    for alone in (torch.ones(6), torch.zeros(6)):
+        same = ours[:1].expand(6, -1)
+        lone = torch.stack(relation_losses(same, theirs[:1].expand(6, -1), alone))
+        assert lone.tolist() == [0, 0]
+        assert not torch.autograd.grad(lone.sum(), ours)[0].any()
+
+
+@pytest.mark.parametrize("vectors", ["cls", "mean", "pooled"])
+def test_rkd_takes_the_vectors_it_is_told_of_the_last_layers(vectors: str) -> None:
+    given = documents("text-classification")
+    assert given.taught is not None
+    given = replace(given, positions="mean" if vectors == "mean" else "cls")
+    sides = {"pooled": [of_last[-1] for of_last in given.beside["pooled"]]}
+    for positions in ("cls", "mean"):
+        states = given.hidden[-1], given.taught[-1]
+        sides[positions] = [given.rows_at(of_last, positions) for of_last in states]
+    ours, theirs = (torch.from_numpy(rows.astype(np.float64)) for rows in sides[vectors])
+    distance, angle = relation_losses(ours, theirs)
+    found = evaluate({"rkd": RKD(vectors=vectors)}, given).total
+    assert found == pytest.approx(float(25 * distance + 50 * angle), rel=1e-6)

@@ -1,14 +1,15 @@
 """Build, train and loader against those of another version of kdcache, taking turns on one machine.
 
     git worktree add /tmp/older 0598396
-    python benchmarks/against_version.py /tmp/older --sst2 sst2 --teacher minilm-sst2 --pairs 20
+    python benchmarks/against_version.py /tmp/older --sst2 sst2 --teacher minilm-sst2 \\
+        --text wikitext2/valid.txt --masked minilm-mlm --pairs 20
 
 Each version is a process of its own that has imported all it needs. Both do the same job at the
 same time, a turn each in an order that is drawn: a turn is a forward batch of a build, a step of
-training, or some batches of the loader, so that whatever else the machine does falls on both. A
-pair is some turns in a row of both, its ratio the median of theirs. What comes before the first
-turn is told apart ("before"). The answers are compared first: both versions build the same arrays
-and end training at the same loss.
+training, some batches of the loader or an opening of the cache, so that whatever else the machine
+does falls on both. A pair is some turns in a row of both, its ratio the median of theirs. What
+comes before the first turn is told apart ("before"). The answers are compared first: both
+versions build the same arrays and end training at the same loss.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ import numpy as np
 TASK = "text-classification"
 SIGNALS = ["logits:dense", "hidden:layers=2-4-6,positions=cls,dtype=int8"]
 READ, BATCH, TURNS = 4000, 32, 16  # documents of the cache and of a batch; turns of a pair, nearly
+PASSAGES, FEW, LESS = 300, 4, 6  # the same of the masked language model
 LOADED = 25  # batches of a turn of the loader
 DRAWS = 10_000
 
@@ -72,9 +75,9 @@ def worker(folder: Path, corpus: str, teacher: str) -> None:
     sys.stdout = sys.stderr
     while line := sys.stdin.readline():
         job, pairs = line.split()
-        unit, work = JOBS[job]
+        unit, per_pair, work = JOBS[job]
         out = folder / "made"
-        answer = work(out, shared, corpus, teacher, TURNS * int(pairs), Turns(unit, answers))
+        answer = work(out, shared, corpus, teacher, per_pair * int(pairs), Turns(unit, answers))
         shutil.rmtree(out, ignore_errors=True)
         print(json.dumps(answer), file=answers, flush=True)
 
@@ -92,6 +95,23 @@ def share_job(
         out=shared,
         signals=SIGNALS,
         limit=READ,
+        progress=progress,
+    )
+    return []
+
+
+def share_masked_job(
+    out: Path, shared: Path, corpus: str, teacher: str, turns: int, progress: Turns
+) -> list[float]:
+    """The same of a masked language model."""
+    import kdcache
+
+    kdcache.build(
+        corpus,
+        teacher=teacher,
+        task="masked-lm",
+        out=shared,
+        limit=PASSAGES,
         progress=progress,
     )
     return []
@@ -118,16 +138,27 @@ def build_job(
 
 
 def train_job(
-    out: Path, shared: Path, corpus: str, teacher: str, turns: int, progress: Turns
+    recipe: str,
+    size: int,
+    out: Path,
+    shared: Path,
+    corpus: str,
+    teacher: str,
+    turns: int,
+    progress: Turns,
 ) -> list[float]:
     import kdcache
 
     result = kdcache.train(
         shared,
-        recipe="pkd-skip",
+        recipe=recipe,
         out=out,
         init_from_teacher=[2, 4, 6],
-        overrides=[f"training.max_steps={turns}", "training.save_strategy=no"],
+        overrides=[
+            f"training.max_steps={turns}",
+            f"training.per_device_train_batch_size={size}",
+            "training.save_strategy=no",
+        ],
         progress=progress,
     )
     return [result.metrics["losses"]["loss"]]
@@ -158,11 +189,28 @@ def load_job(
     return [total]
 
 
-JOBS = {
-    "share": ("nothing", share_job),
-    "build": ("tokens", build_job),
-    "train": ("steps", train_job),
-    "loader": ("batches", load_job),
+def open_job(
+    out: Path, shared: Path, corpus: str, teacher: str, turns: int, progress: Turns
+) -> list[float]:
+    import kdcache
+
+    total = 0
+    with progress.bar("opening", unit="openings", total=None) as advance:
+        for _ in range(turns):
+            total += len(kdcache.open_cache(shared).plan.docs)
+            advance(1)
+    return [total]
+
+
+JOBS = {  # unit of a turn, turns of a pair, work
+    "share": ("nothing", 0, share_job),
+    "share-masked": ("nothing", 0, share_masked_job),
+    "build": ("tokens", TURNS, build_job),
+    "train": ("steps", TURNS, partial(train_job, "pkd-skip", BATCH)),
+    "kd": ("steps", TURNS, partial(train_job, "kd", BATCH)),
+    "masked": ("steps", LESS, partial(train_job, "kd", FEW)),
+    "loader": ("batches", TURNS, load_job),
+    "open": ("openings", TURNS, open_job),
 }
 
 
@@ -187,6 +235,21 @@ class Side:
     def hear(self) -> Any:
         assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline())
+
+
+@contextmanager
+def at_work(older: Path, share: str, corpus: Path, teacher: str) -> Iterator[dict[str, Side]]:
+    """Both versions, each with the same cache: one the older version made, as both read it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        checkouts = {"newer": Path(__file__).parents[1], "older": older}
+        sides = {s: Side(c, folder / s, str(corpus), teacher) for s, c in checkouts.items()}
+        sides["older"].say(share, 0)
+        sides["older"].hear()
+        shutil.copytree(folder / "older", folder / "newer")
+        yield sides
+        for side in sides.values():
+            side.process.kill()
 
 
 def compare(sides: dict[str, Side], job: str, pairs: int) -> dict[str, Any]:
@@ -235,27 +298,31 @@ def main() -> None:
     parser.add_argument("older", type=Path, help="a checkout of the version to compare with")
     parser.add_argument("--sst2", required=True, help="folder with SST-2's train.tsv")
     parser.add_argument("--teacher", required=True, help="a classifier of its sentences")
+    parser.add_argument("--text", required=True, help="text for a masked language model")
+    parser.add_argument("--masked", required=True, help="a masked language model")
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--jobs", default="loader,train,build", help="those to measure anew")
+    parser.add_argument(
+        "--jobs", default="open,loader,kd,train,build,masked", help="those to measure anew"
+    )
     args = parser.parse_args()
     from record import save
 
-    corpus = str(Path(args.sst2) / "train.tsv")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        checkouts = {"newer": Path(__file__).parents[1], "older": args.older}
-        sides = {s: Side(c, folder / s, corpus, args.teacher) for s, c in checkouts.items()}
-        sides["older"].say("share", 0)  # an older format is read by both
-        sides["older"].hear()
-        shutil.copytree(folder / "older", folder / "newer")
-        figures = {job: compare(sides, job, args.pairs) for job in args.jobs.split(",")}
-        for side in sides.values():
-            side.process.kill()
+    figures: dict[str, Any] = {}
+    shares = {
+        "share": (Path(args.sst2) / "train.tsv", args.teacher),
+        "share-masked": (Path(args.text), args.masked),
+    }
+    for share, (corpus, teacher) in shares.items():
+        jobs = [j for j in args.jobs.split(",") if (j == "masked") == (share == "share-masked")]
+        if jobs:
+            with at_work(args.older, share, corpus, teacher) as sides:
+                figures |= {job: compare(sides, job, args.pairs) for job in jobs}
     commit = ["git", "-C", str(args.older), "rev-parse", "HEAD"]
     older = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
     for job, found in figures.items():
         save(
-            f"against_version_{job}", {"older": older, "pairs": args.pairs, "turns": TURNS, **found}
+            f"against_version_{job}",
+            {"older": older, "pairs": args.pairs, "turns": JOBS[job][1], **found},
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
 import types
 import typing
@@ -37,7 +38,7 @@ def make(kind: type[Made], values: Mapping[str, Any], where: str) -> Made:
     Raises ConfigError, naming `where` and the field, for an unknown or missing field and for a
     value of another type.
     """
-    known, hints = settings_of(kind), typing.get_type_hints(kind)
+    known, hints = settings_of(kind), _hints(kind)
     given = {}
     for key, value in values.items():
         one_of(f"field of {where}", key, known)
@@ -48,6 +49,14 @@ def make(kind: type[Made], values: Mapping[str, Any], where: str) -> Made:
         if name not in values:
             raise ConfigError(f"{where} needs {name}")
     return kind(**given)
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """Declared types by field: evaluated once, as every opening of a cache asks for them."""
+    return _evaluated(kind)
+
+
+_evaluated = functools.cache(typing.get_type_hints)
 
 
 def required(kind: type[Any]) -> list[str]:
@@ -64,7 +73,7 @@ def from_texts(kind: type[Made], texts: Mapping[str, str], where: str) -> Made:
 
     Raises ConfigError, naming `where` and the field, for a text that is no such value.
     """
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     values = {}
     for key, text in texts.items():
         one_of(f"option of {where}", key, settings_of(kind))

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.losses import RKD
+from kdcache.errors import ConfigError
+from kdcache.losses import ALP, RKD
+from kdcache.losses.alp import attended_loss
 from kdcache.losses.rkd import relation_losses
+from kdcache.signals import ModelSizes
 from tests.conformance.test_losses import documents
 from tests.objectives import Array, evaluate
 
@@ -87,3 +90,35 @@ def test_rkd_takes_the_vectors_it_is_told_of_the_last_layers(vectors: str) -> No
     distance, angle = relation_losses(ours, theirs)
     found = evaluate({"rkd": RKD(vectors=vectors)}, given).total
     assert found == pytest.approx(float(25 * distance + 50 * angle), rel=1e-6)
+
+
+@pytest.mark.parametrize("case", ["alp_kd.a", "alp_kd.b", "alp_kd.scaled"])
+def test_alp_is_the_published_attention_over_the_teachers_layers(case: str) -> None:
+    given = oracle(case)
+    ours = leaf(given["s_hidden"])
+    theirs = torch.from_numpy(given["t_hidden"])[1:, :, 0].transpose(0, 1)
+    scaled, means = bool(given["scale_dot"]), bool(given["mean_layers"])
+    found = torch.stack([attended_loss(layer[:, 0], theirs, scaled=scaled) for layer in ours[1:]])
+    np.testing.assert_allclose(found.detach().numpy(), given["out_per_layer"], rtol=1e-9)
+    check_gradients(found.mean() if means else found.sum(), given, s_hidden=ours)
+
+
+@pytest.mark.parametrize("layers", ["sum", "mean"])
+def test_alp_attends_to_the_layers_it_is_told(layers: str) -> None:
+    given = documents("text-classification")
+    assert given.taught is not None
+    theirs = torch.from_numpy(given.taught[[2, 4], :, 0].astype(np.float64)).transpose(0, 1)
+    states = torch.from_numpy(given.hidden.astype(np.float64))
+    found = evaluate({"alp": ALP(teacher_layers=(2, 4), layers=layers)}, given).total
+    each = torch.stack([attended_loss(layer[:, 0], theirs) for layer in states[1:]])
+    wanted = each.mean() if layers == "mean" else each.sum()
+    assert found == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_alp_learns_a_map_for_each_layer_of_a_student_that_is_narrower() -> None:
+    student, teacher = (ModelSizes(outputs=3, hidden=wide, layers=2) for wide in (4, 6))
+    pairs = ALP().matches(student, teacher)
+    assert [pair.project for pair in pairs] == ["1", "1", "2", "2"]
+    assert {pair.project for pair in ALP(projection="none").matches(student, teacher)} == {None}
+    with pytest.raises(ConfigError, match=r"teacher layer 3; the teacher has layers 0 .* to 2"):
+        ALP(teacher_layers=(1, 3)).matches(student, teacher)

@@ -8,6 +8,7 @@ from kdcache.training.arguments import meant_fields
 from kdcache.training.recipe import load_recipe, shipped_recipes
 
 SHIPPED = [
+    "alp-kd",
     "causal-kd",
     "finetune",
     "hidden",
@@ -146,12 +147,12 @@ def test_a_wrong_override_is_refused_with_the_way_out(override, message):
     ],
 )
 def test_an_unknown_recipe_names_those_it_may_be(name, suggested):
-    with pytest.raises(ConfigError, match=rf"'{name}'; did you mean {suggested}\? \(known: causal"):
+    with pytest.raises(ConfigError, match=rf"'{name}'; did you mean {suggested}\? \(known: alp-kd"):
         load_recipe(name)
 
 
 def test_a_missing_file_lists_what_ships(tmp_path):
-    with pytest.raises(ConfigError, match=r"no recipe file .*none\.toml; shipped recipes: causal"):
+    with pytest.raises(ConfigError, match=r"no recipe file .*none\.toml; shipped recipes: alp-kd"):
         load_recipe(tmp_path / "none.toml")
 
 

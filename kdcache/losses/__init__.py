@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdcache.losses.alp import ALP
 from kdcache.losses.base import LABELS, Loss, Match, Pair, Step
 from kdcache.losses.binding import CacheSpec
 from kdcache.losses.cross_entropy import Hard, hard_loss
@@ -11,6 +12,7 @@ from kdcache.losses.logit_mse import LogitMSE, logit_mse
 from kdcache.losses.rkd import RKD
 
 __all__ = [
+    "ALP",
     "LABELS",
     "LOSSES",
     "RKD",
@@ -30,6 +32,6 @@ __all__ = [
 ]
 
 LOSSES: dict[str, type[Loss]] = {
-    kind.kind: kind for kind in (Hard, SoftKL, LogitMSE, HiddenMSE, RKD)
+    kind.kind: kind for kind in (Hard, SoftKL, LogitMSE, HiddenMSE, RKD, ALP)
 }
 """Every loss a recipe can name: kind -> configuration."""

@@ -48,7 +48,7 @@ class Match(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Both sides of a match, of one batch, N rows each.
+    """Both sides of a match, of one batch, N rows each; a side of several matches is one object.
 
     Attributes:
         student: [N, width], with its map applied; of logits perhaps the `Head` that makes them.

@@ -216,6 +216,7 @@ class _Where(NamedTuple):
         map_, hint = getattr(self.loss, "layer_map", ""), ""
         if map_:
             hint = f"set losses.{self.name}.layer_map to pairs such as '1:{there[0]}', or "
+        hint += self._hint("teacher_layers", there)
         raise ConfigError(
             f"losses.{self.name}: {f'layer map {map_!r} needs ' if map_ else 'needs '}teacher "
             f"layers {layers_text(wanted)}; the cache holds layers {layers_text(there)} "
@@ -253,7 +254,7 @@ class _Where(NamedTuple):
                 f"{rows}: their rows are not the same; match a tap of the same kind"
             )
 
-    def _hint(self, option: str, value: str) -> str:
+    def _hint(self, option: str, value: object) -> str:
         """The other way out, for a loss that has such an option."""
         if not hasattr(self.loss, option):
             return ""

@@ -40,9 +40,8 @@ class Pairs:
 
     def of(self, match: Bound) -> Pair:
         """Both sides of a match."""
-        student = self._once(self._student, match.student, match.rows.kept, match)
-        if match.project:
-            student = self.project(match.project, student)
+        make = self._mapped if match.project else self._student
+        student = self._once(make, match.student, match.project, match.rows.kept, match)
         teacher = self._once(self._teacher, match.signal, match.teacher, match)
         return Pair(student, teacher, match.teacher == LOGITS and self._wider)
 
@@ -60,6 +59,11 @@ class Pairs:
         if match.student == LOGITS:
             return self._logits(said)
         return said.rows(match.student, match.positions)
+
+    def _mapped(self, match: Bound) -> Any:
+        """The same with its learned map applied."""
+        rows = self._once(self._student, match.student, "", match.rows.kept, match)
+        return self.project(match.project, rows)
 
     def _at(self, match: Bound) -> Activations:
         """What the student said, at the rows of a match: picked out once for all of its taps."""

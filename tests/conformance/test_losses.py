@@ -141,12 +141,24 @@ def smooth(x: Array) -> Array:
     return np.where(np.abs(x) < 1, np.square(x) / 2, np.abs(x) - 0.5)
 
 
+def alp(given: Given) -> float:
+    """[CLS] of every layer from its attention over the teacher's, without the embeddings."""
+    assert given.taught is not None
+    theirs = given.rows_at(given.taught[1:].astype(np.float64), "cls")
+    total = 0.0
+    for ours in given.rows_at(given.hidden[1:].astype(np.float64), "cls"):
+        weight = np.exp(log_softmax((ours * theirs).sum(2), axis=0))
+        total += np.square(ours - (weight[..., None] * theirs).sum(0)).mean()
+    return float(total)
+
+
 FORMULAS: dict[str, Formula] = {
     "hard": hard,
     "kl": kl,
     "logit_mse": logit_mse,
     "hidden": hidden,
     "rkd": rkd,
+    "alp": alp,
 }
 """By kind: the loss of its defaults, in float64."""
 

@@ -76,9 +76,9 @@ def classes(rng: np.random.Generator, temperature: float = 1.0) -> Given:
     )
 
 
-def patient(rng: np.random.Generator) -> Given:
+def patient(rng: np.random.Generator, temperature: float = 10.0) -> Given:
     """Those of PKD, with the first token's state of every layer of a teacher of the same width."""
-    given = classes(rng, temperature=10.0)
+    given = classes(rng, temperature)
     return _with(given, taught=states(rng, TEACHER, WIDTH), positions="cls")
 
 
@@ -140,6 +140,7 @@ def _with(given: Given, **changes: Any) -> Given:
 
 
 CASES: dict[str, Callable[[np.random.Generator], Given]] = {
+    "alp-kd": lambda rng: patient(rng, temperature=20.0),
     "causal-kd": causal,
     "finetune": classes,
     "finetune.masked": masked,

@@ -201,7 +201,7 @@ def bind(losses: Mapping[str, Loss], given: Given) -> Objective:
     width = given.hidden.shape[-1] if given.taught is None else given.taught.shape[-1]
     known = CacheSpec(
         task=given.task,
-        problem=classes if given.task == "text-classification" else "tokens",
+        label_kind=classes if given.task == "text-classification" else "tokens",
         signals=signals,
         shape=ModelSizes(
             outputs=given.logits.shape[1],

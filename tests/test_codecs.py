@@ -196,7 +196,7 @@ def test_the_sampled_gradient_is_that_of_the_estimate() -> None:
 def test_sampled_labels_refuse_another_temperature() -> None:
     spec = CacheSpec(
         task="masked-lm",
-        problem="tokens",
+        label_kind="tokens",
         signals={"logits": SampledLogits()},
         shape=ModelSizes(outputs=600, hidden=8, layers=1),
         labelled=1,

@@ -163,7 +163,7 @@ def test_losses_that_cannot_be_served_are_refused(
     known = signal(codec, 600, k=8, draws=draws)
     shape = ModelSizes(outputs=600, hidden=8, layers=1)
     spec = CacheSpec(
-        task="masked-lm", problem="tokens", signals={"logits": known}, shape=shape, labelled=1
+        task="masked-lm", label_kind="tokens", signals={"logits": known}, shape=shape, labelled=1
     )
     bind("kl", SoftKL(tail="bucket", temperature=2.0), spec, shape)
     with pytest.raises(ConfigError, match=message.format(codec=codec)):

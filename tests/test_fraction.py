@@ -144,7 +144,7 @@ def objective(cache: Cache, losses: Any) -> Objective:
     config = cache.plan.config
     known = CacheSpec(
         task=config.task,
-        problem=config.problem,
+        label_kind=config.problem,
         signals=cache.signals,
         shape=cache.shape,
         labelled=cache.plan.labelled,

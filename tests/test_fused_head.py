@@ -81,7 +81,7 @@ def objective(cache, losses, layers=2):
     config = cache.plan.config
     known = CacheSpec(
         task=config.task,
-        problem=config.problem,
+        label_kind=config.problem,
         signals=cache.signals,
         shape=cache.shape,
         labelled=cache.plan.labelled,
@@ -176,7 +176,7 @@ def test_logits_are_only_a_shape_and_the_model_is_itself_again(task, cached):
     head = plain_head(model, batch)
     outputs = say(model, task, batch, hidden=False, head=head)
     assert LOGITS not in outputs.values
-    assert outputs.said is outputs.head
+    assert outputs.logits_or_head is outputs.head
     assert outputs.head.shape == want.shape
     made_whole = outputs.head.hidden @ head.weight.t()
     made_whole = made_whole if head.bias is None else made_whole + head.bias

@@ -34,10 +34,10 @@ NARROW = ModelSizes(outputs=7, hidden=10, layers=2)
 LENGTHS = torch.tensor([5, 1, 3])
 
 
-def facts(*signals, task="text-classification", problem="classes", labelled=3, shape=TEACHER):
+def facts(*signals, task="text-classification", label_kind="classes", labelled=3, shape=TEACHER):
     return CacheSpec(
         task=task,
-        problem=problem,
+        label_kind=label_kind,
         signals={signal.kind: signal for signal in signals},
         shape=shape,
         labelled=labelled,
@@ -330,7 +330,7 @@ CLS = Hidden(layers=(2, 3))
         ({"kl": SoftKL()}, facts(), STUDENT, "the cache holds no signals"),
         (
             {"kl": SoftKL()},
-            facts(DENSE, problem="regression"),
+            facts(DENSE, label_kind="regression"),
             STUDENT,
             "use the loss logit_mse",
         ),
@@ -442,7 +442,7 @@ def test_rows_count_for_what_their_documents_weigh_and_no_device_is_asked_for_th
         (Rows("example"), [2.0, 0.0, 1.5]),
         (Rows("token"), token),
         (Rows("masked"), [2.0, 2.0, 1.5]),
-        (Rows("token", kept="odd/kept"), [2.0, 0.0, 1.5]),
+        (Rows("token", sampled_rows="odd/kept"), [2.0, 0.0, 1.5]),
         (Rows("example", labelled=True), [2.0, 0.0, 1.5]),
     ):
         total = made.total(rows)
@@ -482,7 +482,7 @@ def test_a_loss_names_the_signal_it_learns_from_or_takes_the_one_that_has_its_la
         "late": Hidden(layers=(2, 4), positions="all", dtype="fp32"),
     }
     held = CacheSpec(
-        task="text-classification", problem="classes", signals=signals, shape=TEACHER, labelled=3
+        task="text-classification", label_kind="classes", signals=signals, shape=TEACHER, labelled=3
     )
     both = HiddenMSE(layer_map="1:1,2:4", positions="cls")
     aim = Objective({"both": both}, held, STUDENT)

@@ -100,7 +100,7 @@ def objective(cache: Cache, kinds: list[str]) -> Objective | None:
         losses[kind] = made
     facts = CacheSpec(
         task=cache.plan.config.task,
-        problem=cache.plan.config.problem,
+        label_kind=cache.plan.config.problem,
         signals=cache.signals,
         shape=cache.shape,
         labelled=cache.plan.labelled,

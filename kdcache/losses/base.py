@@ -67,13 +67,13 @@ class Step:
 
     Attributes:
         batch: inputs and labels.
-        said: all that was read out of the student.
+        activations: all that was read out of the student.
         rows: the rows, or documents, that the loss is a mean over.
         total: what they count for in all batches of the step, on every rank; known to the host.
     """
 
     batch: Batch
-    said: Activations
+    activations: Activations
     rows: Rows
     total: float
 
@@ -83,7 +83,7 @@ class Step:
         document weighs (`example_weight`), over `total`. The sum of the rows' values times these
         is the batch's part of the mean over the step.
         """
-        dtype = exact(next(iter(self.said.values.values()))[:0]).dtype
+        dtype = exact(next(iter(self.activations.values.values()))[:0]).dtype
         return self.batch.row_weights(self.rows, self.total, dtype)
 
 

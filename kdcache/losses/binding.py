@@ -27,21 +27,21 @@ class CacheSpec:
     """What there is to learn from in a cache, known without reading a row.
 
     Attributes:
-        problem: "classes", "regression" or "tokens".
+        label_kind: "classes", "regression" or "tokens".
         shape: sizes of the teacher.
         labelled: documents with a hard label.
     """
 
     task: Task
-    problem: str
+    label_kind: str
     signals: Mapping[str, Signal]
     shape: ModelSizes
     labelled: int
 
     def held(self) -> str:
         """The signals of the cache, for messages."""
-        kept = [f"{name} ({_settings(signal)})" for name, signal in self.signals.items()]
-        return " and ".join(kept) or "no signals"
+        held = [f"{name} ({_settings(signal)})" for name, signal in self.signals.items()]
+        return " and ".join(held) or "no signals"
 
     def shared(self, student: ModelSizes) -> int | None:
         """How many outputs both have; None where neither has more than that.
@@ -49,7 +49,7 @@ class CacheSpec:
         Language models pad their output layers to sizes that suit their machines; what lies beyond
         the vocabulary means nothing, and seldom has as many rows in a teacher and its student.
         """
-        if self.problem != "tokens" or student.outputs == self.shape.outputs:
+        if self.label_kind != "tokens" or student.outputs == self.shape.outputs:
             return None
         return min(student.outputs, self.shape.outputs)
 
@@ -139,7 +139,7 @@ class _Where(NamedTuple):
 
     def _labels(self, match: Match) -> Bound:
         outputs, classes = self.student.outputs, self.cache.shape.outputs
-        if self.cache.problem == "classes" and outputs < classes:
+        if self.cache.label_kind == "classes" and outputs < classes:
             raise ConfigError(
                 f"losses.{self.name}: labels go up to {classes - 1}; the student has {outputs} "
                 "outputs"
@@ -186,7 +186,7 @@ class _Where(NamedTuple):
         if match.use is None:
             return
         cache, student = self.cache, self.student
-        if cache.problem == "regression" and not match.use.raw:
+        if cache.label_kind == "regression" and not match.use.raw:
             raise ConfigError(
                 f"losses.{self.name}: the teacher gives values, not probabilities; use the loss "
                 "logit_mse (recipe kd-mse)"
@@ -201,7 +201,7 @@ class _Where(NamedTuple):
             raise ConfigError(
                 f"losses.{self.name}: " + lacks.replace("{loss}", f"losses.{self.name}")
             )
-        if cache.problem != "tokens" and student.outputs != cache.shape.outputs:
+        if cache.label_kind != "tokens" and student.outputs != cache.shape.outputs:
             raise ConfigError(
                 f"losses.{self.name} compares outputs one by one; the student has "
                 f"{student.outputs} and the cached teacher {cache.shape.outputs}"
@@ -280,14 +280,14 @@ class _Where(NamedTuple):
 
 def _rows(signal: str, space: RowSpace, stored: str, positions: str) -> Rows:
     if isinstance(space, Subset):
-        return Rows(space.of, kept=f"{signal}/kept")
+        return Rows(space.of, sampled_rows=f"{signal}/kept")
     if positions == stored:
         return Rows(space)
     return Rows("example" if positions == "cls" else "masked")
 
 
 def _rows_text(rows: Rows) -> str:
-    return f"{rows.space} ({rows.kept})" if rows.kept else rows.space
+    return f"{rows.space} ({rows.sampled_rows})" if rows.sampled_rows else rows.space
 
 
 def _settings(signal: Signal) -> str:

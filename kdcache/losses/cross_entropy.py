@@ -42,24 +42,25 @@ class Hard:
 
 
 def hard_loss(
-    said: torch.Tensor | Head, labels: torch.Tensor, weight: torch.Tensor | None = None
+    logits_or_head: torch.Tensor | Head, labels: torch.Tensor, weight: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Sum of the rows' losses, each times its weight; zero if no row has a label.
 
     Args:
-        said: logits [N, C], or a language model's head: its logits are then never made whole.
+        logits_or_head: logits [N, C], or a language model's head, whose logits are then never made
+            whole.
         labels: class ids [N], int64, IGNORE_INDEX where there is none (cross-entropy, in nats); or
             float values [N], NaN where there is none, for logits [N, 1] (squared error).
         weight: [N] floating; None: one over the number of labelled rows, the mean over these.
     """
     known = labels.isfinite() if labels.is_floating_point() else labels != IGNORE_INDEX
-    if isinstance(said, Head):
-        return _through_head(said, labels, _mean(known) if weight is None else weight)
+    if isinstance(logits_or_head, Head):
+        return _through_head(logits_or_head, labels, _mean(known) if weight is None else weight)
     if labels.is_floating_point():
-        rows = torch.where(known, exact(said.squeeze(-1)) - labels, 0.0).square()
+        rows = torch.where(known, exact(logits_or_head.squeeze(-1)) - labels, 0.0).square()
     else:
         rows = functional.cross_entropy(
-            exact(said), labels, ignore_index=IGNORE_INDEX, reduction="none"
+            exact(logits_or_head), labels, ignore_index=IGNORE_INDEX, reduction="none"
         )
     return weighted(rows, _mean(known) if weight is None else weight)
 

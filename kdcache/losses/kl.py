@@ -68,9 +68,9 @@ class SoftKL:
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
         """The divergence alone; `losses.passes` has it together with hard labels."""
-        ((said, soft, wider),) = pairs
+        ((student, soft, wider),) = pairs
         return soft_and_hard(
-            said,
+            student,
             soft,
             wider=wider,
             temperature=self.temperature,
@@ -82,7 +82,7 @@ class SoftKL:
 
 
 def soft_and_hard(
-    said: torch.Tensor | Head,
+    logits_or_head: torch.Tensor | Head,
     soft: SoftLabels | HeadLabels,
     *,
     temperature: float,
@@ -99,7 +99,8 @@ def soft_and_hard(
     """`weight` KL(teacher || student) + `hard_weight` cross-entropy, from one pass over logits.
 
     Args:
-        said: the student's logits, [N, V], or its head, whose logits are then never made whole.
+        logits_or_head: the student's logits [N, V], or its head, whose logits are then never made
+            whole.
         soft: teacher, N rows of true log-probabilities at T = 1, or what they come from.
         wider: whether `soft` may have ids beyond V, whose mass is then part of the tail.
         labels: [N] int64, IGNORE_INDEX where there is none, which costs nothing.
@@ -113,7 +114,7 @@ def soft_and_hard(
 
     Source: Hinton et al. 2015, arXiv:1503.02531.
     """
-    rows, classes = said.shape
+    rows, classes = logits_or_head.shape
     if hard_factor is None:
         known = 0 if labels is None else int((labels != IGNORE_INDEX).sum())
         hard_factor = rows / max(known, 1)
@@ -127,7 +128,7 @@ def soft_and_hard(
         "hard_weight": hard_weight * hard_factor,
         "ignore_index": IGNORE_INDEX,
     }
-    total, divergence, entropy = _rows(said, soft, tail, options, row_weight, wider=wider)
+    total, divergence, entropy = _rows(logits_or_head, soft, tail, options, row_weight, wider=wider)
     if row_weight is None:
         row_weight = divergence.new_full((rows,), 1 / max(rows, 1))
     soft_part, hard_part = (weighted(part, row_weight) for part in (divergence, entropy))
@@ -138,7 +139,7 @@ Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _rows(
-    said: torch.Tensor | Head,
+    logits_or_head: torch.Tensor | Head,
     soft: SoftLabels | HeadLabels,
     tail: str,
     options: dict[str, Any],
@@ -147,19 +148,21 @@ def _rows(
     wider: bool,
 ) -> Rows:
     """Loss, and rows of both its parts; `tail` says nothing where no class is left out."""
-    student = Head if isinstance(said, Head) else torch.Tensor
+    student = Head if isinstance(logits_or_head, Head) else torch.Tensor
     if isinstance(soft, HeadLabels) and student is not Head:  # which no op serves
         soft, wider = soft.dense(), False
     if isinstance(soft, SoftLabels):
-        soft, told = _told(soft, said.shape[1], tail, options["temperature"], wider)
-        options |= told
-    return OPS[student, type(soft)](said, soft, weight, options)
+        soft, tail_options = _with_tail(
+            soft, logits_or_head.shape[1], tail, options["temperature"], wider
+        )
+        options |= tail_options
+    return OPS[student, type(soft)](logits_or_head, soft, weight, options)
 
 
-def _told(
+def _with_tail(
     soft: SoftLabels, outputs: int, tail: str, temperature: float, wider: bool
 ) -> tuple[SoftLabels, dict[str, Any]]:
-    """Labels of the student's outputs, and what an op is told of their tail."""
+    """Labels of the student's outputs, and the options of an op that describe their tail."""
     if tail == "drawn":
         soft, tail = soft.with_drawn(), "bucket"
     stat = soft.tail_stat if temperature == STAT_TEMPERATURE else None
@@ -169,24 +172,24 @@ def _told(
     return soft, {"tail_logmass": soft.tail_logmass, "tail_stat": stat, "tail": tail}
 
 
-def _of_logits(said: Any, soft: Any, weight: torch.Tensor | None, options: Any) -> Rows:
-    return topk_kl_rows(said, soft.ids, soft.logprobs, weight=weight, **options)
+def _of_logits(logits: Any, soft: Any, weight: torch.Tensor | None, options: Any) -> Rows:
+    return topk_kl_rows(logits, soft.ids, soft.logprobs, weight=weight, **options)
 
 
-def _through_head(said: Any, soft: Any, weight: torch.Tensor | None, options: Any) -> Rows:
-    kept = (said.hidden, said.weight, said.bias, soft.ids, soft.logprobs)
-    with said.as_in_model():
-        return linear_topk_kl_rows(*kept, row_weight=weight, **options)
+def _through_head(head: Any, soft: Any, weight: torch.Tensor | None, options: Any) -> Rows:
+    operands = (head.hidden, head.weight, head.bias, soft.ids, soft.logprobs)
+    with head.as_in_model():
+        return linear_topk_kl_rows(*operands, row_weight=weight, **options)
 
 
-def _through_both(said: Any, soft: Any, weight: torch.Tensor | None, options: Any) -> Rows:
-    with said.as_in_model():
+def _through_both(head: Any, soft: Any, weight: torch.Tensor | None, options: Any) -> Rows:
+    with head.as_in_model():
         return linear_kl_rows(
-            said.hidden,
-            said.weight,
+            head.hidden,
+            head.weight,
             soft.rows.codes,
             soft.weight,
-            bias=said.bias,
+            bias=head.bias,
             teacher_bias=soft.bias,
             teacher_scale=soft.rows.scale,
             row_weight=weight,

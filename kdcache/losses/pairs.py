@@ -17,7 +17,7 @@ Project = Callable[[str, torch.Tensor], torch.Tensor]
 
 
 class Pairs:
-    """The pairs of one batch, for what a student said of it.
+    """The pairs of one batch, from the activations of a student.
 
     Args:
         outputs: how many outputs student and teacher share; None: all of them.
@@ -28,20 +28,20 @@ class Pairs:
         self,
         cache: CacheSpec,
         batch: Batch,
-        said: Activations,
+        activations: Activations,
         *,
         outputs: int | None,
         project: Project,
     ) -> None:
-        self.cache, self.batch, self.said = cache, batch, said
+        self.cache, self.batch, self.activations = cache, batch, activations
         self.outputs, self.project = outputs, project
         self._made: dict[tuple[Any, ...], Any] = {}
-        self._kept: dict[str, Activations] = {}
+        self._at_sampled: dict[str, Activations] = {}
 
     def of(self, match: Bound) -> Pair:
         """Both sides of a match."""
         make = self._mapped if match.project else self._student
-        student = self._once(make, match.student, match.project, match.rows.kept, match)
+        student = self._once(make, match.student, match.project, match.rows.sampled_rows, match)
         teacher = self._once(self._teacher, match.signal, match.teacher, match)
         return Pair(student, teacher, match.teacher == LOGITS and self._wider)
 
@@ -54,28 +54,28 @@ class Pairs:
         return self._made[known]
 
     def _student(self, match: Bound) -> Any:
-        """What the student said at the rows of a match."""
-        said = self._at(match)
+        """The student's side, at the rows of a match."""
+        activations = self._at(match)
         if match.student == LOGITS:
-            return self._logits(said)
-        return said.rows(match.student, match.positions)
+            return self._logits(activations)
+        return activations.rows(match.student, match.positions)
 
     def _mapped(self, match: Bound) -> Any:
         """The same with its learned map applied."""
-        rows = self._once(self._student, match.student, "", match.rows.kept, match)
+        rows = self._once(self._student, match.student, "", match.rows.sampled_rows, match)
         return self.project(match.project, rows)
 
     def _at(self, match: Bound) -> Activations:
-        """What the student said, at the rows of a match: picked out once for all of its taps."""
-        kept = match.rows.kept
-        if kept and kept not in self._kept:
-            rows = self.batch[kept]
-            self._kept[kept] = self.said.at_rows(self.cache.task, match.space, rows)
-        return self._kept[kept] if kept else self.said
+        """The activations at the rows of a match: selected once for all taps that share them."""
+        name = match.rows.sampled_rows
+        if name and name not in self._at_sampled:
+            rows = self.batch[name]
+            self._at_sampled[name] = self.activations.at_rows(self.cache.task, match.space, rows)
+        return self._at_sampled[name] if name else self.activations
 
-    def _logits(self, said: Activations) -> Any:
+    def _logits(self, activations: Activations) -> Any:
         """Logits, or the head that was not applied: of the outputs that both have."""
-        whole, outputs = said.said, self.outputs
+        whole, outputs = activations.logits_or_head, self.outputs
         if outputs is None:
             return whole
         return whole.first(outputs) if isinstance(whole, Head) else whole[:, :outputs]
@@ -110,15 +110,15 @@ class Pairs:
     @cached_property
     def _token(self) -> torch.Tensor:
         """The number of each position among the tokens of the batch, [B * L]."""
-        return self.said.mask.flatten().cumsum(0) - 1
+        return self.activations.mask.flatten().cumsum(0) - 1
 
     @property
     def _first(self) -> torch.Tensor:
         """Rows of first tokens among those of all tokens."""
-        return self._token[:: self.said.mask.shape[1]]
+        return self._token[:: self.activations.mask.shape[1]]
 
     @property
     def _masked(self) -> torch.Tensor:
         """Rows of masked tokens among those of all tokens."""
-        assert self.said.masked is not None
-        return self._token[self.said.masked]
+        assert self.activations.masked is not None
+        return self._token[self.activations.masked]

@@ -41,12 +41,12 @@ def _soft_and_hard(
     """Both are of the same rows: hard labels take the soft ones' weights, times what these lack."""
     soft: SoftKL = losses[0]
     hard: Hard = losses[1]
-    (said,), (labels,) = pairs
+    (pair,), (labels,) = pairs
     more = steps[0].total / steps[1].total if steps[1].total else 0.0
     total, *parts = soft_and_hard(
-        said.student,
-        said.teacher,
-        wider=said.wider,
+        pair.student,
+        pair.teacher,
+        wider=pair.wider,
         temperature=soft.temperature,
         tail=soft.tail,
         reduction=soft.reduction,

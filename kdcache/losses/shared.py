@@ -19,7 +19,7 @@ def within(soft: SoftLabels, outputs: int, temperature: float, tail: str) -> Sof
         ids, logprobs, beyond = soft.ids, soft.logprobs, soft.logprobs[:, outputs:]
         ids, logprobs = ids[:, :outputs], logprobs[:, :outputs]
     else:
-        ids, logprobs, beyond = _kept(soft, outputs)
+        ids, logprobs, beyond = _first_classes(soft, outputs)
     log_tail = _added(soft.tail_logmass, beyond.logsumexp(1))
     stored = soft.tail_stat if temperature == STAT_TEMPERATURE else None
     stat = _added(stored, (beyond / temperature).logsumexp(1))
@@ -29,7 +29,9 @@ def within(soft: SoftLabels, outputs: int, temperature: float, tail: str) -> Sof
     return SoftLabels(ids=ids, logprobs=logprobs, tail_logmass=log_tail, tail_stat=stat)
 
 
-def _kept(soft: SoftLabels, outputs: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _first_classes(
+    soft: SoftLabels, outputs: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Ids and log-probabilities without those beyond, whose log-probabilities come last.
 
     Pads take their places; columns that hold nothing else go where there are more than outputs.

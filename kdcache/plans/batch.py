@@ -21,13 +21,14 @@ class Rows(NamedTuple):
 
     Attributes:
         space: what they are rows of.
-        kept: the array of the batch that tells which of them, such as "logits/kept"; "": all.
+        sampled_rows: name of the array of the batch that numbers them among all rows of the space,
+            such as "logits/kept"; "": all rows.
         labelled: whether only those with a hard label count.
         padded: whether they count for the padded positions of which they are those without pads.
     """
 
     space: Space
-    kept: str = ""
+    sampled_rows: str = ""
     labelled: bool = False
     padded: bool = False
 
@@ -102,8 +103,8 @@ class Batch(dict[str, torch.Tensor]):
 
     def _number(self, rows: Rows) -> int:
         """How many there are, with and without a label."""
-        if rows.kept:
-            return len(self[rows.kept])
+        if rows.sampled_rows:
+            return len(self[rows.sampled_rows])
         if rows.space == "token":
             return self.tokens
         return len(self["docs" if rows.space == "example" else "masked"])
@@ -111,8 +112,8 @@ class Batch(dict[str, torch.Tensor]):
     def _weights(self, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
         """The weight of the document of each row; 0 for a row whose label is asked for in vain."""
         weights = self._of_documents(rows.space, dtype)
-        if rows.kept:
-            weights = weights[self[rows.kept]]
+        if rows.sampled_rows:
+            weights = weights[self[rows.sampled_rows]]
         if not rows.labelled:
             return weights
         labels = self["labels"]

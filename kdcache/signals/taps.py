@@ -227,7 +227,7 @@ class Activations:
         return self.values[tap]
 
     @property
-    def said(self) -> torch.Tensor | Head:
+    def logits_or_head(self) -> torch.Tensor | Head:
         """The logits, [rows, outputs]; of a language model asked for its head alone, that."""
         return self.values[LOGITS] if LOGITS in self.values or self.head is None else self.head
 

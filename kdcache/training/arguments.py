@@ -154,7 +154,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> transformers.TrainingArg
         raise ConfigError(f"[training] of recipe {recipe.name}: {error}") from error
     require_together(args)
     if recipe.dev is not None:
-        _require_kept(args)
+        _require_checkpoints(args)
     return args
 
 
@@ -164,7 +164,7 @@ def _scored(dev: DevOptions) -> dict[str, Any]:
     return {"eval_strategy": dev.strategy, **steps}
 
 
-def _require_kept(args: transformers.TrainingArguments) -> None:
+def _require_checkpoints(args: transformers.TrainingArguments) -> None:
     """Raise ConfigError unless the weights that scored best can be kept and loaded again."""
     if args.save_strategy == "no":
         raise ConfigError(
@@ -181,9 +181,9 @@ def _require_kept(args: transformers.TrainingArguments) -> None:
 def choose_by(args: transformers.TrainingArguments, metric: str) -> None:
     """Let a run keep the weights that score best by `metric`, and the last to resume from.
 
-    Said of the arguments when they are made: transformers asks there that checkpoints are written
-    when the student is scored and at no other time. `choosing.AtScores` has them written then too,
-    beside those that the recipe asks for.
+    Set once the arguments are made: when they are made, transformers requires that checkpoints are
+    written when the student is scored and at no other time. `choosing.AtScores` writes one with
+    every score, besides those that the recipe asks for.
     """
     args.load_best_model_at_end = True
     args.metric_for_best_model, args.greater_is_better = metric, HIGHER_IS_BETTER[metric]

@@ -44,8 +44,8 @@ CALLS: dict[Task, str] = {
 def write_card(folder: Path, cache: Cache, recipe: Recipe, metrics: Json) -> None:
     """Write the model card of the student that is saved in `folder`, in Markdown.
 
-    `metrics` are those of its training; where they hold an evaluation, its scores are told with
-    their 95% intervals, and the teacher's beside them.
+    `metrics` are those of its training; where they hold an evaluation, the card states its scores
+    with 95% intervals, and the teacher's in the next column.
     """
     task = cache.plan.config.task
     sections = [
@@ -109,10 +109,10 @@ def _choice(dev: Json) -> str:
     best, metric = dev["best"], SCORES[dev["metric"]]
     teacher = dev["teacher"]
     about = "about " if teacher is not None and teacher.get("estimate") else ""
-    beside = "" if teacher is None else f"; the teacher's is {about}{teacher['value']:.4g}"
+    theirs = "" if teacher is None else f"; the teacher's is {about}{teacher['value']:.4g}"
     return (
         f"those of step {best['step']:,} (epoch {best['epoch']:.3g}), the best of "
-        f"{len(dev['points'])} by {metric} ({best['value']:.4g}{beside}) on {dev['documents']:,} "
+        f"{len(dev['points'])} by {metric} ({best['value']:.4g}{theirs}) on {dev['documents']:,} "
         f"dev documents that were not trained on: {dev['source']}"
     )
 
@@ -146,8 +146,8 @@ def _scores(evaluation: Json | None) -> str:
     ]
     file = f"`{evaluation['file']}`, " if "file" in evaluation else ""
     text = f"On {file}{evaluation['documents']:,} documents; intervals are of 95%.\n\n"
-    told = "" if teacher else "\n\nThe teacher was not scored on this file (`--eval-teacher`)."
-    return text + table(head, rows) + told
+    note = "" if teacher else "\n\nThe teacher was not scored on this file (`--eval-teacher`)."
+    return text + table(head, rows) + note
 
 
 def score_cell(side: Json, name: str) -> str:

@@ -1,4 +1,4 @@
-"""When a student is scored on its dev set and kept, and what is told of it afterwards."""
+"""When a student is scored on its dev set, which weights are kept, and what a run reports of it."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ class Choice:
         )
 
     @property
-    def told(self) -> dict[str, float]:
-        """What is logged of the teacher beside every score of the student."""
+    def teacher_logs(self) -> dict[str, float]:
+        """The teacher's score as it is logged with every score of the student, by name."""
         if self.teacher is None:
             return {}
         return {f"eval_teacher_{self.dev.metric}": self.teacher["value"]}

@@ -75,12 +75,12 @@ def _dev_panel(axis: Axes, dev: Json) -> None:
     steps = [point["step"] for point in dev["points"]]
     axis.plot(steps, [point["value"] for point in dev["points"]], "o-", linewidth=1.2, markersize=4)
     best, teacher = dev["best"], dev["teacher"]
-    kept = f"kept: step {best['step']:,}, {best['value']:.4g}"
-    axis.plot([best["step"]], [best["value"]], "*", color="C3", markersize=13, label=kept)
+    chosen = f"kept: step {best['step']:,}, {best['value']:.4g}"
+    axis.plot([best["step"]], [best["value"]], "*", color="C3", markersize=13, label=chosen)
     if teacher is not None:
         about = "about " if teacher.get("estimate") else ""
-        told = f"teacher: {about}{teacher['value']:.4g}"
-        axis.axhline(teacher["value"], color="0.4", linestyle="--", linewidth=1.2, label=told)
+        line = f"teacher: {about}{teacher['value']:.4g}"
+        axis.axhline(teacher["value"], color="0.4", linestyle="--", linewidth=1.2, label=line)
     axis.set_ylabel(f"dev: {dev['metric'].replace('_', '-')}", fontsize=9)
     axis.set_xlabel("step", fontsize=9)
     axis.grid(alpha=0.3)

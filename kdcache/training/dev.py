@@ -82,9 +82,9 @@ class DevSet:
         return scores(self.plan, found) if found.finite else {self.metric: math.nan}
 
 
-def value_of(told: Json, metric: str) -> float:
+def value_of(scored: Json, metric: str) -> float:
     """The metric among scores; no correlation at all where a model says the same of everything."""
-    return 0.0 if told[metric] is None else float(told[metric])
+    return 0.0 if scored[metric] is None else float(scored[metric])
 
 
 def make_dev(

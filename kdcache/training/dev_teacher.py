@@ -1,4 +1,4 @@
-"""What the teacher scores on the dev set: run over it, or told by the cache's soft labels."""
+"""What the teacher scores on the dev set: run over it, or read from the cache's soft labels."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ def teacher_score(
 ) -> Json | None:
     """ "value" and "source" of the teacher's score by the metric of `dev`; None: it is unknown.
 
-    A `teacher` that is named is run. Else the cache tells, where it has soft labels of every
-    document. Of a language model's rows whose token it did not keep it knows no more than the mass
-    of all such tokens: they are taken to share it evenly, and "estimate" is true.
+    A `teacher` that is named is run. Else the score is computed from the cache, where it has soft
+    labels of every document. Where the label of a language model's row is not among the stored
+    tokens, only the mass of all tokens left out is known: each is taken to have an even share of
+    it, and "estimate" is true.
     """
     if teacher is not None:
-        _, told = score_teacher(
+        _, scored = score_teacher(
             teacher,
             dev.plan,
             cached_tokenizer(cache),
@@ -48,7 +49,7 @@ def teacher_score(
             device=device,
             progress=progress,
         )
-        return {"value": value_of(told, dev.metric), "source": f"run: {Path(teacher).name}"}
+        return {"value": value_of(scored, dev.metric), "source": f"run: {Path(teacher).name}"}
     rows = _rows(dev, cache)
     if rows is None or cache.holder(LOGITS) is None:
         progress.say(
@@ -56,13 +57,13 @@ def teacher_score(
             "labels there: --eval-teacher names a teacher to run"
         )
         return None
-    told = _told(dev, cache, rows)
-    if told.get("estimate"):
+    score = _cached_score(dev, cache, rows)
+    if score.get("estimate"):
         progress.say(
             "the teacher's score on the dev set is an estimate, for the cache does not hold all "
-            "that it said there: --eval-teacher runs it"
+            "of its outputs there: --eval-teacher runs it"
         )
-    return told
+    return score
 
 
 def _rows(dev: DevSet, cache: Cache) -> dict[int, int] | None:
@@ -76,7 +77,7 @@ def _rows(dev: DevSet, cache: Cache) -> dict[int, int] | None:
     return {doc: held[keys[doc]] for doc in dev.docs.tolist()}
 
 
-def _told(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json:
+def _cached_score(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json:
     """The score of the soft labels that the cache holds."""
     found, exact = [], True
     for docs in length_batches(dev.plan, dev.docs, BUDGET):
@@ -84,8 +85,8 @@ def _told(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json:
         values, known = SCORES[dev.plan.config.problem](dev.plan, cache, docs, held)
         found.append(values)
         exact = exact and known
-    told: Json = {"value": _value(dev, np.concatenate(found)), "source": "the cache's soft labels"}
-    return told if exact else told | {"estimate": True}
+    score: Json = {"value": _value(dev, np.concatenate(found)), "source": "the cache's soft labels"}
+    return score if exact else score | {"estimate": True}
 
 
 def _value(dev: DevSet, found: np.ndarray) -> float:
@@ -110,16 +111,16 @@ def _pairs(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray
 
 def _nats(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:
     """[rows], the cross-entropy of each labelled row the cache has; whether all are exact."""
-    kept = cache.kept_rows(cache.holder(LOGITS) or "", held)
+    sampled = cache.kept_rows(cache.holder(LOGITS) or "", held)
     labels = collate(plan, docs, {})["labels"]
-    soft, rows = cache.soft_labels(held), labels[kept]
+    soft, rows = cache.soft_labels(held), labels[sampled]
     there = soft.ids == rows[:, None]
     nats = -soft.logprobs.masked_fill(~there, -torch.inf).logsumexp(-1)
     outside = ~there.any(-1)
     if outside.any():
         nats = torch.where(outside, _tail_nats(soft, cache.shape.outputs), nats)
     scored = rows >= 0
-    exact = len(kept) == len(labels) and not bool((outside & scored).any())
+    exact = len(sampled) == len(labels) and not bool((outside & scored).any())
     return nats[scored].double().numpy(), exact
 
 

@@ -85,19 +85,19 @@ class Objective:
         return [sum(batch.total(one.rows) for batch in batches) for one in self.bound.values()]
 
     def __call__(
-        self, said: Activations, batch: Batch, totals: Sequence[float] | None = None
+        self, activations: Activations, batch: Batch, totals: Sequence[float] | None = None
     ) -> tuple[torch.Tensor, Terms]:
         """The loss of a batch and its terms before their weights, detached.
 
-        `said` are the `taps` of the student. With the `totals` of a step, what the batch adds to
-        the means over it; else the batch is all of a step.
+        `activations` are the `taps` of the student. With the `totals` of a step, the loss is what
+        the batch adds to the means over it; else the batch is all of a step.
         """
         whole = self.totals([batch]) if totals is None else totals
         steps = {
-            name: Step(batch=batch, said=said, rows=one.rows, total=total)
+            name: Step(batch=batch, activations=activations, rows=one.rows, total=total)
             for (name, one), total in zip(self.bound.items(), whole, strict=True)
         }
-        pairs = Pairs(self.cache, batch, said, outputs=self._outputs, project=self._project)
+        pairs = Pairs(self.cache, batch, activations, outputs=self._outputs, project=self._project)
         parts: list[torch.Tensor] = []
         terms: Terms = {}
         for losses, run in self._passes:
@@ -118,10 +118,10 @@ class Objective:
 
 def _without(hard: Sequence[str], losses: Mapping[str, Loss]) -> tuple[dict[str, Loss], list[str]]:
     """The losses but those that a corpus without labels turns off, and messages about these."""
-    kept = {name: loss for name, loss in losses.items() if name not in hard}
-    if not kept:
+    remaining = {name: loss for name, loss in losses.items() if name not in hard}
+    if not remaining:
         raise ConfigError(
             f"the recipe trains on hard labels alone (losses.{hard[0]}) and the corpus has no "
             "labels; choose a recipe with soft labels, such as kd"
         )
-    return kept, ["hard-label loss is off: the corpus has no labels"] if hard else []
+    return remaining, ["hard-label loss is off: the corpus has no labels"] if hard else []

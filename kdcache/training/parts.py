@@ -24,12 +24,12 @@ def choose_parts(cache: Cache, record: Path, *, allow_partial: bool, resume: boo
     no part is there yet.
     """
     if resume and record.is_file():
-        kept = _recorded(record)
-        gone = set(kept or ()) - set(parts_in_place(cache)) if kept else set()
+        recorded = _recorded(record)
+        gone = set(recorded or ()) - set(parts_in_place(cache)) if recorded else set()
         if gone:
             raise IncompleteError(f"{cache.path} has lost part {min(gone)}, which the run was on")
-        if kept is not None:
-            return kept
+        if recorded is not None:
+            return recorded
     if cache.complete or not allow_partial:
         cache.require_complete()
         return None

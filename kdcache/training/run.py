@@ -232,7 +232,7 @@ class Run:
             dataset=self.dataset,
             ranks=ranks,
             dev=None if self.choice is None else self.choice.dev,
-            told={} if self.choice is None else self.choice.told,
+            teacher_logs={} if self.choice is None else self.choice.teacher_logs,
             model=student,
             args=self.args,
             callbacks=list(callbacks),
@@ -288,7 +288,7 @@ def cache_spec(cache: Cache, labelled: int) -> CacheSpec:
     """What losses ask of a cache of which `labelled` documents with hard labels are used."""
     return CacheSpec(
         task=cache.plan.config.task,
-        problem=cache.plan.config.problem,
+        label_kind=cache.plan.config.problem,
         signals=cache.signals,
         shape=cache.shape,
         labelled=labelled,

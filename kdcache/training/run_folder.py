@@ -99,9 +99,10 @@ def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
     identity = json.loads((folder / CACHE).read_text("utf-8"))
     found = differences(stored, wanted)
     identity["teacher"] = _portable(identity["teacher"])
-    kept = {"plan", "contents", "teacher", "signals"}
+    compared = {"plan", "contents", "teacher", "signals"}
     found += differences(
-        {f"cache.{key}": identity[key] for key in kept}, {f"cache.{key}": now[key] for key in kept}
+        {f"cache.{key}": identity[key] for key in compared},
+        {f"cache.{key}": now[key] for key in compared},
     )
     if found:
         name, have, want = found[0]

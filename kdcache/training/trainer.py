@@ -42,7 +42,7 @@ class DistillationTrainer(transformers.Trainer):
     with it. With a `dev` set, the student is scored on it where `args` say so.
 
     Attributes:
-        told: what is logged of the teacher beside every score on the dev set.
+        teacher_logs: scores of the teacher that are logged with every score on the dev set.
         diverged: the step whose loss was no number, after which a student that had been scored
             before stops; 0: none.
     """
@@ -56,7 +56,7 @@ class DistillationTrainer(transformers.Trainer):
         ranks: Ranks,
         head: bool = False,
         dev: DevSet | None = None,
-        told: Mapping[str, float] = MappingProxyType({}),
+        teacher_logs: Mapping[str, float] = MappingProxyType({}),
         **options: Any,
     ) -> None:
         super().__init__(train_dataset=dataset, eval_dataset=dev, **options)
@@ -70,7 +70,7 @@ class DistillationTrainer(transformers.Trainer):
         self.taps = objective.taps(head=head)
         if ranks.size > 1 and not objective.logits:  # DDP waits for a gradient of every parameter
             self.taps.append(LOGITS)
-        self.dev, self.told, self.diverged = dev, told, 0
+        self.dev, self.teacher_logs, self.diverged = dev, teacher_logs, 0
         self._documents = self._tokens = 0
         self._terms: dict[str, torch.Tensor] = {}
         self._steps = 0
@@ -127,15 +127,15 @@ class DistillationTrainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: list[float] | None = None,
     ) -> Any:
-        said = run(model, inputs, self.taps, task=self.task)
-        loss, terms = self.objective(said, inputs, num_items_in_batch)
+        activations = run(model, inputs, self.taps, task=self.task)
+        loss, terms = self.objective(activations, inputs, num_items_in_batch)
         if self.ranks.size > 1:
             loss = loss * self.ranks.size  # DDP takes the mean of the ranks' gradients
             if not self.objective.logits:
-                loss = loss + 0.0 * said[LOGITS].sum()
+                loss = loss + 0.0 * activations[LOGITS].sum()
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0) + value.float()
-        return (loss, said) if return_outputs else loss
+        return (loss, activations) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each term's mean since the last log, before its weight, as "loss_NAME"."""
@@ -162,11 +162,11 @@ class DistillationTrainer(transformers.Trainer):
         """Score the student on the dev set, log it and let callbacks know."""
         assert self.dev is not None
         where = {"rank": self.args.process_index, "ranks": self.args.world_size}
-        told = self.dev.score(self.model, batch_size=self.args.eval_batch_size, **where)
-        told[self.dev.metric] = value_of(told, self.dev.metric)
-        plain = {name: value for name, value in told.items() if isinstance(value, int | float)}
+        scored = self.dev.score(self.model, batch_size=self.args.eval_batch_size, **where)
+        scored[self.dev.metric] = value_of(scored, self.dev.metric)
+        plain = {name: value for name, value in scored.items() if isinstance(value, int | float)}
         logs = {f"{metric_key_prefix}_{name}": value for name, value in plain.items()}
-        self.log(logs | dict(self.told))
+        self.log(logs | dict(self.teacher_logs))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
 
@@ -261,7 +261,7 @@ class Reporter(transformers.TrainerCallback):
     ) -> None:
         if (
             control.should_training_stop and not self.interrupted
-        ):  # a callback of the user's said so
+        ):  # a callback of the user's asked for it
             control.should_log = True
 
     @property

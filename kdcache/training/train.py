@@ -72,7 +72,7 @@ def train(
         dev_split: in its place a share of the cache's labelled documents, 0.1 or "10%", held out
             from training; the seed decides which. This and the next two, and `dev`, set fields of
             the recipe's [dev] table.
-        dev_every: steps between two scores, or "epoch", as where nothing is said.
+        dev_every: steps between two scores, or "epoch", the default.
         patience: scores in a row without a better one after which training stops.
         seed: of new weights, dropout and the order of documents. This and the next four set fields
             of the recipe's [training] table.

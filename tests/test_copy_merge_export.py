@@ -295,8 +295,32 @@ def test_teachers_stay_apart(tmp_path: Path, logits: Cache, hidden: Cache, other
     zarr.open_group(tmp_path / "all.zarr", mode="r")["teachers/classifier-2/logits/values"]
     damage(tmp_path / "all.zarr" / "teachers/classifier-2/logits/values/c/0/0")
     assert len(verify(tmp_path / "all.zarr", full=True)) == 1
-    with pytest.raises(ConfigError, match="unknown teacher of this cache 'large'"):
+    with pytest.raises(ConfigError, match=r"cache 'large' \(known: classifier, classifier-2\)"):
         open_cache(tmp_path / "all.zarr", teacher="large")
+
+
+def test_all_teachers_are_read_at_once_and_the_first_has_a_name(
+    tmp_path: Path, logits: Cache, other: Cache
+) -> None:
+    merge([logits.path, other.path], tmp_path / "both.zarr")
+    first = open_cache(tmp_path / "both.zarr", teacher="classifier")
+    assert (first.teacher, first.first, list(first.layouts)) == (
+        None,
+        "classifier",
+        ["logits/values"],
+    )
+    assert list(first.views) == ["classifier", "classifier-2"]
+    theirs = [name for name in first.readable if name not in first.layouts]
+    assert theirs == [f"teachers/classifier-2/{name}" for name in other.layouts]
+    docs = first.plan.docs[[7, 2, 5]]
+    batch = first.batch(docs, ["logits/values", *theirs])
+    assert torch.equal(batch["logits/values"], logits.batch(docs)["logits/values"])
+    for name in theirs:
+        wanted = other.batch(docs)[name.removeprefix("teachers/classifier-2/")]
+        assert torch.equal(batch[name], wanted)
+    assert not any(name.startswith("teachers/") for name in first.batch(docs))
+    assert list(first.views["classifier-2"].views) == ["classifier-2"]
+    assert open_cache(logits.path, teacher="classifier").layouts.keys() == logits.layouts.keys()
 
 
 def test_a_copy_of_a_view_sees_the_same_teacher(

@@ -28,7 +28,7 @@ from kdcache.signals import merge as add_up
 from kdcache.store.cache import Cache
 from kdcache.store.create import PLAN_COMMIT, plan_commit
 from kdcache.store.format.commit_log import part_name
-from kdcache.store.format.manifest_schema import plan_specs, teacher_prefix
+from kdcache.store.format.manifest_schema import plan_specs, teacher_name, teacher_prefix
 from kdcache.store.io.object_path import Place, locate
 
 TABLE = ("teacher", "shape", "signals", "software")
@@ -158,7 +158,7 @@ def _sources(caches: Sequence[Cache]) -> list[_Source]:
         teacher = cache.manifest["teacher"]
         same = [source for source in sources if _one_teacher(source.cache, cache)]
         if not same:
-            names.append(_name(teacher["name"], names))
+            names.append(teacher_name(teacher["name"], names))
         other = teacher_prefix(names[-1]) if sources else ""
         sources.append(_Source(cache, same[0].prefix if same else other))
         for name, signal in sources[-1].held.items():
@@ -208,12 +208,6 @@ def _one_teacher(first: Cache, other: Cache) -> bool:
         f"teacher.{brief(name)} is {brief(want)} there and {brief(have)} here; build one of them "
         "anew with the configuration of the other, or keep them apart"
     )
-
-
-def _name(name: str, taken: Sequence[str]) -> str:
-    plain = re.sub("[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "teacher"
-    names = (plain, *(f"{plain}-{number}" for number in range(2, len(taken) + 2)))
-    return next(name for name in names if name not in taken)
 
 
 def _plan_items(first: Cache, sources: Sequence[_Source]) -> dict[str, Item]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ from kdcache.store.format.manifest_schema import (
     check_parts,
     plan_specs,
     read_schema,
+    signal_of,
+    teacher_name,
     teacher_prefix,
 )
 from kdcache.store.format.spans import Pieces, cut_spans
@@ -92,7 +94,8 @@ def _plan(root: Root, schema: ManifestSchema, objects: Mapping[str, Json]) -> Pl
 def open_cache(path: Place, *, teacher: str | None = None) -> Cache:
     """Open the cache at `path`, a folder or a URL, for reading; what it holds is in its `repr`.
 
-    A merged cache holds what several teachers said; `teacher` names one beside the first.
+    A merged cache holds what several teachers said; `teacher` names one of them, by default the
+    first.
 
     Raises CacheError if there is no cache, DamageError if its bytes are not what was written,
     ConfigError if there is no such teacher.
@@ -105,20 +108,22 @@ class Cache:
 
     A document is named by its row in the example space (`plan.docs` lists them). Rows come back in
     the order of the documents asked for. Of a merged cache one teacher is seen; arrays and files
-    have the names they had where they came from.
+    have the names they had where they came from. Seen as its first, rows of the others' arrays are
+    read under the names they have in the store, "teachers/NAME/logits/values".
 
     A copy, and what another process unpickles, opens the same place again; CacheError if another
     cache lies there by then.
 
     Attributes:
         teacher: the one it was opened with, beside the first; None for the first.
+        first: name of the first teacher.
         teachers: names of the teachers beside the first.
         prefix: where the arrays of a teacher beside the first lie in the store.
         newer: signals that only a newer version can read, and what is new about each.
     """
 
     def __init__(self, path: Root, teacher: str | None = None) -> None:
-        self.path, self.teacher = path, teacher
+        self.path = path
         self.manifest = require_record(path, "cache")
         self.objects = plan_objects(path, self.manifest)
         schema = read_schema(self.manifest, path)
@@ -129,28 +134,51 @@ class Cache:
         every = [*layouts.values(), *others]
         self.commit_log = CommitLog(path, every, self.plan.parts, old=schema.old)
         self.completion = read_completion(path, self.plan.parts, old=schema.old)
-        self.prefix = ""
-        if teacher is not None:
-            if not self.teachers:
-                raise ConfigError(
-                    f"{path} holds what one teacher said; open it without naming {teacher!r}"
-                )
-            schema = schema.teachers[one_of("teacher of this cache", teacher, self.teachers)]
-            self.manifest = {**self.manifest, **self.manifest["teachers"][teacher]}
-            self.prefix = teacher_prefix(teacher)
+        self.first = teacher_name(self.manifest["teacher"]["name"])
+        self.teacher = None if teacher == self.first else teacher
+        self.prefix, beside = "", {teacher_prefix(n): t for n, t in schema.teachers.items()}
+        if self.teacher is not None:
+            schema = schema.teachers[self._known(self.teacher)]
+            self.manifest = {**self.manifest, **self.manifest["teachers"][self.teacher]}
+            self.prefix, beside = teacher_prefix(self.teacher), {}
         assert schema.shape is not None
         self.shape, self.newer = schema.shape, schema.newer
-        specs = signal_layouts(self.plan, schema.signals, self.shape)
-        self.spaces = {spec.name: spec.space for _, spec in specs}
+        self.spaces = _spaces(self.plan, schema)
         self.layouts: dict[str, Layout] = {n: layouts[self.prefix + n] for n in self.spaces}
         self.signals: dict[str, Signal] = with_artifacts(schema.signals, self.shape, self.file)
+        readable = dict(self.layouts)
+        for start, theirs in beside.items():
+            found = {start + name: space for name, space in _spaces(self.plan, theirs).items()}
+            self.spaces |= found
+            readable |= {name: layouts[name] for name in found}
         self._readers = {
             name: reader_of(path, layout, self.commit_log.fingerprint)
-            for name, layout in self.layouts.items()
+            for name, layout in readable.items()
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (absolute(self.path), self.teacher, digest(self.manifest))
+
+    def _known(self, teacher: str) -> str:
+        """The name of a teacher beside the first; ConfigError if there is none."""
+        if not self.teachers:
+            raise ConfigError(
+                f"{self.path} holds what one teacher said; open it without naming {teacher!r}"
+            )
+        one_of("teacher of this cache", teacher, (self.first, *self.teachers))
+        return teacher
+
+    @cached_property
+    def views(self) -> Mapping[str, Cache]:
+        """This cache as each of its teachers, by name; of one seen as a teacher, only that."""
+        if self.teacher is not None:
+            return {self.teacher: self}
+        return {self.first: self, **{name: Cache(self.path, name) for name in self.teachers}}
+
+    @property
+    def readable(self) -> Collection[str]:
+        """Names of the arrays that rows can be read of: those of other teachers come last."""
+        return self._readers.keys()
 
     @property
     def committed(self) -> list[int]:
@@ -333,9 +361,9 @@ class Cache:
         """Inputs, labels and stored signal rows of documents, padded to the longest."""
         names = self.layouts if arrays is None else arrays
         rows = self.rows(docs, names)
-        for signal in dict.fromkeys(name.partition("/")[0] for name in names):
-            if isinstance(self.space_of(signal), Subset):
-                rows[f"{signal}/{KEPT}"] = self.kept_rows(signal, docs)
+        for name, space in {signal_of(name): self.spaces[name] for name in names}.items():
+            if isinstance(space, Subset):
+                rows[f"{name}/{KEPT}"] = self.plan.kept(np.asarray(docs, np.int64), space)
         return collate(self.plan, docs, rows)
 
     def batches(
@@ -386,6 +414,13 @@ class Cache:
             f"teacher {self.manifest['teacher']['name']}, signals: {signals}; {state}, "
             f"{sum(self.bytes.values()):,} bytes>"
         )
+
+
+def _spaces(plan: Plan, schema: ManifestSchema) -> dict[str, RowSpace]:
+    """The row spaces of a teacher's arrays, by their own names."""
+    assert schema.shape is not None
+    specs = signal_layouts(plan, schema.signals, schema.shape)
+    return {spec.name: spec.space for _, spec in specs}
 
 
 def _reopen(path: Root, teacher: str | None, manifest: str) -> Cache:

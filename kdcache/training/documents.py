@@ -138,7 +138,7 @@ class CachedDocuments(Dataset[Batch]):
         require_documents(self.cache.plan, self.docs)  # an IndexError later would end iterations
         self.arrays = list(self.cache.layouts if arrays is None else arrays)
         for name in self.arrays:
-            one_of("array of this cache", name, self.cache.layouts)
+            one_of("array of this cache", name, self.cache.readable)
         if min(seed, epoch) < 0:
             raise ConfigError(f"seed and epoch are 0 or more; got seed={seed}, epoch={epoch}")
         self.seed, self.batch, self.window = seed, batch, window

@@ -7,7 +7,7 @@ before anything is allocated or looped over; everything wrong is a DamageError n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -115,6 +115,19 @@ class ManifestSchema:
 def teacher_prefix(name: str) -> str:
     """Where the arrays of a teacher beside the first lie."""
     return f"teachers/{name}/"
+
+
+def signal_of(array: str) -> str:
+    """The signal that an array of a store is of, with the folder of its teacher."""
+    parts = array.split("/")
+    return "/".join(parts[: 3 if parts[0] == "teachers" else 1])
+
+
+def teacher_name(name: str, taken: Collection[str] = ()) -> str:
+    """What a teacher is called in a merged cache: its name, numbered where it is taken."""
+    plain = re.sub("[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "teacher"
+    names = (plain, *(f"{plain}-{number}" for number in range(2, len(taken) + 2)))
+    return next(name for name in names if name not in taken)
 
 
 def plan_specs(config: PlanConfig) -> list[ArraySpec]:

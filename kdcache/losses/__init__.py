@@ -10,19 +10,23 @@ from kdcache.losses.feature_mse import HiddenMSE, hidden_loss
 from kdcache.losses.kl import SoftKL, soft_and_hard
 from kdcache.losses.logit_mse import LogitMSE, logit_mse
 from kdcache.losses.rkd import RKD
+from kdcache.losses.schedules import SCHEDULES, Moment, Schedule
 
 __all__ = [
     "ALP",
     "LABELS",
     "LOSSES",
     "RKD",
+    "SCHEDULES",
     "CacheSpec",
     "Hard",
     "HiddenMSE",
     "LogitMSE",
     "Loss",
     "Match",
+    "Moment",
     "Pair",
+    "Schedule",
     "SoftKL",
     "Step",
     "hard_loss",

@@ -19,7 +19,8 @@ class LogitMSE:
 
     Attributes:
         weight: factor in the objective; 0 leaves the loss out.
-        scale: factor on the teacher's logits, phi of Annealing-KD (arXiv:2104.07163) held still.
+        scale: factor on the teacher's logits, phi of Annealing-KD (arXiv:2104.07163), in which it
+            grows to 1.
         signal: name of the signal it learns from, of a cache that has several such; "": the first.
     """
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from kdcache.losses.schedules import is_on, weight_text
 from kdcache.manifest import Json
 from kdcache.store import Cache
 from kdcache.tasks import Task
@@ -88,7 +89,7 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
     yield "task", plan.config.task
     yield "parameters", f"{metrics['parameters']:,}; the teacher has {teacher['parameters']:,}"
     yield "initialised from", _start(recipe.student)
-    yield "losses", ", ".join(f"{name} × {loss.weight:g}" for name, loss in _on(recipe))
+    yield "losses", ", ".join(_on(recipe))
     yield "steps", f"{metrics['steps']:,} ({metrics['epochs']:.3g} epochs)"
     if chosen := metrics.get("dev"):
         yield "weights chosen", _choice(chosen)
@@ -117,8 +118,10 @@ def _choice(dev: Json) -> str:
     )
 
 
-def _on(recipe: Recipe) -> list[tuple[str, Any]]:
-    return [(name, loss) for name, loss in recipe.losses.items() if loss.weight > 0]
+def _on(recipe: Recipe) -> Iterator[str]:
+    for name, loss in recipe.losses.items():
+        if is_on(name, loss, recipe.schedules):
+            yield f"{name} × {weight_text(name, loss, recipe.schedules)}"
 
 
 def _start(student: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from kdcache.losses.base import Loss, Step
 from kdcache.losses.binding import CacheSpec, bind
 from kdcache.losses.pairs import Pairs
 from kdcache.losses.passes import labels_only, makes_logits, passes
+from kdcache.losses.schedules import Moment, Schedules, is_on, moments, numbers
 from kdcache.plans.batch import Batch
 from kdcache.signals import HEAD, LOGITS, Activations, ModelSizes, Tap
 
@@ -33,20 +35,32 @@ class Objective:
             must hand their parameters to the optimizer.
         hard_only: whether documents without a label would teach nothing.
         notes: what a person should know, such as a loss that was left out.
+        schedules: of numbers of the losses, which `advance` changes; without it, they stay what
+            they start with.
 
     Raises ConfigError if the cache, or a student of this shape, cannot serve a loss. Nothing is
     read for that, so it can be made before anything is loaded.
     """
 
-    def __init__(self, losses: Mapping[str, Loss], cache: CacheSpec, student: ModelSizes) -> None:
+    def __init__(
+        self,
+        losses: Mapping[str, Loss],
+        cache: CacheSpec,
+        student: ModelSizes,
+        schedules: Schedules = MappingProxyType({}),
+    ) -> None:
         self.cache = cache
-        on = {name: loss for name, loss in losses.items() if loss.weight > 0}
+        on = {name: loss for name, loss in losses.items() if is_on(name, loss, schedules)}
         if not on:
             raise ConfigError("every loss of the recipe has weight 0; give one of them a weight")
         hard = [
             name for name, loss in on.items() if labels_only(loss.matches(student, cache.shape))
         ]
         self.losses, self.notes = (on, []) if cache.labelled else _without(hard, on)
+        self.schedules = {n: s for n, s in schedules.items() if n in self.losses}
+        for name, changing in self.schedules.items():
+            for loss in moments(self.losses[name], changing):
+                bind(name, loss, cache, student)  # refuses numbers it will come to
         self.bound = {n: bind(n, loss, cache, student) for n, loss in self.losses.items()}
         self._outputs = cache.shared(student)
         if self._outputs is not None:
@@ -79,6 +93,23 @@ class Objective:
     def taps(self, *, head: bool = False) -> list[Tap]:
         """What to read out of the student; with `head`, that in the place of its logits."""
         return [HEAD if head and tap == LOGITS else tap for tap in self.reads]
+
+    def advance(self, moment: Moment) -> None:
+        """Give the numbers that have a schedule what they are at a moment of the stage."""
+        for name, schedules in self.schedules.items():
+            loss: Any = self.bound[name].loss
+            now = {field: schedule.at(moment) for field, schedule in schedules.items()}
+            if any(getattr(loss, field) != value for field, value in now.items()):
+                self.bound[name] = self.bound[name]._replace(loss=numbers(loss, now))
+                self._passes = passes(self.bound)
+
+    def scheduled(self) -> dict[str, float]:
+        """Numbers that have a schedule as they are now, by "NAME.FIELD"."""
+        return {
+            f"{name}.{field}": float(getattr(self.bound[name].loss, field))
+            for name, schedules in self.schedules.items()
+            for field in schedules
+        }
 
     def totals(self, batches: Sequence[Batch]) -> list[float]:
         """What each loss is the mean over in some batches, in the order of `losses`."""

@@ -1,7 +1,8 @@
 """Recipes: a TOML file that says how a student is trained, with values that can be overridden.
 
 [student]       where the student comes from: checkpoint, config or init_from_teacher
-[losses.NAME]   one table per loss; NAME is its kind, or the table says kind = "..."
+[losses.NAME]   one table per loss; NAME is its kind, or the table says kind = "..."; any number of
+                it may be a schedule, { start, stop, shape, per, levels }
 [training]      any field of transformers.TrainingArguments
 [data]          the order of documents: group_by_length, window
 [dev]           the documents its weights are chosen on: file or split, every, patience
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.errors import SUGGESTED, ConfigError, did_you_mean, near, one_of, require_path
-from kdcache.losses import LOSSES, Loss
+from kdcache.losses import LOSSES, Loss, Schedule
+from kdcache.losses.schedules import Schedules, moments, weight_text
 from kdcache.manifest import Json
 from kdcache.records import make, parse_toml, read_toml, settings_of, to_toml
 from kdcache.training.dev_options import DevOptions, dev_table
@@ -54,7 +56,9 @@ class Recipe:
 
     Attributes:
         student: at most one of checkpoint, config and init_from_teacher; same_tokenizer.
-        losses: by name; the objective is their weighted sum.
+        losses: by name, with the numbers they start with; the objective is their weighted sum.
+        schedules: of numbers of the losses, by the name of the loss and of the field. In a file
+            they stand in the place of the number: { start = 4, stop = 1 }.
         training: fields of transformers.TrainingArguments, checked when training starts.
         dev: how its weights are chosen; None: they are those of the last step.
     """
@@ -64,6 +68,7 @@ class Recipe:
     paper: str = ""
     student: Mapping[str, Any] = field(default_factory=dict)
     losses: Mapping[str, Loss]
+    schedules: Schedules = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     data: DataOrder = field(default_factory=DataOrder)
     dev: DevOptions | None = None
@@ -73,7 +78,8 @@ class Recipe:
         losses = {}
         for name, loss in self.losses.items():
             kind = {} if name == loss.kind else {"kind": loss.kind}
-            losses[name] = kind | asdict(typing.cast(Any, loss))
+            changing = {n: asdict(s) for n, s in self.schedules.get(name, {}).items()}
+            losses[name] = kind | asdict(typing.cast(Any, loss)) | changing
         dev = {} if self.dev is None else {"dev": asdict(self.dev)}
         return {
             "name": self.name,
@@ -91,7 +97,8 @@ class Recipe:
         return to_toml(self.to_json())
 
     def __repr__(self) -> str:
-        losses = ", ".join(f"{loss.weight:g} {name}" for name, loss in self.losses.items())
+        named = self.losses.items()
+        losses = ", ".join(f"{weight_text(n, loss, self.schedules)} {n}" for n, loss in named)
         training = ", ".join(f"{key}={value}" for key, value in self.training.items())
         return f"<Recipe {self.name}: losses {losses}; {training}>"
 
@@ -219,7 +226,11 @@ def _recipe(table: Json) -> Recipe:
             f"recipe {table['name']} has no loss; add a table such as [losses.kl] "
             f"(kinds: {', '.join(LOSSES)})"
         )
-    table["losses"] = {name: _loss(name, values) for name, values in table["losses"].items()}
+    schedules: dict[str, dict[str, Schedule]] = {}
+    table["schedules"] = schedules
+    for name, values in table["losses"].items():
+        table["losses"][name], changing = _loss(name, values)
+        schedules |= {name: changing} if changing else {}
     table["student"] = student_table(table["student"])
     table["data"] = make(DataOrder, table["data"], "data")
     if table.setdefault("dev") is not None:
@@ -227,13 +238,28 @@ def _recipe(table: Json) -> Recipe:
     return make(Recipe, table, "recipe")
 
 
-def _loss(name: str, values: Any) -> Loss:
+def _loss(name: str, values: Any) -> tuple[Loss, dict[str, Schedule]]:
+    """A loss with the numbers it starts with, and the schedules of those that change."""
     if not name.isidentifier() or not isinstance(values, dict):
         raise ConfigError(
             f"a loss is a table such as [losses.kl], its name letters, digits and '_'; got {name}"
         )
     kind = one_of("loss", str(values.pop("kind", name)), LOSSES)
-    return make(LOSSES[kind], values, f"losses.{name}")
+    where, known = f"losses.{name}", typing.get_type_hints(LOSSES[kind])
+    changing = {
+        key: make(Schedule, value, f"{where}.{key}")
+        for key, value in values.items()
+        if isinstance(value, dict) and known.get(key) is float
+    }
+    try:
+        loss = make(LOSSES[kind], values | {n: s.start for n, s in changing.items()}, where)
+        moments(loss, changing)
+    except ConfigError as error:
+        if not changing:
+            raise
+        ways = [f"{where}.{key} goes from {schedule}" for key, schedule in changing.items()]
+        raise ConfigError(": ".join([*ways, str(error)])) from error
+    return loss, changing
 
 
 def student_table(values: Json) -> Json:

@@ -99,7 +99,8 @@ class Run:
             docs = np.setdiff1d(docs, self.choice.dev.left_out)
         labelled = np.intersect1d(docs, cache.plan.labelled_docs)
         known = cache_spec(cache, len(labelled))
-        self.objective = Objective(recipe.losses, known, student_sizes(self.spec, cache))
+        sizes = student_sizes(self.spec, cache)
+        self.objective = Objective(recipe.losses, known, sizes, recipe.schedules)
         check_taps(self.config, self.objective.reads)
         self.dataset = CachedDocuments(
             cache,

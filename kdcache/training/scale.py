@@ -8,6 +8,7 @@ from pathlib import Path
 import transformers
 
 from kdcache.errors import ConfigError, MismatchError
+from kdcache.losses.schedules import is_on
 from kdcache.manifest import Json
 from kdcache.training.recipe import Recipe, load_recipe
 
@@ -93,7 +94,11 @@ def require_step(args: transformers.TrainingArguments, documents: int) -> None:
 def require_whole(args: transformers.TrainingArguments, recipe: Recipe) -> None:
     """Raise ConfigError for a loss over pairs of documents whose steps are cut, unless allowed."""
     cut = args.world_size * args.gradient_accumulation_steps
-    pairs = [name for name, loss in recipe.losses.items() if loss.over == "batch" and loss.weight]
+    pairs = [
+        name
+        for name, loss in recipe.losses.items()
+        if loss.over == "batch" and is_on(name, loss, recipe.schedules)
+    ]
     if pairs and cut > 1 and not recipe.data.split_pairs:
         raise ConfigError(
             f"losses.{pairs[0]} compares the documents of a batch with each other, and a step is "

@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from kdcache.errors import ConfigError, KdcacheError, ModelError
 from kdcache.interrupts import handled_by
+from kdcache.losses import Moment
 from kdcache.models import run
 from kdcache.plans.batch import Batch
 from kdcache.progress import Progress
@@ -74,6 +75,7 @@ class DistillationTrainer(transformers.Trainer):
         self._documents = self._tokens = 0
         self._terms: dict[str, torch.Tensor] = {}
         self._steps = 0
+        self.epoch_steps = 1
         self.wait_seconds = 0.0
 
     def get_batch_samples(
@@ -91,7 +93,15 @@ class DistillationTrainer(transformers.Trainer):
                 self._documents += len(batch["docs"])
                 self._tokens += batch.tokens
         self._steps += 1
+        if self.objective.schedules:
+            self.objective.advance(self.moment())
         return batches, self.ranks.total(self.objective.totals(batches))
+
+    def moment(self) -> Moment:
+        """Where the run stands, of its steps and of its epochs."""
+        step, steps = self.state.global_step, self.state.max_steps
+        epoch = self.epoch_steps
+        return Moment(step, steps, step // epoch, -(-steps // epoch))
 
     def seen(self) -> tuple[int, int]:
         """Documents and tokens, pads left out, trained on by all ranks; every rank has to ask."""
@@ -110,6 +120,7 @@ class DistillationTrainer(transformers.Trainer):
             ranks=args.world_size,
             rank=args.process_index,
         )
+        self.epoch_steps = max(1, -(-len(loader) // args.gradient_accumulation_steps))
         # Not accelerator.prepare, which would deal the batches out again and repeat some of them.
         prepared: DataLoader[Any] = prepare_data_loader(
             loader, args.device, num_processes=1, process_index=0, put_on_device=True
@@ -145,6 +156,7 @@ class DistillationTrainer(transformers.Trainer):
             for name, value in self._terms.items():
                 mean = self.accelerator.reduce(value / self._steps, reduction="sum")
                 logs[f"loss_{name}"] = float(mean)
+            logs |= self.objective.scheduled()
             self._terms, self._steps = {}, 0
         super().log(logs, start_time)
 

@@ -76,8 +76,9 @@ Corpus = Annotated[
     list[str],
     typer.Argument(
         metavar="CORPUS",
-        help="Files, folders or globs of one kind (CSV, TSV, JSONL, Parquet or text; hidden ones "
-        "are left out), or a saved dataset.",
+        help="Files, folders or globs of one kind (CSV, TSV, JSONL, a JSON list, Parquet or text; "
+        "all but Parquet may be .gz, .bz2, .xz or .zst; hidden ones are left out), or a saved "
+        "dataset.",
         show_default=False,
     ),
 ]

@@ -68,7 +68,8 @@ def plan(
     """Tokenise `corpus` and write its plan, a Zarr group, to `out`.
 
     Args:
-        corpus: a path, folder, glob or list of those, or a `datasets.Dataset`.
+        corpus: a path, folder, glob or list of those, a `datasets.Dataset` or a
+            `pandas.DataFrame`.
         tokenizer: folder or hub name; where it is also a classifier, its class names are used.
         task: "text-classification", "masked-lm" or "causal-lm".
         out: folder or URL to write; the same plan there already is left as it is.

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kdcache.corpora.readers import name_of
 from kdcache.errors import ConfigError, ModelError
 from kdcache.manifest import Json
 from kdcache.models import Tokenizer
@@ -84,7 +85,7 @@ def require_same_texts(model: str | Path, trained: list[str], plan: Plan, file: 
     if trained and len(trained) != len(found):
         raise ConfigError(
             f"{model} was trained on {_columns(trained)} and cannot be scored on "
-            f"{_columns(found)} of {file}: name what it should read with --text-column"
+            f"{_columns(found)} of {name_of(file)}: name what it should read with --text-column"
         )
 
 

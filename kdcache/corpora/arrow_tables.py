@@ -26,8 +26,6 @@ def dataset_table(dataset: Any) -> Table:
     """Open a `datasets.Dataset` or stream; CorpusError for a dataset of splits."""
     if isinstance(dataset, dict):
         raise CorpusError(f"the dataset has splits {', '.join(dataset)}; name one of them")
-    if not hasattr(dataset, "column_names"):
-        raise CorpusError(f"a corpus is a path or a datasets.Dataset; got {type(dataset).__name__}")
     if (getattr(dataset, "format", None) or {}).get("type") in _ARRAYS:
         dataset = dataset.with_format(None)
     features = dataset.features  # None if a stream does not know them

@@ -120,12 +120,12 @@ def open_corpus(
 ) -> Corpus:
     """Find the files of `source` and its text and label columns, guessing those not named.
 
-    `source` is a path, a folder, a glob, a list of those, or a `datasets.Dataset`. Pass the empty
-    string as `label_column` for no labels. What is guessed is guessed from the first 1,000 rows:
-    where text columns are not named, a column that makes a pair with the text or holds text itself
-    has to be among `ignore_columns`. Where all columns of `like` are there, they are the guess.
-    Without `labelled`, labels are for nothing: a column of labels is one that is not used, and may
-    be missing in places.
+    `source` is a path, a folder, a glob, a list of those, a `datasets.Dataset` or a
+    `pandas.DataFrame`. Pass the empty string as `label_column` for no labels. What is guessed is
+    guessed from the first 1,000 rows: where text columns are not named, a column that makes a pair
+    with the text or holds text itself has to be among `ignore_columns`. Where all columns of `like`
+    are there, they are the guess. Without `labelled`, labels are for nothing: a column of labels is
+    one that is not used, and may be missing in places.
 
     Raises CorpusError if there is nothing to read or files differ in their columns, ConfigError if
     a column is not there or it takes a person to choose.

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdcache.corpora.json_arrays import is_array
+from kdcache.corpora.packed import PACKED, is_packed, unpacked
 from kdcache.errors import ConfigError, CorpusError
 
 KINDS: Mapping[str, str] = {
@@ -15,30 +17,40 @@ KINDS: Mapping[str, str] = {
     ".tsv": "tsv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".parquet": "parquet",
     ".txt": "text",
     ".text": "text",
 }
-"""Suffixes of corpus files, and the kind of each."""
+"""Suffixes of corpus files, and the kind of each; a suffix of `PACKED` may follow."""
 
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+ARCHIVES = (".zip",)
+"""Suffixes of compressed files that may hold several."""
+
+COMPRESSED_INSIDE = (".parquet",)
+"""Suffixes of corpus files that are not read compressed once more."""
 
 
 def files_of(source: Any) -> list[Path]:
     """The files of a path, a folder, a glob or a list of those, in order, each once.
 
-    A folder and a glob give files of one kind: those with a suffix in `KINDS`, in the order of
-    their paths. What is hidden, that is, whose name or a folder's on the way to it begins with a
-    dot, is left out.
+    A folder and a glob give files of one kind: those with a suffix in `KINDS`, compressed or not,
+    in the order of their paths. What is hidden, that is, whose name or a folder's on the way to it
+    begins with a dot, is left out, and so is JSON that is no list.
 
     Raises CorpusError if there is no file, a file comes twice, or kinds are mixed.
     """
-    if not isinstance(source, (list, tuple)):
-        return _found(source)
-    found = [path for item in source for path in _found(item)]
+    items = source if isinstance(source, (list, tuple)) else [source]
+    found = [path for item in items for path in _found(item)]
     for path, times in Counter(path.resolve() for path in found).items():
         if times > 1:
             raise CorpusError(f"{path} is in the corpus {times} times: name it once")
+    plain = {path.resolve(): path for path in found if not is_packed(path)}
+    for path in found:
+        if is_packed(path) and (twin := plain.get(unpacked(path.resolve()))):
+            raise CorpusError(
+                f"{twin} and {path} are one file by their names: leave one of them out"
+            )
     return found
 
 
@@ -53,17 +65,28 @@ def require_no_input(path: Path, source: Any) -> None:
 
 def kind_of(path: Path) -> str:
     """The kind of a corpus file; CorpusError if its suffix is none of ours."""
-    kind = KINDS.get(path.suffix.lower())
-    if kind is None:
-        unpack = "; unpack it first" if path.suffix.lower() in COMPRESSED else ""
+    kind = KINDS.get(unpacked(path).suffix.lower())
+    if kind is None or _is_unread(path):
+        unpack = "; unpack it first" if _is_unread(path) else ""
         raise CorpusError(
             f"{path}: cannot read {path.suffix or 'a file without a suffix'}; "
-            f"a corpus is one of {', '.join(KINDS)}{unpack}"
+            f"a corpus is one of {', '.join(KINDS)}, or one of these but Parquet compressed to "
+            f"{', '.join(PACKED)}{unpack}"
         )
     return kind
 
 
+def _is_unread(path: Path) -> bool:
+    """Whether a file would be one of a corpus if it were unpacked."""
+    inner = Path(path.stem).suffix.lower()
+    if path.suffix.lower() in ARCHIVES:
+        return inner in KINDS
+    return is_packed(path) and inner in COMPRESSED_INSIDE
+
+
 def _found(source: Any) -> list[Path]:
+    if not isinstance(source, str | Path):
+        raise CorpusError(f"a list names files; got {type(source).__name__}: make one of several")
     if not str(source):
         raise CorpusError("a corpus is named by a path; got an empty one")
     path = Path(source)
@@ -89,9 +112,10 @@ def _readable(paths: Iterable[Path]) -> list[Path]:
     """Files of a kind we know; CorpusError for one that would be if it were unpacked."""
     found = []
     for path in paths:
-        if path.suffix.lower() in COMPRESSED and Path(path.stem).suffix.lower() in KINDS:
+        if _is_unread(path):
             raise CorpusError(f"{path} is compressed: unpack it, or take it out of the folder")
-        if path.suffix.lower() in KINDS and path.is_file():
+        kind = KINDS.get(unpacked(path).suffix.lower())
+        if kind is not None and path.is_file() and (kind != "json" or is_array(path)):
             found.append(path)
     return found
 

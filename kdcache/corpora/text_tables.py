@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kdcache.corpora.packed import FAILURES, is_damage, lines_left, open_bytes, open_text
 from kdcache.corpora.tables import Row, Table, Wanted
 from kdcache.errors import CorpusError
 
@@ -25,15 +26,22 @@ def named(path: Path) -> Iterator[None]:
         raise CorpusError(
             f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8"
         ) from error
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except FAILURES as error:
+        if is_damage(path, error):
+            raise CorpusError(
+                f"{path}:{lines_left(path)}: damaged, or not compressed as {path.suffix} says: "
+                f"{error}; get the file anew"
+            ) from error
+        raise CorpusError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 CONTAINERS = {
-    b"\x1f\x8b": "compressed with gzip: unpack the file",
-    b"BZh": "compressed with bzip2: unpack the file",
-    b"\xfd7zXZ": "compressed with xz: unpack the file",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack the file",
+    b"\x1f\x8b": "compressed with gzip: add .gz to its name",
+    b"BZh": "compressed with bzip2: add .bz2 to its name",
+    b"\xfd7zXZ": "compressed with xz: add .xz to its name",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: add .zst to its name",
     b"PK\x03\x04": "a zip archive or a workbook: unpack it, or save it as CSV",
     b"PAR1": "Parquet: give the file the suffix .parquet",
     b"\xff\xfe": "UTF-16: convert the file to UTF-8",
@@ -43,14 +51,14 @@ CONTAINERS = {
 
 
 def _container(path: Path) -> str | None:
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         start = file.read(8)
     return next((what for magic, what in CONTAINERS.items() if start.startswith(magic)), None)
 
 
 def _undecodable(path: Path) -> int:
     """Number of the first line that is not UTF-8: decoders fail a buffer ahead of the rows."""
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
@@ -71,7 +79,7 @@ def tsv_table(path: Path) -> Table:
 
 
 def _delimited(path: Path, **dialect: Any) -> Table:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with open_text(path, newline="") as file:
         where, header = next(_records(path, file, dialect), ("", []))
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
@@ -99,7 +107,7 @@ def _require_delimiter(where: str, header: Sequence[str], delimiter: str) -> Non
 
 
 def _delimited_rows(path: Path, wanted: Wanted, dialect: Mapping[str, Any]) -> Iterator[Row]:
-    with named(path), path.open(encoding="utf-8-sig", newline="") as file:
+    with named(path), open_text(path, newline="") as file:
         numbered = _records(path, file, dialect)
         _, header = next(numbered, ("", []))
         places = [(name, i) for i, name in enumerate(header) if wanted is None or name in wanted]
@@ -160,8 +168,8 @@ def document_table(path: Path) -> Table:
     """Open a text file that is one document."""
 
     def rows(wanted: Wanted) -> Iterator[Row]:
-        with named(path):
-            text = path.read_text(encoding="utf-8-sig").strip()
+        with named(path), open_text(path) as file:
+            text = file.read().strip()
         if text:
             yield str(path), {"text": text}
 
@@ -170,7 +178,7 @@ def document_table(path: Path) -> Table:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The non-blank lines of a file, stripped, with their numbers."""
-    with named(path), path.open(encoding="utf-8-sig") as file:
+    with named(path), open_text(path) as file:
         for number, line in enumerate(file, 1):
             if stripped := line.strip():
                 yield number, stripped

@@ -18,6 +18,7 @@ from kdcache.building.training_note import (
 )
 from kdcache.corpora.files import require_no_input
 from kdcache.corpora.numbering import Numbering
+from kdcache.corpora.readers import name_of
 from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.evaluation.agreement import Agreement
 from kdcache.evaluation.predictions import write_predictions
@@ -180,7 +181,9 @@ def _plan(
 
 def _require_labels(plan: Plan, file: Any) -> None:
     if plan.config.task == "text-classification" and plan.labelled == 0:
-        raise CorpusError(f"{file} has no labels to score against; name them with --label-column")
+        raise CorpusError(
+            f"{name_of(file)} has no labels to score against; name them with --label-column"
+        )
 
 
 def _predict(

@@ -150,7 +150,10 @@ def _of_plan(finding: Finding) -> bool:
 def _advise(finding: Finding) -> Finding:
     """What to do about a finding that repair could not help."""
     if _of_plan(finding):
-        way = "it was made of the corpus: say where that is (--corpus FILE)"
+        way = (
+            "it was made of the corpus: say where that is (--corpus FILE); a frame or a data "
+            "set in memory has to be written to a file for it, such as .parquet, which keeps types"
+        )
     elif _of_whole(finding):
         way = "too much is damaged to make it again: build the cache anew in another folder"
     elif finding.object.startswith("commits") and finding.part is None:

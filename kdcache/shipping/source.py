@@ -16,6 +16,7 @@ from kdcache.building.training_note import (
     texts_of,
     trained_plan,
 )
+from kdcache.corpora.readers import name_of
 from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.evaluation.evaluator import task_of
 from kdcache.evaluation.scoring import forward, require_finite, require_fit, settle
@@ -127,7 +128,9 @@ def load_source(
 def require_labels(source: Source, file: Any) -> None:
     """Raise CorpusError unless there is something to score against."""
     if not source.documents.plan.labelled:
-        raise CorpusError(f"{file} has no labels to score against; name them with --label-column")
+        raise CorpusError(
+            f"{name_of(file)} has no labels to score against; name them with --label-column"
+        )
 
 
 def _length(folder: str | Path, trained: Json, model: Teacher, wanted: int | None) -> int:

@@ -61,7 +61,7 @@ def teach(
     task: Task = "text-classification",
     dev: Any = None,
     dev_split: float | str = 0.1,
-    eval_file: str | Path | None = None,
+    eval_file: Any = None,
     epochs: int = 4,
     learning_rates: float | Sequence[float] = (5e-5, 2e-4),
     class_weights: ClassWeights = "auto",
@@ -150,7 +150,7 @@ def teach(
         metrics = grid.run(tokenizer)
         if eval_file is not None:
             scores = _evaluate(folder, eval_file, known.corpus, progress)
-            metrics["evaluation"] = {"file": Path(eval_file).name, "seen": seen, **scores}
+            metrics["evaluation"] = {"file": short(eval_file), "seen": seen, **scores}
     metrics["seconds"] = time.perf_counter() - started
     with writing(folder):
         write_card(folder, metrics)
@@ -159,7 +159,7 @@ def teach(
     return TeachResult(folder, metrics)
 
 
-def _evaluate(folder: Path, file: str | Path, corpus: Json, progress: Progress) -> Json:
+def _evaluate(folder: Path, file: Any, corpus: Json, progress: Progress) -> Json:
     from kdcache.evaluation.evaluator import evaluate
 
     return evaluate(folder, file, progress=progress, **same_columns(corpus, file))

@@ -13,6 +13,7 @@ import numpy as np
 from accelerate.utils import gather_object
 
 from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
+from kdcache.corpora.readers import name_of
 from kdcache.errors import ConfigError, CorpusError
 from kdcache.evaluation.scoring import joined, metric_of, predict, scores, token_budget
 from kdcache.manifest import Json, digest
@@ -21,7 +22,7 @@ from kdcache.models.tokenizer import class_names
 from kdcache.plans import Array, Column, Docs, Plan, column_space
 from kdcache.plans.batch import length_batches
 from kdcache.plans.same_texts import text_keys
-from kdcache.progress import Progress
+from kdcache.progress import Progress, short
 from kdcache.store import Cache
 from kdcache.training.dev_options import DevOptions
 from kdcache.training.evaluation import same_columns
@@ -157,7 +158,7 @@ def _of_file(file: str, cache: Cache, docs: Docs, config: Any, progress: Progres
     )
 
 
-def require_untested(dev: DevSet, test: Plan, file: str | Path) -> list[str]:
+def require_untested(dev: DevSet, test: Plan, file: Any) -> list[str]:
     """What a person should know of documents that are in the dev set and in a test set, too.
 
     Raises ConfigError where all of the test set are: it would be the one that chooses.
@@ -165,16 +166,16 @@ def require_untested(dev: DevSet, test: Plan, file: str | Path) -> list[str]:
     same = sum(key in dev.texts for _, key in text_keys(test))
     if same == test.documents:
         raise ConfigError(
-            f"all documents of {file} (--eval) are in the dev set ({dev.source}), and a score on "
-            "documents that the student was chosen on says too much: name others"
+            f"all documents of {name_of(file)} (--eval) are in the dev set ({dev.source}), and a "
+            "score on documents that the student was chosen on says too much: name others"
         )
     if not same:
         return []
-    documents = f"{same:,} of the {test.documents:,} documents of {Path(file).name} (--eval)"
+    documents = f"{same:,} of the {test.documents:,} documents of {short(file)} (--eval)"
     return [f"{documents} have the text of one in the dev set: the student is chosen on them"]
 
 
-def file_plan(file: str | Path, cache: Cache, config: Any, progress: Progress) -> Plan:
+def file_plan(file: Any, cache: Cache, config: Any, progress: Progress) -> Plan:
     """The documents of a file, in memory, cut and masked as those of a cache.
 
     Classes are those of the student's `config`.

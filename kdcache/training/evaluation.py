@@ -12,6 +12,8 @@ import numpy as np
 from kdcache.corpora.documents import Corpus, columns_of, open_corpus
 from kdcache.corpora.files import files_of
 from kdcache.corpora.labels import LabelReader, resolve
+from kdcache.corpora.packed import open_bytes
+from kdcache.corpora.readers import name_of
 from kdcache.errors import ConfigError, CorpusError
 from kdcache.manifest import Json
 from kdcache.models import load_config
@@ -21,7 +23,7 @@ from kdcache.training.dev_options import DevOptions
 
 
 def check_evaluation(
-    file: str | Path | None,
+    file: Any,
     teacher: str | Path | None,
     config: PlanConfig,
     dev: DevOptions | None = None,
@@ -45,14 +47,17 @@ def check_evaluation(
     return None if file is None else _labelled(file, config, "--eval", "evaluation")
 
 
-def _labelled(file: str | Path, config: PlanConfig, flag: str, kind: str) -> Corpus:
-    if not Path(file).exists() and "*" not in str(file):
+def _labelled(file: Any, config: PlanConfig, flag: str, kind: str) -> Corpus:
+    named = isinstance(file, str | Path)
+    if named and not Path(file).exists() and "*" not in str(file):
         raise CorpusError(f"no {kind} file {file}; {flag} names a file of labelled documents")
     labelled = config.task == "text-classification"
     corpus = open_corpus(file, labelled=labelled, **same_columns(config.corpus, file))
     require_as_many_texts(corpus.text_columns, config.corpus["text_columns"], file, flag)
     if labelled and corpus.label_column is None:
-        raise CorpusError(f"{file} has no column of labels: {flag} names labelled documents")
+        raise CorpusError(
+            f"{name_of(file)} has no column of labels: {flag} names labelled documents"
+        )
     return corpus
 
 
@@ -62,13 +67,13 @@ def require_as_many_texts(
     """Raise ConfigError for single texts where a model learns from pairs, or vice versa."""
     if len(columns) != len(known):
         raise ConfigError(
-            f"a document of {file} ({flag}) is {' and '.join(columns)}, and one that is learnt "
-            f"from is {' and '.join(known)}: give its columns these names"
+            f"a document of {name_of(file)} ({flag}) is {' and '.join(columns)}, and one that is "
+            f"learnt from is {' and '.join(known)}: give its columns these names"
         )
 
 
-def _require_apart(dev: str | Path, test: str | Path) -> None:
-    """Raise ConfigError if a file is in the dev set and in the test set, by name or by bytes."""
+def _require_apart(dev: str | Path, test: Any) -> None:
+    """Raise ConfigError if a file is in the dev set and in the test set, compressed or not."""
     tested = {_digest(path): path for path in _data_files(test)}
     for path in _data_files(dev):
         other = tested.get(_digest(path))
@@ -79,18 +84,20 @@ def _require_apart(dev: str | Path, test: str | Path) -> None:
             )
 
 
-def _data_files(source: str | Path) -> list[Path]:
-    """The files that documents are in, of a saved data set too."""
+def _data_files(source: Any) -> list[Path]:
+    """The files that documents are in, of a saved data set too; none of an object of Python."""
+    if not isinstance(source, str | Path):
+        return []
     saved = sorted(Path(source).glob("*.arrow"))
     return saved or files_of(source)
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def same_columns(corpus: Json, file: str | Path) -> dict[str, Any]:
+def same_columns(corpus: Json, file: Any) -> dict[str, Any]:
     """The columns a plan was made from, named where the file has them, too."""
     columns = columns_of(file)
     texts, label = corpus["text_columns"], corpus["label_column"]

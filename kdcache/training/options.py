@@ -67,7 +67,7 @@ def dev_fields(given: Mapping[str, Any], overrides: Sequence[str]) -> Json:
     """
     values = {name: _plain(value) for name, value in given.items() if value is not None}
     if "dev" in values:
-        require_path("the dev file", values["dev"])
+        require_path("the dev file", values["dev"], "path, which the run keeps in its recipe")
         values["dev"] = str(values["dev"])
     if {"dev", "dev_split"} <= values.keys():
         raise ConfigError("--dev and --dev-split both name the dev set; give one of the two")

@@ -10,7 +10,7 @@ from kdcache.errors import require_path
 from kdcache.maintenance.outdated import outdated
 from kdcache.manifest import Json
 from kdcache.plans.identity import say_unvouched
-from kdcache.progress import Shown, shown
+from kdcache.progress import Shown, short, shown
 from kdcache.store import Cache, Place, open_cache
 from kdcache.training.arguments import meant_fields
 from kdcache.training.dev import file_plan, require_untested
@@ -38,7 +38,7 @@ def train(
     init_from_teacher: Sequence[int] | str | None = None,
     config: str | Path | None = None,
     same_tokenizer: bool = False,
-    eval_file: str | Path | None = None,
+    eval_file: Any = None,
     eval_teacher: str | Path | None = None,
     dev: str | Path | None = None,
     dev_split: float | str | None = None,
@@ -64,8 +64,8 @@ def train(
         config: folder or file of a configuration whose weights are drawn anew. None of the three
             leaves the choice to the recipe.
         same_tokenizer: your word that a checkpoint without a tokenizer has the cache's vocabulary.
-        eval_file: labelled documents to evaluate the student on when it is done. It is never chosen
-            on them.
+        eval_file: labelled documents to evaluate the student on when it is done, a corpus as in
+            `plan`. It is never chosen on them.
         eval_teacher: folder or hub name of the teacher, to be scored on them and on `dev` too.
         dev: labelled documents that the student is scored on while it trains: the weights that
             score best are kept. Documents of the cache with the same text are not trained on.
@@ -125,7 +125,7 @@ def train(
     return TrainResult(run.folder, metrics, run.first)
 
 
-def _evaluate(run: Run, file: str | Path, teacher: str | Path | None) -> Json:
+def _evaluate(run: Run, file: Any, teacher: str | Path | None) -> Json:
     from kdcache.evaluation.evaluator import evaluate
 
     known = run.cache if run.parts is None else None  # the teacher's side may not all be there
@@ -137,4 +137,4 @@ def _evaluate(run: Run, file: str | Path, teacher: str | Path | None) -> Json:
         progress=run.progress,
         **same_columns(run.cache.plan.config.corpus, file),
     )
-    return {"file": Path(file).name, **scores}
+    return {"file": short(file), **scores}

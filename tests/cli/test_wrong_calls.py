@@ -51,6 +51,10 @@ INPUTS: dict[str, str] = {
     "mixed/a.csv": "text,label\nx,0\n",
     "mixed/README.txt": "what this is\n",
     "packed.jsonl": gzip.compress(b'{"text": "x"}\n', mtime=0).decode("latin-1"),
+    "torn.jsonl.gz": gzip.compress(b'{"text": "x"}\n', mtime=0)[:-9].decode("latin-1"),
+    "torn.json": '[{"text": "x"},\n{"text": "y',
+    "twice/a.jsonl": '{"text": "x"}\n',
+    "twice/a.jsonl.gz": gzip.compress(b'{"text": "x"}\n', mtime=0).decode("latin-1"),
     "bad.toml": "[losses.kl\n",
     "lossless.toml": "[training]\nseed = 1\n",
     "trained/metrics.json": "{}",
@@ -123,7 +127,10 @@ a column of text that nobody reads | plan {unread.csv} {AS_PLAN} | story + --tex
 a table with semicolons | plan {semicolons.csv} {AS_PLAN} | ;
 a column that comes late | plan {late.jsonl} {AS_PLAN} | label
 a folder of two kinds | plan {mixed} {AS_PLAN} | README.txt
-a packed file by another name | plan {packed.jsonl} {AS_PLAN} | gzip
+a packed file by another name | plan {packed.jsonl} {AS_PLAN} | gzip + add .gz to its name
+a packed file that breaks off | plan {torn.jsonl.gz} {AS_PLAN} | torn.jsonl.gz:1: damaged + get the file anew
+a list that breaks off | plan {torn.json} {AS_PLAN} | torn.json:2: malformed: object 2 is not JSON
+a file beside itself packed | plan {twice} {AS_PLAN} | a.jsonl and + a.jsonl.gz are one file by their names + leave one of them out
 a demo of a corpus it does not know | demo --corpus movies --out {out} | unknown corpus 'movies' + reviews, docstrings
 a demo of no seed | demo --seed -1 --out {out} | --seed
 no documents | plan {empty.csv} {AS_PLAN} | empty.csv holds no documents

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdcache.corpora.labels import MAX_CLASSES, LabelReader, Labels, resolve
 from kdcache.errors import ConfigError, CorpusError
+from kdcache.labels import LabelReader, Labels, resolve
+from kdcache.labels.base import MAX_CLASSES
 
 NAMES = ["negative", "neutral", "positive"]
 STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
@@ -60,22 +61,21 @@ def test_classes_are_numbered_as_the_teacher_does(
     raw: list[Any], options: dict[str, Any], classes: list[str], ids: list[int]
 ) -> None:
     made = labels(raw, **options)
-    assert (made.problem, made.classes, made.ids.tolist()) == ("classes", classes, ids)
-    assert np.isnan(made.values).all()
+    assert (made.problem, made.classes, made.rows.tolist()) == ("classes", classes, ids)
 
 
 @pytest.mark.parametrize("nothing", [None, "", "  ", -100, "-100", math.nan, "nan"])
 def test_documents_without_a_label_stay_unlabelled(nothing: object) -> None:
     made = labels(["positive", nothing, "negative"], known=NAMES, count=3)
-    assert made.ids.tolist() == [2, NONE, 0]
-    assert np.isnan(labels([0.5, nothing, 1.5]).values).tolist() == [False, True, False]
+    assert made.rows.tolist() == [2, NONE, 0]
+    assert np.isnan(labels([0.5, nothing, 1.5]).rows).tolist() == [False, True, False]
 
 
 def test_label_n_is_class_n_however_many_there_are() -> None:
     many = [f"LABEL_{i}" for i in range(12)]
     made = labels(many[::-1], count=12)
-    assert (made.classes, made.ids.tolist()) == (many, [*range(12)][::-1])
-    assert labels(["LABEL_10", "LABEL_2"]).ids.tolist() == [10, 2]
+    assert (made.classes, made.rows.tolist()) == (many, [*range(12)][::-1])
+    assert labels(["LABEL_10", "LABEL_2"]).rows.tolist() == [10, 2]
     with pytest.raises(CorpusError, match="label LABEL_12 is outside the teacher's 12 classes"):
         labels(["LABEL_12"], count=12)
 
@@ -84,8 +84,8 @@ def test_minus_one_is_a_value_in_regression() -> None:
     raw = [-2, -1, 0, 1, "-1.0"]
     for options in ({"count": 1}, {"label_type": "float"}):
         made = labels(raw, **options)
-        assert (made.values.tolist(), made.notes) == ([-2, -1, 0, 1, -1], ())
-    assert labels([-101, -100, -99], count=1).values.tolist() == [-101, -100, -99]
+        assert (made.rows.tolist(), made.notes) == ([-2, -1, 0, 1, -1], ())
+    assert labels([-101, -100, -99], count=1).rows.tolist() == [-101, -100, -99]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_minus_one_is_no_label_where_it_can_be_no_class_and_that_is_told(
     raw: list[Any], options: dict[str, Any], ids: list[int]
 ) -> None:
     made = labels(raw, **options)
-    assert made.ids.tolist() == ids
+    assert made.rows.tolist() == ids
     assert any(
         note.endswith("which is taken as no label")
         and note.startswith(f"{ids.count(NONE)} documents are labelled -1")
@@ -183,7 +183,7 @@ def test_what_the_corpus_calls_its_numbers_counts(
     made = labels([0, 1], known=known, count=3, corpus_names=names)
     assert made.classes is not None
     if names != ["0", "1"]:
-        assert [made.classes[i].lower() for i in made.ids] == [name.lower() for name in names]
+        assert [made.classes[i].lower() for i in made.rows] == [name.lower() for name in names]
     assert made.classes[: len(classes)] == classes
 
 
@@ -206,7 +206,7 @@ def test_names_of_the_corpus_that_do_not_fit_are_refused(
 
 def test_numbers_that_the_corpus_names_are_values_by_their_names() -> None:
     made = labels([0, 1, -1], count=1, corpus_names=["0.5", "2"])
-    np.testing.assert_array_equal(made.values, [0.5, 2, np.nan])
+    np.testing.assert_array_equal(made.rows, [0.5, 2, np.nan])
 
 
 def test_two_classes_of_one_name_are_refused() -> None:
@@ -235,8 +235,7 @@ def test_numbers_with_a_point_and_teachers_of_one_value_mean_regression(
 ) -> None:
     made = labels(raw, **options)
     assert (made.problem, made.classes) == ("regression", None)
-    np.testing.assert_array_equal(made.values, np.array(raw, np.float32))
-    assert (made.ids == NONE).all()
+    np.testing.assert_array_equal(made.rows, np.array(raw, np.float32))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from kdcache.evaluation.metrics import (
+from kdcache.labels.metrics import (
     calibration_error,
     classification,
     language,

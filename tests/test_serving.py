@@ -18,7 +18,7 @@ from transformers import pipeline
 from kdcache.building.builder import build
 from kdcache.errors import ConfigError, ModelError
 from kdcache.evaluation.evaluator import evaluate
-from kdcache.evaluation.metrics import wilson
+from kdcache.labels.metrics import wilson
 from kdcache.maintenance.verifying import verify
 from kdcache.models.tokenizer import UNBOUNDED, serve_with
 from kdcache.plans.batch import Batch

@@ -291,7 +291,7 @@ def _fill(writer: Writer, teacher: Teacher, batch_tokens: int, progress: Progres
         )
     if missing:
         capture = Capture(cache, teacher, batch_tokens, progress)
-        if cache.plan.config.problem == "classes":
+        if cache.plan.config.label_kind.numbered:
             capture.numbering = Numbering()
         _run_parts(writer, missing, capture, progress)
         _say_renumbering(capture, progress)

@@ -40,7 +40,7 @@ class Capture:
         self.plan = cache.plan
         self.numbering: Numbering | None = None
         self.taps = taps_of(cache.signals.values())
-        if self.plan.config.problem == "classes":
+        if self.plan.config.label_kind.numbered:
             self.taps.add(LOGITS)  # for `numbering`
         self.spaces = {name: cache.space_of(name) for name in cache.signals}
         self.sampled = {space: _sampled(self.plan, space) for space in set(self.spaces.values())}

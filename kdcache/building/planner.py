@@ -11,8 +11,8 @@ from typing import Any, TypedDict, Unpack
 
 from kdcache.building.shuffle import PlanBuilder
 from kdcache.corpora.documents import Corpus, Unit, open_corpus
-from kdcache.corpora.labels import LabelType, resolve
 from kdcache.errors import ConfigError, one_of
+from kdcache.labels import LabelType, resolve
 from kdcache.models import Tokenizer, check_classifier, classes_of, load_tokenizer
 from kdcache.plans import Plan, PlanConfig, round_up
 from kdcache.progress import Progress, Shown, quiet, short, shown, track

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.corpora.documents import Document
-from kdcache.corpora.labels import LabelReader, Labels
 from kdcache.errors import CorpusError
+from kdcache.labels import LABEL_KINDS, LabelReader, Labels
 from kdcache.models import Tokenizer
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig, cut, round_up
 from kdcache.tasks import Space
@@ -119,6 +119,7 @@ class PlanBuilder:
         out["doc_id"][:] = -1
         out["label"][:] = -100
         out["value"][:] = np.nan
+        column = LABEL_KINDS[labels.problem].column if labels else ""
         docs = np.asarray(self.docs, np.int64)
         for part, (a, b) in enumerate(_pairs(bounds)):
             chosen, at = order[a:b], slice(part * size, part * size + b - a)
@@ -131,8 +132,7 @@ class PlanBuilder:
             out["masked_start"][at] = first + np.cumsum(masked[chosen]) - masked[chosen]
             out["masked_len"][at] = masked[chosen]
             if labels is not None:
-                out["label"][at] = labels.ids[docs[chosen]]
-                out["value"][at] = labels.values[docs[chosen]]
+                out[column][at] = labels.rows[docs[chosen]]
         return out
 
     def _sorted(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.demo.sentences import Sentence
-from kdcache.evaluation.metrics import Z95, wilson
+from kdcache.labels.metrics import Z95, wilson
 from kdcache.manifest import Json
 from kdcache.progress import Progress
 from kdcache.shipping.folder import SETTINGS

@@ -28,7 +28,8 @@ class Agreement:
         self.plan, self.cache = plan, cache
         held = {key: doc for doc, key in document_keys(cache.plan)}
         self.rows = {doc: held[key] for doc, key in document_keys(plan) if key in held}
-        self._count, self._same, self._apart = 0, 0.0, 0.0
+        self.kind = plan.config.label_kind
+        self._count, self._same, self._apart, self._asked = 0, 0.0, 0.0, True
 
     def add(self, docs: Docs, logits: torch.Tensor) -> None:
         """Take in the model's logits, [rows of `docs`, outputs], of one batch."""
@@ -44,9 +45,12 @@ class Agreement:
         if not len(mine):
             return
         self._count += len(mine)
-        if self.plan.config.problem == "regression":
+        if self.kind.compare is not None:
             assert theirs.values is not None
-            self._apart += float((mine - theirs.values).double().square().mean(-1).sum())
+            same, apart = self.kind.compare(mine, theirs.values)
+            self._same += 0.0 if same is None else float(same.sum())
+            self._apart += float(apart.sum())
+            self._asked = same is not None
         else:
             self._same += float((mine.argmax(-1) == _likeliest(theirs)).sum())
             if mine.shape[1] < self.cache.shape.outputs:
@@ -59,10 +63,10 @@ class Agreement:
 
         None where the cache has no such row.
         """
-        classes = self._count and self.plan.config.problem != "regression"
+        asked = self._count and self._asked
         return {
             "documents": len(self.rows),
-            "agreement": self._same / self._count if classes else None,
+            "agreement": self._same / self._count if asked else None,
             "divergence": self._apart / self._count if self._count else None,
         }
 

@@ -203,7 +203,7 @@ def _predict(
 
 
 def _say_renumbering(plan: Plan, result: Predictions, progress: Progress) -> None:
-    if plan.config.problem == "classes":
+    if plan.config.label_kind.numbered:
         numbering = Numbering()
         numbering.add(plan.examples["label"][plan.docs], result.logits.argmax(1))
         if (warning := numbering.warning(plan.config.classes)) is not None:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from kdcache.errors import CorpusError, ModelError
-from kdcache.evaluation.metrics import classification, language, regression
+from kdcache.labels import known
+from kdcache.labels.metrics import language
 from kdcache.manifest import Json
 from kdcache.models import Teacher, Tokenizer, check_alone, load_teacher, load_tokenizer, run
 from kdcache.models.auto import require_token_types
@@ -112,19 +113,18 @@ def scores(plan: Plan, found: Predictions) -> Json:
         if not len(found.nats):
             raise CorpusError("no document has a token to predict")
         return {"rows": len(found.nats), **language(found.nats, found.correct)}
-    if plan.config.problem == "regression":
-        targets = plan.examples["value"][found.docs]
-        kept = np.isfinite(targets)
-        return regression(found.logits[kept, 0], targets[kept])
-    labels = plan.examples["label"][found.docs]
-    return classification(found.logits[labels >= 0], labels[labels >= 0])
+    kind = plan.config.label_kind
+    assert kind.scores is not None
+    labels = kind.of(plan.examples, found.docs)
+    there = known(labels)
+    return kind.scores(found.logits[there], labels[there], plan.config.classes or [])
 
 
 def metric_of(plan: Plan, docs: Docs) -> str:
     """The metric that students are chosen by on labelled documents of a plan."""
-    if plan.config.problem == "regression":
-        return "pearson" if len(np.unique(plan.examples["value"][docs])) > 1 else "mse"
-    return {"classes": "accuracy", "tokens": "cross_entropy"}[plan.config.problem]
+    kind = plan.config.label_kind
+    assert kind.metric is not None
+    return kind.metric(kind.of(plan.examples, docs) if kind.column else docs)
 
 
 def require_finite(name: str, logits: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 
 from kdcache.errors import ConfigError
+from kdcache.labels import LabelKind
 from kdcache.plans.batch import Batch, Rows
 from kdcache.signals import Activations, ModelSizes, SoftUse, Tap
 
@@ -67,12 +68,14 @@ class Step:
 
     Attributes:
         batch: inputs and labels.
+        labels: what the labels are.
         activations: all that was read out of the student.
         rows: the rows, or documents, that the loss is a mean over.
         total: what they count for in all batches of the step, on every rank; known to the host.
     """
 
     batch: Batch
+    labels: LabelKind
     activations: Activations
     rows: Rows
     total: float

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kdcache.errors import ConfigError
+from kdcache.labels import LABEL_KINDS, LabelKind
 from kdcache.losses.base import LABELS, Loss, Match, layers_text
 from kdcache.plans.batch import Rows
 from kdcache.signals import POSITIONS, TAP_KINDS, ModelSizes, Signal, Tap, holder
@@ -27,7 +28,7 @@ class CacheSpec:
     """What there is to learn from in a cache, known without reading a row.
 
     Attributes:
-        label_kind: "classes", "regression" or "tokens".
+        label_kind: name of the kind of its labels.
         shape: sizes of the teacher.
         labelled: documents with a hard label.
     """
@@ -37,6 +38,11 @@ class CacheSpec:
     signals: Mapping[str, Signal]
     shape: ModelSizes
     labelled: int
+
+    @property
+    def labels(self) -> LabelKind:
+        """The kind of its labels."""
+        return LABEL_KINDS[self.label_kind]
 
     def held(self) -> str:
         """The signals of the cache, for messages."""
@@ -139,7 +145,7 @@ class _Where(NamedTuple):
 
     def _labels(self, match: Match) -> Bound:
         outputs, classes = self.student.outputs, self.cache.shape.outputs
-        if self.cache.label_kind == "classes" and outputs < classes:
+        if self.cache.labels.column and outputs < classes:
             raise ConfigError(
                 f"losses.{self.name}: labels go up to {classes - 1}; the student has {outputs} "
                 "outputs"
@@ -186,11 +192,8 @@ class _Where(NamedTuple):
         if match.use is None:
             return
         cache, student = self.cache, self.student
-        if cache.label_kind == "regression" and not match.use.raw:
-            raise ConfigError(
-                f"losses.{self.name}: the teacher gives values, not probabilities; use the loss "
-                "logit_mse (recipe kd-mse)"
-            )
+        if cache.labels.no_divergence and not match.use.raw:
+            raise ConfigError(f"losses.{self.name}: {cache.labels.no_divergence}")
         lacks = signal.lacks(match.use, cache.shape.outputs)
         if match.use.raw and lacks:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Hard labels: cross-entropy, or squared error where labels are numbers."""
+"""Hard labels: cross-entropy, squared error, or whatever else their kind costs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.nn import functional
 
+from kdcache.labels import LabelKind, known_rows
+from kdcache.labels.classes import CLASSES
+from kdcache.labels.values import VALUES
 from kdcache.losses.base import LABELS, Match, Over, Pair, Step, check_number, exact, weighted
 from kdcache.signals import LOGITS, Head, ModelSizes
 from kdcache.tasks import IGNORE_INDEX
@@ -38,11 +40,14 @@ class Hard:
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
         """Sum over labelled rows."""
         (pair,) = pairs
-        return hard_loss(pair.student, pair.teacher, step.weight)
+        return hard_loss(pair.student, pair.teacher, step.weight, step.labels)
 
 
 def hard_loss(
-    logits_or_head: torch.Tensor | Head, labels: torch.Tensor, weight: torch.Tensor | None = None
+    logits_or_head: torch.Tensor | Head,
+    labels: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    kind: LabelKind | None = None,
 ) -> torch.Tensor:
     """Sum of the rows' losses, each times its weight; zero if no row has a label.
 
@@ -50,19 +55,17 @@ def hard_loss(
         logits_or_head: logits [N, C], or a language model's head, whose logits are then never made
             whole.
         labels: class ids [N], int64, IGNORE_INDEX where there is none (cross-entropy, in nats); or
-            float values [N], NaN where there is none, for logits [N, 1] (squared error).
+            float values [N], NaN where there is none, for logits [N, 1] (squared error); or what
+            another kind takes.
         weight: [N] floating; None: one over the number of labelled rows, the mean over these.
+        kind: of the labels; None: values where they are floats, else classes.
     """
-    known = labels.isfinite() if labels.is_floating_point() else labels != IGNORE_INDEX
+    weight = _mean(known_rows(labels)) if weight is None else weight
     if isinstance(logits_or_head, Head):
-        return _through_head(logits_or_head, labels, _mean(known) if weight is None else weight)
-    if labels.is_floating_point():
-        rows = torch.where(known, exact(logits_or_head.squeeze(-1)) - labels, 0.0).square()
-    else:
-        rows = functional.cross_entropy(
-            exact(logits_or_head), labels, ignore_index=IGNORE_INDEX, reduction="none"
-        )
-    return weighted(rows, _mean(known) if weight is None else weight)
+        return _through_head(logits_or_head, labels, weight)
+    if kind is None:
+        kind = VALUES if labels.is_floating_point() else CLASSES
+    return weighted(kind.hard_rows(exact(logits_or_head), labels), weight)
 
 
 def _mean(known: torch.Tensor) -> torch.Tensor:

@@ -200,7 +200,7 @@ def plan_options(config: PlanConfig) -> PlanOptions:
     options = PlanOptions(
         text_columns=config.corpus["text_columns"],
         label_column=config.corpus["label_column"] or "",
-        label_type="float" if config.problem == "regression" else "class",
+        label_type=config.label_kind.label_type or "auto",
         limit=config.corpus["documents"],
         max_length=config.max_length,
         part_tokens=config.part_tokens,

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from kdcache.errors import ConfigError, ModelError
+from kdcache.labels import LabelKind
 from kdcache.models.auto import (
     AUTO,
     load_config,
@@ -82,7 +83,7 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
     plan = cache.plan.config
     require_direction(config, plan.task, spec.checkpoint or spec.config or "the student")
     if plan.task == "text-classification":
-        _set_classes(config, plan.problem, plan.classes, cache.shape.outputs)
+        _set_classes(config, plan.label_kind, plan.classes, cache.shape.outputs)
     way = "choose a student with the teacher's tokenizer, or leave the document out"
     require_ids(cache.plan, config.get_text_config().vocab_size, "the student", way)
     require_token_types(config, cache.plan, "the student")
@@ -179,13 +180,12 @@ def _take_generation(student: Any, cache: Cache) -> None:
             student.generation_config = transformers.GenerationConfig.from_pretrained(folder)
 
 
-def _set_classes(config: Any, problem: str, classes: list[str] | None, outputs: int) -> None:
+def _set_classes(config: Any, kind: LabelKind, classes: list[str] | None, outputs: int) -> None:
     names = list(classes or [])
     names += [f"LABEL_{i}" for i in range(len(names), outputs)]
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in enumerate(names)}
-    regression = problem == "regression"
-    config.problem_type = "regression" if regression else "single_label_classification"
+    config.problem_type = kind.problem_type
 
 
 def _teacher_config(cache: Cache) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from kdcache.errors import ConfigError, DamageError
+from kdcache.labels import known, known_rows
 from kdcache.plans import Array, Docs, Plan
 from kdcache.tasks import IGNORE_INDEX, Space
 
@@ -116,9 +117,7 @@ class Batch(dict[str, torch.Tensor]):
             weights = weights[self[rows.sampled_rows]]
         if not rows.labelled:
             return weights
-        labels = self["labels"]
-        known = labels.isfinite() if labels.is_floating_point() else labels != IGNORE_INDEX
-        return weights * known
+        return weights * known_rows(self["labels"])
 
     def _of_documents(self, space: Space, dtype: torch.dtype) -> torch.Tensor:
         """The weight of the document of each row of a space."""
@@ -191,12 +190,9 @@ def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
         second = np.arange(lens.max())[None, :] >= plan.examples["pair_start"][docs][:, None]
         batch["token_type_ids"] = torch.from_numpy((second & mask).astype(np.int64))
     batch.tokens = len(flat)
-    if plan.config.problem == "classes":
-        labels = plan.examples["label"][docs].astype(np.int64)
-        batch.labelled = int(np.count_nonzero(labels != IGNORE_INDEX))
-    elif plan.config.problem == "regression":
-        labels = plan.examples["value"][docs]
-        batch.labelled = int(np.count_nonzero(np.isfinite(labels)))
+    if plan.config.label_kind.column:
+        labels = _labels(plan, docs)
+        batch.labelled = int(np.count_nonzero(known(labels)))
     elif plan.config.task == "causal-lm":
         labels = _next_tokens(flat, lens)
         batch.labelled = len(flat) - len(docs)  # nothing follows the last token of a document
@@ -206,6 +202,12 @@ def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
     batch["labels"] = torch.from_numpy(labels)
     batch.update({name: torch.from_numpy(rows) for name, rows in signals.items()})
     return batch
+
+
+def _labels(plan: Plan, docs: Docs) -> Array:
+    """The labels of documents as torch takes them: whole numbers are int64."""
+    found = plan.config.label_kind.of(plan.examples, docs)
+    return found if found.dtype.kind == "f" else found.astype(np.int64)
 
 
 def _next_tokens(flat: Array, lens: Array) -> Array:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kdcache.labels import LABEL_KINDS, LabelKind, known
 from kdcache.manifest import FORMAT, NAMED, Json, canonical
 from kdcache.plans.subsample import draw, kept_of, spread
 from kdcache.tasks import RowSpace, Space, Subset, Task
@@ -53,7 +54,7 @@ class PlanConfig:
     """What a plan was made from: equal configurations and corpora give equal plans."""
 
     task: Task
-    problem: str  # "classes", "regression" or "tokens"
+    problem: str  # name of the kind of its labels, see LABEL_KINDS
     tokenizer: Json  # name, sha256, vocab_size, pad_id, mask_id, type_ids
     corpus: Json  # source, sha256, documents, text_columns, label_column, truncated, classes
     max_length: int
@@ -65,6 +66,11 @@ class PlanConfig:
     def to_json(self) -> Json:
         """The configuration as JSON values."""
         return asdict(self)
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """The kind of its labels."""
+        return LABEL_KINDS[self.problem]
 
     @property
     def classes(self) -> list[str] | None:
@@ -171,11 +177,8 @@ class Plan:
     @property
     def labelled_docs(self) -> npt.NDArray[np.int64]:
         """Rows of the example space that hold a document with a hard label."""
-        if self.config.problem == "classes":
-            return self.docs[self.examples["label"][self.docs] >= 0]
-        if self.config.problem == "regression":
-            return self.docs[np.isfinite(self.examples["value"][self.docs])]
-        return self.docs
+        kind = self.config.label_kind
+        return self.docs[known(kind.of(self.examples, self.docs))] if kind.column else self.docs
 
     @property
     def labelled(self) -> int:

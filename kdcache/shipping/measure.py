@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 import kdcache
 from kdcache.errors import ModelError
-from kdcache.evaluation.metrics import wilson
 from kdcache.evaluation.scoring import BATCH, Predictions, predict, scores, token_budget
+from kdcache.labels.metrics import wilson
 from kdcache.manifest import Json
 from kdcache.plans.batch import length_batches
 from kdcache.progress import Progress

@@ -11,8 +11,8 @@ from typing import Any
 from transformers.trainer_utils import set_seed
 
 from kdcache.building.planner import PlanOptions, scratch_folder
-from kdcache.corpora.labels import LabelType
 from kdcache.errors import require_path
+from kdcache.labels import LabelType
 from kdcache.manifest import Json
 from kdcache.models import Tokenizer, load_tokenizer
 from kdcache.progress import Progress, Shown, short, shown

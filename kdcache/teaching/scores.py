@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdcache.evaluation.metrics import classification, regression
 from kdcache.evaluation.scoring import BATCH, token_budget
 from kdcache.evaluation.scoring import predict as outputs_of
+from kdcache.labels.metrics import classification, regression
 from kdcache.manifest import Json
 from kdcache.models.run import untouched
 from kdcache.plans import Array, Docs
@@ -39,7 +39,7 @@ def batches_of(documents: Documents) -> Iterator[Docs]:
 def score(outputs: Floats, documents: Documents) -> Json | None:
     """Scores of `outputs` [N, C] with 95% intervals; None where they are not finite.
 
-    Beside those of `kdcache.evaluation.metrics`: macro-F1, its interval from 2,000 resamples of the
+    Beside those of `kdcache.labels.metrics`: macro-F1, its interval from 2,000 resamples of the
     documents, and the recall of each class that has any.
     """
     if not np.isfinite(outputs).all():

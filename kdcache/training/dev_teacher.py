@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdcache.evaluation.metrics import regression
-from kdcache.evaluation.scoring import score_teacher
+from kdcache.evaluation.scoring import Predictions, score_teacher, scores
 from kdcache.manifest import Json
 from kdcache.models.token_map import cached_tokenizer
 from kdcache.plans import Docs, Plan
@@ -21,6 +20,8 @@ from kdcache.store import Cache
 from kdcache.training.dev import DevSet, value_of
 
 BUDGET = 4096  # tokens whose soft labels are decoded at once
+OUTPUTS = 4096  # documents whose outputs are read at once
+FROM_CACHE = "the cache's soft labels"
 
 
 def teacher_score(
@@ -79,20 +80,27 @@ def _rows(dev: DevSet, cache: Cache) -> dict[int, int] | None:
 
 def _cached_score(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json:
     """The score of the soft labels that the cache holds."""
+    if dev.plan.config.label_kind.compare is not None:
+        return {"value": _of_outputs(dev, cache, rows), "source": FROM_CACHE}
     found, exact = [], True
     for docs in length_batches(dev.plan, dev.docs, BUDGET):
         held = np.asarray([rows[int(doc)] for doc in docs])
         values, known = SCORES[dev.plan.config.problem](dev.plan, cache, docs, held)
         found.append(values)
         exact = exact and known
-    score: Json = {"value": _value(dev, np.concatenate(found)), "source": "the cache's soft labels"}
+    score: Json = {"value": float(np.concatenate(found).mean()), "source": FROM_CACHE}
     return score if exact else score | {"estimate": True}
 
 
-def _value(dev: DevSet, found: np.ndarray) -> float:
-    if dev.plan.config.problem != "regression":
-        return float(found.mean())
-    return value_of(regression(found[:, 0], found[:, 1]), dev.metric)
+def _of_outputs(dev: DevSet, cache: Cache, rows: dict[int, int]) -> float:
+    """The score of the teacher's own outputs."""
+    found, held = [], np.asarray([rows[int(doc)] for doc in dev.docs])
+    for some in np.array_split(held, math.ceil(len(held) / OUTPUTS)):
+        values = cache.stored(some, LOGITS).values
+        assert values is not None
+        found.append(values.double().numpy())
+    told = Predictions(dev.docs, np.concatenate(found), np.empty(0), np.empty(0, np.bool_))
+    return value_of(scores(dev.plan, told), dev.metric)
 
 
 def _correct(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:
@@ -100,13 +108,6 @@ def _correct(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarr
     soft = cache.soft_labels(held)
     top = soft.ids.gather(1, soft.logprobs.argmax(-1, keepdim=True)).squeeze(1)
     return (top.numpy() == plan.examples["label"][docs]).astype(np.float64), True
-
-
-def _pairs(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:
-    """[D, 2], what the teacher says and the label."""
-    values = cache.soft_labels(held).values
-    assert values is not None
-    return np.stack([values[:, 0].double().numpy(), plan.examples["value"][docs]], 1), True
 
 
 def _nats(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:
@@ -130,5 +131,5 @@ def _tail_nats(soft: SoftLabels, outputs: int) -> torch.Tensor:
     return math.log(outputs - soft.ids.shape[1]) - soft.tail_logmass
 
 
-SCORES = {"classes": _correct, "regression": _pairs, "tokens": _nats}
-"""By kind of label: what soft labels come to, and whether they say all there is to know."""
+SCORES = {"classes": _correct, "tokens": _nats}
+"""Where teachers give probabilities: what these come to, and whether they say all there is."""

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kdcache.corpora.documents import Corpus, columns_of, open_corpus
 from kdcache.corpora.files import files_of
-from kdcache.corpora.labels import LabelReader, resolve
 from kdcache.corpora.packed import open_bytes
 from kdcache.corpora.readers import name_of
 from kdcache.errors import ConfigError, CorpusError
+from kdcache.labels import LabelReader, resolve
 from kdcache.manifest import Json
 from kdcache.models import load_config
 from kdcache.models.tokenizer import class_names
@@ -117,6 +115,6 @@ def check_labels(corpus: Corpus, config: Any) -> None:
         reader.add(document.label, document.where)
     names, count = class_names(config), int(config.num_labels)
     found = resolve(reader, known=names, count=count, corpus_names=corpus.class_names)
-    if not ((found.ids >= 0) | np.isfinite(found.values)).any():
+    if not found.labelled:
         where = f"column {corpus.label_column} of {corpus.tables[0].name}"
         raise CorpusError(f"{where} holds no labels: --eval names labelled documents")

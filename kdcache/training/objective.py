@@ -125,7 +125,13 @@ class Objective:
         """
         whole = self.totals([batch]) if totals is None else totals
         steps = {
-            name: Step(batch=batch, activations=activations, rows=one.rows, total=total)
+            name: Step(
+                batch=batch,
+                labels=self.cache.labels,
+                activations=activations,
+                rows=one.rows,
+                total=total,
+            )
             for (name, one), total in zip(self.bound.items(), whole, strict=True)
         }
         pairs = Pairs(self.cache, batch, activations, outputs=self._outputs, project=self._project)

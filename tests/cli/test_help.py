@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from kdcache.building.planner import PlanOptions
 from kdcache.corpora.documents import Unit
-from kdcache.corpora.labels import LabelType
+from kdcache.labels import LabelType
 from kdcache.models.teacher import DTYPES
 from kdcache_cli import bench, options, planning
 from kdcache_cli.app import COMMANDS, GROUPS, app

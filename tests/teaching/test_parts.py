@@ -12,8 +12,8 @@ import transformers
 from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_class_weight
 
-from kdcache.corpora.labels import LabelReader, resolve
 from kdcache.errors import ConfigError, CorpusError, ModelError
+from kdcache.labels import LabelReader, resolve
 from kdcache.models import load_tokenizer
 from kdcache.models.auto import AUTO
 from kdcache.plans.batch import collate
@@ -152,7 +152,7 @@ def test_new_classes_are_those_that_documents_have(
     for number, label in enumerate(labels):
         reader.add(label, f"x.csv:{number + 2}")
     found = resolve(reader, new=True)
-    assert (found.classes, found.ids.tolist()) == (names, ids)
+    assert (found.classes, found.rows.tolist()) == (names, ids)
     assert "the teacher" not in " ".join(found.notes)
 
 

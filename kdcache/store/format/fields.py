@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from kdcache.errors import DamageError
+from kdcache.labels import LABEL_KINDS
 from kdcache.manifest import canonical
 from kdcache.store.io.object_path import Root
 from kdcache.tasks import TASKS
@@ -74,7 +75,7 @@ PLAN: Schema = {
     "masked": whole(0, COUNT),
     "config": {
         "task": choice(*TASKS),
-        "problem": choice("classes", "regression", "tokens"),
+        "problem": choice(*LABEL_KINDS),
         "tokenizer": {
             "name": TEXT,
             "sha256": TEXT,

@@ -1,0 +1,153 @@
+"""What a label kind is: how labels are read, stored, learnt from, scored and told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.manifest import Json
+from kdcache.tasks import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdcache.labels.reader import LabelReader
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.floating[Any]]
+Bools = npt.NDArray[np.bool_]
+LabelType = Literal["auto", "class", "float"]
+MAX_CLASSES = 65_536  # far beyond any classifier: more is a column of ids or of text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known of the outputs that labels are for, before a label is looked at.
+
+    Attributes:
+        names: of the teacher's outputs; None: they have none.
+        count: how many there are; None: no teacher is known.
+        corpus: what the corpus itself calls its numbers, as a `datasets.ClassLabel` does.
+        new: there is no teacher yet, and its classes will be those of the labels.
+        guess: nobody said what the labels are: they are looked at.
+    """
+
+    names: tuple[str, ...] | None = None
+    count: int | None = None
+    corpus: tuple[str, ...] | None = None
+    new: bool = False
+    guess: bool = False
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of N documents.
+
+    Attributes:
+        problem: name of their kind.
+        classes: names of the outputs they are for; None where they have none.
+        rows: [N, ...], a label each; IGNORE_INDEX, or NaN, where there is none.
+        notes: what was guessed and what was taken as no label, a line each.
+    """
+
+    problem: str
+    classes: list[str] | None
+    rows: Array = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> int:
+        """How many documents have a label."""
+        return int(known(self.rows).sum())
+
+
+def known(rows: Array) -> Bools:
+    """Which of N labels, [N, ...], there are: [N]. What is not there is so in all its values."""
+    there: Bools = np.isfinite(rows) if rows.dtype.kind == "f" else rows != IGNORE_INDEX
+    if rows.ndim > 1:
+        there = np.asarray(there.reshape(len(rows), -1).all(1))
+    return there
+
+
+def known_rows(labels: torch.Tensor) -> torch.Tensor:
+    """`known` of the labels of a batch, on their device."""
+    there = labels.isfinite() if labels.is_floating_point() else labels != IGNORE_INDEX
+    return there.flatten(1).all(1) if there.dim() > 1 else there
+
+
+class Told(NamedTuple):
+    """What predictions are written as: a row of cells for each document.
+
+    Attributes:
+        columns: names of the cells.
+        rows: theirs, document by document.
+    """
+
+    columns: Sequence[str]
+    rows: Iterable[Sequence[object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelKind:
+    """A kind of label, and all that is decided by it. Functions take arrays of N documents.
+
+    Labels and outputs are [N, C] where a document has several values, labels else [N].
+
+    Attributes:
+        name: what a plan's configuration calls it.
+        label_type: what a person who asks for it calls it; "": it cannot be asked for.
+        called: what a model of such outputs is called.
+        problem_type: what transformers calls it.
+        means: whether outputs of a model are of this kind, by its `problem_type` and their number.
+        column: the array of a plan's example space that holds the labels; "": the task makes them.
+        dtype: of that array.
+        wide: whether it has a value for every output, rather than one.
+        numbered: whether a label is the number of one class, which another model may number
+            otherwise.
+        read: labels from what was read of a corpus; CorpusError for one that does not fit.
+        hard_rows: what each row costs: of outputs [N, C] and labels, [N]; 0 without a label.
+        no_divergence: why probabilities of the teacher say nothing; "": they do.
+        compare: of outputs of a model and of its teacher, [N, C], whether both say the same,
+            [N] (None: that is no question), and how far they are apart, [N]; None: they are
+            probabilities of one class, and compared as such.
+        scores: of outputs and labels, both of labelled documents, and the names of the outputs.
+        metric: name of the score that models are chosen by, given the labels.
+        predictions: what is written of outputs and labels, and the names of the outputs.
+    """
+
+    name: str
+    label_type: LabelType | Literal[""] = ""
+    called: str = ""
+    problem_type: str = ""
+    means: Callable[[str | None, int], bool] = lambda problem_type, outputs: False
+    column: str = ""
+    dtype: str = ""
+    wide: bool = False
+    numbered: bool = False
+    read: Callable[[LabelReader, Known], Labels] | None = None
+    hard_rows: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    no_divergence: str = ""
+    compare: (
+        Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, torch.Tensor]] | None
+    ) = None
+    scores: Callable[[Floats, Array, Sequence[str]], Json] | None = None
+    metric: Callable[[Array], str] | None = None
+    predictions: Callable[[Floats, Array, Sequence[str]], Told] | None = None
+
+    def of(self, examples: Mapping[str, Array], docs: Array) -> Array:
+        """The labels of documents, by their rows in a plan's example space."""
+        return examples[self.column][docs]
+
+    def fill(self) -> float | int:
+        """What stands for no label."""
+        return float("nan") if np.dtype(self.dtype).kind == "f" else IGNORE_INDEX
+
+
+def output_names(names: Sequence[str] | None, outputs: int) -> list[str]:
+    """A name for each output: what is not named goes by its number."""
+    found = list(names) if names else [str(i) for i in range(outputs)]
+    return found + [f"LABEL_{i}" for i in range(len(found), outputs)]

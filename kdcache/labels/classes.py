@@ -1,0 +1,55 @@
+"""One class a document: its number among the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from kdcache.labels.base import Array, Floats, LabelKind, Told, output_names
+from kdcache.labels.class_labels import read_classes
+from kdcache.labels.metrics import classification, log_softmax
+from kdcache.manifest import Json
+from kdcache.tasks import IGNORE_INDEX
+
+
+def cross_entropy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy in nats of logits [N, C] and class ids [N]: [N]."""
+    return functional.cross_entropy(outputs, labels, ignore_index=IGNORE_INDEX, reduction="none")
+
+
+def _scores(outputs: Floats, labels: Array, names: Sequence[str]) -> Json:
+    return classification(outputs, labels)
+
+
+def _predictions(outputs: Floats, labels: Array, names: Sequence[str]) -> Told:
+    logprobs = log_softmax(outputs)
+    named = output_names(names, outputs.shape[1])
+    rows = (
+        (named[label] if label >= 0 else "", named[top], f"{confidence:.4f}")
+        for label, top, confidence in zip(
+            labels, logprobs.argmax(1), np.exp(logprobs.max(1)), strict=True
+        )
+    )
+    return Told(("label", "prediction", "confidence"), rows)
+
+
+CLASSES = LabelKind(
+    name="classes",
+    label_type="class",
+    called="classifier",
+    problem_type="single_label_classification",
+    means=lambda problem_type, outputs: (
+        outputs > 1 and problem_type in (None, "single_label_classification")
+    ),
+    column="label",
+    dtype="int32",
+    numbered=True,
+    read=read_classes,
+    hard_rows=cross_entropy,
+    scores=_scores,
+    metric=lambda labels: "accuracy",
+    predictions=_predictions,
+)

@@ -47,7 +47,6 @@ from kdcache.corpora.standard_library import docstrings, prose
 from kdcache.losses import hard_loss
 from kdcache.manifest import Json
 from kdcache.signals import Head
-from kdcache.tasks import Task
 from kdcache_kernels import linear_topk_kl, topk_kl
 
 CPU = torch.device("cpu")
@@ -60,7 +59,7 @@ PLAIN = "cross-entropy"
 class Shape:
     """A student, and the documents of one step: `documents` of `length` tokens."""
 
-    task: Task
+    task: str
     config: dict[str, Any]
     documents: int
     length: int

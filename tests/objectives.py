@@ -25,7 +25,7 @@ from kdcache.signals import (
     Tap,
     TopKLogits,
 )
-from kdcache.tasks import IGNORE_INDEX, Task
+from kdcache.tasks import IGNORE_INDEX, TASKS
 from kdcache.training.objective import Objective
 from tests.said import Said
 
@@ -52,7 +52,7 @@ class Given:
         weights: of documents, [B]; None: the batch has none.
     """
 
-    task: Task
+    task: str
     lengths: Array
     labels: Array
     logits: Array
@@ -200,7 +200,7 @@ def bind(losses: Mapping[str, Loss], given: Given) -> Objective:
     signals = _signals(given)[0]
     width = given.hidden.shape[-1] if given.taught is None else given.taught.shape[-1]
     known = CacheSpec(
-        task=given.task,
+        task=TASKS[given.task],
         label_kind=classes if given.task == "text-classification" else "tokens",
         signals=signals,
         shape=ModelSizes(

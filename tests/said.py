@@ -10,7 +10,6 @@ import torch
 from kdcache.models import run
 from kdcache.plans.batch import Batch
 from kdcache.signals import HEAD, LOGITS, Activations, Head, Tap
-from kdcache.tasks import Task
 
 
 class Said(Activations):
@@ -40,7 +39,7 @@ def activations(
     return Said(values=values, mask=mask, masked=masked, head=head)
 
 
-def say(model: Any, task: Task, batch: Batch, *, hidden: bool = False, head: Any = None) -> Said:
+def say(model: Any, task: str, batch: Batch, *, hidden: bool = False, head: Any = None) -> Said:
     """The logits of a batch, or with a `head` what that reads, and all hidden states."""
     taps = [LOGITS if head is None else HEAD, *([Tap("hidden")] if hidden else [])]
     return Said(**vars(run(model, batch, taps, task=task)))

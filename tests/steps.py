@@ -82,11 +82,11 @@ class Student:
     def __init__(
         self, cache: Cache, config: str | Path, losses: dict[str, Loss], dtype: torch.dtype
     ) -> None:
-        self.cache, self.task = cache, cache.plan.config.task
+        self.cache, self.task = cache, cache.plan.task
         kind = transformers.AutoConfig.from_pretrained(config).model_type
         made = transformers.AutoConfig.from_pretrained(config, **SMALL[kind])
         torch.manual_seed(0)
-        self.model = AUTO[self.task].from_config(made)
+        self.model = AUTO[self.task.name].from_config(made)
         setattr(self.model, EQUAL, losses is COMBINED["one length"])
         shape = ModelSizes(outputs=cache.shape.outputs, hidden=16, layers=2)
         known = cache_spec(cache, len(cache.plan.labelled_docs))

@@ -12,10 +12,9 @@ import transformers
 from kdcache.corpora.standard_library import prose
 from kdcache.plans.batch import Batch
 from kdcache.signals import Activations, Tap
-from kdcache.tasks import Task
 
-CLASSES: Task = "text-classification"
-AUTO: dict[Task, Any] = {
+CLASSES: str = "text-classification"
+AUTO: dict[str, Any] = {
     CLASSES: transformers.AutoModelForSequenceClassification,
     "masked-lm": transformers.AutoModelForMaskedLM,
     "causal-lm": transformers.AutoModelForCausalLM,
@@ -94,9 +93,7 @@ SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 QKV = ("query", "key", "value")
 
 
-def model_of(
-    family: str, task: Task = CLASSES, *, attention: str | None = None, **more: Any
-) -> Any:
+def model_of(family: str, task: str = CLASSES, *, attention: str | None = None, **more: Any) -> Any:
     """A model of a family, always of the same weights, dropout off."""
     sizes = {**FAMILIES, **APART, **CAPPED}[family]
     kind = getattr(transformers, f"{family}Config")

@@ -21,6 +21,7 @@ from kdcache.bench.fidelity_sample import Sample, take_sample
 from kdcache.building.builder import build
 from kdcache.errors import ConfigError
 from kdcache.signals import named_arrays, parse
+from kdcache.tasks import TASKS
 from kdcache_cli.main import main
 from tests.said import activations
 
@@ -131,7 +132,7 @@ def test_bytes_are_those_of_a_build(tmp_path: Path, prose_file: Path, masked_lm:
         n: torch.from_numpy(cache._readers[n][0 : cache.layouts[n].shape[0]]) for n in cache.layouts
     }
     assert cache.plan.parts == 1
-    specs = named_arrays(cache.signals, "masked-lm", cache.shape)
+    specs = named_arrays(cache.signals, TASKS["masked-lm"], cache.shape)
     assert stored_bytes(specs, raw) == sum(cache.bytes[name] for name in cache.layouts)
 
 

@@ -15,6 +15,7 @@ from kdcache.building.describe import describe_bytes
 from kdcache.errors import ConfigError
 from kdcache.signals import ModelSizes, parse, parse_all
 from kdcache.store import Cache
+from kdcache.tasks import TASKS
 from kdcache_cli.main import main
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -78,7 +79,7 @@ def test_codecs_that_a_teacher_cannot_give_are_not_proposed(masked_cache: Cache)
     wanted = {"hidden": parse("hidden:layers=1,positions=cls")}
     for proposal in propose(masked_cache.plan, small, 10**9, wanted):
         for signal in parse_all(proposal.signals).values():
-            signal.check("masked-lm", small)
+            signal.check(TASKS["masked-lm"], small)
 
 
 def test_classes_are_kept_whole(cache: Cache) -> None:

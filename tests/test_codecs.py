@@ -40,6 +40,7 @@ from kdcache.store import Cache, open_cache
 from kdcache.store.format.array_reader import plan_layout
 from kdcache.store.format.compressed_reader import PackedReader, encode_rows
 from kdcache.store.format.zarr_metadata import create_arrays, create_group
+from kdcache.tasks import TASKS
 from kdcache_kernels import topk_kl
 from tests.said import Said, activations
 
@@ -103,7 +104,7 @@ def test_small_keeps_the_likeliest_ids_their_mass_and_the_tail(classes: int, k: 
     logits = rows_of(9, classes)
     signal = SmallTopK(k=k, vocabulary=some_order(classes))
     encoded = signal.encode(said(logits))
-    for spec in signal.arrays("masked-lm", ModelSizes(outputs=classes, hidden=8, layers=1)):
+    for spec in signal.arrays(TASKS["masked-lm"], ModelSizes(outputs=classes, hidden=8, layers=1)):
         assert encoded[spec.name].shape[1:] == spec.row_shape
         assert str(encoded[spec.name].numpy().dtype) == spec.dtype
     soft = signal.soft(encoded, classes)
@@ -449,7 +450,7 @@ def halve(model: Any, inputs: Any, said: Any) -> Any:
 def test_a_teacher_that_changes_its_logits_is_refused(packed: Cache, masked_lm: Path) -> None:
     signal = HiddenHead()
     with pytest.raises(ConfigError, match="is for language models"):
-        signal.check("text-classification", packed.shape)
+        signal.check(TASKS["text-classification"], packed.shape)
     teacher = load_teacher(masked_lm, task="masked-lm", device="cpu")
     teacher.model.register_forward_hook(halve)
     capture = Capture(packed, teacher, 1024)

@@ -19,6 +19,7 @@ from kdcache.maintenance.exporting import export
 from kdcache.maintenance.verifying import verify
 from kdcache.signals import ModelSizes, SmallTopK, SoftLabels, TopKLogits, parse
 from kdcache.signals.codecs.vocabulary import by_frequency
+from kdcache.tasks import TASKS
 from kdcache.training.train import train
 from kdcache_kernels import topk_kl
 from tests.said import activations
@@ -51,10 +52,10 @@ def decoded(of: Codec, logits: torch.Tensor) -> SoftLabels:
     )
     encoded = of.encode(outputs)
     shape = ModelSizes(outputs=logits.shape[1], hidden=8, layers=1)
-    for spec in of.arrays("masked-lm", shape):
+    for spec in of.arrays(TASKS["masked-lm"], shape):
         assert encoded[spec.name].shape[1:] == spec.row_shape
         assert str(encoded[spec.name].numpy().dtype) == spec.dtype
-    assert set(encoded) == {spec.name for spec in of.arrays("masked-lm", shape)}
+    assert set(encoded) == {spec.name for spec in of.arrays(TASKS["masked-lm"], shape)}
     return of.soft(encoded, logits.shape[1])
 
 
@@ -142,7 +143,7 @@ def test_a_number_of_draws_that_cannot_be_is_refused(codec: str, draws: int) -> 
 def test_a_cache_of_all_classes_has_nothing_to_draw_from(codec: str) -> None:
     shape = ModelSizes(outputs=40, hidden=8, layers=1)
     with pytest.raises(ConfigError, match=r"k=40,draws=3: k is all the outputs .* leave draws out"):
-        signal(codec, 40, k=40, draws=3).check("masked-lm", shape)
+        signal(codec, 40, k=40, draws=3).check(TASKS["masked-lm"], shape)
 
 
 def test_settings_without_draws_are_those_of_earlier_versions(codec: str) -> None:

@@ -20,7 +20,7 @@ from kdcache.manifest import FORMAT, FORMATS
 from kdcache.signals import FEATURES, SIGNALS, LayerVectors, ModelSizes, Tap, parse, with_artifacts
 from kdcache.signals.codecs.vocabulary import by_frequency
 from kdcache.store import Cache, open_cache
-from kdcache.tasks import Subset
+from kdcache.tasks import TASKS, Subset
 from tests.archives import unpack
 from tests.pages import DOCS, blocks, prose, run_python
 from tests.said import activations
@@ -147,7 +147,7 @@ def test_rows_of_any_shape_are_decoded_by_the_page(page: Any, text: str, vocabul
     signal = with_artifacts({"it": signal}, shape, lambda name: order.to_bytes())["it"]
     logits = torch.cat([rows_of(6, vocabulary) * scale for scale in (1e-3, 1.0, 4.0, 30.0)])
     raw = signal.encode(said(logits))
-    specs = {s.name: s for s in signal.arrays("masked-lm", shape)}
+    specs = {s.name: s for s in signal.arrays(TASKS["masked-lm"], shape)}
     stored = {name: raw[name].numpy() for name in specs}
     attributes = {name: spec.attributes for name, spec in specs.items()}
     given = stored, attributes, signal.to_json(), vocabulary, lambda name: order.to_bytes()
@@ -163,7 +163,7 @@ def test_rows_of_a_layer_are_decoded_by_the_page(page: Any, dtype: str, group: s
     rows[30], rows[31] = 0, 1e-6
     outputs = activations(logits=rows, hidden=[rows], mask=torch.ones(40, 1, dtype=torch.bool))
     raw = signal.encode(outputs)
-    specs = signal.arrays("masked-lm", ModelSizes(outputs=9, hidden=32, layers=0))
+    specs = signal.arrays(TASKS["masked-lm"], ModelSizes(outputs=9, hidden=32, layers=0))
     short = {spec.name.rpartition("/")[2]: spec for spec in specs}
     stored = {name: raw[spec.name].numpy() for name, spec in short.items()}
     attributes = {name: spec.attributes for name, spec in short.items()}
@@ -187,7 +187,9 @@ def test_codes_alone_are_off_by_what_the_page_says(page: Any) -> None:
         logits = torch.zeros(900, 4000)
         logits[:, 5] = torch.linspace(0.01, 9, 900)  # probabilities from e^-8 up to two thirds
         raw, exact = signal.encode(said(logits)), logits.double().log_softmax(-1)[:, 5].numpy()
-        books = {s.name: s.attributes.get("codebook") for s in signal.arrays("masked-lm", shape)}
+        books = {
+            s.name: s.attributes.get("codebook") for s in signal.arrays(TASKS["masked-lm"], shape)
+        }
         codes = raw["logprobs"]
         if "floor" in raw:
             codes = raw["floor"][:, None] - codes

@@ -80,7 +80,7 @@ def objective(cache, losses, layers=2):
     torch.manual_seed(1)
     config = cache.plan.config
     known = CacheSpec(
-        task=config.task,
+        task=cache.plan.task,
         label_kind=config.problem,
         signals=cache.signals,
         shape=cache.shape,

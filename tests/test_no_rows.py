@@ -35,6 +35,7 @@ from kdcache.signals import (
 from kdcache.signals.codecs.quantised import FLOATS
 from kdcache.signals.codecs.vocabulary import by_frequency
 from kdcache.store import Cache
+from kdcache.tasks import TASKS
 from kdcache.training.objective import Objective
 from kdcache.training.train import train
 from tests.said import Said, activations, say
@@ -70,7 +71,7 @@ def test_no_row_is_encoded_and_decoded(text: str, vocabulary: int) -> None:
     if isinstance(signal, HiddenHead):
         object.__setattr__(signal.layer, "layers", {"": (torch.zeros(vocabulary, 32), None)})
     arrays = signal.encode(said_nothing(vocabulary))
-    for spec in signal.arrays("masked-lm", shape):
+    for spec in signal.arrays(TASKS["masked-lm"], shape):
         assert tuple(arrays[spec.name].shape) == (0, *spec.row_shape)
         assert str(arrays[spec.name].numpy().dtype) == spec.dtype
     if isinstance(signal, Hidden):
@@ -99,7 +100,7 @@ def objective(cache: Cache, kinds: list[str]) -> Objective | None:
             return None
         losses[kind] = made
     facts = CacheSpec(
-        task=cache.plan.config.task,
+        task=cache.plan.task,
         label_kind=cache.plan.config.problem,
         signals=cache.signals,
         shape=cache.shape,

@@ -19,6 +19,7 @@ from kdcache.store import Cache, open_cache
 from kdcache.store.create import _write_file
 from kdcache.store.format.zarr_metadata import create_group
 from kdcache.store.io.check_object import object_fingerprint
+from kdcache.tasks import TASKS
 from kdcache_cli.main import main
 from tests.conftest import write_csv
 from tests.damage import copy_of, forge_manifest, forge_plan
@@ -105,11 +106,11 @@ def test_a_teacher_without_a_mask(cache: Cache, tmp_path: Path) -> None:
 def test_families_are_known_by_name() -> None:
     assert all(map(decodes, ("llama", "gpt2", "qwen3", "mistral")))
     assert not any(map(decodes, ("bert", "roberta", "modernbert", "no such family", "None")))
-    assert not sways("LlamaForCausalLM", "llama", "causal-lm")
-    assert not sways("NoSuchClass", "no such family", "causal-lm")
-    assert not sways("XLNetLMHeadModel", "xlnet", "causal-lm")
-    assert sways("XLNetForSequenceClassification", "xlnet", "text-classification")
-    assert sways("FNetForMaskedLM", "fnet", "masked-lm")
+    assert not sways("LlamaForCausalLM", "llama", TASKS["causal-lm"])
+    assert not sways("NoSuchClass", "no such family", TASKS["causal-lm"])
+    assert not sways("XLNetLMHeadModel", "xlnet", TASKS["causal-lm"])
+    assert sways("XLNetForSequenceClassification", "xlnet", TASKS["text-classification"])
+    assert sways("FNetForMaskedLM", "fnet", TASKS["masked-lm"])
 
 
 def test_means_summed_in_half_precision(tmp_path: Path, prose_file: Path, masked_lm: Path) -> None:

@@ -23,7 +23,6 @@ from kdcache.maintenance.verifying import verify
 from kdcache.models.tokenizer import UNBOUNDED, serve_with
 from kdcache.plans.batch import Batch
 from kdcache.store import Cache, open_cache
-from kdcache.tasks import Task
 from kdcache.training.card import write_card
 from kdcache.training.recipe import load_recipe
 from kdcache.training.train import train
@@ -83,7 +82,7 @@ def logits_at(student: Path, ids: torch.Tensor, masked: bool) -> torch.Tensor:
     batch = Batch(input_ids=ids, attention_mask=torch.ones_like(ids))
     mask_id = transformers.AutoTokenizer.from_pretrained(student).mask_token_id
     batch["masked"] = (ids == mask_id).flatten().nonzero().squeeze(1)
-    task: Task = "masked-lm" if masked else "causal-lm"
+    task: str = "masked-lm" if masked else "causal-lm"
     return say(auto.from_pretrained(student).eval(), task, batch, hidden=False).logits
 
 

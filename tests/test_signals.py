@@ -31,6 +31,7 @@ from kdcache.signals import (
 )
 from kdcache.signals.codecs.codebook import high_bits, pack_high, unpack_high
 from kdcache.store import Cache
+from kdcache.tasks import TASKS
 from tests.said import Said, activations
 
 SHAPE = ModelSizes(outputs=600, hidden=48, layers=4)
@@ -131,7 +132,7 @@ def test_one_signal_of_each_name() -> None:
 )
 def test_a_signal_the_teacher_cannot_give_is_refused(text: str, task: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse(text).check(task, SHAPE)
+        parse(text).check(TASKS[task], SHAPE)
 
 
 @pytest.mark.parametrize("record", [{"codec": "topk", "q": 1}, {"codec": "top"}, {}])
@@ -277,7 +278,7 @@ def test_hidden_states_come_back_within_their_dtypes_error(
     said = hidden_outputs()
     signal = Hidden(layers=(0, 3), positions=positions, dtype=dtype, group=group)
     encoded = signal.encode(said)
-    specs = {spec.name: spec for spec in signal.arrays("masked-lm", SHAPE)}
+    specs = {spec.name: spec for spec in signal.arrays(TASKS["masked-lm"], SHAPE)}
     assert set(encoded) == set(specs)
     for layer in (0, 3):
         truth = rows_at(said, layer, positions)

@@ -28,6 +28,7 @@ from kdcache.store import Cache, open_cache, open_plan
 from kdcache.store.format.array_reader import ArrayReader, encode_shard, plan_layout
 from kdcache.store.format.zarr_metadata import create_arrays, create_group
 from kdcache.store.io.durable_writes import write_synced, writing
+from kdcache.tasks import TASKS
 from tests.test_no_rows import HIDDEN, LOGITS
 
 CACHES = ["cache", "masked_cache", "causal_cache"]
@@ -86,7 +87,7 @@ def test_xarray_opens_every_group(name: str, request: pytest.FixtureRequest) -> 
 def test_xarray_opens_the_arrays_of_every_codec(text: str, tmp_path: Path) -> None:
     """Dimensions of one name have one length in a group, high parts of ids included."""
     shape = ModelSizes(outputs=70_000, hidden=32, layers=4)
-    specs = named_arrays(parse_all(text), "masked-lm", shape)
+    specs = named_arrays(parse_all(text), TASKS["masked-lm"], shape)
     layouts = [
         plan_layout(
             spec.name,

@@ -13,7 +13,7 @@ from kdcache.plans import Plan, round_up
 from kdcache.plans.subsample import spread
 from kdcache.signals import from_json, parse
 from kdcache.store import Cache
-from kdcache.tasks import LOGITS_SPACE, Space, Subset
+from kdcache.tasks import Space, Subset
 
 FRACTIONS = [0.003, 0.2, 1 / 3, 0.999]
 LOGITS = ["dense", "topk,k=8", "topk-small,k=8", "sampled,n=12", "hidden-head,dtype=int8"]
@@ -45,7 +45,7 @@ def test_rows_follow_from_the_plan_as_the_record_says(
     name: str, fraction: float, request: pytest.FixtureRequest
 ) -> None:
     plan = request.getfixturevalue(name).plan
-    base = LOGITS_SPACE[plan.config.task]
+    base = plan.task.rows
     space, ends = Subset(base, fraction), np.zeros(plan.parts, int)
     for doc in plan.docs.tolist():
         one = np.array([doc])

@@ -17,7 +17,7 @@ from kdcache.models import check_taps, plain_head
 from kdcache.models.run import EQUAL, run
 from kdcache.plans.batch import Batch
 from kdcache.signals import Tap
-from kdcache.tasks import Subset, Task
+from kdcache.tasks import TASKS, Subset
 from tests.said import say
 from tests.taps import AUTO, CLASSES, QKV, attend, batch_of, close, inputs, model_of
 
@@ -56,7 +56,7 @@ def test_nothing_is_put_into_a_model_that_is_asked_for_logits_and_hidden_states(
 
 
 @pytest.mark.parametrize("task", AUTO)
-def test_documents_of_one_length_at_a_time_give_every_tap(task: Task, batch: Batch) -> None:
+def test_documents_of_one_length_at_a_time_give_every_tap(task: str, batch: Batch) -> None:
     """On a model that says the same either way."""
     model = model_of("GPT2" if task == "causal-lm" else "Bert", task)
     names = ["hidden", "embeddings", *QKV, "logits", "pooled" if task == CLASSES else "head"]
@@ -76,7 +76,7 @@ def test_documents_of_one_length_at_a_time_give_every_tap(task: Task, batch: Bat
 
 
 @pytest.mark.parametrize("task", ["masked-lm", "causal-lm"])
-def test_the_head_is_left_out_unless_logits_are_asked_for_too(task: Task, batch: Batch) -> None:
+def test_the_head_is_left_out_unless_logits_are_asked_for_too(task: str, batch: Batch) -> None:
     model = model_of("Bert" if task == "masked-lm" else "Llama", task)
     batch = batch if task == "masked-lm" else Batch({k: batch[k] for k in batch if k != "masked"})
     passed: list[int] = []
@@ -124,7 +124,7 @@ def test_a_language_model_that_cannot_be_told_from_a_classifier_is_refused(batch
 
 @pytest.mark.parametrize("space", ["token", "masked"])
 def test_rows_of_a_subset_are_those_of_the_outputs(space: Any, batch: Batch) -> None:
-    task: Task = "causal-lm" if space == "token" else "masked-lm"
+    task: str = "causal-lm" if space == "token" else "masked-lm"
     model, subset = model_of("GPT2" if space == "token" else "Bert", task), Subset(space, 0.5)
     total = int(batch.mask.sum()) if space == "token" else len(batch["masked"])
     rows = torch.arange(0, total, 2)
@@ -132,14 +132,17 @@ def test_rows_of_a_subset_are_those_of_the_outputs(space: Any, batch: Batch) -> 
         head = plain_head(model, batch)
         outputs = say(model, task, batch, hidden=True, head=head)
         found = run(model, batch, [Tap("head"), Tap("hidden", 2), Tap("query", 2)], task=task)
-    wanted, kept = outputs.at_rows(task, subset, rows), found.at_rows(task, subset, rows)
+    wanted, kept = (
+        outputs.at_rows(TASKS[task], subset, rows),
+        found.at_rows(TASKS[task], subset, rows),
+    )
     assert kept.head is not None
     assert torch.equal(kept.head.hidden, wanted.head.hidden)
     assert torch.equal(kept.mask, wanted.mask)
     positions = "all" if space == "token" else "masked"
     for tap in (Tap("hidden", 2), Tap("query", 2)):
         assert torch.equal(kept.rows(tap, positions), found.rows(tap, positions)[rows])
-    assert found.at_rows(task, space, None) is found
+    assert found.at_rows(TASKS[task], space, None) is found
 
 
 WRONG: dict[str, tuple[str, list[Tap], str]] = {
@@ -182,7 +185,7 @@ def test_capped_scores_are_refused_unless_attention_is_eager(batch: Batch) -> No
     ],
 )
 def test_what_the_logits_are_not_made_of_is_refused(
-    family: str, task: Task, tap: str, text: str, batch: Batch
+    family: str, task: str, tap: str, text: str, batch: Batch
 ) -> None:
     with pytest.raises(ModelError, match=text):
         run(model_of(family, task), batch, [Tap(tap)])

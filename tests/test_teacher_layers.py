@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 from kdcache.errors import ConfigError, ModelError
-from kdcache.models.auto import AUTO
+from kdcache.models.auto import auto_class
 from kdcache.models.blocks import copy_blocks, require_same_states, shrunk_config
 from kdcache.models.depth import cut
 from kdcache.plans.batch import Batch
@@ -119,7 +119,7 @@ ASKED_IN_LOOPS = {"layer_types", "layer_rope_theta"}
 def teacher_of(kind: str, task: str, options: dict[str, Any]) -> Any:
     torch.manual_seed(5)
     config = transformers.AutoConfig.for_model(kind, **{**TOKENS, **options})
-    return AUTO[task].from_config(config).eval()
+    return auto_class(task).from_config(config).eval()
 
 
 def document(task: str) -> Batch:
@@ -131,7 +131,7 @@ def document(task: str) -> Batch:
 
 
 def student_of(teacher: Any, task: str, layers: tuple[int, ...]) -> Any:
-    student = AUTO[task].from_config(shrunk_config(teacher.config, layers))
+    student = auto_class(task).from_config(shrunk_config(teacher.config, layers))
     copy_blocks(teacher, student, layers)
     require_same_states(teacher, student, layers, task, document(task))
     return student.eval()
@@ -174,7 +174,7 @@ def test_students_of_layers_say_what_the_layers_say(kind: str, tmp_path: Path) -
     for layers in CHOSEN[: 1 if kind in LIKE_THE_FIRST else None]:
         student = student_of(teacher, task, layers)
         student.save_pretrained(tmp_path)
-        loaded = AUTO[task].from_pretrained(tmp_path).eval()
+        loaded = auto_class(task).from_pretrained(tmp_path).eval()
         assert settings(loaded) == settings(student)
         wanted = said(by_hand(teacher, layers))
         for model in (student, loaded):
@@ -203,7 +203,7 @@ def test_a_student_that_says_something_else_is_found_out(kind: str) -> None:
     task, options = FAMILIES[kind]
     teacher = teacher_of(kind, task, options)
     record = shrunk_config(teacher.config, (2, 3)).to_dict()
-    student = AUTO[task].from_config(type(teacher.config).from_dict(record | WRONG[kind]))
+    student = auto_class(task).from_config(type(teacher.config).from_dict(record | WRONG[kind]))
     copy_blocks(teacher, student, (2, 3))
     with pytest.raises(ModelError, match=r"of the teacher's blocks 2-3 alone .* differ .*--config"):
         require_same_states(teacher, student, (2, 3), task, document(task))
@@ -255,7 +255,7 @@ def test_blocks_that_hang_on_their_place_are_refused(kind: str) -> None:
 
 def test_comparing_leaves_models_and_generators_as_they_were() -> None:
     teacher = teacher_of("bert", "text-classification", ENCODER).train()
-    student = AUTO["text-classification"].from_config(shrunk_config(teacher.config, (2, 3)))
+    student = auto_class("text-classification").from_config(shrunk_config(teacher.config, (2, 3)))
     student.train().bert.encoder.layer[0].eval()
     copy_blocks(teacher, student, (2, 3))
     before, logits = torch.random.get_rng_state(), said(copy.deepcopy(teacher).eval())[-1]

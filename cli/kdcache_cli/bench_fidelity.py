@@ -51,7 +51,7 @@ def fidelity(
     sample = take_sample(
         o.one_corpus(corpus),
         teacher=teacher,
-        task=task,  # type: ignore[arg-type] # the option's callback has checked it
+        task=task,
         rows=rows,
         seed=seed,
         progress=context.obj,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +15,7 @@ LABEL_TYPES = ("auto", "class", "float")
 UNITS = ("line", "file")
 
 
-def known(what: str, names: tuple[str, ...]) -> Callable[[str | None], str | None]:
+def known(what: str, names: Iterable[str]) -> Callable[[str | None], str | None]:
     """A check that a value, where given, is one of `names`, made before anything is loaded."""
 
     def check(value: str | None) -> str | None:
@@ -101,7 +101,7 @@ Task = Annotated[
     str,
     typer.Option(
         metavar="TASK",
-        help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}.",
+        help=f"{', '.join([*TASKS][:-1])} or {[*TASKS][-1]}.",
         callback=known("task", TASKS),
     ),
 ]

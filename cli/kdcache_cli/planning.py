@@ -66,7 +66,7 @@ def plan(
     made = make(
         o.one_corpus(corpus),
         tokenizer=tokenizer,
-        task=task,  # type: ignore[arg-type]  # the option's callback has checked it
+        task=task,
         out=out,
         progress=context.obj,
         **o.plan_options(context),

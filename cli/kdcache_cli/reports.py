@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kdcache.tasks import TASKS
 from kdcache_cli.output import bar, both, print_fields, print_table, print_title, size
 from kdcache_cli.output import show as shown
 
@@ -56,7 +57,7 @@ def _documents(plan: Json) -> str:
 
 
 def _labels(plan: Json) -> str | None:
-    if plan["task"] != "text-classification":
+    if not TASKS[plan["task"]].labelled:
         return None
     if not plan["labelled"]:
         return "none: only losses without hard labels can be trained"

@@ -96,7 +96,7 @@ def teach(
         encoder,
         o.one_corpus(train),
         out=out,
-        task=task,  # type: ignore[arg-type]  # the option's callback has checked it
+        task=task,
         dev=dev,
         eval_file=eval_file,
         epochs=epochs,

@@ -46,6 +46,8 @@ from kdcache.signals import (
 )
 from kdcache.store.format.array_reader import plan_layout
 from kdcache.store.format.compressed_reader import encode_rows
+from kdcache.tasks.causal_lm import CAUSAL_LM
+from kdcache.tasks.masked_lm import MASKED_LM
 
 KS = (16, 32, 50, 64, 128)
 DRAWS = (12, 25, 50, 100)
@@ -143,7 +145,7 @@ def _possible(choice: Choice, shape: ModelSizes) -> tuple[Choice, dict[str, str]
     left_out = {}
     for text in (*choice.logits, *(f"hidden:layers=0,{options}" for options in choice.hidden)):
         try:
-            parse(text).check("masked-lm", shape)
+            parse(text).check(MASKED_LM, shape)
         except ConfigError as error:
             left_out[text.replace("layers=0,", "")] = str(error)
     kept = replace(
@@ -172,14 +174,14 @@ def ready(signal: Signal, sample: Sample) -> tuple[Signal, dict[str, bytes]]:
         head=lambda: (sample.weight, sample.bias),
         projections=lambda layer: {},  # none of the signals it measures has any
     )
-    files = artifacts([signal], "masked-lm", _shape(sample), sources)
+    files = artifacts([signal], MASKED_LM, _shape(sample), sources)
     return with_artifacts({"": signal}, _shape(sample), files.__getitem__)[""], files
 
 
 def _ours(sample: Sample, text: str, full: Whole) -> Json:
     signal, files = ready(parse(text), sample)
     said = _said(sample)
-    specs = signal.arrays("masked-lm", _shape(sample))
+    specs = signal.arrays(MASKED_LM, _shape(sample))
     encoded, seconds = _timed(lambda: signal.encode(said))
     size, packing = _timed(lambda: stored_bytes(specs, encoded))
     made: Any = signal
@@ -275,7 +277,7 @@ def measure_hidden(hidden: Sequence[torch.Tensor], options: str) -> Json:
     said = Activations(values=states, mask=mask)
     shape = ModelSizes(outputs=1, hidden=hidden[0].shape[1], layers=len(hidden) - 1)
     encoded, seconds = _timed(lambda: signal.encode(said))
-    size, packing = _timed(lambda: stored_bytes(signal.arrays("causal-lm", shape), encoded))
+    size, packing = _timed(lambda: stored_bytes(signal.arrays(CAUSAL_LM, shape), encoded))
     taps = signal.taps()
     _, reading = _timed(lambda: [signal.decode(encoded, tap, shape).dense() for tap in taps])
     stats = signal.measure(said, encoded, torch.arange(len(mask)))

@@ -20,7 +20,7 @@ from kdcache.plans import Plan
 from kdcache.plans.batch import collate
 from kdcache.progress import Shown, shown
 from kdcache.signals import HEAD, POSITIONS, Activations, Tap
-from kdcache.tasks import LOGITS_SPACE, Task
+from kdcache.tasks import Task, as_task
 
 BATCH_DOCS = 16
 STEPS, BATCH_ROWS, RATE = 400, 256, 2e-3
@@ -57,7 +57,7 @@ def take_sample(
     corpus: Any,
     *,
     teacher: str | Path,
-    task: Task,
+    task: str | Task,
     rows: int,
     seed: int = 0,
     progress: Shown = None,
@@ -68,7 +68,8 @@ def take_sample(
     the teacher's logits are not one linear layer of its last hidden states.
     """
     progress = shown(progress)
-    if task == "text-classification":
+    task = as_task(task)
+    if task.labelled:
         raise ConfigError("bench fidelity measures language models: masked-lm or causal-lm")
     loaded = load_teacher(teacher, task=task, device="cpu")
     with tempfile.TemporaryDirectory(prefix="kdcache-fidelity-") as scratch:
@@ -80,7 +81,7 @@ def take_sample(
             seed=seed,
             progress=progress,
         )
-        found = plan.count(LOGITS_SPACE[task])
+        found = plan.count(task.rows)
         if found < rows:
             raise ConfigError(f"the corpus gives {found:,} rows, not {rows:,}: ask for fewer rows")
         logits, states, middle, hidden = _run(loaded, plan, task, rows)
@@ -144,7 +145,7 @@ def _output_layer(teacher: Teacher, plan: Plan) -> torch.nn.Linear:
 
 
 def _rows(said: Activations, layer: int, task: Task) -> torch.Tensor:
-    space = LOGITS_SPACE[task]
+    space = task.rows
     position = next(name for name, where in POSITIONS.items() if where == space)
     return said.rows(Tap("hidden", layer), position)
 

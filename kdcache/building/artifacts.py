@@ -64,7 +64,7 @@ def attention_projections(plan: Plan, teacher: Teacher, layer: int) -> dict[str,
     Raises ModelError if they do not make queries, keys and values of hidden states alone.
     """
     batch = collate(plan, plan.docs[:PROVEN], {}).to(teacher.device)
-    maps = projections(teacher.model, layer, plan.config.task, batch)
+    maps = projections(teacher.model, layer, plan.task, batch)
     return {name: _kept(linear) for name, linear in maps.items()}
 
 

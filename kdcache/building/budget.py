@@ -80,7 +80,7 @@ def propose(
     give what is wanted.
     """
     wanted = dict(wanted or {})
-    known = (table or load_table())[_measured(plan.config.task)]
+    known = (table or load_table())[plan.task.measured]
     choices = {name: list(_rated(plan, shape, signal, known)) for name, signal in wanted.items()}
     if holder(wanted, LOGITS) is None:
         choices["logits"] = list(_logits(plan, shape, None, known))
@@ -107,7 +107,7 @@ def load_table() -> dict[str, Json]:
     return table
 
 
-def make_table(reports: Mapping[Task, Json]) -> dict[str, Json]:
+def make_table(reports: Mapping[str, Json]) -> dict[str, Json]:
     """The table of reports of `kdcache bench fidelity`, by the task they were made for."""
     return {task: _entry(report) for task, report in reports.items()}
 
@@ -124,11 +124,6 @@ def _entry(report: Json) -> Json:
             if r["signal"].startswith("hidden:")
         },
     }
-
-
-def _measured(task: Task) -> Task:
-    """Classes were not measured: dense logits are small and exact there."""
-    return "masked-lm" if task == "text-classification" else task
 
 
 class Rated(NamedTuple):
@@ -150,7 +145,7 @@ def _rated(plan: Plan, shape: ModelSizes, wanted: Signal, known: Json) -> Iterat
 
 
 def _logits(plan: Plan, shape: ModelSizes, wanted: Signal | None, known: Json) -> Iterator[Rated]:
-    if plan.config.task == "text-classification":
+    if plan.task.labelled:  # classes are few, and exact
         signal = wanted or parse("logits:dense,dtype=fp32")
         yield Rated(_written(signal), signal, 0.0)
         return
@@ -163,7 +158,7 @@ def _logits(plan: Plan, shape: ModelSizes, wanted: Signal | None, known: Json) -
                 f"or take one of {', '.join(known['logits'])}"
             )
     for way in measured:
-        if _serves(way.signal, plan.config.task, shape):
+        if _serves(way.signal, plan.task, shape):
             yield way._replace(note=_note(way.signal))
 
 
@@ -186,7 +181,7 @@ def _vectors(plan: Plan, shape: ModelSizes, wanted: Any, known: Json) -> Iterato
     for options, error in known["hidden"].items():
         measured = parse(f"hidden:layers=0,{options}")
         signal = replace(wanted, **{name: getattr(measured, name) for name in CODED})
-        if _serves(signal, plan.config.task, shape):
+        if _serves(signal, plan.task, shape):
             text = f"{wanted.kind}:{','.join(filter(None, (place, options)))}"
             yield Rated(text, signal, error, note)
 

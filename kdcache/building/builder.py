@@ -18,7 +18,7 @@ from kdcache.building.capture import Capture
 from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.building.training_note import length_note
 from kdcache.corpora.numbering import Numbering
-from kdcache.errors import ConfigError, KdcacheError, MismatchError, ModelError, one_of
+from kdcache.errors import ConfigError, KdcacheError, MismatchError, ModelError
 from kdcache.interrupts import held_interrupts
 from kdcache.manifest import NAMED, Json
 from kdcache.models import Teacher, Tokenizer, check_taps, load_config, load_teacher, load_tokenizer
@@ -44,13 +44,7 @@ from kdcache.store import (
     signal_layouts,
 )
 from kdcache.store.io.durable_writes import writing
-from kdcache.tasks import TASKS, Task
-
-DEFAULT_SIGNALS: dict[Task, tuple[str, ...]] = {
-    "text-classification": ("logits:dense",),
-    "masked-lm": ("logits:topk,k=64",),
-    "causal-lm": ("logits:topk,k=64",),
-}
+from kdcache.tasks import Task, as_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +60,7 @@ def build(
     corpus: Any,
     *,
     teacher: str | Path,
-    task: Task,
+    task: str | Task,
     out: Place,
     signals: Sequence[str] = (),
     tokenizer: str | Path | None = None,
@@ -105,6 +99,7 @@ def build(
     progress = shown(progress)
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens must be 1 or more; got {batch_tokens}")
+    task = as_task(task)
     wanted = _check(corpus, teacher, task, signals, trust_remote_code, options)
     loaded = load_teacher(
         teacher, task=task, device=device, dtype=dtype, trust_remote_code=trust_remote_code
@@ -132,7 +127,7 @@ def estimate(
     corpus: Any,
     *,
     teacher: str | Path,
-    task: Task,
+    task: str | Task,
     signals: Sequence[str] = (),
     tokenizer: str | Path | None = None,
     trust_remote_code: bool = False,
@@ -141,6 +136,7 @@ def estimate(
 ) -> Estimate:
     """Plan a build, reading the teacher's configuration but not its weights; nothing is written."""
     progress = shown(progress)
+    task = as_task(task)
     wanted = _check(corpus, teacher, task, signals, trust_remote_code, options)
     config = load_config(teacher, trust_remote_code=trust_remote_code)
     tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
@@ -158,10 +154,9 @@ def _check(
     options: PlanOptions,
 ) -> dict[str, Signal]:
     """Refuse what cannot work before anything heavy is loaded."""
-    one_of("task", task, TASKS)
-    wanted = parse_all(signals or DEFAULT_SIGNALS[task])
+    wanted = parse_all(signals or task.signals)
     config = load_config(teacher, trust_remote_code=trust_remote_code)
-    if task == "text-classification":
+    if task.labelled:
         require_problem(config, teacher)
     shape = model_sizes(config, task)
     for signal in wanted.values():
@@ -173,8 +168,8 @@ def _check(
                 f"{corpus} is a plan: it fixes {', '.join(options)} already; leave that out, or "
                 "build from the corpus itself"
             )
-        if open_plan(corpus).config.task != task:
-            planned = open_plan(corpus).config.task
+        planned = open_plan(corpus).task
+        if planned != task:
             raise ConfigError(
                 f"{corpus} is a plan for {planned}, not {task}: give --task {planned}, or plan anew"
             )
@@ -208,7 +203,7 @@ def _planned(
             tokenizer,
             scratch=scratch,
             task=task,
-            classes=classes if task == "text-classification" else (None, None),
+            classes=classes if task.labelled else (None, None),
             progress=progress,
             **options,
         )
@@ -264,9 +259,7 @@ def kept_files(
     files: dict[str, bytes | Path] = {f"tokenizer/{n}": b for n, b in tokenizer.files().items()}
     kept = teacher.files(weights=weights)
     files.update({f"teacher/{name}": content for name, content in kept.items()})
-    files |= artifacts(
-        signals.values(), plan.config.task, teacher.shape, artifact_sources(plan, teacher)
-    )
+    files |= artifacts(signals.values(), plan.task, teacher.shape, artifact_sources(plan, teacher))
     return files
 
 

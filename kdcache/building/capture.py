@@ -46,7 +46,7 @@ class Capture:
         self.sampled = {space: _sampled(self.plan, space) for space in set(self.spaces.values())}
         check_alone(
             teacher.model,
-            self.plan.config.task,
+            self.plan.task,
             self.plan,
             name=teacher.identity["name"],
             hidden=any(TAP_KINDS[tap.name].per != "row" for tap in self.taps),
@@ -68,9 +68,8 @@ class Capture:
         before = {space: self._before(part, space) for space in self.sampled}
         for docs in length_batches(self.plan, self.plan.part_docs(part), self.batch_tokens):
             batch = self.cache.batch(docs, []).to(self.teacher.device)
-            task = self.plan.config.task
             with torch.inference_mode():
-                whole = run(self.teacher.model, batch, self.taps, task=task)
+                whole = run(self.teacher.model, batch, self.taps, task=self.plan.task)
                 said = {space: self._said(whole, docs, space) for space in self.sampled}
                 self._require_finite(said, docs)
                 at = {space: self._rows(part, docs, space) for space in self.sampled}
@@ -90,7 +89,7 @@ class Capture:
         if not isinstance(space, Subset):
             return whole
         rows = torch.from_numpy(self.plan.kept(docs, space)).to(self.teacher.device)
-        return whole.at_rows(self.plan.config.task, space, rows)
+        return whole.at_rows(self.plan.task, space, rows)
 
     def _encode(
         self, said: Said, at: dict[RowSpace, Array], rows: dict[str, Array]

@@ -82,7 +82,7 @@ def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes)
 def sizes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes) -> Json:
     """`describe_bytes` without `smaller`."""
     for signal in signals.values():
-        signal.check(plan.config.task, shape)
+        signal.check(plan.task, shape)
     arrays = {layout.name: layout.bytes for layout in plan_layouts(plan)}
     estimates = {}
     for layout, spec in signal_layouts(plan, signals, shape):

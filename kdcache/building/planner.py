@@ -11,14 +11,14 @@ from typing import Any, TypedDict, Unpack
 
 from kdcache.building.shuffle import PlanBuilder
 from kdcache.corpora.documents import Corpus, Unit, open_corpus
-from kdcache.errors import ConfigError, one_of
+from kdcache.errors import ConfigError
 from kdcache.labels import LabelType, resolve
 from kdcache.models import Tokenizer, check_classifier, classes_of, load_tokenizer
 from kdcache.plans import Plan, PlanConfig, round_up
 from kdcache.progress import Progress, Shown, quiet, short, shown, track
 from kdcache.store import Place, locate, open_plan, write_plan
 from kdcache.store.io.durable_writes import remove_tree, sweep, writing
-from kdcache.tasks import TASKS, Task
+from kdcache.tasks import Task, as_task
 
 SCRATCH = ".kdcache-plan-"
 MAX_PART = 2**31  # rows of a part, in any store
@@ -60,7 +60,7 @@ def plan(
     corpus: Any,
     *,
     tokenizer: str | Path,
-    task: Task,
+    task: str | Task,
     out: Place,
     progress: Shown = None,
     **options: Unpack[PlanOptions],
@@ -78,16 +78,16 @@ def plan(
     Raises CorpusError, ConfigError or ModelError; MismatchError if `out` holds another plan.
     """
     progress = shown(progress)
+    task = as_task(task)
     loaded = load_tokenizer(tokenizer)
-    if task == "text-classification":
-        check_classifier(tokenizer)
+    check_classifier(tokenizer, task)
     with scratch_folder(out) as scratch:
         made = make_plan(
             corpus,
             loaded,
             scratch=scratch,
             task=task,
-            classes=classes_of(tokenizer),
+            classes=classes_of(tokenizer, task),
             progress=progress,
             **options,
         )
@@ -127,7 +127,7 @@ def make_plan(
     tokenizer: Tokenizer,
     *,
     scratch: Path,
-    task: Task,
+    task: str | Task,
     classes: tuple[list[str] | None, int | None] = (None, None),
     new_classes: bool = False,
     like: Sequence[str] = (),
@@ -140,7 +140,7 @@ def make_plan(
     no teacher yet, and it will have those of the corpus. Where text columns are not named, those of
     `like` are taken if they are there.
     """
-    one_of("task", task, TASKS)
+    task = as_task(task)
     opened = open_corpus(
         corpus,
         text_columns=options.get("text_columns", ()),
@@ -148,10 +148,10 @@ def make_plan(
         ignore_columns=options.get("ignore_columns", ()),
         limit=options.get("limit"),
         unit=options.get("unit", "line"),
-        labelled=task == "text-classification",
+        labelled=task.labelled,
         like=like,
     )
-    if task != "text-classification" and len(opened.text_columns) > 1:
+    if not task.pairs and len(opened.text_columns) > 1:
         raise ConfigError(
             f"{task} takes one text column, not {' and '.join(opened.text_columns)}; "
             "name one with --text-column"
@@ -168,7 +168,7 @@ def make_plan(
     if opened.late:
         progress.say(f"columns not read, which only later rows have: {_names(opened.late)}")
     labels = None
-    if task == "text-classification":
+    if task.labelled:
         labels = resolve(
             builder.labels,
             label_type=options.get("label_type", "auto"),
@@ -212,16 +212,17 @@ def _config(task: Task, corpus: Corpus, tokenizer: Tokenizer, options: PlanOptio
         raise ConfigError(f"views must lie in [1, {MAX_VIEWS:,}]; got {views}")
     if seed < 0:
         raise ConfigError(f"seed must be 0 or more; got {seed}")
-    masked = task == "masked-lm"
-    labels = corpus.label_column if task == "text-classification" else None
+    given: dict[str, Any] = {"mask_probability": probability, "views": views}
     return PlanConfig(
-        task=task,
+        task=task.name,
         problem="tokens",
-        tokenizer={**tokenizer.identity, **({"mask_id": tokenizer.mask_id} if masked else {})},
-        corpus={"text_columns": list(corpus.text_columns), "label_column": labels},
+        tokenizer=tokenizer.identity | {name: getattr(tokenizer, name) for name in task.ids},
+        corpus={
+            "text_columns": list(corpus.text_columns),
+            "label_column": corpus.label_column if task.labelled else None,
+        },
         max_length=max_length,
         seed=seed,
         part_tokens=part_tokens,
-        mask_probability=probability if masked else 0.0,
-        views=views if masked else 1,
+        **{name: given[name] for name in task.options},
     )

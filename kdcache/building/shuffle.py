@@ -5,36 +5,20 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from kdcache.corpora.documents import Document
 from kdcache.errors import CorpusError
 from kdcache.labels import LABEL_KINDS, LabelReader, Labels
 from kdcache.models import Tokenizer
 from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig, cut, round_up
-from kdcache.tasks import Space
-from kdcache.tasks.masking import mask
+from kdcache.tasks import TASKS, Entry, Space, Task
 
 BATCH = 512  # documents tokenised at once
-
-
-@dataclass
-class _Entry:
-    """A document ready to store: what a row of the example space needs."""
-
-    doc: int
-    window: int
-    view: int
-    tokens: npt.NDArray[np.int64]
-    pair_start: int
-    positions: npt.NDArray[np.int64]
-    masked_labels: npt.NDArray[np.int64]
 
 
 class PlanBuilder:
@@ -50,7 +34,8 @@ class PlanBuilder:
 
     def fill(self, documents: Iterable[Document], config: PlanConfig) -> dict[str, Any]:
         """Tokenise everything; returns documents, truncated and SHA-256 of the corpus."""
-        state, count, truncated = hashlib.sha256(), 0, 0
+        task, state = TASKS[config.task], hashlib.sha256()
+        count = truncated = 0
         with (
             (self.folder / "tokens").open("wb") as tokens,
             (self.folder / "masked_position").open("wb") as positions,
@@ -59,21 +44,21 @@ class PlanBuilder:
             for batch in _batched(documents, BATCH):
                 for document in batch:
                     state.update(repr(document[:3]).encode())
-                    if config.task == "text-classification":
+                    if task.labelled:
                         self.labels.add(document.label, document.where)
-                entries, cut_off = _encode(batch, count, self.tokenizer, config)
+                entries, cut_off = _encode(batch, count, self.tokenizer, config, task)
                 truncated += cut_off
-                for entry in _views(entries, self.tokenizer, config):
+                for entry in (v for e in entries for v in task.views(e, self.tokenizer, config)):
                     tokens.write(entry.tokens.astype(self.dtype).tobytes())
                     positions.write(entry.positions.astype(np.int32).tobytes())
-                    masked_labels.write(entry.masked_labels.astype(self.dtype).tobytes())
+                    masked_labels.write(entry.labels.astype(self.dtype).tobytes())
                     self._note(entry)
                 count += len(batch)
         if not self.lens:
             raise CorpusError("no document of the corpus has a token")
         return {"documents": count, "truncated": truncated, "sha256": state.hexdigest()}
 
-    def _note(self, entry: _Entry) -> None:
+    def _note(self, entry: Entry) -> None:
         self.docs.append(entry.doc)
         self.lens.append(len(entry.tokens))
         self.pairs.append(entry.pair_start)
@@ -87,14 +72,15 @@ class PlanBuilder:
         order = np.random.default_rng(config.seed).permutation(len(lens))
         bounds, part_tokens = cut(lens[order], config.part_tokens)
         parts = len(bounds) - 1
-        if config.task == "masked-lm" and not masked.any():
+        selects = TASKS[config.task].selects
+        if selects and not masked.any():
             raise CorpusError("no document of the corpus has a token to mask")
         most = {
             "example": int(np.diff(bounds).max()),
             "masked": max(int(masked[order[a:b]].sum()) for a, b in _pairs(bounds)),
         }
         rows: dict[Space, int] = {"example": round_up(most["example"]), "token": part_tokens}
-        if config.task == "masked-lm":
+        if selects:
             rows["masked"] = round_up(most["masked"])
         examples = self._examples(order, bounds, rows, lens, masked, labels)
         starts = np.cumsum(lens) - lens
@@ -181,41 +167,11 @@ def _batched(documents: Iterable[Document], size: int) -> Iterator[list[Document
 
 
 def _encode(
-    batch: list[Document], first: int, tokenizer: Tokenizer, config: PlanConfig
-) -> tuple[list[_Entry], int]:
+    batch: list[Document], first: int, tokenizer: Tokenizer, config: PlanConfig, task: Task
+) -> tuple[list[Entry], int]:
     """Tokenise documents numbered from `first`; returns entries and how many were cut off."""
     pairs = [d.pair or "" for d in batch] if batch[0].pair is not None else None
-    windows = config.task != "text-classification"
-    encoded = tokenizer.encode([d.text for d in batch], pairs, config.max_length, windows=windows)
-    entries = [
-        _Entry(first + e.document, e.window, 0, e.ids, e.pair_start, _NONE, _NONE)
-        for e in encoded.kept
-    ]
+    texts = [d.text for d in batch]
+    encoded = tokenizer.encode(texts, pairs, config.max_length, windows=task.windows)
+    entries = [Entry(first + e.document, e.window, 0, e.ids, e.pair_start) for e in encoded.kept]
     return entries, encoded.truncated
-
-
-_NONE = np.empty(0, np.int64)
-
-
-def _views(entries: list[_Entry], tokenizer: Tokenizer, config: PlanConfig) -> Iterator[_Entry]:
-    if config.task != "masked-lm":
-        yield from entries
-        return
-    for entry in entries:
-        maskable = ~np.isin(entry.tokens, tokenizer.special_ids)
-        for view in range(config.views):
-            made = mask(
-                entry.tokens,
-                maskable,
-                probability=config.mask_probability,
-                mask_id=tokenizer.mask_id,
-                vocab_size=tokenizer.vocab_size,
-                key=(config.seed, entry.doc, entry.window, view),
-            )
-            yield replace(
-                entry,
-                view=view,
-                tokens=made.tokens,
-                positions=made.positions,
-                masked_labels=made.labels,
-            )

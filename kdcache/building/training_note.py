@@ -24,7 +24,7 @@ def trained_plan(model: str | Path, cache: Cache | None, task: Task) -> Json:
     config = _training_plan(_note(model))
     if not config and cache is not None:
         config = cache.plan.config.to_json()
-    if config.get("task", task) != task:
+    if config.get("task", task.name) != task.name:
         raise ConfigError(f"{model} is a model for {task}; the cache is for {config['task']}")
     return config
 
@@ -43,7 +43,7 @@ def length_note(model: str | Path, plan: Plan) -> str | None:
     """What a person should know of documents longer than any that a classifier was trained on."""
     trained = _training_plan(_note(model)).get("max_length")
     longest = int(plan.examples["doc_len"].max())
-    if plan.config.task != "text-classification" or trained is None or longest <= trained:
+    if not plan.task.labelled or trained is None or longest <= trained:
         return None
     return (
         f"{model} was trained on documents of up to {trained} tokens, and these have up to "

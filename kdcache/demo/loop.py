@@ -30,7 +30,7 @@ def forward_seconds(
 
     With `hidden` it gives its hidden states too.
     """
-    task, taps = cache.plan.config.task, [LOGITS, *([Tap("hidden")] if hidden else [])]
+    task, taps = cache.plan.task, [LOGITS, *([Tap("hidden")] if hidden else [])]
     documents = CachedDocuments(cache, [], seed=seed, window=WINDOW, batch=batch)
     starts = range(0, max(1, len(documents.order) - batch + 1), batch)
     starts = starts[:: max(1, len(starts) // batches)]

@@ -12,7 +12,6 @@ from kdcache.plans import Docs, Plan
 from kdcache.plans.same_texts import document_keys
 from kdcache.signals import LOGITS, SoftLabels
 from kdcache.store import Cache
-from kdcache.tasks import LOGITS_SPACE
 from kdcache_kernels import topk_kl_rows
 
 
@@ -37,7 +36,7 @@ class Agreement:
         name = self.cache.holder(LOGITS)
         if name is None or not shared.any():
             return
-        counts = self.plan.spans(docs, LOGITS_SPACE[self.plan.config.task])[1]
+        counts = self.plan.spans(docs, self.plan.task.rows)[1]
         held = np.array([self.rows[int(doc)] for doc in docs[shared]])
         rows = np.flatnonzero(np.repeat(shared, counts))[self.cache.kept_rows(name, held)]
         mine, theirs = logits[torch.from_numpy(rows)].cpu(), self.cache.soft_labels(held)
@@ -72,8 +71,8 @@ class Agreement:
 
 
 def _require_comparable(plan: Plan, cache: Cache, outputs: int) -> None:
-    task, theirs = plan.config.task, cache.plan.config
-    if theirs.task != task:
+    task, theirs = plan.task, cache.plan.config
+    if theirs.task != task.name:
         raise ConfigError(f"the model is for {task}; the cache {cache.path} is for {theirs.task}")
     ours, known = plan.config.classes or [], theirs.classes or []
     if ours != known and sorted(ours) == sorted(known):
@@ -81,7 +80,7 @@ def _require_comparable(plan: Plan, cache: Cache, outputs: int) -> None:
             f"the model numbers its classes {', '.join(ours[:4])}, ... and the cache's teacher "
             f"{', '.join(known[:4])}, ...: they cannot be compared; leave --cache out"
         )
-    if task == "text-classification" and cache.shape.outputs != outputs:
+    if task.labelled and cache.shape.outputs != outputs:
         raise ModelError(
             f"the model has {outputs} outputs and the cache's teacher {cache.shape.outputs}: they "
             "cannot be compared; leave --cache out"

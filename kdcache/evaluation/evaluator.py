@@ -43,14 +43,8 @@ from kdcache.plans.batch import length_batches
 from kdcache.progress import Progress, Shown, short, shown
 from kdcache.store import Cache, Place, open_cache, open_plan, write_plan
 from kdcache.store.io.durable_writes import require_writable, writing
-from kdcache.tasks import Task
+from kdcache.tasks import TASKS, Task
 
-HEADS: dict[str, Task] = {
-    "ForSequenceClassification": "text-classification",
-    "ForMaskedLM": "masked-lm",
-    "ForCausalLM": "causal-lm",
-    "LMHeadModel": "causal-lm",
-}
 TIMED_DOCS = 512
 
 
@@ -91,12 +85,13 @@ def evaluate(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be 1 or more; got {batch_size}")
     task = task_of(model)
-    if task == "text-classification":
+    if task.labelled:
         for source in (model, *([] if teacher is None else [teacher])):
             require_problem(load_config(source), source)
     if predictions is not None:
-        if task != "text-classification":
-            raise ConfigError(f"predictions are written for text-classification only, not {task}")
+        if not task.predicted:
+            able = " and ".join(name for name, known in TASKS.items() if known.predicted)
+            raise ConfigError(f"predictions are written for {able} only, not {task}")
         require_no_input(Path(predictions), file)
         require_writable(Path(predictions), file=True)
     student = load_teacher(model, task=task, device=device)
@@ -122,7 +117,7 @@ def evaluate(
             result = _predict(student, plan, budget, agreement, advance)
         _say_renumbering(plan, result, progress)
         report = {
-            "task": task,
+            "task": task.name,
             "documents": plan.documents,
             "parameters": student.identity["parameters"],
             **scores(plan, result),
@@ -140,8 +135,8 @@ def task_of(model: str | Path) -> Task:
     """The task of a model folder, from its architecture; ModelError if it is none of ours."""
     heads = load_config(model).architectures or []
     for head in heads:
-        for ending, task in HEADS.items():
-            if head.endswith(ending):
+        for task in TASKS.values():
+            if head.endswith(task.heads):
                 return task
     raise ModelError(f"{model} is a {', '.join(heads) or 'model without a head'}: not for any task")
 
@@ -150,7 +145,7 @@ def _options(trained: Json, task: Task, length: int | None) -> PlanOptions:
     """Documents are cut and masked as in training, where that is known."""
     planned = trained.get("max_length", 128)
     options: PlanOptions = {"max_length": planned if length is None else length}
-    if task == "masked-lm" and trained:
+    if "mask_probability" in task.options and trained:
         options["mask_probability"], options["seed"] = trained["mask_probability"], trained["seed"]
     return options
 
@@ -170,7 +165,7 @@ def _plan(
         tokenizer,
         scratch=scratch,
         task=task,
-        classes=classes_of(model),
+        classes=classes_of(model, task),
         like=like,
         progress=progress,
         **options,
@@ -180,7 +175,7 @@ def _plan(
 
 
 def _require_labels(plan: Plan, file: Any) -> None:
-    if plan.config.task == "text-classification" and plan.labelled == 0:
+    if plan.task.labelled and plan.labelled == 0:
         raise CorpusError(
             f"{name_of(file)} has no labels to score against; name them with --label-column"
         )

@@ -68,7 +68,7 @@ def forward(
     for docs in batches:
         batch = collate(plan, docs, {}).to(model.device)
         with torch.inference_mode():
-            logits = run(model, batch, [LOGITS], task=plan.config.task)[LOGITS]
+            logits = run(model, batch, [LOGITS], task=plan.task)[LOGITS]
         yield docs, logits.float(), batch["labels"]
 
 
@@ -78,13 +78,13 @@ def predict(
     """What `model`, in evaluation mode, says of the documents in `batches`."""
     found: list[Predictions] = []
     for docs, logits, labels in forward(model, plan, batches):
-        found.append(_predictions(plan.config.task, docs, logits, labels))
+        found.append(_predictions(plan.task, docs, logits, labels))
         seen(docs, logits)
     return joined(found)
 
 
 def _predictions(task: Task, docs: Docs, logits: torch.Tensor, labels: torch.Tensor) -> Predictions:
-    if task == "text-classification":
+    if task.labelled:
         return Predictions(docs, logits.cpu().numpy(), np.empty(0), np.empty(0, np.bool_))
     kept = labels >= 0
     nats = torch.nn.functional.cross_entropy(logits[kept], labels[kept], reduction="none")
@@ -148,7 +148,7 @@ def settle(model: Any, plan: Plan, name: str, progress: Progress) -> bool:
 
     Returns whether pads make a difference, as `check_alone`.
     """
-    return check_alone(model, plan.config.task, plan, name=f"the model {name}", progress=progress)
+    return check_alone(model, plan.task, plan, name=f"the model {name}", progress=progress)
 
 
 def score_teacher(
@@ -165,7 +165,7 @@ def score_teacher(
 
     Raises ModelError if it cannot be loaded or is no teacher of such documents.
     """
-    loaded = load_teacher(source, task=plan.config.task, device=device)
+    loaded = load_teacher(source, task=plan.task, device=device)
     check_fit(loaded, plan, tokenizer, load_tokenizer(source))
     name = loaded.identity["name"]
     settle(loaded.model, plan, name, progress)

@@ -11,8 +11,8 @@ from kdcache.labels import LABEL_KINDS, LabelKind
 from kdcache.losses.base import LABELS, Loss, Match, layers_text
 from kdcache.plans.batch import Rows
 from kdcache.signals import POSITIONS, TAP_KINDS, ModelSizes, Signal, Tap, holder
-from kdcache.signals.base import settings_text
-from kdcache.tasks import LOGITS_SPACE, RowSpace, Subset, Task
+from kdcache.signals.base import check_positions, settings_text
+from kdcache.tasks import RowSpace, Subset, Task
 
 OF_DOCUMENTS = tuple(name for name, space in POSITIONS.items() if space == "example")
 """Positions that are one of a document."""
@@ -150,7 +150,7 @@ class _Where(NamedTuple):
                 f"losses.{self.name}: labels go up to {classes - 1}; the student has {outputs} "
                 "outputs"
             )
-        space = LOGITS_SPACE[self.cache.task]
+        space = self.cache.task.rows
         rows = Rows(space, labelled=True)
         return Bound(match.student, match.teacher, "", space, "", "", rows)
 
@@ -231,11 +231,11 @@ class _Where(NamedTuple):
         """Positions to compare; those that a cache holds a fraction of serve no others."""
         wanted = match.positions or stored
         fraction = getattr(signal, "fraction", 1)
-        if wanted == "masked" and self.cache.task != "masked-lm":
-            raise ConfigError(
-                f"losses.{self.name}: positions=masked needs the task masked-lm; the task is "
-                f"{self.cache.task}"
-            )
+        if wanted:
+            try:
+                check_positions(wanted, self.cache.task)
+            except ConfigError as error:
+                raise ConfigError(f"losses.{self.name}: {error}") from error
         if wanted == stored or (fraction == 1 and wanted in SERVES.get(stored, ())):
             return wanted
         part = f",fraction={fraction:g}" if fraction < 1 else ""

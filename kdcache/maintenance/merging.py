@@ -213,7 +213,7 @@ def _one_teacher(first: Cache, other: Cache) -> bool:
 def _plan_items(first: Cache, sources: Sequence[_Source]) -> dict[str, Item]:
     """All that goes before the first part, by key: plan, metadata, files, and groups above them."""
     found = {}
-    for spec in plan_specs(first.plan.config):
+    for spec in plan_specs(first.plan):
         found.update({item.key: item for item in _below(first, spec.name, spec.name)})
     for source in sources:
         for item in source.before_parts():

@@ -45,7 +45,7 @@ class Made:
     @property
     def classifies(self) -> bool:
         """Whether documents were classified or scored."""
-        return self.cache.plan.config.task == "text-classification"
+        return self.cache.plan.task.rows == "example"
 
 
 def _many_at_once(made: Made) -> bool:
@@ -66,7 +66,7 @@ def _swayed(made: Made) -> bool:
     from kdcache.models.families import sways
 
     family = str(made.config.get("model_type"))
-    return sways(made.teacher["class"], family, made.cache.plan.config.task)
+    return sways(made.teacher["class"], family, made.cache.plan.task)
 
 
 def _mean_in_half(made: Made) -> bool:

@@ -23,6 +23,7 @@ from kdcache.signals.features import prefix as layer_prefix
 from kdcache.store import Cache, Root, open_plan
 from kdcache.store.format.manifest_schema import read_schema
 from kdcache.store.format.zarr_metadata import require_record
+from kdcache.tasks import TASKS
 
 WEIGHTS = re.compile(r"teacher/.*\.safetensors")
 """Files that hold all weights of a teacher."""
@@ -144,7 +145,7 @@ class Sources:
 
     def _load(self, teacher: str | None, device: str) -> Teacher:
         cache = self.view(teacher)
-        identity, task = cache.manifest["teacher"], cache.plan.config.task
+        identity, task = cache.manifest["teacher"], cache.plan.task
         try:
             return load_same_teacher(identity, task=task, source=self.teacher_place, device=device)
         except MismatchError:
@@ -183,13 +184,14 @@ class Sources:
             yield open_plan(corpus)
             return
         config = read_schema(require_record(self.root, "cache"), self.root).config
+        task = TASKS[config.task]
         with scratch_folder(None) as scratch:
             yield make_plan(
                 corpus,
                 self.tokenizer(),
                 scratch=scratch,
-                task=config.task,
-                classes=classes_of(self._folder),
+                task=task,
+                classes=classes_of(self._folder, task),
                 progress=progress,
                 **plan_options(config),
             )
@@ -206,7 +208,5 @@ def plan_options(config: PlanConfig) -> PlanOptions:
         part_tokens=config.part_tokens,
         seed=config.seed,
     )
-    if config.task == "masked-lm":
-        options["mask_probability"] = config.mask_probability
-        options["views"] = config.views
+    options.update(TASKS[config.task].own(config))  # type: ignore[typeddict-item]  # of its fields
     return options

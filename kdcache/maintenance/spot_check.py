@@ -168,7 +168,7 @@ def _distance(cache: Cache, teacher: Teacher, docs: Docs) -> dict[str, Stats]:
     """
     taps = taps_of(cache.signals.values())
     stats: dict[str, list[Stats]] = {name: [] for name in cache.signals}
-    task = cache.plan.config.task
+    task = cache.plan.task
     for doc in docs:
         batch = cache.batch(np.asarray([doc])).to(teacher.device)
         with torch.inference_mode():

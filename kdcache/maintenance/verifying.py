@@ -235,7 +235,7 @@ class _Survey:
 
 def _plan_arrays(schema: ManifestSchema, objects: Mapping[str, Json]) -> Iterator[tuple[str, int]]:
     """Arrays written with the plan, and how many parts they have: its own, and the files'."""
-    for spec in plan_specs(schema.config):
+    for spec in plan_specs(schema.plan):
         yield spec.name, schema.parts
     shards = [key for key in objects if key.startswith("files/") and "/c/" in key]
     yield from ((name, 1) for name in sorted({key.rpartition("/c/")[0] for key in shards}))

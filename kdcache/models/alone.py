@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from kdcache.plans import Plan
 from kdcache.plans.batch import Batch, collate
 from kdcache.progress import Progress, quiet
 from kdcache.signals import LOGITS, Tap
-from kdcache.tasks import Task
+from kdcache.tasks import Task, as_task
 
 Said = list[torch.Tensor]
 """What a model said of one document: logits [rows, outputs], then hidden states [L, H]."""
@@ -36,7 +37,7 @@ Below the least it is rounding, whatever was measured; beyond the most it is non
 
 def check_alone(
     model: Any,
-    task: Task,
+    task: str | Task,
     plan: Plan,
     *,
     name: str,
@@ -56,6 +57,7 @@ def check_alone(
     Raises ModelError if documents of one length make a difference to each other, or the model
     cannot be run on them.
     """
+    task = as_task(task)
     _require_steady(model.config, plan, name)
     setattr(model, EQUAL, False)
     docs = [doc.to(model.device) for doc in _documents(plan)]
@@ -141,10 +143,10 @@ def _turned(doc: Batch) -> Batch:
 
 def _say(model: Any, task: Task, docs: Sequence[Batch], name: str, hidden: bool) -> list[Said]:
     """What a model says of each document of one padded batch."""
-    classifies = task == "text-classification"
+    classifies = task.rows == "example"
     batch, taps = _together(docs), [LOGITS, *([Tap("hidden")] if hidden else [])]
     try:
-        found = run(model, batch, taps, task=task if classifies else "masked-lm")
+        found = run(model, batch, taps, task=task if classifies else replace(task, rows="masked"))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, LookupError, AssertionError) as error:

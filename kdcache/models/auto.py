@@ -16,15 +16,14 @@ import transformers
 
 from kdcache.errors import ModelError, require_path
 from kdcache.plans import Plan
-from kdcache.tasks import Task
+from kdcache.tasks import Task, as_task
 
 transformers.utils.logging.disable_progress_bar()
 
-AUTO: dict[Task, Any] = {
-    "text-classification": transformers.AutoModelForSequenceClassification,
-    "masked-lm": transformers.AutoModelForMaskedLM,
-    "causal-lm": transformers.AutoModelForCausalLM,
-}
+
+def auto_class(task: str | Task) -> Any:
+    """The class of transformers that loads the models of a task."""
+    return getattr(transformers, as_task(task).auto)
 
 
 @contextmanager
@@ -58,7 +57,7 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
 def require_direction(config: Any, task: Task, source: str | Path) -> None:
     """Raise ModelError for a model that would predict the next token while looking at it."""
     encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
-    if task == "causal-lm" and encoder and not getattr(config, "is_decoder", False):
+    if task.causal and encoder and not getattr(config, "is_decoder", False):
         raise ModelError(
             f"{source} is a {config.model_type} that reads in both directions: it does not fit "
             "causal-lm; use masked-lm, or a decoder"

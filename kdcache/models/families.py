@@ -6,7 +6,7 @@ import inspect
 
 import transformers
 
-from kdcache.tasks import TASKS, Task
+from kdcache.tasks import Space, Task
 
 
 def decodes(model_type: str) -> bool:
@@ -18,13 +18,14 @@ def decodes(model_type: str) -> bool:
     return causal and config not in transformers.MODEL_FOR_MASKED_LM_MAPPING
 
 
-SWAYED: dict[str, tuple[Task, ...]] = {
-    "convbert": TASKS,  # its convolutions reach over the mask
-    "funnel": ("masked-lm",),  # pools tokens two by two
-    "xlnet": ("text-classification",),  # reads the last position, a pad or not
-    "yoso": TASKS,  # hashes all of a batch
+ALL: tuple[Space, ...] = ("example", "token", "masked")
+SWAYED: dict[str, tuple[Space, ...]] = {
+    "convbert": ALL,  # its convolutions reach over the mask
+    "funnel": ("masked",),  # pools tokens two by two
+    "xlnet": ("example",),  # reads the last position, a pad or not
+    "yoso": ALL,  # hashes all of a batch
 }
-"""Families whose models padding changes though they take a mask, and the tasks where it does."""
+"""Families whose models padding changes though they take a mask, and of which rows it does."""
 
 
 def sways(name: str, model_type: str, task: Task) -> bool:
@@ -34,4 +35,4 @@ def sways(name: str, model_type: str, task: Task) -> bool:
     """
     kind = getattr(transformers, name, None)
     masked = kind is None or "attention_mask" in inspect.signature(kind.forward).parameters
-    return not masked or task in SWAYED.get(model_type, ())
+    return not masked or task.rows in SWAYED.get(model_type, ())

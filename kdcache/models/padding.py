@@ -13,7 +13,7 @@ from torch import nn
 from kdcache.errors import ModelError
 from kdcache.plans.batch import Batch
 from kdcache.signals.taps import HEAD, TAP_KINDS, Activations, Attention, Tap
-from kdcache.tasks import Task
+from kdcache.tasks import Space
 
 
 def pad_of(config: Any) -> int | None:
@@ -104,13 +104,13 @@ def _masked(masked: torch.Tensor, docs: torch.Tensor, length: int, width: int) -
 
 
 def joined(
-    task: Task, batch: Batch, pieces: Sequence[Piece], said: Sequence[Activations]
+    space: Space, batch: Batch, pieces: Sequence[Piece], said: Sequence[Activations]
 ) -> Activations:
     """What a model said of the pieces of a batch, as what it says of the batch.
 
     Where a piece is shorter than the batch there are zeros, which nothing attends to.
     """
-    doc = _doc_of_row(task, batch)
+    doc = _doc_of_row(space, batch)
     rows = torch.cat([torch.isin(doc, piece.docs).nonzero().squeeze(1) for piece in pieces])
     docs = torch.cat([piece.docs for piece in pieces])
     order = {"row": torch.argsort(rows), "document": torch.argsort(docs)}
@@ -148,11 +148,11 @@ def _joined_attention(parts: Sequence[Attention], pieces: Sequence[Piece], width
     return replace(parts[0], mask=torch.cat(masks)[order], causal=False)
 
 
-def _doc_of_row(task: Task, batch: Batch) -> torch.Tensor:
-    """Which document of the batch each row of the task's logits is of."""
-    if task == "masked-lm":
+def _doc_of_row(space: Space, batch: Batch) -> torch.Tensor:
+    """Which document of the batch each row of a space is of."""
+    if space == "masked":
         return batch["masked"] // batch["attention_mask"].shape[1]
-    if task == "causal-lm":
+    if space == "token":
         return batch.mask.nonzero()[:, 0]
     return torch.arange(len(batch["input_ids"]), device=batch.mask.device)
 

@@ -20,13 +20,13 @@ from kdcache.models.padding import by_length, joined, padded
 from kdcache.models.recording import Forward, Taps, name_of, unwrapped
 from kdcache.plans.batch import Batch
 from kdcache.signals.taps import HEAD, LOGITS, Activations, Head, Tap
-from kdcache.tasks import Task
+from kdcache.tasks import Space, Task, as_task
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 EQUAL = "kdcache_equal_lengths"  # attribute of a model whose documents are not to be padded
 
 
-def run(model: Any, batch: Batch, taps: Taps, *, task: Task | None = None) -> Activations:
+def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None) -> Activations:
     """What a transformers model, teacher or student, computes for a batch: exactly the `taps`.
 
     Logits have exactly the task's rows: one per document, masked position or token. A language
@@ -51,22 +51,23 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: Task | None = None) -> Ac
     """
     inner = unwrapped(model)
     check_taps(inner.config, taps)
-    task = task or _task_of(inner, batch)
-    _prove(inner, task, batch, taps)
-    return _activations(model, task, batch, taps)
+    space = _space_of(inner, batch) if task is None else as_task(task).rows
+    _prove(inner, space, batch, taps)
+    return _activations(model, space, batch, taps)
 
 
-def _activations(model: Any, task: Task, batch: Batch, taps: Taps) -> Activations:
+def _activations(model: Any, space: Space, batch: Batch, taps: Taps) -> Activations:
     pieces = by_length(batch) if getattr(unwrapped(model), EQUAL, False) else []
     if len(pieces) < 2:
-        return _run(model, task, batch, taps)
-    return joined(task, batch, pieces, [_run(model, task, piece.batch, taps) for piece in pieces])
+        return _run(model, space, batch, taps)
+    said = [_run(model, space, piece.batch, taps) for piece in pieces]
+    return joined(space, batch, pieces, said)
 
 
-def _run(model: Any, task: Task, batch: Batch, taps: Taps) -> Activations:
+def _run(model: Any, space: Space, batch: Batch, taps: Taps) -> Activations:
     names = list(dict.fromkeys(tap.name for tap in taps))
     readers = [TAPS[name] for name in names]
-    rows, mask = _rows(task, batch), batch.mask
+    rows, mask = _rows(space, batch), batch.mask
     with ExitStack() as stack:
         kept = {
             record: stack.enter_context(record(model, taps))
@@ -86,11 +87,11 @@ def _run(model: Any, task: Task, batch: Batch, taps: Taps) -> Activations:
     )
 
 
-def _rows(task: Task, batch: Batch) -> torch.Tensor | None:
-    """The task's rows among B * L; None: a row per document."""
-    if task == "masked-lm":
+def _rows(space: Space, batch: Batch) -> torch.Tensor | None:
+    """The rows of a space among B * L; None: a row per document."""
+    if space == "masked":
         return batch["masked"]
-    return batch.mask.flatten().nonzero().squeeze(1) if task == "causal-lm" else None
+    return batch.mask.flatten().nonzero().squeeze(1) if space == "token" else None
 
 
 def _unapplied(forward: Forward, values: dict[Tap, torch.Tensor]) -> Head | None:
@@ -106,26 +107,26 @@ def _unapplied(forward: Forward, values: dict[Tap, torch.Tensor]) -> Head | None
     )
 
 
-def _task_of(model: Any, batch: Batch) -> Task:
-    """A task whose rows the logits of a model have: only language models name an output layer."""
+def _space_of(model: Any, batch: Batch) -> Space:
+    """The rows that the logits of a model have: only language models name an output layer."""
     if model.get_output_embeddings() is None:
-        return "text-classification"
-    return "masked-lm" if "masked" in batch else "causal-lm"
+        return "example"
+    return "masked" if "masked" in batch else "token"
 
 
 _PROVEN: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 """The taps that a model was found to make its logits of."""
 
 
-def _prove(model: Any, task: Task, batch: Batch, taps: Taps) -> None:
+def _prove(model: Any, space: Space, batch: Batch, taps: Taps) -> None:
     """Raise ModelError for a tap that is not what the logits are made of; once a model."""
     proven = _PROVEN.setdefault(model, set())
     for name in sorted({tap.name for tap in taps} & PROOFS.keys() - proven):
-        PROOFS[name](model, task, batch)
+        PROOFS[name](model, space, batch)
         proven.add(name)
 
 
-def _prove_head(model: Any, task: Task, batch: Batch) -> None:
+def _prove_head(model: Any, space: Space, batch: Batch) -> None:
     if plain_head(model, batch) is None:
         raise ModelError(
             f"{name_of(model)} gives no head: its logits are not what a linear output layer says; "
@@ -133,9 +134,9 @@ def _prove_head(model: Any, task: Task, batch: Batch) -> None:
         )
 
 
-def _prove_pooled(model: Any, task: Task, batch: Batch) -> None:
+def _prove_pooled(model: Any, space: Space, batch: Batch) -> None:
     with untouched(model):
-        found = _activations(model, task, batch, [Tap("pooled"), LOGITS])
+        found = _activations(model, space, batch, [Tap("pooled"), LOGITS])
         logits, made = found[LOGITS], classify(model, found[Tap("pooled")])
     apart, largest = float((logits - made).abs().max()), float(logits.abs().max())
     if not apart <= ROUNDING[logits.dtype] * largest:
@@ -148,7 +149,7 @@ def _prove_pooled(model: Any, task: Task, batch: Batch) -> None:
 
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """What two ways to a value may differ by, as a share of the largest: other products round."""
-PROOFS: dict[str, Callable[[Any, Task, Batch], None]] = {
+PROOFS: dict[str, Callable[[Any, Space, Batch], None]] = {
     "head": _prove_head,
     "pooled": _prove_pooled,
 }

@@ -15,7 +15,7 @@ import transformers
 from kdcache.errors import ConfigError, ModelError
 from kdcache.labels import LabelKind
 from kdcache.models.auto import (
-    AUTO,
+    auto_class,
     load_config,
     require_direction,
     require_sizes,
@@ -81,8 +81,8 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
     else:
         config = load_config(spec.checkpoint or spec.config or "")
     plan = cache.plan.config
-    require_direction(config, plan.task, spec.checkpoint or spec.config or "the student")
-    if plan.task == "text-classification":
+    require_direction(config, cache.plan.task, spec.checkpoint or spec.config or "the student")
+    if cache.plan.task.labelled:
         _set_classes(config, plan.label_kind, plan.classes, cache.shape.outputs)
     way = "choose a student with the teacher's tokenizer, or leave the document out"
     require_ids(cache.plan, config.get_text_config().vocab_size, "the student", way)
@@ -92,7 +92,7 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
 
 def student_sizes(spec: StudentSpec, cache: Cache) -> ModelSizes:
     """Outputs, hidden width and layers of a student, from configurations alone."""
-    return model_sizes(student_config(spec, cache), cache.plan.config.task)
+    return model_sizes(student_config(spec, cache), cache.plan.task)
 
 
 def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
@@ -105,7 +105,7 @@ def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
         require_same_vocabulary(cache, spec.checkpoint, unless_none=spec.same_tokenizer)
     torch.manual_seed(seed)
     if spec.config:
-        student = AUTO[cache.plan.config.task].from_config(config)
+        student = auto_class(cache.plan.task).from_config(config)
     elif spec.init_from_teacher:
         student = _from_teacher(cache, config, spec.init_from_teacher)
     else:
@@ -155,7 +155,7 @@ def _special_ids(config: Any) -> list[int]:
 
 
 def _from_checkpoint(cache: Cache, config: Any, source: str) -> Any:
-    auto = AUTO[cache.plan.config.task]
+    auto = auto_class(cache.plan.task)
     try:
         student, info = auto.from_pretrained(
             source,
@@ -195,10 +195,10 @@ def _teacher_config(cache: Cache) -> Any:
 
 
 def _from_teacher(cache: Cache, config: Any, layers: tuple[int, ...]) -> Any:
-    task = cache.plan.config.task
-    student = AUTO[task].from_config(config, dtype=torch.float32)
+    task = cache.plan.task
+    student = auto_class(task).from_config(config, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
-        teacher = AUTO[task].from_pretrained(
+        teacher = auto_class(task).from_pretrained(
             _teacher_folder(cache, Path(folder)), dtype=torch.float32, use_safetensors=True
         )
     copy_blocks(teacher, student, layers)
@@ -229,7 +229,7 @@ def _require_same_weights(cache: Cache, source: str) -> None:
     way = "build the cache with --keep-teacher-weights, or choose another student"
     if Path(source).is_absolute() and not Path(source).is_dir():
         raise ModelError(f"the teacher's folder {source} is gone: {way}")
-    task = cache.plan.config.task
+    task = cache.plan.task
     found = load_teacher(source, task=task, device="cpu", dtype=identity["dtype"])
     if found.identity["weights_sha256"] != identity["weights_sha256"]:
         raise ModelError(f"the weights in {source} are no longer the cache's teacher: {way}")

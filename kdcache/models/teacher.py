@@ -15,7 +15,7 @@ import torch
 from kdcache.errors import ConfigError, ModelError, one_of
 from kdcache.manifest import Json
 from kdcache.models.auto import (
-    AUTO,
+    auto_class,
     load_config,
     require_direction,
     require_sizes,
@@ -28,7 +28,7 @@ from kdcache.models.token_map import difference, token_map
 from kdcache.models.tokenizer import Tokenizer, class_names, short_name
 from kdcache.plans import Plan
 from kdcache.signals import ModelSizes
-from kdcache.tasks import Task
+from kdcache.tasks import Task, as_task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SPARE_ROWS = 2048  # embeddings beyond a vocabulary that has no tokenizer to be compared with
@@ -80,10 +80,10 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def model_sizes(config: Any, task: Task) -> ModelSizes:
+def model_sizes(config: Any, task: str | Task) -> ModelSizes:
     """Sizes of a model, from its configuration alone."""
     text = config.get_text_config()
-    outputs = config.num_labels if task == "text-classification" else text.vocab_size
+    outputs = config.num_labels if as_task(task).labelled else text.vocab_size
     return ModelSizes(
         outputs=int(outputs),
         hidden=int(text.hidden_size),
@@ -106,7 +106,7 @@ def _heads(config: Any) -> dict[str, int]:
 def load_teacher(
     source: str | Path,
     *,
-    task: Task,
+    task: str | Task,
     device: str = "auto",
     dtype: str = "fp32",
     trust_remote_code: bool = False,
@@ -116,6 +116,7 @@ def load_teacher(
     Raises ModelError if it cannot be loaded or has no trained head for the task.
     """
     one_of("dtype", dtype, DTYPES)
+    task = as_task(task)
     place = pick_device(device)
     config = load_config(source, trust_remote_code=trust_remote_code)
     require_direction(config, task, source)
@@ -129,7 +130,7 @@ def load_teacher(
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": dtype,
         "attention": model.config._attn_implementation,
-        "classes": class_names(config) if task == "text-classification" else None,
+        "classes": class_names(config) if task.labelled else None,
         **function_of(model),
     }
     return Teacher(model.to(place), identity, model_sizes(model.config, task), place)
@@ -144,7 +145,7 @@ def _load(source: str | Path, task: Task, config: Any, dtype: str, trust: bool) 
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # `require_sizes` says which ones
     }
-    auto = AUTO[task]
+    auto = auto_class(task)
     try:
         try:
             model, info = auto.from_pretrained(str(source), attn_implementation="sdpa", **options)
@@ -219,7 +220,7 @@ def most_tokens(model: Any) -> int | None:
 
 
 def _check_labels(teacher: Teacher, plan: Plan) -> None:
-    if plan.config.task != "text-classification":
+    if not plan.task.labelled:
         return
     outputs, names, classes = (
         teacher.shape.outputs,

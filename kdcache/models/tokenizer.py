@@ -16,6 +16,7 @@ import transformers
 from kdcache.errors import ModelError, require_path
 from kdcache.manifest import Json
 from kdcache.models.auto import load_config, require_problem, unreadable
+from kdcache.tasks import Task
 
 if TYPE_CHECKING:
     from kdcache.store import Cache
@@ -205,22 +206,24 @@ def load_plain(source: str | Path, *, trust_remote_code: bool = False) -> Any:
     return found
 
 
-def classes_of(source: str | Path) -> tuple[list[str] | None, int | None]:
+def classes_of(source: str | Path, task: Task) -> tuple[list[str] | None, int | None]:
     """Class names (None: unnamed) and number of classes (None: no classifier) of a model folder."""
-    config = _classifier(source)
+    config = _classifier(source, task)
     return (None, None) if config is None else (class_names(config), int(config.num_labels))
 
 
-def check_classifier(source: str | Path) -> None:
-    """Raise ModelError where `source` is also a classifier that can be no teacher."""
-    config = _classifier(source)
+def check_classifier(source: str | Path, task: Task) -> None:
+    """Raise ModelError where `source` is also a classifier that can be no teacher of a task."""
+    config = _classifier(source, task)
     if config is not None:
         require_problem(config, source)
 
 
-def _classifier(source: str | Path) -> Any:
+def _classifier(source: str | Path, task: Task) -> Any:
     """The configuration of a classifier's folder; None for any other: a tokenizer can be alone."""
     path = Path(source)
+    if not task.labelled:
+        return None
     if path.is_dir() and not (path / "config.json").is_file():
         return None
     try:
@@ -228,7 +231,7 @@ def _classifier(source: str | Path) -> Any:
     except ModelError:
         return None
     heads = config.architectures or []
-    return config if any(name.endswith("ForSequenceClassification") for name in heads) else None
+    return config if any(name.endswith(task.heads) for name in heads) else None
 
 
 def class_names(config: Any) -> list[str] | None:

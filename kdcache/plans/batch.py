@@ -193,7 +193,7 @@ def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
     if plan.config.label_kind.column:
         labels = _labels(plan, docs)
         batch.labelled = int(np.count_nonzero(known(labels)))
-    elif plan.config.task == "causal-lm":
+    elif plan.task.causal:
         labels = _next_tokens(flat, lens)
         batch.labelled = len(flat) - len(docs)  # nothing follows the last token of a document
     else:

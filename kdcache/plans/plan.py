@@ -18,7 +18,7 @@ import numpy.typing as npt
 from kdcache.labels import LABEL_KINDS, LabelKind, known
 from kdcache.manifest import FORMAT, NAMED, Json, canonical
 from kdcache.plans.subsample import draw, kept_of, spread
-from kdcache.tasks import RowSpace, Space, Subset, Task
+from kdcache.tasks import TASKS, RowSpace, Space, Subset, Task
 
 Array = npt.NDArray[Any]
 Docs = npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ class Column(Protocol):
 class PlanConfig:
     """What a plan was made from: equal configurations and corpora give equal plans."""
 
-    task: Task
+    task: str
     problem: str  # name of the kind of its labels, see LABEL_KINDS
     tokenizer: Json  # name, sha256, vocab_size, pad_id, mask_id, type_ids
     corpus: Json  # source, sha256, documents, text_columns, label_column, truncated, classes
@@ -97,6 +97,11 @@ class Plan:
     examples: Mapping[str, Array]
     columns: Mapping[str, Column] = field(repr=False)
     format: int = FORMAT
+
+    @property
+    def task(self) -> Task:
+        """What the teacher is run for."""
+        return TASKS[self.config.task]
 
     @cached_property
     def docs(self) -> npt.NDArray[np.int64]:

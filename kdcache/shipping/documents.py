@@ -19,6 +19,7 @@ from kdcache.models import Tokenizer, classes_of
 from kdcache.plans import Plan
 from kdcache.progress import Progress
 from kdcache.store import open_plan, write_plan
+from kdcache.tasks import Task
 
 WORDS = (1, 2, 4, 8, 16, 32, 64, 128, 512)  # of the texts there are where no file is given
 TEXTS = 54
@@ -52,6 +53,7 @@ def read_documents(
     model: str | Path,
     tokenizer: Tokenizer,
     *,
+    task: Task,
     scratch: Path,
     like: Sequence[str],
     progress: Progress,
@@ -66,8 +68,8 @@ def read_documents(
         file,
         tokenizer,
         scratch=scratch,
-        task="text-classification",
-        classes=classes_of(model),
+        task=task,
+        classes=classes_of(model, task),
         like=like,
         progress=progress,
         **options,

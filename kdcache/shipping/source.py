@@ -29,10 +29,9 @@ from kdcache.models.tokenizer import UNBOUNDED, load_plain
 from kdcache.plans import Docs
 from kdcache.progress import Progress
 from kdcache.shipping.documents import Documents, read_documents, write_prose
-from kdcache.tasks import Task
+from kdcache.tasks import TASKS
 
 Logits = npt.NDArray[np.float32]
-TASK: Task = "text-classification"
 LONGEST = 512  # tokens, where neither training nor tokenizer nor model say
 
 
@@ -68,10 +67,11 @@ class Source:
 def require_classifier(folder: str | Path) -> None:
     """Raise ConfigError or ModelError unless the model of a folder is one that can be shipped."""
     task = task_of(folder)
-    if task != TASK:
+    if not task.shipped:
+        able = " and ".join(name for name, known in TASKS.items() if known.shipped)
         raise ConfigError(
             f"{folder} is a model for {task}, and ship writes classifiers and regressors only "
-            f"(models for {TASK}): serve it as it is with transformers or a server for language "
+            f"(models for {able}): serve it as it is with transformers or a server for language "
             "models"
         )
     require_problem(load_config(folder), folder)
@@ -92,9 +92,10 @@ def load_source(
 
     Raises ModelError, ConfigError, CorpusError.
     """
-    tokenizer, trained = load_tokenizer(folder), trained_plan(folder, None, TASK)
+    task = task_of(folder)
+    tokenizer, trained = load_tokenizer(folder), trained_plan(folder, None, task)
     require_trained_vocabulary(folder, tokenizer)
-    model = load_teacher(folder, task=TASK, device="cpu")
+    model = load_teacher(folder, task=task, device="cpu")
     length = _length(folder, trained, model, options.get("max_length"))
     known = texts_of(trained)
     texts: Any = file
@@ -105,6 +106,7 @@ def load_source(
         texts,
         folder,
         tokenizer,
+        task=task,
         scratch=scratch / "documents",
         like=known,
         progress=progress,

@@ -14,7 +14,7 @@ from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json
 from kdcache.signals.codecs.linear_file import Linear
 from kdcache.signals.taps import POSITIONS, Activations, ModelSizes, Tap
-from kdcache.tasks import LOGITS_SPACE, RowSpace, Space, Subset, Task, axis_of
+from kdcache.tasks import TASKS, RowSpace, Space, Subset, Task, axis_of
 
 Arrays = dict[str, torch.Tensor]
 Columns = dict[str, torch.Tensor]
@@ -232,7 +232,7 @@ def row_space(what: str, space: Space, fraction: float) -> RowSpace:
 
 def logits_space(codec: str, task: Task, fraction: float) -> RowSpace:
     """Where a `fraction` of the logits is kept; ConfigError for that of a classifier's."""
-    return row_space(f"logits:{codec}", LOGITS_SPACE[task], fraction)
+    return row_space(f"logits:{codec}", task.rows, fraction)
 
 
 def settings(values: Json) -> Json:
@@ -243,8 +243,9 @@ def settings(values: Json) -> Json:
 
 def check_positions(positions: str, task: Task) -> Space:
     """The row space of `positions`; ConfigError if the task has no such rows."""
-    if positions == "masked" and task != "masked-lm":
-        raise ConfigError(f"positions=masked needs the task masked-lm; the task is {task}")
+    if POSITIONS[positions] not in task.spaces:
+        able = " or ".join(name for name, task in TASKS.items() if task.selects)
+        raise ConfigError(f"positions={positions} needs the task {able}; the task is {task}")
     return POSITIONS[positions]
 
 

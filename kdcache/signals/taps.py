@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from kdcache.errors import ConfigError
-from kdcache.tasks import LOGITS_SPACE, RowSpace, Space, Subset, Task
+from kdcache.tasks import RowSpace, Space, Subset, Task
 
 POSITIONS: dict[str, Space] = {
     "cls": "example",
@@ -261,7 +261,7 @@ class Activations:
             return self
         assert rows is not None, "which rows a subset keeps is to be read with it"
         kept = of_subset(self.mask, self.masked, space, rows)
-        if LOGITS_SPACE[task] != space.of:
+        if task.rows != space.of:
             return replace(self, **kept)
         values = {
             tap: value[rows] if TAP_KINDS[tap.name].per == "row" else value

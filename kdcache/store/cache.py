@@ -75,7 +75,7 @@ def _plan(root: Root, schema: ManifestSchema, objects: Mapping[str, Json]) -> Pl
     check_parts(schema, objects, root)
     committed = PlanFingerprints(objects, root)
     columns, examples = {}, {}
-    for spec in plan_specs(schema.config):
+    for spec in plan_specs(schema.plan):
         layout = read_layout(root, spec.name, schema.parts, objects)
         schema.require_fit(layout, spec, root)
         name, reader = spec.name.removeprefix("plan/"), ArrayReader(root, layout, committed)
@@ -259,7 +259,7 @@ class Cache:
 
     def arrays_of(self, signal: str, tap: Tap | None = None) -> list[str]:
         """Names of the arrays of a signal, or those that one of its taps is read from."""
-        specs = self.signal(signal).arrays(self.plan.config.task, self.shape)
+        specs = self.signal(signal).arrays(self.plan.task, self.shape)
         return [f"{signal}/{s.name}" for s in specs if tap is None or s.read_for(tap)]
 
     def holder(self, tap: Tap) -> str | None:

@@ -74,7 +74,7 @@ def signal_layouts(
     plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes
 ) -> list[tuple[Layout, ArraySpec]]:
     """Layout of every signal array of a cache, exact before the teacher runs."""
-    return spec_layouts(plan, named_arrays(signals, plan.config.task, shape))
+    return spec_layouts(plan, named_arrays(signals, plan.task, shape))
 
 
 def spec_layouts(plan: Plan, specs: Iterable[ArraySpec]) -> list[tuple[Layout, ArraySpec]]:
@@ -84,7 +84,7 @@ def spec_layouts(plan: Plan, specs: Iterable[ArraySpec]) -> list[tuple[Layout, A
 
 def plan_layouts(plan: Plan) -> list[Layout]:
     """Layout of every array of the plan."""
-    return [_layout(plan, spec) for spec in plan_specs(plan.config)]
+    return [_layout(plan, spec) for spec in plan_specs(plan)]
 
 
 def _layout(plan: Plan, spec: ArraySpec) -> Layout:

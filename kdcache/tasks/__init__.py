@@ -1,25 +1,41 @@
-"""Tasks a teacher can be run for, and the row spaces its outputs live in."""
+"""Tasks a teacher can be run for, and the row spaces its outputs live in. TASKS is the table."""
 
+from kdcache.errors import one_of
 from kdcache.tasks.base import (
     IGNORE_INDEX,
-    LOGITS_SPACE,
     ROW_AXIS,
-    TASKS,
+    Entry,
     RowSpace,
     Space,
     Subset,
     Task,
     axis_of,
 )
+from kdcache.tasks.causal_lm import CAUSAL_LM
+from kdcache.tasks.masked_lm import MASKED_LM
+from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
 
 __all__ = [
     "IGNORE_INDEX",
-    "LOGITS_SPACE",
     "ROW_AXIS",
     "TASKS",
+    "Entry",
     "RowSpace",
     "Space",
     "Subset",
     "Task",
+    "as_task",
     "axis_of",
 ]
+
+TASKS: dict[str, Task] = {
+    "text-classification": TEXT_CLASSIFICATION,
+    "masked-lm": MASKED_LM,
+    "causal-lm": CAUSAL_LM,
+}
+"""Every task by its name."""
+
+
+def as_task(task: str | Task) -> Task:
+    """The task of a name; ConfigError, with the nearest name, if there is none."""
+    return task if isinstance(task, Task) else TASKS[one_of("task", task, TASKS)]

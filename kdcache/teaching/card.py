@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdcache.manifest import Json
+from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
 from kdcache.training.card import CARD, SCORES, front_matter, score_cell, table, usage
 
 LICENCE = (
@@ -17,7 +18,7 @@ LICENCE = (
 def write_card(folder: Path, metrics: Json) -> None:
     """Write the model card of the teacher that is saved in `folder`, in Markdown."""
     sections = [
-        front_matter("text-classification", ["kdcache"]),
+        front_matter(TEXT_CLASSIFICATION, ["kdcache"]),
         f"# {folder.resolve().name}",
         _summary(metrics),
         table(("", ""), list(_origin(metrics))),
@@ -27,7 +28,7 @@ def write_card(folder: Path, metrics: Json) -> None:
         "## Scores",
         *_scores(metrics),
         "## How to use it",
-        usage("text-classification"),
+        usage(TEXT_CLASSIFICATION),
         "## Licence",
         LICENCE,
     ]

@@ -18,6 +18,7 @@ from kdcache.plans import Array, Docs, Plan
 from kdcache.plans.same_texts import text_keys
 from kdcache.progress import Progress, quiet, short
 from kdcache.store import open_plan, write_plan
+from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
 from kdcache.teaching.settings import Settings
 from kdcache.teaching.split import dev_rows
 from kdcache.training.evaluation import require_as_many_texts
@@ -140,7 +141,7 @@ def _plan(
         corpus,
         tokenizer,
         scratch=scratch,
-        task="text-classification",
+        task=TEXT_CLASSIFICATION,
         classes=known,
         new_classes=new,
         progress=progress,

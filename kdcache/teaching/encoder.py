@@ -11,12 +11,13 @@ import transformers
 from kdcache.errors import ModelError
 from kdcache.evaluation.scoring import require_fit
 from kdcache.models import Tokenizer, load_config
-from kdcache.models.auto import AUTO, silent_transformers, unreadable
+from kdcache.models.auto import auto_class, silent_transformers, unreadable
 from kdcache.models.padding import pad_of
 from kdcache.models.teacher import tensors_sha256
 from kdcache.plans import Plan
+from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
 
-AUTO_NAME = "AutoModelForSequenceClassification"
+auto_class_NAME = "AutoModelForSequenceClassification"
 
 
 class Encoder(NamedTuple):
@@ -30,10 +31,10 @@ def require_encoder(source: str | Path) -> Any:
     """The configuration of a model that can be a classifier; ModelError for any other."""
     config = load_config(source)
     known = type(config) in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    if not known and AUTO_NAME not in (getattr(config, "auto_map", None) or {}):
+    if not known and auto_class_NAME not in (getattr(config, "auto_map", None) or {}):
         raise ModelError(
             f"{source} is a {config.model_type}, of which transformers has no classifier "
-            f"({AUTO_NAME}): choose another encoder"
+            f"({auto_class_NAME}): choose another encoder"
         )
     return config
 
@@ -58,7 +59,7 @@ def load_encoder(
     }
     try:
         with silent_transformers():  # of the weights of a head, which are meant to be new
-            model, info = AUTO["text-classification"].from_pretrained(str(source), **options)
+            model, info = auto_class(TEXT_CLASSIFICATION).from_pretrained(str(source), **options)
     except Exception as error:  # weights fail to load in as many ways as there are file formats
         raise ModelError(unreadable("encoder", source, error)) from error
     new = {*info["missing_keys"], *(name for name, _, _ in info["mismatched_keys"])}

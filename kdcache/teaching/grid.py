@@ -61,7 +61,7 @@ class Grid:
         """Teach, write the model, and return what is known of it."""
         self.model.to(self.args.device)
         plan, rates = self.data.train.plan, self.settings.learning_rates
-        check_alone(self.model, plan.config.task, plan, name="the encoder", progress=self.progress)
+        check_alone(self.model, plan.task, plan, name="the encoder", progress=self.progress)
         keeps_cache = getattr(self.model.config, "use_cache", None)
         with writing(self.folder), one_run(self.folder, self.folder / CHECKPOINTS):
             run = Run(self.folder, self._identity())
@@ -173,7 +173,7 @@ class Grid:
         names = self.data.names
         points: list[Any] = [{k: v for k, v in p.items() if k != "weights"} for p in run.finished]
         return {
-            "task": train.plan.config.task,
+            "task": train.plan.task.name,
             "problem": train.plan.config.problem,
             "classes": names,
             "parameters": sum(p.numel() for p in self.model.parameters()),

@@ -58,7 +58,7 @@ def teach(
     train: Any,
     *,
     out: str | Path,
-    task: Task = "text-classification",
+    task: str | Task = "text-classification",
     dev: Any = None,
     dev_split: float | str = 0.1,
     eval_file: Any = None,

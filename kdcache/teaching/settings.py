@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json
-from kdcache.tasks import TASKS
+from kdcache.tasks import TASKS, Task, as_task
 
 ClassWeights = Literal["auto", "balanced", "none"]
 
@@ -59,11 +59,18 @@ def rates_of(rates: float | Sequence[float]) -> tuple[float, ...]:
     return tuple(map(float, rates)) if isinstance(rates, Sequence) else (float(rates),)
 
 
-def require_taught(task: str) -> None:
-    """Raise ConfigError for a task whose models learn from text alone."""
-    one_of("task", task, TASKS)
-    if task != "text-classification":
+def require_taught(name: str | Task) -> Task:
+    """The task of a name; ConfigError for one whose models are not made here."""
+    task = as_task(name)
+    able = " and ".join(known.name for known in TASKS.values() if known.taught)
+    if task.labelled and not task.taught:
+        raise ConfigError(
+            f"teach is for --task {able}: train a teacher for {task} with transformers, and give "
+            "it to `kdcache build --teacher`"
+        )
+    if not task.taught:
         raise ConfigError(
             f"a language model needs no labels: for {task} give it to `kdcache build --teacher` as "
-            "it is; teach is for --task text-classification, values (regression) among them"
+            f"it is; teach is for --task {able}, values (regression) among them"
         )
+    return task

@@ -27,6 +27,7 @@ from kdcache.plans import Docs
 from kdcache.plans.batch import Batch, collate
 from kdcache.progress import Advance, Progress
 from kdcache.signals import LOGITS
+from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
 from kdcache.teaching.data import Data, Documents
 from kdcache.teaching.scores import batches_of, merit, score
 from kdcache.teaching.split import sample
@@ -109,7 +110,7 @@ def find_parts(model: Any, batch: Batch) -> Parts | None:
     if not heads or base is model:
         return None
     with untouched(model), _seen(layers) as seen:
-        logits = run(model, batch, [LOGITS], task="text-classification")[LOGITS]
+        logits = run(model, batch, [LOGITS], task=TEXT_CLASSIFICATION)[LOGITS]
     head = heads[-1]
     if head not in seen:
         return None
@@ -183,7 +184,7 @@ def _look(model: Any, parts: Parts, batch: Batch) -> dict[str, torch.Tensor]:
     handle = parts.encoder.register_forward_hook(lambda _m, _i, output: states.append(output[0]))
     try:
         with untouched(model), _seen(layers) as seen:
-            run(model, batch, [LOGITS], task="text-classification")
+            run(model, batch, [LOGITS], task=TEXT_CLASSIFICATION)
     finally:
         handle.remove()
     mask = batch["attention_mask"].unsqueeze(-1)

@@ -22,6 +22,7 @@ from kdcache.models.auto import silent_transformers
 from kdcache.plans.batch import Batch, collate
 from kdcache.progress import Advance, Progress
 from kdcache.signals import LOGITS
+from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
 from kdcache.teaching.data import Data, Documents
 from kdcache.teaching.scores import WORST, Floats, merit, predict, score, step_loss
 from kdcache.teaching.settings import Settings
@@ -110,7 +111,7 @@ class TeachingTrainer(transformers.Trainer):
     def compute_loss(  # type: ignore[override]  # a Batch is what our loader gives
         self, model: Any, inputs: Batch, return_outputs: bool = False, **more: Any
     ) -> Any:
-        outputs = run(model, inputs, [LOGITS], task="text-classification")
+        outputs = run(model, inputs, [LOGITS], task=TEXT_CLASSIFICATION)
         loss = step_loss(outputs[LOGITS], inputs["labels"], self.weights, self.variance)
         self.losses.append(loss.detach())
         return (loss, outputs) if return_outputs else loss

@@ -15,11 +15,6 @@ from kdcache.tasks import Task
 from kdcache.training.recipe import Recipe
 
 CARD = "README.md"
-PIPELINES: dict[Task, str] = {
-    "text-classification": "text-classification",
-    "masked-lm": "fill-mask",
-    "causal-lm": "text-generation",
-}
 LICENCE = (
     "These weights come from the teacher above and from the corpus that it was run over: the "
     "licences of both apply. State here the licence that you release the student under."
@@ -35,11 +30,6 @@ SCORES = {
     "perplexity": "perplexity",
     "calibration_error": "expected calibration error",
 }
-CALLS: dict[Task, str] = {
-    "text-classification": 'pipe("a text to classify", truncation=True)',
-    "masked-lm": 'pipe(f"a text with a {pipe.tokenizer.mask_token} in it")',
-    "causal-lm": 'pipe("the beginning of a text", max_new_tokens=20)',
-}
 
 
 def write_card(folder: Path, cache: Cache, recipe: Recipe, metrics: Json) -> None:
@@ -48,7 +38,7 @@ def write_card(folder: Path, cache: Cache, recipe: Recipe, metrics: Json) -> Non
     `metrics` are those of its training; where they hold an evaluation, the card states its scores
     with 95% intervals, and the teacher's in the next column.
     """
-    task = cache.plan.config.task
+    task = cache.plan.task
     sections = [
         front_matter(task, ["knowledge-distillation", "kdcache"]),
         f"# {folder.resolve().name}",
@@ -68,7 +58,7 @@ def front_matter(task: Task, tags: list[str]) -> str:
     """What the hub reads of a card."""
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=PIPELINES[task],
+        pipeline_tag=task.pipeline,
         tags=tags,
     )
     return f"---\n{data.to_yaml()}\n---"
@@ -86,7 +76,7 @@ def _summary(cache: Cache, recipe: Recipe) -> str:
 def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, str]]:
     teacher, plan = cache.manifest["teacher"], cache.plan
     corpus, software = plan.config.corpus, cache.manifest["software"]
-    yield "task", plan.config.task
+    yield "task", plan.task.name
     yield "parameters", f"{metrics['parameters']:,}; the teacher has {teacher['parameters']:,}"
     yield "initialised from", _start(recipe.student)
     yield "losses", ", ".join(_on(recipe))
@@ -166,7 +156,7 @@ def usage(task: Task) -> str:
     """How a model of the task is called."""
     return (
         "```python\nfrom transformers import pipeline\n\n"
-        f'pipe = pipeline("{PIPELINES[task]}", model="path/to/this/folder")\n{CALLS[task]}\n```'
+        f'pipe = pipeline("{task.pipeline}", model="path/to/this/folder")\n{task.call}\n```'
     )
 
 

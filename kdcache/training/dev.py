@@ -182,19 +182,19 @@ def file_plan(file: Any, cache: Cache, config: Any, progress: Progress) -> Plan:
     """
     planned, tokenizer = cache.plan.config, cached_tokenizer(cache)
     options: PlanOptions = {"max_length": planned.max_length, "seed": planned.seed}
-    if planned.task == "masked-lm":
+    if "mask_probability" in cache.plan.task.options:
         options["mask_probability"] = planned.mask_probability
     columns = same_columns(planned.corpus, file)
     options["text_columns"] = columns["text_columns"]
     options["label_column"] = columns["label_column"]
-    classifies = planned.task == "text-classification"
+    task, number = cache.plan.task, int(getattr(config, "num_labels", 0))
     with scratch_folder(None) as scratch:
         plan = make_plan(
             file,
             tokenizer,
             scratch=scratch,
-            task=planned.task,
-            classes=(class_names(config), int(config.num_labels)) if classifies else (None, None),
+            task=task,
+            classes=(class_names(config), number) if task.labelled else (None, None),
             like=planned.corpus["text_columns"],
             progress=progress,
             **options,

@@ -17,6 +17,7 @@ from kdcache.manifest import Json
 from kdcache.models import load_config
 from kdcache.models.tokenizer import class_names
 from kdcache.plans import PlanConfig
+from kdcache.tasks import TASKS
 from kdcache.training.dev_options import DevOptions
 
 
@@ -49,7 +50,7 @@ def _labelled(file: Any, config: PlanConfig, flag: str, kind: str) -> Corpus:
     named = isinstance(file, str | Path)
     if named and not Path(file).exists() and "*" not in str(file):
         raise CorpusError(f"no {kind} file {file}; {flag} names a file of labelled documents")
-    labelled = config.task == "text-classification"
+    labelled = TASKS[config.task].labelled
     corpus = open_corpus(file, labelled=labelled, **same_columns(config.corpus, file))
     require_as_many_texts(corpus.text_columns, config.corpus["text_columns"], file, flag)
     if labelled and corpus.label_column is None:

@@ -25,7 +25,7 @@ def fused_head(
 
     `batch` holds a document to try the student on.
     """
-    if task == "text-classification" or not objective.logits:
+    if task.labelled or not objective.logits:
         return False, ""
     if objective.matrix:
         return False, f"{WHOLE}: a loss compares them one by one"

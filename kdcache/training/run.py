@@ -220,7 +220,7 @@ class Run:
             )
 
     def _trainer(self, student: Any, ranks: Ranks, callbacks: Sequence[Any]) -> DistillationTrainer:
-        task = self.cache.plan.config.task
+        task = self.cache.plan.task
         sample = self.cache.batch(self.cache.plan.docs[:1], [])
         head, note = fused_head(student, task, sample, self.objective, self.args)
         if note:
@@ -245,7 +245,7 @@ class Run:
             student.to(self.args.device)
         apart = check_alone(
             student,
-            self.cache.plan.config.task,
+            self.cache.plan.task,
             self.cache.plan,
             name="the student",
             hidden=any(TAP_KINDS[tap.name].per != "row" for tap in self.objective.reads),
@@ -288,7 +288,7 @@ class Run:
 def cache_spec(cache: Cache, labelled: int) -> CacheSpec:
     """What losses ask of a cache of which `labelled` documents with hard labels are used."""
     return CacheSpec(
-        task=cache.plan.config.task,
+        task=cache.plan.task,
         label_kind=cache.plan.config.problem,
         signals=cache.signals,
         shape=cache.shape,

@@ -113,7 +113,7 @@ def train(
     called = check_callbacks(callbacks)
     evaluation = check_evaluation(eval_file, eval_teacher, source.plan.config, chosen.dev)
     run = Run(source, parts, chosen, Path(out), resume=resume, progress=progress)
-    if evaluation is not None and source.plan.config.task == "text-classification":
+    if evaluation is not None and source.plan.task.labelled:
         check_labels(evaluation, run.config)
     if run.choice is not None and eval_file is not None:
         tested = file_plan(eval_file, source, run.config, run.progress)

@@ -16,7 +16,7 @@ from kdcache.models import load_config
 from kdcache.models.teacher import model_sizes
 from kdcache.signals import ModelSizes, parse
 from kdcache.store import Cache
-from kdcache.tasks import Task
+from kdcache.tasks import TASKS
 from tests.conformance.examples import EXAMPLES, Example
 
 SIZES: dict[str, Any] = {"max_length": 24, "part_tokens": 128, "limit": 12, "seed": 6}
@@ -27,11 +27,11 @@ UNKNOWN = ["漢字 語"] * 40 + ["the module is a parser", "it returns the value
 class Caches:
     """Caches of one plan a task, each built when it is first asked for, and remembered."""
 
-    def __init__(self, folder: Path, teachers: dict[Task, Path], corpora: dict[Task, Path]) -> None:
+    def __init__(self, folder: Path, teachers: dict[str, Path], corpora: dict[str, Path]) -> None:
         self.folder, self.teachers, self.corpora = folder, teachers, corpora
         self._made: dict[tuple[Any, ...], Cache] = {}
         self._plans: dict[tuple[str, bool], Path] = {}
-        self.sizes: dict[Task, ModelSizes] = {
+        self.sizes: dict[str, ModelSizes] = {
             task: model_sizes(load_config(place), task) for task, place in teachers.items()
         }
 
@@ -53,7 +53,7 @@ class Caches:
         for example in EXAMPLES:
             try:
                 text = example.called(**options).partition("=")[2]
-                parse(text).check(task, self.sizes[task])
+                parse(text).check(TASKS[task], self.sizes[task])
                 found.append(example)
             except ConfigError:
                 continue
@@ -109,12 +109,12 @@ def caches(
     prose_file: Path,
     corpus: Path,
 ) -> Caches:
-    teachers: dict[Task, Path] = {
+    teachers: dict[str, Path] = {
         "masked-lm": masked_lm,
         "causal-lm": causal_lm,
         "text-classification": classifier,
     }
-    corpora: dict[Task, Path] = {
+    corpora: dict[str, Path] = {
         "masked-lm": prose_file,
         "causal-lm": prose_file,
         "text-classification": corpus,

@@ -27,7 +27,7 @@ from kdcache.maintenance.repair import repair
 from kdcache.maintenance.spot_check import Spot, spot_check
 from kdcache.signals import from_json, parse, to_record
 from kdcache.store import Cache
-from kdcache.tasks import Subset
+from kdcache.tasks import TASKS, Subset
 from kdcache.training.objective import Objective
 from kdcache.training.run import cache_spec
 from kdcache_cli.main import main
@@ -273,7 +273,7 @@ def test_a_budget_proposes_it_or_says_that_it_cannot(example: Example, caches: C
     for proposal in proposals:
         assert any(text.startswith(f"{start}:") for text in proposal.signals)
         for text in proposal.signals:
-            parse(text).check(task, caches.sizes[task])
+            parse(text).check(TASKS[task], caches.sizes[task])
 
 
 @every

@@ -15,7 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.labels import LabelReader, resolve
 from kdcache.models import load_tokenizer
-from kdcache.models.auto import AUTO
+from kdcache.models.auto import auto_class
 from kdcache.plans.batch import collate
 from kdcache.store import Cache
 from kdcache.teaching import teach
@@ -112,7 +112,7 @@ def test_scores_are_scikit_learns_and_their_interval_holds_them(documents: Docum
 def test_a_refitted_pooler_gives_the_mean_over_tokens(
     classifier: Path, documents: Documents
 ) -> None:
-    model = AUTO["text-classification"].from_pretrained(classifier).eval()
+    model = auto_class("text-classification").from_pretrained(classifier).eval()
     plan, docs = documents.plan, documents.docs
     parts = find_parts(model, collate(plan, docs[:3], {}))
     assert parts is not None

@@ -21,6 +21,7 @@ from kdcache.corpora.standard_library import Docstring
 from kdcache.demo.encoder import encoder_folder
 from kdcache.errors import ConfigError, MismatchError, ModelError
 from kdcache.models.tokenizer import classes_of
+from kdcache.tasks import TASKS
 from kdcache.teaching import TeachResult, teach
 from kdcache.teaching.card import write_card
 from tests.conftest import Lines, exchange_tokens, save_teacher, write_csv
@@ -184,7 +185,7 @@ def test_labels_that_are_values_make_a_regression(encoder: Path, tmp_path: Path)
     assert metrics["problem"] == "regression"
     assert metrics["chosen_by"] == "mse"
     assert metrics["dev"]["pearson"] > 0.5
-    assert classes_of(tmp_path / "teacher")[1] == 1
+    assert classes_of(tmp_path / "teacher", TASKS["text-classification"])[1] == 1
     assert evaluate(tmp_path / "teacher", train)["pearson"] > 0.5
 
 
@@ -251,7 +252,7 @@ def test_an_encoder_that_was_a_classifier_gets_the_classes_of_the_corpus(
     train = write_csv(tmp_path / "train.csv", rows)
     options = {**QUICK, "epochs": 1, "learning_rates": 1e-3}
     teach(classifier, train, out=tmp_path / "teacher", **options)
-    assert classes_of(tmp_path / "teacher") == (["2", "5"], 2)
+    assert classes_of(tmp_path / "teacher", TASKS["text-classification"]) == (["2", "5"], 2)
 
 
 @pytest.mark.slow

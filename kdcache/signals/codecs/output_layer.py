@@ -85,7 +85,7 @@ class HiddenHead(SoftLabelCodec):
 
     def check(self, task: Task, shape: ModelSizes) -> None:
         """Raise ConfigError for a classifier, or a group that does not divide the width."""
-        if task == "text-classification":
+        if task.labelled:
             raise ConfigError(
                 "logits:hidden-head is for language models; store the classes with logits:dense"
             )

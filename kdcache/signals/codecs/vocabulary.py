@@ -105,7 +105,7 @@ def _vocabulary(ids: npt.NDArray[np.int64]) -> Vocabulary:
 
 def of_corpus(task: Task, size: int, sources: ArtifactSources) -> Vocabulary:
     """The order by the corpus's token counts; classes are no tokens and stay in theirs."""
-    counts = np.zeros(0, np.int64) if task == "text-classification" else sources.token_counts()
+    counts = np.zeros(0, np.int64) if task.labelled else sources.token_counts()
     return by_frequency(counts, size)
 
 

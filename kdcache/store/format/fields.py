@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from kdcache.errors import DamageError
@@ -31,8 +31,8 @@ def whole(low: int, high: int) -> Kind:
     )
 
 
-def choice(*options: str) -> Kind:
-    """One of some texts."""
+def choice(options: Collection[str]) -> Kind:
+    """One of some texts, or of the names of a table, whatever is in it by then."""
     return Kind(f"one of {', '.join(options)}", lambda v: isinstance(v, str) and v in options)
 
 
@@ -74,8 +74,8 @@ PLAN: Schema = {
     "tokens": whole(1, COUNT),
     "masked": whole(0, COUNT),
     "config": {
-        "task": choice(*TASKS),
-        "problem": choice(*LABEL_KINDS),
+        "task": choice(TASKS),
+        "problem": choice(LABEL_KINDS),
         "tokenizer": {
             "name": TEXT,
             "sha256": TEXT,

@@ -38,7 +38,7 @@ from kdcache.store.format.fields import (
 )
 from kdcache.store.format.layout import Layout
 from kdcache.store.io.object_path import Root
-from kdcache.tasks import IGNORE_INDEX, Space
+from kdcache.tasks import IGNORE_INDEX, TASKS, Space
 
 TOTAL = 2**48  # rows of an array
 TEACHER = re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # name of a teacher in a merged cache
@@ -75,7 +75,7 @@ class ManifestSchema:
         """The arrays of all signals of all teachers, as they are named in the store."""
         if self.shape is None:
             return []
-        return named_arrays(self.signals, self.config.task, self.shape) + [
+        return named_arrays(self.signals, TASKS[self.config.task], self.shape) + [
             replace(spec, name=teacher_prefix(name) + spec.name)
             for name, teacher in self.teachers.items()
             for spec in teacher.array_specs()
@@ -130,11 +130,11 @@ def teacher_name(name: str, taken: Collection[str] = ()) -> str:
     return next(name for name in names if name not in taken)
 
 
-def plan_specs(config: PlanConfig) -> list[ArraySpec]:
+def plan_specs(plan: Plan) -> list[ArraySpec]:
     """The plan's own arrays."""
-    token = "uint16" if config.tokenizer["vocab_size"] <= 65536 else "uint32"
+    token = "uint16" if plan.config.tokenizer["vocab_size"] <= 65536 else "uint32"
     columns: list[tuple[str, Space, str]] = [("tokens", "token", token)]
-    if config.task == "masked-lm":
+    if plan.task.selects:
         columns.append(("plan/masked_position", "masked", "int32"))
         columns.append(("plan/masked_label", "masked", token))
     return [
@@ -204,9 +204,8 @@ def _only(value: Json, names: Any) -> Json:
 
 
 def _plan(record: Json, where: Root) -> tuple[PlanConfig, int, dict[Space, int]]:
-    spaces: list[Space] = ["example", "token"]
-    if record["config"]["task"] == "masked-lm":
-        spaces.append("masked")
+    task = TASKS[record["config"]["task"]]
+    spaces = task.spaces
     conform(record["rows"], {space: whole(1, ROWS) for space in spaces}, where, "plan.rows")
     rows = {space: record["rows"][space] for space in spaces}
     if record["parts"] * max(rows.values()) > TOTAL:
@@ -217,8 +216,8 @@ def _plan(record: Json, where: Root) -> tuple[PlanConfig, int, dict[Space, int]]
     if vocabulary["pad_id"] >= vocabulary["vocab_size"]:
         raise damaged(where, "plan.config.tokenizer.pad_id", vocabulary["pad_id"], "an id")
     config, classes = record["config"], record["config"]["corpus"].get("classes")
-    if (config["task"] == "text-classification") == (config["problem"] == "tokens"):
-        raise damaged(where, "plan.config.problem", config["problem"], f"what {config['task']} has")
+    if config["problem"] not in task.kinds:
+        raise damaged(where, "plan.config.problem", config["problem"], f"what {task} has")
     if not TEXTS_OR_NONE.fits(classes):
         raise damaged(where, "plan.config.corpus.classes", classes, TEXTS_OR_NONE.what)
     try:
@@ -244,7 +243,7 @@ def _signals(table: Json, config: PlanConfig, shape: ModelSizes, where: Root) ->
                 found.newer[check_name(name, name)] = news
                 continue
             found.known[name] = from_json(name, values)
-            found.known[name].check(config.task, shape)
+            found.known[name].check(TASKS[config.task], shape)
         except (ConfigError, TypeError, ValueError, AttributeError) as error:
             raise DamageError(f"{where} is damaged: signals.{name}: {error}") from error
     return found

@@ -1,0 +1,49 @@
+"""Texts some of whose tokens are masked, to be predicted from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdcache.tasks.base import Entry, Task
+from kdcache.tasks.masking import mask
+
+if TYPE_CHECKING:
+    from kdcache.models import Tokenizer
+    from kdcache.plans import PlanConfig
+
+
+def masked(entry: Entry, tokenizer: Tokenizer, config: PlanConfig) -> Iterator[Entry]:
+    """Every view of a document, masked anew: the labels are the tokens that were there."""
+    maskable = ~np.isin(entry.tokens, tokenizer.special_ids)
+    for view in range(config.views):
+        made = mask(
+            entry.tokens,
+            maskable,
+            probability=config.mask_probability,
+            mask_id=tokenizer.mask_id,
+            vocab_size=tokenizer.vocab_size,
+            key=(config.seed, entry.doc, entry.window, view),
+        )
+        yield entry._replace(
+            view=view, tokens=made.tokens, positions=made.positions, labels=made.labels
+        )
+
+
+MASKED_LM = Task(
+    name="masked-lm",
+    auto="AutoModelForMaskedLM",
+    heads=("ForMaskedLM",),
+    rows="masked",
+    kinds=("tokens",),
+    signals=("logits:topk,k=64",),
+    pipeline="fill-mask",
+    call='pipe(f"a text with a {pipe.tokenizer.mask_token} in it")',
+    measured="masked-lm",
+    windows=True,
+    options=("mask_probability", "views"),
+    ids=("mask_id",),
+    views=masked,
+)

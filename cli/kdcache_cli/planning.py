@@ -91,14 +91,15 @@ def _propose(plan: Any, sized: tuple[Any, Any], budget: int, as_json: bool) -> N
     print_proposals(budget, found)
 
 
-def _signals(texts: list[str], teacher: str, task: Any) -> tuple[Any, Any]:
+def _signals(texts: list[str], teacher: str, name: str) -> tuple[Any, Any]:
     """Signals and the shape of the teacher they are asked of; ConfigError if it has none such."""
     from kdcache.models import check_taps
     from kdcache.models.auto import load_config
     from kdcache.models.teacher import model_sizes
     from kdcache.signals import parse_all, taps_of
+    from kdcache.tasks import as_task
 
-    signals = parse_all(texts)
+    task, signals = as_task(name), parse_all(texts)
     config = load_config(teacher)
     shape = model_sizes(config, task)
     for signal in signals.values():

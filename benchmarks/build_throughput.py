@@ -51,7 +51,7 @@ def fill(source: Path, target: Path, teacher: Any) -> float:
 
 
 def empty_copy(cache: Cache, path: Path) -> Path:
-    """The cache without what the teacher said."""
+    """The cache without the teacher's outputs."""
     shutil.copytree(cache.path, path)
     for part in path.glob("commits/0*"):
         shutil.rmtree(part)

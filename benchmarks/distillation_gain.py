@@ -133,9 +133,9 @@ def one_seed(
     """What one seed gives; kept in `out`, and read from there if it was run before."""
     note = out / f"{seed}.json"
     if note.is_file():
-        kept: Json = json.loads(note.read_text())
-        if kept["rates"] == rates:
-            return kept
+        earlier: Json = json.loads(note.read_text())
+        if earlier["rates"] == rates:
+            return earlier
     begun = time.perf_counter()
     run = Run(out / f"seed-{seed}", cut, data, seed, encoder)
     run.prepare()

@@ -29,8 +29,8 @@ def layers() -> list[torch.Tensor]:
         texts = prose()[start : start + BATCH]
         batch = tokenizer(texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
         with torch.inference_mode():
-            said = model(**batch, output_hidden_states=True).hidden_states
-        found.append([layer[batch["attention_mask"].bool()] for layer in said])
+            states = model(**batch, output_hidden_states=True).hidden_states
+        found.append([layer[batch["attention_mask"].bool()] for layer in states])
     return [torch.cat(pieces) for pieces in zip(*found, strict=True)]
 
 

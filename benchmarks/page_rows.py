@@ -174,12 +174,12 @@ def _op(row: Json) -> str:
 def _against_rivals(row: Json) -> Row:
     """Milliseconds, share of the limit and memory; the best rival, its memory, and eager torch."""
     best = best_rival(row)
-    kept = ", pages kept" if best.get("allocator") == "keeping" else ""
+    pages = ", pages kept" if best.get("allocator") == "keeping" else ""
     return (
         short(1000 * row["seconds"]),
         f"{100 * row['share_of_limit']:.0f}%",
         _megabytes(row["peak_bytes"]),
-        f"{best['rival']}{kept}: {best['ratio']:.3g}",
+        f"{best['rival']}{pages}: {best['ratio']:.3g}",
         _megabytes(row["rivals"][best["rival"]]["peak_bytes"]),
         _eager(row),
     )
@@ -190,8 +190,8 @@ def _eager(row: Json) -> str:
     eager = row["rivals"].get("eager")
     if eager is None:
         return ""
-    kept = f" ({eager['keeping']['ratio']:.3g})" if "keeping" in eager else ""
-    return f"{eager['ratio']:.3g}{kept}"
+    pages = f" ({eager['keeping']['ratio']:.3g})" if "keeping" in eager else ""
+    return f"{eager['ratio']:.3g}{pages}"
 
 
 ALLOCATORS = ("default", "keeping")

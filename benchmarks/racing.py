@@ -184,14 +184,14 @@ class Race:
 
 
 def mixed_parts(place: Place, writers: int, flavours: bool) -> int:
-    """Parts that are not, in every byte, what one writer said."""
+    """Parts that are not, in every byte, what one writer wrote."""
     cache = Cache(locate(place))
     cache.require_complete()
-    said = range(writers if flavours else 1)
-    return sum(not any(_said(cache, part, n) for n in said) for part in range(cache.plan.parts))
+    written = range(writers if flavours else 1)
+    return sum(not any(_is_of(cache, part, n) for n in written) for part in range(cache.plan.parts))
 
 
-def _said(cache: Cache, part: int, flavour: int) -> bool:
+def _is_of(cache: Cache, part: int, flavour: int) -> bool:
     docs = cache.plan.part_docs(part)
     return all(
         np.array_equal(cache.read(name, docs), values)

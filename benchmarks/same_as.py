@@ -280,8 +280,8 @@ def show(rows: list[Row]) -> None:
     """A line a row, and the first names of what differs."""
     width = max(len(row.what) for row in rows)
     for row in rows:
-        said = "same" if not row.different else f"{len(row.different)} differ"
-        print(f"{row.what:{width}}  {row.compared:5}  {said}")
+        verdict = "same" if not row.different else f"{len(row.different)} differ"
+        print(f"{row.what:{width}}  {row.compared:5}  {verdict}")
         for name in row.different[:NAMED]:
             print(f"{'':{width}}         {name}")
 

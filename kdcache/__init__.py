@@ -1,4 +1,4 @@
-"""kdcache: run the teacher once, train any number of students from what it said.
+"""kdcache: run the teacher once, train any number of students from its outputs.
 
 `plan` tokenises a corpus, `build` runs the teacher over it and writes a cache, `open_cache` reads
 one, `train` distils a student from it, `evaluate` measures a model and `ship` makes one that runs

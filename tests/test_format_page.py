@@ -129,7 +129,7 @@ def test_rows_of_a_fraction_are_those_of_the_page(page: Any, masked_cache: Cache
             for doc, start, count in zip(docs[:20], starts, counts, strict=False):
                 span = page.span(store.plan, doc, space)
                 first, which = page.kept(store.manifest, doc, *span, space, fraction, size)
-                assert which == plan.kept(np.array([doc]), subset).tolist()
+                assert which == plan.sampled_rows(np.array([doc]), subset).tolist()
                 assert (first, len(which)) == (start, count)
 
 

@@ -92,8 +92,8 @@ def test_kept_rows_are_those_of_the_whole_cache(task: str, place: Any) -> None:
     assert part.plan.parts > 2
     assert part.plan.sha256 == whole.plan.sha256
     for docs in (part.plan.docs, part.plan.docs[[9, 2, 30, 4]]):
-        kept = part.kept_rows("logits", docs)
-        assert 0 < len(kept) < len(whole.kept_rows("logits", docs))
+        kept = part.sampled_rows("logits", docs)
+        assert 0 < len(kept) < len(whole.sampled_rows("logits", docs))
         for name in part.layouts:
             np.testing.assert_array_equal(part.read(name, docs), whole.read(name, docs)[kept])
         assert torch.equal(part.hidden(4, docs).dense(), whole.hidden(4, docs).dense()[kept])
@@ -115,7 +115,7 @@ def test_tokens_are_sampled_beside_whole_logits(task: str, place: Any) -> None:
     mixed = place(task, *texts)
     whole = place(task, "logits:topk,k=8", "hidden:layers=0-4,positions=all,dtype=int8")
     docs = mixed.plan.docs
-    kept = mixed.kept_rows("hidden", docs)
+    kept = mixed.sampled_rows("hidden", docs)
     assert abs(len(kept) - 0.4 * mixed.plan.tokens) <= mixed.plan.parts
     np.testing.assert_array_equal(
         mixed.read("hidden/L4/codes", docs), whole.read("hidden/L4/codes", docs)[kept]
@@ -226,7 +226,7 @@ def test_a_loss_and_its_gradient_are_those_at_the_kept_rows(
     model.zero_grad()
 
     said = say(model, task, whole.batch(docs), hidden=True)
-    kept = whole.plan.kept(docs, Subset(SPACE[task], 0.2))
+    kept = whole.plan.sampled_rows(docs, Subset(SPACE[task], 0.2))
     wanted = torch.zeros((), dtype=torch.float64)
     for name, loss in losses.items():
         if name == "hard":
@@ -252,7 +252,7 @@ def test_pads_count_for_the_share_that_is_kept(place: Any) -> None:
     aim, docs = objective(part, {"hidden": loss}), part.plan.docs[:6]
     batch = part.batch(docs, aim.arrays)
     said = say(student("causal-lm", part.shape.outputs), "causal-lm", batch, hidden=True)
-    mean = by_hand(said, whole, docs, part.kept_rows("hidden", docs), "hidden").detach()
+    mean = by_hand(said, whole, docs, part.sampled_rows("hidden", docs), "hidden").detach()
     share = float(batch["attention_mask"].double().mean())
     assert share < 1
     assert float(aim(said, batch)[0].detach()) == pytest.approx(float(mean) * share, rel=1e-5)

@@ -125,8 +125,8 @@ def test_a_store_that_comes_back_is_waited_for(
     threading.Timer(2.5, lambda: setattr(faults, "down", False)).start()
     with caplog.at_level(logging.WARNING, "kdcache"):
         assert (at(bucket) / "x").read_bytes() == b"here"
-    (said,) = caplog.messages
-    assert f"{bucket}/x does not answer; trying for " in said
+    (announced,) = caplog.messages
+    assert f"{bucket}/x does not answer; trying for " in announced
 
 
 def test_patience_ends_when_it_was_told_to(

@@ -359,7 +359,7 @@ def test_a_long_text_beside_a_short_one_is_cut_as_the_tokenizer_cuts_it(tokenize
     for first, second in ((long, short), (short, long), (long, long), (long, "")):
         encoded = loaded.encode([first], [second], 32, windows=False)
         wanted = plain([first], [second], truncation=True, max_length=32)
-        assert encoded.kept[0].ids.tolist() == wanted["input_ids"][0]
+        assert encoded.windows[0].ids.tolist() == wanted["input_ids"][0]
         assert encoded.truncated == 1
 
 

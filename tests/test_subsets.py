@@ -51,7 +51,7 @@ def test_rows_follow_from_the_plan_as_the_record_says(
         one = np.array([doc])
         (start,), (count,) = plan.spans(one, space)
         wanted, rows = kept_by_hand(plan, doc, base, fraction)
-        assert (start, plan.kept(one, space).tolist()) == (wanted, rows)
+        assert (start, plan.sampled_rows(one, space).tolist()) == (wanted, rows)
         length = int(plan.spans(one, base)[1][0])
         assert len(rows) == count
         assert rows == sorted(set(rows) & set(range(length)))
@@ -65,8 +65,8 @@ def test_rows_follow_from_the_plan_as_the_record_says(
     several = plan.docs[[5, 0, 3]]
     lens = plan.spans(several, base)[1]
     before = [0, int(lens[0]), int(lens[0] + lens[1])]
-    alone = [plan.kept(several[i : i + 1], space) + before[i] for i in range(3)]
-    np.testing.assert_array_equal(plan.kept(several, space), np.concatenate(alone))
+    alone = [plan.sampled_rows(several[i : i + 1], space) + before[i] for i in range(3)]
+    np.testing.assert_array_equal(plan.sampled_rows(several, space), np.concatenate(alone))
 
 
 @pytest.mark.parametrize(("length", "count"), [(1, 1), (7, 3), (40, 8), (41, 8), (9, 9), (5, 0)])
@@ -81,7 +81,7 @@ def test_every_row_is_kept_by_as_many_draws_as_any_other(length: int, count: int
 def test_another_seed_keeps_other_rows(causal_cache: Cache) -> None:
     plan, space = causal_cache.plan, Subset("token", 0.2)
     other = replace(plan, config=replace(plan.config, seed=1))
-    rows = [p.kept(p.docs, space) for p in (plan, other)]
+    rows = [p.sampled_rows(p.docs, space) for p in (plan, other)]
     assert len(rows[0]) == len(rows[1])
     assert 0.1 < np.isin(rows[0], rows[1]).mean() < 0.3
 

@@ -65,7 +65,7 @@ def program(
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Run the teacher once, train any number of students from what it said.
+    """Run the teacher once, train any number of students from its outputs.
 
     plan tokenises a corpus, build runs the teacher over it and writes a cache, train distils a
     student from the cache, evaluate measures it, ship makes it run without torch.

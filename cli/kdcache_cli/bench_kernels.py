@@ -223,8 +223,8 @@ def _print_rivals(rows: list[Json]) -> None:
 def _times(found: Json) -> str:
     if "seconds" not in found:
         return "-"
-    kept = f", {found['keeping']['ratio']:.2f}x" if "keeping" in found else ""
-    return f"{found['ratio']:.2f}x{kept}"
+    pages = f", {found['keeping']['ratio']:.2f}x" if "keeping" in found else ""
+    return f"{found['ratio']:.2f}x{pages}"
 
 
 def _memory_of(found: Json) -> str:

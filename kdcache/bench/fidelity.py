@@ -148,13 +148,13 @@ def _possible(choice: Choice, shape: ModelSizes) -> tuple[Choice, dict[str, str]
             parse(text).check(MASKED_LM, shape)
         except ConfigError as error:
             left_out[text.replace("layers=0,", "")] = str(error)
-    kept = replace(
+    sampled = replace(
         choice,
         logits=[text for text in choice.logits if text not in left_out],
         hidden=[options for options in choice.hidden if f"hidden:{options}" not in left_out],
         ks=[k for k in choice.ks if k < shape.outputs],
     )
-    return kept, left_out
+    return sampled, left_out
 
 
 def _entropy(logits: torch.Tensor) -> float:
@@ -180,9 +180,9 @@ def ready(signal: Signal, sample: Sample) -> tuple[Signal, dict[str, bytes]]:
 
 def _ours(sample: Sample, text: str, full: Whole) -> Json:
     signal, files = ready(parse(text), sample)
-    said = _said(sample)
+    activations = _activations(sample)
     specs = signal.arrays(MASKED_LM, _shape(sample))
-    encoded, seconds = _timed(lambda: signal.encode(said))
+    encoded, seconds = _timed(lambda: signal.encode(activations))
     size, packing = _timed(lambda: stored_bytes(specs, encoded))
     made: Any = signal
     labels, reading = _timed(lambda: made.decode(encoded, Tap("logits"), _shape(sample)))
@@ -211,7 +211,7 @@ def _rival(sample: Sample, job: Format, full: Whole) -> Json:
     return {**figures, **_distances(sample, record.labels, full)}
 
 
-def _said(sample: Sample) -> Activations:
+def _activations(sample: Sample) -> Activations:
     mask = torch.ones(len(sample.logits), 1, dtype=torch.bool)
     head = Head(hidden=sample.states, weight=sample.weight, bias=sample.bias)
     values = {Tap("logits"): sample.logits, HEAD: sample.states}
@@ -255,7 +255,7 @@ def _one_token(sample: Sample, choice: Choice, full: Whole) -> Iterator[Json]:
     for text in choice.logits:
         if text.startswith("logits:topk,"):
             signal: Any = parse(text)
-            encoded = signal.encode(_said(sample))
+            encoded = signal.encode(_activations(sample))
             labels = signal.decode(encoded, Tap("logits"), _shape(sample))
             labels = SoftLabels(
                 ids=labels.ids,
@@ -274,13 +274,13 @@ def measure_hidden(hidden: Sequence[torch.Tensor], options: str) -> Json:
     signal = parse(text)
     mask = torch.ones(len(hidden[0]), 1, dtype=torch.bool)
     states = {Tap("hidden", i): layer[:, None] for i, layer in enumerate(hidden)}
-    said = Activations(values=states, mask=mask)
+    activations = Activations(values=states, mask=mask)
     shape = ModelSizes(outputs=1, hidden=hidden[0].shape[1], layers=len(hidden) - 1)
-    encoded, seconds = _timed(lambda: signal.encode(said))
+    encoded, seconds = _timed(lambda: signal.encode(activations))
     size, packing = _timed(lambda: stored_bytes(signal.arrays(CAUSAL_LM, shape), encoded))
     taps = signal.taps()
     _, reading = _timed(lambda: [signal.decode(encoded, tap, shape).dense() for tap in taps])
-    stats = signal.measure(said, encoded, torch.arange(len(mask)))
+    stats = signal.measure(activations, encoded, torch.arange(len(mask)))
     errors = list(signal.summarise(stats)["relative_error"].values())
     values = sum(layer.numel() for layer in hidden)
     return {

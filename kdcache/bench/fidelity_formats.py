@@ -16,7 +16,7 @@ from kdcache.bench.fidelity_distillkit import Bins, Setting, decode, encode, par
 from kdcache.signals import SoftLabels
 from kdcache_kernels import topk_encode
 
-LEAST_TAIL = 1e-4  # mass left to a tail that a record says nothing of, where the kept sum to 1
+LEAST_TAIL = 1e-4  # mass left to a tail that a record does not store, where the stored ids sum to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +72,9 @@ def formats(ks: Sequence[int]) -> list[Format]:
 
 
 def from_record(ids: torch.Tensor, logprobs: torch.Tensor) -> SoftLabels:
-    """Labels of a record without a tail: what the kept leave of one, and one token's for T=2.
+    """Labels of a record without a tail: what the stored ids leave of one, and one token's for T=2.
 
-    Where the kept sum to more than 1 - LEAST_TAIL they are scaled down to it.
+    Where the stored ids sum to more than 1 - LEAST_TAIL they are scaled down to it.
     """
     total = logprobs.double().logsumexp(1)
     tail = torch.log1p(-total.exp().clamp(max=1 - LEAST_TAIL))
@@ -97,10 +97,10 @@ def _megatron(logits: torch.Tensor, *, k: int) -> Record:
     """Offline distillation of Megatron-LM (its pull request 5019): uint16 and a flag for bit 17 of
     ids, float16 log-probabilities, the tensors of a shard compressed by zstd."""
     ids, logprobs, _, _ = topk_encode(logits, k)
-    kept = logprobs.half()
-    pieces = (ids.to(torch.uint16), (ids >> 16).bool(), kept)
+    halves = logprobs.half()
+    pieces = (ids.to(torch.uint16), (ids >> 16).bool(), halves)
     size = sum(len(zstd.compress(piece.numpy().tobytes(), 3)) for piece in pieces)
-    return Record(labels=from_record(ids, kept.float()), size=size / len(ids))
+    return Record(labels=from_record(ids, halves.float()), size=size / len(ids))
 
 
 def _distillkit(logits: torch.Tensor, *, setting: Setting) -> Record:

@@ -78,14 +78,14 @@ def _kl(
     """
     t, spare = known.temperature, sample.logits.shape[1] - soft.ids.shape[1]
     exact = sample.logits[rows].gather(1, soft.ids).double() / t - known.normaliser[rows, None]
-    kept = soft.logprobs.double() / t
-    each = torch.full_like(kept[:, 0], -torch.inf)
+    logprobs = soft.logprobs.double() / t
+    each = torch.full_like(logprobs[:, 0], -torch.inf)
     if spare and soft.tail_logmass is not None:
         each = (soft.tail_logmass.double() - math.log(spare)) / t
         if t == STAT_TEMPERATURE and soft.tail_stat is not None:
             each = soft.tail_stat.double() - math.log(spare)
-    total = torch.logaddexp(kept.logsumexp(1), each + math.log(max(spare, 1)))
-    decoded, each = kept - total[:, None], each - total
+    total = torch.logaddexp(logprobs.logsumexp(1), each + math.log(max(spare, 1)))
+    decoded, each = logprobs - total[:, None], each - total
     p = exact.exp()
     rest = (1 - p.sum(1)).clamp(min=0) if spare else torch.zeros_like(total)
     outside = torch.where(rest > 0, rest * each, 0.0)

@@ -28,7 +28,7 @@ STEPS, BATCH_ROWS, RATE = 400, 256, 2e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What a teacher said of N rows, and a half-trained student.
+    """Outputs of a teacher for N rows, and a half-trained student.
 
     Attributes:
         logits: [N, V] float32.
@@ -119,16 +119,16 @@ def _run(
     for start in range(0, plan.documents, BATCH_DOCS):
         batch = collate(plan, plan.docs[start : start + BATCH_DOCS], {})
         with torch.inference_mode():
-            said = run(teacher.model, batch, [HEAD, Tap("hidden")], task=task)
-        kept = min(rows - done, len(said[HEAD]))
-        states[done : done + kept] = said[HEAD][:kept]
-        logits[done : done + kept] = output(said[HEAD][:kept])
-        middle.append(_rows(said, teacher.shape.layers // 2, task)[:kept].float().clone())
+            activations = run(teacher.model, batch, [HEAD, Tap("hidden")], task=task)
+        count = min(rows - done, len(activations[HEAD]))
+        states[done : done + count] = activations[HEAD][:count]
+        logits[done : done + count] = output(activations[HEAD][:count])
+        middle.append(_rows(activations, teacher.shape.layers // 2, task)[:count].float().clone())
         if tokens < rows:
-            for layer, found in zip(layers, said.layers("hidden"), strict=True):
-                layer.append(found[said.mask].float().clone())
-            tokens += int(said.mask.sum())
-        done += kept
+            for layer, found in zip(layers, activations.layers("hidden"), strict=True):
+                layer.append(found[activations.mask].float().clone())
+            tokens += int(activations.mask.sum())
+        done += count
         if done == rows:
             break
     return logits, states, torch.cat(middle), [torch.cat(layer)[:rows] for layer in layers]
@@ -144,10 +144,10 @@ def _output_layer(teacher: Teacher, plan: Plan) -> torch.nn.Linear:
     return found
 
 
-def _rows(said: Activations, layer: int, task: Task) -> torch.Tensor:
+def _rows(activations: Activations, layer: int, task: Task) -> torch.Tensor:
     space = task.rows
     position = next(name for name, where in POSITIONS.items() if where == space)
-    return said.rows(Tap("hidden", layer), position)
+    return activations.rows(Tap("hidden", layer), position)
 
 
 def _half_trained(

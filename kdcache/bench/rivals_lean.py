@@ -60,10 +60,10 @@ def bucket(
     """The divergence over the support and the rest: one log-softmax, gather, log1p for the rest."""
     logits = full(x["logits"])
     logq = torch.log_softmax(_tempered(logits, temperature), 1)
-    kept = logq.gather(1, x["ids64"])
-    rest = torch.log1p(-kept.exp().sum(1, keepdim=True))
+    at_ids = logq.gather(1, x["ids64"])
+    rest = torch.log1p(-at_ids.exp().sum(1, keepdim=True))
     logp = _teacher(x, temperature).to(logq.dtype)
-    loss = temperature**2 * between(logp, torch.cat([kept, rest], 1))
+    loss = temperature**2 * between(logp, torch.cat([at_ids, rest], 1))
     if hard_weight:  # at T = 1 of the log-softmax that is there
         hard = F.nll_loss if temperature == 1 else F.cross_entropy
         loss = loss + hard_weight * hard(logq if temperature == 1 else logits, x["labels"])
@@ -92,13 +92,13 @@ def _turn_into_gradient(
     """The loss; probabilities `q` [N, V] at T become its gradient by the logits, in place."""
     assert temperature == 1 or not hard_weight
     with torch.enable_grad():
-        kept = q.gather(1, x["ids64"]).requires_grad_()
-        rest = 1 - kept.sum(1, keepdim=True)
+        at_ids = q.gather(1, x["ids64"]).requires_grad_()
+        rest = 1 - at_ids.sum(1, keepdim=True)
         logp = _teacher(x, temperature).to(q.dtype)
-        loss = temperature**2 * between(logp, torch.cat([kept, rest], 1).log())
-        (slope,) = torch.autograd.grad(loss, kept)
-    kept, loss = kept.detach(), loss.detach()
-    pull = slope * kept
+        loss = temperature**2 * between(logp, torch.cat([at_ids, rest], 1).log())
+        (slope,) = torch.autograd.grad(loss, at_ids)
+    at_ids, loss = at_ids.detach(), loss.detach()
+    pull = slope * at_ids
     hard, labels = hard_weight / len(q), x["labels"][:, None]
     likely = q.gather(1, labels) if hard else None
     q.mul_((hard - pull.sum(1, keepdim=True)) / temperature)
@@ -173,8 +173,8 @@ def linear_kl(x: Tensors, *, temperature: float = 1.0) -> Tensor:
     Of the teacher only probabilities are held.
     """
     with torch.no_grad():
-        said = full(F.linear(x["teacher_hidden"], x["teacher_head"]))
-        p = torch.softmax(_tempered(said, temperature), 1)
+        teacher_logits = full(F.linear(x["teacher_hidden"], x["teacher_head"]))
+        p = torch.softmax(_tempered(teacher_logits, temperature), 1)
         negentropy = torch.special.xlogy(p, p).sum(1).mean()
     logits = full(F.linear(x["hidden"], x["head"]))
     loss: Tensor = F.cross_entropy(_tempered(logits, temperature), p) + negentropy
@@ -244,10 +244,10 @@ def topk_and_tail(x: Tensors, *, k: int) -> tuple[Tensor, ...]:
     shift = top[:, :1]
     half = (logits - shift).mul_(0.5).exp_()
     whole, halves = torch.linalg.vecdot(half, half), half.sum(1)
-    kept = (0.5 * (top - shift)).exp()
+    at_ids = (0.5 * (top - shift)).exp()
     lse = whole.log()
-    tail = torch.log1p(-kept.square().sum(1) / whole)
-    stat = (halves - kept.sum(1)).log() - 0.5 * lse
+    tail = torch.log1p(-at_ids.square().sum(1) / whole)
+    stat = (halves - at_ids.sum(1)).log() - 0.5 * lse
     return ids, top - shift - lse[:, None], tail, stat
 
 

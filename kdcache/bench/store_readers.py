@@ -19,7 +19,7 @@ from kdcache.bench.store_source import Read, Source
 from kdcache.bench.store_streams import litdata, mosaicml_streaming
 from kdcache.plans import Array
 from kdcache.store import open_cache
-from kdcache.store.format.compressed_reader import KEPT_BYTES
+from kdcache.store.format.compressed_reader import CACHED_BYTES
 from kdcache.store.format.layout import Layout
 from kdcache.store.format.spans import cut_spans
 
@@ -75,21 +75,21 @@ def zarr_python(source: Source, folder: Path) -> Read:
 
 
 def zarr_chunks(source: Source, folder: Path) -> Read:
-    """The same by whole chunks, of which the KEPT_BYTES used last stay in memory."""
+    """The same by whole chunks, of which the CACHED_BYTES used last stay in memory."""
     import zarr
 
-    def kept(layout: Layout) -> Callable[[int], Array]:
+    def cached(layout: Layout) -> Callable[[int], Array]:
         array: Any = zarr.open_array(source.path / layout.name, mode="r")
         rows = layout.chunk_rows
 
-        @lru_cache(max(1, KEPT_BYTES // layout.chunk_bytes))
+        @lru_cache(max(1, CACHED_BYTES // layout.chunk_bytes))
         def chunk(number: int) -> Array:
             found: Array = array[number * rows : (number + 1) * rows]
             return found
 
         return chunk
 
-    chunks = {name: kept(layout) for name, layout in source.layouts.items()}
+    chunks = {name: cached(layout) for name, layout in source.layouts.items()}
 
     def read(name: str, starts: Array, counts: Array, out: Array) -> Array:
         pieces = cut_spans(starts, counts, source.layouts[name].chunk_rows)

@@ -42,19 +42,19 @@ class Stopwatch:
         if not self._cuda:
             self._flush.fill_(1)
             begin = time.perf_counter()
-            kept = call()
+            result = call()
             end = time.perf_counter()
-            del kept
+            del result
             return end - begin
         # A millisecond in which launches run ahead, as in training: what is timed is the GPU.
         for _ in range(GPU_FLUSHES):
             self._flush.fill_(1)
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
-        kept = call()
+        result = call()
         last.record()
         last.synchronize()
-        del kept
+        del result
         return float(first.elapsed_time(last)) / 1000
 
     def peak_bytes(self, call: Call) -> int | None:
@@ -70,9 +70,9 @@ def _cuda_peak(call: Call, device: torch.device) -> int:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    kept = call()
+    result = call()
     torch.cuda.synchronize(device)
-    del kept
+    del result
     return torch.cuda.max_memory_allocated(device) - before
 
 
@@ -82,9 +82,9 @@ def _cpu_peak(call: Call) -> int | None:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
         before = resident_bytes()
-        kept = call()
+        result = call()
         peak = _status("VmHWM") - before
-        del kept
+        del result
     except (OSError, AttributeError):  # another kernel or C library
         return None
     return max(0, peak)

@@ -55,7 +55,7 @@ def head(teacher: Teacher) -> Linear:
         raise ModelError(
             f"{teacher.identity['name']} has no linear output layer ({kind}): store logits:topk"
         )
-    return _kept(layer)
+    return _stored(layer)
 
 
 def attention_projections(plan: Plan, teacher: Teacher, layer: int) -> dict[str, Linear]:
@@ -65,9 +65,9 @@ def attention_projections(plan: Plan, teacher: Teacher, layer: int) -> dict[str,
     """
     batch = collate(plan, plan.docs[:PROVEN], {}).to(teacher.device)
     maps = projections(teacher.model, layer, plan.task, batch)
-    return {name: _kept(linear) for name, linear in maps.items()}
+    return {name: _stored(linear) for name, linear in maps.items()}
 
 
-def _kept(layer: nn.Linear) -> Linear:
+def _stored(layer: nn.Linear) -> Linear:
     bias = getattr(layer, "bias", None)  # typed as never None, which it may be
     return layer.weight.detach().cpu(), None if bias is None else bias.detach().cpu()

@@ -25,11 +25,11 @@ def smaller_ways(signals: Mapping[str, Signal], now: int, total: Total) -> list[
     """
     found = []
     for names, instead, note in (*_as_made(signals), *_as_they_are(signals)):
-        kept = {name: signal for name, signal in signals.items() if name not in names}
-        if kept.keys() & instead.keys():
+        others = {name: signal for name, signal in signals.items() if name not in names}
+        if others.keys() & instead.keys():
             continue
         try:
-            saved = now - total(kept | instead)
+            saved = now - total(others | instead)
         except ConfigError:  # a group may divide one width and not the other
             continue
         if saved > 0:

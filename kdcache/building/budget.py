@@ -261,15 +261,15 @@ def _sized(
 
 def _truest(found: Iterable[Chosen]) -> list[Chosen]:
     """Those that fewer than SHOWN others with the same files beat in both error and bytes."""
-    kept: list[Chosen] = []
+    best: list[Chosen] = []
     least: defaultdict[frozenset[tuple[str, int]], list[int]] = defaultdict(list)
     for one in sorted(found, key=lambda one: (one.error, one.bytes)):
         smallest = least[one.needs]
         if len(smallest) < SHOWN or one.bytes < smallest[-1]:
-            kept.append(one)
+            best.append(one)
             insort(smallest, one.bytes)
             del smallest[SHOWN:]
-    return kept
+    return best
 
 
 def _proposal(chosen: Chosen) -> Proposal:

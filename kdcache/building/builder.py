@@ -1,4 +1,4 @@
-"""Build a cache: run the teacher once over every document and store what it said."""
+"""Build a cache: run the teacher once over every document and store its outputs."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def _create(
     record = cache_record(
         plan, teacher=teacher.identity, shape=teacher.shape, signals=signals, software=software()
     )
-    files = kept_files(plan, teacher, signals, tokenizer, weights=keep_weights)
+    files = cache_files(plan, teacher, signals, tokenizer, weights=keep_weights)
     create(out, record, plan, signal_layouts(plan, signals, teacher.shape), files)
 
 
@@ -247,7 +247,7 @@ def _require_vouched(cache: Cache, same_teacher: bool, progress: Progress) -> No
     say_unvouched(progress, [(cache.path, cache.manifest["teacher"])])
 
 
-def kept_files(
+def cache_files(
     plan: Plan,
     teacher: Teacher,
     signals: Mapping[str, Signal],
@@ -257,8 +257,8 @@ def kept_files(
 ) -> dict[str, bytes | Path]:
     """Files a cache keeps, by name: tokenizer, configuration or weights, artifacts of signals."""
     files: dict[str, bytes | Path] = {f"tokenizer/{n}": b for n, b in tokenizer.files().items()}
-    kept = teacher.files(weights=weights)
-    files.update({f"teacher/{name}": content for name, content in kept.items()})
+    teacher_files = teacher.files(weights=weights)
+    files.update({f"teacher/{name}": content for name, content in teacher_files.items()})
     files |= artifacts(signals.values(), plan.task, teacher.shape, artifact_sources(plan, teacher))
     return files
 

@@ -20,8 +20,8 @@ from kdcache.store import Cache
 from kdcache.tasks import RowSpace, Subset
 
 FIDELITY_ROWS = 1536
-Said = Mapping[RowSpace, Activations]
-"""What the teacher said at the rows of each space that something is stored in."""
+RowActivations = Mapping[RowSpace, Activations]
+"""Activations of the teacher at the rows of each space that something is stored in."""
 
 
 class Capture:
@@ -70,11 +70,11 @@ class Capture:
             batch = self.cache.batch(docs, []).to(self.teacher.device)
             with torch.inference_mode():
                 whole = run(self.teacher.model, batch, self.taps, task=self.plan.task)
-                said = {space: self._said(whole, docs, space) for space in self.sampled}
-                self._require_finite(said, docs)
+                activations = {space: self._at_space(whole, docs, space) for space in self.sampled}
+                self._require_finite(activations, docs)
                 at = {space: self._rows(part, docs, space) for space in self.sampled}
-                encoded = self._encode(said, at, rows)
-                self._measure(said, encoded, at, before, stats)
+                encoded = self._encode(activations, at, rows)
+                self._measure(activations, encoded, at, before, stats)
                 self._note_classes(whole, docs)
             advance(int(batch["attention_mask"].sum()))
         return rows, {name: merge(found) for name, found in stats.items() if found}
@@ -84,22 +84,22 @@ class Capture:
             likeliest = whole[LOGITS].argmax(-1).cpu().numpy()
             self.numbering.add(self.plan.examples["label"][docs], likeliest)
 
-    def _said(self, whole: Activations, docs: Docs, space: RowSpace) -> Activations:
-        """What the teacher said at the rows of a space."""
+    def _at_space(self, whole: Activations, docs: Docs, space: RowSpace) -> Activations:
+        """Activations of the teacher at the rows of a space."""
         if not isinstance(space, Subset):
             return whole
-        rows = torch.from_numpy(self.plan.kept(docs, space)).to(self.teacher.device)
+        rows = torch.from_numpy(self.plan.sampled_rows(docs, space)).to(self.teacher.device)
         return whole.at_rows(self.plan.task, space, rows)
 
     def _encode(
-        self, said: Said, at: dict[RowSpace, Array], rows: dict[str, Array]
+        self, activations: RowActivations, at: dict[RowSpace, Array], rows: dict[str, Array]
     ) -> dict[str, Arrays]:
         """Fill in the rows `at` of a batch; returns them, still on the device, by signal.
 
         Raises ModelError for rows of another width than the teacher's configuration tells.
         """
         encoded = {
-            name: signal.encode(said[self.spaces[name]])
+            name: signal.encode(activations[self.spaces[name]])
             for name, signal in self.cache.signals.items()
         }
         for name, arrays in encoded.items():
@@ -115,7 +115,7 @@ class Capture:
 
     def _measure(
         self,
-        said: Said,
+        activations: RowActivations,
         encoded: dict[str, Arrays],
         at: dict[RowSpace, Array],
         before: dict[RowSpace, int],
@@ -127,7 +127,7 @@ class Capture:
             picked = np.flatnonzero(np.isin(at[space] + before[space], self.sampled[space]))
             if len(picked):
                 index = torch.from_numpy(picked).to(self.teacher.device)
-                stats[name].append(signal.measure(said[space], encoded[name], index))
+                stats[name].append(signal.measure(activations[space], encoded[name], index))
 
     def _rows(self, part: int, docs: Docs, space: RowSpace) -> Array:
         """Rows of documents in a space, counted from the part's first row."""
@@ -142,10 +142,10 @@ class Capture:
         docs = self.plan.docs[: np.searchsorted(self.plan.docs, part * self.plan.rows["example"])]
         return self.plan.extent(docs, space)
 
-    def _require_finite(self, said: Said, docs: Docs) -> None:
+    def _require_finite(self, activations: RowActivations, docs: Docs) -> None:
         for name, signal in self.cache.signals.items():
             space = self.spaces[name]
-            for tap, values in signal.values(said[space]).items():
+            for tap, values in signal.values(activations[space]).items():
                 self._check_rows(values, docs, space, str(tap))
 
     def _check_rows(self, values: torch.Tensor, docs: Docs, space: RowSpace, what: str) -> None:
@@ -171,5 +171,5 @@ def _sampled(plan: Plan, space: RowSpace) -> Array:
     draws = (
         np.arange(total) if total < 4 * FIDELITY_ROWS else rng.integers(0, total, 2 * FIDELITY_ROWS)
     )
-    kept: Array = np.sort(rng.permutation(np.unique(draws))[:FIDELITY_ROWS])
-    return kept
+    sample: Array = np.sort(rng.permutation(np.unique(draws))[:FIDELITY_ROWS])
+    return sample

@@ -91,8 +91,8 @@ def sizes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes) -> Json:
         else:
             estimates[layout.name] = _estimate(plan, layout, spec)
     exact = sum(arrays.values())
-    kept = [s.artifact_bytes(shape) for s in signals.values() if isinstance(s, HasArtifacts)]
-    for name, size in (entry for files in kept for entry in files.items()):
+    artifacts = [s.artifact_bytes(shape) for s in signals.values() if isinstance(s, HasArtifacts)]
+    for name, size in (entry for files in artifacts for entry in files.items()):
         estimates[f"files/{name}"] = [size // 2, size]
     return {
         "arrays": arrays,

@@ -173,5 +173,5 @@ def _encode(
     pairs = [d.pair or "" for d in batch] if batch[0].pair is not None else None
     texts = [d.text for d in batch]
     encoded = tokenizer.encode(texts, pairs, config.max_length, windows=task.windows)
-    entries = [Entry(first + e.document, e.window, 0, e.ids, e.pair_start) for e in encoded.kept]
+    entries = [Entry(first + e.document, e.window, 0, e.ids, e.pair_start) for e in encoded.windows]
     return entries, encoded.truncated

@@ -46,10 +46,10 @@ class Numbering:
 
     def add(self, labels: Ints, predicted: Ints) -> None:
         """Take in labels, [N] with negative ones for none, and likeliest classes, [N]."""
-        kept = np.flatnonzero(labels >= 0)[: MOST - self._count]
-        self._labels.append(labels[kept])
-        self._predicted.append(predicted[kept])
-        self._count += len(kept)
+        chosen = np.flatnonzero(labels >= 0)[: MOST - self._count]
+        self._labels.append(labels[chosen])
+        self._predicted.append(predicted[chosen])
+        self._count += len(chosen)
 
     def warning(self, names: Sequence[str] | None) -> str | None:
         """One line on a numbering that fits better, with the labels' class names; None if none."""

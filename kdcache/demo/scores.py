@@ -41,8 +41,8 @@ def predict(
         logits, figures = run_apart(
             folder, texts, None, timed, scratch=Path(scratch), advance=advance
         )
-    said = iter(logits.argmax(1))
-    rows = [f"{name},{s.label},{labels[next(said)]}" for name in tests for s in tests[name]]
+    predicted = iter(logits.argmax(1))
+    rows = [f"{name},{s.label},{labels[next(predicted)]}" for name in tests for s in tests[name]]
     replace_synced(path, "\n".join(["domain,label,prediction", *rows, ""]).encode())
     return {name: figures[name] for name in ("p50_ms", "p95_ms")}
 

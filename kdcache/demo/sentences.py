@@ -47,10 +47,10 @@ def unlabelled(sentences: Sequence[Sentence], labels: int, seed: int) -> list[Se
         if take.sum() >= labels:
             break
         take[index] += take[index] < counts[index]
-    kept = np.zeros(len(names), bool)
+    labelled = np.zeros(len(names), bool)
     for name, count in zip(classes, take, strict=True):
-        kept[rng.permutation(np.flatnonzero(names == name))[:count]] = True
-    return [s if k else s._replace(label="") for s, k in zip(sentences, kept, strict=True)]
+        labelled[rng.permutation(np.flatnonzero(names == name))[:count]] = True
+    return [s if k else s._replace(label="") for s, k in zip(sentences, labelled, strict=True)]
 
 
 def shuffled(sentences: Sequence[Sentence], seed: int) -> list[Sentence]:

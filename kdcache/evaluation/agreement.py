@@ -38,7 +38,7 @@ class Agreement:
             return
         counts = self.plan.spans(docs, self.plan.task.rows)[1]
         held = np.array([self.rows[int(doc)] for doc in docs[shared]])
-        rows = np.flatnonzero(np.repeat(shared, counts))[self.cache.kept_rows(name, held)]
+        rows = np.flatnonzero(np.repeat(shared, counts))[self.cache.sampled_rows(name, held)]
         mine, theirs = logits[torch.from_numpy(rows)].cpu(), self.cache.soft_labels(held)
         mine = mine[:, : self.cache.shape.outputs]
         if not len(mine):

@@ -31,7 +31,7 @@ HIGHER_IS_BETTER = {"accuracy": True, "pearson": True, "mse": False, "cross_entr
 """The metrics that students are chosen by."""
 
 Seen = Callable[[Docs, torch.Tensor], None]
-"""Is told the documents of each batch and the logits [rows, outputs] said of them."""
+"""Called with the documents of each batch and their logits [rows, outputs]."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ def predict(
 def _predictions(task: Task, docs: Docs, logits: torch.Tensor, labels: torch.Tensor) -> Predictions:
     if task.labelled:
         return Predictions(docs, logits.cpu().numpy(), np.empty(0), np.empty(0, np.bool_))
-    kept = labels >= 0
-    nats = torch.nn.functional.cross_entropy(logits[kept], labels[kept], reduction="none")
-    correct = logits[kept].argmax(-1) == labels[kept]
+    labelled = labels >= 0
+    nats = torch.nn.functional.cross_entropy(logits[labelled], labels[labelled], reduction="none")
+    correct = logits[labelled].argmax(-1) == labels[labelled]
     return Predictions(
         docs, np.empty((0, 0), np.float32), nats.double().cpu().numpy(), correct.cpu().numpy()
     )

@@ -100,7 +100,7 @@ def part_columns(cache: Cache, part: int, *, raw: bool) -> dict[str, Column]:
     docs = cache.plan.part_docs(part)
     found = dict(_plan_columns(cache, part, docs))
     for name in cache.signals:
-        found.update(_kept_columns(cache, docs, name))
+        found.update(_sampled_columns(cache, docs, name))
     if raw:
         for name in cache.layouts:
             found[name] = Column(space=cache.spaces[name], rows=cache.read(name, docs))
@@ -122,13 +122,13 @@ def _plan_columns(cache: Cache, part: int, docs: Array) -> Iterator[tuple[str, C
         yield name, Column(space=space, rows=column[start : start + plan.extent(docs, space)])
 
 
-def _kept_columns(cache: Cache, docs: Array, signal: str) -> Iterator[tuple[str, Column]]:
+def _sampled_columns(cache: Cache, docs: Array, signal: str) -> Iterator[tuple[str, Column]]:
     """Which rows a signal has, where those are not all of its documents'."""
     space = cache.space_of(signal)
     if isinstance(space, Subset):
         (_, lens), (_, counts) = (cache.plan.spans(docs, s) for s in (space.of, space))
         before = np.repeat(np.cumsum(lens, dtype=np.int64) - lens, counts)
-        yield f"{signal}.kept", Column(space=space, rows=cache.kept_rows(signal, docs) - before)
+        yield f"{signal}.kept", Column(space=space, rows=cache.sampled_rows(signal, docs) - before)
         yield f"{signal}.kept_len", Column(space="example", rows=counts)
 
 

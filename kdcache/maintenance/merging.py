@@ -1,7 +1,7 @@
 """Merge caches of one plan: what was asked of a teacher later, or of another teacher, side by side.
 
-A manifest speaks of one teacher. Signals of the same teacher join it; what another teacher said
-becomes a teacher with a folder and a table of its own (docs/decisions/0009).
+A manifest has one main teacher. Signals of the same teacher join it; outputs of another teacher
+become a teacher with a folder and a table of its own (docs/decisions/0009).
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class _Source:
         """Metadata of its arrays, and its files."""
         for name, layout in self.cache.layouts.items():
             yield from _below(self.cache, layout.name, self.prefix + name)
-        for name, where in self.cache.kept.items():
+        for name, where in self.cache.file_locations.items():
             prefix = "" if name.startswith("tokenizer/") else self.prefix
             yield from _below(self.cache, f"files/{where}", f"files/{prefix}{name}")
 

@@ -100,7 +100,7 @@ FAULTS: dict[str, Callable[[Made], bool]] = {
 def outdated(path: Place) -> list[str]:
     """What earlier versions got wrong in the cache at `path`, a line each; empty for most.
 
-    Nothing is said of what cannot be read: that is for `verify` to name.
+    What cannot be read is not reported: that is for `verify` to name.
     """
     root = locate(path)
     try:

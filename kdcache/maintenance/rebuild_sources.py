@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdcache.building.builder import is_plan, kept_files
+from kdcache.building.builder import cache_files, is_plan
 from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.errors import ConfigError, DamageError, MismatchError
 from kdcache.manifest import Json
@@ -167,14 +167,17 @@ class Sources:
         found: dict[str, bytes | Path] = {}
         for teacher in (None, *self.view().teachers):
             cache = self.view(teacher)
-            made = kept_files(
+            made = cache_files(
                 cache.plan,
                 self.teacher(teacher, "cpu"),
                 cache.signals,
                 self.tokenizer(),
-                weights=any(WEIGHTS.fullmatch(name) for name in cache.kept),
+                weights=any(WEIGHTS.fullmatch(name) for name in cache.file_locations),
             )
-            found |= {cache.kept[name]: made[name] for name in cache.kept.keys() & made.keys()}
+            found |= {
+                cache.file_locations[name]: made[name]
+                for name in cache.file_locations.keys() & made.keys()
+            }
         return found
 
     @contextmanager

@@ -252,7 +252,7 @@ class _Rows:
         self._write(COMPLETE, group_json(record))
 
     def _run(self, part: int, number: int) -> _Run:
-        """What one build said of a part, made again as it was."""
+        """What one build stored of a part, made again as it was."""
         forwards = self._forwards(part)
         assert forwards is not None
         share, forward = self.sources.shares[number], forwards[number]
@@ -262,9 +262,9 @@ class _Rows:
         total = cache.plan.extent(cache.plan.part_docs(part), "token")
         with self.progress.bar(f"making part {part} again", unit="tokens", total=total) as advance:
             arrays, fidelity = capture.part(part, advance)
-        kept = {name: rows for name, rows in arrays.items() if share.holds(name)}
+        stored = {name: rows for name, rows in arrays.items() if share.holds(name)}
         return _Run(
-            encoded=encode_part(cache, part, kept),
+            encoded=encode_part(cache, part, stored),
             fidelity={
                 share.prefix + name: share.sums(name, stats)
                 for name, stats in fidelity.items()
@@ -292,7 +292,7 @@ class _Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What one build said of a part: its objects, and its share of the commit."""
+    """What one build stored of a part: its objects, and its share of the commit."""
 
     encoded: Mapping[str, Pieces]
     fidelity: Json

@@ -17,7 +17,7 @@ from kdcache.manifest import Json
 from kdcache.models import Teacher, run
 from kdcache.plans import Docs
 from kdcache.progress import Advance, Shown, shown
-from kdcache.signals import KEPT, merge, of_signal, taps_of
+from kdcache.signals import SAMPLED_ROWS, merge, of_signal, taps_of
 from kdcache.signals.base import Stats
 from kdcache.store import Cache, Place, Root, locate
 from kdcache.store.commits.committed_parts import part_documents, parts_in_place
@@ -175,10 +175,10 @@ def _distance(cache: Cache, teacher: Teacher, docs: Docs) -> dict[str, Stats]:
             whole = run(teacher.model, batch, taps, task=task)
             for name, signal in cache.signals.items():
                 rows = of_signal(batch, name)
-                space, kept = cache.space_of(name), batch.get(f"{name}/{KEPT}")
-                said = whole.at_rows(task, space, kept)
+                space, sampled = cache.space_of(name), batch.get(f"{name}/{SAMPLED_ROWS}")
+                activations = whole.at_rows(task, space, sampled)
                 for index in _pieces(len(next(iter(rows.values()))), teacher.device):
-                    stats[name].append(signal.measure(said, rows, index))
+                    stats[name].append(signal.measure(activations, rows, index))
     return {name: merge(found) for name, found in stats.items() if found}
 
 

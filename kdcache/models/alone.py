@@ -18,8 +18,8 @@ from kdcache.progress import Progress, quiet
 from kdcache.signals import LOGITS, Tap
 from kdcache.tasks import Task, as_task
 
-Said = list[torch.Tensor]
-"""What a model said of one document: logits [rows, outputs], then hidden states [L, H]."""
+Outputs = list[torch.Tensor]
+"""Outputs of a model for one document: logits [rows, outputs], then hidden states [L, H]."""
 
 LENGTHS = (4, 8, 16, 24)  # most tokens of each document that is tried
 SAMPLE = 4096  # documents they are chosen from
@@ -63,11 +63,11 @@ def check_alone(
     docs = [doc.to(model.device) for doc in _documents(plan)]
     last = docs[-1]
 
-    def say(*batch: Batch) -> list[Said]:
+    def say(*batch: Batch) -> list[Outputs]:
         return _say(model, task, batch, name, hidden)
 
     with untouched(model):
-        alone = [said for doc in docs for said in say(doc)]
+        alone = [outputs for doc in docs for outputs in say(doc)]
         twice = alone[-1:] * 2
         noise = _distance(twice, say(last, last))
         among = _distance(twice, say(last, _turned(last), last)[::2])
@@ -125,13 +125,15 @@ def _cut(batch: Batch, length: int) -> Batch:
     ids = batch["input_ids"][0]
     wanted = (ids == ids[-1]).long()
     wanted[0], wanted[-1] = 2, 3
-    kept = torch.argsort(wanted, descending=True, stable=True)[:length].sort().values
+    positions = torch.argsort(wanted, descending=True, stable=True)[:length].sort().values
     cut = {
-        name: batch[name][:, kept]
+        name: batch[name][:, positions]
         for name in ("input_ids", "attention_mask", "token_type_ids")
         if name in batch
     }
-    return Batch(cut | {"masked": torch.tensor(sorted({0, len(kept) // 2, len(kept) - 1}))})
+    return Batch(
+        cut | {"masked": torch.tensor(sorted({0, len(positions) // 2, len(positions) - 1}))}
+    )
 
 
 def _turned(doc: Batch) -> Batch:
@@ -141,7 +143,7 @@ def _turned(doc: Batch) -> Batch:
     return Batch({**doc, "input_ids": ids})
 
 
-def _say(model: Any, task: Task, docs: Sequence[Batch], name: str, hidden: bool) -> list[Said]:
+def _say(model: Any, task: Task, docs: Sequence[Batch], name: str, hidden: bool) -> list[Outputs]:
     """What a model says of each document of one padded batch."""
     classifies = task.rows == "example"
     batch, taps = _together(docs), [LOGITS, *([Tap("hidden")] if hidden else [])]
@@ -181,13 +183,13 @@ def _widened(row: torch.Tensor, width: int) -> torch.Tensor:
     return torch.nn.functional.pad(row, (0, width - row.shape[1]))
 
 
-def _distance(alone: Sequence[Said], others: Sequence[Said]) -> float:
+def _distance(alone: Sequence[Outputs], others: Sequence[Outputs]) -> float:
     """The largest difference as a share of the largest output of its kind, or of 1."""
     found = 0.0
-    for kind, said in zip(zip(*alone, strict=True), zip(*others, strict=True), strict=True):
+    for kind, outputs in zip(zip(*alone, strict=True), zip(*others, strict=True), strict=True):
         largest = _largest(kind)
         if math.isfinite(largest):  # else it is told of where the rows are stored or scored
-            apart = _largest([a - b for a, b in zip(kind, said, strict=True)])
+            apart = _largest([a - b for a, b in zip(kind, outputs, strict=True)])
             found = max(found, apart / max(1.0, largest) if math.isfinite(apart) else math.inf)
     return found
 

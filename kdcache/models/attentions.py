@@ -64,12 +64,14 @@ def attention_calls(model: Any, taps: Taps) -> Iterator[dict[int, Call]]:
         if threading.get_ident() != me:
             return attend  # another model's, of which nobody asked for taps
 
-        def kept(module: Any, query: Any, key: Any, value: Any, *mask: Any, **given: Any) -> Any:
+        def recording(
+            module: Any, query: Any, key: Any, value: Any, *mask: Any, **given: Any
+        ) -> Any:
             values = dict(zip(QUERY_KEY_VALUE, (query, key, value), strict=True))
             heard.note(name, module, values, {"attention_mask": mask[0] if mask else None, **given})
             return attend(module, query, key, value, *mask, **given)
 
-        return kept
+        return recording
 
     with replaced(functions, "get_interface", chosen):
         yield heard.calls
@@ -129,7 +131,7 @@ def _attention(name: str, module: Any, query: torch.Tensor, given: Mapping[str, 
 
 def of_block(kind: str, forward: Forward) -> Found:
     """One of query, key and value by block, once every block of the model has called."""
-    calls: dict[int, Call] = forward.kept[attention_calls]
+    calls: dict[int, Call] = forward.recorded[attention_calls]
     depth = forward.model.config.get_text_config().num_hidden_layers
     if calls.keys() != set(range(1, depth + 1)):
         told = "does not hand them to transformers' attention functions"

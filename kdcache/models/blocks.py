@@ -109,12 +109,12 @@ def require_same_states(
 def _difference(ours: Activations, theirs: Activations, layers: Layers) -> str:
     """What differs beyond rounding; empty if nothing does."""
     found, states = ours.layers("hidden"), theirs.layers("hidden")
-    kept = (0, *layers[:-1], len(states) - 1)  # the last state is normalised in many models
-    if len(found) != len(kept):
-        return f"it gives {len(found)} hidden states, not {len(kept)}"
+    expected = (0, *layers[:-1], len(states) - 1)  # the last state is normalised in many models
+    if len(found) != len(expected):
+        return f"it gives {len(found)} hidden states, not {len(expected)}"
     pairs = [
         (f"hidden states after {layer} blocks", found[layer], states[of])
-        for layer, of in enumerate(kept)
+        for layer, of in enumerate(expected)
     ]
     for what, mine, other in [*pairs, ("logits", ours[LOGITS], theirs[LOGITS])]:
         if mine.shape != other.shape:
@@ -165,6 +165,6 @@ def _passing_over(model: Any, layers: Layers) -> Iterator[None]:
         yield
 
 
-def _hand_on(block: nn.Module, args: tuple[Any, ...], given: dict[str, Any], said: Any) -> Any:
+def _hand_on(block: nn.Module, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> Any:
     states = args[0] if args else given["hidden_states"]
-    return (states, *said[1:]) if isinstance(said, tuple) else states
+    return (states, *output[1:]) if isinstance(output, tuple) else states

@@ -45,7 +45,7 @@ class _Seen:
     ids: torch.Tensor
     pad: Any
     read: torch.Tensor
-    said: torch.Tensor
+    output: torch.Tensor
 
     def __init__(self) -> None:
         self.dropped: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -60,11 +60,11 @@ def classifier_reads(model: Any, taps: Taps) -> Iterator[_Seen]:
     def begin(_module: Any, _args: Any, given: Mapping[str, Any]) -> None:
         seen.ids, seen.pad = given["input_ids"], inner.config.get_text_config().pad_token_id
 
-    def drop(_module: Any, args: Any, said: torch.Tensor) -> None:
-        seen.dropped.append((said, args[0]))
+    def drop(_module: Any, args: Any, output: torch.Tensor) -> None:
+        seen.dropped.append((output, args[0]))
 
-    def end(_module: Any, args: Any, said: torch.Tensor) -> None:
-        seen.read, seen.said = args[0], said
+    def end(_module: Any, args: Any, output: torch.Tensor) -> None:
+        seen.read, seen.output = args[0], output
 
     handles = [
         classifier_of(inner).register_forward_hook(end),
@@ -84,10 +84,10 @@ def pooled(forward: Forward) -> Found:
     A classifier that is shown every token reads the first, or is asked only for what it says of the
     last that is not the pad; `run` makes sure of that once a model.
     """
-    seen: _Seen = forward.kept[classifier_reads]
+    seen: _Seen = forward.recorded[classifier_reads]
     read = next((before for after, before in seen.dropped if after is seen.read), seen.read)
     if read.dim() == 3:
-        read = read[:, 0] if seen.said.dim() == 2 else _at_ends(read, seen)
+        read = read[:, 0] if seen.output.dim() == 2 else _at_ends(read, seen)
     return {None: read}
 
 

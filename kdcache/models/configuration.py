@@ -55,14 +55,14 @@ def function_of(model: Any) -> Json:
 def settings(config: Any) -> Json:
     """All values of a configuration as JSON, those it fills in too, without LEFT_OUT."""
     text = config.to_json_string(use_diff=False)
-    found: Json = _kept(json.loads(text, parse_constant=lambda name: {"__float__": name}))
+    found: Json = _settings(json.loads(text, parse_constant=lambda name: {"__float__": name}))
     return found
 
 
-def _kept(value: Any) -> Any:
+def _settings(value: Any) -> Any:
     if not isinstance(value, dict) or "model_type" not in value:
         return value  # a table of settings, such as those of a quantisation, is kept whole
-    return {key: _kept(inner) for key, inner in value.items() if key not in LEFT_OUT}
+    return {key: _settings(inner) for key, inner in value.items() if key not in LEFT_OUT}
 
 
 def _implied(config: Any) -> list[Leaf]:

@@ -1,4 +1,4 @@
-"""A configuration cut down to some of its layers: what is said layer by layer, or by number."""
+"""A configuration cut down to some of its layers: what it gives layer by layer, or by number."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _other_list(name: str) -> bool:
 
 
 def _with_sparse_layers(record: Json, depth: int) -> Json:
-    """Experts in every n-th layer (Qwen's mixtures), said by the numbers of the others."""
+    """Experts in every n-th layer (Qwen's mixtures), given by the numbers of the others."""
     step, dense = record.get("decoder_sparse_step"), record.get("mlp_only_layers")
     if not step or dense is None:
         return record

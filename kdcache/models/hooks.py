@@ -80,11 +80,11 @@ def read(forward: Forward, name: str, taps: Taps) -> dict[Tap, torch.Tensor]:
     return {Tap(name, layer): found[layer] for layer in layers}
 
 
-def _chosen(said: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """The task's rows of what a head said or read, unless only they went through it."""
+def _chosen(output: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """The task's rows of an input or output of the head, unless only they went through it."""
     if rows is None:
-        return said
-    flat = said.flatten(0, -2)
+        return output
+    flat = output.flatten(0, -2)
     return flat if len(flat) == len(rows) else flat[rows]
 
 
@@ -99,7 +99,7 @@ def _logits(forward: Forward) -> Found:
 
 
 def _head(forward: Forward) -> Found:
-    (seen,) = forward.kept[head_reads]
+    (seen,) = forward.recorded[head_reads]
     return {None: _chosen(seen["input"], forward.rows)}
 
 
@@ -118,8 +118,8 @@ def head_reads(model: Any, taps: Taps) -> Iterator[list[dict[str, Any]]]:
         kind = x.device.type
         on = torch.is_autocast_enabled(kind)
         seen.append({"input": x, "autocast": torch.get_autocast_dtype(kind) if on else None})
-        said: torch.Tensor = apply(x)
-        return said
+        output: torch.Tensor = apply(x)
+        return output
 
     with replaced(head, "forward", keep):
         yield seen

@@ -99,14 +99,14 @@ def by_length(batch: Batch) -> list[Piece]:
 def _masked(masked: torch.Tensor, docs: torch.Tensor, length: int, width: int) -> torch.Tensor:
     """Flat indices into some documents of one length, from those into a batch of that width."""
     doc = masked // width
-    kept = torch.isin(doc, docs)
-    return torch.searchsorted(docs, doc[kept]) * length + masked[kept] % width
+    selected = torch.isin(doc, docs)
+    return torch.searchsorted(docs, doc[selected]) * length + masked[selected] % width
 
 
 def joined(
-    space: Space, batch: Batch, pieces: Sequence[Piece], said: Sequence[Activations]
+    space: Space, batch: Batch, pieces: Sequence[Piece], activations: Sequence[Activations]
 ) -> Activations:
-    """What a model said of the pieces of a batch, as what it says of the batch.
+    """The activations of the pieces of a batch, joined into those of the batch.
 
     Where a piece is shorter than the batch there are zeros, which nothing attends to.
     """
@@ -117,20 +117,20 @@ def joined(
     width = batch["attention_mask"].shape[1]
 
     def whole(tap: Tap) -> torch.Tensor:
-        parts, per = [one[tap] for one in said], TAP_KINDS[tap.name].per
+        parts, per = [one[tap] for one in activations], TAP_KINDS[tap.name].per
         if per == "token":
             return torch.cat([_widened(part, width) for part in parts])[order["document"]]
         return torch.cat(parts)[order[per]]
 
-    values = {tap: whole(tap) for tap in said[0].values}
+    values = {tap: whole(tap) for tap in activations[0].values}
     return Activations(
         values=values,
         mask=batch.mask,
         masked=batch.get("masked"),
-        head=said[0].head and replace(said[0].head, hidden=values[HEAD]),
+        head=activations[0].head and replace(activations[0].head, hidden=values[HEAD]),
         attention={
-            layer: _joined_attention([one.attention[layer] for one in said], pieces, width)
-            for layer in said[0].attention
+            layer: _joined_attention([one.attention[layer] for one in activations], pieces, width)
+            for layer in activations[0].attention
         },
     )
 

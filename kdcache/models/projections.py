@@ -40,10 +40,10 @@ def projections(model: Any, layer: int, task: Task, batch: Batch) -> dict[str, n
     maps = {name: _map(model, blocks[layer - 1], layer, name) for name in NAMES}
     before = Tap("hidden", layer - 1)
     with untouched(model):
-        said = run(model, batch, [before, *(Tap(name, layer) for name in maps)], task=task)
-        states = said.rows(before)
+        activations = run(model, batch, [before, *(Tap(name, layer) for name in maps)], task=task)
+        states = activations.rows(before)
         for name, linear in maps.items():
-            exact = said.rows(Tap(name, layer))
+            exact = activations.rows(Tap(name, layer))
             if linear.in_features != states.shape[1] or linear.out_features != exact.shape[1]:
                 raise _refusal(model, layer, name)
             made = functional.linear(states, linear.weight, linear.bias)  # as a cache will

@@ -23,13 +23,13 @@ class Forward(NamedTuple):
     """What one forward has left to read taps from.
 
     `model` is the transformers model, `out` what it returned, `rows` the task's rows among B * L
-    (None: one per document), `kept` what was recorded.
+    (None: one per document), `recorded` what was recorded.
     """
 
     model: Any
     out: Any
     rows: torch.Tensor | None
-    kept: Mapping[Record, Any]
+    recorded: Mapping[Record, Any]
 
 
 def unwrapped(model: Any) -> Any:

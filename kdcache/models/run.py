@@ -69,15 +69,15 @@ def _run(model: Any, space: Space, batch: Batch, taps: Taps) -> Activations:
     readers = [TAPS[name] for name in names]
     rows, mask = _rows(space, batch), batch.mask
     with ExitStack() as stack:
-        kept = {
+        recorded = {
             record: stack.enter_context(record(model, taps))
             for record in dict.fromkeys(reader.record for reader in readers)
             if record is not None
         }
         out = _forward(model, batch, rows, hidden=any(reader.hidden for reader in readers))
-    forward = Forward(unwrapped(model), out, rows, kept)
+    forward = Forward(unwrapped(model), out, rows, recorded)
     values = {tap: value for name in names for tap, value in read(forward, name, taps).items()}
-    calls: dict[int, Call] = kept.get(attention_calls, {})
+    calls: dict[int, Call] = recorded.get(attention_calls, {})
     return Activations(
         values=values,
         mask=mask,
@@ -95,10 +95,10 @@ def _rows(space: Space, batch: Batch) -> torch.Tensor | None:
 
 
 def _unapplied(forward: Forward, values: dict[Tap, torch.Tensor]) -> Head | None:
-    if head_reads not in forward.kept:
+    if head_reads not in forward.recorded:
         return None
     layer = forward.model.get_output_embeddings()
-    (seen,) = forward.kept[head_reads]
+    (seen,) = forward.recorded[head_reads]
     return Head(
         hidden=values[HEAD],
         weight=layer.weight,
@@ -165,15 +165,15 @@ def plain_head(model: Any, batch: Batch) -> nn.Linear | None:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
         return None
-    said: list[torch.Tensor] = []
-    handle = head.register_forward_hook(lambda _module, _inputs, output: said.append(output))
+    outputs: list[torch.Tensor] = []
+    handle = head.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
         with untouched(model):
             first = torch.zeros(1, dtype=torch.int64, device=batch.mask.device)
             logits = _forward(model, batch, first, hidden=False).logits
     finally:
         handle.remove()
-    if len(said) != 1 or not torch.equal(said[0], logits):
+    if len(outputs) != 1 or not torch.equal(outputs[0], logits):
         return None
     _PROVEN.setdefault(model, set()).add("head")
     return head

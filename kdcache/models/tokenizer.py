@@ -37,7 +37,7 @@ class Window(NamedTuple):
 class Encoded(NamedTuple):
     """Tokenised documents, and how many of them lost tokens to `max_length`."""
 
-    kept: list[Window]
+    windows: list[Window]
     truncated: int
 
 
@@ -101,7 +101,7 @@ class Tokenizer:
         encoded = self._tokenizer(
             texts, pairs, truncation=True, max_length=max_length, return_attention_mask=False
         )
-        kept: list[Window] = []
+        found: list[Window] = []
         truncated = 0
         for document, first in enumerate(encoded.encodings):
             rest = first.overflowing
@@ -109,8 +109,8 @@ class Tokenizer:
             for window, piece in enumerate([first, *rest] if windows else [first]):
                 if len(piece.ids):
                     ids = np.asarray(piece.ids, np.int64)
-                    kept.append(Window(document, window, ids, _pair_start(piece.type_ids)))
-        return Encoded(kept, truncated)
+                    found.append(Window(document, window, ids, _pair_start(piece.type_ids)))
+        return Encoded(found, truncated)
 
     def _cut(self, texts: list[str], pairs: list[str], length: int) -> tuple[list[str], list[str]]:
         """Pairs without most of what truncation to `length` tokens drops anyway.
@@ -146,8 +146,8 @@ class Tokenizer:
                     f"the tokenizer of {self.source} cannot be saved in {folder}: {error}; make "
                     "room there, or set TMPDIR to another folder"
                 ) from error
-            kept = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-            return {path.relative_to(folder).as_posix(): path.read_bytes() for path in kept}
+            paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+            return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def _tokens(pieces: list[Any]) -> int:

@@ -42,7 +42,7 @@ class Batch(dict[str, torch.Tensor]):
     positions, or [tokens] next tokens; `masked` [M], flat indices into B * L of the masked
     positions. Signal arrays keep their names in the cache ("logits/ids") and hold one row per
     document, token or masked position, documents one after the other. Where a signal has but a
-    fraction of them, "logits/kept" [rows] int64 says which, as `Cache.kept_rows`.
+    fraction of them, "logits/kept" [rows] int64 says which, as `Cache.sampled_rows`.
 
     Attributes:
         tokens: tokens of all documents, pads left out.

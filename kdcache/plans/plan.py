@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from kdcache.labels import LABEL_KINDS, LabelKind, known
 from kdcache.manifest import FORMAT, NAMED, Json, canonical
-from kdcache.plans.subsample import draw, kept_of, spread
+from kdcache.plans.subsample import draw, sampled_count, spread
 from kdcache.tasks import TASKS, RowSpace, Space, Subset, Task
 
 Array = npt.NDArray[Any]
@@ -159,10 +159,10 @@ class Plan:
         starts, counts = self.spans(docs, space.of)
         part = docs // self.rows["example"]
         begin = starts - part * self.rows[space.of]
-        first, end = (kept_of(rows, space.fraction) for rows in (begin, begin + counts))
+        first, end = (sampled_count(rows, space.fraction) for rows in (begin, begin + counts))
         return part * self.part_rows(space) + first, end - first
 
-    def kept(self, docs: npt.NDArray[np.int64], space: RowSpace) -> npt.NDArray[np.int64]:
+    def sampled_rows(self, docs: npt.NDArray[np.int64], space: RowSpace) -> npt.NDArray[np.int64]:
         """Which rows of documents a space holds: numbers among all they have in the space it is a
         subset of, one document after the other; all of them where it is no subset.
         """
@@ -226,7 +226,7 @@ class Plan:
 def part_rows(rows: Mapping[Space, int], space: RowSpace) -> int:
     """Rows per part in a space, padding included, given those of the spaces of the plan."""
     if isinstance(space, Subset):
-        return round_up(int(kept_of(np.asarray(rows[space.of]), space.fraction)))
+        return round_up(int(sampled_count(np.asarray(rows[space.of]), space.fraction)))
     return rows[space]
 
 

@@ -17,7 +17,7 @@ Rows = npt.NDArray[np.int64]
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def kept_of(rows: npt.NDArray[Any], fraction: float) -> Rows:
+def sampled_count(rows: npt.NDArray[Any], fraction: float) -> Rows:
     """How many rows are kept of the first `rows` of a part."""
     return np.ceil(rows * fraction).astype(np.int64)
 

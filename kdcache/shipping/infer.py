@@ -59,7 +59,7 @@ class Model:
         """Label and probabilities of each text, or its value where the model gives one.
 
         `pairs` are the second texts of a model of pairs. In int8 a batch of several rounds all of
-        its texts alike, so that what is said of one depends a little on the others.
+        its texts alike, so that the outputs for one depend a little on the others.
         """
         logits = self.logits(texts, pairs, batch_size)
         if self.settings["problem"] == "regression":
@@ -79,12 +79,12 @@ class Model:
         """What the model says of each text, [texts, labels]."""
         encoded = self.encode(texts, pairs)
         size = batch_size if self.settings["padded"] else 1  # some models read their pads
-        said = np.empty((len(encoded), len(self.labels)), np.float32)
+        logits = np.empty((len(encoded), len(self.labels)), np.float32)
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            said[chosen] = self.run([encoded[i] for i in chosen])
-        return said
+            logits[chosen] = self.run([encoded[i] for i in chosen])
+        return logits
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Any]:
         """The tokens of each text or pair, cut to what the model takes."""
@@ -194,8 +194,8 @@ def main() -> None:
             )
         if wanted not in (None, len(document)):
             parser.error(f"this model reads {wanted} text(s) at a time; got {len(document)}")
-        said = model.predict(document[:1], document[1:] or None)[0]
-        print(json.dumps(said, ensure_ascii=False), flush=True)
+        prediction = model.predict(document[:1], document[1:] or None)[0]
+        print(json.dumps(prediction, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

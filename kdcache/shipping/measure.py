@@ -38,14 +38,14 @@ def torch_logits(source: Source, progress: Progress) -> Logits:
 
 
 def measure(
-    source: Source, folder: Path, said: Logits, what: str, *, scratch: Path, progress: Progress
+    source: Source, folder: Path, expected: Logits, what: str, *, scratch: Path, progress: Progress
 ) -> Json:
-    """Bytes, speed, memory and scores of the shipped `folder`, and its agreement with `said`.
+    """Bytes, speed, memory and scores of the shipped `folder`, and its agreement with `expected`.
 
-    `said` are the torch model's logits of the documents. `p50_ms` and `p95_ms` are of `CALLS` calls
-    with one text each, on one thread, from text to probabilities with tokenisation, which alone
-    takes `tokenise_p50_ms`; their texts have the lengths of the documents. `peak_bytes` is the
-    memory of a process that does just that. Documents are scored one at a time.
+    `expected` are the torch model's logits of the documents. `p50_ms` and `p95_ms` are of `CALLS`
+    calls with one text each, on one thread, from text to probabilities with tokenisation, which
+    alone takes `tokenise_p50_ms`; their texts have the lengths of the documents. `peak_bytes` is
+    the memory of a process that does just that. Documents are scored one at a time.
     """
     documents, plan = source.documents, source.documents.plan
     timed = timed_places(documents.lengths)
@@ -58,7 +58,7 @@ def measure(
         "model_bytes": (folder / MODEL).stat().st_size,
         **figures,
         **scores(plan, Predictions(plan.docs, logits, *NO_TOKENS)),
-        **agreement(source, said, logits),
+        **agreement(source, expected, logits),
     }
 
 
@@ -124,10 +124,10 @@ def timed_places(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return np.random.default_rng(0).permutation(even).astype(np.int64)
 
 
-def agreement(source: Source, said: Logits, logits: Logits) -> Json:
+def agreement(source: Source, expected: Logits, logits: Logits) -> Json:
     """How often shipped and torch model name the same class, and how far their logits differ."""
-    apart = {"logit_difference_mean": float(np.abs(said - logits).mean())}
+    apart = {"logit_difference_mean": float(np.abs(expected - logits).mean())}
     if source.settings["problem"] == "regression":
         return apart
-    same = float((said.argmax(1) == logits.argmax(1)).mean())
-    return {"agreement": same, "agreement_interval": list(wilson(same, len(said))), **apart}
+    same = float((expected.argmax(1) == logits.argmax(1)).mean())
+    return {"agreement": same, "agreement_interval": list(wilson(same, len(expected))), **apart}

@@ -174,18 +174,18 @@ class _Work:
     def _measured(self, source: Source, prefix: str, kinds: Sequence[str], scratch: Path) -> Json:
         if self.file is None:
             return {}
-        said = torch_logits(source, self.progress)
+        expected = torch_logits(source, self.progress)
         rows = {}
         for kind in kinds:
             rows[f"{prefix}{kind}"] = measure(
                 source,
                 self.folder(prefix, kind),
-                said,
+                expected,
                 f"{source.name} in {kind}",
                 scratch=scratch,
                 progress=self.progress,
             )
-        about = {"file": short(self.file), "documents": len(said), "threads": 1, "calls": CALLS}
+        about = {"file": short(self.file), "documents": len(expected), "threads": 1, "calls": CALLS}
         return about | {"timed": TIMED, "models": rows}
 
 

@@ -58,9 +58,9 @@ class Source:
     def run(self, docs: Docs) -> Logits:
         """The torch model's logits of documents in one padded batch, [docs, C]."""
         plan = self.documents.plan
-        ((_, said, _),) = forward(self.torch.model, plan, [docs])
-        require_finite(self.name, said)
-        logits: Logits = said.numpy()
+        ((_, values, _),) = forward(self.torch.model, plan, [docs])
+        require_finite(self.name, values)
+        logits: Logits = values.numpy()
         return logits
 
 

@@ -12,7 +12,7 @@ from kdcache.manifest import Json
 from kdcache.records import from_texts, make, required, settings_of
 from kdcache.signals.attention import AttentionInputs
 from kdcache.signals.base import (
-    KEPT,
+    SAMPLED_ROWS,
     ArraySpec,
     ArtifactSources,
     Columns,
@@ -49,9 +49,9 @@ from kdcache.tasks import Task
 __all__ = [
     "FEATURES",
     "HEAD",
-    "KEPT",
     "LOGITS",
     "POSITIONS",
+    "SAMPLED_ROWS",
     "SIGNALS",
     "TAP_KINDS",
     "Activations",
@@ -162,7 +162,7 @@ def parse_all(texts: str | Iterable[str]) -> dict[str, Signal]:
 
 
 NAME = re.compile("[A-Za-z][A-Za-z0-9_-]{0,63}")
-TAKEN = ("c", "commits", "complete", "files", KEPT, "plan", "teachers", "tokens")
+TAKEN = ("c", "commits", "complete", "files", SAMPLED_ROWS, "plan", "teachers", "tokens")
 """What lies in a store, or in a batch, under names of its own."""
 
 

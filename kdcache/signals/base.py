@@ -20,7 +20,7 @@ Arrays = dict[str, torch.Tensor]
 Columns = dict[str, torch.Tensor]
 Stats = dict[str, float]
 
-KEPT = "kept"
+SAMPLED_ROWS = "kept"
 """What a batch calls, under a signal's name, the numbers of the rows that a fraction keeps."""
 
 Rows = TypeVar("Rows")
@@ -92,7 +92,7 @@ class Signal(Protocol):
         """What it is made of: the teacher is run for that."""
         ...
 
-    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+    def values(self, activations: Activations) -> Mapping[Tap, torch.Tensor]:
         """The rows [rows, width] that it stores, by tap, before they are encoded."""
         ...
 
@@ -100,7 +100,7 @@ class Signal(Protocol):
         """What `decode` can be asked for."""
         ...
 
-    def encode(self, said: Activations) -> Arrays:
+    def encode(self, activations: Activations) -> Arrays:
         """What a teacher computed to array rows, on its device."""
         ...
 
@@ -118,7 +118,7 @@ class Signal(Protocol):
         """Stored rows as numbers that need no explanation, by name: for export, and for people."""
         ...
 
-    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
+    def measure(self, activations: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """Distance between teacher and decoded values over sampled `rows`, as sums and maxima."""
         ...
 
@@ -160,7 +160,7 @@ class HasArtifacts(Protocol):
     def with_artifacts(self, shape: ModelSizes, read: Callable[[str], bytes]) -> Signal:
         """This signal, ready to encode and decode with the files that `read` gives.
 
-        Raises DamageError if they are not what was kept.
+        Raises DamageError if they are not what was stored.
         """
         ...
 
@@ -171,7 +171,7 @@ def of_signal(rows: Mapping[str, Rows], name: str) -> dict[str, Rows]:
     return {
         array.removeprefix(start): values
         for array, values in rows.items()
-        if array.startswith(start) and array != f"{start}{KEPT}"
+        if array.startswith(start) and array != f"{start}{SAMPLED_ROWS}"
     }
 
 
@@ -193,7 +193,7 @@ def check_fraction(what: str, fraction: float) -> None:
         raise ConfigError(f"fraction of {what} must be more than 0 and at most 1; got {fraction}")
 
 
-def check_kept(what: str, k: int, draws: int) -> None:
+def check_topk(what: str, k: int, draws: int) -> None:
     """Raise ConfigError, naming `what`, for numbers of ids that cannot be."""
     if not 1 <= k <= 65536:
         raise ConfigError(f"k of {what} must lie in [1, 65536]; got {k}")

@@ -93,9 +93,9 @@ class DocumentVectors:
         """All that is stored."""
         return self.taps()
 
-    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+    def values(self, activations: Activations) -> Mapping[Tap, torch.Tensor]:
         """A vector per row, [rows, width], of every tap; heads lie side by side."""
-        return {tap: said.rows(tap) for tap in self.taps()}
+        return {tap: activations.rows(tap) for tap in self.taps()}
 
     def arrays(self, task: Task, shape: ModelSizes) -> list[ArraySpec]:
         """`codes` and, for integers, `scale`; of layer 2 `L2/codes` and `L2/scale`."""
@@ -107,10 +107,10 @@ class DocumentVectors:
             for spec in self.rows.arrays(space, width, prefix=prefix(tap), taps=(tap,), axis=axis)
         ]
 
-    def encode(self, said: Activations) -> Arrays:
+    def encode(self, activations: Activations) -> Arrays:
         """Codes of every tap, on the teacher's device."""
         arrays: Arrays = {}
-        for tap, rows in self.values(said).items():
+        for tap, rows in self.values(activations).items():
             arrays |= self.rows.encode(rows, str(tap), prefix(tap))
         return arrays
 
@@ -125,13 +125,13 @@ class DocumentVectors:
             for tap in self.taps()
         }
 
-    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
+    def measure(self, activations: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """Squared error and squared norm of each tap over the sampled rows."""
         stats: Stats = {"rows": float(len(rows))}
-        for tap, values in self.values(said).items():
+        for tap, values in self.values(activations).items():
             exact, of = values[rows].double(), prefix(tap)
-            kept = {name: a[rows] for name, a in encoded.items() if name.startswith(of)}
-            error, of = self.decode(kept, tap).dense().double() - exact, of.replace("/", "_")
+            chosen = {name: a[rows] for name, a in encoded.items() if name.startswith(of)}
+            error, of = self.decode(chosen, tap).dense().double() - exact, of.replace("/", "_")
             stats[f"{of}error"] = float(error.square().sum())
             stats[f"{of}norm"] = float(exact.square().sum())
         return stats
@@ -165,9 +165,9 @@ class TokenVectors(DocumentVectors):
         """The rows of the positions; ConfigError if the task has none there."""
         return row_space(self.kind, check_positions(self.positions, task), self.fraction)
 
-    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+    def values(self, activations: Activations) -> Mapping[Tap, torch.Tensor]:
         """A vector per row, [rows, width], of every tap; heads lie side by side."""
-        return {tap: said.rows(tap, self.positions) for tap in self.taps()}
+        return {tap: activations.rows(tap, self.positions) for tap in self.taps()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Soft labels as losses take them, and how far they are from what the teacher said."""
+"""Soft labels as losses take them, and how far they are from the teacher's outputs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NO_RAW = "needs raw logits (logits:dense)"
 """What a signal says that keeps probabilities alone."""
 
 
-def kept_lacks(codec: str, k: int, draws: int, use: SoftUse, outputs: int) -> str:
+def topk_lacks(codec: str, k: int, draws: int, use: SoftUse, outputs: int) -> str:
     """What a codec lacks that keeps the `k` likeliest ids and `draws` drawn from the rest."""
     if use.raw:
         return NO_RAW
@@ -129,9 +129,9 @@ class SoftLabelCodec(ABC):
         """The logits."""
         return (LOGITS,)
 
-    def values(self, said: Activations) -> Mapping[Tap, torch.Tensor]:
+    def values(self, activations: Activations) -> Mapping[Tap, torch.Tensor]:
         """What it is made of, as the model gave it."""
-        return {tap: said[tap] for tap in self.taps()}
+        return {tap: activations[tap] for tap in self.taps()}
 
     def gives(self) -> tuple[Tap, ...]:
         """Soft labels."""
@@ -161,16 +161,16 @@ class SoftLabelCodec(ABC):
 
 
 def tail_labels(
-    rising: torch.Tensor, tail_logmass: torch.Tensor, outputs: int, kept: int
+    rising: torch.Tensor, tail_logmass: torch.Tensor, outputs: int, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`drawn` and `drawn_logprobs` of draws [N, D] from all but `kept` of the `outputs`.
+    """`drawn` and `drawn_logprobs` of draws [N, D] from all but `k` of the `outputs`.
 
     Nothing was drawn from a tail without mass.
     """
     numbers, shares = distinct(rising)
     logprobs = shares + tail_logmass[:, None]
     numbers = numbers.where(logprobs > -torch.inf, -1)
-    room = outputs - kept
+    room = outputs - k
     return numbers[:, :room], logprobs[:, :room]
 
 
@@ -179,8 +179,8 @@ def fill_up(logprobs: torch.Tensor, tail_logmass: torch.Tensor) -> torch.Tensor:
 
     The tail's mass is exact, so the error that the codes of a row have in common is taken out.
     """
-    kept = _log1mexp(tail_logmass)
-    return logprobs + (kept - logprobs.logsumexp(-1)).unsqueeze(-1)
+    log_mass = _log1mexp(tail_logmass)
+    return logprobs + (log_mass - logprobs.logsumexp(-1)).unsqueeze(-1)
 
 
 def _log1mexp(x: torch.Tensor) -> torch.Tensor:
@@ -189,21 +189,21 @@ def _log1mexp(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x > -0.6931, (-torch.expm1(x)).log(), torch.log1p(-torch.exp(x)))
 
 
-def measure_kept(logits: torch.Tensor, soft: SoftLabels) -> Stats:
-    """KL(teacher || decoded) in nats, twice, of rows that kept some ids and the tail's mass.
+def measure_topk(logits: torch.Tensor, soft: SoftLabels) -> Stats:
+    """KL(teacher || decoded) in nats, twice, of rows that store some ids and the tail's mass.
 
     `kl` is over those ids and the tail as one outcome (what the codes cost), `full_kl` over the
     vocabulary, the decoded tail spread evenly (what leaving ids out costs). `logits` are the
     teacher's, [N, V], and finite; all is computed in float64.
     """
-    pieces = zip(logits.split(MEASURED), *(x.split(MEASURED) for x in _kept(soft)), strict=True)
+    pieces = zip(logits.split(MEASURED), *(x.split(MEASURED) for x in _pieces(soft)), strict=True)
     found = [_measure(*piece) for piece in pieces]
-    bucket, full, same, kept = (torch.cat(values) for values in zip(*found, strict=True))
+    bucket, full, same, mass = (torch.cat(values) for values in zip(*found, strict=True))
     stats = {**kl_stats("kl", bucket, same), **kl_stats("full_kl", full, same)}
-    return {**stats, "kept": float(kept.sum())}
+    return {**stats, "kept": float(mass.sum())}
 
 
-def _kept(soft: SoftLabels) -> tuple[torch.Tensor, ...]:
+def _pieces(soft: SoftLabels) -> tuple[torch.Tensor, ...]:
     assert soft.tail_logmass is not None
     return soft.ids, soft.logprobs.double(), soft.tail_logmass.double()
 
@@ -228,8 +228,8 @@ def _measure(
     return bucket, full, same, exact.exp().sum(-1)
 
 
-def summarise_kept(stats: Stats) -> Json:
-    """KL over the kept ids + tail, KL over the vocabulary, top-1 agreement, mean mass kept."""
+def summarise_topk(stats: Stats) -> Json:
+    """KL over stored ids + tail, KL over the vocabulary, top-1 agreement, mean mass of the ids."""
     full = kl_summary("full_kl", stats)
     return {
         **kl_summary("kl", stats),

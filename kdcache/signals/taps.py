@@ -254,21 +254,21 @@ class Activations:
     def at_rows(self, task: Task, space: RowSpace, rows: torch.Tensor | None) -> Activations:
         """These at the rows of a subset of a space: `mask` or `masked` has only those.
 
-        `rows` [kept] int64 are numbers among all rows of the batch, as `Plan.kept` gives them.
+        `rows` [n] int64 are numbers among all rows of the batch, as `Plan.sampled_rows` gives them.
         Where `space` is no subset nothing changes.
         """
         if not isinstance(space, Subset):
             return self
         assert rows is not None, "which rows a subset keeps is to be read with it"
-        kept = of_subset(self.mask, self.masked, space, rows)
+        chosen = of_subset(self.mask, self.masked, space, rows)
         if task.rows != space.of:
-            return replace(self, **kept)
+            return replace(self, **chosen)
         values = {
             tap: value[rows] if TAP_KINDS[tap.name].per == "row" else value
             for tap, value in self.values.items()
         }
         head = self.head and replace(self.head, hidden=values[HEAD])
-        return replace(self, values=values, head=head, **kept)
+        return replace(self, values=values, head=head, **chosen)
 
 
 def select(
@@ -297,7 +297,7 @@ def of_subset(
     """`mask` [B, L], or `masked`, with no more than the `rows` of a subset, by its name."""
     if space.of == "token":
         flat = mask.flatten().nonzero().squeeze(1)[rows]
-        kept = torch.zeros_like(mask).flatten().index_fill(0, flat, True)
-        return {"mask": kept.view_as(mask)}
+        mask_of_rows = torch.zeros_like(mask).flatten().index_fill(0, flat, True)
+        return {"mask": mask_of_rows.view_as(mask)}
     assert masked is not None
     return {"masked": masked[rows]}

@@ -18,8 +18,8 @@ from kdcache.plans import EXAMPLE_COLUMNS, Array, Docs, Plan
 from kdcache.plans.batch import Batch, collate, epoch_order
 from kdcache.signals import (
     FEATURES,
-    KEPT,
     LOGITS,
+    SAMPLED_ROWS,
     LayerRows,
     Signal,
     SoftLabels,
@@ -94,7 +94,7 @@ def _plan(root: Root, schema: ManifestSchema, objects: Mapping[str, Json]) -> Pl
 def open_cache(path: Place, *, teacher: str | None = None) -> Cache:
     """Open the cache at `path`, a folder or a URL, for reading; what it holds is in its `repr`.
 
-    A merged cache holds what several teachers said; `teacher` names one of them, by default the
+    A merged cache holds outputs of several teachers; `teacher` names one of them, by default the
     first.
 
     Raises CacheError if there is no cache, DamageError if its bytes are not what was written,
@@ -104,7 +104,7 @@ def open_cache(path: Place, *, teacher: str | None = None) -> Cache:
 
 
 class Cache:
-    """A cache on disk: a plan and, for each of its documents, what the teacher said.
+    """A cache on disk: a plan and, for each of its documents, outputs of the teacher.
 
     A document is named by its row in the example space (`plan.docs` lists them). Rows come back in
     the order of the documents asked for. Of a merged cache one teacher is seen; arrays and files
@@ -198,7 +198,7 @@ class Cache:
 
     @property
     def fidelity(self) -> Json:
-        """Measured distance between what is decoded and what the teacher said, by signal."""
+        """Measured distance between what is decoded and the teacher's outputs, by signal."""
         figures = self.completion["fidelity"] if self.completion else {}
         return {
             name.removeprefix(self.prefix): values
@@ -216,7 +216,7 @@ class Cache:
         return {layout.name: self._bytes(layout) for layout in layouts}
 
     @cached_property
-    def kept(self) -> dict[str, str]:
+    def file_locations(self) -> dict[str, str]:
         """Files of this teacher, and the tokenizer's, by name: where each lies in the store."""
         shards = [key for key in self.objects if key.startswith("files/") and "/c/" in key]
         names = {key.removeprefix("files/").rpartition("/c/")[0] for key in shards}
@@ -306,11 +306,11 @@ class Cache:
         """The row space of a signal; all its arrays share it."""
         return self.spaces[self.arrays_of(signal)[0]]
 
-    def kept_rows(self, signal: str, docs: Docs) -> Array:
+    def sampled_rows(self, signal: str, docs: Docs) -> Array:
         """Which of the documents' tokens or masked positions a signal has a row for: their numbers,
         counted over all of `docs`, one document after the other. All of them without `fraction`.
         """
-        return self.plan.kept(np.asarray(docs, np.int64), self.space_of(signal))
+        return self.plan.sampled_rows(np.asarray(docs, np.int64), self.space_of(signal))
 
     def read(self, array: str, docs: Docs) -> Array:
         """Stored rows of an array for documents, one document after the other.
@@ -363,7 +363,9 @@ class Cache:
         rows = self.rows(docs, names)
         for name, space in {signal_of(name): self.spaces[name] for name in names}.items():
             if isinstance(space, Subset):
-                rows[f"{name}/{KEPT}"] = self.plan.kept(np.asarray(docs, np.int64), space)
+                rows[f"{name}/{SAMPLED_ROWS}"] = self.plan.sampled_rows(
+                    np.asarray(docs, np.int64), space
+                )
         return collate(self.plan, docs, rows)
 
     def batches(
@@ -377,29 +379,29 @@ class Cache:
 
     @cached_property
     def files(self) -> Mapping[str, int]:
-        """Files kept in the cache (tokenizer, configuration, weights) and their bytes."""
-        return {name: self._file_bytes(name) for name in self.kept}
+        """Files stored in the cache (tokenizer, configuration, weights) and their bytes."""
+        return {name: self._file_bytes(name) for name in self.file_locations}
 
     def _file_bytes(self, name: str) -> int:
-        key = f"files/{self.kept[name]}/zarr.json"
+        key = f"files/{self.file_locations[name]}/zarr.json"
         node = json.loads(read_object(self.path, key, self.objects))
         return int(node["attributes"]["bytes"])
 
     def file(self, name: str) -> Content:
-        """A file kept in the cache; DamageError if it is not there or not what was kept."""
+        """A file stored in the cache; DamageError if it is not there or not what was stored."""
         return b"".join(self._blocks(name))
 
     def _blocks(self, name: str) -> Iterator[Content]:
         if name not in self.files:
             raise DamageError(f"{self.path} holds no file {name!r}")
-        layout = read_layout(self.path, f"files/{self.kept[name]}", 1, self.objects)
+        layout = read_layout(self.path, f"files/{self.file_locations[name]}", 1, self.objects)
         reader = ArrayReader(self.path, layout, PlanFingerprints(self.objects, self.path))
         size = self.files[name]
         for start in range(0, size, 2**24):
             yield reader[start : min(size, start + 2**24)].tobytes()
 
     def extract(self, folder: Path, names: list[str]) -> None:
-        """Write files kept in the cache into `folder`, without the folder they have in common."""
+        """Write files stored in the cache into `folder`, without the folder they have in common."""
         for name in names:
             target = folder / name.partition("/")[2]
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -455,7 +457,7 @@ def newer_layouts(root: Root, schema: ManifestSchema, objects: Mapping[str, Json
 def require_documents(plan: Plan, docs: Docs) -> None:
     """ConfigError for rows of the example space that hold no document.
 
-    Those of padding hold zeros that look like what a teacher said: they are not for reading.
+    Those of padding hold zeros that look like outputs of a teacher: they are not for reading.
     """
     lens = plan.examples["doc_len"]
     inside = (docs >= 0) & (docs < len(lens))

@@ -305,8 +305,8 @@ def _write_file(root: Path, name: str, content: bytes | Path, named: bool) -> di
     for shard in range(rows // layout.shard_rows):
         start = shard * layout.shard_rows
         piece = np.zeros(layout.shard_rows, np.uint8)
-        kept = data[start : start + layout.shard_rows]
-        piece[: len(kept)] = kept
+        block = data[start : start + layout.shard_rows]
+        piece[: len(block)] = block
         pieces = encode_shard(piece, layout.chunk_rows)
         write_synced(root / layout.key(shard), *pieces)
         objects[layout.key(shard)] = shard_fingerprint(pieces)

@@ -19,7 +19,7 @@ Space = Literal["example", "token", "masked"]
 
 @dataclass(frozen=True)
 class Subset:
-    """A `fraction` of the rows of a space, spread over every document; `Plan.kept` says which."""
+    """A `fraction` of the rows of a space, spread over every document: see `Plan.sampled_rows`."""
 
     of: Space
     fraction: float

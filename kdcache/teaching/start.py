@@ -88,18 +88,18 @@ def fit_start(
         seen, on_dev, more = (
             features(model, parts, which, advance) for which in (train, data.dev, spare)
         )
-        kept: dict[str, tuple[Json | None, Any, Any]] = {}
+        fitted: dict[str, tuple[Json | None, Any, Any]] = {}
         fit = partial(_fit_head, train=train, weights=weights, bias=parts.head.bias is not None)
-        kept["own"] = _try(seen, on_dev, data.dev, fit, None)
+        fitted["own"] = _try(seen, on_dev, data.dev, fit, None)
         if parts.pooler is not None:
             pooler = _refit([seen, more] if len(spare) else [seen])
-            kept["refitted"] = _try(seen, on_dev, data.dev, fit, pooler)
-    best = max(kept, key=lambda name: merit(kept[name][0], by))
-    _, head, pooler = kept[best]
+            fitted["refitted"] = _try(seen, on_dev, data.dev, fit, pooler)
+    best = max(fitted, key=lambda name: merit(fitted[name][0], by))
+    _, head, pooler = fitted[best]
     _set(parts.head, head)
     if parts.pooler is not None and pooler is not None:
         _set(parts.pooler, pooler)
-    return {"pooler": best, "dev": {name: scores for name, (scores, _, _) in kept.items()}}
+    return {"pooler": best, "dev": {name: scores for name, (scores, _, _) in fitted.items()}}
 
 
 def find_parts(model: Any, batch: Batch) -> Parts | None:
@@ -115,8 +115,8 @@ def find_parts(model: Any, batch: Batch) -> Parts | None:
     if head not in seen:
         return None
     mask = batch.mask
-    given, said = (_pooled(value, mask) for value in seen[head])
-    if said.shape != logits.shape or not torch.allclose(said, logits, atol=1e-5):
+    given, outputs = (_pooled(value, mask) for value in seen[head])
+    if outputs.shape != logits.shape or not torch.allclose(outputs, logits, atol=1e-5):
         return None
     poolers = [
         layer
@@ -259,7 +259,7 @@ def _of_all_classes(fitted: Any, size: int) -> Layer:
     if len(coef) == 1:
         coef, intercept = np.stack([-coef[0], coef[0]]) / 2, np.array([-1, 1]) * intercept / 2
     weight = np.zeros((size, coef.shape[1]))
-    bias = np.full(size, intercept.min() - 2.0)  # of a class without documents: seldom said
+    bias = np.full(size, intercept.min() - 2.0)  # of a class without documents: seldom predicted
     weight[fitted.classes_], bias[fitted.classes_] = coef, intercept
     return Layer(weight, bias)
 

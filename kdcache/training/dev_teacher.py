@@ -112,7 +112,7 @@ def _correct(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarr
 
 def _nats(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:
     """[rows], the cross-entropy of each labelled row the cache has; whether all are exact."""
-    sampled = cache.kept_rows(cache.holder(LOGITS) or "", held)
+    sampled = cache.sampled_rows(cache.holder(LOGITS) or "", held)
     labels = collate(plan, docs, {})["labels"]
     soft, rows = cache.soft_labels(held), labels[sampled]
     there = soft.ids == rows[:, None]

@@ -70,9 +70,9 @@ class _Last(torch.autograd.Function):
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     if not _plain(factor):
         return (gradient * factor).to(dtype)
-    kept = torch._C._autograd._get_current_graph_task_keep_graph()
+    keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph()
     if dtype == gradient.dtype:  # without the graph, what was saved is nobody else's
-        return scale_(gradient.clone() if kept else gradient, factor)
+        return scale_(gradient.clone() if keeps_graph else gradient, factor)
     by = factor.item() if factor.device.type == "cpu" else factor
     return torch.mul(gradient, by, out=torch.empty_like(gradient, dtype=dtype))
 

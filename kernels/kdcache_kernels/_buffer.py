@@ -22,7 +22,7 @@ LINE = 64  # bytes; vectors that start a line of the caches are not split betwee
 MOST = 2**28  # bytes kept in all
 UNUSED = 2  # references to memory that nothing uses: a local variable, and the call that counts
 
-_kept: "list[Memory]" = []
+_free: "list[Memory]" = []
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -37,27 +37,27 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
 
 def empty_cache() -> None:
     """Give back the memory of gradients that are no longer used: at most 256 MiB stay otherwise."""
-    _kept.clear()
+    _free.clear()
 
 
 def _used_again(size: int) -> "Memory":
     """A view of `size` bytes: the memory under it is in use for as long as the view is."""
-    for _ in range(len(_kept)):
+    for _ in range(len(_free)):
         try:
-            memory = _kept.pop(0)  # while it is out, no other thread sees it
+            memory = _free.pop(0)  # while it is out, no other thread sees it
         except IndexError:
             break
         unused = sys.getrefcount(memory) == UNUSED and size <= len(memory) - LINE <= 2 * size
         found = _view(memory, size) if unused else None
-        _kept.append(memory)
+        _free.append(memory)
         if found is not None:
             return found
     memory = _fresh(size + LINE)
     found = _view(memory, size)
     if size <= MOST:
-        _kept.append(memory)
-    while sum(map(len, _kept)) > MOST:
-        _kept.pop(0)
+        _free.append(memory)
+    while sum(map(len, _free)) > MOST:
+        _free.pop(0)
     return found
 
 

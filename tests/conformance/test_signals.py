@@ -307,7 +307,7 @@ def test_parts_without_a_row_of_it_are_built_checked_and_exported(
     if example.name not in cache.signals or cache.space_of(example.name) == "token":
         pytest.skip("every document has its row")
     parts = [cache.plan.part_docs(part) for part in range(cache.plan.parts)]
-    counts = [len(cache.kept_rows(example.name, docs)) for docs in parts]
+    counts = [len(cache.sampled_rows(example.name, docs)) for docs in parts]
     assert 0 in counts
     for array in cache.arrays_of(example.name):
         assert len(cache.read(array, parts[counts.index(0)])) == 0
@@ -325,9 +325,9 @@ def test_a_fraction_of_it_is_the_whole_ones_rows(example: Example, caches: Cache
     whole = caches.build(task, [other.called(**most) for other in able])
     part = caches.build(task, [other.called(**most, fraction=0.3) for other in able])
     docs = part.plan.docs[[5, 0, 3]]
-    kept = part.kept_rows(example.name, docs)
+    kept = part.sampled_rows(example.name, docs)
     assert isinstance(part.space_of(example.name), Subset)
-    assert 0 < len(kept) < len(whole.kept_rows(example.name, docs))
+    assert 0 < len(kept) < len(whole.sampled_rows(example.name, docs))
     for array in part.arrays_of(example.name):
         np.testing.assert_array_equal(part.read(array, docs), whole.read(array, docs)[kept])
 

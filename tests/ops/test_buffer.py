@@ -35,7 +35,7 @@ def test_memory_is_used_again_when_the_tensor_is_gone():
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (5, 7)])
 def test_small_buffers_have_their_shape(shape):
     assert _buffer.empty(shape, torch.float32, CPU).shape == shape
-    assert not _buffer._kept
+    assert not _buffer._free
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_little_is_kept(monkeypatch):
     monkeypatch.setattr(_buffer, "MOST", 10 * 2**20)
     for rows in (SIDE, 2 * SIDE, 4 * SIDE):
         buffer(rows)
-    assert sum(map(len, _buffer._kept)) <= 10 * 2**20
+    assert sum(map(len, _buffer._free)) <= 10 * 2**20
     buffer(8)  # below the least size
-    assert len(_buffer._kept) <= 2
+    assert len(_buffer._free) <= 2
     empty_cache()
-    assert not _buffer._kept
+    assert not _buffer._free
 
 
 def test_what_is_left_in_a_buffer_does_not_reach_a_gradient():
@@ -73,7 +73,7 @@ def test_what_is_left_in_a_buffer_does_not_reach_a_gradient():
         return student.grad
 
     clean = gradient().clone()
-    (kept,) = _buffer._kept
+    (kept,) = _buffer._free
     kept[:] = 255  # all bits set: NaN
     assert_close(gradient(), clean, rtol=0, atol=0)
 

@@ -68,9 +68,9 @@ class DenseLogits(SoftLabelCodec):
         """Nothing: whatever is asked of soft labels is here."""
         return ""
 
-    def encode(self, said: Activations) -> Arrays:
+    def encode(self, activations: Activations) -> Arrays:
         """Logits in the stored dtype; ModelError where fp16 cannot hold them."""
-        values = said[LOGITS].to(DENSE_DTYPES[self.dtype])
+        values = activations[LOGITS].to(DENSE_DTYPES[self.dtype])
         if not torch.isfinite(values).all():
             raise ModelError("a logit is too large for fp16; store the logits with dtype=fp32")
         return {"values": values}
@@ -81,9 +81,9 @@ class DenseLogits(SoftLabelCodec):
         ids = torch.arange(values.shape[1], device=values.device).expand(values.shape)
         return SoftLabels(ids=ids, logprobs=values.log_softmax(-1), values=values)
 
-    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
+    def measure(self, activations: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """KL(teacher || decoded) in nats and top-1 agreement; absolute error of a single value."""
-        exact = said[LOGITS][rows].double()
+        exact = activations[LOGITS][rows].double()
         decoded = encoded["values"][rows].double()
         worst = float((exact - decoded).abs().max())
         kl = divergence(exact.log_softmax(-1), decoded.log_softmax(-1))

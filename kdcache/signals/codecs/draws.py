@@ -25,7 +25,7 @@ def draw_tail(logits: torch.Tensor, ids: torch.Tensor, n: int) -> torch.Tensor:
     """`n` draws of each row from what is left of its softmax without `ids` [N, K]."""
     rows = _block_rows(logits)
     blocks = zip(logits.split(rows), ids.split(rows), strict=True)
-    return torch.cat([_draw(block.scatter(1, kept, -torch.inf), n, 0) for block, kept in blocks])
+    return torch.cat([_draw(block.scatter(1, top, -torch.inf), n, 0) for block, top in blocks])
 
 
 def _block_rows(logits: torch.Tensor) -> int:

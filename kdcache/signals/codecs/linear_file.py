@@ -24,7 +24,7 @@ class LinearFile:
         file: its name.
         sizes: [out, in] of each layer, by its name; "" is a name.
 
-    Raises DamageError then, if they are not what was kept.
+    Raises DamageError then, if they are not what was stored.
     """
 
     read: Callable[[str], bytes]
@@ -66,12 +66,12 @@ class LinearFile:
 
 def save(layers: Mapping[str, Linear]) -> bytes:
     """The file of some layers."""
-    kept = {}
+    tensors = {}
     for name, (weight, bias) in layers.items():
-        kept[_key(name, "weight")] = weight.contiguous()
+        tensors[_key(name, "weight")] = weight.contiguous()
         if bias is not None:
-            kept[_key(name, "bias")] = bias.contiguous()
-    return safetensors.torch.save(kept)
+            tensors[_key(name, "bias")] = bias.contiguous()
+    return safetensors.torch.save(tensors)
 
 
 def most_bytes(sizes: Mapping[str, tuple[int, int]]) -> int:

@@ -129,9 +129,9 @@ class HiddenHead(SoftLabelCodec):
         """`SoftLabels` of the logits, `HeadLabels` of the head."""
         return self.labels(arrays) if tap == HEAD else super().decode(arrays, tap, sizes)
 
-    def encode(self, said: Activations) -> Arrays:
+    def encode(self, activations: Activations) -> Arrays:
         """Codes of what the output layer would have taken, on the teacher's device."""
-        return self.rows.encode(said[HEAD], "the output layer's input")
+        return self.rows.encode(activations[HEAD], "the output layer's input")
 
     def labels(self, raw: Arrays) -> HeadLabels:
         """Soft labels as `linear_kl` takes them: [N, V] never exists."""
@@ -144,10 +144,10 @@ class HiddenHead(SoftLabelCodec):
         """Soft labels over the whole vocabulary, [N, V]."""
         return self.labels(raw).dense()
 
-    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
+    def measure(self, activations: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """KL(teacher || decoded) in nats over the vocabulary, and top-1 agreement."""
-        assert said.head is not None
-        exact = _apply(replace(said.head, hidden=said[HEAD][rows]))
+        assert activations.head is not None
+        exact = _apply(replace(activations.head, hidden=activations[HEAD][rows]))
         soft = self.soft({name: a[rows] for name, a in encoded.items()}, exact.shape[1])
         assert soft.values is not None
         decoded = soft.values.double().log_softmax(-1)

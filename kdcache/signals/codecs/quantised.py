@@ -144,10 +144,10 @@ class RowCodec:
                 return int4.pack(rows, self.group or INT4_GROUP)
         except ValueError as error:
             raise ModelError(f"{what} does not fit {self.dtype}: {error}") from error
-        kept = rows.to(FLOATS[self.dtype][0])
-        if not torch.isfinite(kept.float()).all():
+        stored = rows.to(FLOATS[self.dtype][0])
+        if not torch.isfinite(stored.float()).all():
             raise ModelError(f"{what} does not fit {self.dtype}; store it as bf16 or fp32")
-        return (kept.view(BITCAST[self.dtype][1]) if self.dtype in BITCAST else kept), None
+        return (stored.view(BITCAST[self.dtype][1]) if self.dtype in BITCAST else stored), None
 
     def decode(self, arrays: Arrays, prefix: str = "") -> LayerRows:
         """Stored rows as ops take them."""

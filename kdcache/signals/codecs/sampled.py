@@ -96,10 +96,10 @@ class SampledLogits(SoftLabelCodec, vocabulary.Ranked):
             "logits:topk"
         )
 
-    def encode(self, said: Activations) -> Arrays:
+    def encode(self, activations: Activations) -> Arrays:
         """Draws of every row, on the logits' device."""
-        drawn = draws.draw(said[LOGITS], self.n, self.seed)
-        return gaps.split(self.ranks_of(drawn).sort(1).values, said[LOGITS].shape[1])
+        drawn = draws.draw(activations[LOGITS], self.n, self.seed)
+        return gaps.split(self.ranks_of(drawn).sort(1).values, activations[LOGITS].shape[1])
 
     def soft(self, raw: Arrays, outputs: int) -> SoftLabels:
         """Distinct ids and the logarithm of their share of the draws; -1 fills the row up."""
@@ -111,11 +111,11 @@ class SampledLogits(SoftLabelCodec, vocabulary.Ranked):
             tail_logmass=torch.full((len(ranks),), -torch.inf, device=ranks.device),
         )
 
-    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
+    def measure(self, activations: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
         """Distinct ids, and squared distance of the estimate from the teacher's distribution."""
-        exact = said[LOGITS][rows].double().softmax(-1)
-        kept = {name: values[rows] for name, values in encoded.items()}
-        soft = self.soft(kept, exact.shape[1])
+        exact = activations[LOGITS][rows].double().softmax(-1)
+        chosen = {name: values[rows] for name, values in encoded.items()}
+        soft = self.soft(chosen, exact.shape[1])
         live = soft.ids >= 0
         ids, share = soft.ids.clamp(min=0), soft.logprobs.double().exp()
         estimate = torch.zeros_like(exact).scatter_add_(1, ids, share)

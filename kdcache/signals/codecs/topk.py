@@ -13,8 +13,8 @@ from kdcache.signals.base import (
     ArraySpec,
     Stats,
     check_fraction,
-    check_kept,
     check_outputs,
+    check_topk,
     logits_space,
     settings,
 )
@@ -33,10 +33,10 @@ from kdcache.signals.soft_labels import (
     SoftLabels,
     SoftUse,
     fill_up,
-    kept_lacks,
-    measure_kept,
-    summarise_kept,
+    measure_topk,
+    summarise_topk,
     tail_labels,
+    topk_lacks,
 )
 from kdcache.signals.taps import LOGITS, Activations, ModelSizes
 from kdcache.tasks import Task
@@ -57,7 +57,7 @@ class TopKLogits(SoftLabelCodec):
 
     def __post_init__(self) -> None:
         check_fraction("logits:topk", self.fraction)
-        check_kept("logits:topk", self.k, self.draws)
+        check_topk("logits:topk", self.k, self.draws)
 
     def to_json(self) -> Json:
         """The configuration as JSON values."""
@@ -101,12 +101,12 @@ class TopKLogits(SoftLabelCodec):
 
     def lacks(self, use: SoftUse, outputs: int) -> str:
         """What a use of the labels lacks here, `{loss}` for the loss's name; "" if nothing."""
-        return kept_lacks(self.codec, self.k, self.draws, use, outputs)
+        return topk_lacks(self.codec, self.k, self.draws, use, outputs)
 
-    def encode(self, said: Activations) -> Arrays:
+    def encode(self, activations: Activations) -> Arrays:
         """One pass over the logits, on their device."""
-        ids, logprobs, tail_logmass, tail_stat = topk_encode(said[LOGITS], self.k)
-        width = said[LOGITS].shape[1]
+        ids, logprobs, tail_logmass, tail_stat = topk_encode(activations[LOGITS], self.k)
+        width = activations[LOGITS].shape[1]
         arrays = {
             **_split("ids", ids, width),
             "logprobs": to_codes(logprobs),
@@ -114,7 +114,7 @@ class TopKLogits(SoftLabelCodec):
             "tail_stat": tail_stat,
         }
         if self.draws:
-            arrays |= _split("drawn", draw_tail(said[LOGITS], ids, self.draws), width)
+            arrays |= _split("drawn", draw_tail(activations[LOGITS], ids, self.draws), width)
         return arrays
 
     def soft(self, raw: Arrays, outputs: int) -> SoftLabels:
@@ -135,15 +135,15 @@ class TopKLogits(SoftLabelCodec):
         drawn, mass = tail_labels(_join("drawn", raw, outputs), tail, outputs, self.k)
         return replace(soft, drawn=drawn, drawn_logprobs=mass)
 
-    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
-        """KL(teacher || decoded) in nats over the sampled `rows`; see `measure_kept`."""
-        logits = said[LOGITS][rows]
-        kept = {name: values[rows] for name, values in encoded.items()}
-        return measure_kept(logits, self.soft(kept, logits.shape[1]))
+    def measure(self, activations: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
+        """KL(teacher || decoded) in nats over the sampled `rows`; see `measure_topk`."""
+        logits = activations[LOGITS][rows]
+        chosen = {name: values[rows] for name, values in encoded.items()}
+        return measure_topk(logits, self.soft(chosen, logits.shape[1]))
 
     def summarise(self, stats: Stats) -> Json:
         """KL over k ids + tail, KL over the vocabulary, top-1 agreement, mean mass of the k."""
-        return summarise_kept(stats)
+        return summarise_topk(stats)
 
 
 def _split(name: str, ids: torch.Tensor, outputs: int) -> Arrays:

@@ -16,8 +16,8 @@ from kdcache.signals.base import (
     Packing,
     Stats,
     check_fraction,
-    check_kept,
     check_outputs,
+    check_topk,
     logits_space,
     settings,
 )
@@ -29,10 +29,10 @@ from kdcache.signals.soft_labels import (
     SoftLabels,
     SoftUse,
     fill_up,
-    kept_lacks,
-    measure_kept,
-    summarise_kept,
+    measure_topk,
+    summarise_topk,
     tail_labels,
+    topk_lacks,
 )
 from kdcache.signals.taps import LOGITS, Activations, ModelSizes
 from kdcache.tasks import RowSpace, Task
@@ -54,7 +54,7 @@ class SmallTopK(SoftLabelCodec, vocabulary.Ranked):
     as differences; log-probabilities follow their ids, as codes of a table with `levels` steps,
     counted from the row's least. Bytes lie column after column, so that zstd finds alike what is
     alike. The tail's statistics are exact to float16. With `draws`, that many ids drawn from the
-    tail too, for losses that ask for `tail="drawn"`; kept as the others are.
+    tail too, for losses that ask for `tail="drawn"`; stored as the others are.
 
     Decoded ids rise by rank: they are not in the order of their probability.
     """
@@ -66,7 +66,7 @@ class SmallTopK(SoftLabelCodec, vocabulary.Ranked):
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        check_kept("logits:topk-small", self.k, self.draws)
+        check_topk("logits:topk-small", self.k, self.draws)
         if not 2 <= self.levels <= 256:
             raise ConfigError(
                 f"levels of logits:topk-small must lie in [2, 256]; got {self.levels}"
@@ -126,12 +126,12 @@ class SmallTopK(SoftLabelCodec, vocabulary.Ranked):
 
     def lacks(self, use: SoftUse, outputs: int) -> str:
         """What a use of the labels lacks here, `{loss}` for the loss's name; "" if nothing."""
-        return kept_lacks(self.codec, self.k, self.draws, use, outputs)
+        return topk_lacks(self.codec, self.k, self.draws, use, outputs)
 
-    def encode(self, said: Activations) -> Arrays:
+    def encode(self, activations: Activations) -> Arrays:
         """One pass over the logits, on their device."""
-        ids, logprobs, tail_logmass, tail_stat = topk_encode(said[LOGITS], self.k)
-        width = said[LOGITS].shape[1]
+        ids, logprobs, tail_logmass, tail_stat = topk_encode(activations[LOGITS], self.k)
+        width = activations[LOGITS].shape[1]
         ranks, order = self.ranks_of(ids).sort(1)
         codes = to_steep_codes(logprobs, self.levels)
         least = codes[:, -1:]
@@ -143,7 +143,7 @@ class SmallTopK(SoftLabelCodec, vocabulary.Ranked):
             "tail_stat": tail_stat.half(),
         }
         if self.draws:
-            drawn = self.ranks_of(draws.draw_tail(said[LOGITS], ids, self.draws))
+            drawn = self.ranks_of(draws.draw_tail(activations[LOGITS], ids, self.draws))
             arrays |= gaps.split(drawn.sort(1).values, width, DRAWN)
         return arrays
 
@@ -163,15 +163,15 @@ class SmallTopK(SoftLabelCodec, vocabulary.Ranked):
         drawn, mass = tail_labels(gaps.join(raw, outputs, DRAWN), tail, outputs, self.k)
         return replace(soft, drawn=self.ids_of(drawn), drawn_logprobs=mass)
 
-    def measure(self, said: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
-        """KL(teacher || decoded) in nats over the sampled `rows`; see `measure_kept`."""
-        logits = said[LOGITS][rows]
-        kept = {name: values[rows] for name, values in encoded.items()}
-        return measure_kept(logits, self.soft(kept, logits.shape[1]))
+    def measure(self, activations: Activations, encoded: Arrays, rows: torch.Tensor) -> Stats:
+        """KL(teacher || decoded) in nats over the sampled `rows`; see `measure_topk`."""
+        logits = activations[LOGITS][rows]
+        chosen = {name: values[rows] for name, values in encoded.items()}
+        return measure_topk(logits, self.soft(chosen, logits.shape[1]))
 
     def summarise(self, stats: Stats) -> Json:
         """KL over k ids + tail, KL over the vocabulary, top-1 agreement, mean mass of the k."""
-        return summarise_kept(stats)
+        return summarise_topk(stats)
 
 
 def _log_choices(n: int, k: int) -> float:

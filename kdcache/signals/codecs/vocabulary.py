@@ -52,7 +52,7 @@ class StoredVocabulary:
     """The order that a cache keeps, read when it is first asked for: to repair a cache whose file
     is damaged, it has to be opened.
 
-    Raises DamageError then, if it is not what was kept.
+    Raises DamageError then, if it is not what was stored.
     """
 
     read: Callable[[str], bytes]

@@ -63,9 +63,9 @@ class ArrayReader:
         self.dtype = layout.dtype
         self._row, self._stride = layout.row_bytes, layout.chunk_bytes + 4  # of a chunk in its file
         self._shards: dict[int, ShardFile] = {}
-        self._kept: Array | None = None
+        self._resident: Array | None = None
         if layout.bytes <= RESIDENT_BYTES:
-            self._kept = np.empty(layout.shape, layout.dtype)
+            self._resident = np.empty(layout.shape, layout.dtype)
             self._have = bytearray(layout.shape[0] // layout.chunk_rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -92,10 +92,10 @@ class ArrayReader:
         assert out.shape == shape, "out has another shape"
         assert out.dtype == self.dtype, "out has another dtype"
         try:
-            if self._kept is None:
+            if self._resident is None:
                 self._read(pieces, out.reshape(-1).view(np.uint8).data)
             else:
-                self._copy(pieces, self._kept, out)
+                self._copy(pieces, self._resident, out)
         except OSError as error:
             raise self._unreadable(error) from error
         return out
@@ -140,16 +140,16 @@ class ArrayReader:
                 else:
                     shard.fill_checked(handle, inner, start, target)
 
-    def _copy(self, pieces: Pieces, kept: Array, out: Array) -> None:
+    def _copy(self, pieces: Pieces, resident: Array, out: Array) -> None:
         have, told = self._have, False
         for chunk, first, rows, at in pieces.cuts:
             if not have[chunk]:
                 if not told:
                     self._fetch_ahead(pieces)
                     told = True
-                self._keep(chunk, kept)
+                self._keep(chunk, resident)
             start = chunk * pieces.chunk_rows + first
-            out[at : at + rows] = kept[start : start + rows]
+            out[at : at + rows] = resident[start : start + rows]
 
     def _fetch_ahead(self, pieces: Pieces) -> None:
         chunks = dict.fromkeys(chunk for chunk, _, _, _ in pieces.cuts if not self._have[chunk])
@@ -158,7 +158,7 @@ class ArrayReader:
             shard, handle = self._open(number)
             shard.fetch_ahead(handle, [inner])
 
-    def _keep(self, chunk: int, kept: Array) -> None:
+    def _keep(self, chunk: int, resident: Array) -> None:
         """Have a chunk in memory: what is there for others to read was checked before."""
         rows = self.layout.chunk_rows
         number, inner = divmod(chunk, self.layout.shard_chunks)
@@ -166,7 +166,7 @@ class ArrayReader:
         data = aligned((rows, *self.layout.row_shape), self.dtype)
         flat = data.reshape(-1).view(np.uint8).data
         shard.fill_checked(handle, inner, inner * self._stride, flat)
-        kept[chunk * rows : (chunk + 1) * rows] = data
+        resident[chunk * rows : (chunk + 1) * rows] = data
         self._have[chunk] = 1
 
     def _open(self, number: int) -> tuple[ShardFile, Handle]:

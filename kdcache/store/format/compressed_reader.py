@@ -29,7 +29,7 @@ from kdcache.store.io.object_path import Root, absolute
 from kdcache.store.io.open_files import Handle
 from kdcache.store.io.safe_paths import inside
 
-KEPT_BYTES = 64 * 2**20  # of decompressed chunks, for each array
+CACHED_BYTES = 64 * 2**20  # of decompressed chunks, for each array
 
 
 def encode_rows(rows: Array, layout: Layout) -> list[memoryview | bytes]:
@@ -68,7 +68,7 @@ def _unpack(data: Any, layout: Layout) -> Array:
 class PackedReader:
     """Reads rows of one compressed array; what `ArrayReader` promises holds here too.
 
-    Every chunk is checked whenever it is read from its file. The KEPT_BYTES used last stay
+    Every chunk is checked whenever it is read from its file. The CACHED_BYTES used last stay
     decompressed in memory.
     """
 
@@ -76,8 +76,8 @@ class PackedReader:
         self.root, self.layout, self.fingerprint = root, layout, fingerprint
         self.dtype = layout.dtype
         self._shards: dict[int, _PackedShard] = {}
-        self._kept: OrderedDict[tuple[int, int, int], Array] = OrderedDict()
-        self._most = max(1, KEPT_BYTES // layout.chunk_bytes)
+        self._cached_chunks: OrderedDict[tuple[int, int, int], Array] = OrderedDict()
+        self._most = max(1, CACHED_BYTES // layout.chunk_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (absolute(self.root), self.layout, self.fingerprint)
@@ -106,12 +106,12 @@ class PackedReader:
     def _chunk(self, number: int, inner: int) -> Array:
         shard, handle = self._open(number)
         key = (number, inner, shard.opened)
-        rows = self._kept.pop(key, None)
+        rows = self._cached_chunks.pop(key, None)
         if rows is None:
             rows = shard.rows(handle, inner)
-        self._kept[key] = rows
-        while len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+        self._cached_chunks[key] = rows
+        while len(self._cached_chunks) > self._most:
+            self._cached_chunks.popitem(last=False)
         return rows
 
     def _open(self, number: int) -> tuple[_PackedShard, Handle]:

@@ -26,7 +26,7 @@ log = logging.getLogger("kdcache")
 PATIENCE = "KDCACHE_PATIENCE"
 DEFAULT_PATIENCE = "120"  # seconds
 FIRST_WAIT, LONGEST_WAIT = 0.1, 15.0  # seconds between tries
-SAID_AFTER = 3.0  # seconds of waiting that go without a word
+ANNOUNCE_AFTER = 3.0  # seconds of waiting that go without a word
 
 # Of one request, by the client: conflicts of conditional puts, mostly. `patiently` does the rest,
 # for the client repeats neither listings nor answers that break off.
@@ -95,7 +95,7 @@ def patiently(what: object, job: Callable[[], T]) -> T:
 
     Raises CacheError when patience ends, FileNotFoundError and FileExistsError as the store says.
     """
-    started, wait, patience, said = time.monotonic(), FIRST_WAIT, _patience(), False
+    started, wait, patience, announced = time.monotonic(), FIRST_WAIT, _patience(), False
     ended: threading.Event = getattr(_here, "ended", None) or threading.Event()
     while True:
         try:
@@ -105,8 +105,8 @@ def patiently(what: object, job: Callable[[], T]) -> T:
             waited = time.monotonic() - started
             if waited >= patience or ended.is_set():
                 raise
-            if not said and waited > SAID_AFTER:
-                said = True
+            if not announced and waited > ANNOUNCE_AFTER:
+                announced = True
                 log.warning("%s does not answer; trying for %.0f s", what, patience - waited)
             log.debug("%s", error)
         ended.wait(min(wait * random.uniform(0.5, 1), patience - waited))

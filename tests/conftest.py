@@ -182,10 +182,10 @@ class Lines:
     """A progress that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def say(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
     @contextmanager
     def bar(self, label: str, *, unit: str, total: int | None) -> Iterator[Any]:

@@ -27,7 +27,7 @@ from kdcache.signals import (
 )
 from kdcache.tasks import IGNORE_INDEX, TASKS
 from kdcache.training.objective import Objective
-from tests.said import Said
+from tests.activations import Outputs
 
 Array = np.ndarray[Any, Any]
 
@@ -46,7 +46,7 @@ class Given:
         taught: the teacher's hidden states, [layers + 1, B, L, H]; None: the cache has none.
         positions: of the teacher's hidden states that the cache holds.
         projection: weight and bias that every learned projection is set to.
-        beside: what the cache holds besides, all of it: by kind of signal, the student's and the
+        others: what the cache holds besides, all of it: by kind of signal, the student's and the
             teacher's values, [layers, B, ...] float32, of one layer where there are none.
         labelled: whether the cache has any hard label, in these documents or others.
         weights: of documents, [B]; None: the batch has none.
@@ -64,12 +64,12 @@ class Given:
     projection: tuple[Array, Array] | None = None
     labelled: bool = True
     weights: Array | None = None
-    beside: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+    others: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
 
     @property
-    def said(self) -> dict[str, Array]:
+    def student(self) -> dict[str, Array]:
         """All that the student says: `logits`, and layers of the others by name of their tap."""
-        others = {kind: student for kind, (student, _) in self.beside.items()}
+        others = {kind: student for kind, (student, _) in self.others.items()}
         return {"logits": self.logits, "hidden": self.hidden, **others}
 
     @property
@@ -119,9 +119,9 @@ class Given:
             soft={name: values[rows] for name, values in self.soft.items()},
             taught=None if self.taught is None else self.taught[:, which],
             weights=None if self.weights is None else self.weights[which],
-            beside={
+            others={
                 kind: (student[:, which], teacher[:, which])
-                for kind, (student, teacher) in self.beside.items()
+                for kind, (student, teacher) in self.others.items()
             },
         )
 
@@ -130,7 +130,7 @@ class Given:
 class Found:
     """The loss, its terms before their weights, and gradients.
 
-    `gradients` has what the student said, zero where nothing depends on it, and projections, by
+    `gradients` has the student's activations, zero where nothing depends on it, and projections, by
     name.
     """
 
@@ -139,7 +139,7 @@ class Found:
     gradients: dict[str, Array]
 
 
-def _told(kind: type[Any], soft: SoftLabels, **options: Any) -> Any:
+def _decoding_to(kind: type[Any], soft: SoftLabels, **options: Any) -> Any:
     """A signal whose rows are decoded to `soft`, whatever they are: decoding is not the claim."""
     made = type(kind.__name__, (kind,), {"soft": lambda self, raw, outputs: soft})
     return made(**options)
@@ -155,14 +155,14 @@ def _signals(given: Given) -> tuple[dict[str, Signal], dict[str, torch.Tensor]]:
         kind, options = (DenseLogits, {}) if soft.values is not None else (TopKLogits, {})
         if kind is TopKLogits:
             options = {"k": soft.ids.shape[1]}
-        signals["logits"] = _told(kind, soft, **options)
+        signals["logits"] = _decoding_to(kind, soft, **options)
         rows[f"logits/{'values' if soft.values is not None else 'ids'}"] = soft.ids
     taught = {} if given.taught is None else {"hidden": (given.taught, given.positions)}
-    taught |= {kind: (teacher, "all") for kind, (_, teacher) in given.beside.items()}
+    taught |= {kind: (teacher, "all") for kind, (_, teacher) in given.others.items()}
     for kind, (values, positions) in taught.items():
         signals[kind] = made = _vectors(kind, len(values), positions)
-        said = _activations(given, {kind: torch.from_numpy(values)})
-        rows |= {f"{kind}/{name}": codes for name, codes in made.encode(said).items()}
+        activations = _activations(given, {kind: torch.from_numpy(values)})
+        rows |= {f"{kind}/{name}": codes for name, codes in made.encode(activations).items()}
     return signals, rows
 
 
@@ -178,10 +178,10 @@ def _vectors(kind: str, layers: int, positions: str) -> Signal:
     return signal  # type: ignore[no-any-return]  # a protocol's kind may be of any class
 
 
-def _activations(given: Given, said: Mapping[str, torch.Tensor]) -> Said:
-    """What a model said, by name as in `Given.said`."""
+def _activations(given: Given, activations: Mapping[str, torch.Tensor]) -> Outputs:
+    """The activations of a model, by name as in `Given.student`."""
     values: dict[Tap, torch.Tensor] = {}
-    for name, layers in said.items():
+    for name, layers in activations.items():
         first = TAP_KINDS[name].first
         if name == "logits":
             values[LOGITS] = layers
@@ -190,7 +190,7 @@ def _activations(given: Given, said: Mapping[str, torch.Tensor]) -> Said:
         else:
             values |= {Tap(name, first + i): layer for i, layer in enumerate(layers.unbind(0))}
     masked = None if given.masked is None else torch.from_numpy(given.masked)
-    return Said(values=values, mask=torch.from_numpy(given.mask), masked=masked)
+    return Outputs(values=values, mask=torch.from_numpy(given.mask), masked=masked)
 
 
 def bind(losses: Mapping[str, Loss], given: Given) -> Objective:
@@ -227,9 +227,9 @@ def bind(losses: Mapping[str, Loss], given: Given) -> Objective:
 
 def _heads(given: Given) -> dict[str, int]:
     """Heads of both models, where the cache holds what they attend by."""
-    if "query" not in given.beside:
+    if "query" not in given.others:
         return {}
-    _, _, heads, _, width = given.beside["query"][0].shape
+    _, _, heads, _, width = given.others["query"][0].shape
     return {"heads": heads, "key_heads": heads, "head_width": width}
 
 
@@ -264,16 +264,16 @@ def counts(losses: Mapping[str, Loss], given: Given) -> dict[str, float]:
 def value(
     losses: Mapping[str, Loss],
     given: Given,
-    said: Mapping[str, torch.Tensor],
+    activations: Mapping[str, torch.Tensor],
     totals: Sequence[float] | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Objective]:
     """The loss, its terms and the objective they are of, where a student says that, of any dtype.
 
-    `said` is by name, as `Given.said`.
+    `activations` is by name, as `Given.student`.
     """
     objective = bind(losses, given)
-    objective.projections.to(said["logits"].dtype)
-    total, terms = objective(_activations(given, said), batch_of(given), totals)
+    objective.projections.to(activations["logits"].dtype)
+    total, terms = objective(_activations(given, activations), batch_of(given), totals)
     return total, terms, objective
 
 
@@ -287,9 +287,11 @@ def evaluate(
 
     With `totals`, what the documents add to the losses of a step that counts for these.
     """
-    said = {n: torch.from_numpy(x).to(dtype).requires_grad_() for n, x in given.said.items()}
-    total, terms, objective = value(losses, given, said, totals)
-    leaves = {**said, **dict(objective.projections.named_parameters())}
+    activations = {
+        n: torch.from_numpy(x).to(dtype).requires_grad_() for n, x in given.student.items()
+    }
+    total, terms, objective = value(losses, given, activations, totals)
+    leaves = {**activations, **dict(objective.projections.named_parameters())}
     gradients: Sequence[torch.Tensor | None] = [None] * len(leaves)
     if total.requires_grad:
         gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)

@@ -138,8 +138,8 @@ class Student:
         """Loss, terms and gradients of a batch that nobody cuts."""
         self.model.zero_grad()
         taps = self.objective.taps(head=self.head(args))
-        said = run_model(self.model, batch, taps, task=self.task)
-        total, terms = self.objective(said, batch)
+        outputs = run_model(self.model, batch, taps, task=self.task)
+        total, terms = self.objective(outputs, batch)
         total.backward()
         told = {name: float(term) for name, term in terms.items()}
         return float(total.detach()), told, gradients(self.model)

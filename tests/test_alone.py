@@ -26,8 +26,8 @@ from kdcache.plans.batch import Batch, collate
 from kdcache.progress import quiet
 from kdcache.store import Cache
 from kdcache.training.train import train
+from tests.activations import say
 from tests.conftest import save_teacher
-from tests.said import say
 
 VOCABULARY, WIDTH = 600, 16
 PADDED, ALIKE = "padded", "documents of one length at a time"
@@ -187,16 +187,16 @@ def plans(
 
 def alone(model: Any, task: str, made: Plan, docs: Any) -> torch.Tensor:
     """What the model says of documents as transformers runs it, one document after the other."""
-    said = []
+    outputs = []
     for doc in docs:
         one = collate(made, np.asarray([doc]), {})
         taken = inspect.signature(model.forward).parameters.keys() & {"token_type_ids"}
         with torch.no_grad():
             logits = model(one["input_ids"], **{name: one[name] for name in taken}).logits[0]
-        said.append({CLASSES: logits[None], "causal-lm": logits}.get(task, logits))
+        outputs.append({CLASSES: logits[None], "causal-lm": logits}.get(task, logits))
         if task == "masked-lm":
-            said[-1] = logits[one["masked"]]
-    return torch.cat(said)
+            outputs[-1] = logits[one["masked"]]
+    return torch.cat(outputs)
 
 
 def padded(model: Any, task: str, made: Plan, docs: Any) -> torch.Tensor:
@@ -401,11 +401,11 @@ def test_a_student_that_must_not_be_padded_trains_and_is_evaluated(
     config_of("FNet").save_pretrained(tmp_path / "config")
     few = tmp_path / "few.csv"
     few.write_text("".join(corpus.read_text("utf-8").splitlines(keepends=True)[:20]), "utf-8")
-    said: list[str] = []
+    outputs: list[str] = []
 
     class Heard:
         bar = staticmethod(quiet.bar)
-        say = staticmethod(said.append)
+        say = staticmethod(outputs.append)
 
     result = train(
         cache,
@@ -417,8 +417,8 @@ def test_a_student_that_must_not_be_padded_trains_and_is_evaluated(
         progress=Heard(),
     )
     assert result.metrics["evaluation"]["documents"]
-    assert any(text.startswith("the student says something else of documents") for text in said)
-    assert any(text.startswith("the model student says") for text in said)
+    assert any(text.startswith("the student says something else of documents") for text in outputs)
+    assert any(text.startswith("the model student says") for text in outputs)
 
 
 def test_students_without_a_pad_take_one_that_hides_no_end_and_freezes_no_row(

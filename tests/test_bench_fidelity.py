@@ -23,7 +23,7 @@ from kdcache.errors import ConfigError
 from kdcache.signals import named_arrays, parse
 from kdcache.tasks import TASKS
 from kdcache_cli.main import main
-from tests.said import activations
+from tests.activations import activations
 
 CHOICE = Choice(
     logits=(
@@ -57,8 +57,8 @@ def row_of(report: dict[str, Any], signal: str) -> dict[str, Any]:
 def decoded(sample: Sample, text: str) -> Any:
     made: Any = ready(parse(text), sample)[0]
     mask = torch.ones(len(sample.logits), 1, dtype=torch.bool)
-    said = activations(logits=sample.logits, hidden=[], mask=mask)
-    return made.soft(made.encode(said), sample.logits.shape[1])
+    outputs = activations(logits=sample.logits, hidden=[], mask=mask)
+    return made.soft(made.encode(outputs), sample.logits.shape[1])
 
 
 @pytest.mark.parametrize("text", ["logits:topk,k=16", "logits:topk-small,k=16", "logits:dense"])

@@ -1,4 +1,4 @@
-"""`kdcache bench store`: what it reads is right, its report whole, and a missing rival is said."""
+"""`kdcache bench store`: what it reads is right, its report whole, and a missing rival is named."""
 
 import json
 

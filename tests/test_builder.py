@@ -31,7 +31,7 @@ class Watch:
     """A progress that keeps what it is told and interrupts, as Ctrl-C would, after some tokens."""
 
     def __init__(self, stop_after: int | None = None) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.done = 0
         self.stop_after = stop_after
 
@@ -47,7 +47,7 @@ class Watch:
         yield advance
 
     def say(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -74,10 +74,10 @@ def test_classifier_rows_are_the_teachers_own(
     for doc in cache.plan.docs[::3]:
         text = sentences[cache.plan.examples["doc_id"][doc]].text
         inputs = tokenizer(text, truncation=True, max_length=48, return_tensors="pt")
-        said = teacher(**inputs, output_hidden_states=True)
-        close(cache.read("logits/values", np.array([doc])), said.logits)
+        outputs = teacher(**inputs, output_hidden_states=True)
+        close(cache.read("logits/values", np.array([doc])), outputs.logits)
         for layer in range(5):
-            close(cache.hidden(layer, np.array([doc])).dense(), said.hidden_states[layer][:, 0])
+            close(cache.hidden(layer, np.array([doc])).dense(), outputs.hidden_states[layer][:, 0])
 
 
 def check_soft_labels(soft: Any, logits: torch.Tensor) -> None:
@@ -97,12 +97,12 @@ def test_masked_rows_are_the_teachers_own(masked_cache: Cache, masked_lm: Path) 
     teacher = transformers.AutoModelForMaskedLM.from_pretrained(masked_lm).eval()
     examples = masked_cache.plan.examples
     for doc in masked_cache.plan.docs[::3]:
-        said = teacher(input_ids=tokens_of(masked_cache, doc), output_hidden_states=True)
+        outputs = teacher(input_ids=tokens_of(masked_cache, doc), output_hidden_states=True)
         start, count = int(examples["masked_start"][doc]), int(examples["masked_len"][doc])
         at = masked_cache.plan.columns["masked_position"][start : start + count].astype(np.int64)
-        check_soft_labels(masked_cache.soft_labels(np.array([doc])), said.logits[0, at])
+        check_soft_labels(masked_cache.soft_labels(np.array([doc])), outputs.logits[0, at])
         for layer in (2, 4):
-            wanted = said.hidden_states[layer][0, at]
+            wanted = outputs.hidden_states[layer][0, at]
             found = masked_cache.hidden(layer, np.array([doc])).dense()
             close(found, wanted, atol=float(wanted.abs().max()) / 200)
 
@@ -114,10 +114,10 @@ def test_causal_rows_are_the_teachers_own(causal_cache: Cache, causal_lm: Path) 
         ids = tokens_of(causal_cache, doc)
         # The tokenizer makes type ids, so `teacher(**tokenizer(text))` would pass them too.
         types = torch.zeros_like(ids)
-        said = teacher(input_ids=ids, token_type_ids=types, output_hidden_states=True)
-        check_soft_labels(causal_cache.soft_labels(np.array([doc])), said.logits[0])
+        outputs = teacher(input_ids=ids, token_type_ids=types, output_hidden_states=True)
+        check_soft_labels(causal_cache.soft_labels(np.array([doc])), outputs.logits[0])
         for layer in (0, 4):
-            wanted = said.hidden_states[layer][0]
+            wanted = outputs.hidden_states[layer][0]
             found = causal_cache.hidden(layer, np.array([doc])).dense()
             np.testing.assert_allclose(found, wanted, rtol=2**-7, atol=1e-3)
 
@@ -178,15 +178,15 @@ def test_teachers_of_other_families_fit(
     )
     examples = made.plan.examples
     for doc in made.plan.docs:
-        said = teacher(input_ids=tokens_of(made, doc), output_hidden_states=True)
+        outputs = teacher(input_ids=tokens_of(made, doc), output_hidden_states=True)
         at: Any = slice(None)
         if task == "masked-lm":
             start, count = int(examples["masked_start"][doc]), int(examples["masked_len"][doc])
             rows = slice(start, start + count)
             at = made.plan.columns["masked_position"][rows].astype(np.int64)
-        close(made.read("logits/values", np.array([doc])), said.logits[0, at])
+        close(made.read("logits/values", np.array([doc])), outputs.logits[0, at])
         for layer in (0, 2):
-            close(made.hidden(layer, np.array([doc])).dense(), said.hidden_states[layer][0])
+            close(made.hidden(layer, np.array([doc])).dense(), outputs.hidden_states[layer][0])
 
 
 @torch.no_grad()
@@ -201,10 +201,10 @@ def test_fidelity_is_that_of_all_rows_where_they_are_few(
     kl, same, errors, norms = [], [], {2: 0.0, 4: 0.0}, {2: 0.0, 4: 0.0}
     for doc in masked_cache.plan.docs:
         one = np.array([doc])
-        said = teacher(input_ids=tokens_of(masked_cache, doc), output_hidden_states=True)
+        outputs = teacher(input_ids=tokens_of(masked_cache, doc), output_hidden_states=True)
         start, count = (int(x[0]) for x in masked_cache.plan.spans(one, "masked"))
         at = masked_cache.plan.columns["masked_position"][start : start + count].astype(np.int64)
-        truth = log_softmax(said.logits[0, at].double().numpy(), axis=1)
+        truth = log_softmax(outputs.logits[0, at].double().numpy(), axis=1)
         soft = masked_cache.soft_labels(one)
         p = np.take_along_axis(truth, soft.ids.numpy(), 1)
         q = soft.logprobs.double().numpy()
@@ -213,7 +213,7 @@ def test_fidelity_is_that_of_all_rows_where_they_are_few(
         kl += ((np.exp(p) * (p - q)).sum(1) + np.exp(rest[0]) * (rest[0] - rest[1])).tolist()
         same += (truth.argmax(1) == soft.ids[:, 0].numpy()).tolist()
         for layer in errors:
-            wanted = said.hidden_states[layer][0, at].double().numpy()
+            wanted = outputs.hidden_states[layer][0, at].double().numpy()
             decoded = masked_cache.hidden(layer, one).dense().double().numpy()
             errors[layer] += float(((decoded - wanted) ** 2).sum())
             norms[layer] += float((wanted**2).sum())
@@ -335,7 +335,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
     assert broken.fidelity == {}
     going = Watch()
     assert build(corpus, progress=going, **given).complete
-    assert going.said == [
+    assert going.messages == [
         f"resuming {tmp_path / 'c'}: 2 of {len(docs)} parts are committed; going on with part 2"
     ]
     assert going.done == unbroken.plan.tokens - two
@@ -357,7 +357,9 @@ def test_a_complete_cache_is_left_as_it_is(corpus: Path, classifier: Path, unbro
         **SIZES,
     )
     parts = unbroken.plan.parts
-    assert watch.said == [f"{unbroken.path} is complete: {parts} of {parts} parts; nothing to do"]
+    assert watch.messages == [
+        f"{unbroken.path} is complete: {parts} of {parts} parts; nothing to do"
+    ]
     assert (watch.done, files_of(unbroken.path)) == (0, before)
 
 
@@ -468,7 +470,7 @@ def test_where_the_teacher_lies_does_not_matter(
         progress=watch,
         **SIZES,
     )
-    assert "nothing to do" in watch.said[0]
+    assert "nothing to do" in watch.messages[0]
 
 
 def test_padding_is_not_for_reading(cache: Cache) -> None:

@@ -63,8 +63,8 @@ def seen():
 
 @pytest.fixture(scope="module")
 def chosen(folder, cache, seen):
-    """A student chosen on a fifth of the documents by epochs, and what was said on the way."""
-    read, said = CachedDocuments.read, Lines()
+    """A student chosen on a fifth of the documents by epochs, and the messages on the way."""
+    read, progress = CachedDocuments.read, Lines()
 
     def noted(self, docs):
         seen.update(np.asarray(docs).tolist())
@@ -72,8 +72,8 @@ def chosen(folder, cache, seen):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CachedDocuments, "read", noted)
-        result = train(cache, out=folder / "chosen", overrides=STEADY, progress=said, **CHOSEN)
-    return result, said.said
+        result = train(cache, out=folder / "chosen", overrides=STEADY, progress=progress, **CHOSEN)
+    return result, progress.messages
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +120,11 @@ def test_log_card_and_curves_tell_how_it_was_chosen(chosen, tmp_path):
 
 def test_scoring_does_not_change_how_a_student_is_trained(cache, chosen, held_out, tmp_path):
     """Of the split's documents in a file the same are left out; scored at other steps."""
-    said = Lines()
-    options = {**FIRST, "dev": held_out, "dev_every": 5, "overrides": STEADY, "progress": said}
+    progress = Lines()
+    options = {**FIRST, "dev": held_out, "dev_every": 5, "overrides": STEADY, "progress": progress}
     result = train(cache, out=tmp_path / "run", **options)
     left_out = "48 documents of the cache are left out of training: their text is in the dev set"
-    assert said.said == [left_out]
+    assert progress.messages == [left_out]
     assert [point["step"] for point in dev_of(result.folder)["points"]] == [5, 10, 15, 18]
     one, other = (
         [
@@ -143,9 +143,13 @@ def test_scoring_does_not_change_how_a_student_is_trained(cache, chosen, held_ou
 def test_a_rate_that_ruins_a_run_after_its_first_epoch_keeps_that_epochs_weights(
     factor, stopped, causal_cache, tmp_path
 ):
-    said, options = Lines(), {**CHOSEN, "overrides": [*STEADY, "training.max_grad_norm=0"]}
+    progress, options = Lines(), {**CHOSEN, "overrides": [*STEADY, "training.max_grad_norm=0"]}
     ruined = train(
-        causal_cache, out=tmp_path / "ruined", callbacks=[Rate(factor)], progress=said, **options
+        causal_cache,
+        out=tmp_path / "ruined",
+        callbacks=[Rate(factor)],
+        progress=progress,
+        **options,
     )
     once = [*options.pop("overrides"), "training.num_train_epochs=1"]
     first = train(causal_cache, out=tmp_path / "first", overrides=once, **options)
@@ -159,7 +163,7 @@ def test_a_rate_that_ruins_a_run_after_its_first_epoch_keeps_that_epochs_weights
     )
     assert not any(value < dev["best"]["value"] + 1 for value in values(dev)[1:])
     kept = f"the weights of step {dev['best']['step']}, the best on dev, are kept"
-    assert any(kept in line for line in said.said) == (stopped is not None)
+    assert any(kept in line for line in progress.messages) == (stopped is not None)
 
 
 def stop():
@@ -219,7 +223,7 @@ def test_a_resumed_run_equals_the_unbroken_one_in_weights_and_scores(
     shutil.move(tmp_path / "broken", tmp_path / "moved")
     again = Watcher()
     resumed = train(cache, out=tmp_path / "moved", resume=True, progress=again, **options)
-    assert again.said == [f"resuming from checkpoint {steps if last is None else last}"]
+    assert again.messages == [f"resuming from checkpoint {steps if last is None else last}"]
     assert resumed.metrics["steps_run"] == (0 if last is None else steps - last)
     assert_same_weights(whole.folder, resumed.folder)
     assert resumed.metrics["dev"] == whole.metrics["dev"]
@@ -251,15 +255,15 @@ def test_a_split_keeps_texts_that_come_twice_on_one_side(classifier, sentences, 
         out=tmp_path / "twice.zarr",
         max_length=48,
     )
-    said = Lines()
-    options = {**FIRST, "dev_split": "0.25", "progress": said, "overrides": STEADY[2:]}
+    progress = Lines()
+    options = {**FIRST, "dev_split": "0.25", "progress": progress, "overrides": STEADY[2:]}
     dev = train(twice, out=tmp_path / "run", **options).metrics["dev"]
     ids = twice.plan.examples["doc_id"][twice.plan.docs]
     assert set(ids % 40) == set(range(40))
     assert dev["documents"] == 20
     assert 20 < dev["left_out"] <= 40
     same = f"{dev['left_out'] - 20} documents of the cache are left out of training"
-    assert said.said == [f"{same}: their text is in the dev set"]
+    assert progress.messages == [f"{same}: their text is in the dev set"]
 
 
 def test_the_seed_decides_which_documents_are_held_out(cache, chosen):
@@ -279,10 +283,10 @@ def test_the_seed_decides_which_documents_are_held_out(cache, chosen):
 def test_a_dev_file_may_have_more_columns_which_are_named(cache, tmp_path):
     rows = [("once upon a time", "a story of many words", "email")] * 3
     file = write_csv(tmp_path / "more.csv", rows, ("text", "story", "label"))
-    config, said = student_config(StudentSpec(init_from_teacher=(1, 2)), cache), Lines()
-    given = {"seed": 0, "config": config, "progress": said}
+    config, progress = student_config(StudentSpec(init_from_teacher=(1, 2)), cache), Lines()
+    given = {"seed": 0, "config": config, "progress": progress}
     make_dev(DevOptions(file=str(file)), cache, cache.plan.docs, **given)
-    assert said.said.count("columns not read: story") == 1
+    assert progress.messages.count("columns not read: story") == 1
 
 
 @pytest.fixture(scope="module")
@@ -341,13 +345,13 @@ def test_students_of_every_task_are_chosen_by_its_score(task, metric, tasks, tmp
 def test_the_cache_tells_what_its_teacher_scores_on_a_split(task, tasks, tmp_path):
     """Exactly where it kept all there is to know; else nearly, and it says so."""
     cache, _, teacher = tasks[task]
-    said, exact = Lines(), task == "pearson"
+    progress, exact = Lines(), task == "pearson"
     options = {**FIRST, "overrides": [*STEADY, "training.max_steps=1"], "dev_split": 0.3}
     told, run = (
-        train(cache, out=tmp_path / name, progress=said, **options, **more).metrics["dev"]
+        train(cache, out=tmp_path / name, progress=progress, **options, **more).metrics["dev"]
         for name, more in (("told", {}), ("run", {"eval_teacher": teacher}))
     )
-    assert any("--eval-teacher runs it" in line for line in said.said) is not exact
+    assert any("--eval-teacher runs it" in line for line in progress.messages) is not exact
     assert run["documents"] == told["documents"] > 0
     assert told["teacher"].get("estimate", False) is not exact
     assert told["teacher"]["source"] == "the cache's soft labels"
@@ -358,16 +362,16 @@ def test_the_cache_tells_what_its_teacher_scores_on_a_split(task, tasks, tmp_pat
 
 def test_values_that_are_all_the_same_are_scored_by_their_squared_error(valued, tmp_path):
     dev = write_csv(tmp_path / "dev.csv", [(f"text number {n} of a few", 1.5) for n in range(6)])
-    said, options = Lines(), {**FIRST, "overrides": [*STEADY, "training.max_steps=2"]}
-    result = train(valued[0], out=tmp_path / "run", dev=dev, progress=said, **options)
+    progress, options = Lines(), {**FIRST, "overrides": [*STEADY, "training.max_steps=2"]}
+    result = train(valued[0], out=tmp_path / "run", dev=dev, progress=progress, **options)
     found = result.metrics["dev"]
     assert (found["metric"], found["teacher"], found["left_out"]) == ("mse", None, 0)
     assert found["best"]["value"] == pytest.approx(evaluate(result.folder, dev)["mse"], rel=1e-6)
-    assert [line for line in said.said if "--eval-teacher names a teacher to run" in line]
+    assert [line for line in progress.messages if "--eval-teacher names a teacher to run" in line]
 
 
 def test_the_documents_of_a_test_set_choose_nothing(cache, held_out, corpus, tmp_path):
-    """Refused where all of it is in the dev set, in whatever order; what it shares is said."""
+    """Refused where all of it is in the dev set, in whatever order; what it shares is reported."""
     lines = held_out.read_text("utf-8").splitlines()
     turned = tmp_path / "turned.csv"
     turned.write_text("\n".join([lines[0], *lines[:20:-1]]), "utf-8")
@@ -377,9 +381,9 @@ def test_the_documents_of_a_test_set_choose_nothing(cache, held_out, corpus, tmp
     with pytest.raises(ConfigError, match=r"\(--eval\) are in the dev set \(20% of the cache"):
         train(cache, out=tmp_path / "no", dev_split=0.2, eval_file=turned, **options)
     assert not (tmp_path / "no").exists()
-    said = Lines()
-    tested = {"eval_file": corpus, "progress": said}
+    progress = Lines()
+    tested = {"eval_file": corpus, "progress": progress}
     result = train(cache, out=tmp_path / "run", dev=held_out, **tested, **options)
     shared = "48 of the 240 documents of sentences.csv (--eval) have the text of one in the dev set"
-    assert f"{shared}: the student is chosen on them" in said.said
+    assert f"{shared}: the student is chosen on them" in progress.messages
     assert evaluate(result.folder, held_out)["accuracy"] == result.metrics["dev"]["best"]["value"]

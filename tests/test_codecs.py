@@ -42,7 +42,7 @@ from kdcache.store.format.compressed_reader import PackedReader, encode_rows
 from kdcache.store.format.zarr_metadata import create_arrays, create_group
 from kdcache.tasks import TASKS
 from kdcache_kernels import topk_kl
-from tests.said import Said, activations
+from tests.activations import Outputs, activations
 
 PACKINGS = ["zstd", "columns"]
 
@@ -54,7 +54,7 @@ def rows_of(rows: int, classes: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(law[:, rng.permutation(classes)].astype(np.float32))
 
 
-def said(logits: torch.Tensor) -> Said:
+def outputs_of(logits: torch.Tensor) -> Outputs:
     return activations(logits=logits, hidden=[], mask=torch.ones(len(logits), 1, dtype=torch.bool))
 
 
@@ -103,7 +103,7 @@ def test_bytes_that_are_no_permutation_are_refused(damage: bytes | None) -> None
 def test_small_keeps_the_likeliest_ids_their_mass_and_the_tail(classes: int, k: int) -> None:
     logits = rows_of(9, classes)
     signal = SmallTopK(k=k, vocabulary=some_order(classes))
-    encoded = signal.encode(said(logits))
+    encoded = signal.encode(outputs_of(logits))
     for spec in signal.arrays(TASKS["masked-lm"], ModelSizes(outputs=classes, hidden=8, layers=1)):
         assert encoded[spec.name].shape[1:] == spec.row_shape
         assert str(encoded[spec.name].numpy().dtype) == spec.dtype
@@ -122,13 +122,13 @@ def test_small_codes_cost_less_than_a_thousandth_of_a_nat() -> None:
     logits = rows_of(400, 5000)
     signal = SmallTopK(k=64, vocabulary=some_order(5000))
     found = signal.summarise(
-        signal.measure(said(logits), signal.encode(said(logits)), torch.arange(400))
+        signal.measure(outputs_of(logits), signal.encode(outputs_of(logits)), torch.arange(400))
     )
     assert found["kl_mean"] < 3e-4
     assert found["kl_max"] < 1e-3
     coarse = replace(signal, levels=32)
     lost = coarse.summarise(
-        coarse.measure(said(logits), coarse.encode(said(logits)), torch.arange(400))
+        coarse.measure(outputs_of(logits), coarse.encode(outputs_of(logits)), torch.arange(400))
     )
     assert lost["kl_mean"] > 10 * found["kl_mean"]
 
@@ -147,7 +147,7 @@ def test_sampling_is_unbiased_over_seeds() -> None:
 
 def estimate(signal: SampledLogits, logits: torch.Tensor) -> np.ndarray[Any, Any]:
     """Shares of the draws, over all classes, by a loop."""
-    soft = signal.soft(signal.encode(said(logits)), logits.shape[1])
+    soft = signal.soft(signal.encode(outputs_of(logits)), logits.shape[1])
     found = np.zeros(logits.shape)
     for row, (ids, logprobs) in enumerate(zip(soft.ids, soft.logprobs, strict=True)):
         for token, logprob in zip(ids.tolist(), logprobs.tolist(), strict=True):
@@ -170,10 +170,10 @@ def test_sampled_counts_add_up_to_the_draws(n: int) -> None:
 def test_draws_depend_on_a_row_and_the_seed_alone() -> None:
     logits = rows_of(9, 400)
     signal = SampledLogits(n=20, vocabulary=some_order(400))
-    whole = signal.encode(said(logits))
-    for name, rows in signal.encode(said(logits[4:6])).items():
+    whole = signal.encode(outputs_of(logits))
+    for name, rows in signal.encode(outputs_of(logits[4:6])).items():
         assert torch.equal(rows, whole[name][4:6])
-    other = replace(signal, seed=1).encode(said(logits))
+    other = replace(signal, seed=1).encode(outputs_of(logits))
     assert not torch.equal(other["gaps_0"], whole["gaps_0"])
 
 
@@ -187,7 +187,7 @@ def test_tokens_without_probability_are_never_drawn() -> None:
 def test_the_sampled_gradient_is_that_of_the_estimate() -> None:
     logits, student = rows_of(5, 80), rows_of(5, 80, seed=1).requires_grad_()
     signal = SampledLogits(n=30, vocabulary=some_order(80))
-    soft = signal.soft(signal.encode(said(logits)), 80)
+    soft = signal.soft(signal.encode(outputs_of(logits)), 80)
     topk_kl(student, soft.ids, soft.logprobs, tail_logmass=soft.tail_logmass).backward()
     wanted = softmax(student.detach().double().numpy(), axis=1) - estimate(signal, logits)
     assert student.grad is not None
@@ -442,9 +442,9 @@ def test_a_damaged_output_layer_is_refused_when_it_is_needed(packed: Cache, tmp_
         open_cache(root).soft_labels(packed.plan.docs[:1])
 
 
-def halve(model: Any, inputs: Any, said: Any) -> Any:
-    said.logits = said.logits / 2
-    return said
+def halve(model: Any, inputs: Any, outputs_of: Any) -> Any:
+    outputs_of.logits = outputs_of.logits / 2
+    return outputs_of
 
 
 def test_a_teacher_that_changes_its_logits_is_refused(packed: Cache, masked_lm: Path) -> None:

@@ -96,11 +96,13 @@ def test_scores_and_gains_are_those_of_the_predictions(report: Json) -> None:
     predictions = Path(report["folder"]) / "predictions"
     right = {}
     for name, model in report["models"].items():
-        said = rows(predictions / f"{name}.csv")
+        predicted = rows(predictions / f"{name}.csv")
         assert list(model["scores"]) == DOMAINS
-        right[name] = [row["label"] == row["prediction"] for row in said]
+        right[name] = [row["label"] == row["prediction"] for row in predicted]
         for domain, score in model["scores"].items():
-            own = [r for r, row in zip(right[name], said, strict=True) if row["domain"] == domain]
+            own = [
+                r for r, row in zip(right[name], predicted, strict=True) if row["domain"] == domain
+            ]
             assert score["sentences"] == len(own) == (40 if domain == "movies" else 20)
             assert score["accuracy"] == pytest.approx(sum(own) / len(own))
             assert score["interval"][0] <= score["accuracy"] <= score["interval"][1]
@@ -131,7 +133,7 @@ def test_a_second_run_keeps_what_is_done(report: Json, given: tuple[Settings, Pa
     lines = Lines()
     again = run(report["folder"], settings=given[0], archive=given[1], progress=lines)
     assert again == report
-    kept = [line for line in lines.said if "kept from the earlier run" in line]
+    kept = [line for line in lines.messages if "kept from the earlier run" in line]
     assert len(kept) == len(report["steps"]) == 7
     assert kept[2].startswith("student 1 of 1, from the cache: 1 layer (2 of the teacher)")
 
@@ -152,8 +154,8 @@ def test_the_printed_pipeline_call_says_what_is_printed(printed: list[str]) -> N
     code = [line.partition(">>> ")[2] for line in printed if ">>> " in line]
     names: dict[str, object] = {}
     exec("\n".join(code[:-1]), names)
-    said = eval(code[-1], names)
-    assert f"  {said!r}" == printed[printed.index(f"  >>> {code[-1]}") + 1]
+    predicted = eval(code[-1], names)
+    assert f"  {predicted!r}" == printed[printed.index(f"  >>> {code[-1]}") + 1]
 
 
 def test_the_last_line_is_one_command_and_it_works(printed: list[str]) -> None:

@@ -22,7 +22,7 @@ from kdcache.signals.codecs.vocabulary import by_frequency
 from kdcache.tasks import TASKS
 from kdcache.training.train import train
 from kdcache_kernels import topk_kl
-from tests.said import activations
+from tests.activations import activations
 
 CODECS = ("topk", "topk-small")
 Codec = TopKLogits | SmallTopK

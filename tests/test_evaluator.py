@@ -190,8 +190,10 @@ def test_causal_perplexity_is_that_of_an_independent_forward(
         for ids in windows["input_ids"]:
             tokens = torch.tensor([ids])
             # Type ids of zero, as the tokenizer makes them.
-            said = model(input_ids=tokens, token_type_ids=torch.zeros_like(tokens), labels=tokens)
-            nats, count = nats + float(said.loss) * (len(ids) - 1), count + len(ids) - 1
+            outputs = model(
+                input_ids=tokens, token_type_ids=torch.zeros_like(tokens), labels=tokens
+            )
+            nats, count = nats + float(outputs.loss) * (len(ids) - 1), count + len(ids) - 1
     assert found["rows"] == count
     assert found["cross_entropy"] == pytest.approx(nats / count, rel=1e-5)
     assert found["perplexity"] == pytest.approx(np.exp(nats / count), rel=1e-4)

@@ -21,10 +21,10 @@ from kdcache.signals import FEATURES, SIGNALS, LayerVectors, ModelSizes, Tap, pa
 from kdcache.signals.codecs.vocabulary import by_frequency
 from kdcache.store import Cache, open_cache
 from kdcache.tasks import TASKS, Subset
+from tests.activations import activations
 from tests.archives import unpack
 from tests.pages import DOCS, blocks, prose, run_python
-from tests.said import activations
-from tests.test_codecs import rows_of, said
+from tests.test_codecs import outputs_of, rows_of
 
 PAGE = DOCS / "format.md"
 MADE = ["cache", "masked_cache", "causal_cache", "named"]
@@ -146,7 +146,7 @@ def test_rows_of_any_shape_are_decoded_by_the_page(page: Any, text: str, vocabul
     signal: Any = parse(f"logits:{text}")
     signal = with_artifacts({"it": signal}, shape, lambda name: order.to_bytes())["it"]
     logits = torch.cat([rows_of(6, vocabulary) * scale for scale in (1e-3, 1.0, 4.0, 30.0)])
-    raw = signal.encode(said(logits))
+    raw = signal.encode(outputs_of(logits))
     specs = {s.name: s for s in signal.arrays(TASKS["masked-lm"], shape)}
     stored = {name: raw[name].numpy() for name in specs}
     attributes = {name: spec.attributes for name, spec in specs.items()}
@@ -186,7 +186,10 @@ def test_codes_alone_are_off_by_what_the_page_says(page: Any) -> None:
         ]
         logits = torch.zeros(900, 4000)
         logits[:, 5] = torch.linspace(0.01, 9, 900)  # probabilities from e^-8 up to two thirds
-        raw, exact = signal.encode(said(logits)), logits.double().log_softmax(-1)[:, 5].numpy()
+        raw, exact = (
+            signal.encode(outputs_of(logits)),
+            logits.double().log_softmax(-1)[:, 5].numpy(),
+        )
         books = {
             s.name: s.attributes.get("codebook") for s in signal.arrays(TASKS["masked-lm"], shape)
         }

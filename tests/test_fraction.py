@@ -39,8 +39,8 @@ from kdcache.store import Cache, open_cache
 from kdcache.tasks import Space, Subset
 from kdcache.training.objective import Objective
 from kdcache.training.train import train
+from tests.activations import say
 from tests.damage import copy_of, files_of, flip, forge_manifest
-from tests.said import say
 from tests.test_builder import Watch
 from tests.test_subsets import FRACTIONS, LOGITS, kept_by_hand
 
@@ -166,18 +166,22 @@ def student(task: str, vocabulary: int) -> Any:
     return transformers.BertForMaskedLM(config).eval()
 
 
-def by_hand(said: Any, whole: Cache, docs: Any, kept: Any, name: str) -> torch.Tensor:
+def by_hand(outputs: Any, whole: Cache, docs: Any, kept: Any, name: str) -> torch.Tensor:
     """A loss in plain float64 torch: rows of the whole cache, the mean over those kept."""
     rows = torch.from_numpy(kept)
     if name == "hidden":
-        at = said.mask.flatten().nonzero().squeeze(1) if said.masked is None else said.masked
-        total = said.hidden[0].new_zeros((), dtype=torch.float64)
+        at = (
+            outputs.mask.flatten().nonzero().squeeze(1)
+            if outputs.masked is None
+            else outputs.masked
+        )
+        total = outputs.hidden[0].new_zeros((), dtype=torch.float64)
         for mine, theirs in ((1, 0), (2, 4)):
-            found = said.hidden[mine].flatten(0, 1)[at].double()
+            found = outputs.hidden[mine].flatten(0, 1)[at].double()
             wanted = whole.hidden(theirs, docs).dense().double()
             total = total + (found - wanted)[rows].square().mean() / 2
         return total
-    soft, logits = whole.soft_labels(docs), said.logits.double()
+    soft, logits = whole.soft_labels(docs), outputs.logits.double()
     if name == "logit_mse":
         assert soft.values is not None
         return (logits - soft.values.double())[rows].square().mean()
@@ -225,14 +229,14 @@ def test_a_loss_and_its_gradient_are_those_at_the_kept_rows(
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    said = say(model, task, whole.batch(docs), hidden=True)
+    outputs = say(model, task, whole.batch(docs), hidden=True)
     kept = whole.plan.sampled_rows(docs, Subset(SPACE[task], 0.2))
     wanted = torch.zeros((), dtype=torch.float64)
     for name, loss in losses.items():
         if name == "hard":
-            value = torch.nn.functional.cross_entropy(said.logits.double(), batch["labels"])
+            value = torch.nn.functional.cross_entropy(outputs.logits.double(), batch["labels"])
         else:
-            value = by_hand(said, whole, docs, kept, name)
+            value = by_hand(outputs, whole, docs, kept, name)
         torch.testing.assert_close(terms[name].double(), value.detach(), rtol=2e-5, atol=0)
         wanted = wanted + loss.weight * value
     torch.testing.assert_close(total.detach().double(), wanted.detach(), rtol=2e-5, atol=0)
@@ -251,11 +255,11 @@ def test_pads_count_for_the_share_that_is_kept(place: Any) -> None:
     loss = HiddenMSE(layer_map="1:0,2:4", positions="all", pads="count")
     aim, docs = objective(part, {"hidden": loss}), part.plan.docs[:6]
     batch = part.batch(docs, aim.arrays)
-    said = say(student("causal-lm", part.shape.outputs), "causal-lm", batch, hidden=True)
-    mean = by_hand(said, whole, docs, part.sampled_rows("hidden", docs), "hidden").detach()
+    outputs = say(student("causal-lm", part.shape.outputs), "causal-lm", batch, hidden=True)
+    mean = by_hand(outputs, whole, docs, part.sampled_rows("hidden", docs), "hidden").detach()
     share = float(batch["attention_mask"].double().mean())
     assert share < 1
-    assert float(aim(said, batch)[0].detach()) == pytest.approx(float(mean) * share, rel=1e-5)
+    assert float(aim(outputs, batch)[0].detach()) == pytest.approx(float(mean) * share, rel=1e-5)
 
 
 @pytest.mark.parametrize("logits", LOGITS)

@@ -17,7 +17,7 @@ from kdcache.progress import quiet
 from kdcache.signals import LOGITS, ModelSizes
 from kdcache.training.objective import Objective
 from kdcache.training.train import train
-from tests.said import say
+from tests.activations import say
 
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES = {**WIDE, "intermediate_size": 48, "max_position_embeddings": 130}
@@ -253,7 +253,7 @@ def test_under_ddp_every_parameter_gets_its_gradient_once(tmp_path, task, cached
         torch.distributed.destroy_process_group()
 
 
-class Said:
+class Recorder:
     """A Progress that remembers what it was told."""
 
     def __init__(self):
@@ -313,7 +313,7 @@ def test_training_through_the_head_takes_the_steps_of_training_through_logits(
         "training.per_device_train_batch_size=4",
         f"training.{more}",
     ]
-    fused, plain = Said(), Said()
+    fused, plain = Recorder(), Recorder()
     runs = [
         train(
             dense[task],
@@ -321,9 +321,9 @@ def test_training_through_the_head_takes_the_steps_of_training_through_logits(
             out=tmp_path / name,
             config=str(tmp_path / "student"),
             overrides=[*options, *others],
-            progress=said,
+            progress=progress,
         )
-        for name, said, others in (
+        for name, progress, others in (
             ("fused", fused, []),
             ("plain", plain, ["losses.logit_mse.weight=1e-30"]),
         )
@@ -337,16 +337,18 @@ def test_training_through_the_head_takes_the_steps_of_training_through_logits(
 def test_a_student_whose_logits_are_scaled_says_that_they_are_made_whole(dense, tmp_path):
     vocab = dense["causal-lm"].shape.outputs
     made("causal-lm", "scaled", vocab).config.save_pretrained(tmp_path / "student")
-    said = Said()
+    progress = Recorder()
     train(
         dense["causal-lm"],
         recipe="causal-kd",
         out=tmp_path / "run",
         config=str(tmp_path / "student"),
         overrides=["training.max_steps=1"],
-        progress=said,
+        progress=progress,
     )
-    assert [m for m in said.messages if "made whole: they are not just what a linear layer" in m]
+    assert [
+        m for m in progress.messages if "made whole: they are not just what a linear layer" in m
+    ]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +376,7 @@ def test_a_resumed_run_through_the_head_equals_the_unbroken_one(task, cached, tm
             **options,
         )
 
-    class Breaking(Said):
+    class Breaking(Recorder):
         @contextmanager
         def bar(self, label, *, unit, total):
             done = []

@@ -301,8 +301,8 @@ def test_nobody_loops_over_parts_that_are_not_there(victim: Path, parts: int) ->
         data = json.dumps(node).encode()
         (folder / "zarr.json").write_bytes(data)
         key = str((folder / "zarr.json").relative_to(victim))
-        facts = {"bytes": len(data), "crc32c": crc(data)}
-        forge_plan(victim, lambda objects: objects.update({key: facts}))
+        fingerprint = {"bytes": len(data), "crc32c": crc(data)}
+        forge_plan(victim, lambda objects: objects.update({key: fingerprint}))
 
     with restored(victim):
         forge_manifest(victim, lambda record: record["plan"].update(parts=parts))

@@ -83,8 +83,8 @@ def edited(teacher: Path, folder: Path, changes: dict[str, Any]) -> Path:
     return other
 
 
-class Said:
-    """Keeps what is said, and does something when the teacher has begun to run."""
+class Recorder:
+    """Keeps the messages, and does something when the teacher has begun to run."""
 
     def __init__(self, then: Callable[[], object] = lambda: None) -> None:
         self.lines: list[str] = []
@@ -163,7 +163,7 @@ def test_a_builder_that_joins_is_held_to_the_same_teacher(
             build(prose_file, teacher=other, out=tmp_path / "cache", **OPTIONS)
         refused.append(error)
 
-    build(prose_file, teacher=llama, out=tmp_path / "cache", progress=Said(join), **OPTIONS)
+    build(prose_file, teacher=llama, out=tmp_path / "cache", progress=Recorder(join), **OPTIONS)
     assert len(refused) == 1
 
 
@@ -224,9 +224,9 @@ class OwnConfig(transformers.LlamaConfig):
 class OwnModel(transformers.LlamaForCausalLM):
     config_class = OwnConfig
     def forward(self, input_ids=None, attention_mask=None, use_cache=None, **more):
-        said = super().forward(input_ids, attention_mask, use_cache=use_cache, **more)
-        said.logits = said.logits * FACTOR
-        return said
+        output = super().forward(input_ids, attention_mask, use_cache=use_cache, **more)
+        output.logits = output.logits * FACTOR
+        return output
 """
 
 
@@ -347,42 +347,42 @@ OLD: dict[str, Any] = {
 def test_an_old_unfinished_build_wants_the_teacher_vouched_for(old: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(old / "unfinished", tmp_path / "unfinished"))
     moved = Path(shutil.copytree(old / "masked_lm", tmp_path / "another name"))
-    before, said = files_of(root), Said()
+    before, watch = files_of(root), Recorder()
     asked = {**OLD, "teacher": moved, "out": root, "signals": ["logits:topk,k=3"]}
     with pytest.raises(MismatchError, match=r"does not tell the configuration .*--same-teacher"):
         build(old / "texts.txt", **asked)
     assert files_of(root) == before
-    made = build(old / "texts.txt", same_teacher=True, progress=said, **asked)
-    assert len(said.warnings) == 1
+    made = build(old / "texts.txt", same_teacher=True, progress=watch, **asked)
+    assert len(watch.warnings) == 1
     assert made.manifest["format"] == 2
     assert verify(root, full=True) == []
-    again = Said()
+    again = Recorder()
     build(old / "texts.txt", progress=again, **asked)
     assert again.warnings == [], "nothing is added to a complete one"
 
 
 def test_old_caches_are_used_with_one_warning(old: Path, tmp_path: Path) -> None:
     for use in (
-        lambda said: merge([old / "labels", old / "states"], tmp_path / "merged", progress=said),
-        lambda said: spot_check(old / "labels", 2, teacher=old / "masked_lm", progress=said),
-        lambda said: train(
+        lambda watch: merge([old / "labels", old / "states"], tmp_path / "merged", progress=watch),
+        lambda watch: spot_check(old / "labels", 2, teacher=old / "masked_lm", progress=watch),
+        lambda watch: train(
             old / "labels",
             recipe="mlm-kd",
             out=tmp_path / "student",
             student=str(old / "masked_lm"),
             overrides=["training.max_steps=1"],
-            progress=said,
+            progress=watch,
         ),
     ):
-        said = Said()
-        use(said)
-        assert len(said.warnings) == 1
-        assert "made before format 3, without the configuration" in said.warnings[0]
+        watch = Recorder()
+        use(watch)
+        assert len(watch.warnings) == 1
+        assert "made before format 3, without the configuration" in watch.warnings[0]
     root = Path(shutil.copytree(old / "labels", tmp_path / "labels"))
-    whole, said = files_of(root), Said()
+    whole, watch = files_of(root), Recorder()
     (root / "logits/ids/c/0/0").write_bytes(b"short")
-    assert repair(root, teacher=old / "masked_lm", progress=said).left == ()
-    assert len(said.warnings) == 1
+    assert repair(root, teacher=old / "masked_lm", progress=watch).left == ()
+    assert len(watch.warnings) == 1
     assert files_of(root) == whole
 
 

@@ -26,7 +26,7 @@ from kdcache.signals import (
 )
 from kdcache.training.objective import Objective
 from kdcache.training.recipe import load_recipe
-from tests.said import activations
+from tests.activations import activations
 
 TEACHER = ModelSizes(outputs=7, hidden=24, layers=4)
 STUDENT = ModelSizes(outputs=7, hidden=24, layers=2)
@@ -34,7 +34,9 @@ NARROW = ModelSizes(outputs=7, hidden=10, layers=2)
 LENGTHS = torch.tensor([5, 1, 3])
 
 
-def facts(*signals, task="text-classification", label_kind="classes", labelled=3, shape=TEACHER):
+def cache_spec(
+    *signals, task="text-classification", label_kind="classes", labelled=3, shape=TEACHER
+):
     return CacheSpec(
         task=task,
         label_kind=label_kind,
@@ -57,12 +59,12 @@ def outputs(shape=STUDENT, *, rows=3, seed=0):
 
 
 def teacher_outputs():
-    said = outputs(TEACHER, seed=1)
+    predicted = outputs(TEACHER, seed=1)
     return activations(
-        logits=3 * said.logits.detach(),
-        hidden=[layer.detach() for layer in said.hidden],
-        mask=said.mask,
-        masked=said.masked,
+        logits=3 * predicted.logits.detach(),
+        hidden=[layer.detach() for layer in predicted.hidden],
+        mask=predicted.mask,
+        masked=predicted.masked,
     )
 
 
@@ -80,10 +82,10 @@ def batch(*signals, labels=(2, -100, 0)):
 
 def loss_of(loss, *signals, student=STUDENT, labels=(2, -100, 0), **more):
     """Value and term of an objective with one loss, and the student outputs it was taken at."""
-    objective = Objective({loss.kind: loss}, facts(*signals, **more), student)
-    said = outputs(student)
-    total, terms = objective(said, batch(*signals, labels=labels))
-    return total, terms[loss.kind], said
+    objective = Objective({loss.kind: loss}, cache_spec(*signals, **more), student)
+    predicted = outputs(student)
+    total, terms = objective(predicted, batch(*signals, labels=labels))
+    return total, terms[loss.kind], predicted
 
 
 def divergence(teacher, student, temperature, reduction):
@@ -104,21 +106,21 @@ def divergence(teacher, student, temperature, reduction):
 )
 def test_kl_follows_the_convention_of_the_paper(reduction, t_squared, temperature):
     loss = SoftKL(temperature=temperature, reduction=reduction, t_squared=t_squared)
-    total, term, said = loss_of(loss, DenseLogits())
-    expected = divergence(teacher_outputs().logits, said.logits, temperature, reduction)
+    total, term, predicted = loss_of(loss, DenseLogits())
+    expected = divergence(teacher_outputs().logits, predicted.logits, temperature, reduction)
     expected = expected * (temperature**2 if t_squared else 1)
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(term, total.detach())
     total.backward()
-    exact = torch.autograd.grad(expected, said.logits)[0]
-    torch.testing.assert_close(said.logits.grad, exact, rtol=1e-4, atol=1e-7)
+    exact = torch.autograd.grad(expected, predicted.logits)[0]
+    torch.testing.assert_close(predicted.logits.grad, exact, rtol=1e-4, atol=1e-7)
 
 
 def test_kl_has_the_gradient_of_tinyberts_soft_cross_entropy():
-    total, _, said = loss_of(SoftKL(reduction="element", t_squared=False), DenseLogits())
+    total, _, predicted = loss_of(SoftKL(reduction="element", t_squared=False), DenseLogits())
     target = teacher_outputs().logits.double().softmax(-1)
-    soft_ce = -(target * said.logits.double().log_softmax(-1)).mean()
-    ours, theirs = (torch.autograd.grad(x, said.logits)[0] for x in (total, soft_ce))
+    soft_ce = -(target * predicted.logits.double().log_softmax(-1)).mean()
+    ours, theirs = (torch.autograd.grad(x, predicted.logits)[0] for x in (total, soft_ce))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
@@ -126,11 +128,11 @@ def test_kl_has_the_gradient_of_tinyberts_soft_cross_entropy():
 def test_the_bucket_of_a_top_k_cache_is_one_class_on_both_sides(temperature):
     signal = TopKLogits(k=3)
     loss = SoftKL(temperature=temperature)
-    total, _, said = loss_of(loss, signal)
+    total, _, predicted = loss_of(loss, signal)
     soft = signal.soft(signal.encode(teacher_outputs()), 7)
     stat = soft.tail_logmass if temperature == 1 else soft.tail_stat
     p = torch.cat([soft.logprobs.double() / temperature, stat.double()[:, None]], 1)
-    q = (said.logits.double() / temperature).log_softmax(-1)
+    q = (predicted.logits.double() / temperature).log_softmax(-1)
     rest = q.scatter(1, soft.ids, -torch.inf).logsumexp(-1, keepdim=True)
     q = torch.cat([q.gather(1, soft.ids), rest], 1)
     expected = functional.kl_div(q, p.log_softmax(-1), reduction="batchmean", log_target=True)
@@ -138,20 +140,20 @@ def test_the_bucket_of_a_top_k_cache_is_one_class_on_both_sides(temperature):
 
 
 def test_one_pass_gives_soft_and_hard_losses_each_with_its_own_mean():
-    said, labels = outputs(), torch.tensor([2, -100, 0])
+    predicted, labels = outputs(), torch.tensor([2, -100, 0])
     values = teacher_outputs().logits
     ids = torch.arange(7).expand(3, 7)
     soft = SoftLabels(ids=ids, logprobs=values.log_softmax(-1))
     total, divergences, entropies = soft_and_hard(
-        said.logits, soft, temperature=2.0, weight=0.3, labels=labels, hard_weight=0.7
+        predicted.logits, soft, temperature=2.0, weight=0.3, labels=labels, hard_weight=0.7
     )
-    kl = 4 * divergence(values, said.logits, 2.0, "row")
-    ce = functional.cross_entropy(said.logits.double(), labels)
+    kl = 4 * divergence(values, predicted.logits, 2.0, "row")
+    ce = functional.cross_entropy(predicted.logits.double(), labels)
     torch.testing.assert_close(divergences.double(), kl, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(entropies.double(), ce, rtol=1e-5, atol=1e-7)
     expected = 0.3 * kl + 0.7 * ce
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-7)
-    ours, theirs = (torch.autograd.grad(x, said.logits)[0] for x in (total, expected))
+    ours, theirs = (torch.autograd.grad(x, predicted.logits)[0] for x in (total, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
@@ -164,13 +166,13 @@ def test_an_objective_adds_weighted_losses_and_reports_them_unweighted():
         "logit_mse": LogitMSE(weight=0.25),
         "off": Hard(weight=0.0),
     }
-    total, terms = Objective(losses, facts(*signals), STUDENT)(outputs(), batch(*signals))
+    total, terms = Objective(losses, cache_spec(*signals), STUDENT)(outputs(), batch(*signals))
     assert set(terms) == {"hard", "kl", "hidden", "logit_mse"}
     assert not any(term.requires_grad for term in terms.values())
     expected = sum(losses[name].weight * term for name, term in terms.items())
     torch.testing.assert_close(total.detach(), expected)
     for name, term in terms.items():
-        alone = Objective({name: losses[name]}, facts(*signals), STUDENT)
+        alone = Objective({name: losses[name]}, cache_spec(*signals), STUDENT)
         torch.testing.assert_close(alone(outputs(), batch(*signals))[1][name], term)
 
 
@@ -192,15 +194,17 @@ def test_regression_leaves_out_unlabelled_rows():
 
 
 def test_logit_mse_is_torchs_mean_with_the_teacher_scaled():
-    total, _, said = loss_of(LogitMSE(scale=0.5), DenseLogits())
-    expected = functional.mse_loss(said.logits.double(), 0.5 * teacher_outputs().logits.double())
+    total, _, predicted = loss_of(LogitMSE(scale=0.5), DenseLogits())
+    expected = functional.mse_loss(
+        predicted.logits.double(), 0.5 * teacher_outputs().logits.double()
+    )
     torch.testing.assert_close(total.double(), expected)
 
 
-def pkd_reference(said, pairs):
+def pkd_reference(predicted, pairs):
     """PKD's code: F.mse_loss of unit vectors, mean over documents, layers and width."""
     taught = teacher_outputs()
-    student = torch.stack([said.hidden[s][:, 0] for s, _ in pairs], 1).double()
+    student = torch.stack([predicted.hidden[s][:, 0] for s, _ in pairs], 1).double()
     teacher = torch.stack([taught.hidden[t][:, 0] for _, t in pairs], 1).double()
     return functional.mse_loss(
         functional.normalize(student, dim=-1), functional.normalize(teacher, dim=-1)
@@ -210,8 +214,8 @@ def pkd_reference(said, pairs):
 def test_hidden_cls_is_pkds_normalised_mse():
     signal = Hidden(layers=(2, 4), dtype="fp32")
     loss = HiddenMSE(layer_map="1:2,2:4", normalize="l2")
-    total, _, said = loss_of(loss, signal)
-    expected = pkd_reference(said, [(1, 2), (2, 4)])
+    total, _, predicted = loss_of(loss, signal)
+    expected = pkd_reference(predicted, [(1, 2), (2, 4)])
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-7)
 
 
@@ -219,11 +223,11 @@ def test_hidden_cls_is_pkds_normalised_mse():
 def test_hidden_of_all_tokens_is_tinyberts_sum_over_layers(pads):
     signal = Hidden(layers=(0, 2, 4), positions="all", dtype="fp32")
     loss = HiddenMSE(layer_map="uniform", positions="all", layers="sum", pads=pads)
-    total, _, said = loss_of(loss, signal)
+    total, _, predicted = loss_of(loss, signal)
     taught, expected = teacher_outputs(), 0.0
-    keep = said.mask[..., None].double()
+    keep = predicted.mask[..., None].double()
     for student, teacher in ((0, 0), (1, 2), (2, 4)):
-        error = (said.hidden[student].double() - taught.hidden[teacher].double()) * keep
+        error = (predicted.hidden[student].double() - taught.hidden[teacher].double()) * keep
         rows = keep.numel() if pads == "count" else keep.sum()
         expected = expected + error.square().sum() / (rows * 24)
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-7)
@@ -231,9 +235,9 @@ def test_hidden_of_all_tokens_is_tinyberts_sum_over_layers(pads):
 
 def test_l2_hidden_loss_times_half_the_width_is_distilberts_cosine_loss():
     signal = Hidden(layers=(4,), positions="all", dtype="fp32")
-    total, _, said = loss_of(HiddenMSE(layer_map="2:4", normalize="l2"), signal)
-    student = said.hidden[2][said.mask].double()
-    teacher = teacher_outputs().hidden[4][said.mask].double()
+    total, _, predicted = loss_of(HiddenMSE(layer_map="2:4", normalize="l2"), signal)
+    student = predicted.hidden[2][predicted.mask].double()
+    teacher = teacher_outputs().hidden[4][predicted.mask].double()
     cosine = functional.cosine_embedding_loss(student, teacher, torch.ones(9))
     torch.testing.assert_close(total.double() * 24 / 2, cosine, rtol=1e-5, atol=1e-7)
 
@@ -253,11 +257,11 @@ def test_cls_and_masked_rows_are_picked_out_of_all_tokens(positions, dtype):
 @pytest.mark.parametrize("positions", ["cls", "mean", "all", "masked"])
 def test_hidden_loss_compares_the_rows_the_cache_holds(positions):
     signal = Hidden(layers=(4,), positions=positions, dtype="fp32")
-    total, _, said = loss_of(HiddenMSE(layer_map="2:4"), signal, task="masked-lm")
+    total, _, predicted = loss_of(HiddenMSE(layer_map="2:4"), signal, task="masked-lm")
     taught = teacher_outputs()
     rows = [
-        select(layer.double(), positions, said.mask, said.masked)
-        for layer in (said.hidden[2], taught.hidden[4])
+        select(layer.double(), positions, predicted.mask, predicted.masked)
+        for layer in (predicted.hidden[2], taught.hidden[4])
     ]
     torch.testing.assert_close(total.double(), functional.mse_loss(*rows), rtol=1e-5, atol=1e-7)
 
@@ -276,7 +280,7 @@ def test_hidden_loss_compares_the_rows_the_cache_holds(positions):
 def test_projections_are_learned_where_they_are_asked_for(student, projection, shared, names):
     signal = Hidden(layers=(0, 2, 4), dtype="fp32")
     loss = HiddenMSE(projection=projection, shared_projection=shared)
-    objective = Objective({"hidden": loss}, facts(signal), student)
+    objective = Objective({"hidden": loss}, cache_spec(signal), student)
     assert list(objective.projections) == names
     total, _ = objective(outputs(student), batch(signal))
     total.backward()
@@ -287,29 +291,31 @@ def test_projections_are_learned_where_they_are_asked_for(student, projection, s
 
 def test_only_arrays_of_mapped_layers_are_read():
     signals = (DenseLogits(), Hidden(layers=(0, 1, 2, 4), dtype="int8"))
-    hidden = Objective({"h": HiddenMSE(layer_map="1:2")}, facts(*signals), STUDENT)
+    hidden = Objective({"h": HiddenMSE(layer_map="1:2")}, cache_spec(*signals), STUDENT)
     assert hidden.arrays == ["hidden/L2/codes", "hidden/L2/scale"]
     assert hidden.reads == hidden.taps() == [Tap("hidden", 1)]
-    soft = Objective({"kl": SoftKL()}, facts(*signals), STUDENT)
+    soft = Objective({"kl": SoftKL()}, cache_spec(*signals), STUDENT)
     assert soft.arrays == ["logits/values"]
     assert soft.taps() == [Tap("logits")]
     assert soft.taps(head=True) == [Tap("head")]
-    assert Objective({"hard": Hard()}, facts(*signals), STUDENT).arrays == []
+    assert Objective({"hard": Hard()}, cache_spec(*signals), STUDENT).arrays == []
 
 
 def test_layer_numbers_are_not_mixed_up_with_their_prefixes():
     deep = ModelSizes(outputs=7, hidden=24, layers=12)
     signal = Hidden(layers=(1, 10, 11, 12), dtype="bf16")
-    objective = Objective({"h": HiddenMSE(layer_map="1:1")}, facts(signal, shape=deep), STUDENT)
+    objective = Objective(
+        {"h": HiddenMSE(layer_map="1:1")}, cache_spec(signal, shape=deep), STUDENT
+    )
     assert objective.arrays == ["hidden/L1/codes"]
 
 
 def test_hard_labels_are_off_with_a_message_where_there_are_none():
     losses = {"hard": Hard(), "kl": SoftKL()}
-    objective = Objective(losses, facts(DenseLogits(), labelled=0), STUDENT)
+    objective = Objective(losses, cache_spec(DenseLogits(), labelled=0), STUDENT)
     assert list(objective.losses) == ["kl"]
     assert objective.notes == ["hard-label loss is off: the corpus has no labels"]
-    assert Objective(losses, facts(DenseLogits()), STUDENT).notes == []
+    assert Objective(losses, cache_spec(DenseLogits()), STUDENT).notes == []
 
 
 DENSE, TOPK = DenseLogits(), TopKLogits(k=3)
@@ -321,81 +327,81 @@ CLS = Hidden(layers=(2, 3))
     [
         (
             {"hard": Hard()},
-            facts(labelled=0),
+            cache_spec(labelled=0),
             STUDENT,
             "hard labels alone .* no labels; choose a recipe with soft labels",
         ),
-        ({"kl": SoftKL(weight=0.0)}, facts(DENSE), STUDENT, "every loss .* has weight 0"),
-        ({"kl": SoftKL()}, facts(CLS), STUDENT, r"the cache holds hidden \(layers=2-3"),
-        ({"kl": SoftKL()}, facts(), STUDENT, "the cache holds no signals"),
+        ({"kl": SoftKL(weight=0.0)}, cache_spec(DENSE), STUDENT, "every loss .* has weight 0"),
+        ({"kl": SoftKL()}, cache_spec(CLS), STUDENT, r"the cache holds hidden \(layers=2-3"),
+        ({"kl": SoftKL()}, cache_spec(), STUDENT, "the cache holds no signals"),
         (
             {"kl": SoftKL()},
-            facts(DENSE, label_kind="regression"),
+            cache_spec(DENSE, label_kind="regression"),
             STUDENT,
             "use the loss logit_mse",
         ),
         (
             {"kl": SoftKL(temperature=4.0)},
-            facts(TOPK),
+            cache_spec(TOPK),
             STUDENT,
             "temperatures 1 and 2. Set losses.kl.temperature to 1 or 2, or losses.kl.tail=renorm",
         ),
         (
             {"kl": SoftKL(temperature=3.0, tail="truncate")},
-            facts(TOPK),
+            cache_spec(TOPK),
             STUDENT,
             "temperature 3 with tail=truncate",
         ),
         (
             {"logit_mse": LogitMSE()},
-            facts(TOPK),
+            cache_spec(TOPK),
             STUDENT,
             r"needs raw logits .* the cache holds logits \(codec=topk, k=3\): use the loss kl",
         ),
         (
             {"kl": SoftKL()},
-            facts(DENSE),
+            cache_spec(DENSE),
             ModelSizes(outputs=9, hidden=24, layers=2),
             "the student has 9 and the cached teacher 7",
         ),
         (
             {"hard": Hard()},
-            facts(DENSE),
+            cache_spec(DENSE),
             ModelSizes(outputs=3, hidden=24, layers=2),
             "labels go up to 6; the student has 3 outputs",
         ),
-        ({"hidden": HiddenMSE()}, facts(DENSE), STUDENT, r"the cache holds logits \("),
+        ({"hidden": HiddenMSE()}, cache_spec(DENSE), STUDENT, r"the cache holds logits \("),
         (
             {"h": HiddenMSE(layer_map="uniform")},
-            facts(CLS),
+            cache_spec(CLS),
             STUDENT,
             r"0-2-4; the cache holds layers 2-3 \(lacking 0-4\): set losses\.h\.layer_map to",
         ),
         (
             {"h": HiddenMSE(layer_map="1:2", positions="all")},
-            facts(CLS),
+            cache_spec(CLS),
             STUDENT,
             "needs hidden states at positions=all; the cache holds positions=cls",
         ),
         (
             {"h": HiddenMSE(layer_map="1:2", positions="mean")},
-            facts(Hidden(layers=(2,), positions="all")),
+            cache_spec(Hidden(layers=(2,), positions="all")),
             STUDENT,
             "holds positions=all: set losses.h.positions=cache",
         ),
         (
             {"h": HiddenMSE(layer_map="1:2", projection="none")},
-            facts(CLS),
+            cache_spec(CLS),
             NARROW,
             "width is 10, the cached teacher's 24; set losses.h.projection=linear",
         ),
         (
             {"h": HiddenMSE(layer_map="1:2", positions="masked")},
-            facts(Hidden(layers=(2,), positions="all")),
+            cache_spec(Hidden(layers=(2,), positions="all")),
             STUDENT,
             "losses.h: positions=masked needs the task masked-lm; the task is text-classification",
         ),
-        ({"h": HiddenMSE(layer_map="1:5")}, facts(CLS), STUDENT, "needs teacher layer 5"),
+        ({"h": HiddenMSE(layer_map="1:5")}, cache_spec(CLS), STUDENT, "needs teacher layer 5"),
     ],
 )
 def test_what_cannot_be_served_is_refused_naming_what_is_there(losses, known, student, message):
@@ -404,30 +410,30 @@ def test_what_cannot_be_served_is_refused_naming_what_is_there(losses, known, st
 
 
 def test_a_renormalised_top_k_takes_any_temperature():
-    total, _, said = loss_of(SoftKL(temperature=7.0, tail="renormalize"), TOPK)
+    total, _, predicted = loss_of(SoftKL(temperature=7.0, tail="renormalize"), TOPK)
     soft = TOPK.soft(TOPK.encode(teacher_outputs()), 7)
     p = (soft.logprobs.double() / 7).log_softmax(-1)
-    q = (said.logits.double() / 7).log_softmax(-1).gather(1, soft.ids)
+    q = (predicted.logits.double() / 7).log_softmax(-1).gather(1, soft.ids)
     expected = 49 * functional.kl_div(q, p, reduction="batchmean", log_target=True)
     torch.testing.assert_close(total.double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_top_k_cache_of_all_classes_takes_any_temperature():
-    total, _, said = loss_of(SoftKL(temperature=5.0), TopKLogits(k=7))
-    expected = 25 * divergence(teacher_outputs().logits, said.logits, 5.0, "row")
+    total, _, predicted = loss_of(SoftKL(temperature=5.0), TopKLogits(k=7))
+    expected = 25 * divergence(teacher_outputs().logits, predicted.logits, 5.0, "row")
     torch.testing.assert_close(total.double(), expected, rtol=0.05, atol=0.01)
 
 
 @pytest.mark.parametrize("name", ["pkd-skip", "pkd-last"])
 def test_pkd_recipes_are_the_papers_objective(name):
     signals = (DENSE, Hidden(layers=(1, 2, 3, 4), dtype="fp32"))
-    objective = Objective(load_recipe(name).losses, facts(*signals), STUDENT)
-    said, labels = outputs(), (2, 1, 0)
-    total, _ = objective(said, batch(*signals, labels=labels))
-    ce = functional.cross_entropy(said.logits.double(), torch.tensor(labels))
-    soft = 100 * divergence(teacher_outputs().logits, said.logits, 10.0, "element")
+    objective = Objective(load_recipe(name).losses, cache_spec(*signals), STUDENT)
+    predicted, labels = outputs(), (2, 1, 0)
+    total, _ = objective(predicted, batch(*signals, labels=labels))
+    ce = functional.cross_entropy(predicted.logits.double(), torch.tensor(labels))
+    soft = 100 * divergence(teacher_outputs().logits, predicted.logits, 10.0, "element")
     teacher_layer = {"pkd-skip": 2, "pkd-last": 3}[name]
-    expected = 0.5 * ce + 0.5 * soft + 100 * pkd_reference(said, [(1, teacher_layer)])
+    expected = 0.5 * ce + 0.5 * soft + 100 * pkd_reference(predicted, [(1, teacher_layer)])
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-7)
 
 
@@ -467,10 +473,10 @@ def test_no_number_of_a_step_is_asked_of_the_device(logits):
     nowhere = [
         x.detach().to("meta").requires_grad_() for x in (outputs().logits, *outputs().hidden)
     ]
-    said = activations(
+    predicted = activations(
         logits=nowhere[0], hidden=nowhere[1:], mask=outputs().mask.to("meta"), masked=None
     )
-    total, terms = Objective(losses, facts(*signals), STUDENT)(said, made.to("meta"))
+    total, terms = Objective(losses, cache_spec(*signals), STUDENT)(predicted, made.to("meta"))
     assert terms.keys() == losses.keys()
     total.backward()
     assert all(x.grad is not None for x in nowhere)

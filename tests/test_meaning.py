@@ -34,19 +34,19 @@ def teacher(path: Path, tokenizer: Path, **config: object) -> Path:
     return save_teacher(path, tokenizer, transformers.BertForSequenceClassification(made))
 
 
-@pytest.mark.parametrize(("config", "said"), SEVERAL.values(), ids=SEVERAL)
+@pytest.mark.parametrize(("config", "reason"), SEVERAL.values(), ids=SEVERAL)
 def test_classifiers_of_another_meaning_are_refused_at_plan_build_and_evaluation(
-    config: dict[str, object], said: str, tmp_path: Path, tokenizer: Path, corpus: Path
+    config: dict[str, object], reason: str, tmp_path: Path, tokenizer: Path, corpus: Path
 ) -> None:
     folder = teacher(tmp_path / "teacher", tokenizer, **config)
     out, task = tmp_path / "out.zarr", "text-classification"
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=reason):
         plan(corpus, tokenizer=folder, task=task, out=out)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=reason):
         build(corpus, teacher=folder, task=task, out=out)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=reason):
         estimate(corpus, teacher=folder, task=task)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=reason):
         evaluate(folder, corpus)
     assert not out.exists()
     lm = plan(corpus, tokenizer=folder, task="masked-lm", out=out, limit=4)
@@ -59,8 +59,8 @@ def test_a_single_output_that_is_to_be_a_class_is_refused(
     """Newer versions of transformers refuse such a configuration themselves."""
     folder = teacher(tmp_path / "teacher", tokenizer, num_labels=1)
     record = json.loads((folder / "config.json").read_text())
-    said = json.dumps({**record, "problem_type": "single_label_classification"})
-    (folder / "config.json").write_text(said)
+    reason = json.dumps({**record, "problem_type": "single_label_classification"})
+    (folder / "config.json").write_text(reason)
     with pytest.raises(ModelError, match=r"problem_type=.*regression"):
         estimate(corpus, teacher=folder, task="text-classification")
 

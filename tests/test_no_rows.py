@@ -38,7 +38,7 @@ from kdcache.store import Cache
 from kdcache.tasks import TASKS
 from kdcache.training.objective import Objective
 from kdcache.training.train import train
-from tests.said import Said, activations, say
+from tests.activations import Outputs, activations, say
 from tests.test_fraction import student
 
 LOGITS = [
@@ -52,7 +52,7 @@ LOGITS = [
 HIDDEN = [f"hidden:layers=0-4,dtype={dtype}" for dtype in ("int8", "int8,group=8", "int4", *FLOATS)]
 
 
-def said_nothing(vocabulary: int) -> Said:
+def no_outputs(vocabulary: int) -> Outputs:
     """A batch of two documents of three tokens, none of whose rows is kept."""
     mask, none = torch.zeros(2, 3, dtype=torch.bool), torch.empty(0, dtype=torch.int64)
     head = Head(hidden=torch.empty(0, 32), weight=torch.empty(vocabulary, 32))
@@ -70,7 +70,7 @@ def test_no_row_is_encoded_and_decoded(text: str, vocabulary: int) -> None:
     signal: Any = with_artifacts({"it": parse(text)}, shape, lambda name: order.to_bytes())["it"]
     if isinstance(signal, HiddenHead):
         object.__setattr__(signal.layer, "layers", {"": (torch.zeros(vocabulary, 32), None)})
-    arrays = signal.encode(said_nothing(vocabulary))
+    arrays = signal.encode(no_outputs(vocabulary))
     for spec in signal.arrays(TASKS["masked-lm"], shape):
         assert tuple(arrays[spec.name].shape) == (0, *spec.row_shape)
         assert str(arrays[spec.name].numpy().dtype) == spec.dtype
@@ -99,14 +99,16 @@ def objective(cache: Cache, kinds: list[str]) -> Objective | None:
         if made is None:
             return None
         losses[kind] = made
-    facts = CacheSpec(
+    cache_spec = CacheSpec(
         task=cache.plan.task,
         label_kind=cache.plan.config.problem,
         signals=cache.signals,
         shape=cache.shape,
         labelled=cache.plan.labelled,
     )
-    return Objective(losses, facts, ModelSizes(outputs=cache.shape.outputs, hidden=32, layers=2))
+    return Objective(
+        losses, cache_spec, ModelSizes(outputs=cache.shape.outputs, hidden=32, layers=2)
+    )
 
 
 @pytest.fixture(scope="module")

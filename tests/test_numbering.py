@@ -79,7 +79,7 @@ def test_documents_without_a_label_do_not_count() -> None:
 
 
 @pytest.fixture(scope="module")
-def said(classifier: Path, sentences: list[Docstring]) -> list[tuple[str, int]]:
+def predicted(classifier: Path, sentences: list[Docstring]) -> list[tuple[str, int]]:
     """Texts, and what the teacher takes them for."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(classifier)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(classifier).eval()
@@ -94,9 +94,11 @@ def said(classifier: Path, sentences: list[Docstring]) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("turn", [0, 1])
 def test_build_and_evaluate_warn_once_of_classes_that_are_mixed_up(
-    tmp_path: Path, classifier: Path, said: list[tuple[str, int]], turn: int
+    tmp_path: Path, classifier: Path, predicted: list[tuple[str, int]], turn: int
 ) -> None:
-    rows: list[tuple[object, ...]] = [(text, NAMES[(label + turn) % 3]) for text, label in said]
+    rows: list[tuple[object, ...]] = [
+        (text, NAMES[(label + turn) % 3]) for text, label in predicted
+    ]
     path = write_csv(tmp_path / "c.csv", rows)
     built, evaluated = Lines(), Lines()
     sizes: Any = {"part_tokens": 1024, "max_length": 48}
@@ -105,7 +107,7 @@ def test_build_and_evaluate_warn_once_of_classes_that_are_mixed_up(
     assert made.plan.parts > 2
     evaluate(classifier, path, max_length=48, progress=evaluated)
     for lines in (built, evaluated):
-        warnings = [line for line in lines.said if line.startswith("warning: ")]
+        warnings = [line for line in lines.messages if line.startswith("warning: ")]
         assert len(warnings) == turn
         for line in warnings:
             assert re.search(r"label of 0.0% of \d+ documents, but of 100.0% if", line)
@@ -113,9 +115,9 @@ def test_build_and_evaluate_warn_once_of_classes_that_are_mixed_up(
 
 
 def test_a_corpus_of_a_few_labels_is_compared_at_the_end(
-    tmp_path: Path, classifier: Path, said: list[tuple[str, int]]
+    tmp_path: Path, classifier: Path, predicted: list[tuple[str, int]]
 ) -> None:
-    rows: list[tuple[object, ...]] = [(t, NAMES[(label + 1) % 3]) for t, label in said[:40]]
+    rows: list[tuple[object, ...]] = [(t, NAMES[(label + 1) % 3]) for t, label in predicted[:40]]
     path, lines = write_csv(tmp_path / "c.csv", rows), Lines()
     build(path, teacher=classifier, task=TASK, out=tmp_path / "cache", progress=lines)
-    assert sum(line.startswith("warning: ") for line in lines.said) == 1
+    assert sum(line.startswith("warning: ") for line in lines.messages) == 1

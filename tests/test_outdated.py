@@ -46,9 +46,9 @@ def configure(root: Path, scratch: Path, **changes: Any) -> None:
     shutil.rmtree(root / "files/teacher/config.json")
     shutil.copytree(scratch / "files/teacher/config.json", root / "files/teacher/config.json")
     made = [p for p in (root / "files/teacher/config.json").rglob("*") if p.is_file()]
-    facts = {str(p.relative_to(root)): p.read_bytes() for p in made}
+    contents = {str(p.relative_to(root)): p.read_bytes() for p in made}
     forge_plan(
-        root, lambda kept: kept.update({k: object_fingerprint(k, v) for k, v in facts.items()})
+        root, lambda kept: kept.update({k: object_fingerprint(k, v) for k, v in contents.items()})
     )
 
 

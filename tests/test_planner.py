@@ -380,10 +380,10 @@ def test_what_is_guessed_or_left_unused_is_told(tokenizer: Path, tmp_path: Path)
     assert made.config.corpus["text_columns"] == ["query", "passage"]
     assert made.labelled == 1003
     told = ["columns not read: id", "columns not read, which only later rows have: source"]
-    assert lines.said[:2] == told
-    assert "1 documents are labelled -100" in lines.said[2]
-    assert "numbered alphabetically (0 a, 1 b)" in lines.said[3]
-    assert len(lines.said) == 4
+    assert lines.messages[:2] == told
+    assert "1 documents are labelled -100" in lines.messages[2]
+    assert "numbered alphabetically (0 a, 1 b)" in lines.messages[3]
+    assert len(lines.messages) == 4
 
 
 def test_a_dataset_of_swapped_names_keeps_its_meaning(classifier: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class Labels:
 
     def __init__(self) -> None:
         self.labels: list[str] = []
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     @contextmanager
     def bar(self, label: str, *, unit: str, total: int | None) -> Iterator[Any]:
@@ -51,7 +51,7 @@ class Labels:
         yield lambda done: None
 
     def say(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
 
 def test_every_public_function_that_takes_long_reports_by_default() -> None:
@@ -82,8 +82,8 @@ def test_without_a_terminal_nothing_is_drawn_and_messages_are_logged(
 
 def test_a_script_without_a_terminal_is_told_what_a_person_is() -> None:
     code = "from kdcache.progress import shown\nshown(None).say('a guess')\nshown(False).say('no')"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (said.stdout, said.stderr) == ("", "a guess\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "a guess\n")
 
 
 @pytest.mark.parametrize("wrong", ["yes", 1, print])

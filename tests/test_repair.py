@@ -1,4 +1,4 @@
-"""What is damaged is made again to the byte, by the teacher of then; what it said can be held
+"""What is damaged is made again to the byte, by the teacher of then; its outputs can be held
 against what it says."""
 
 from __future__ import annotations

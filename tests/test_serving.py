@@ -26,8 +26,8 @@ from kdcache.store import Cache, open_cache
 from kdcache.training.card import write_card
 from kdcache.training.recipe import load_recipe
 from kdcache.training.train import train
+from tests.activations import say
 from tests.conftest import write_csv
-from tests.said import say
 
 QUICK = ("training.max_steps=2", "training.learning_rate=1e-3")
 LONG = "the event loop waits for a transport to close and then cancels the task " * 65
@@ -175,7 +175,7 @@ def test_the_card_tells_origin_and_scores(
     assert card.data.library_name == "transformers"
     assert card.data.pipeline_tag == "text-classification"
     record, scores = cache.manifest, result.metrics["evaluation"]
-    facts = (
+    lines = (
         record["teacher"]["weights_sha256"],
         record["plan"]["config"]["corpus"]["sha256"],
         record["plan"]["sha256"],
@@ -183,7 +183,7 @@ def test_the_card_tells_origin_and_scores(
         f"{record['teacher']['parameters']:,}",
         "On `sentences.csv`, 240 documents",
     )
-    assert [fact for fact in facts if fact not in card.text] == []
+    assert [fact for fact in lines if fact not in card.text] == []
     row = next(line for line in card.text.splitlines() if line.startswith("| accuracy"))
     for side in (scores, scores["teacher"]):
         low, high = wilson(side["accuracy"], 240)

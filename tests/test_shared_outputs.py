@@ -26,8 +26,8 @@ from kdcache.signals import SoftLabels
 from kdcache.store import Cache, open_plan
 from kdcache.training.objective import Objective
 from kdcache.training.run import cache_spec
+from tests.activations import say
 from tests.conftest import save_teacher
-from tests.said import say
 
 TASK: Any = "causal-lm"
 TOKENS, TEACHER, FEWER, MORE = 600, 624, 608, 640

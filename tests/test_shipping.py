@@ -194,8 +194,8 @@ def test_the_shipped_program_needs_no_torch_and_says_what_the_model_says(
     )
     done = run_bare(bare, "-c", code, shipped[0], texts)
     assert done.returncode == 0, done.stderr
-    said, (first,) = json.loads(done.stdout)
-    for logits in said:
+    predicted, (first,) = json.loads(done.stdout)
+    for logits in predicted:
         np.testing.assert_allclose(logits, wanted, atol=2e-5)
     chances = torch.from_numpy(wanted[0]).softmax(0).tolist()
     assert list(first["probabilities"]) == ["asyncio", "email", "tkinter"]
@@ -284,11 +284,11 @@ def test_figures_are_those_of_the_files(
     assert models["fp32"]["agreement"] == 1
     assert models["fp32"]["bytes"] == report["bytes"] > models["int8"]["bytes"]
     assert models["int8"]["model_bytes"] == (small / "model.onnx").stat().st_size
-    said = Model(small).logits(*map(list, zip(*pairs, strict=True)))
+    predicted = Model(small).logits(*map(list, zip(*pairs, strict=True)))
     wanted = by_torch(student, pairs, 40)
-    agreement = (said.argmax(1) == wanted.argmax(1)).mean()
+    agreement = (predicted.argmax(1) == wanted.argmax(1)).mean()
     assert models["int8"]["agreement"] == pytest.approx(agreement)
-    apart = np.abs(said - wanted).mean()
+    apart = np.abs(predicted - wanted).mean()
     assert models["int8"]["logit_difference_mean"] == pytest.approx(apart, rel=1e-3)
     for row in models.values():
         assert 0 < row["tokenise_p50_ms"] < row["p50_ms"] <= row["p95_ms"]
@@ -438,12 +438,12 @@ def test_families_say_in_onnx_what_they_say_in_torch(
     assert report["fidelity"]["relative"] < 2e-5
     assert report["max_length"] == 128
     columns = list(map(list, zip(*pairs, strict=True)))
-    said = Model(out).logits(*columns, batch_size=5)
-    np.testing.assert_allclose(said, by_torch(model, pairs, 128), atol=1e-4)
-    assert np.ptp(said[:, 0]) > 1e-2
+    predicted = Model(out).logits(*columns, batch_size=5)
+    np.testing.assert_allclose(predicted, by_torch(model, pairs, 128), atol=1e-4)
+    assert np.ptp(predicted[:, 0]) > 1e-2
     full = (out / "model.onnx").rename(tmp_path / "full.onnx")
     quantise(full, out / "model.onnx")
-    assert np.abs(Model(out).logits(*columns) - said).mean() < 0.2 * np.abs(said).mean()
+    assert np.abs(Model(out).logits(*columns) - predicted).mean() < 0.2 * np.abs(predicted).mean()
 
 
 @pytest.mark.slow
@@ -463,5 +463,5 @@ def test_a_regressor_ships_beside_its_teacher(
         assert models["int8"][figure] == models["teacher_int8"][figure]
     assert report["bytes"] == models["int8"]["bytes"] < models["fp32"]["bytes"]
     assert "agreement" not in models["int8"]
-    said = Model(tmp_path / "out").predict([pairs[0][0]], [pairs[0][1]])
-    assert said[0]["value"] == pytest.approx(by_torch(model, pairs[:1], 128)[0, 0], abs=0.3)
+    predicted = Model(tmp_path / "out").predict([pairs[0][0]], [pairs[0][1]])
+    assert predicted[0]["value"] == pytest.approx(by_torch(model, pairs[:1], 128)[0, 0], abs=0.3)

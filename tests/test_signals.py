@@ -32,7 +32,7 @@ from kdcache.signals import (
 from kdcache.signals.codecs.codebook import high_bits, pack_high, unpack_high
 from kdcache.store import Cache
 from kdcache.tasks import TASKS
-from tests.said import Said, activations
+from tests.activations import Outputs, activations
 
 SHAPE = ModelSizes(outputs=600, hidden=48, layers=4)
 DTYPES = ["int8", "bf16", "fp16", "fp32"]
@@ -152,7 +152,7 @@ def distributions(rows: int, vocabulary: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(shuffled.astype(np.float32))
 
 
-def outputs(logits: torch.Tensor) -> Said:
+def outputs(logits: torch.Tensor) -> Outputs:
     return activations(logits=logits, hidden=[], mask=torch.ones(len(logits), 1, dtype=torch.bool))
 
 
@@ -229,7 +229,7 @@ def test_dense_logits_are_exact() -> None:
     np.testing.assert_array_equal(kept, logits.half().float())
 
 
-def hidden_outputs(scale: float = 1.0) -> Said:
+def hidden_outputs(scale: float = 1.0) -> Outputs:
     """Four layers of three documents of 5, 1 and 3 tokens, a few columns large, NaN in pads."""
     rng = torch.Generator().manual_seed(0)
     mask = torch.arange(5)[None, :] < torch.tensor([5, 1, 3])[:, None]
@@ -243,7 +243,7 @@ def hidden_outputs(scale: float = 1.0) -> Said:
     return activations(logits=torch.zeros(3, 2), hidden=layers, mask=mask, masked=masked)
 
 
-def rows_at(outputs: Said, layer: int, positions: str) -> np.ndarray[Any, Any]:
+def rows_at(outputs: Outputs, layer: int, positions: str) -> np.ndarray[Any, Any]:
     """What is to be kept, picked by loops."""
     values, lens = outputs.hidden[layer].double().numpy(), outputs.mask.sum(1).tolist()
     if positions == "cls":
@@ -275,13 +275,13 @@ def bound(truth: np.ndarray[Any, Any], dtype: str, group: int | None) -> np.ndar
 def test_hidden_states_come_back_within_their_dtypes_error(
     positions: str, dtype: str, group: int | None
 ) -> None:
-    said = hidden_outputs()
+    activations = hidden_outputs()
     signal = Hidden(layers=(0, 3), positions=positions, dtype=dtype, group=group)
-    encoded = signal.encode(said)
+    encoded = signal.encode(activations)
     specs = {spec.name: spec for spec in signal.arrays(TASKS["masked-lm"], SHAPE)}
     assert set(encoded) == set(specs)
     for layer in (0, 3):
-        truth = rows_at(said, layer, positions)
+        truth = rows_at(activations, layer, positions)
         decoded = signal.decode(encoded, Tap("hidden", layer)).dense().double().numpy()
         assert decoded.shape == truth.shape
         assert (np.abs(decoded - truth) <= bound(truth, dtype, group)).all()
@@ -312,9 +312,9 @@ def test_logits_beyond_fp16_are_an_error() -> None:
 def test_fidelity_is_that_of_the_decoded_rows(signal: Any) -> None:
     """The figures of two halves, merged, are those of a direct float64 computation."""
     logits = distributions(40, 90)
-    said, encoded = outputs(logits), signal.encode(outputs(logits))
+    activations, encoded = outputs(logits), signal.encode(outputs(logits))
     halves = [torch.arange(0, 13), torch.arange(13, 40)]
-    found = signal.summarise(merge([signal.measure(said, encoded, rows) for rows in halves]))
+    found = signal.summarise(merge([signal.measure(activations, encoded, rows) for rows in halves]))
     truth = log_softmax(logits.double().numpy(), axis=1)
     soft = signal.soft(encoded, 90)
     p = np.take_along_axis(truth, soft.ids.numpy(), axis=1)

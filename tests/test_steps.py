@@ -234,11 +234,11 @@ def test_a_run_resumed_on_fewer_ranks_keeps_its_steps(two_ranks, cache, still, t
         overrides = [*WHOLE, f"training.per_device_train_batch_size={size}"]
         options = {"recipe": "kd", "config": still, "overrides": overrides}
         shutil.copytree(two_ranks[0] / "run", tmp_path / str(size))
-        said = Watcher()
-        train(cache, out=tmp_path / str(size), resume=True, progress=said, **options)
+        progress = Watcher()
+        train(cache, out=tmp_path / str(size), resume=True, progress=progress, **options)
         note = "a step keeps its 16 documents: 1 rank x 8 x accumulation 2"
-        assert (note in said.said) == (size == 8)
-        assert [bar[1:] for bar in said.bars] == [["steps", 10, 10]]
+        assert (note in progress.messages) == (size == 8)
+        assert [bar[1:] for bar in progress.bars] == [["steps", 10, 10]]
     unbroken = train(cache, out=tmp_path / "unbroken", **options)
     for other in ("8", "16"):
         found = log_of(tmp_path / other)
@@ -275,8 +275,8 @@ class Pairs:
         return [Match(Tap("logits"), LABELS)]
 
     def value(self, pairs, step):
-        said = pairs[0].student
-        return (said @ said.T).mean() * step.weight.sum()
+        progress = pairs[0].student
+        return (progress @ progress.T).mean() * step.weight.sum()
 
 
 class Longest(Pairs):

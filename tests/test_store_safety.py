@@ -478,31 +478,33 @@ def test_a_growing_cache_is_trained_on_as_far_as_it_is_there(
     }
     with pytest.raises(IncompleteError, match="3 of 4 parts are committed"):
         kdcache.train(growing, out=tmp_path / "no", **given)
-    watch = Said()
+    watch = Recorder()
     result = kdcache.train(growing, out=tmp_path / "s", allow_partial=True, progress=watch, **given)
     total = cache.plan.documents
-    assert watch.said[0] == f"training on {len(docs)} of {total} documents: 2 of 4 parts are there"
+    assert (
+        watch.messages[0] == f"training on {len(docs)} of {total} documents: 2 of 4 parts are there"
+    )
     assert result.metrics["partial"] == {"documents": len(docs), "of": total, "parts": [0, 3]}
     assert result.metrics["documents"] == len(docs)
     whole = kdcache.train(cache, out=tmp_path / "w", allow_partial=True, **given)
     assert "partial" not in whole.metrics, "a complete cache is used whole"
 
 
-class Said:
-    """Notes what is said."""
+class Recorder:
+    """Keeps the messages."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     @contextmanager
     def bar(self, label: str, *, unit: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda done: None
 
     def say(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
 
-class Stopping(Said):
+class Stopping(Recorder):
     """Presses Ctrl-C after some steps."""
 
     @contextmanager

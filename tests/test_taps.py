@@ -63,12 +63,12 @@ def test_queries_and_keys_make_the_attention_of_the_model(family: str, batch: Ba
 @pytest.mark.parametrize("family", families(*FAMILIES))
 def test_queries_keys_and_values_are_what_their_projections_say(family: str, batch: Batch) -> None:
     """Those that nothing rotates; values of all."""
-    model, said = model_of(family), {name: [] for name in QKV}
+    model, outputs = model_of(family), {name: [] for name in QKV}
 
     def keep(kinds: tuple[str, ...]) -> Any:
         def hook(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
             for kind, part in zip(kinds, output.chunk(len(kinds), -1), strict=True):
-                said[kind].append(part)
+                outputs[kind].append(part)
 
         return hook
 
@@ -80,8 +80,8 @@ def test_queries_keys_and_values_are_what_their_projections_say(family: str, bat
     with torch.no_grad():
         got = run(model, batch, [Tap(kind) for kind in QKV])
     for kind in ("value",) if family in ROTARY else QKV:
-        assert len(said[kind]) == 3
-        for layer, wanted in enumerate(said[kind], start=1):
+        assert len(outputs[kind]) == 3
+        for layer, wanted in enumerate(outputs[kind], start=1):
             assert torch.equal(got.states(Tap(kind, layer)), wanted)
             assert torch.equal(got.rows(Tap(kind, layer)), wanted[batch.mask])
 
@@ -145,12 +145,12 @@ def test_the_classifier_makes_the_logits_of_pooled(family: str, batch: Batch) ->
 
 
 def test_pooled_is_taken_before_dropout(batch: Batch) -> None:
-    model, said = model_of("Bert", classifier_dropout=0.5), []
-    model.bert.pooler.register_forward_hook(lambda _m, _i, output: said.append(output))
+    model, outputs = model_of("Bert", classifier_dropout=0.5), []
+    model.bert.pooler.register_forward_hook(lambda _m, _i, output: outputs.append(output))
     eval_mode = run(model, batch, [Tap("pooled")])[Tap("pooled")]
-    assert torch.equal(eval_mode, said[-1])
+    assert torch.equal(eval_mode, outputs[-1])
     model.train()
-    assert torch.equal(run(model, batch, [Tap("pooled")])[Tap("pooled")], said[-1])
+    assert torch.equal(run(model, batch, [Tap("pooled")])[Tap("pooled")], outputs[-1])
 
 
 @pytest.mark.parametrize("pad", [None, 3])

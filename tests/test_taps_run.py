@@ -18,7 +18,7 @@ from kdcache.models.run import EQUAL, run
 from kdcache.plans.batch import Batch
 from kdcache.signals import Tap
 from kdcache.tasks import TASKS, Subset
-from tests.said import say
+from tests.activations import say
 from tests.taps import AUTO, CLASSES, QKV, attend, batch_of, close, inputs, model_of
 
 
@@ -258,8 +258,8 @@ def test_gradients_flow_through_taps(batch: Batch) -> None:
     for step in (1e-5, -2e-5):
         with torch.no_grad():
             weight[1, 2] += step
-            said = run(model, batch, TRAINED)
-            totals.append(sum(float(said.rows(tap).square().mean()) for tap in TRAINED))
+            outputs = run(model, batch, TRAINED)
+            totals.append(sum(float(outputs.rows(tap).square().mean()) for tap in TRAINED))
     slope = (totals[0] - totals[1]) / 2e-5
     exact = float(found["bert.encoder.layer.0.attention.self.query.weight"][1, 2])
     assert slope == pytest.approx(exact, rel=1e-5)

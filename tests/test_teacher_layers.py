@@ -155,7 +155,7 @@ def settings(model: Any) -> dict[str, Any]:
     return {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"}
 
 
-def said(model: Any) -> list[torch.Tensor]:
+def outputs_of(model: Any) -> list[torch.Tensor]:
     model.config.use_cache = False
     with torch.no_grad():
         out = model(document("")["input_ids"], output_hidden_states=True)
@@ -176,9 +176,9 @@ def test_students_of_layers_say_what_the_layers_say(kind: str, tmp_path: Path) -
         student.save_pretrained(tmp_path)
         loaded = auto_class(task).from_pretrained(tmp_path).eval()
         assert settings(loaded) == settings(student)
-        wanted = said(by_hand(teacher, layers))
+        wanted = outputs_of(by_hand(teacher, layers))
         for model in (student, loaded):
-            for ours, theirs in zip(said(model), wanted, strict=True):
+            for ours, theirs in zip(outputs_of(model), wanted, strict=True):
                 torch.testing.assert_close(
                     ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max())
                 )
@@ -258,13 +258,13 @@ def test_comparing_leaves_models_and_generators_as_they_were() -> None:
     student = auto_class("text-classification").from_config(shrunk_config(teacher.config, (2, 3)))
     student.train().bert.encoder.layer[0].eval()
     copy_blocks(teacher, student, (2, 3))
-    before, logits = torch.random.get_rng_state(), said(copy.deepcopy(teacher).eval())[-1]
+    before, logits = torch.random.get_rng_state(), outputs_of(copy.deepcopy(teacher).eval())[-1]
     require_same_states(teacher, student, (2, 3), "text-classification", document(""))
     assert torch.equal(before, torch.random.get_rng_state())
     assert teacher.training
     assert student.training
     assert not student.bert.encoder.layer[0].training
-    assert torch.equal(said(teacher.eval())[-1], logits)
+    assert torch.equal(outputs_of(teacher.eval())[-1], logits)
 
 
 def test_what_a_configuration_says_layer_by_layer_is_cut() -> None:

@@ -35,7 +35,7 @@ class Watcher:
 
     def __init__(self, at=None):
         self.at = at or {}
-        self.said, self.bars = [], []
+        self.messages, self.bars = [], []
 
     @contextmanager
     def bar(self, label, *, unit, total):
@@ -50,7 +50,7 @@ class Watcher:
         yield advance
 
     def say(self, message):
-        self.said.append(message)
+        self.messages.append(message)
 
 
 def weights(folder):
@@ -157,7 +157,7 @@ def test_progress_counts_steps_and_nothing_is_printed(cache, narrow, tmp_path, c
         cache, recipe="kd", out=tmp_path / "run", config=narrow, overrides=QUICK, progress=progress
     )
     assert progress.bars == [["training run by kd from cache.zarr", "steps", 6, 6]]
-    assert progress.said == []
+    assert progress.messages == []
     assert capfd.readouterr() == ("", "")
 
 
@@ -243,7 +243,7 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(
         run("broken", progress=Watcher({stop_after: stop}))
     again = Watcher()
     resumed = run("broken", resume=True, progress=again)
-    assert again.said == [f"resuming from checkpoint {every}"]
+    assert again.messages == [f"resuming from checkpoint {every}"]
     assert [bar[1:] for bar in again.bars] == [["steps", 16 - every, 16 - every]]
     assert resumed.metrics["steps"] == whole.metrics["steps"] == 16
     assert_same_weights(whole.folder, resumed.folder)
@@ -264,7 +264,7 @@ def test_a_stopped_run_leaves_a_checkpoint_to_go_on_from_exactly(number, cache, 
     with pytest.raises(KeyboardInterrupt):
         run("broken", progress=interrupted)
     assert signal.getsignal(number) is before
-    assert interrupted.said == ["stopping after this step; the run can be resumed"]
+    assert interrupted.messages == ["stopping after this step; the run can be resumed"]
     assert not (tmp_path / "broken" / "model.safetensors").exists()
     assert_same_weights(run("whole").folder, run("broken", resume=True).folder)
 
@@ -277,7 +277,7 @@ def test_a_half_written_checkpoint_is_passed_over(cache, narrow, tmp_path):
     (tmp_path / "run" / "checkpoints" / "checkpoint-4").mkdir()
     progress = Watcher()
     train(cache, resume=True, progress=progress, **options)
-    assert progress.said == ["resuming from checkpoint 2"]
+    assert progress.messages == ["resuming from checkpoint 2"]
 
 
 def test_equal_runs_give_equal_students_and_other_seeds_others(cache, narrow, tmp_path):
@@ -379,7 +379,7 @@ def test_an_unlabelled_corpus_turns_hard_labels_off_with_a_message(
         progress=progress,
         overrides=[*QUICK, "losses.hard.weight=0.5"],
     )
-    assert progress.said == ["hard-label loss is off: the corpus has no labels"]
+    assert progress.messages == ["hard-label loss is off: the corpus has no labels"]
     assert set(result.metrics["losses"]) == {"loss", "loss_kl"}
     with pytest.raises(ConfigError, match="hard labels alone"):
         train(bare, recipe="finetune", out=tmp_path / "no", config=narrow)

@@ -231,7 +231,7 @@ no batch | evaluate {classifier} {corpus} --batch-size 0 | '--batch-size' + `kdc
 
 
 class Row(NamedTuple):
-    """A wrong call and what is said of it."""
+    """A wrong call and its error message."""
 
     name: str
     command: str

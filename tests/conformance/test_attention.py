@@ -52,10 +52,10 @@ def test_projections_are_proven_or_refused(family: str, batch: Batch) -> None:
         maps = projections(model, layer, CLASSES, batch)
         taps = [Tap(kind, layer) for kind in QKV]
         with torch.no_grad():
-            said = run(model, batch, [Tap("hidden", layer - 1), *taps])
+            activations = run(model, batch, [Tap("hidden", layer - 1), *taps])
             for tap in taps:
-                made = maps[tap.name](said.rows(Tap("hidden", layer - 1)))
-                torch.testing.assert_close(made, said.rows(tap), rtol=1e-5, atol=1e-6)
+                made = maps[tap.name](activations.rows(Tap("hidden", layer - 1)))
+                torch.testing.assert_close(made, activations.rows(tap), rtol=1e-5, atol=1e-6)
 
 
 def test_a_map_that_something_follows_is_refused(batch: Batch) -> None:
@@ -140,8 +140,8 @@ def test_a_loss_reads_no_more_than_the_layer_it_is_of(caches: Caches) -> None:
         caches.teachers["text-classification"], task=CLASSES, device="cpu"
     )
     given = cache.batch(cache.plan.docs[:3], objective.arrays)
-    said = run(teacher.model, given, objective.taps(), task=CLASSES)
-    loss, _ = objective(said, given)
+    activations = run(teacher.model, given, objective.taps(), task=CLASSES)
+    loss, _ = objective(activations, given)
     assert float(loss) < 1e-9
 
 

@@ -207,7 +207,7 @@ def test_its_gradient_is_its_slope_in_every_direction(kind: str, task: str) -> N
     gradients = evaluate(alone(kind), given).gradients
     rng = np.random.default_rng(1)
     for _ in range(3):
-        way = {name: rng.standard_normal(values.shape) for name, values in given.said.items()}
+        way = {name: rng.standard_normal(values.shape) for name, values in given.student.items()}
         slope = sum(float((gradients[name] * way[name]).sum()) for name in way)
         ahead, behind = (moved(kind, given, way, step) for step in (1e-5, -1e-5))
         assert (ahead - behind) / 2e-5 == pytest.approx(slope, rel=1e-6, abs=1e-8)
@@ -218,11 +218,11 @@ def test_its_gradient_is_its_slope_in_every_direction(kind: str, task: str) -> N
 
 def moved(kind: str, given: Given, way: dict[str, Array], step: float) -> float:
     """The loss, in float64, of outputs that have gone a step that way."""
-    said = {
+    activations = {
         name: torch.from_numpy(start.astype(np.float64) + step * way[name])
-        for name, start in given.said.items()
+        for name, start in given.student.items()
     }
-    return float(value(alone(kind), given, said)[0])
+    return float(value(alone(kind), given, activations)[0])
 
 
 @every_case
@@ -236,9 +236,9 @@ def test_it_reads_no_pad_and_moves_none(kind: str, task: str) -> None:
     assert found.total == whole.total
     for name, gradient in found.gradients.items():
         np.testing.assert_array_equal(gradient, whole.gradients[name])
-    for name in given.said:
+    for name in given.student:
         at = np.broadcast_to(
-            at_pads(name, np.zeros_like(given.said[name]), pads, 1.0), given.said[name].shape
+            at_pads(name, np.zeros_like(given.student[name]), pads, 1.0), given.student[name].shape
         )
         assert not (found.gradients[name] * at).any()
 
@@ -288,7 +288,7 @@ def check_parts(losses: dict[str, Loss], given: Given, cut: list[list[int]]) -> 
 
 
 def of_documents(given: Given, name: str, values: Array, docs: list[int]) -> Array:
-    """What there is of some documents of one of the values of `Given.said`."""
+    """What there is of some documents of one of the values of `Given.student`."""
     return values[np.isin(given.owners, docs)] if name == "logits" else values[:, docs]
 
 
@@ -305,7 +305,7 @@ def test_a_document_of_weight_two_counts_twice_and_one_of_weight_zero_not_at_all
         found = evaluate(alone(kind), one)
         assert found.total == pytest.approx(wanted.total, rel=1e-12)
         assert found.terms[kind] == pytest.approx(wanted.terms[kind], rel=1e-12)
-        for name in given.said:
+        for name in given.student:
             zero, first, last = (
                 of_documents(given, name, found.gradients[name], [doc]) for doc in (2, 0, 3)
             )

@@ -63,8 +63,8 @@ class Below(SoftLabelCodec):
         axes = ("output",)
         return [ArraySpec(name="steps", space=space, row_shape=row, axes=axes, dtype="int16")]
 
-    def encode(self, said):
-        logits = said[LOGITS]
+    def encode(self, activations):
+        logits = activations[LOGITS]
         below = logits.amax(-1, keepdim=True) - logits
         return {"steps": (below * self.steps).round().clamp(max=32767).short()}
 
@@ -73,9 +73,9 @@ class Below(SoftLabelCodec):
         ids = torch.arange(outputs).expand(values.shape)
         return SoftLabels(ids=ids, logprobs=values.log_softmax(-1), values=values)
 
-    def measure(self, said, encoded, rows):
-        exact, soft = said[LOGITS][rows].double(), self.soft(
-            {name: values[rows] for name, values in encoded.items()}, said[LOGITS].shape[1]
+    def measure(self, activations, encoded, rows):
+        exact, soft = activations[LOGITS][rows].double(), self.soft(
+            {name: values[rows] for name, values in encoded.items()}, activations[LOGITS].shape[1]
         )
         kl = divergence(exact.log_softmax(-1), soft.logprobs.double())
         return kl_stats("kl", kl, exact.argmax(-1) == soft.logprobs.argmax(-1))

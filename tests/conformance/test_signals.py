@@ -381,11 +381,11 @@ def test_beside_a_newer_signal_the_others_are_exported_inspected_and_trained_on(
     whole = caches.build("masked-lm", ["logits:dense", "hidden:layers=1-2"])
     root = copy_of(whole, tmp_path)
     forge_manifest(root, lambda record: record["signals"]["hidden"].update(kind="telepathy"))
-    cache, said = kdcache.open_cache(root), Lines()
+    cache, progress = kdcache.open_cache(root), Lines()
     assert kdcache.verify(root, full=True) == []
-    exported = kdcache.export(cache, tmp_path / "out", progress=said)
+    exported = kdcache.export(cache, tmp_path / "out", progress=progress)
     assert exported.files
-    assert said.said == [
+    assert progress.messages == [
         "hidden is left out: this version does not know a signal 'telepathy'; update kdcache"
     ]
     assert main(["inspect", str(root)]) == 0

@@ -4,7 +4,7 @@
 
 It is run when a recipe is added, and makes what is not there; what is there stays as it is, bit for
 bit. A case whose paper's loss is found to be another is deleted first, never to make a test pass.
-`NAME/given/...` are float32 arrays: what a student says, what a teacher said. Logits are
+`NAME/given/...` are float32 arrays: outputs of a student and of a teacher. Logits are
 spread so that at the recipe's temperature divergences are of the order of 1: where they are small,
 float32 leaves few digits of them, by any sum. `NAME/found/...` are the loss, its terms before their
 weights, and the gradients at the student's logits, hidden states and projections.
@@ -64,13 +64,13 @@ def topk(values: Array) -> dict[str, Array]:
 
 def classes(rng: np.random.Generator, temperature: float = 1.0) -> Given:
     """Documents of classes, one of them without a label."""
-    said, taught = (spread(rng, len(LENGTHS), CLASSES, temperature) for _ in range(2))
+    outputs, taught = (spread(rng, len(LENGTHS), CLASSES, temperature) for _ in range(2))
     labels = np.array([2, -100, 0, 4])
     return Given(
         task="text-classification",
         lengths=LENGTHS,
         labels=labels,
-        logits=said,
+        logits=outputs,
         hidden=states(rng, STUDENT, WIDTH),
         soft=dense(taught),
     )
@@ -99,20 +99,20 @@ def projected(rng: np.random.Generator) -> Given:
 def values(rng: np.random.Generator) -> Given:
     """Documents with a value each, one of them without."""
     given = classes(rng)
-    said, taught = given.logits[:, :1].copy(), given.logits[:, 1:2].copy()
+    outputs, taught = given.logits[:, :1].copy(), given.logits[:, 1:2].copy()
     labels = np.array([1.5, np.nan, -2.0, 0.25], np.float32)
-    return _with(given, labels=labels, logits=said, soft=dense(taught))
+    return _with(given, labels=labels, logits=outputs, soft=dense(taught))
 
 
 def masked(rng: np.random.Generator) -> Given:
     """Masked tokens, with the likeliest K of a vocabulary; every one has its true token."""
     positions = np.array([1, 4, 5, 11, 15, 17])
-    said, taught = (spread(rng, MASKED, TOKENS, 2.0) for _ in range(2))
+    outputs, taught = (spread(rng, MASKED, TOKENS, 2.0) for _ in range(2))
     return Given(
         task="masked-lm",
         lengths=LENGTHS,
         labels=rng.integers(0, TOKENS, MASKED),
-        logits=said,
+        logits=outputs,
         hidden=states(rng, STUDENT, WIDTH),
         masked=positions,
         soft=topk(taught),
@@ -122,14 +122,14 @@ def masked(rng: np.random.Generator) -> Given:
 def causal(rng: np.random.Generator) -> Given:
     """Every token, with the likeliest K; nothing follows the last of a document."""
     rows = int(LENGTHS.sum())
-    said, taught = (spread(rng, rows, TOKENS, 1.0) for _ in range(2))
+    outputs, taught = (spread(rng, rows, TOKENS, 1.0) for _ in range(2))
     labels = rng.integers(0, TOKENS, rows)
     labels[np.cumsum(LENGTHS) - 1] = -100
     return Given(
         task="causal-lm",
         lengths=LENGTHS,
         labels=labels,
-        logits=said,
+        logits=outputs,
         hidden=states(rng, STUDENT, WIDTH),
         soft=topk(taught),
     )

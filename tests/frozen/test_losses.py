@@ -1,8 +1,8 @@
 """Losses and gradients of the shipped recipes stay what they are: losses.npz, by make_losses.py.
 
-In float64 to 1e-12 of the largest entry, in float32 to 1e-6, of the same float64 figures. What a
-student says and what a teacher said are arrays of the file: no model and no decoding, whose last
-bits are a machine's. Reductions are compared after their sums: no order of summing is claimed.
+In float64 to 1e-12 of the largest entry, in float32 to 1e-6, of the same float64 figures. The
+outputs of student and teacher are arrays of the file: no model and no decoding, whose last bits
+are a machine's. Reductions are compared after their sums: no order of summing is claimed.
 """
 
 from __future__ import annotations

@@ -156,29 +156,29 @@ def test_new_classes_are_those_that_documents_have(
     assert "the teacher" not in " ".join(found.notes)
 
 
-def _read(train: Path, dev: Path | None, classifier: Path, scratch: Path, said: Lines) -> Any:
+def _read(train: Path, dev: Path | None, classifier: Path, scratch: Path, progress: Lines) -> Any:
     scratch.mkdir()
-    return read_data(train, dev, load_tokenizer(classifier), Settings(), scratch, {}, said)
+    return read_data(train, dev, load_tokenizer(classifier), Settings(), scratch, {}, progress)
 
 
 def test_a_text_that_is_chosen_on_is_not_learnt_from(classifier: Path, tmp_path: Path) -> None:
     rows = [(f"text {'a' * i}", "xy"[i % 2]) for i in range(20)]
     train = write_csv(tmp_path / "train.csv", [*rows, *rows[:4], ("a text without", "")])
     dev = write_csv(tmp_path / "dev.csv", [*rows[:2], ("another text", "y")])
-    said = Lines()
-    data = _read(train, dev, classifier, tmp_path / "a", said)
+    progress = Lines()
+    data = _read(train, dev, classifier, tmp_path / "a", progress)
     assert (len(data.train), len(data.dev), len(data.unlabelled)) == (20, 3, 1)
-    assert "4 of 24 labelled documents are left out" in " ".join(said.said)
-    data = _read(train, None, classifier, tmp_path / "b", said)
+    assert "4 of 24 labelled documents are left out" in " ".join(progress.messages)
+    data = _read(train, None, classifier, tmp_path / "b", progress)
     assert set(data.train.texts()).isdisjoint(data.dev.texts())
     assert len(data.train) + len(data.dev) == 24
 
 
 def test_classes_with_few_documents_are_told(classifier: Path, tmp_path: Path) -> None:
     rows = [(f"text {'a' * i}", "xy"[i % 2]) for i in range(20)] + [("alone", "z")]
-    said = Lines()
-    data = _read(write_csv(tmp_path / "t.csv", rows), None, classifier, tmp_path / "a", said)
-    told = " ".join(said.said)
+    progress = Lines()
+    data = _read(write_csv(tmp_path / "t.csv", rows), None, classifier, tmp_path / "a", progress)
+    told = " ".join(progress.messages)
     assert "a single document to learn from: z" in told
     assert "no document to choose on, so the scores do not tell of them: z" in told
     assert data.dev.counts().tolist() == [1, 1, 0]

@@ -33,12 +33,12 @@ WEIGHTS = "model.safetensors"
 def test_a_taught_teacher_is_a_teacher_to_every_command(
     taught: TeachResult, labelled: Path, tmp_path: Path
 ) -> None:
-    said: Any = Lines()
-    options: Any = {"task": "text-classification", "teacher": taught.folder, "progress": said}
+    words: Any = Lines()
+    options: Any = {"task": "text-classification", "teacher": taught.folder, "progress": words}
     build(labelled, out=tmp_path / "cut", max_length=32, **options)
-    assert not any("was trained on" in line for line in said.said)
+    assert not any("was trained on" in line for line in words.messages)
     cache = build(labelled, out=tmp_path / "cache", **options)
-    assert sum("up to 32 tokens, and these have up to" in line for line in said.said) == 1
+    assert sum("up to 32 tokens, and these have up to" in line for line in words.messages) == 1
     assert cache.manifest["teacher"]["classes"] == ["asyncio", "email", "tkinter"]
     scores = evaluate(taught.folder, labelled)  # cut off where it was in teaching
     assert scores["accuracy"] == taught.metrics["evaluation"]["accuracy"]
@@ -88,11 +88,11 @@ def test_documents_of_an_evaluation_that_were_taught_on_are_told(
     assert "180 documents of the other file were taught or chosen on" in card
     rows = [(s.text, s.package) for i, s in enumerate(sentences) if i % 4 == 3]
     mixed = write_csv(tmp_path / "mixed.csv", [*rows, (sentences[0].text, sentences[0].package)])
-    said, out = Lines(), tmp_path / "teacher"
-    options = {**QUICK, "epochs": 1, "learning_rates": 1e-3, "progress": said}
+    words, out = Lines(), tmp_path / "teacher"
+    options = {**QUICK, "epochs": 1, "learning_rates": 1e-3, "progress": words}
     found = teach(encoder, labelled, out=out, eval_file=mixed, **options)
     assert found.metrics["evaluation"]["seen"] == 1
-    assert sum("1 of the 61 documents of mixed.csv (--eval)" in s for s in said.said) == 1
+    assert sum("1 of the 61 documents of mixed.csv (--eval)" in s for s in words.messages) == 1
 
 
 def test_a_teacher_with_another_tokenizer_is_not_scored(
@@ -121,12 +121,12 @@ def test_a_run_that_was_stopped_goes_on_and_ends_in_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         teach(encoder, labelled, out=out, **{**QUICK, "progress": stopped})
     assert not (out / "metrics.json").exists()
-    assert "the same command goes on after 1 of 2 learning rates" in stopped.said[-1]
+    assert "the same command goes on after 1 of 2 learning rates" in stopped.messages[-1]
     with pytest.raises(MismatchError, match="seed is 0 there and 1 now"):
         teach(encoder, labelled, out=out, **QUICK, seed=1)
     lines = Lines()
     result = teach(encoder, labelled, out=out, **{**QUICK, "progress": lines})
-    assert any("1 of 2 learning rates are finished" in line for line in lines.said)
+    assert any("1 of 2 learning rates are finished" in line for line in lines.messages)
     assert (out / WEIGHTS).read_bytes() == (taught.folder / WEIGHTS).read_bytes()
     assert result.metrics["grid"] == taught.metrics["grid"]
     with pytest.raises(ConfigError, match="already holds a trained model"):
@@ -141,8 +141,8 @@ def _reviews(count: int, seed: int, share: float = 0.5) -> list[tuple[str, str]]
     rows = []
     for number in range(count):
         label = "bad" if number < share * count else "good"
-        said = rng.permutation([*words[label], *rng.choice(["the", "of", "object", "file"], 4)])
-        rows.append((" ".join([*said, *rng.choice(both, 2)]), label))
+        text = rng.permutation([*words[label], *rng.choice(["the", "of", "object", "file"], 4)])
+        rows.append((" ".join([*text, *rng.choice(both, 2)]), label))
     return rows
 
 
@@ -162,18 +162,18 @@ def test_a_learning_rate_that_ruins_a_run_is_not_chosen(encoder: Path, tmp_path:
 def test_class_weights_raise_recall_of_the_rare_class(encoder: Path, tmp_path: Path) -> None:
     train = write_csv(tmp_path / "train.csv", _reviews(200, 0, share=0.05))
     dev = write_csv(tmp_path / "dev.csv", _reviews(200, 1, share=0.05))
-    scores, said = {}, {}
+    scores, words = {}, {}
     for rule in ("auto", "none"):
         lines = Lines()
         options = {**QUICK, "learning_rates": 5e-4, "epochs": 1, "progress": lines}
         made = teach(encoder, train, dev=dev, out=tmp_path / rule, class_weights=rule, **options)
-        scores[rule], said[rule] = made.metrics["dev"], " ".join(lines.said)
+        scores[rule], words[rule] = made.metrics["dev"], " ".join(lines.messages)
         assert (made.metrics["class_weights"] is None) == (rule == "none")
     assert scores["auto"]["recall"]["bad"] > scores["none"]["recall"]["bad"]
     assert scores["auto"]["macro_f1"] > scores["none"]["macro_f1"]
-    assert "10 to 190 documents" in said["auto"]
-    assert "--class-weights none" in said["auto"]
-    assert "weighed" not in said["none"]
+    assert "10 to 190 documents" in words["auto"]
+    assert "--class-weights none" in words["auto"]
+    assert "weighed" not in words["none"]
 
 
 def test_labels_that_are_values_make_a_regression(encoder: Path, tmp_path: Path) -> None:
@@ -237,12 +237,12 @@ def test_encoders_of_every_family_are_taught_from_a_fitted_head(
     assert set(start["dev"]) == FAMILIES[family]
     scored = start["dev"][start["pooler"]]  # the fitted layers say what the model does with them
     assert scored["cross_entropy"] == pytest.approx(start["scores"]["cross_entropy"], abs=1e-4)
-    said = evaluate(tmp_path / "teacher", train)
+    words = evaluate(tmp_path / "teacher", train)
     pipe = pipeline("text-classification", model=str(tmp_path / "teacher"), device="cpu")
     rows = _reviews(64, 0)
     labels = [found["label"] for found in pipe([text for text, _ in rows], batch_size=8)]
     right = np.mean([label == wanted for label, (_, wanted) in zip(labels, rows, strict=True)])
-    assert right == pytest.approx(said["accuracy"])
+    assert right == pytest.approx(words["accuracy"])
 
 
 def test_an_encoder_that_was_a_classifier_gets_the_classes_of_the_corpus(

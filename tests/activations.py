@@ -1,4 +1,4 @@
-"""What a model said, of tensors that no model computed, or of a model by hand."""
+"""Activations of a model, or made by hand of tensors that no model computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdcache.plans.batch import Batch
 from kdcache.signals import HEAD, LOGITS, Activations, Head, Tap
 
 
-class Said(Activations):
+class Outputs(Activations):
     """Activations of logits and hidden states by a shorter name."""
 
     @property
@@ -31,15 +31,15 @@ def activations(
     hidden: Sequence[torch.Tensor] = (),
     masked: torch.Tensor | None = None,
     head: Head | None = None,
-) -> Said:
+) -> Outputs:
     """Activations of logits and hidden states, the embedding output first, or of a head."""
     values = {Tap("hidden", layer): states for layer, states in enumerate(hidden)}
     values |= {} if logits is None else {LOGITS: logits}
     values |= {} if head is None else {HEAD: head.hidden}
-    return Said(values=values, mask=mask, masked=masked, head=head)
+    return Outputs(values=values, mask=mask, masked=masked, head=head)
 
 
-def say(model: Any, task: str, batch: Batch, *, hidden: bool = False, head: Any = None) -> Said:
+def say(model: Any, task: str, batch: Batch, *, hidden: bool = False, head: Any = None) -> Outputs:
     """The logits of a batch, or with a `head` what that reads, and all hidden states."""
     taps = [LOGITS if head is None else HEAD, *([Tap("hidden")] if hidden else [])]
-    return Said(**vars(run(model, batch, taps, task=task)))
+    return Outputs(**vars(run(model, batch, taps, task=task)))

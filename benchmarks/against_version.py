@@ -35,7 +35,7 @@ SIGNALS = ["logits:dense", "hidden:layers=2-4-6,positions=cls,dtype=int8"]
 READ, BATCH, TURNS = 4000, 32, 16  # documents of the cache and of a batch; turns of a pair, nearly
 PASSAGES, FEW, LESS = 300, 4, 6  # the same of the masked language model
 LOADED = 25  # batches of a turn of the loader
-DRAWS = 10_000
+RESAMPLES = 10_000
 
 
 class Turns:
@@ -272,7 +272,7 @@ def compare(sides: dict[str, Side], job: str, pairs: int) -> dict[str, Any]:
     count = min(map(len, turns.values()))
     newer, older = (np.array(turns[name][:count]) for name in ("newer", "older"))
     ratios = np.array([np.median(turn) for turn in np.array_split(newer / older, pairs)])
-    medians = np.median(rng.choice(ratios, (DRAWS, pairs)), axis=1)
+    medians = np.median(rng.choice(ratios, (RESAMPLES, pairs)), axis=1)
     low, high = np.quantile(medians, [0.025, 0.975])
     print(f"{job}: median ratio {np.median(ratios):.4f}, 95% interval {low:.4f} to {high:.4f}")
     return {

@@ -83,11 +83,11 @@ class Run:
         """Which documents of each domain a model has right, as a 1 or a 0 for each."""
         found = {}
         for domain in self.sentences.tests:
-            told = self.out / f"{model}-{domain}.predictions.csv"
+            path = self.out / f"{model}-{domain}.predictions.csv"
             kdcache.evaluate(
-                self.out / model, self.out / f"{domain}.csv", predictions=told, progress=False
+                self.out / model, self.out / f"{domain}.csv", predictions=path, progress=False
             )
-            with told.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8") as file:
                 rows = csv.DictReader(file)
                 found[domain] = "".join(str(int(r["label"] == r["prediction"])) for r in rows)
         return found

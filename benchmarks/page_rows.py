@@ -75,8 +75,8 @@ def bytes_rows() -> Iterator[Row]:
     """Some of our codecs; of the others every setting for 50 ids, and those for 128."""
     for row in result("fidelity")["rows"]:
         name = row["signal"]
-        beside = not row["ours"] and (", k=50" in name or ", k=128, exact" in name)
-        if "bytes_per_row" in row and (name in BYTES or beside):
+        small = not row["ours"] and (", k=50" in name or ", k=128, exact" in name)
+        if "bytes_per_row" in row and (name in BYTES or small):
             yield (
                 f"`{name}`" if row["ours"] else name,
                 short(row["bytes_per_row"]),

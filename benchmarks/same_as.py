@@ -302,8 +302,8 @@ def main() -> int:
     if args.json:
         named = ["git", "-C", str(ROOT), "rev-parse", args.commit]
         commit = subprocess.run(named, capture_output=True, text=True, check=True).stdout.strip()
-        told = {"commit": commit, "same": same, "rows": [vars(row) for row in rows]}
-        print(json.dumps(told, indent=1))
+        result = {"commit": commit, "same": same, "rows": [vars(row) for row in rows]}
+        print(json.dumps(result, indent=1))
     else:
         show(rows)
     return 0 if same else 1

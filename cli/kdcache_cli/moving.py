@@ -90,8 +90,8 @@ def export(
 
 def _report(out: str, done: Transfer, as_json: bool) -> None:
     if as_json:
-        told = {name: getattr(done, name) for name in done.__dataclass_fields__}
-        print_json({"out": out, **told})
+        fields = {name: getattr(done, name) for name in done.__dataclass_fields__}
+        print_json({"out": out, **fields})
         return
     there = done.objects - done.written_objects
     print_fields(

@@ -13,7 +13,7 @@ from kdcache.errors import ConfigError
 from kdcache_cli import options as o
 from kdcache_cli.output import print_json, print_table, show
 
-TOLD = ("accuracy", "f1", "pearson", "mse")
+SHOWN = ("accuracy", "f1", "pearson", "mse")
 CLASS_WEIGHTS = ("auto", "balanced", "none")
 
 
@@ -145,9 +145,9 @@ def _print(metrics: dict[str, Any]) -> None:
     print(f"\nTaught on {data['train']:,} documents, chosen on {data['dev']:,}.")
     if "evaluation" in metrics:
         scores = metrics["evaluation"]
-        told = [f"{name} {show(scores[name])}" for name in TOLD if scores.get(name) is not None]
+        shown = [f"{name} {show(scores[name])}" for name in SHOWN if scores.get(name) is not None]
         seen = f" ({scores['seen']:,} of them taught or chosen on)" if scores["seen"] else ""
-        print(f"On {scores['file']}, {scores['documents']:,} documents{seen}: {', '.join(told)}.")
+        print(f"On {scores['file']}, {scores['documents']:,} documents{seen}: {', '.join(shown)}.")
 
 
 def _rows(metrics: dict[str, Any], by: str) -> Iterator[tuple[Any, ...]]:

@@ -50,7 +50,7 @@ from kdcache.tasks.causal_lm import CAUSAL_LM
 from kdcache.tasks.masked_lm import MASKED_LM
 
 KS = (16, 32, 50, 64, 128)
-DRAWS = (12, 25, 50, 100)
+SAMPLES = (12, 25, 50, 100)
 LOGITS = (
     "logits:dense,dtype=fp32",
     "logits:dense,dtype=fp16",
@@ -59,7 +59,7 @@ LOGITS = (
     "logits:topk-small,k=50,levels=64",
     "logits:topk-small,k=128,levels=64",
     *(f"logits:topk-small,k={k},draws=16" for k in (16, 50, 64)),
-    *(f"logits:sampled,n={n}" for n in DRAWS),
+    *(f"logits:sampled,n={n}" for n in SAMPLES),
     "logits:hidden-head,dtype=fp16",
     "logits:hidden-head,dtype=int8,group=64",
     "logits:hidden-head,dtype=int4",

@@ -67,7 +67,7 @@ def formats(ks: Sequence[int]) -> list[Format]:
             for k, name, exact, terms in settings
             if k - exact >= sum(each.number for each in bins)
         ),
-        Format(name="SE-KD3X, 50 draws, 64 entries", keep=partial(_sekd, draws=50, entries=64)),
+        Format(name="SE-KD3X, 50 draws, 64 entries", keep=partial(_sekd, samples=50, entries=64)),
     ]
 
 
@@ -116,13 +116,13 @@ def _distillkit(logits: torch.Tensor, *, setting: Setting) -> Record:
 SHARES = 127  # 7 bits
 
 
-def _sekd(logits: torch.Tensor, *, draws: int, entries: int) -> Record:
+def _sekd(logits: torch.Tensor, *, samples: int, entries: int) -> Record:
     """SE-KD3X (arXiv:2602.01395, its training/offline_cache.py at e56c3ca): draws with their
     shares, of 3 bytes each (17 bits of id, 7 of share), a row filled up to a fixed number."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.cat(
         [
-            torch.multinomial(rows.softmax(-1), draws, replacement=True, generator=generator)
+            torch.multinomial(rows.softmax(-1), samples, replacement=True, generator=generator)
             for rows in logits.split(256)
         ]
     )
@@ -133,7 +133,7 @@ def _sekd(logits: torch.Tensor, *, draws: int, entries: int) -> Record:
         1, first.long().cumsum(1) - 1, torch.ones_like(drawn)
     )
     ids = torch.full_like(drawn, -1).scatter_(1, first.long().cumsum(1) - 1, drawn)
-    shares = _shares(counts / draws)
+    shares = _shares(counts / samples)
     logprobs = (shares / shares.sum(1, keepdim=True)).log()
     ids = torch.where(shares > 0, ids, -1)
     tail = torch.full((len(ids),), -torch.inf)

@@ -70,9 +70,9 @@ def _coding(signal: Signal) -> Json:
 def text_of(signal: Signal) -> str:
     """A vector signal as `--signal` takes it: what has no default, then what is not its default."""
     known = settings_of(type(signal))
-    told = {
+    chosen = {
         name: getattr(signal, name)
         for name in dict.fromkeys([*required(type(signal)), *known])
         if getattr(signal, name) != known[name].default
     }
-    return f"{signal.kind}:{settings_text(told)}"
+    return f"{signal.kind}:{settings_text(chosen)}"

@@ -253,10 +253,10 @@ def _sized(
     plan: Plan, shape: ModelSizes, way: Rated, plain: int
 ) -> tuple[int, frozenset[tuple[str, int]]]:
     """Bytes of a signal's arrays alone, and the files it needs."""
-    told = sizes(plan, {way.signal.kind: way.signal}, shape)
-    estimates = told["estimates"].items()
+    plan_sizes = sizes(plan, {way.signal.kind: way.signal}, shape)
+    estimates = plan_sizes["estimates"].items()
     needed = frozenset((name, most) for name, (_, most) in estimates if name.startswith("files/"))
-    return told["total"] - plain - sum(size for _, size in needed), needed
+    return plan_sizes["total"] - plain - sum(size for _, size in needed), needed
 
 
 def _truest(found: Iterable[Chosen]) -> list[Chosen]:

@@ -168,8 +168,8 @@ def _sampled(plan: Plan, space: RowSpace) -> Array:
         return np.arange(total)
     rng = np.random.default_rng((plan.config.seed, total))
     # Draws of many rows that leave enough when duplicates are gone; no memory grows with the plan.
-    draws = (
+    samples = (
         np.arange(total) if total < 4 * FIDELITY_ROWS else rng.integers(0, total, 2 * FIDELITY_ROWS)
     )
-    sample: Array = np.sort(rng.permutation(np.unique(draws))[:FIDELITY_ROWS])
+    sample: Array = np.sort(rng.permutation(np.unique(samples))[:FIDELITY_ROWS])
     return sample

@@ -72,11 +72,11 @@ def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes)
 
     Raises ConfigError if a teacher of this shape cannot give a signal.
     """
-    told = sizes(plan, signals, shape)
+    plan_sizes = sizes(plan, signals, shape)
     smaller = smaller_ways(
-        signals, told["total"], lambda them: int(sizes(plan, them, shape)["total"])
+        signals, plan_sizes["total"], lambda them: int(sizes(plan, them, shape)["total"])
     )
-    return {**told, **({"smaller": smaller} if smaller else {})}
+    return {**plan_sizes, **({"smaller": smaller} if smaller else {})}
 
 
 def sizes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes) -> Json:

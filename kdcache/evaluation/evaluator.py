@@ -218,7 +218,7 @@ def _speed(
     budget = token_budget(plan, batch_size)
     report: Json = {"documents_per_s": _rate(student, plan, budget)}
     if teacher is not None:
-        loaded, told = score_teacher(
+        loaded, teacher_scores = score_teacher(
             teacher,
             plan,
             tokenizer,
@@ -229,7 +229,7 @@ def _speed(
         )
         rate = _rate(loaded, plan, budget)
         parameters = loaded.identity["parameters"]
-        report["teacher"] = {"parameters": parameters, **told, "documents_per_s": rate}
+        report["teacher"] = {"parameters": parameters, **teacher_scores, "documents_per_s": rate}
         report["speedup"] = report["documents_per_s"] / rate
     return report
 

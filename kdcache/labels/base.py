@@ -33,7 +33,7 @@ class Known:
         count: how many there are; None: no teacher is known.
         corpus: what the corpus itself calls its numbers, as a `datasets.ClassLabel` does.
         new: there is no teacher yet, and its classes will be those of the labels.
-        guess: nobody said what the labels are: they are looked at.
+        guess: the kind is not named: the labels decide.
     """
 
     names: tuple[str, ...] | None = None

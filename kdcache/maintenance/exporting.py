@@ -155,9 +155,9 @@ def _safetensors(columns: Columns, metadata: Json) -> bytes:
     from safetensors.numpy import save
 
     spaces = {name: str(column.space) for name, column in columns.items()}
-    told = canonical({**metadata, "spaces": spaces}).decode()
+    description = canonical({**metadata, "spaces": spaces}).decode()
     tensors = {name: np.ascontiguousarray(column.rows) for name, column in columns.items()}
-    data: bytes = save(tensors, metadata={"kdcache": told})
+    data: bytes = save(tensors, metadata={"kdcache": description})
     return data
 
 

@@ -134,9 +134,9 @@ def of_block(kind: str, forward: Forward) -> Found:
     calls: dict[int, Call] = forward.recorded[attention_calls]
     depth = forward.model.config.get_text_config().num_hidden_layers
     if calls.keys() != set(range(1, depth + 1)):
-        told = "does not hand them to transformers' attention functions"
+        reason = "does not hand them to transformers' attention functions"
         some = f"hands those of {len(calls)} of its {depth} blocks to the attention functions"
-        raise refusal(name_of(forward.model), kind, some if calls else told)
+        raise refusal(name_of(forward.model), kind, some if calls else reason)
     return {layer: call.values[kind] for layer, call in calls.items() if kind in call.values}
 
 

@@ -33,7 +33,7 @@ def shrunk_config(config: Any, layers: Layers) -> Any:
     depth = text.num_hidden_layers
     if min(layers) < 1 or max(layers) > depth or list(layers) != sorted(set(layers)):
         raise ConfigError(
-            f"--init-from-teacher takes rising layers from 1 to {depth}; got {_told(layers)}"
+            f"--init-from-teacher takes rising layers from 1 to {depth}; got {_listed(layers)}"
         )
     try:
         found = _reloaded(type(config).from_dict(_record(config, text, layers)))
@@ -127,7 +127,7 @@ def _difference(ours: Activations, theirs: Activations, layers: Layers) -> str:
 
 def _refusal(config: Any, layers: Layers, why: str) -> ModelError:
     return ModelError(
-        f"a {config.model_type} of the teacher's blocks {_told(layers)} alone does not compute "
+        f"a {config.model_type} of the teacher's blocks {_listed(layers)} alone does not compute "
         f"what they compute in the teacher ({why}): choose other layers, or make the student from "
         "a configuration (--config)"
     )
@@ -139,7 +139,7 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def _told(layers: Sequence[int]) -> str:
+def _listed(layers: Sequence[int]) -> str:
     return "-".join(map(str, layers))
 
 

@@ -60,8 +60,8 @@ def _activations(model: Any, space: Space, batch: Batch, taps: Taps) -> Activati
     pieces = by_length(batch) if getattr(unwrapped(model), EQUAL, False) else []
     if len(pieces) < 2:
         return _run(model, space, batch, taps)
-    said = [_run(model, space, piece.batch, taps) for piece in pieces]
-    return joined(space, batch, pieces, said)
+    parts = [_run(model, space, piece.batch, taps) for piece in pieces]
+    return joined(space, batch, pieces, parts)
 
 
 def _run(model: Any, space: Space, batch: Batch, taps: Taps) -> Activations:

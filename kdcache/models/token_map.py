@@ -61,7 +61,7 @@ def difference(one: TokenMap, other: TokenMap) -> str:
     ]
     if apart:
         token = min(apart, key=lambda token: (_number(token, one, other), token))
-        mine, theirs = _told(one.ids.get(token)), _told(other.ids.get(token))
+        mine, theirs = _number_text(one.ids.get(token)), _number_text(other.ids.get(token))
         return f"{token!r} is {mine} of the one and {theirs} of the other"
     return _clash(one, other) or _clash(other, one)
 
@@ -79,7 +79,7 @@ def _number(token: str, one: TokenMap, other: TokenMap) -> int:
     return min(known.ids[token] for known in (one, other) if token in known.ids)
 
 
-def _told(number: int | None) -> str:
+def _number_text(number: int | None) -> str:
     return "no token" if number is None else f"token {number}"
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from kdcache.labels import LABEL_KINDS, LabelKind, known
 from kdcache.manifest import FORMAT, NAMED, Json, canonical
-from kdcache.plans.subsample import draw, sampled_count, spread
+from kdcache.plans.subsample import random_below, sampled_count, spread
 from kdcache.tasks import TASKS, RowSpace, Space, Subset, Task
 
 Array = npt.NDArray[Any]
@@ -171,7 +171,7 @@ class Plan:
             return np.arange(counts.sum(dtype=np.int64))
         lens = self.spans(docs, space.of)[1].astype(np.int64)
         before = np.repeat(np.cumsum(lens) - lens, counts)
-        return before + spread(lens, counts, draw(self.config.seed, docs, lens))
+        return before + spread(lens, counts, random_below(self.config.seed, docs, lens))
 
     def extent(self, docs: npt.NDArray[np.int64], space: RowSpace) -> int:
         """Rows the documents of one part fill in a space, from the part's first row."""

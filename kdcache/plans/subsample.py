@@ -22,18 +22,18 @@ def sampled_count(rows: npt.NDArray[Any], fraction: float) -> Rows:
     return np.ceil(rows * fraction).astype(np.int64)
 
 
-def spread(lens: Rows, counts: Rows, draws: Rows) -> Rows:
+def spread(lens: Rows, counts: Rows, offsets: Rows) -> Rows:
     """Rows kept within documents of `lens` rows, `counts` of each, one document after the other.
 
-    `draws`, in [0, length), say where each document's begin: the j-th of c rows out of n is
-    floor((j * n + draw) / c), so that of the n draws c keep any given row.
+    `offsets`, in [0, length), are where those of each document begin: the j-th of c rows out of n
+    is floor((j * n + offset) / c), so that of the n offsets c keep any given row.
     """
     doc = np.repeat(np.arange(len(lens)), counts)
     nth = np.arange(len(doc)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return (nth * lens[doc] + draws[doc]) // counts[doc]
+    return (nth * lens[doc] + offsets[doc]) // counts[doc]
 
 
-def draw(seed: int, docs: Rows, below: Rows) -> Rows:
+def random_below(seed: int, docs: Rows, below: Rows) -> Rows:
     """A whole number in [0, below) for each document, 0 where `below` is 0.
 
     SplitMix64 (Steele et al. 2014), started at `seed` and advanced `docs` + 1 times.

@@ -113,8 +113,8 @@ def _ship(
         report = work.ship(student, options, "", folders)
         if teacher is not None:
             options["max_length"] = report["max_length"]
-            beside = work.ship(teacher, options, "teacher_", folders)
-            report["models"] |= beside["models"]
+            theirs = work.ship(teacher, options, "teacher_", folders)
+            report["models"] |= theirs["models"]
         return {kind: work.put(kind, folder, report) for kind, folder in folders.items()}
 
 
@@ -131,10 +131,10 @@ class _Work:
     def put(self, kind: str, folder: Path, report: Json) -> Json:
         """Move what was made of the student to its folder, with a card; returns its report."""
         made = self.folder("", kind)
-        told = _told(report, folder, made, kind)
-        write_card(made, folder.resolve().name, told)
+        summary = _summary(report, folder, made, kind)
+        write_card(made, folder.resolve().name, summary)
         os.replace(made, folder)
-        return told
+        return summary
 
     def ship(
         self, model: str | Path, options: PlanOptions, prefix: str, shipped: Collection[str]
@@ -189,7 +189,7 @@ class _Work:
         return about | {"timed": TIMED, "models": rows}
 
 
-def _told(report: Json, folder: Path, made: Path, shipped: str) -> Json:
+def _summary(report: Json, folder: Path, made: Path, shipped: str) -> Json:
     """The report with what is written, and what its figures say."""
     head = {
         "folder": str(folder),

@@ -236,8 +236,10 @@ def join(one: Any, other: Any) -> Signal:
     have, want = one.to_json(), other.to_json()
     for name in sorted((have.keys() | want.keys()) - {"layers"}):
         if have.get(name) != want.get(name):
-            told = f"{name} is {have.get(name)} in the first and {want.get(name)} in the other"
-            raise ConfigError(f"their layers would be one signal, but {told}")
+            difference = (
+                f"{name} is {have.get(name)} in the first and {want.get(name)} in the other"
+            )
+            raise ConfigError(f"their layers would be one signal, but {difference}")
     made: Signal = replace(one, layers=tuple(sorted(layers[0] + layers[1])))
     return made
 

@@ -69,10 +69,10 @@ class DocumentVectors:
         known = ("layers", "positions", "dtype", "group", "compress", "fraction")
         there = {entry.name for entry in fields(self)}
         values = {name: getattr(self, name) for name in known if name in there}
-        told = {name: value for name, value in values.items() if (name, value) not in SILENT}
-        if "layers" in told:
-            told["layers"] = list(told["layers"])
-        return told | {"codec": self.codec}
+        chosen = {name: value for name, value in values.items() if (name, value) not in SILENT}
+        if "layers" in chosen:
+            chosen["layers"] = list(chosen["layers"])
+        return chosen | {"codec": self.codec}
 
     def check(self, task: Task, shape: ModelSizes) -> None:
         """Raise ConfigError for what the teacher does not have at such rows."""

@@ -12,7 +12,7 @@ import torch
 
 from kdcache.manifest import Json
 from kdcache.signals.base import Arrays, Columns, Stats, of_signal
-from kdcache.signals.codecs.draws import distinct
+from kdcache.signals.codecs.sampling import distinct
 from kdcache.signals.taps import LOGITS, Activations, ModelSizes, Tap
 
 STAT_TEMPERATURE = 2.0
@@ -48,7 +48,7 @@ def topk_lacks(codec: str, k: int, draws: int, use: SoftUse, outputs: int) -> st
     if use.raw:
         return NO_RAW
     if use.tail == "drawn":
-        return _draws_lack(codec, k, draws, use)
+        return _samples_lack(codec, k, draws, use)
     if k == outputs or use.tail == "renormalize" or use.temperature in STORED_TEMPERATURES:
         return ""
     return (
@@ -58,7 +58,7 @@ def topk_lacks(codec: str, k: int, draws: int, use: SoftUse, outputs: int) -> st
     )
 
 
-def _draws_lack(codec: str, k: int, draws: int, use: SoftUse) -> str:
+def _samples_lack(codec: str, k: int, draws: int, use: SoftUse) -> str:
     if not draws:
         return (
             "tail=drawn needs ids drawn from the tail, which the cache does not hold: build one "

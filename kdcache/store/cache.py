@@ -136,18 +136,18 @@ class Cache:
         self.completion = read_completion(path, self.plan.parts, old=schema.old)
         self.first = teacher_name(self.manifest["teacher"]["name"])
         self.teacher = None if teacher == self.first else teacher
-        self.prefix, beside = "", {teacher_prefix(n): t for n, t in schema.teachers.items()}
+        self.prefix, more_teachers = "", {teacher_prefix(n): t for n, t in schema.teachers.items()}
         if self.teacher is not None:
             schema = schema.teachers[self._known(self.teacher)]
             self.manifest = {**self.manifest, **self.manifest["teachers"][self.teacher]}
-            self.prefix, beside = teacher_prefix(self.teacher), {}
+            self.prefix, more_teachers = teacher_prefix(self.teacher), {}
         assert schema.shape is not None
         self.shape, self.newer = schema.shape, schema.newer
         self.spaces = _spaces(self.plan, schema)
         self.layouts: dict[str, Layout] = {n: layouts[self.prefix + n] for n in self.spaces}
         self.signals: dict[str, Signal] = with_artifacts(schema.signals, self.shape, self.file)
         readable = dict(self.layouts)
-        for start, theirs in beside.items():
+        for start, theirs in more_teachers.items():
             found = {start + name: space for name, space in _spaces(self.plan, theirs).items()}
             self.spaces |= found
             readable |= {name: layouts[name] for name in found}
@@ -286,8 +286,8 @@ class Cache:
             lacking = [array for array in self.arrays_of(name, tap) if array not in rows]
             if not lacking:
                 raise
-            told = f"{tap} of {name} is decoded from {lacking[0]}, which was not read"
-            raise ConfigError(told) from error
+            message = f"{tap} of {name} is decoded from {lacking[0]}, which was not read"
+            raise ConfigError(message) from error
 
     def stored(self, docs: Docs, tap: Tap, signal: str = "") -> Any:
         """`decode` of the rows of documents."""

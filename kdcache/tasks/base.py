@@ -90,7 +90,7 @@ class Task:
         heads: what the names of its models' classes end with.
         rows: what its logits have a row for.
         kinds: kinds of labels it can have.
-        signals: what is stored where nothing is said.
+        signals: what is stored by default.
         pipeline: the pipeline of transformers that serves its models, and the tag of their cards.
         call: a call of that pipeline, `pipe`.
         measured: under which name the table of measured errors tells of its like.

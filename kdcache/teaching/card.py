@@ -65,16 +65,16 @@ def _chosen(metrics: Json) -> str:
     chosen, weights = metrics["chosen"], metrics["class_weights"]
     pooler = {"own": ", on the encoder's own pooler", "refitted": ", on a refitted pooler"}
     start = f"The head was fitted first{pooler.get(metrics['start']['pooler'], '')}. "
-    told = (
+    text = (
         f"The best {metrics['chosen_by']} on the dev documents decided: learning rate "
         f"{chosen['learning_rate']:g}, epoch {chosen['epoch']}."
         if chosen["epoch"]
         else "No epoch of fine-tuning was better on the dev documents than that start."
     )
     if weights is None:
-        return start + told
+        return start + text
     each = ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items())
-    return f"{start}{told} Classes weighed in the loss: {each}."
+    return f"{start}{text} Classes weighed in the loss: {each}."
 
 
 def _grid(metrics: Json) -> Iterator[tuple[str, ...]]:
@@ -82,9 +82,9 @@ def _grid(metrics: Json) -> Iterator[tuple[str, ...]]:
     for point in metrics["grid"]:
         for epoch in point["epochs"]:
             scores = epoch["dev"]
-            told = "diverged" if scores is None else score_cell(scores, by)
+            text = "diverged" if scores is None else score_cell(scores, by)
             loss = "" if epoch["loss"] is None else f"{epoch['loss']:.4g}"
-            yield f"{point['learning_rate']:g}", str(epoch["epoch"]), loss, told
+            yield f"{point['learning_rate']:g}", str(epoch["epoch"]), loss, text
 
 
 def _scores(metrics: Json) -> Iterator[str]:

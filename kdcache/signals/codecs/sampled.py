@@ -17,7 +17,7 @@ from kdcache.signals.base import (
     logits_space,
     settings,
 )
-from kdcache.signals.codecs import draws, gaps, vocabulary
+from kdcache.signals.codecs import gaps, sampling, vocabulary
 from kdcache.signals.soft_labels import NO_RAW, SoftLabelCodec, SoftLabels, SoftUse
 from kdcache.signals.taps import LOGITS, Activations, ModelSizes
 from kdcache.tasks import Task
@@ -98,12 +98,12 @@ class SampledLogits(SoftLabelCodec, vocabulary.Ranked):
 
     def encode(self, activations: Activations) -> Arrays:
         """Draws of every row, on the logits' device."""
-        drawn = draws.draw(activations[LOGITS], self.n, self.seed)
+        drawn = sampling.sample(activations[LOGITS], self.n, self.seed)
         return gaps.split(self.ranks_of(drawn).sort(1).values, activations[LOGITS].shape[1])
 
     def soft(self, raw: Arrays, outputs: int) -> SoftLabels:
         """Distinct ids and the logarithm of their share of the draws; -1 fills the row up."""
-        ranks, shares = draws.distinct(gaps.join(raw, outputs))
+        ranks, shares = sampling.distinct(gaps.join(raw, outputs))
         most = min(self.n, outputs)
         return SoftLabels(
             ids=self.ids_of(ranks[:, :most]),

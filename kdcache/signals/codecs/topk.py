@@ -26,7 +26,7 @@ from kdcache.signals.codecs.codebook import (
     to_codes,
     unpack_high,
 )
-from kdcache.signals.codecs.draws import draw_tail
+from kdcache.signals.codecs.sampling import sample_tail
 from kdcache.signals.soft_labels import (
     STAT_TEMPERATURE,
     SoftLabelCodec,
@@ -114,7 +114,7 @@ class TopKLogits(SoftLabelCodec):
             "tail_stat": tail_stat,
         }
         if self.draws:
-            arrays |= _split("drawn", draw_tail(activations[LOGITS], ids, self.draws), width)
+            arrays |= _split("drawn", sample_tail(activations[LOGITS], ids, self.draws), width)
         return arrays
 
     def soft(self, raw: Arrays, outputs: int) -> SoftLabels:

@@ -21,7 +21,7 @@ from kdcache.signals.base import (
     logits_space,
     settings,
 )
-from kdcache.signals.codecs import draws, gaps, vocabulary
+from kdcache.signals.codecs import gaps, sampling, vocabulary
 from kdcache.signals.codecs.codebook import from_steep_codes, steep_table, to_steep_codes
 from kdcache.signals.soft_labels import (
     STAT_TEMPERATURE,
@@ -89,7 +89,7 @@ class SmallTopK(SoftLabelCodec, vocabulary.Ranked):
         drawn = gaps.names(shape.outputs, DRAWN) if self.draws else []
         sizes = _sizes(shape.outputs, self.k, _log_choices(shape.outputs, self.k))
         repeated = _log_choices(shape.outputs + self.draws - 1, self.draws)  # an id may come again
-        of_draws = _sizes(shape.outputs, self.draws, repeated, DRAWN_SHARE) if drawn else []
+        sample_sizes = _sizes(shape.outputs, self.draws, repeated, DRAWN_SHARE) if drawn else []
         order = vocabulary.attributes(shape.outputs)
         book = {"codebook": [float(v) for v in steep_table(self.levels)], "unit": "nats"}
         row = {"k": self.k}
@@ -120,7 +120,7 @@ class SmallTopK(SoftLabelCodec, vocabulary.Ranked):
             ),
             *(
                 _packed(name, space, {"draw": self.draws}, size, order)
-                for name, size in zip(drawn, of_draws, strict=True)
+                for name, size in zip(drawn, sample_sizes, strict=True)
             ),
         ]
 
@@ -143,7 +143,7 @@ class SmallTopK(SoftLabelCodec, vocabulary.Ranked):
             "tail_stat": tail_stat.half(),
         }
         if self.draws:
-            drawn = self.ranks_of(draws.draw_tail(activations[LOGITS], ids, self.draws))
+            drawn = self.ranks_of(sampling.sample_tail(activations[LOGITS], ids, self.draws))
             arrays |= gaps.split(drawn.sort(1).values, width, DRAWN)
         return arrays
 

@@ -141,12 +141,12 @@ class ArrayReader:
                     shard.fill_checked(handle, inner, start, target)
 
     def _copy(self, pieces: Pieces, resident: Array, out: Array) -> None:
-        have, told = self._have, False
+        have, fetched = self._have, False
         for chunk, first, rows, at in pieces.cuts:
             if not have[chunk]:
-                if not told:
+                if not fetched:
                     self._fetch_ahead(pieces)
-                    told = True
+                    fetched = True
                 self._keep(chunk, resident)
             start = chunk * pieces.chunk_rows + first
             out[at : at + rows] = resident[start : start + rows]

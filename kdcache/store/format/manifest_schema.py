@@ -181,9 +181,9 @@ def _teacher(
         record["teacher"]
     ):  # a merged cache has the oldest's format
         conform(record["teacher"], FUNCTION, where, f"{name}.teacher" if name else "teacher")
-    beside = {key: kind for key, kind in ATTENTION.items() if key in record["shape"]}
-    conform(record["shape"], beside, where, f"{name}.shape" if name else "shape")
-    shape = ModelSizes(**_only(record["shape"], (*CACHE["shape"], *beside)))
+    attention = {key: kind for key, kind in ATTENTION.items() if key in record["shape"]}
+    conform(record["shape"], attention, where, f"{name}.shape" if name else "shape")
+    shape = ModelSizes(**_only(record["shape"], (*CACHE["shape"], *attention)))
     return shape, _signals(record["signals"], config, shape, where)
 
 

@@ -11,28 +11,28 @@ BLOCK_VALUES = 1 << 21  # of a block of rows; some four buffers of 8 bytes a val
 GOLDEN, MIX_1, MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
-def draw(logits: torch.Tensor, n: int, seed: int) -> torch.Tensor:
+def sample(logits: torch.Tensor, n: int, seed: int) -> torch.Tensor:
     """`n` stratified draws of each row's softmax, ids int64 [N, n], rising.
 
     Draw j falls where the distribution function passes (j + u) / n, u uniform in [0, 1): the
     expected count of an id is n times its probability, whatever the order of the ids. An id
     without probability is never drawn, from a row that has any.
     """
-    return torch.cat([_draw(block, n, seed) for block in logits.split(_block_rows(logits))])
+    return torch.cat([_sample(block, n, seed) for block in logits.split(_block_rows(logits))])
 
 
-def draw_tail(logits: torch.Tensor, ids: torch.Tensor, n: int) -> torch.Tensor:
+def sample_tail(logits: torch.Tensor, ids: torch.Tensor, n: int) -> torch.Tensor:
     """`n` draws of each row from what is left of its softmax without `ids` [N, K]."""
     rows = _block_rows(logits)
     blocks = zip(logits.split(rows), ids.split(rows), strict=True)
-    return torch.cat([_draw(block.scatter(1, top, -torch.inf), n, 0) for block, top in blocks])
+    return torch.cat([_sample(block.scatter(1, top, -torch.inf), n, 0) for block, top in blocks])
 
 
 def _block_rows(logits: torch.Tensor) -> int:
     return max(1, BLOCK_VALUES // logits.shape[1])
 
 
-def _draw(logits: torch.Tensor, n: int, seed: int) -> torch.Tensor:
+def _sample(logits: torch.Tensor, n: int, seed: int) -> torch.Tensor:
     risen = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
     total = risen[:, -1:]
     strata = torch.arange(n, device=logits.device) + _uniform(logits, n, seed)

@@ -82,7 +82,7 @@ def test_rkd_takes_the_vectors_it_is_told_of_the_last_layers(vectors: str) -> No
     given = documents("text-classification")
     assert given.taught is not None
     given = replace(given, positions="mean" if vectors == "mean" else "cls")
-    sides = {"pooled": [of_last[-1] for of_last in given.beside["pooled"]]}
+    sides = {"pooled": [of_last[-1] for of_last in given.others["pooled"]]}
     for positions in ("cls", "mean"):
         states = given.hidden[-1], given.taught[-1]
         sides[positions] = [given.rows_at(of_last, positions) for of_last in states]

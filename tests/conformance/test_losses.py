@@ -50,7 +50,7 @@ def documents(task: Any, *, empty: bool = False) -> Given:
         )
         for layers in (STUDENT, TEACHER)
     )
-    beside = {
+    others = {
         kind: (vectors(rng, kind, STUDENT, pads), vectors(rng, kind, TEACHER, pads))
         for kind in FEATURES
         if kind != "hidden" and (task == "text-classification" or kind != "pooled")
@@ -65,7 +65,7 @@ def documents(task: Any, *, empty: bool = False) -> Given:
         soft=softened(rng, rows),
         taught=teacher,
         positions={"text-classification": "cls", "masked-lm": "masked", "causal-lm": "all"}[task],
-        beside=beside,
+        others=others,
     )
 
 
@@ -229,9 +229,9 @@ def moved(kind: str, given: Given, way: dict[str, Array], step: float) -> float:
 def test_it_reads_no_pad_and_moves_none(kind: str, task: str) -> None:
     given = documents(task)
     pads = ~given.mask
-    beside = {k: (at_pads(k, s, pads, np.nan), t) for k, (s, t) in given.beside.items()}
+    others = {k: (at_pads(k, s, pads, np.nan), t) for k, (s, t) in given.others.items()}
     hidden = at_pads("hidden", given.hidden, pads, np.nan)
-    spoilt = replace(given, hidden=hidden, beside=beside)
+    spoilt = replace(given, hidden=hidden, others=others)
     whole, found = (evaluate(alone(kind), which) for which in (given, spoilt))
     assert found.total == whole.total
     for name, gradient in found.gradients.items():
@@ -321,16 +321,16 @@ def other_words(given: Given, doc: int) -> Given:
     logits, hidden = given.logits.copy(), given.hidden.copy()
     logits[given.owners == doc] *= 3
     hidden[:, doc] *= 3
-    beside = {kind: (student.copy(), taught) for kind, (student, taught) in given.beside.items()}
-    for student, _ in beside.values():
+    others = {kind: (student.copy(), taught) for kind, (student, taught) in given.others.items()}
+    for student, _ in others.values():
         student[:, doc] *= 3
-    return replace(given, logits=logits, hidden=hidden, beside=beside)
+    return replace(given, logits=logits, hidden=hidden, others=others)
 
 
 @every_loss
 def test_it_is_refused_in_a_line_where_there_is_nothing_to_learn_from(kind: str) -> None:
     """A cache without signals, of documents without a label."""
-    nothing = replace(documents("masked-lm"), soft={}, taught=None, labelled=False, beside={})
+    nothing = replace(documents("masked-lm"), soft={}, taught=None, labelled=False, others={})
     with pytest.raises(ConfigError, match=rf"losses\.{kind}\b") as caught:
         bind(alone(kind), nothing)
     assert len(str(caught.value).splitlines()) == 1

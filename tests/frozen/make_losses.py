@@ -167,7 +167,7 @@ def flat(given: Given) -> dict[str, Array]:
     """Its arrays by name."""
     arrays: dict[str, Any] = {f.name: getattr(given, f.name) for f in fields(Given)}
     arrays |= {f"soft.{name}": rows for name, rows in arrays.pop("soft").items()}
-    assert not arrays.pop("beside"), "the shipped recipes learn from logits and hidden states"
+    assert not arrays.pop("others"), "the shipped recipes learn from logits and hidden states"
     pair = arrays.pop("projection") or ()
     arrays |= dict(zip(("projection.weight", "projection.bias"), pair, strict=False))
     return {name: np.asarray(x) for name, x in arrays.items() if x is not None}

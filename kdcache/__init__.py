@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kdcache.maintenance.exporting import export
     from kdcache.maintenance.merging import merge
     from kdcache.maintenance.verifying import verify
+    from kdcache.models.opened import open_student
     from kdcache.shipping import ship
     from kdcache.store import open_cache, open_plan
     from kdcache.teaching import teach
@@ -37,6 +38,7 @@ __all__ = [
     "merge",
     "open_cache",
     "open_plan",
+    "open_student",
     "plan",
     "ship",
     "teach",
@@ -54,6 +56,7 @@ _HOME = {
     "merge": "maintenance.merging",
     "open_cache": "store",
     "open_plan": "store",
+    "open_student": "models.opened",
     "plan": "building.planner",
     "ship": "shipping",
     "teach": "teaching",

@@ -47,6 +47,7 @@ def ship(
         int | None,
         typer.Option(metavar="TOKENS", help="Tokens of a text (as in its training)."),
     ] = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Write a student as ONNX, to run without torch.
@@ -68,6 +69,7 @@ def ship(
         ignore_columns=tuple(ignore_columns or ()),
         limit=limit,
         max_length=max_length,
+        trust_remote_code=trust_remote_code,
         progress=context.obj,
     )
     (print_json if as_json else print_report)(report)

@@ -24,7 +24,11 @@ def train(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the student to.")],
     student: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Start from a pretrained model: folder or hub name."),
+        typer.Option(
+            metavar="STUDENT",
+            help="Start from a pretrained model: folder or hub name; or with new weights from "
+            "bilstm or static, as in static:embedding=64.",
+        ),
     ] = None,
     init_from_teacher: Annotated[
         str | None,
@@ -41,6 +45,7 @@ def train(
             help="Take your word that a --student without a tokenizer has the cache's vocabulary.",
         ),
     ] = False,
+    trust_remote_code: o.TrustRemoteCode = False,
     eval_file: Annotated[
         Path | None,
         typer.Option("--eval", metavar="FILE", help="Labelled documents to measure it on."),
@@ -130,6 +135,7 @@ def train(
         init_from_teacher=layers,
         config=config,
         same_tokenizer=same_tokenizer,
+        trust_remote_code=trust_remote_code,
         eval_file=eval_file,
         eval_teacher=eval_teacher,
         dev=dev,
@@ -182,6 +188,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="CSV", help="Write each document's label and prediction there."),
     ] = None,
+    trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Measure a model on labelled documents.
@@ -204,6 +211,7 @@ def evaluate(
         limit=limit,
         max_length=max_length,
         predictions=predictions,
+        trust_remote_code=trust_remote_code,
         progress=context.obj,
     )
     (print_json if as_json else print_scores)(metrics)

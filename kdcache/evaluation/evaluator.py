@@ -62,6 +62,7 @@ def evaluate(
     limit: int | None = None,
     max_length: int | None = None,
     predictions: str | Path | None = None,
+    trust_remote_code: bool = False,
     progress: Shown = None,
 ) -> Json:
     """Score the model in the folder `model` on the documents of `file`.
@@ -75,6 +76,7 @@ def evaluate(
         max_length: tokens a document may have; what the model was trained with, else 128.
         predictions: for classification, a CSV file to write each document's label, prediction and
             confidence to, in the order of `file`.
+        trust_remote_code: import the class of a student that is a module of somebody's own.
 
     Returns the scores by name: see `metrics`; cross-entropies and divergences in nats, speed in
     documents a second.
@@ -94,7 +96,7 @@ def evaluate(
             raise ConfigError(f"predictions are written for {able} only, not {task}")
         require_no_input(Path(predictions), file)
         require_writable(Path(predictions), file=True)
-    student = load_teacher(model, task=task, device=device)
+    student = load_teacher(model, task=task, device=device, trust_remote_code=trust_remote_code)
     known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
     trained = trained_plan(model, known, task)
     options = _options(trained, task, max_length)

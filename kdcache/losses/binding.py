@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -100,6 +100,7 @@ def bind(name: str, loss: Loss, cache: CacheSpec, student: ModelSizes) -> BoundL
     matches = tuple(loss.matches(student, cache.shape))
     where = _Where(name, loss, matches, cache, student)
     bound = tuple(where.bind(match) for match in matches)
+    where.check_shared(bound)
     spaces = {match.rows for match in bound}
     if loss.over in ("documents", "batch") or not bound:
         return BoundLoss(name, loss, bound, Rows("example"))
@@ -246,6 +247,21 @@ class _Where(NamedTuple):
             f"with positions={wanted}"
         )
 
+    def check_shared(self, matches: Sequence[Bound]) -> None:
+        """See to it that matches which share a learned map have one width."""
+        widths: dict[str, set[int]] = {}
+        for match in matches:
+            if match.project:
+                width = self.student.width(match.student.name, match.student.layer)
+                widths.setdefault(match.project, set()).add(width)
+        for found in widths.values():
+            if len(found) > 1:
+                raise ConfigError(
+                    f"losses.{self.name} learns one map for layers of the student that are "
+                    f"{' and '.join(map(str, sorted(found)))} wide: set "
+                    f"losses.{self.name}.shared_projection=false, or match layers of one width"
+                )
+
     def _check_rows(self, match: Match, positions: str) -> None:
         """See to it that a token of the student is held against a token, a document against one."""
         tokens = TAP_KINDS[match.student.name].per == "token"
@@ -268,7 +284,7 @@ class _Where(NamedTuple):
             return f"{self.name}_{match.project}" if match.project else self.name
         if match.use is not None or match.any_width:
             return ""
-        ours = self.student.width(match.student.name)
+        ours = self.student.width(match.student.name, match.student.layer)
         theirs = self.cache.shape.width(match.teacher.name)
         if ours == theirs:
             return ""

@@ -84,8 +84,10 @@ class HiddenMSE:
 
     def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """The mapped layers at the wanted positions, and a projection where widths differ."""
+        pairs = layer_pairs(self.layer_map, student.layers, teacher.layers)
         learned = self.projection == "linear" or (
-            self.projection == "auto" and student.hidden != teacher.hidden
+            self.projection == "auto"
+            and any(student.width("hidden", ours) != teacher.hidden for ours, _ in pairs)
         )
         return tuple(
             Match(
@@ -95,7 +97,7 @@ class HiddenMSE:
                 signal=self.signal,
                 project=None if not learned else "" if self.shared_projection else str(ours),
             )
-            for ours, theirs in layer_pairs(self.layer_map, student.layers, teacher.layers)
+            for ours, theirs in pairs
         )
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:

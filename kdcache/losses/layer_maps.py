@@ -23,6 +23,11 @@ def layer_pairs(layer_map: LayerMap, student: int, teacher: int) -> Pairs:
     Raises ConfigError if the map is empty, does not fit the depths or names a layer that is not
     there.
     """
+    if student < 0:
+        raise ConfigError(
+            f"layer map {layer_map!r} pairs layers of hidden states, and the student gives none: "
+            "declare them in its attribute `taps`, or choose a recipe without a loss on them"
+        )
     if isinstance(layer_map, str) and ":" not in layer_map:
         make = LAYER_MAPS[one_of("layer map", layer_map, LAYER_MAPS)]
         pairs = make(student, teacher)
@@ -99,6 +104,11 @@ def uniform(student: int, teacher: int) -> Pairs:
 
 
 def _step(name: str, student: int, teacher: int) -> int:
+    if student < 1:
+        raise ConfigError(
+            f"layer map {name!r} spreads the student's layers over the teacher's, and the student "
+            f"has none above its embeddings: give pairs such as '0:{teacher}'"
+        )
     if teacher % student:
         raise ConfigError(
             f"layer map {name!r} needs the teacher's layers to be a multiple of the student's; "

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from kdcache.errors import ModelError
+from kdcache.models.hooks import readers_of
 from kdcache.models.run import EQUAL, run, untouched
 from kdcache.plans import Plan
 from kdcache.plans.batch import Batch, collate
@@ -146,6 +147,7 @@ def _turned(doc: Batch) -> Batch:
 def _say(model: Any, task: Task, docs: Sequence[Batch], name: str, hidden: bool) -> list[Outputs]:
     """What a model says of each document of one padded batch."""
     classifies = task.rows == "example"
+    hidden = hidden and "hidden" in readers_of(model)
     batch, taps = _together(docs), [LOGITS, *([Tap("hidden")] if hidden else [])]
     try:
         found = run(model, batch, taps, task=task if classifies else replace(task, rows="masked"))

@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import transformers
 
 from kdcache.errors import ModelError, require_path
+from kdcache.models.student_config import is_student, read_config
 from kdcache.plans import Plan
 from kdcache.tasks import Task, as_task
 
@@ -37,6 +38,11 @@ def silent_transformers() -> Iterator[None]:
         transformers.logging.set_verbosity(before)
 
 
+def has_config(path: Path) -> bool:
+    """Whether a folder holds a model's configuration; True of what is no folder: a hub may know."""
+    return not path.is_dir() or (path / "config.json").is_file() or is_student(path)
+
+
 def load_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a model folder, a configuration file or a hub name.
 
@@ -44,7 +50,9 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
     """
     require_path("a model", source)
     path = Path(source)
-    if path.is_dir() and not (path / "config.json").is_file():
+    if is_student(path):
+        return read_config(path, trusted=trust_remote_code)
+    if not has_config(path):
         raise ModelError(f"{path} is no model folder: it has no config.json")
     try:
         return transformers.AutoConfig.from_pretrained(

@@ -5,7 +5,7 @@ This table and what it names (`attentions`, `classifiers`) alone know the parts 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from kdcache.models.recording import (
     replaced,
     unwrapped,
 )
-from kdcache.signals.taps import LOGITS, TAP_KINDS, Tap
+from kdcache.signals.taps import LOGITS, TAP_KINDS, ModelSizes, Tap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,28 @@ def check_taps(config: Any, taps: Taps) -> None:
         ConfigError: there is no such tap or layer.
         ModelError: the architecture does not attend by query and key alone.
     """
+    declared = getattr(config, "tap_widths", None)
+    if declared is not None:
+        _check_declared(declared, taps)
+        return
     depth = getattr(config.get_text_config(), "num_hidden_layers", None)
     for tap in sorted(taps):
         reader = TAPS[one_of("tap", tap.name, TAPS)]
         _check_layer(tap, depth, config.model_type)
         if reader.record is attention_calls and (why := apart(config)):
             raise refusal(config.model_type, tap.name, why)
+
+
+def _check_declared(declared: Mapping[str, Sequence[int]], taps: Taps) -> None:
+    sizes = ModelSizes(outputs=0, hidden=0, layers=0, declared=declared)
+    for tap in sorted(taps):
+        sizes.width(one_of("tap", tap.name, TAP_KINDS), tap.layer)
+
+
+def readers_of(model: Any) -> Mapping[str, Reader]:
+    """How the taps of a model are read: as it declares itself, or as transformers' models are."""
+    found: Mapping[str, Reader] = getattr(unwrapped(model), "tap_readers", TAPS)
+    return found
 
 
 def _check_layer(tap: Tap, last: int | None, kind: str) -> None:
@@ -71,7 +87,7 @@ def _check_layer(tap: Tap, last: int | None, kind: str) -> None:
 
 def read(forward: Forward, name: str, taps: Taps) -> dict[Tap, torch.Tensor]:
     """The values of a tap at the layers that are asked for."""
-    found = TAPS[name].take(forward)
+    found = readers_of(forward.model)[name].take(forward)
     layers = {tap.layer for tap in taps if tap.name == name}
     if None in layers:
         return {Tap(name, layer): value for layer, value in found.items()}

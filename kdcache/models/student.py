@@ -1,12 +1,14 @@
-"""Students: from a checkpoint, from a configuration, or from chosen layers of the teacher."""
+"""Students, and the ways to make one: a checkpoint, a configuration, teacher layers, a module."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ from kdcache.models.auto import (
     unreadable,
 )
 from kdcache.models.blocks import copy_blocks, require_same_states, shrunk_config
+from kdcache.models.built import built, built_config
+from kdcache.models.declared import adapted, module_config, require_declared
 from kdcache.models.largest_id import require_ids
 from kdcache.models.padding import pad_of
 from kdcache.models.teacher import load_teacher, model_sizes, most_tokens
@@ -40,24 +44,40 @@ COMPARED_TOKENS = 512  # at most, of the document that student and teacher are c
 
 @dataclass(frozen=True, kw_only=True)
 class StudentSpec:
-    """Where a student comes from: exactly one of the three.
+    """Where a student comes from: exactly one of WAYS.
 
     Attributes:
         checkpoint: folder or hub name of a pretrained model.
         config: folder or file of a configuration; weights are drawn anew.
         init_from_teacher: hidden layers of the teacher (1 is its first block's output) whose blocks
             the student copies, with the embeddings and the head.
+        built: name and settings of a student of `kdcache.students`, with new weights.
+        module: a `torch.nn.Module` that is trained as it is.
         same_tokenizer: a person's word that a checkpoint without a tokenizer, which therefore
             cannot be compared, has the vocabulary of the cache's.
+        trust_remote_code: whether a checkpoint may be of a class that is none of kdcache's.
     """
 
     checkpoint: str | None = None
     config: str | None = None
     init_from_teacher: tuple[int, ...] | None = None
+    built: str | None = None
+    module: Any = field(default=None, compare=False)
     same_tokenizer: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def given(self) -> list[str]:
+        """The ways that something is given for."""
+        return [name for name in WAYS if getattr(self, name) not in (None, "", ())]
+
+    @property
+    def way(self) -> Way:
+        """How it is made."""
+        return WAYS[self.given[0]]
 
     def __post_init__(self) -> None:
-        given = [v for v in (self.checkpoint, self.config, self.init_from_teacher) if v]
+        given = self.given
         if len(given) != 1:
             raise ConfigError(
                 "a student comes from exactly one of a checkpoint (--student), teacher layers "
@@ -76,10 +96,7 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
     Raises ModelError if it lacks a token of the plan's documents, ConfigError for a layer the
     teacher lacks.
     """
-    if spec.init_from_teacher:
-        config = shrunk_config(_teacher_config(cache), spec.init_from_teacher)
-    else:
-        config = load_config(spec.checkpoint or spec.config or "")
+    config = spec.way.config(cache, spec)
     plan = cache.plan.config
     require_direction(config, cache.plan.task, spec.checkpoint or spec.config or "the student")
     if cache.plan.task.labelled:
@@ -104,12 +121,8 @@ def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
     if spec.checkpoint:
         require_same_vocabulary(cache, spec.checkpoint, unless_none=spec.same_tokenizer)
     torch.manual_seed(seed)
-    if spec.config:
-        student = auto_class(cache.plan.task).from_config(config)
-    elif spec.init_from_teacher:
-        student = _from_teacher(cache, config, spec.init_from_teacher)
-    else:
-        student = _from_checkpoint(cache, config, spec.checkpoint or "")
+    student = spec.way.make(cache, config, spec)
+    require_declared(student, cache)
     _name_pad(student.config.get_text_config(), cache)
     if not spec.checkpoint:
         _take_generation(student, cache)
@@ -165,6 +178,8 @@ def _from_checkpoint(cache: Cache, config: Any, source: str) -> Any:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `require_sizes` says which ones
         )
+    except ModelError:
+        raise
     except Exception as error:  # weights fail to load in as many ways as there are file formats
         raise ModelError(unreadable("student", source, error)) from error
     require_sizes(info, source)
@@ -234,3 +249,54 @@ def _require_same_weights(cache: Cache, source: str) -> None:
     if found.identity["weights_sha256"] != identity["weights_sha256"]:
         raise ModelError(f"the weights in {source} are no longer the cache's teacher: {way}")
     require_same_teacher(identity, found, source, way)
+
+
+def _teacher_embeddings(cache: Cache) -> torch.Tensor:
+    """The word embeddings of the teacher, [V, E]."""
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = auto_class(cache.plan.task).from_pretrained(
+            _teacher_folder(cache, Path(folder)), dtype=torch.float32, use_safetensors=True
+        )
+    weight: torch.Tensor = teacher.get_input_embeddings().weight.detach()
+    return weight
+
+
+class Way(NamedTuple):
+    """How a student is made.
+
+    Attributes:
+        config: its configuration, from a cache and what a person says of it.
+        make: the student, from these and that configuration with the cache's classes.
+    """
+
+    config: Callable[[Cache, StudentSpec], Any]
+    make: Callable[[Cache, Any, StudentSpec], Any]
+
+
+WAYS: dict[str, Way] = {
+    "checkpoint": Way(
+        lambda cache, spec: load_config(
+            spec.checkpoint or "", trust_remote_code=spec.trust_remote_code
+        ),
+        lambda cache, config, spec: _from_checkpoint(cache, config, spec.checkpoint or ""),
+    ),
+    "config": Way(
+        lambda cache, spec: load_config(spec.config or ""),
+        lambda cache, config, spec: auto_class(cache.plan.task).from_config(config),
+    ),
+    "init_from_teacher": Way(
+        lambda cache, spec: shrunk_config(_teacher_config(cache), spec.init_from_teacher or ()),
+        lambda cache, config, spec: _from_teacher(cache, config, spec.init_from_teacher or ()),
+    ),
+    "built": Way(
+        lambda cache, spec: built_config(cache, spec.built or ""),
+        lambda cache, config, spec: built(
+            cache, config, spec.built or "", partial(_teacher_embeddings, cache)
+        ),
+    ),
+    "module": Way(
+        lambda cache, spec: module_config(cache, spec.module),
+        lambda cache, config, spec: adapted(spec.module, config),
+    ),
+}
+"""By field of StudentSpec, and of a recipe's [student] table."""

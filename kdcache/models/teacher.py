@@ -88,6 +88,7 @@ def model_sizes(config: Any, task: str | Task) -> ModelSizes:
         outputs=int(outputs),
         hidden=int(text.hidden_size),
         layers=int(text.num_hidden_layers),
+        declared=getattr(config, "tap_widths", None),
         **_heads(text),
     )
 
@@ -153,6 +154,8 @@ def _load(source: str | Path, task: Task, config: Any, dtype: str, trust: bool) 
             if "scaled_dot_product_attention" not in str(error):
                 raise
             model, info = auto.from_pretrained(str(source), attn_implementation="eager", **options)
+    except ModelError:
+        raise
     except Exception as error:  # weights fail to load in as many ways as there are file formats
         raise ModelError(unreadable("teacher", source, error)) from error
     require_sizes(info, source)

@@ -15,7 +15,7 @@ import transformers
 
 from kdcache.errors import ModelError, require_path
 from kdcache.manifest import Json
-from kdcache.models.auto import load_config, require_problem, unreadable
+from kdcache.models.auto import has_config, load_config, require_problem, unreadable
 from kdcache.tasks import Task
 
 if TYPE_CHECKING:
@@ -221,10 +221,7 @@ def check_classifier(source: str | Path, task: Task) -> None:
 
 def _classifier(source: str | Path, task: Task) -> Any:
     """The configuration of a classifier's folder; None for any other: a tokenizer can be alone."""
-    path = Path(source)
-    if not task.labelled:
-        return None
-    if path.is_dir() and not (path / "config.json").is_file():
+    if not task.labelled or not has_config(Path(source)):
         return None
     try:
         config = load_config(source)

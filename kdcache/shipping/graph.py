@@ -72,7 +72,7 @@ def export_graph(model: Any, path: Path, *, name: str, token_types: bool) -> Non
             proto = program.model_proto
     except Exception as error:  # whatever a model's code may do that cannot be traced
         raise ModelError(
-            f"torch cannot export {name} to ONNX ({_cause(error)}): serve it with transformers"
+            f"torch cannot export {name} to ONNX ({_cause(error)}): serve it with torch"
         ) from error
     _tidy(proto)
     path.write_bytes(proto.SerializeToString())

@@ -39,6 +39,7 @@ def ship(
     ignore_columns: Sequence[str] = (),
     limit: int | None = None,
     max_length: int | None = None,
+    trust_remote_code: bool = False,
     progress: Shown = None,
 ) -> Json:
     """Write the classifier in the folder `student` to the new folder `out` to run without torch.
@@ -57,6 +58,7 @@ def ship(
         text_columns: of `measure`, as in `plan`; without it, their number tells whether a model
             that no note of its training lies beside reads one text or a pair.
         max_length: tokens a text is cut to; that of training, else what the tokenizer says.
+        trust_remote_code: run the class of a student that is a module of somebody's own.
 
     Returns a report: "folder", "bytes" (of the files that run, the card left out), "model_bytes",
     "int8", "max_length", "problem", "labels", "texts" of a document (None: not known),
@@ -78,7 +80,8 @@ def ship(
     }
     if max_length is not None:
         options["max_length"] = max_length
-    return _ship(student, {shipped: Path(out)}, options, measure, teacher, shown(progress))[shipped]
+    given = (student, {shipped: Path(out)}, options, measure, teacher, shown(progress))
+    return _ship(*given, trust=trust_remote_code)[shipped]
 
 
 def ship_both(
@@ -98,6 +101,8 @@ def _ship(
     measure: Any,
     teacher: str | Path | None,
     progress: Progress,
+    *,
+    trust: bool = False,
 ) -> dict[str, Json]:
     """Write a model of each kind to its folder; returns their reports."""
     require_extra()
@@ -109,7 +114,7 @@ def _ship(
         require_classifier(model)
     first = next(iter(folders.values()))
     with _above(first), scratch_folder(first) as scratch, writing(first):
-        work = _Work(scratch, measure, progress)
+        work = _Work(scratch, measure, progress, trust)
         report = work.ship(student, options, "", folders)
         if teacher is not None:
             options["max_length"] = report["max_length"]
@@ -121,8 +126,8 @@ def _ship(
 class _Work:
     """A scratch folder in which models are made and measured."""
 
-    def __init__(self, scratch: Path, file: Any, progress: Progress) -> None:
-        self.scratch, self.file, self.progress = scratch, file, progress
+    def __init__(self, scratch: Path, file: Any, progress: Progress, trust: bool) -> None:
+        self.scratch, self.file, self.progress, self.trust = scratch, file, progress, trust
 
     def folder(self, prefix: str, kind: str) -> Path:
         """The folder of a model in the scratch folder."""
@@ -142,7 +147,8 @@ class _Work:
         """Make a model in fp32 and, where it is shipped or measured, in int8."""
         scratch = self.scratch / f"{prefix or 'student_'}texts"
         scratch.mkdir()
-        source = load_source(model, self.file, options, scratch=scratch, progress=self.progress)
+        told: Any = {"scratch": scratch, "progress": self.progress, "trust": self.trust}
+        source = load_source(model, self.file, options, **told)
         if self.file is not None:
             require_labels(source, self.file)
         kinds = KINDS if self.file is not None or "int8" in shipped else KINDS[:1]

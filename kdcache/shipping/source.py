@@ -84,18 +84,20 @@ def load_source(
     *,
     scratch: Path,
     progress: Progress,
+    trust: bool = False,
 ) -> Source:
     """Load a classifier with the documents of `file`; where that is None, texts of our own.
 
     `options` say how `file` is read; documents are cut to `max_length`, else as in its training,
     else to what the tokenizer says. Files go into `scratch`, a folder that is there.
+    `trust` lets code run that comes with a model.
 
     Raises ModelError, ConfigError, CorpusError.
     """
     task = task_of(folder)
     tokenizer, trained = load_tokenizer(folder), trained_plan(folder, None, task)
     require_trained_vocabulary(folder, tokenizer)
-    model = load_teacher(folder, task=task, device="cpu")
+    model = load_teacher(folder, task=task, device="cpu", trust_remote_code=trust)
     length = _length(folder, trained, model, options.get("max_length"))
     known = texts_of(trained)
     texts: Any = file

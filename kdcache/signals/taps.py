@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import total_ordering
@@ -102,6 +102,8 @@ class ModelSizes:
             attention, does not tell is None, here and in the next two.
         key_heads: fewer than `heads` in models with grouped queries.
         head_width: width of a query, a key or a value of one head.
+        declared: widths of the layers of each tap, of a model that declares them and gives no
+            others; None: they are products of the sizes.
     """
 
     outputs: int
@@ -110,9 +112,12 @@ class ModelSizes:
     heads: int | None = None
     key_heads: int | None = None
     head_width: int | None = None
+    declared: Mapping[str, Sequence[int]] | None = field(default=None, hash=False)
 
-    def width(self, tap: str) -> int:
+    def width(self, tap: str, layer: int | None = None) -> int:
         """Values of a row of a tap; ConfigError if the configuration does not tell."""
+        if self.declared is not None and tap != LOGITS.name:
+            return self._declared(tap, layer)
         factors = {name: getattr(self, name) for name in TAP_KINDS[tap].width}
         unknown = [name for name, size in factors.items() if size is None]
         if unknown:
@@ -121,6 +126,18 @@ class ModelSizes:
                 "hidden states instead (hidden:layers=...)"
             )
         return math.prod(factors.values())
+
+    def _declared(self, tap: str, layer: int | None) -> int:
+        declared = self.declared or {}
+        first = TAP_KINDS[tap].first or 0
+        widths = dict(enumerate(declared.get(tap, ()), first))
+        if not widths or (layer is not None and layer not in widths):
+            names = ", ".join((LOGITS.name, *declared))
+            raise ConfigError(
+                f"the student gives no {Tap(tap, layer)}, which a loss reads: it declares {names} "
+                "(the widths of further taps go into its attribute `taps`)"
+            )
+        return widths[max(widths) if layer is None else layer]
 
     def to_json(self, taps: Iterable[Tap] = ()) -> dict[str, int]:
         """Outputs, hidden and layers, and what the width of `taps` depends on beside them."""

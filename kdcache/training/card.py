@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 
 from kdcache.losses.schedules import is_on, weight_text
 from kdcache.manifest import Json
+from kdcache.models.student_config import is_student
 from kdcache.store import Cache
 from kdcache.tasks import Task
 from kdcache.training.recipe import Recipe
@@ -32,6 +33,17 @@ SCORES = {
 }
 
 
+MODULE_USAGE = """```python
+import kdcache
+
+student = kdcache.open_student("path/to/this/folder")  # a torch module
+```
+
+It maps `input_ids` and `attention_mask` to logits. `kdcache evaluate` scores this folder, and
+`kdcache ship` makes an ONNX model of it."""
+"""How a student is called that is a module."""
+
+
 def write_card(folder: Path, cache: Cache, recipe: Recipe, metrics: Json) -> None:
     """Write the model card of the student that is saved in `folder`, in Markdown.
 
@@ -40,24 +52,29 @@ def write_card(folder: Path, cache: Cache, recipe: Recipe, metrics: Json) -> Non
     """
     task = cache.plan.task
     sections = [
-        front_matter(task, ["knowledge-distillation", "kdcache"]),
+        front_matter(task, ["knowledge-distillation", "kdcache"], library_of(folder)),
         f"# {folder.resolve().name}",
         _summary(cache, recipe),
         table(("", ""), list(_origin(cache, recipe, metrics))),
         "## Scores",
         _scores(metrics.get("evaluation")),
         "## How to use it",
-        usage(task),
+        MODULE_USAGE if is_student(folder) else usage(task),
         "## Licence",
         LICENCE,
     ]
     (folder / CARD).write_text("\n\n".join(sections) + "\n", "utf-8")
 
 
-def front_matter(task: Task, tags: list[str]) -> str:
+def library_of(folder: Path) -> str:
+    """What loads the student in a folder."""
+    return "kdcache" if is_student(folder) else "transformers"
+
+
+def front_matter(task: Task, tags: list[str], library: str = "transformers") -> str:
     """What the hub reads of a card."""
     data = ModelCardData(
-        library_name="transformers",
+        library_name=library,
         pipeline_tag=task.pipeline,
         tags=tags,
     )
@@ -120,7 +137,9 @@ def _start(student: Mapping[str, Any]) -> str:
         return f"layers {'-'.join(map(str, layers))} of the teacher"
     if checkpoint := student.get("checkpoint"):
         return f"`{Path(checkpoint).name if Path(checkpoint).exists() else checkpoint}`"
-    return "new weights"
+    if built := student.get("built"):
+        return f"new weights: `{built}`"
+    return f"`{student['module']}` as it was given" if student.get("module") else "new weights"
 
 
 def _scores(evaluation: Json | None) -> str:

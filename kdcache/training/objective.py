@@ -76,7 +76,7 @@ class Objective:
         self.projections = nn.ModuleDict(
             {
                 name: nn.Linear(
-                    student.width(learned[name].student.name),
+                    student.width(learned[name].student.name, learned[name].student.layer),
                     cache.shape.width(learned[name].teacher.name),
                 )
                 for name in sorted(learned)

@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 import transformers
+from torch import nn
 
 from kdcache.errors import ConfigError, require_path
 from kdcache.manifest import Json
 from kdcache.models import StudentSpec, pick_device
+from kdcache.models.built import is_built
+from kdcache.models.student import WAYS
+from kdcache.models.student_config import name_of_class
 from kdcache.training.recipe import Recipe, student_table
 
 SHORTHANDS = {
@@ -23,10 +27,6 @@ SHORTHANDS = {
     "device": "use_cpu",
 }
 """Keywords of `train`, options of `kdcache train` too, and the field of [training] each sets."""
-
-
-SOURCES = ("checkpoint", "init_from_teacher", "config")
-"""Fields of [student] that say where it comes from."""
 
 
 def with_shorthands(recipe: Recipe, given: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
@@ -105,16 +105,16 @@ def on_cpu(device: Any, command: str) -> bool | None:
 
 def require_one_student(
     overrides: Sequence[str],
-    checkpoint: str | Path | None,
+    student: str | Path | nn.Module | None,
     layers: Sequence[int] | str | None,
     config: str | Path | None,
 ) -> None:
     """Raise ConfigError if an override says where the student comes from, and the call does too."""
-    given = {"--student": checkpoint, "--init-from-teacher": layers, "--config": config}
+    given = {"--student": student, "--init-from-teacher": layers, "--config": config}
     flags = [flag for flag, value in given.items() if value is not None]
     for override in [overrides] if isinstance(overrides, str) else overrides:
         name = override.partition("=")[0].strip()
-        if flags and name in {f"student.{source}" for source in SOURCES}:
+        if flags and name in {f"student.{source}" for source in WAYS}:
             raise ConfigError(
                 f"{flags[0]} and --set {override} both say where the student comes from; give one "
                 "of the two"
@@ -123,17 +123,23 @@ def require_one_student(
 
 def with_student(
     recipe: Recipe,
-    checkpoint: str | Path | None,
+    student: str | Path | nn.Module | None,
     layers: Sequence[int] | str | None,
     config: str | Path | None,
     same_tokenizer: bool = False,
 ) -> Recipe:
     """`recipe` with the student that a call asks for; its own where the call asks for none."""
-    given = {"checkpoint": checkpoint, "config": config}
-    for what, value in (("the student", checkpoint), ("the student's configuration", config)):
+    module = isinstance(student, nn.Module)
+    given = {"checkpoint": None if module else student, "config": config}
+    words = {"checkpoint": "the student", "config": "the student's configuration"}
+    for name, value in given.items():
         if value is not None:
-            require_path(what, value)
+            require_path(words[name], value)
     chosen: Json = {name: str(value) for name, value in given.items() if value is not None}
+    if module:
+        chosen["module"] = name_of_class(type(student))
+    if is_built(chosen.get("checkpoint", "")):
+        chosen["built"] = chosen.pop("checkpoint")
     if layers is not None:
         chosen["init_from_teacher"] = layers
     chosen = chosen or dict(recipe.student)
@@ -142,12 +148,25 @@ def with_student(
     return dataclasses.replace(recipe, student=student_table(chosen))
 
 
-def student_spec(recipe: Recipe) -> StudentSpec:
-    """Where the student of a recipe comes from; ConfigError if it says none, or several."""
+def student_spec(
+    recipe: Recipe, module: nn.Module | None = None, *, trust_remote_code: bool = False
+) -> StudentSpec:
+    """Where the student of a recipe comes from; ConfigError if it says none, or several.
+
+    `module` is the student itself, where the recipe names the class of one. A recipe cannot trust
+    in the place of a person.
+    """
     chosen = dict(recipe.student)
     if chosen.get("init_from_teacher") is not None:
         chosen["init_from_teacher"] = tuple(chosen["init_from_teacher"])
-    return StudentSpec(**chosen)
+    if chosen.get("module") is not None:
+        if module is None:
+            raise ConfigError(
+                f"the student of recipe {recipe.name} is a module, {chosen['module']}, which is "
+                "given in Python: kdcache.train(..., student=module); or name another (--student)"
+            )
+        chosen["module"] = module
+    return StudentSpec(**chosen, trust_remote_code=trust_remote_code)
 
 
 def check_callbacks(callbacks: Any) -> list[Any]:

@@ -23,11 +23,12 @@ from kdcache.errors import SUGGESTED, ConfigError, did_you_mean, near, one_of, r
 from kdcache.losses import LOSSES, Loss, Schedule
 from kdcache.losses.schedules import Schedules, moments, weight_text
 from kdcache.manifest import Json
+from kdcache.models.student import WAYS
 from kdcache.records import make, parse_toml, read_toml, settings_of, to_toml
 from kdcache.training.dev_options import DevOptions, dev_table
 
 SECTIONS = ("name", "description", "paper", "student", "losses", "training", "data", "dev")
-STUDENT = ("checkpoint", "config", "init_from_teacher", "same_tokenizer")
+STUDENT = (*WAYS, "same_tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)

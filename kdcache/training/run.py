@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 from accelerate.utils import wait_for_everyone
 from transformers.trainer import TRAINER_STATE_NAME
@@ -22,6 +23,7 @@ from kdcache.models import check_alone, check_taps, load_student, student_sizes
 from kdcache.models.auto import silent_transformers
 from kdcache.models.run import EQUAL
 from kdcache.models.student import student_config
+from kdcache.models.student_config import unloadable
 from kdcache.plans import Docs
 from kdcache.progress import Progress, quiet, short
 from kdcache.signals import TAP_KINDS
@@ -78,9 +80,11 @@ class Run:
         *,
         resume: bool,
         progress: Progress,
+        module: torch.nn.Module | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         self.cache, self.recipe, self.folder = cache, recipe, folder
-        self.spec = student_spec(recipe)
+        self.spec = student_spec(recipe, module, trust_remote_code=trust_remote_code)
         require_free(folder, folder / CHECKPOINTS)
         self.checkpoint = check_folder(folder, recipe, cache, parts, resume=resume)
         self.args = training_arguments(recipe, folder / CHECKPOINTS)
@@ -93,6 +97,8 @@ class Run:
             set_seed(seed)
         self.parts = agree(parts)
         self.config = student_config(self.spec, cache)
+        if why := unloadable(self.config):
+            self.notes.append(f"{why}: the folder holds its weights for code of your own")
         docs = documents_of(cache, self.parts)
         self.choice = self._choice(docs)
         if self.choice is not None:

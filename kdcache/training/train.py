@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import require_path
+from torch import nn
+
+from kdcache.errors import ConfigError, require_path
 from kdcache.maintenance.outdated import outdated
 from kdcache.manifest import Json
+from kdcache.models.student_config import unloadable
 from kdcache.plans.identity import say_unvouched
 from kdcache.progress import Shown, short, shown
 from kdcache.store import Cache, Place, open_cache
@@ -34,10 +37,11 @@ def train(
     *,
     recipe: str | Path | Recipe = "kd",
     out: str | Path,
-    student: str | Path | None = None,
+    student: str | Path | nn.Module | None = None,
     init_from_teacher: Sequence[int] | str | None = None,
     config: str | Path | None = None,
     same_tokenizer: bool = False,
+    trust_remote_code: bool = False,
     eval_file: Any = None,
     eval_teacher: str | Path | None = None,
     dev: str | Path | None = None,
@@ -59,11 +63,15 @@ def train(
 
     Args:
         recipe: name of a shipped recipe, a file, or a Recipe.
-        student: folder or hub name of the checkpoint to start from; or
+        student: folder or hub name of the checkpoint to start from; a student of
+            `kdcache.students` with new weights, "bilstm" or "static:embedding=64"; or the student
+            itself, any module that maps `input_ids` and `attention_mask` to logits, which is
+            trained in place (docs/python.md says what it may declare besides); or
         init_from_teacher: teacher layers (1 is the first block) whose blocks the student copies; or
         config: folder or file of a configuration whose weights are drawn anew. None of the three
             leaves the choice to the recipe.
         same_tokenizer: your word that a checkpoint without a tokenizer has the cache's vocabulary.
+        trust_remote_code: import the class of a checkpoint that is a module of somebody's own.
         eval_file: labelled documents to evaluate the student on when it is done, a corpus as in
             `plan`. It is never chosen on them.
         eval_teacher: folder or hub name of the teacher, to be scored on them and on `dev` too.
@@ -112,7 +120,23 @@ def train(
     chosen = with_shorthands(chosen, given, overrides)
     called = check_callbacks(callbacks)
     evaluation = check_evaluation(eval_file, eval_teacher, source.plan.config, chosen.dev)
-    run = Run(source, parts, chosen, Path(out), resume=resume, progress=progress)
+    module = student if isinstance(student, nn.Module) else None
+    run = Run(
+        source,
+        parts,
+        chosen,
+        Path(out),
+        resume=resume,
+        progress=progress,
+        module=module,
+        trust_remote_code=trust_remote_code,
+    )
+    trusted = trust_remote_code or module is not None
+    if eval_file is not None and (why := unloadable(run.config)):
+        raise ConfigError(
+            f"{why}, so its folder cannot be loaded and scored: give its class a `settings` "
+            "(docs/python.md), or leave the evaluation (--eval) out"
+        )
     if evaluation is not None and source.plan.task.labelled:
         check_labels(evaluation, run.config)
     if run.choice is not None and eval_file is not None:
@@ -120,12 +144,12 @@ def train(
         run.notes += require_untested(run.choice.dev, tested, eval_file)
     metrics = run.train(called, eval_teacher)
     if eval_file is not None and run.first:
-        metrics["evaluation"] = _evaluate(run, eval_file, eval_teacher)
+        metrics["evaluation"] = _evaluate(run, eval_file, eval_teacher, trusted)
         run.record(metrics)
     return TrainResult(run.folder, metrics, run.first)
 
 
-def _evaluate(run: Run, file: Any, teacher: str | Path | None) -> Json:
+def _evaluate(run: Run, file: Any, teacher: str | Path | None, trusted: bool) -> Json:
     from kdcache.evaluation.evaluator import evaluate
 
     known = run.cache if run.parts is None else None  # the teacher's side may not all be there
@@ -134,6 +158,7 @@ def _evaluate(run: Run, file: Any, teacher: str | Path | None) -> Json:
         file,
         cache=known,
         teacher=teacher,
+        trust_remote_code=trusted,
         progress=run.progress,
         **same_columns(run.cache.plan.config.corpus, file),
     )

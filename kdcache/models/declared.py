@@ -110,11 +110,11 @@ def require_declared(model: Any, cache: Cache) -> None:
     if not hasattr(model, "tap_readers"):
         return
     batch = _documents(cache, model.config.vocab_size).to(model.device)
-    for said in _said(_run(model, batch), model.config, batch, cache):
-        said.check(type(model.student).__name__, *batch["input_ids"].shape)
+    for given in _given(_run(model, batch), model.config, batch, cache):
+        given.check(type(model.student).__name__, *batch["input_ids"].shape)
 
 
-class _Said(NamedTuple):
+class _Given(NamedTuple):
     """What a module gave under a name, the shape that is expected, and who expects it."""
 
     what: str
@@ -134,11 +134,13 @@ class _Said(NamedTuple):
         )
 
 
-def _said(out: StudentOutput, config: Any, batch: Batch, cache: Cache) -> Iterator[_Said]:
+def _given(out: StudentOutput, config: Any, batch: Batch, cache: Cache) -> Iterator[_Given]:
     documents, length = batch["input_ids"].shape
     per_token = cache.plan.task.rows != "example"
     space = (documents, length) if per_token else (documents,)
-    yield _Said(LOGITS.name, out.logits, (*space, cache.shape.outputs), "the cache's teacher gives")
+    yield _Given(
+        LOGITS.name, out.logits, (*space, cache.shape.outputs), "the cache's teacher gives"
+    )
     for name, widths in config.tap_widths.items():
         kind, values = TAP_KINDS[name], (out.taps or {})[name]
         if len(values) != len(widths):
@@ -149,7 +151,7 @@ def _said(out: StudentOutput, config: Any, batch: Batch, cache: Cache) -> Iterat
         space = (documents, length) if kind.per == "token" else (documents,)
         for layer, (value, width) in enumerate(zip(values, widths, strict=True), kind.first or 0):
             what = name if kind.first is None else f"{name} of layer {layer}"
-            yield _Said(what, value, (*space, width), "its taps declare")
+            yield _Given(what, value, (*space, width), "its taps declare")
 
 
 def _documents(cache: Cache, vocabulary: int) -> Batch:

@@ -117,6 +117,8 @@ a report of stores below a file | bench store --out {file}/b | cannot write + ch
 a report of codecs below a file | bench fidelity {corpus} --teacher {masked_lm} --out {file}/b | cannot write + choose another folder
 files for a test below a file | bench store --scratch {file}/b | cannot be written to + name another
 a teacher of several labels at once | build {corpus} {AS_BUILD} --teacher {multi} | multi_label_classification
+a setting that a student lacks | train {cache} --recipe kd --out {out} --student bilstm:hiden=3 | did you mean 'hidden'?
+a student of no width | train {cache} --recipe kd --out {out} --student static:embedding=0 | embedding is a whole number, 1 or more; got 0
 a student without a tokenizer | train {cache} --recipe kd --out {out} --student {mute} | --same-tokenizer
 predictions of tokens | evaluate {masked_lm} {corpus} --predictions {out} | text-classification only
 a corpus without labels | evaluate {classifier} {unlabelled.csv} | --label-column

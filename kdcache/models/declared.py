@@ -43,7 +43,7 @@ def module_config(cache: Cache, module: nn.Module) -> Any:
         student=name_of_class(type(module)),
         settings=_settings(module),
         tap_widths=declared_widths(module),
-        architectures=["Student" + cache.plan.task.auto.removeprefix("AutoModel")],
+        architectures=["Student" + cache.plan.task.heads[0]],
         vocab_size=vocabulary,
         pad_token_id=plan.tokenizer["pad_id"],
         is_decoder=cache.plan.task.causal,

@@ -261,6 +261,10 @@ def _teacher_embeddings(cache: Cache) -> torch.Tensor:
     return weight
 
 
+def _drawn(cache: Cache, config: Any) -> Any:
+    return auto_class(cache.plan.task).from_config(config)
+
+
 class Way(NamedTuple):
     """How a student is made.
 
@@ -282,7 +286,7 @@ WAYS: dict[str, Way] = {
     ),
     "config": Way(
         lambda cache, spec: load_config(spec.config or ""),
-        lambda cache, config, spec: auto_class(cache.plan.task).from_config(config),
+        lambda cache, config, spec: _drawn(cache, config),
     ),
     "init_from_teacher": Way(
         lambda cache, spec: shrunk_config(_teacher_config(cache), spec.init_from_teacher or ()),

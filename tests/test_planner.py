@@ -294,7 +294,7 @@ def test_labels_that_a_task_does_not_use_may_be_anything(tmp_path: Path, tokeniz
 
 def test_a_corpus_with_nothing_to_mask_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"text": ""}\n')
-    with pytest.raises(CorpusError, match="has a token to mask"):
+    with pytest.raises(CorpusError, match="has a row to learn from: masked"):
         plan(tmp_path / "c.jsonl", tokenizer=tokenizer, task="masked-lm", out=tmp_path / "p")
 
 

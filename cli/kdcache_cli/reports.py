@@ -36,7 +36,7 @@ def print_plan(plan: Json) -> None:
             "documents": _documents(plan),
             "classes": _classes(plan["classes"]),
             "tokens": plan["tokens"],
-            "masked positions": plan["masked"] or None,
+            TASKS[plan["task"]].selected or "masked positions": plan["masked"] or None,
             "truncated": f"{plan['truncated']:,} documents, to {plan['max_length']} tokens",
             "parts": f"{plan['parts']:,} of {plan['part_tokens']:,} tokens",
             "plan": plan["sha256"][:16],

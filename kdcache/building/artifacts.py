@@ -37,7 +37,7 @@ def token_counts(plan: Plan, size: int) -> npt.NDArray[np.int64]:
     for part in range(plan.parts):
         docs = plan.part_docs(part)
         for name, space in COLUMNS.items():
-            if name in plan.columns:
+            if name in plan.columns and not (name == "masked_label" and plan.task.labelled):
                 start = part * plan.rows[space]
                 ids = plan.columns[name][start : start + plan.extent(docs, space)]
                 counts += np.bincount(ids, minlength=size)[:size]

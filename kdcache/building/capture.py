@@ -82,7 +82,7 @@ class Capture:
     def _note_classes(self, whole: Activations, docs: Docs) -> None:
         if self.numbering is not None and not self.numbering.full:
             likeliest = whole[LOGITS].argmax(-1).cpu().numpy()
-            self.numbering.add(self.plan.examples["label"][docs], likeliest)
+            self.numbering.add(self.plan.labels(docs), likeliest)
 
     def _at_space(self, whole: Activations, docs: Docs, space: RowSpace) -> Activations:
         """Activations of the teacher at the rows of a space."""

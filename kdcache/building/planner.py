@@ -150,6 +150,8 @@ def make_plan(
         unit=options.get("unit", "line"),
         labelled=task.labelled,
         like=like,
+        words=task.words,
+        tags=task.tags,
     )
     if not task.pairs and len(opened.text_columns) > 1:
         raise ConfigError(

@@ -15,8 +15,8 @@ from kdcache.corpora.documents import Document
 from kdcache.errors import CorpusError
 from kdcache.labels import LABEL_KINDS, LabelReader, Labels
 from kdcache.models import Tokenizer
-from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig, cut, round_up
-from kdcache.tasks import TASKS, Entry, Space, Task
+from kdcache.plans import EXAMPLE_COLUMNS, LABEL_DTYPE, Array, Plan, PlanConfig, cut, round_up
+from kdcache.tasks import TASKS, Entry, Space
 
 BATCH = 512  # documents tokenised at once
 
@@ -36,22 +36,26 @@ class PlanBuilder:
         """Tokenise everything; returns documents, truncated and SHA-256 of the corpus."""
         task, state = TASKS[config.task], hashlib.sha256()
         count = truncated = 0
+        kind = np.dtype(np.int64) if task.labelled else self.dtype  # of words, or of tokens
         with (
             (self.folder / "tokens").open("wb") as tokens,
             (self.folder / "masked_position").open("wb") as positions,
             (self.folder / "masked_label").open("wb") as masked_labels,
         ):
             for batch in _batched(documents, BATCH):
+                starts: list[int] = []
                 for document in batch:
                     state.update(repr(document[:3]).encode())
-                    if task.labelled:
-                        self.labels.add(document.label, document.where)
-                entries, cut_off = _encode(batch, count, self.tokenizer, config, task)
+                    starts.append(len(self.labels.codes))
+                    for label in task.labels_of(document) if task.labelled else ():
+                        self.labels.add(label, document.where)
+                entries, cut_off = task.encode(batch, count, self.tokenizer, config)
                 truncated += cut_off
-                for entry in (v for e in entries for v in task.views(e, self.tokenizer, config)):
+                for entry in entries:
+                    label = entry.labels + (starts[entry.doc - count] if task.labelled else 0)
                     tokens.write(entry.tokens.astype(self.dtype).tobytes())
                     positions.write(entry.positions.astype(np.int32).tobytes())
-                    masked_labels.write(entry.labels.astype(self.dtype).tobytes())
+                    masked_labels.write(label.astype(kind).tobytes())
                     self._note(entry)
                 count += len(batch)
         if not self.lens:
@@ -72,24 +76,36 @@ class PlanBuilder:
         order = np.random.default_rng(config.seed).permutation(len(lens))
         bounds, part_tokens = cut(lens[order], config.part_tokens)
         parts = len(bounds) - 1
-        selects = TASKS[config.task].selects
-        if selects and not masked.any():
-            raise CorpusError("no document of the corpus has a token to mask")
+        task = TASKS[config.task]
+        if task.selects and not masked.any():
+            raise CorpusError(f"no document of the corpus has a row to learn from: {task.selected}")
+        if task.selects and labels is not None:
+            self._name_words(labels)
         most = {
             "example": int(np.diff(bounds).max()),
             "masked": max(int(masked[order[a:b]].sum()) for a, b in _pairs(bounds)),
         }
         rows: dict[Space, int] = {"example": round_up(most["example"]), "token": part_tokens}
-        if selects:
+        if task.selects:
             rows["masked"] = round_up(most["masked"])
         examples = self._examples(order, bounds, rows, lens, masked, labels)
         starts = np.cumsum(lens) - lens
-        columns = {"tokens": self._sorted("tokens", order, bounds, part_tokens, starts, lens)}
+        columns = {
+            "tokens": self._sorted("tokens", self.dtype, order, bounds, part_tokens, starts, lens)
+        }
         if "masked" in rows:
             begins = np.cumsum(masked) - masked
-            for name in ("masked_position", "masked_label"):
-                columns[name] = self._sorted(name, order, bounds, rows["masked"], begins, masked)
+            label = np.dtype(LABEL_DTYPE) if task.labelled else self.dtype
+            for name, kind in (("masked_position", np.dtype(np.int32)), ("masked_label", label)):
+                size = rows["masked"]
+                columns[name] = self._sorted(name, kind, order, bounds, size, begins, masked)
         return Plan(config=config, parts=parts, rows=rows, examples=examples, columns=columns)
+
+    def _name_words(self, labels: Labels) -> None:
+        """Put the label of each word in the place of its number."""
+        path = self.folder / "masked_label"
+        named = labels.rows[np.fromfile(path, np.int64)]
+        path.write_bytes(named.astype(LABEL_DTYPE).tobytes())
 
     def _examples(
         self,
@@ -117,15 +133,21 @@ class PlanBuilder:
             first = part * rows.get("masked", 0)
             out["masked_start"][at] = first + np.cumsum(masked[chosen]) - masked[chosen]
             out["masked_len"][at] = masked[chosen]
-            if labels is not None:
+            if labels is not None and "masked" not in rows:
                 out[column][at] = labels.rows[docs[chosen]]
         return out
 
     def _sorted(
-        self, name: str, order: Array, bounds: Array, size: int, starts: Array, lens: Array
+        self,
+        name: str,
+        dtype: np.dtype[Any],
+        order: Array,
+        bounds: Array,
+        size: int,
+        starts: Array,
+        lens: Array,
     ) -> FileColumn:
         """Copy a spooled file into plan order, every part padded with zeros to `size` rows."""
-        dtype = np.dtype(np.int32) if name == "masked_position" else self.dtype
         path = self.folder / f"{name}.sorted"
         with (self.folder / name).open("rb") as source, path.open("wb") as target:
             for a, b in _pairs(bounds):
@@ -164,14 +186,3 @@ def _batched(documents: Iterable[Document], size: int) -> Iterator[list[Document
     stream = iter(documents)
     while batch := list(islice(stream, size)):
         yield batch
-
-
-def _encode(
-    batch: list[Document], first: int, tokenizer: Tokenizer, config: PlanConfig, task: Task
-) -> tuple[list[Entry], int]:
-    """Tokenise documents numbered from `first`; returns entries and how many were cut off."""
-    pairs = [d.pair or "" for d in batch] if batch[0].pair is not None else None
-    texts = [d.text for d in batch]
-    encoded = tokenizer.encode(texts, pairs, config.max_length, windows=task.windows)
-    entries = [Entry(first + e.document, e.window, 0, e.ids, e.pair_start) for e in encoded.windows]
-    return entries, encoded.truncated

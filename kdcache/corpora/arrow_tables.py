@@ -37,8 +37,15 @@ def dataset_table(dataset: Any) -> Table:
         texts=tuple(c for c, f in known.items() if getattr(f, "dtype", "") in _STRINGS)
         if features
         else None,
-        class_names={c: tuple(f.names) for c, f in known.items() if hasattr(f, "str2int")},
+        class_names={
+            c: tuple(one.names) for c, f in known.items() if hasattr(one := _single(f), "str2int")
+        },
     )
+
+
+def _single(feature: Any) -> Any:
+    """The feature of a value of a column: of a list, that of what it holds."""
+    return getattr(feature, "feature", feature)
 
 
 _STRINGS = ("string", "large_string")
@@ -77,9 +84,11 @@ def _class_names(path: Path, schema: Any) -> dict[str, tuple[str, ...]]:
     try:
         note = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         labels = {
-            column: feature["names"]
+            column: one["names"]
             for column, feature in note.get("info", {}).get("features", {}).items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+            if isinstance(feature, dict)
+            and isinstance(one := feature.get("feature", feature), dict)
+            and one.get("_type") == "ClassLabel"
         }
         return {
             column: tuple(map(str, names))

@@ -94,10 +94,24 @@ def _may_be_text(column: str) -> bool:
     return column.strip().lower() not in LABEL_COLUMNS and len(column.split()) < LONG_NAME
 
 
-def guess_label(columns: Sequence[str], texts: Collection[str]) -> str | None:
+def guess_words(columns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """The column of word lists; ConfigError if none has one of its known `names`."""
+    by_name = {column.lower(): column for column in columns}
+    found = [by_name[name] for name in names if name in by_name]
+    if not found:
+        raise ConfigError(
+            f"no column holds lists of words ({' or '.join(names)}): name it with --text-column "
+            f"(columns: {', '.join(columns)})"
+        )
+    return (found[0],)
+
+
+def guess_label(
+    columns: Sequence[str], texts: Collection[str], names: Sequence[str] = LABEL_COLUMNS
+) -> str | None:
     """The column with a known name of labels, if there is one."""
     by_name = {column.lower(): column for column in columns if column not in texts}
-    return next((by_name[name] for name in LABEL_COLUMNS if name in by_name), None)
+    return next((by_name[name] for name in names if name in by_name), None)
 
 
 def require_plain(where: str, columns: Iterable[str]) -> None:

@@ -8,9 +8,11 @@ from itertools import islice
 from typing import Any, NamedTuple, get_args
 
 from kdcache.corpora.columns import (
+    LABEL_COLUMNS,
     Sample,
     guess_label,
     guess_texts,
+    guess_words,
     is_known,
     require_plain,
     require_used,
@@ -18,6 +20,7 @@ from kdcache.corpora.columns import (
 from kdcache.corpora.readers import Unit as Unit
 from kdcache.corpora.readers import name_of, tables_of
 from kdcache.corpora.tables import Table
+from kdcache.corpora.words import tags_of, text_of_words
 from kdcache.errors import ConfigError, CorpusError, one_of
 
 PEEK = 1000  # rows that decide on the columns
@@ -28,8 +31,13 @@ class Document(NamedTuple):
 
     text: str
     pair: str | None
-    label: str | int | float | None
+    label: Any
     where: str
+
+    @property
+    def words(self) -> list[str]:
+        """Of a document of words: these are lines of its text."""
+        return self.text.split("\n") if self.text else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +51,7 @@ class Corpus:
         labelled: whether documents are to have labels; else they need not have the column.
         unused: columns that are neither text nor label, of the first 1,000 rows.
         late: further ones, as they come up while iterating.
+        words: whether documents are lists of words, with a list of labels each.
     """
 
     tables: Sequence[Table] = field(repr=False)
@@ -53,6 +62,7 @@ class Corpus:
     labelled: bool = True
     unused: tuple[str, ...] = ()
     late: dict[str, str] = field(default_factory=dict)
+    words: bool = False
     _known: frozenset[str] | None = None
 
     def __iter__(self) -> Iterator[Document]:
@@ -78,14 +88,22 @@ class Corpus:
             self.late.setdefault(column, where)
 
     def _document(self, where: str, row: Mapping[str, Any]) -> Document:
-        texts = [self._text(where, row, column) for column in self.text_columns]
+        read = self._words if self.words else self._text
+        texts = [read(where, row, column) for column in self.text_columns]
         label = None
         if self.label_column is not None:
             if self.labelled:
                 hint = "; write null where a document has no label"
                 _require(where, row, self.label_column, hint)
             label = row.get(self.label_column)
+            if self.words:
+                label = tags_of(where, label, texts[0], self.label_column)
         return Document(texts[0], texts[1] if len(texts) > 1 else None, label, where)
+
+    @staticmethod
+    def _words(where: str, row: Mapping[str, Any], column: str) -> str:
+        _require(where, row, column)
+        return text_of_words(where, row[column], column)
 
     @staticmethod
     def _text(where: str, row: Mapping[str, Any], column: str) -> str:
@@ -117,6 +135,8 @@ def open_corpus(
     unit: Unit = "line",
     labelled: bool = True,
     like: Sequence[str] = (),
+    words: Sequence[str] = (),
+    tags: Sequence[str] = (),
 ) -> Corpus:
     """Find the files of `source` and its text and label columns, guessing those not named.
 
@@ -125,7 +145,8 @@ def open_corpus(
     guessed from the first 1,000 rows: where text columns are not named, a column that makes a pair
     with the text or holds text itself has to be among `ignore_columns`. Where all columns of `like`
     are there, they are the guess. Without `labelled`, labels are for nothing: a column of labels is
-    one that is not used, and may be missing in places.
+    one that is not used, and may be missing in places. With `words`, names of columns, documents
+    are lists of words, and labels, in a column of `tags`, lists of as many.
 
     Raises CorpusError if there is nothing to read or files differ in their columns, ConfigError if
     a column is not there or it takes a person to choose.
@@ -133,7 +154,9 @@ def open_corpus(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be 1 or more; got {limit}")
     one_of("unit", unit, get_args(Unit))
-    tables = [table for table in tables_of(source, unit) if table.columns != ()]
+    tables = [
+        table for table in tables_of(source, "words" if words else unit) if table.columns != ()
+    ]
     sample = _sample(tables)
     if sample is None:
         raise CorpusError(f"{name_of(source)} holds no documents")
@@ -144,14 +167,15 @@ def open_corpus(
         require_plain(sample.where, columns)
         _require_alike(tables, ignored)
     texts = tuple(named) or (tuple(like) if like and set(like) <= set(columns) else None)
-    texts = texts or guess_texts(columns)
-    label = guess_label(columns, texts) if label_column is None else label_column or None
+    texts = texts or (guess_words(columns, words) if words else guess_texts(columns))
+    known = tags or LABEL_COLUMNS
+    label = guess_label(columns, texts, known) if label_column is None else label_column or None
     _require_apart(texts, label)
     _require_there(sample.where, columns, [*texts, *([label] if label else [])])
     labelled = labelled or bool(label_column)
     used = [*texts, label if labelled else None]
     unused = tuple(column for column in columns if column not in used)
-    if not named:
+    if not (named or words):
         require_used(sample, texts, unused)
     return Corpus(
         tables=tables,
@@ -161,6 +185,7 @@ def open_corpus(
         class_names=_class_names(tables, label),
         labelled=labelled,
         unused=unused,
+        words=bool(words),
         _known=frozenset([*sample.columns, *ignored]) if guessing else None,
     )
 

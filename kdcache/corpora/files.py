@@ -21,6 +21,9 @@ KINDS: Mapping[str, str] = {
     ".parquet": "parquet",
     ".txt": "text",
     ".text": "text",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob2": "conll",
 }
 """Suffixes of corpus files, and the kind of each; a suffix of `PACKED` may follow."""
 

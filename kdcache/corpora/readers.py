@@ -19,12 +19,15 @@ from kdcache.corpora.text_tables import (
     named,
     tsv_table,
 )
+from kdcache.corpora.words import conll_table
 from kdcache.errors import CorpusError
 
 Unit = Literal["line", "file"]
+OF_TEXT = {"line": "text", "file": "file", "words": "conll"}
+"""What plain text is, by the unit of a document."""
 
 
-def tables_of(source: Any, unit: Unit) -> list[Table]:
+def tables_of(source: Any, unit: str) -> list[Table]:
     """Open a path, a folder, a glob, a list of those, or an object of a kind in `OBJECTS`.
 
     Raises CorpusError, naming file and line, for anything that cannot be read; so do the rows.
@@ -59,10 +62,10 @@ def _table_of(source: Any) -> Table:
     )
 
 
-def _open(path: Path, unit: Unit) -> Table:
+def _open(path: Path, unit: str) -> Table:
     kind = kind_of(path)
     with named(path):
-        return OPENERS["file" if kind == "text" and unit == "file" else kind](path)
+        return OPENERS[OF_TEXT[unit] if kind == "text" else kind](path)
 
 
 OPENERS: Mapping[str, Callable[[Path], Table]] = {
@@ -73,6 +76,7 @@ OPENERS: Mapping[str, Callable[[Path], Table]] = {
     "parquet": parquet_table,
     "text": lines_table,
     "file": document_table,
+    "conll": conll_table,
 }
 """What opens a file of a kind; those of text are read compressed, too."""
 

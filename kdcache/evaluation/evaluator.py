@@ -87,6 +87,7 @@ def evaluate(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be 1 or more; got {batch_size}")
     task = task_of(model)
+    task.require()
     if task.labelled:
         for source in (model, *([] if teacher is None else [teacher])):
             require_problem(load_config(source), source)
@@ -202,7 +203,7 @@ def _predict(
 def _say_renumbering(plan: Plan, result: Predictions, progress: Progress) -> None:
     if plan.config.label_kind.numbered:
         numbering = Numbering()
-        numbering.add(plan.examples["label"][plan.docs], result.logits.argmax(1))
+        numbering.add(plan.labels(plan.docs), result.logits.argmax(1))
         if (warning := numbering.warning(plan.config.classes)) is not None:
             progress.say(warning)
 

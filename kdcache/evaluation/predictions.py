@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,23 @@ from kdcache.plans import Plan
 
 
 def write_predictions(path: Path, plan: Plan, logits: Floats) -> None:
-    """Write label and prediction of each document as its kind of label has them.
+    """Write label and prediction of each document, or of each of its rows, numbered.
 
-    `logits` are [documents, C]. Raises ConfigError for a language model, which predicts tokens.
+    `logits` are [rows, C]. Raises ConfigError for a language model, which predicts tokens.
     """
     kind = plan.config.label_kind
     if kind.predictions is None:
-        raise ConfigError("predictions are written for text-classification only")
-    told = kind.predictions(logits, kind.of(plan.examples, plan.docs), plan.config.classes or [])
-    ids, rows = plan.examples["doc_id"][plan.docs], list(told.rows)
+        raise ConfigError(f"predictions are not written for {plan.task}")
+    told = kind.predictions(logits, plan.labels(plan.docs), plan.config.classes or [])
+    counts = plan.spans(plan.docs, plan.task.rows)[1]
+    ids = np.repeat(plan.examples["doc_id"][plan.docs], counts)
+    rows: list[Sequence[object]] = list(told.rows)
+    numbered = ("row",) if plan.task.selects else ()
+    if numbered:
+        places = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows = [(int(place), *row) for place, row in zip(places, rows, strict=True)]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("document", *told.columns))
+        writer.writerow(("document", *numbered, *told.columns))
         for index in np.argsort(ids, kind="stable"):
             writer.writerow((int(ids[index]), *rows[index]))

@@ -23,12 +23,11 @@ from kdcache.plans import Docs, Plan
 from kdcache.plans.batch import collate, length_batches
 from kdcache.progress import Progress, short
 from kdcache.signals import LOGITS
-from kdcache.tasks import Task
 
 BATCH = 64  # documents of mean length in a forward
 
-HIGHER_IS_BETTER = {"accuracy": True, "pearson": True, "mse": False, "cross_entropy": False}
-"""The metrics that students are chosen by."""
+LOWER_IS_BETTER = ("mse", "cross_entropy")
+"""Of the metrics that students are chosen by."""
 
 Seen = Callable[[Docs, torch.Tensor], None]
 """Called with the documents of each batch and their logits [rows, outputs]."""
@@ -40,15 +39,22 @@ class Predictions:
 
     Attributes:
         docs: [D] int64, rows of the plan's example space, rising.
-        logits: [D, C] float32; [0, 0] for language models.
+        logits: [D, C] float32, or a row for each selected token; [0, 0] for language models.
         nats: [rows] float64, cross-entropy of each labelled row; language models only.
         correct: [rows], whether the likeliest token is right; language models only.
+        rows: the document of each row of `logits`, where they are rows of selected tokens.
     """
 
     docs: Docs
     logits: npt.NDArray[np.float32]
     nats: npt.NDArray[np.float64]
     correct: npt.NDArray[np.bool_]
+    rows: Docs | None = None
+
+    @property
+    def of_rows(self) -> Docs:
+        """The document of each row of `logits`."""
+        return self.docs if self.rows is None else self.rows
 
     @property
     def finite(self) -> bool:
@@ -78,14 +84,15 @@ def predict(
     """What `model`, in evaluation mode, says of the documents in `batches`."""
     found: list[Predictions] = []
     for docs, logits, labels in forward(model, plan, batches):
-        found.append(_predictions(plan.task, docs, logits, labels))
+        found.append(_predictions(plan, docs, logits, labels))
         seen(docs, logits)
     return joined(found)
 
 
-def _predictions(task: Task, docs: Docs, logits: torch.Tensor, labels: torch.Tensor) -> Predictions:
-    if task.labelled:
-        return Predictions(docs, logits.cpu().numpy(), np.empty(0), np.empty(0, np.bool_))
+def _predictions(plan: Plan, docs: Docs, logits: torch.Tensor, labels: torch.Tensor) -> Predictions:
+    if plan.task.labelled:
+        rows = np.repeat(docs, plan.spans(docs, plan.task.rows)[1])
+        return Predictions(docs, logits.cpu().numpy(), np.empty(0), np.empty(0, np.bool_), rows)
     labelled = labels >= 0
     nats = torch.nn.functional.cross_entropy(logits[labelled], labels[labelled], reduction="none")
     correct = logits[labelled].argmax(-1) == labels[labelled]
@@ -98,12 +105,14 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
     """Predictions over several batches as those of all their documents."""
     docs = np.concatenate([np.empty(0, np.int64), *(part.docs for part in parts)])
     logits = [part.logits for part in parts if len(part.logits)]
-    order = np.argsort(docs, kind="stable")
+    rows = np.concatenate([np.empty(0, np.int64), *(part.of_rows for part in parts)])
+    order = np.argsort(rows, kind="stable")
     return Predictions(
-        docs[order],
+        np.sort(docs),
         np.concatenate(logits)[order] if logits else np.empty((0, 0), np.float32),
         np.concatenate([np.empty(0), *(part.nats for part in parts)]),
         np.concatenate([np.empty(0, np.bool_), *(part.correct for part in parts)]),
+        rows[order],
     )
 
 
@@ -115,16 +124,21 @@ def scores(plan: Plan, found: Predictions) -> Json:
         return {"rows": len(found.nats), **language(found.nats, found.correct)}
     kind = plan.config.label_kind
     assert kind.scores is not None
-    labels = kind.of(plan.examples, found.docs)
+    labels, names = plan.labels(found.docs), plan.config.classes or []
     there = known(labels)
-    return kind.scores(found.logits[there], labels[there], plan.config.classes or [])
+    if not there.any():
+        raise CorpusError("no row of the documents has a label to score against")
+    counts = plan.spans(found.docs, plan.task.rows)[1]
+    own = plan.task.scores(found.logits.argmax(1), labels, counts, names)
+    return {**own, **kind.scores(found.logits[there], labels[there], names)}
 
 
 def metric_of(plan: Plan, docs: Docs) -> str:
     """The metric that students are chosen by on labelled documents of a plan."""
     kind = plan.config.label_kind
     assert kind.metric is not None
-    return kind.metric(kind.of(plan.examples, docs) if kind.column else docs)
+    own = plan.task.metric(plan.config.classes or [])
+    return own or kind.metric(plan.labels(docs) if kind.column else docs)
 
 
 def require_finite(name: str, logits: torch.Tensor) -> None:

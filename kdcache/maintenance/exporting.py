@@ -112,7 +112,7 @@ def part_columns(cache: Cache, part: int, *, raw: bool) -> dict[str, Column]:
 def _plan_columns(cache: Cache, part: int, docs: Array) -> Iterator[tuple[str, Column]]:
     plan = cache.plan
     names = ["doc_id", "doc_len"]
-    names += filter(None, [plan.config.label_kind.column])
+    names += filter(None, [] if plan.task.selects else [plan.config.label_kind.column])
     names += ["masked_len"] if "masked" in plan.rows else []
     for name in names:
         yield name, Column(space="example", rows=plan.examples[name][docs])

@@ -29,7 +29,7 @@ def _first_beyond(plan: Plan, vocabulary: int) -> tuple[int, int] | None:
     if plan.config.tokenizer["vocab_size"] <= vocabulary:
         return None
     columns: list[tuple[str, Space]] = [("tokens", "token")]
-    if "masked" in plan.rows:
+    if plan.task.selects and not plan.task.labelled:  # labels are tokens
         columns.append(("masked_label", "masked"))
     for part in range(plan.parts):
         for name, space in columns:

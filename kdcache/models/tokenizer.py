@@ -112,6 +112,30 @@ class Tokenizer:
                     found.append(Window(document, window, ids, _pair_start(piece.type_ids)))
         return Encoded(found, truncated)
 
+    def encode_words(
+        self, documents: list[list[str]], max_length: int
+    ) -> list[tuple[npt.NDArray[np.int64], list[int | None], bool]]:
+        """Ids of lists of words, the word that each token is of, and whether some were cut off.
+
+        Raises ModelError for a tokenizer that takes whole texts only.
+        """
+        if not documents:
+            return []
+        try:
+            encoded = self._tokenizer(
+                documents, is_split_into_words=True, truncation=True, max_length=max_length
+            )
+        except (AssertionError, ValueError, TypeError) as error:
+            raise ModelError(
+                f"the tokenizer of {self.source} does not take words "
+                f"({str(error).partition(chr(10))[0]}): write add_prefix_space=true into its "
+                "tokenizer_config.json"
+            ) from error
+        return [
+            (np.asarray(piece.ids, np.int64), piece.word_ids, bool(piece.overflowing))
+            for piece in encoded.encodings
+        ]
+
     def _cut(self, texts: list[str], pairs: list[str], length: int) -> tuple[list[str], list[str]]:
         """Pairs without most of what truncation to `length` tokens drops anyway.
 

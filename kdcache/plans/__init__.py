@@ -2,6 +2,7 @@
 
 from kdcache.plans.plan import (
     EXAMPLE_COLUMNS,
+    LABEL_DTYPE,
     Array,
     Column,
     Docs,
@@ -15,6 +16,7 @@ from kdcache.plans.plan import (
 
 __all__ = [
     "EXAMPLE_COLUMNS",
+    "LABEL_DTYPE",
     "Array",
     "Column",
     "Docs",

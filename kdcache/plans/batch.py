@@ -10,6 +10,7 @@ import torch
 
 from kdcache.errors import ConfigError, DamageError
 from kdcache.labels import known, known_rows
+from kdcache.labels.base import MAX_CLASSES
 from kdcache.plans import Array, Docs, Plan
 from kdcache.tasks import IGNORE_INDEX, Space
 
@@ -38,11 +39,12 @@ class Batch(dict[str, torch.Tensor]):
     """Tensors of one batch of B documents of up to L tokens, by name.
 
     Always: `docs` [B], `input_ids`, `attention_mask` [B, L] int64. As the task has them:
-    `token_type_ids` [B, L]; `labels` [B] class ids or float values, [M] tokens at the masked
-    positions, or [tokens] next tokens; `masked` [M], flat indices into B * L of the masked
-    positions. Signal arrays keep their names in the cache ("logits/ids") and hold one row per
-    document, token or masked position, documents one after the other. Where a signal has but a
-    fraction of them, "logits/kept" [rows] int64 says which, as `Cache.sampled_rows`.
+    `token_type_ids` [B, L]; `labels` [B] class ids or float values, [M] tokens or classes at the
+    selected positions, or [tokens] next tokens; `masked` [M], flat indices into B * L of the
+    selected positions, masked ones or first tokens of words. Signal arrays keep their names in the
+    cache ("logits/ids") and hold one row per document, token or selected position, documents one
+    after the other. Where a signal has but a fraction of them, "logits/kept" [rows] int64 says
+    which, as `Cache.sampled_rows`.
 
     Attributes:
         tokens: tokens of all documents, pads left out.
@@ -190,15 +192,15 @@ def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
         second = np.arange(lens.max())[None, :] >= plan.examples["pair_start"][docs][:, None]
         batch["token_type_ids"] = torch.from_numpy((second & mask).astype(np.int64))
     batch.tokens = len(flat)
-    if plan.config.label_kind.column:
-        labels = _labels(plan, docs)
+    if plan.task.selects:
+        labels = _add_masked(batch, plan, docs, mask.shape[1])
         batch.labelled = int(np.count_nonzero(known(labels)))
     elif plan.task.causal:
         labels = _next_tokens(flat, lens)
         batch.labelled = len(flat) - len(docs)  # nothing follows the last token of a document
     else:
-        labels = _add_masked(batch, plan, docs, mask.shape[1])
-        batch.labelled = len(labels)
+        labels = _labels(plan, docs)
+        batch.labelled = int(np.count_nonzero(known(labels)))
     batch["labels"] = torch.from_numpy(labels)
     batch.update({name: torch.from_numpy(rows) for name, rows in signals.items()})
     return batch
@@ -217,14 +219,18 @@ def _next_tokens(flat: Array, lens: Array) -> Array:
 
 
 def _add_masked(batch: Batch, plan: Plan, docs: Docs, width: int) -> Array:
-    """Lay the masked positions into a batch; returns the tokens they held, [M] int64."""
+    """Lay the selected positions into a batch; returns a token or a class for each, [M] int64."""
     starts, counts = plan.spans(docs, "masked")
     rows = np.repeat(np.arange(len(docs)), counts)
     positions = _read(plan, "masked_position", starts, counts)
     _require_below(plan.examples["doc_len"][docs][rows], positions, "masked_position")
     batch["masked"] = torch.from_numpy(rows * width + positions)
     labels = _read(plan, "masked_label", starts, counts).astype(np.int64)
-    _require_below(plan.config.tokenizer["vocab_size"], labels, "masked_label")
+    if plan.task.labelled:
+        most = len(plan.config.classes or ()) or MAX_CLASSES
+        _require_below(most, labels[known(labels)], "masked_label")
+    else:
+        _require_below(plan.config.tokenizer["vocab_size"], labels, "masked_label")
     return labels
 
 

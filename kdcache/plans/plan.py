@@ -26,6 +26,8 @@ Docs = npt.NDArray[np.int64]
 ROW_UNIT = 128  # rows a part has in any space come in multiples of this, up to LARGE
 LARGE = 16_384  # beyond this, in multiples of 1,024: an inner chunk must divide a part
 
+LABEL_DTYPE = "int32"
+"""Of the labels that words have, where people label words."""
 EXAMPLE_COLUMNS = {
     "doc_start": "int64",
     "doc_len": "int32",
@@ -86,8 +88,9 @@ class Plan:
     Attributes:
         rows: rows per part in each space.
         examples: the arrays of EXAMPLE_COLUMNS, each [parts * rows["example"]].
-        columns: `tokens` [parts * rows["token"]]; for masked-lm also `masked_position` (int32,
-            within the document) and `masked_label` [parts * rows["masked"]].
+        columns: `tokens` [parts * rows["token"]]; where the task selects tokens also
+            `masked_position` (int32, within the document) and `masked_label`, the token that was
+            there or the class of the word, [parts * rows["masked"]].
         format: of the store it lies in; a new plan's is that of new stores.
     """
 
@@ -179,10 +182,21 @@ class Plan:
             return len(docs)
         return int(self.spans(docs, space)[1].sum(dtype=np.int64))
 
+    def labels(self, docs: npt.NDArray[np.int64]) -> Array:
+        """The labels that people gave the rows which the task's logits have in documents."""
+        if not self.task.selects:
+            return self.config.label_kind.of(self.examples, docs)
+        reader: Any = self.columns["masked_label"]
+        found: Array = reader.read(*self.spans(docs, "masked"))
+        return found
+
     @property
     def labelled_docs(self) -> npt.NDArray[np.int64]:
         """Rows of the example space that hold a document with a hard label."""
         kind = self.config.label_kind
+        if kind.column and self.task.selects:
+            named = self.config.corpus["label_column"] is not None
+            return self.docs[(self.examples["masked_len"][self.docs] > 0) & named]
         return self.docs[known(kind.of(self.examples, self.docs))] if kind.column else self.docs
 
     @property
@@ -215,7 +229,7 @@ class Plan:
         return state.hexdigest()
 
     def __repr__(self) -> str:
-        masked = f", {self.masked:,} masked positions" if self.masked else ""
+        masked = f", {self.masked:,} {self.task.selected}" if self.masked else ""
         return (
             f"<Plan {self.config.task}: {self.documents:,} documents, {self.tokens:,} tokens"
             f"{masked}, {self.parts} part{'s' if self.parts != 1 else ''}, "

@@ -30,7 +30,7 @@ def text_keys(plan: Plan) -> Iterator[tuple[int, bytes]]:
         docs = plan.part_docs(part)
         states = [hashlib.blake2b(digest_size=16) for _ in docs]
         tokens = _rows(plan, part, "tokens", "token")
-        if "masked" in plan.rows:
+        if plan.task.selects and not plan.task.labelled:  # labels are tokens
             _unmask(tokens, plan, docs, part)
         _update(states, plan, docs, part, "token", tokens)
         yield from zip(docs.tolist(), (state.digest() for state in states), strict=True)

@@ -304,7 +304,7 @@ def select(
     if positions == "all":
         return hidden[mask]
     if masked is None:
-        raise ConfigError("masked positions exist for the task masked-lm only")
+        raise ConfigError("positions=masked needs a task that selects tokens, such as masked-lm")
     return hidden.flatten(0, 1)[masked]
 
 

@@ -14,6 +14,7 @@ from kdcache.tasks.base import (
 from kdcache.tasks.causal_lm import CAUSAL_LM
 from kdcache.tasks.masked_lm import MASKED_LM
 from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
+from kdcache.tasks.token_classification import TOKEN_CLASSIFICATION
 
 __all__ = [
     "IGNORE_INDEX",
@@ -32,6 +33,7 @@ TASKS: dict[str, Task] = {
     "text-classification": TEXT_CLASSIFICATION,
     "masked-lm": MASKED_LM,
     "causal-lm": CAUSAL_LM,
+    "token-classification": TOKEN_CLASSIFICATION,
 }
 """Every task by its name."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from kdcache.manifest import Json
+
 if TYPE_CHECKING:
+    from kdcache.corpora.documents import Document
     from kdcache.models import Tokenizer
     from kdcache.plans import PlanConfig
 
@@ -58,7 +61,7 @@ class Entry(NamedTuple):
         tokens: ids, as the teacher is fed them.
         pair_start: where the second text begins.
         positions: of the selected tokens, rising; none where a task selects none.
-        labels: of each of them.
+        labels: of each of them: a token, or where people label words the number of the word.
     """
 
     doc: int
@@ -70,12 +73,36 @@ class Entry(NamedTuple):
     labels: Ids = NONE
 
 
-Views = Callable[[Entry, "Tokenizer", "PlanConfig"], Iterable[Entry]]
+Encode = Callable[
+    [Sequence["Document"], int, "Tokenizer", "PlanConfig"], tuple[Iterable[Entry], int]
+]
+"""Documents, the first of which has that number in the corpus, as entries of the plan, and how many
+of them lost tokens to the longest length."""
 
 
-def single(entry: Entry, tokenizer: Tokenizer, config: PlanConfig) -> Iterator[Entry]:
-    """A document as it is, once."""
-    yield entry
+def encode_texts(
+    batch: Sequence[Document],
+    first: int,
+    tokenizer: Tokenizer,
+    config: PlanConfig,
+    *,
+    windows: bool = False,
+) -> tuple[list[Entry], int]:
+    """Texts, or pairs of them, as they are: cut off where too long, or cut into `windows`."""
+    pairs = [d.pair or "" for d in batch] if batch[0].pair is not None else None
+    texts = [d.text for d in batch]
+    encoded = tokenizer.encode(texts, pairs, config.max_length, windows=windows)
+    entries = [Entry(first + e.document, e.window, 0, e.ids, e.pair_start) for e in encoded.windows]
+    return entries, encoded.truncated
+
+
+def no_scores(predicted: Ids, labels: Ids, counts: Ids, names: Sequence[str]) -> Json:
+    """None beyond those of the kind of labels."""
+    return {}
+
+
+def nothing_needed() -> None:
+    """All that it needs is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +122,21 @@ class Task:
         call: a call of that pipeline, `pipe`.
         measured: under which name the table of measured errors tells of its like.
         pairs: whether a document may be two texts.
-        windows: whether long documents are cut into windows; else what is too long is cut off.
         causal: whether a row's label is the token that follows, which the model must not see.
         options: options of a plan that only some tasks have.
         ids: ids of the tokenizer that its plans name beyond those of all.
-        views: the entries that the plan gets of a tokenised document, with what is selected of it.
+        selected: what is selected of a document, in words; "": nothing is.
+        words: names of columns of word lists, which are its documents; none: those are texts.
+        tags: names of columns of lists with a label for each word.
+        encode: what the plan has of documents, with what is selected of them.
+        scores: scores beyond those of the kind of labels: of predicted and of right classes
+            [rows], the rows of each document, and the names of the classes.
+        metric: the score that students are chosen by, given the names of the classes; "": that of
+            the kind of labels.
+        require: raises MissingExtraError where a package that its scores need is missing.
         taught: whether `teach` makes its teachers.
         shipped: whether `ship` makes ONNX of its models.
+        told: what people call the scores that it alone has.
         predicted: whether `evaluate` writes predictions.
     """
 
@@ -115,13 +150,19 @@ class Task:
     call: str
     measured: str
     pairs: bool = False
-    windows: bool = False
     causal: bool = False
     options: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
-    views: Views = single
+    selected: str = ""
+    words: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    encode: Encode = encode_texts
+    scores: Callable[[Ids, Ids, Ids, Sequence[str]], Json] = no_scores
+    metric: Callable[[Sequence[str]], str] = lambda names: ""
+    require: Callable[[], None] = nothing_needed
     taught: bool = False
     shipped: bool = False
+    told: tuple[tuple[str, str], ...] = ()
     predicted: bool = False
 
     @property
@@ -142,6 +183,12 @@ class Task:
     def own(self, values: Any) -> dict[str, Any]:
         """Those options of a plan that only some tasks have, read from its configuration."""
         return {name: getattr(values, name) for name in self.options}
+
+    def labels_of(self, document: Document) -> Sequence[Any]:
+        """What a document is labelled with: one label, or one for each word."""
+        if not self.words:
+            return [document.label]
+        return document.label or [None] * len(document.words)
 
     def __str__(self) -> str:
         return self.name

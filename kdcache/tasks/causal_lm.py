@@ -1,6 +1,8 @@
 """Texts whose every next token is predicted from those before it."""
 
-from kdcache.tasks.base import Task
+from functools import partial
+
+from kdcache.tasks.base import Task, encode_texts
 
 CAUSAL_LM = Task(
     name="causal-lm",
@@ -12,6 +14,6 @@ CAUSAL_LM = Task(
     pipeline="text-generation",
     call='pipe("the beginning of a text", max_new_tokens=20)',
     measured="causal-lm",
-    windows=True,
+    encode=partial(encode_texts, windows=True),
     causal=True,
 )

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdcache.tasks.base import Entry, Task
+from kdcache.tasks.base import Entry, Task, encode_texts
 from kdcache.tasks.masking import mask
 
 if TYPE_CHECKING:
+    from kdcache.corpora.documents import Document
     from kdcache.models import Tokenizer
     from kdcache.plans import PlanConfig
+
+
+def encode_masked(
+    batch: Sequence[Document], first: int, tokenizer: Tokenizer, config: PlanConfig
+) -> tuple[Iterator[Entry], int]:
+    """Windows of texts with some of their tokens masked."""
+    whole, truncated = encode_texts(batch, first, tokenizer, config, windows=True)
+    return (view for entry in whole for view in masked(entry, tokenizer, config)), truncated
 
 
 def masked(entry: Entry, tokenizer: Tokenizer, config: PlanConfig) -> Iterator[Entry]:
@@ -42,8 +51,8 @@ MASKED_LM = Task(
     pipeline="fill-mask",
     call='pipe(f"a text with a {pipe.tokenizer.mask_token} in it")',
     measured="masked-lm",
-    windows=True,
     options=("mask_probability", "views"),
     ids=("mask_id",),
-    views=masked,
+    selected="masked positions",
+    encode=encode_masked,
 )

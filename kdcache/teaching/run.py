@@ -18,6 +18,7 @@ from kdcache.models import Tokenizer, load_tokenizer
 from kdcache.progress import Progress, Shown, short, shown
 from kdcache.store.io.durable_writes import remove_tree, writing
 from kdcache.tasks import Task
+from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
 from kdcache.teaching.card import write_card
 from kdcache.teaching.data import Data, read_data, seen_before
 from kdcache.teaching.encoder import load_encoder, require_encoder
@@ -144,7 +145,7 @@ def teach(
         loaded = load_encoder(encoder, config, data.names, plans, tokenizer)
         seen = 0
         if evaluation is not None:
-            check_labels(evaluation, loaded.model.config)
+            check_labels(evaluation, loaded.model.config, TEXT_CLASSIFICATION)
             seen = _seen(data, eval_file, tokenizer, settings, scratch, progress)
         grid = Grid(encoder, loaded, data, settings, args, folder, progress)
         metrics = grid.run(tokenizer)

@@ -13,7 +13,7 @@ from typing import Any
 import transformers
 
 from kdcache.errors import ConfigError, did_you_mean, near, one_of
-from kdcache.evaluation.scoring import BATCH, HIGHER_IS_BETTER
+from kdcache.evaluation.scoring import BATCH, LOWER_IS_BETTER
 from kdcache.training.dev_options import EPOCH, DevOptions
 from kdcache.training.launch import launch_values, require_together
 from kdcache.training.recipe import Recipe
@@ -186,7 +186,7 @@ def choose_by(args: transformers.TrainingArguments, metric: str) -> None:
     every score, besides those that the recipe asks for.
     """
     args.load_best_model_at_end = True
-    args.metric_for_best_model, args.greater_is_better = metric, HIGHER_IS_BETTER[metric]
+    args.metric_for_best_model, args.greater_is_better = metric, metric not in LOWER_IS_BETTER
     if args.save_total_limit is not None:
         args.save_total_limit = max(2, args.save_total_limit)  # the best and the last
 

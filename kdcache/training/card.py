@@ -12,7 +12,7 @@ from kdcache.losses.schedules import is_on, weight_text
 from kdcache.manifest import Json
 from kdcache.models.student_config import is_student
 from kdcache.store import Cache
-from kdcache.tasks import Task
+from kdcache.tasks import TASKS, Task
 from kdcache.training.recipe import Recipe
 
 CARD = "README.md"
@@ -114,7 +114,7 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
 
 def _choice(dev: Json) -> str:
     """How the weights were chosen, with the teacher's score on the same documents."""
-    best, metric = dev["best"], SCORES[dev["metric"]]
+    best, metric = dev["best"], _called(dev["metric"])
     teacher = dev["teacher"]
     about = "about " if teacher is not None and teacher.get("estimate") else ""
     theirs = "" if teacher is None else f"; the teacher's is {about}{teacher['value']:.4g}"
@@ -123,6 +123,11 @@ def _choice(dev: Json) -> str:
         f"{len(dev['points'])} by {metric} ({best['value']:.4g}{theirs}) on {dev['documents']:,} "
         f"dev documents that were not trained on: {dev['source']}"
     )
+
+
+def _called(metric: str) -> str:
+    """What a metric is called."""
+    return SCORES.get(metric, metric.replace("_", " "))
 
 
 def _on(recipe: Recipe) -> Iterator[str]:
@@ -151,9 +156,10 @@ def _scores(evaluation: Json | None) -> str:
     teacher = evaluation.get("teacher")
     head = ("", "student") if teacher is None else ("", "student", "teacher")
     sides = [evaluation] if teacher is None else [evaluation, teacher]
+    own = dict(TASKS[evaluation["task"]].told)
     rows = [
         (label, *(score_cell(side, name) for side in sides))
-        for name, label in SCORES.items()
+        for name, label in (own | SCORES).items()
         if evaluation.get(name) is not None
     ]
     file = f"`{evaluation['file']}`, " if "file" in evaluation else ""

@@ -9,7 +9,7 @@ import transformers
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdcache.errors import ConfigError, ModelError
-from kdcache.evaluation.scoring import HIGHER_IS_BETTER
+from kdcache.evaluation.scoring import LOWER_IS_BETTER
 from kdcache.manifest import Json
 from kdcache.progress import Progress
 from kdcache.store import Cache
@@ -159,7 +159,7 @@ class Choice:
         patience = "patience" if out_of_patience(state, self.patience) else None
         return {
             "metric": self.dev.metric,
-            "higher_is_better": HIGHER_IS_BETTER[self.dev.metric],
+            "higher_is_better": self.dev.metric not in LOWER_IS_BETTER,
             "documents": len(self.dev.docs),
             "source": self.dev.source,
             "left_out": len(self.dev.left_out),

@@ -82,6 +82,8 @@ def _cached_score(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json:
     """The score of the soft labels that the cache holds."""
     if dev.plan.config.label_kind.compare is not None:
         return {"value": _of_outputs(dev, cache, rows), "source": FROM_CACHE}
+    if dev.plan.task.metric(dev.plan.config.classes or []):
+        return {"value": _of_rows(dev, cache, rows), "source": FROM_CACHE}
     found, exact = [], True
     for docs in length_batches(dev.plan, dev.docs, BUDGET):
         held = np.asarray([rows[int(doc)] for doc in docs])
@@ -90,6 +92,24 @@ def _cached_score(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json:
         exact = exact and known
     score: Json = {"value": float(np.concatenate(found).mean()), "source": FROM_CACHE}
     return score if exact else score | {"estimate": True}
+
+
+def _of_rows(dev: DevSet, cache: Cache, rows: dict[int, int]) -> float:
+    """The score that the task alone has, of the likeliest class of every row."""
+    plan = dev.plan
+    counts = plan.spans(dev.docs, plan.task.rows)[1]
+    held = np.asarray([rows[int(doc)] for doc in dev.docs])
+    pieces = np.array_split(held, math.ceil(len(held) / OUTPUTS))
+    likeliest = np.concatenate([_likeliest(cache, some) for some in pieces])
+    told = plan.task.scores(likeliest, plan.labels(dev.docs), counts, plan.config.classes or [])
+    return value_of(told, dev.metric)
+
+
+def _likeliest(cache: Cache, held: Docs) -> np.ndarray:
+    """The likeliest class of every row of documents, [rows]."""
+    soft = cache.soft_labels(held)
+    top: np.ndarray = soft.ids.gather(1, soft.logprobs.argmax(-1, keepdim=True)).squeeze(1).numpy()
+    return top
 
 
 def _of_outputs(dev: DevSet, cache: Cache, rows: dict[int, int]) -> float:
@@ -105,9 +125,8 @@ def _of_outputs(dev: DevSet, cache: Cache, rows: dict[int, int]) -> float:
 
 def _correct(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:
     """[D], 1 where the likeliest class is the label."""
-    soft = cache.soft_labels(held)
-    top = soft.ids.gather(1, soft.logprobs.argmax(-1, keepdim=True)).squeeze(1)
-    return (top.numpy() == plan.examples["label"][docs]).astype(np.float64), True
+    right = _likeliest(cache, held) == plan.labels(docs)
+    return right.astype(np.float64), True
 
 
 def _nats(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:

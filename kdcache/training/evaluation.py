@@ -17,7 +17,7 @@ from kdcache.manifest import Json
 from kdcache.models import load_config
 from kdcache.models.tokenizer import class_names
 from kdcache.plans import PlanConfig
-from kdcache.tasks import TASKS
+from kdcache.tasks import TASKS, Task
 from kdcache.training.dev_options import DevOptions
 
 
@@ -50,8 +50,10 @@ def _labelled(file: Any, config: PlanConfig, flag: str, kind: str) -> Corpus:
     named = isinstance(file, str | Path)
     if named and not Path(file).exists() and "*" not in str(file):
         raise CorpusError(f"no {kind} file {file}; {flag} names a file of labelled documents")
-    labelled = TASKS[config.task].labelled
-    corpus = open_corpus(file, labelled=labelled, **same_columns(config.corpus, file))
+    task = TASKS[config.task]
+    task.require()
+    labelled, columns = task.labelled, same_columns(config.corpus, file)
+    corpus = open_corpus(file, labelled=labelled, words=task.words, tags=task.tags, **columns)
     require_as_many_texts(corpus.text_columns, config.corpus["text_columns"], file, flag)
     if labelled and corpus.label_column is None:
         raise CorpusError(
@@ -106,14 +108,15 @@ def same_columns(corpus: Json, file: Any) -> dict[str, Any]:
     }
 
 
-def check_labels(corpus: Corpus, config: Any) -> None:
+def check_labels(corpus: Corpus, config: Any, task: Task) -> None:
     """Raise CorpusError for a label that is none of the classes of a student's configuration.
 
     So it does where no document has a label.
     """
     reader = LabelReader()
     for document in corpus:
-        reader.add(document.label, document.where)
+        for label in task.labels_of(document):
+            reader.add(label, document.where)
     names, count = class_names(config), int(config.num_labels)
     found = resolve(reader, known=names, count=count, corpus_names=corpus.class_names)
     if not found.labelled:

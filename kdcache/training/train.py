@@ -138,7 +138,7 @@ def train(
             "(docs/python.md), or leave the evaluation (--eval) out"
         )
     if evaluation is not None and source.plan.task.labelled:
-        check_labels(evaluation, run.config)
+        check_labels(evaluation, run.config, source.plan.task)
     if run.choice is not None and eval_file is not None:
         tested = file_plan(eval_file, source, run.config, run.progress)
         run.notes += require_untested(run.choice.dev, tested, eval_file)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from kdcache.errors import CacheError, ConfigError, DamageError
 from kdcache.manifest import FIRST, FORMAT, FORMATS, NAMED, Json
-from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig, part_rows
+from kdcache.plans import EXAMPLE_COLUMNS, LABEL_DTYPE, Array, Plan, PlanConfig, part_rows
 from kdcache.plans.identity import has_configuration
 from kdcache.signals import (
     ArraySpec,
@@ -136,7 +136,8 @@ def plan_specs(plan: Plan) -> list[ArraySpec]:
     columns: list[tuple[str, Space, str]] = [("tokens", "token", token)]
     if plan.task.selects:
         columns.append(("plan/masked_position", "masked", "int32"))
-        columns.append(("plan/masked_label", "masked", token))
+        label = LABEL_DTYPE if plan.task.labelled else token
+        columns.append(("plan/masked_label", "masked", label))
     return [
         ArraySpec(name=f"plan/{name}", space="example", row_shape=(), dtype=dtype)
         for name, dtype in EXAMPLE_COLUMNS.items()

@@ -1,0 +1,94 @@
+"""Documents of words: lists of them with a label each, and CoNLL files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdcache.corpora.packed import open_text
+from kdcache.corpora.tables import Row, Table, Wanted
+from kdcache.corpora.text_tables import named
+from kdcache.errors import CorpusError
+
+COLUMNS = ("tokens", "tags")
+_COMMENT = re.compile(r"# ?[\w:.-]+ = ")
+_BOUNDARY = "-DOCSTART-"
+
+
+def text_of_words(where: str, words: Any, column: str) -> str:
+    """Words as lines of a text; CorpusError for what is no list of them."""
+    if not isinstance(words, (list, tuple)):
+        kind = type(words).__name__
+        raise CorpusError(
+            f"{where}: column {column!r} must hold lists of words; got {kind}; name another column "
+            "with --text-column"
+        )
+    for word in words:
+        if not isinstance(word, str) or not word or len(word.splitlines()) > 1:
+            raise CorpusError(
+                f"{where}: column {column!r} must hold words, which are texts of one line; got "
+                f"{word!r:.40}"
+            )
+    return "\n".join(words)
+
+
+def tags_of(where: str, tags: Any, text: str, column: str) -> list[Any] | None:
+    """The labels of a document's words; CorpusError unless there are as many, or none at all."""
+    if tags is None:
+        return None
+    count = len(text.split("\n")) if text else 0
+    if not isinstance(tags, (list, tuple)):
+        raise CorpusError(
+            f"{where}: column {column!r} must hold a list with a tag for each word; got "
+            f"{type(tags).__name__}; name another column with --label-column"
+        )
+    if len(tags) != count:
+        raise CorpusError(
+            f"{where}: {len(tags)} tags in column {column!r} for {count} words: give each word one "
+            "tag, or null in the place of the list where there is none"
+        )
+    return list(tags)
+
+
+def conll_table(path: Path) -> Table:
+    """Open a CoNLL file: a word a line, its tag in the last column, blank lines between documents.
+
+    Columns are separated by tabs or else by blanks. Lines `# name = value` and -DOCSTART- are left
+    out.
+    """
+    return Table(name=str(path), columns=COLUMNS, rows=lambda wanted: _sentences(path, wanted))
+
+
+def _sentences(path: Path, wanted: Wanted) -> Iterator[Row]:
+    start, rows = 1, list[Sequence[str]]()
+    with named(path), open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            cells = _cells(path, number, line)
+            if cells:
+                start = start if rows else number
+                rows.append(cells)
+            elif rows and not line.strip():
+                yield _row(path, start, rows)
+                rows = []
+    if rows:
+        yield _row(path, start, rows)
+
+
+def _cells(path: Path, number: int, line: str) -> list[str]:
+    """The columns of a line; none of one that holds no word."""
+    if not line.strip() or _COMMENT.match(line) or line.startswith(_BOUNDARY):
+        return []
+    cells = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+    if len(cells) < 2 or not cells[0].strip():
+        raise CorpusError(
+            f"{path}:{number}: malformed: expected a word and a tag, separated by a tab or blanks; "
+            f"got {line.strip()!r:.40}"
+        )
+    return [cell.strip() for cell in cells]
+
+
+def _row(path: Path, start: int, rows: Sequence[Sequence[str]]) -> Row:
+    words, tags = [cells[0] for cells in rows], [cells[-1] for cells in rows]
+    return f"{path}:{start}", dict(zip(COLUMNS, (words, tags), strict=True))

@@ -51,11 +51,13 @@ class Batch(dict[str, torch.Tensor]):
         labelled: rows with a hard label. Both are counted where the batch is made, so that nobody
             waits for a device to know them.
         idle: it stands in for a rank whose turn has no documents, and nothing in it counts.
+        cache: which cache it was read from, where a student learns from several.
     """
 
     tokens: int = 0
     labelled: int = 0
     idle: bool = False
+    cache: int = 0
     _source: Batch | None = None  # what it was before it was moved, for sums nobody waits for
 
     def __missing__(self, name: object) -> torch.Tensor:
@@ -78,6 +80,7 @@ class Batch(dict[str, torch.Tensor]):
         """The same documents as other tensors."""
         made = Batch(tensors)
         made.tokens, made.labelled, made.idle = self.tokens, self.labelled, self.idle
+        made.cache = self.cache
         made._source = (self._source or self) if WEIGHTS in self else None
         return made
 

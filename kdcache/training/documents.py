@@ -115,6 +115,7 @@ class CachedDocuments(Dataset[Batch]):
     """
 
     ahead = True
+    batches: Any = None  # what cuts its epochs into turns; kdcache's loader knows what does
 
     def __init__(
         self,
@@ -167,6 +168,12 @@ class CachedDocuments(Dataset[Batch]):
     def read(self, docs: Sequence[int] | Docs) -> Batch:
         """The batch of documents named by their rows in the plan's example space."""
         return self.cache.batch(np.asarray(docs, np.int64), self.arrays)
+
+    def turn(self, docs: Sequence[int]) -> Batch:
+        """The batch of a rank's turn; of one without documents, one stands in and is idle."""
+        batch = self.read(docs or self.docs[:1])
+        batch.idle = not docs
+        return batch
 
     def collate(self, batch: Batch | Sequence[Batch]) -> Batch:
         """The `collate_fn` of a DataLoader: a Batch as it is, single documents as one Batch.

@@ -7,22 +7,46 @@ batch and ends with it, so nothing is left of an iterator that is dropped, and a
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from kdcache.plans import Docs
 from kdcache.plans.batch import Batch
 from kdcache.training.documents import CachedDocuments, rank_share
 
 __all__ = ["CachedDocuments", "EpochSampler", "Loader", "RankBatches", "make_loader"]
 
 
+class Documents(Protocol):
+    """A data set whose epochs kdcache's loader cuts into turns: of one cache, or of several.
+
+    Attributes:
+        batch: documents of a step over all ranks.
+        ahead: whether the next batch is read in a thread while one is used.
+        batches: class of the sampler of turns; None: `RankBatches`.
+    """
+
+    batch: int
+    ahead: bool
+    batches: Any
+
+    def __len__(self) -> int: ...
+
+    @property
+    def order(self) -> Docs: ...
+
+    def turn(self, docs: Sequence[int]) -> Batch: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+
 class EpochSampler(Sampler[int]):
     """The documents of `dataset` in the order of its epoch."""
 
-    def __init__(self, dataset: CachedDocuments) -> None:
+    def __init__(self, dataset: Documents) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -70,20 +94,13 @@ class RankBatches(BatchSampler):
             yield docs[turn * self.batch_size : (turn + 1) * self.batch_size].tolist()
 
 
-def _read(dataset: CachedDocuments, docs: list[int]) -> Batch:
-    """The batch of a turn; of one without documents, a batch that stands in for it and is idle."""
-    batch = dataset.read(docs or dataset.docs[:1])
-    batch.idle = not docs
-    return batch
-
-
 class Pending(Mapping[str, torch.Tensor]):
     """A batch that a thread reads; whoever looks into it waits until it is there.
 
     What went wrong in the thread is raised where the batch is asked for.
     """
 
-    def __init__(self, dataset: CachedDocuments, docs: list[int], pin_memory: bool) -> None:
+    def __init__(self, dataset: Documents, docs: list[int], pin_memory: bool) -> None:
         self._job = (dataset, docs, pin_memory)
         self._error: BaseException | None = None
         self._batch = Batch()
@@ -93,7 +110,7 @@ class Pending(Mapping[str, torch.Tensor]):
     def _read(self) -> None:
         dataset, docs, pin_memory = self._job
         try:
-            batch = _read(dataset, docs)
+            batch = dataset.turn(docs)
             self._batch = batch.pin_memory() if pin_memory else batch
         except BaseException as error:
             self._error = error
@@ -126,14 +143,14 @@ class Pending(Mapping[str, torch.Tensor]):
 class _Rows(Dataset[Batch]):
     """Takes the documents that an EpochSampler names for indices."""
 
-    def __init__(self, dataset: CachedDocuments) -> None:
+    def __init__(self, dataset: Documents) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitems__(self, docs: list[int]) -> Batch:
-        return _read(self.dataset, docs)
+        return self.dataset.turn(docs)
 
     def set_epoch(self, epoch: int) -> None:
         self.dataset.set_epoch(epoch)
@@ -146,7 +163,7 @@ class _Ahead(_Rows):
     asks for the next, before it hands out the first) have one such batch at a time.
     """
 
-    def __init__(self, dataset: CachedDocuments, pin_memory: bool) -> None:
+    def __init__(self, dataset: Documents, pin_memory: bool) -> None:
         super().__init__(dataset)
         self.pin_memory = pin_memory
 
@@ -171,7 +188,7 @@ class Loader(DataLoader[Any]):
 
 
 def make_loader(
-    dataset: CachedDocuments,
+    dataset: Documents,
     *,
     batch_size: int,
     drop_last: bool = False,
@@ -185,7 +202,7 @@ def make_loader(
     """
     return Loader(
         _Ahead(dataset, pin_memory) if dataset.ahead else _Rows(dataset),
-        batch_sampler=RankBatches(
+        batch_sampler=(dataset.batches or RankBatches)(
             EpochSampler(dataset), batch_size, drop_last, ranks=ranks, rank=rank
         ),
         collate_fn=_whole,

@@ -5,6 +5,7 @@ What tests of losses know of how losses are bound to a cache and called is in th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -50,6 +51,8 @@ class Given:
             teacher's values, [layers, B, ...] float32, of one layer where there are none.
         labelled: whether the cache has any hard label, in these documents or others.
         weights: of documents, [B]; None: the batch has none.
+        further: teachers by name, beside the first, which is called "first": the same
+            documents with what each of them gave.
     """
 
     task: str
@@ -65,6 +68,7 @@ class Given:
     labelled: bool = True
     weights: Array | None = None
     others: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+    further: Mapping[str, Given] = field(default_factory=dict)
 
     @property
     def student(self) -> dict[str, Array]:
@@ -123,6 +127,7 @@ class Given:
                 kind: (student[:, which], teacher[:, which])
                 for kind, (student, teacher) in self.others.items()
             },
+            further={name: other.some(docs) for name, other in self.further.items()},
         )
 
 
@@ -193,13 +198,38 @@ def _activations(given: Given, activations: Mapping[str, torch.Tensor]) -> Outpu
     return Outputs(values=values, mask=torch.from_numpy(given.mask), masked=masked)
 
 
-def bind(losses: Mapping[str, Loss], given: Given) -> Objective:
-    """The losses on a cache that holds what is given; the errors are those of `Objective`."""
+def bind(losses: Mapping[str, Loss], given: Given, **options: Any) -> Objective:
+    """The losses on a cache that holds what is given; options are those of `Objective`."""
+    others = {name: _spec(other, name, _prefix(name)) for name, other in given.further.items()}
+    known = replace(_spec(given, "first"), others=others)
+    student = ModelSizes(
+        outputs=given.logits.shape[1],
+        hidden=given.hidden.shape[-1],
+        layers=len(given.hidden) - 1,
+        **_heads(given),
+    )
+    objective = Objective(losses, known, student, **options)
+    sides = [given, *given.further.values()]
+    for name, module in objective.projections.items():
+        place = re.search("_t([0-9]+)", name)
+        side = sides[int(place[1]) if place else 0]
+        assert side.projection is not None
+        for parameter, values in zip(module.parameters(), side.projection, strict=True):
+            parameter.data = torch.from_numpy(values)
+    return objective
+
+
+def _prefix(name: str) -> str:
+    return f"teachers/{name}/"
+
+
+def _spec(given: Given, name: str, prefix: str = "") -> CacheSpec:
+    """What is known of a cache as the teacher that gave it."""
     floats = np.issubdtype(given.labels.dtype, np.floating)
     classes = "regression" if floats else "classes"
     signals = _signals(given)[0]
     width = given.hidden.shape[-1] if given.taught is None else given.taught.shape[-1]
-    known = CacheSpec(
+    return CacheSpec(
         task=TASKS[given.task],
         label_kind=classes if given.task == "text-classification" else "tokens",
         signals=signals,
@@ -210,19 +240,9 @@ def bind(losses: Mapping[str, Loss], given: Given) -> Objective:
             **_heads(given),
         ),
         labelled=int(given.labelled),
+        name=name,
+        prefix=prefix,
     )
-    student = ModelSizes(
-        outputs=given.logits.shape[1],
-        hidden=given.hidden.shape[-1],
-        layers=len(given.hidden) - 1,
-        **_heads(given),
-    )
-    objective = Objective(losses, known, student)
-    for module in objective.projections.values():
-        assert given.projection is not None
-        for parameter, values in zip(module.parameters(), given.projection, strict=True):
-            parameter.data = torch.from_numpy(values)
-    return objective
 
 
 def _heads(given: Given) -> dict[str, int]:
@@ -247,6 +267,8 @@ def batch_of(given: Given) -> Batch:
         labels=torch.from_numpy(given.labels),
         **_signals(given)[1],
     )
+    for name, other in given.further.items():
+        made.update({_prefix(name) + array: rows for array, rows in _signals(other)[1].items()})
     if given.weights is not None:
         made["example_weight"] = torch.from_numpy(given.weights)
     if given.masked is not None:
@@ -266,12 +288,15 @@ def value(
     given: Given,
     activations: Mapping[str, torch.Tensor],
     totals: Sequence[float] | None = None,
+    step: int = 0,
+    **options: Any,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Objective]:
     """The loss, its terms and the objective they are of, where a student says that, of any dtype.
 
-    `activations` is by name, as `Given.student`.
+    `activations` is by name, as `Given.student`; options are those of `bind`.
     """
-    objective = bind(losses, given)
+    objective = bind(losses, given, **options)
+    objective.step = step
     objective.projections.to(activations["logits"].dtype)
     total, terms = objective(_activations(given, activations), batch_of(given), totals)
     return total, terms, objective
@@ -282,15 +307,17 @@ def evaluate(
     given: Given,
     dtype: torch.dtype = torch.float64,
     totals: Sequence[float] | None = None,
+    **options: Any,
 ) -> Found:
     """Value and gradients of losses where the student says what is given, in `dtype`.
 
-    With `totals`, what the documents add to the losses of a step that counts for these.
+    With `totals`, what the documents add to the losses of a step that counts for these. Options are
+    those of `value`.
     """
     activations = {
         n: torch.from_numpy(x).to(dtype).requires_grad_() for n, x in given.student.items()
     }
-    total, terms, objective = value(losses, given, activations, totals)
+    total, terms, objective = value(losses, given, activations, totals, **options)
     leaves = {**activations, **dict(objective.projections.named_parameters())}
     gradients: Sequence[torch.Tensor | None] = [None] * len(leaves)
     if total.requires_grad:

@@ -15,9 +15,11 @@ SHIPPED = [
     "kd",
     "kd-mse",
     "mlm-kd",
+    "mt-bert",
     "pkd-last",
     "pkd-skip",
     "rkd",
+    "skdbert",
 ]
 
 

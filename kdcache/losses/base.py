@@ -72,6 +72,7 @@ class Step:
         activations: all that was read out of the student.
         rows: the rows, or documents, that the loss is a mean over.
         total: what they count for in all batches of the step, on every rank; known to the host.
+        share: what the teacher counts for of each document, [B]; None: 1, as if it were alone.
     """
 
     batch: Batch
@@ -79,15 +80,19 @@ class Step:
     activations: Activations
     rows: Rows
     total: float
+    share: torch.Tensor | None = None
 
     @cached_property
     def weight(self) -> torch.Tensor:
         """What each row, or document, counts for, [N] floating: 0 where it is masked, else what its
-        document weighs (`example_weight`), over `total`. The sum of the rows' values times these
-        is the batch's part of the mean over the step.
+        document weighs (`example_weight`), over `total`, and times its teacher's share. The sum of
+        the rows' values times these is the batch's part of the mean over the step.
         """
         dtype = exact(next(iter(self.activations.values.values()))[:0]).dtype
-        return self.batch.row_weights(self.rows, self.total, dtype)
+        weights = self.batch.row_weights(self.rows, self.total, dtype)
+        if self.share is None:
+            return weights
+        return weights * self.batch.of_rows(self.share.to(dtype), self.rows)
 
 
 class Loss(Protocol):

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kdcache.errors import ConfigError
 from kdcache.labels import LABEL_KINDS, LabelKind
 from kdcache.losses.base import LABELS, Loss, Match, layers_text
+from kdcache.losses.teachers import CHOOSERS, FIRST, Teaching
 from kdcache.plans.batch import Rows
-from kdcache.signals import POSITIONS, TAP_KINDS, ModelSizes, Signal, Tap, holder
+from kdcache.signals import (
+    LOGITS,
+    POSITIONS,
+    TAP_KINDS,
+    ModelSizes,
+    Signal,
+    SoftUse,
+    Tap,
+    holder,
+)
 from kdcache.signals.base import check_positions, settings_text
 from kdcache.tasks import RowSpace, Subset, Task
 
@@ -18,6 +29,9 @@ OF_DOCUMENTS = tuple(name for name, space in POSITIONS.items() if space == "exam
 """Positions that are one of a document."""
 SERVES = {"all": ("all", "cls", "masked")}
 """Positions that can be picked out of what a cache holds; others serve themselves only."""
+
+CROSS_ENTROPY = ("classes", "tokens")
+"""Kinds of label that a teacher's probabilities have a cross-entropy on."""
 
 CALLED = {"logits": "soft labels", "hidden": "hidden states"}
 """What messages call a tap of the teacher that has another name to people."""
@@ -31,6 +45,9 @@ class CacheSpec:
         label_kind: name of the kind of its labels.
         shape: sizes of the teacher.
         labelled: documents with a hard label.
+        name: of the teacher.
+        prefix: what the names of its arrays begin with in a batch.
+        others: the same of the cache's further teachers, by name.
     """
 
     task: Task
@@ -38,6 +55,14 @@ class CacheSpec:
     signals: Mapping[str, Signal]
     shape: ModelSizes
     labelled: int
+    name: str = ""
+    prefix: str = ""
+    others: Mapping[str, CacheSpec] = field(default_factory=dict)
+
+    @property
+    def teachers(self) -> Mapping[str, CacheSpec]:
+        """The cache as each of its teachers, by name, the first one first."""
+        return {self.name: self, **self.others}
 
     @property
     def labels(self) -> LabelKind:
@@ -45,9 +70,10 @@ class CacheSpec:
         return LABEL_KINDS[self.label_kind]
 
     def held(self) -> str:
-        """The signals of the cache, for messages."""
+        """The signals of the teacher, for messages."""
         held = [f"{name} ({_settings(signal)})" for name, signal in self.signals.items()]
-        return " and ".join(held) or "no signals"
+        of = f" of teacher {self.name}" if self.prefix or self.others else ""
+        return (" and ".join(held) or "no signals") + of
 
     def shared(self, student: ModelSizes) -> int | None:
         """How many outputs both have; None where neither has more than that.
@@ -66,7 +92,9 @@ class Bound(NamedTuple):
     Attributes:
         student: what is read out of the student.
         teacher: what of the signal.
-        signal: its name; "" for labels.
+        signal: its name in a batch; "" for labels.
+        source: the cache as the teacher that it is of.
+        outputs: how many outputs student and teacher share; None: all of them.
         space: the rows that are stored.
         stored: their positions, of tokens.
         positions: those that are compared: all of the stored ones, or some picked out of them.
@@ -78,6 +106,8 @@ class Bound(NamedTuple):
     student: Tap
     teacher: Tap
     signal: str
+    source: CacheSpec
+    outputs: int | None
     space: RowSpace
     stored: str
     positions: str
@@ -85,32 +115,80 @@ class Bound(NamedTuple):
     arrays: tuple[str, ...] = ()
     project: str = ""
 
+    @property
+    def held(self) -> Signal:
+        """The signal."""
+        return self.source.signals[self.signal.removeprefix(self.source.prefix)]
+
 
 class BoundLoss(NamedTuple):
-    """A loss with all its matches; `rows` are those that its weights are of."""
+    """A loss with all its matches.
+
+    Attributes:
+        taught: its matches by teacher.
+        rows: those that its weights are of.
+        choose: the policy by which teachers count; "": there is but one.
+        probability: of each teacher.
+        soft: where the policy asks for labels, each teacher's own soft labels.
+    """
 
     name: str
     loss: Loss
-    matches: tuple[Bound, ...]
+    taught: Mapping[str, tuple[Bound, ...]]
     rows: Rows
+    choose: str = ""
+    probability: tuple[float, ...] = ()
+    soft: Mapping[str, Bound] = MappingProxyType({})
+
+    @property
+    def matches(self) -> tuple[Bound, ...]:
+        """Its matches with all teachers."""
+        return tuple(match for matches in self.taught.values() for match in matches)
 
 
-def bind(name: str, loss: Loss, cache: CacheSpec, student: ModelSizes) -> BoundLoss:
+def bind(
+    name: str, loss: Loss, cache: CacheSpec, student: ModelSizes, teaching: Teaching = FIRST
+) -> BoundLoss:
     """The matches of losses.`name` on a cache; ConfigError if cache or student cannot serve one."""
-    matches = tuple(loss.matches(student, cache.shape))
-    where = _Where(name, loss, matches, cache, student)
-    bound = tuple(where.bind(match) for match in matches)
-    where.check_shared(bound)
-    spaces = {match.rows for match in bound}
-    if loss.over in ("documents", "batch") or not bound:
-        return BoundLoss(name, loss, bound, Rows("example"))
-    if len(spaces) > 1:
+    names = teaching.of(name, tuple(cache.teachers))
+    sides = {}
+    for place, teacher in enumerate(names):
+        source = cache.teachers[teacher]
+        wanted = tuple(loss.matches(student, source.shape))
+        mark = f"_t{place}" if len(names) > 1 else ""
+        sides[teacher] = _Where(name, loss, wanted, source, student, mark)
+    taught = {t: tuple(map(where.bind, where.matches)) for t, where in sides.items()}
+    for teacher, where in sides.items():
+        where.check_shared(taught[teacher])
+    matches = [match for bound in taught.values() for match in bound]
+    if teaching != FIRST and all(match.teacher == LABELS for match in matches):
         raise ConfigError(
-            f"losses.{name} is a mean over the rows of its matches, which are not the same: "
+            f"losses.{name} learns from labels: teachers and choose are for losses that learn from "
+            "a teacher; leave them out"
+        )
+    rows = _rows_of(name, loss, matches, several=len(names) > 1)
+    found = BoundLoss(name, loss, taught, rows)
+    if len(names) == 1:
+        return found
+    soft: dict[str, Bound] = {}
+    if CHOOSERS[teaching.choose].labels:
+        soft = {t: where.on_labels(teaching.choose) for t, where in sides.items()}
+    return found._replace(choose=teaching.choose, probability=teaching.probability, soft=soft)
+
+
+def _rows_of(name: str, loss: Loss, matches: Sequence[Bound], *, several: bool) -> Rows:
+    """The rows that a loss is a mean over; ConfigError where its matches have not the same."""
+    if loss.over in ("documents", "batch") or not matches:
+        return Rows("example")
+    spaces = {match.rows for match in matches}
+    if len(spaces) > 1:
+        which = "its matches with all its teachers" if several else "its matches"
+        raise ConfigError(
+            f"losses.{name} is a mean over the rows of {which}, which are not the same: "
             f"{', '.join(sorted(map(_rows_text, spaces)))}; make it one loss for each"
         )
     (rows,) = spaces
-    return BoundLoss(name, loss, bound, rows._replace(padded=loss.over == "padded"))
+    return rows._replace(padded=loss.over == "padded")
 
 
 class _Where(NamedTuple):
@@ -121,6 +199,7 @@ class _Where(NamedTuple):
     matches: tuple[Match, ...]
     cache: CacheSpec
     student: ModelSizes
+    mark: str = ""
 
     def bind(self, match: Match) -> Bound:
         if match.teacher == LABELS:
@@ -132,10 +211,13 @@ class _Where(NamedTuple):
         specs = signal.arrays(self.cache.task, self.cache.shape)
         positions = self._positions(match, signal, stored)
         self._check_rows(match, positions)
+        name = self.cache.prefix + name
         return Bound(
             student=match.student,
             teacher=match.teacher,
             signal=name,
+            source=self.cache,
+            outputs=self.cache.shared(self.student),
             space=specs[0].space,
             stored=stored,
             positions=positions,
@@ -152,8 +234,18 @@ class _Where(NamedTuple):
                 "outputs"
             )
         space = self.cache.task.rows
-        rows = Rows(space, labelled=True)
-        return Bound(match.student, match.teacher, "", space, "", "", rows)
+        rows, both = Rows(space, labelled=True), self.cache.shared(self.student)
+        return Bound(match.student, match.teacher, "", self.cache, both, space, "", "", rows)
+
+    def on_labels(self, choose: str) -> Bound:
+        """The teacher's soft labels, for its cross-entropy on hard ones."""
+        if not self.cache.labelled or self.cache.label_kind not in CROSS_ENTROPY:
+            why = "the corpus has none" if not self.cache.labelled else "here they are values"
+            raise ConfigError(
+                f"losses.{self.name}.choose={choose} weighs teachers by their cross-entropy on the "
+                f"labels, and {why}: choose all, or sampled"
+            )
+        return self.bind(Match(LOGITS, LOGITS, use=SoftUse()))
 
     def _signal(self, match: Match) -> tuple[str, Any]:
         """The signal that has the teacher's side, by the name it goes under in the cache."""
@@ -281,7 +373,7 @@ class _Where(NamedTuple):
 
     def _project(self, match: Match) -> str:
         if match.project is not None:
-            return f"{self.name}_{match.project}" if match.project else self.name
+            return "_".join(filter(None, [f"{self.name}{self.mark}", match.project]))
         if match.use is not None or match.any_width:
             return ""
         ours = self.student.width(match.student.name, match.student.layer)

@@ -20,7 +20,6 @@ class Pairs:
     """The pairs of one batch, from the activations of a student.
 
     Args:
-        outputs: how many outputs student and teacher share; None: all of them.
         project: applies a learned map, by its name, to rows.
     """
 
@@ -30,20 +29,23 @@ class Pairs:
         batch: Batch,
         activations: Activations,
         *,
-        outputs: int | None,
         project: Project,
     ) -> None:
         self.cache, self.batch, self.activations = cache, batch, activations
-        self.outputs, self.project = outputs, project
+        self.project = project
         self._made: dict[tuple[Any, ...], Any] = {}
         self._at_sampled: dict[str, Activations] = {}
 
     def of(self, match: Bound) -> Pair:
         """Both sides of a match."""
+        where = match.student, match.outputs, match.rows.sampled_rows, match
         make = self._mapped if match.project else self._student
-        student = self._once(make, match.student, match.project, match.rows.sampled_rows, match)
-        teacher = self._once(self._teacher, match.signal, match.teacher, match)
-        return Pair(student, teacher, match.teacher == LOGITS and self._wider)
+        student = self._once(make, match.project, *where)
+        return Pair(student, self.teacher_of(match), match.teacher == LOGITS and _wider(match))
+
+    def teacher_of(self, match: Bound) -> Any:
+        """The teacher's side of a match."""
+        return self._once(self._teacher, match.signal, match.teacher, match)
 
     def _once(self, make: Callable[[Bound], Any], *key: Any) -> Any:
         """What `make` gives for the match that is last of the key, and for others like it."""
@@ -57,12 +59,13 @@ class Pairs:
         """The student's side, at the rows of a match."""
         activations = self._at(match)
         if match.student == LOGITS:
-            return self._logits(activations)
+            return _first(activations.logits_or_head, match.outputs)
         return activations.rows(match.student, match.positions)
 
     def _mapped(self, match: Bound) -> Any:
         """The same with its learned map applied."""
-        rows = self._once(self._student, match.student, "", match.rows.sampled_rows, match)
+        where = match.student, match.outputs, match.rows.sampled_rows, match
+        rows = self._once(self._student, "", *where)
         return self.project(match.project, rows)
 
     def _at(self, match: Bound) -> Activations:
@@ -73,39 +76,26 @@ class Pairs:
             self._at_sampled[name] = self.activations.at_rows(self.cache.task, match.space, rows)
         return self._at_sampled[name] if name else self.activations
 
-    def _logits(self, activations: Activations) -> Any:
-        """Logits, or the head that was not applied: of the outputs that both have."""
-        whole, outputs = activations.logits_or_head, self.outputs
-        if outputs is None:
-            return whole
-        return whole.first(outputs) if isinstance(whole, Head) else whole[:, :outputs]
-
     def _teacher(self, match: Bound) -> Any:
         """The teacher's side, decoded, at the rows of a match."""
         if match.teacher == LABELS:
             return self.batch["labels"]
-        signal: Any = self.cache.signals[match.signal]
         if match.teacher == LOGITS:
-            return self._soft(signal, match.signal)
+            return self._soft(match)
         stored = of_signal(self.batch, match.signal)
-        rows: LayerRows = signal.decode(stored, match.teacher, self.cache.shape)
+        rows: LayerRows = match.held.decode(stored, match.teacher, match.source.shape)
         if match.positions == match.stored:
             return rows
         index = self._first if match.positions == "cls" else self._masked
         scale = None if rows.scale is None else rows.scale[index]
         return LayerRows(codes=rows.codes[index], scale=scale)
 
-    def _soft(self, signal: Any, name: str) -> Any:
-        stored = of_signal(self.batch, name)
-        if HEAD in signal.gives():
-            labels = signal.decode(stored, HEAD, self.cache.shape)
-            return labels.first(self.outputs) if self._wider else labels
-        return signal.decode(stored, LOGITS, self.cache.shape)
-
-    @property
-    def _wider(self) -> bool:
-        """Whether the teacher has outputs that the student lacks."""
-        return self.outputs is not None and self.outputs < self.cache.shape.outputs
+    def _soft(self, match: Bound) -> Any:
+        stored, sizes = of_signal(self.batch, match.signal), match.source.shape
+        if HEAD in match.held.gives():
+            labels = match.held.decode(stored, HEAD, sizes)
+            return labels.first(match.outputs) if _wider(match) else labels
+        return match.held.decode(stored, LOGITS, sizes)
 
     @cached_property
     def _token(self) -> torch.Tensor:
@@ -122,3 +112,17 @@ class Pairs:
         """Rows of masked tokens among those of all tokens."""
         assert self.activations.masked is not None
         return self._token[self.activations.masked]
+
+
+def _first(logits_or_head: Any, outputs: int | None) -> Any:
+    """Logits, or the head that was not applied: of the outputs that both have."""
+    if outputs is None:
+        return logits_or_head
+    if isinstance(logits_or_head, Head):
+        return logits_or_head.first(outputs)
+    return logits_or_head[:, :outputs]
+
+
+def _wider(match: Bound) -> bool:
+    """Whether the teacher has outputs that the student lacks."""
+    return match.outputs is not None and match.outputs < match.source.shape.outputs

@@ -67,7 +67,8 @@ FUSED: dict[tuple[str, str], Run] = {(SoftKL.kind, Hard.kind): _soft_and_hard}
 def passes(losses: Mapping[str, BoundLoss]) -> list[Pass]:
     """Every loss once: those that can be fused in pairs, then the others, in their order."""
     left, found = dict(losses), []
-    for first, second in product(losses.values(), repeat=2):
+    alone = [one for one in losses.values() if not one.choose]  # several teachers are a loss each
+    for first, second in product(alone, repeat=2):
         run = FUSED.get((first.loss.kind, second.loss.kind))
         if run and {first.name, second.name} <= left.keys() and _same_rows(first, second):
             found.append(Pass((left.pop(first.name), left.pop(second.name)), run))
@@ -76,7 +77,8 @@ def passes(losses: Mapping[str, BoundLoss]) -> list[Pass]:
 
 def _same_rows(first: BoundLoss, second: BoundLoss) -> bool:
     """Whether two losses read one value of the student at the same rows."""
-    places = {(m.student, m.rows._replace(labelled=False)) for m in first.matches + second.matches}
+    matches = first.matches + second.matches
+    places = {(m.student, m.outputs, m.rows._replace(labelled=False)) for m in matches}
     return len(places) == 1
 
 

@@ -129,12 +129,16 @@ class Batch(dict[str, torch.Tensor]):
         if WEIGHTS not in self:
             number, device = self._number(Rows(space)), self["attention_mask"].device
             return torch.ones(number, dtype=dtype, device=device)
-        given = self[WEIGHTS].to(dtype)
-        if space == "token":  # a size that is told need not be waited for
+        return self.of_rows(self[WEIGHTS].to(dtype), Rows(space))
+
+    def of_rows(self, values: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """Of values [B] of documents, that of the document of each row, [N]."""
+        if rows.space == "token":  # a size that is told need not be waited for
             lengths = self["attention_mask"].sum(1)
-            return given.repeat_interleave(lengths, output_size=self.tokens)
-        width = self["attention_mask"].shape[1]
-        return given if space == "example" else given[self["masked"] // width]
+            values = values.repeat_interleave(lengths, output_size=self.tokens)
+        elif rows.space == "masked":
+            values = values[self["masked"] // self["attention_mask"].shape[1]]
+        return values[self[rows.sampled_rows]] if rows.sampled_rows else values
 
     @property
     def mask(self) -> torch.Tensor:

@@ -97,6 +97,8 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
     yield "parameters", f"{metrics['parameters']:,}; the teacher has {teacher['parameters']:,}"
     yield "initialised from", _start(recipe.student)
     yield "losses", ", ".join(_on(recipe))
+    if recipe.teaching:
+        yield "teachers", "; ".join(_teachers(cache, recipe))
     yield "steps", f"{metrics['steps']:,} ({metrics['epochs']:.3g} epochs)"
     if chosen := metrics.get("dev"):
         yield "weights chosen", _choice(chosen)
@@ -110,6 +112,13 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
     yield "SHA-256 of the teacher's weights", f"`{teacher['weights_sha256']}`"
     yield "SHA-256 of the corpus", f"`{corpus['sha256']}`"
     yield "SHA-256 of the plan", f"`{cache.manifest['plan']['sha256']}`"
+
+
+def _teachers(cache: Cache, recipe: Recipe) -> Iterator[str]:
+    """Who teaches the losses that name their teachers, and how these count."""
+    known = (cache.teacher,) if cache.teacher else (cache.first, *cache.teachers)
+    for name, teaching in recipe.teaching.items():
+        yield f"{name}: {', '.join(teaching.of(name, known))} ({teaching.choose})"
 
 
 def _choice(dev: Json) -> str:

@@ -11,10 +11,12 @@ from torch import nn
 
 from kdcache.errors import ConfigError
 from kdcache.losses.base import Loss, Step
-from kdcache.losses.binding import CacheSpec, bind
+from kdcache.losses.binding import BoundLoss, CacheSpec, bind
 from kdcache.losses.pairs import Pairs
 from kdcache.losses.passes import labels_only, makes_logits, passes
 from kdcache.losses.schedules import Moment, Schedules, is_on, moments, numbers
+from kdcache.losses.taught import value_of
+from kdcache.losses.teachers import FIRST, Teaching
 from kdcache.plans.batch import Batch
 from kdcache.signals import HEAD, LOGITS, Activations, ModelSizes, Tap
 
@@ -37,6 +39,8 @@ class Objective:
         notes: what a person should know, such as a loss that was left out.
         schedules: of numbers of the losses, which `advance` changes; without it, they stay what
             they start with.
+        seed: of the run, for policies that draw teachers.
+        step: steps of the run before the one that is computed; whoever trains counts them.
 
     Raises ConfigError if the cache, or a student of this shape, cannot serve a loss. Nothing is
     read for that, so it can be made before anything is loaded.
@@ -48,8 +52,11 @@ class Objective:
         cache: CacheSpec,
         student: ModelSizes,
         schedules: Schedules = MappingProxyType({}),
+        *,
+        teaching: Mapping[str, Teaching] = MappingProxyType({}),
+        seed: int = 0,
     ) -> None:
-        self.cache = cache
+        self.cache, self.seed, self.step = cache, seed, 0
         on = {name: loss for name, loss in losses.items() if is_on(name, loss, schedules)}
         if not on:
             raise ConfigError("every loss of the recipe has weight 0; give one of them a weight")
@@ -57,19 +64,24 @@ class Objective:
             name for name, loss in on.items() if labels_only(loss.matches(student, cache.shape))
         ]
         self.losses, self.notes = (on, []) if cache.labelled else _without(hard, on)
+
+        def told(name: str, loss: Loss) -> BoundLoss:
+            return bind(name, loss, cache, student, teaching.get(name, FIRST))
+
         self.schedules = {n: s for n, s in schedules.items() if n in self.losses}
         for name, changing in self.schedules.items():
             for loss in moments(self.losses[name], changing):
-                bind(name, loss, cache, student)  # refuses numbers it will come to
-        self.bound = {n: bind(n, loss, cache, student) for n, loss in self.losses.items()}
-        self._outputs = cache.shared(student)
-        if self._outputs is not None:
-            self.notes.append(
-                f"the teacher has {cache.shape.outputs:,} outputs and the student "
-                f"{student.outputs:,}: they are compared in the {self._outputs:,} that both have"
-            )
+                bind(
+                    name, loss, cache, student, teaching.get(name, FIRST)
+                )  # refuses numbers it will come to
+        self.bound = {
+            name: bind(name, loss, cache, student, teaching.get(name, FIRST))
+            for name, loss in self.losses.items()
+        }
         matches = [match for one in self.bound.values() for match in one.matches]
-        self.arrays = list(dict.fromkeys(name for match in matches for name in match.arrays))
+        self.notes += _notes(self.bound, student)
+        read = [*matches, *(soft for one in self.bound.values() for soft in one.soft.values())]
+        self.arrays = list(dict.fromkeys(name for match in read for name in match.arrays))
         self.reads = list(dict.fromkeys(match.student for match in matches))
         self.matrix = makes_logits(self.bound)
         learned = {match.project: match for match in matches if match.project}
@@ -77,11 +89,12 @@ class Objective:
             {
                 name: nn.Linear(
                     student.width(learned[name].student.name, learned[name].student.layer),
-                    cache.shape.width(learned[name].teacher.name),
+                    learned[name].source.shape.width(learned[name].teacher.name),
                 )
                 for name in sorted(learned)
             }
         )
+        self._applied: set[str] = set()
         self.hard_only = self.losses.keys() <= set(hard)
         self._passes = passes(self.bound)
 
@@ -134,10 +147,17 @@ class Objective:
             )
             for (name, one), total in zip(self.bound.items(), whole, strict=True)
         }
-        pairs = Pairs(self.cache, batch, activations, outputs=self._outputs, project=self._project)
+        pairs = Pairs(self.cache, batch, activations, project=self._project)
+        self._applied.clear()
         parts: list[torch.Tensor] = []
         terms: Terms = {}
         for losses, run in self._passes:
+            (first, *_) = losses
+            if first.choose:
+                value = value_of(first, pairs, steps[first.name], self.seed, self.step)
+                parts.append(first.loss.weight * value)
+                terms[first.name] = value.detach()
+                continue
             total, values = run(
                 [one.loss for one in losses],
                 [[pairs.of(match) for match in one.matches] for one in losses],
@@ -145,12 +165,38 @@ class Objective:
             )
             parts.append(total)
             terms |= {one.name: value for one, value in zip(losses, values, strict=True)}
+        parts += self._idle()
         return torch.stack(parts).sum(), terms
 
+    def _idle(self) -> list[torch.Tensor]:
+        """Zeros that depend on the maps of teachers that were not chosen: DDP waits for a gradient
+        of every parameter, and any number of ranks steps alike.
+        """
+        idle = [linear for name, linear in self.projections.items() if name not in self._applied]
+        return [0.0 * value.sum() for linear in idle for value in linear.parameters()]
+
     def _project(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        self._applied.add(name)
         linear: Any = self.projections[name]
         projected: torch.Tensor = linear(rows.to(linear.weight.dtype))  # autocast's are smaller
         return projected
+
+
+def _notes(bound: Mapping[str, BoundLoss], student: ModelSizes) -> list[str]:
+    """What a person should know of the teachers that losses learn from."""
+    found: dict[str, None] = {}
+    for one in bound.values():
+        for match in one.matches:
+            if match.outputs is None:
+                continue
+            theirs, beside = match.source.shape.outputs, match.source.prefix
+            teacher = f"teacher {match.source.name}" if beside else "the teacher"
+            note = (
+                f"{teacher} has {theirs:,} outputs and the student {student.outputs:,}: they are "
+                f"compared in the {match.outputs:,} that both have"
+            )
+            found[note] = None
+    return list(found)
 
 
 def _without(hard: Sequence[str], losses: Mapping[str, Loss]) -> tuple[dict[str, Loss], list[str]]:

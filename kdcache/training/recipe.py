@@ -22,6 +22,7 @@ from typing import Any
 from kdcache.errors import SUGGESTED, ConfigError, did_you_mean, near, one_of, require_path
 from kdcache.losses import LOSSES, Loss, Schedule
 from kdcache.losses.schedules import Schedules, moments, weight_text
+from kdcache.losses.teachers import Teaching
 from kdcache.manifest import Json
 from kdcache.models.student import WAYS
 from kdcache.records import make, parse_toml, read_toml, settings_of, to_toml
@@ -60,6 +61,8 @@ class Recipe:
         losses: by name, with the numbers they start with; the objective is their weighted sum.
         schedules: of numbers of the losses, by the name of the loss and of the field. In a file
             they stand in the place of the number: { start = 4, stop = 1 }.
+        teaching: who teaches a loss, by its name, where that is not the first teacher. In a file
+            teachers, choose and probability stand in the loss's table.
         training: fields of transformers.TrainingArguments, checked when training starts.
         dev: how its weights are chosen; None: they are those of the last step.
     """
@@ -70,6 +73,7 @@ class Recipe:
     student: Mapping[str, Any] = field(default_factory=dict)
     losses: Mapping[str, Loss]
     schedules: Schedules = field(default_factory=dict)
+    teaching: Mapping[str, Teaching] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     data: DataOrder = field(default_factory=DataOrder)
     dev: DevOptions | None = None
@@ -80,7 +84,8 @@ class Recipe:
         for name, loss in self.losses.items():
             kind = {} if name == loss.kind else {"kind": loss.kind}
             changing = {n: asdict(s) for n, s in self.schedules.get(name, {}).items()}
-            losses[name] = kind | asdict(typing.cast(Any, loss)) | changing
+            told = asdict(self.teaching[name]) if name in self.teaching else {}
+            losses[name] = kind | asdict(typing.cast(Any, loss)) | changing | told
         dev = {} if self.dev is None else {"dev": asdict(self.dev)}
         return {
             "name": self.name,
@@ -212,7 +217,8 @@ def _settable(table: Json) -> Iterator[str]:
     for name, values in table.get("losses", {}).items():
         kind = LOSSES.get(values.get("kind", name)) if isinstance(values, dict) else None
         if kind is not None:
-            yield from (f"losses.{name}.{entry}" for entry in settings_of(kind))
+            fields_of = {**settings_of(kind), **settings_of(Teaching)}
+            yield from (f"losses.{name}.{entry}" for entry in fields_of)
 
 
 def _recipe(table: Json) -> Recipe:
@@ -229,6 +235,7 @@ def _recipe(table: Json) -> Recipe:
         )
     schedules: dict[str, dict[str, Schedule]] = {}
     table["schedules"] = schedules
+    table["teaching"] = {n: made for n, v in table["losses"].items() if (made := _teaching(n, v))}
     for name, values in table["losses"].items():
         table["losses"][name], changing = _loss(name, values)
         schedules |= {name: changing} if changing else {}
@@ -237,6 +244,18 @@ def _recipe(table: Json) -> Recipe:
     if table.setdefault("dev") is not None:
         table["dev"] = make(DevOptions, dev_table(table["dev"]), "dev")
     return make(Recipe, table, "recipe")
+
+
+def _teaching(name: str, values: Any) -> Teaching | None:
+    """Takes what the table of a loss says of its teachers out of it; None: nothing."""
+    if not isinstance(values, dict):
+        return None
+    given = {key: values.pop(key) for key in settings_of(Teaching) if key in values}
+    try:
+        return make(Teaching, given, f"losses.{name}") if given else None
+    except ConfigError as error:
+        where = f"losses.{name}"
+        raise ConfigError(str(error) if where in str(error) else f"{where}: {error}") from error
 
 
 def _loss(name: str, values: Any) -> tuple[Loss, dict[str, Schedule]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,11 @@ class Run:
         if self.choice is not None:
             docs = np.setdiff1d(docs, self.choice.dev.left_out)
         labelled = np.intersect1d(docs, cache.plan.labelled_docs)
-        known = cache_spec(cache, len(labelled))
+        known = cache_spec(cache, len(labelled), several=bool(recipe.teaching))
         sizes = student_sizes(self.spec, cache)
-        self.objective = Objective(recipe.losses, known, sizes, recipe.schedules)
+        self.objective = Objective(
+            recipe.losses, known, sizes, recipe.schedules, teaching=recipe.teaching, seed=seed
+        )
         check_taps(self.config, self.objective.reads)
         self.dataset = CachedDocuments(
             cache,
@@ -291,12 +294,23 @@ class Run:
         return has_ended(state, None if self.choice is None else self.choice.patience)
 
 
-def cache_spec(cache: Cache, labelled: int) -> CacheSpec:
-    """What losses ask of a cache of which `labelled` documents with hard labels are used."""
-    return CacheSpec(
-        task=cache.plan.task,
-        label_kind=cache.plan.config.problem,
-        signals=cache.signals,
-        shape=cache.shape,
-        labelled=labelled,
-    )
+def cache_spec(cache: Cache, labelled: int, *, several: bool = False) -> CacheSpec:
+    """What losses ask of a cache of which `labelled` documents with hard labels are used.
+
+    With `several`, of all its teachers; else of the one that it is seen as.
+    """
+    views = cache.views if several else {cache.teacher or cache.first: cache}
+    specs = {
+        name: CacheSpec(
+            task=cache.plan.task,
+            label_kind=cache.plan.config.problem,
+            signals=view.signals,
+            shape=view.shape,
+            labelled=labelled,
+            name=name,
+            prefix="" if view is cache else view.prefix,
+        )
+        for name, view in views.items()
+    }
+    first, *others = specs.values()
+    return replace(first, others={spec.name: spec for spec in others})

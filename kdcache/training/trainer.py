@@ -93,6 +93,7 @@ class DistillationTrainer(transformers.Trainer):
                 self._documents += len(batch["docs"])
                 self._tokens += batch.tokens
         self._steps += 1
+        self.objective.step = self.state.global_step
         if self.objective.schedules:
             self.objective.advance(self.moment())
         return batches, self.ranks.total(self.objective.totals(batches))

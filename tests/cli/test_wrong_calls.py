@@ -64,12 +64,16 @@ INPUTS: dict[str, str] = {
 
 ROWS = """
 half a recipe's name | train {cache} --recipe pkd --out {out} | 'pkd-last' or 'pkd-skip'
-a recipe file that is not there | train {cache} --recipe my.toml --out {out} | no recipe file my.toml + shipped recipes: causal-kd
+a recipe file that is not there | train {cache} --recipe my.toml --out {out} | no recipe file my.toml + shipped recipes: alp-kd
 a recipe that is no TOML | train {cache} --recipe {bad.toml} --out {out} | bad.toml is not TOML
 a recipe without a loss | train {cache} --recipe {lossless.toml} --out {out} | has no loss + [losses.kl]
 a short name in --set | train {cache} --recipe kd --out {out} --set lr=1e-4 | 'lr' + did you mean 'training.learning_rate'?
 a short name with its table | {TRAIN} --set training.lr=1e-4 | did you mean 'training.learning_rate'?
 a signal that the cache has not | {TRAIN} --set losses.kl.signal=early | needs soft labels under the name early + --signal early=logits:dense
+a teacher that the cache has not | {TRAIN} --set losses.kl.teachers=large | losses.kl.teachers 'large' + known: classifier
+teachers of a loss that has none | {TRAIN} --set losses.hard.weight=1 --set losses.hard.teachers=all | losses.hard learns from labels + leave them out
+a way to choose teachers that is none | {TRAIN} --set losses.kl.teachers=all --set losses.kl.choose=best | unknown choose 'best' + inverse-ce
+one probability for two teachers | {TRAIN} --set losses.kl.teachers=classifier --set "losses.kl.probability=[0.5, 0.5]" | has 2 numbers; its teachers are classifier
 a field that is taken | {TRAIN} --set training.output_dir=x | training.output_dir cannot be set + --out
 no value in --set | train {cache} --recipe kd --out {out} --set training.learning_rate | KEY=VALUE
 one field set twice | {TRAIN} --lr 1e-4 --set training.learning_rate=1e-3 | --lr and --set training.learning_rate=1e-3 + give one of the two

@@ -29,6 +29,8 @@ LENGTHS = np.array([5, 1, 3, 4])
 CLASSES, TOKENS, K, MASKED, WIDTH = 5, 14, 4, 6, 8
 STUDENT, TEACHER = 2, 4
 """Layers."""
+SAME = ("lengths", "labels", "logits", "hidden", "masked")
+"""What does not depend on the teacher."""
 
 
 def spread(rng: np.random.Generator, rows: int, outputs: int, temperature: float) -> Array:
@@ -87,13 +89,25 @@ def related(rng: np.random.Generator) -> Given:
     return _with(classes(rng), taught=states(rng, TEACHER, WIDTH + 2), positions="cls")
 
 
-def projected(rng: np.random.Generator) -> Given:
+def projected(rng: np.random.Generator, wider: int = 2) -> Given:
     """Those of TinyBERT: every token's state of a teacher that is wider."""
     given = classes(rng)
-    weight = rng.standard_normal((WIDTH + 2, WIDTH)).astype(np.float32)
-    bias = rng.standard_normal(WIDTH + 2).astype(np.float32)
-    taught = states(rng, TEACHER, WIDTH + 2)
+    weight = rng.standard_normal((WIDTH + wider, WIDTH)).astype(np.float32)
+    bias = rng.standard_normal(WIDTH + wider).astype(np.float32)
+    taught = states(rng, TEACHER, WIDTH + wider)
     return _with(given, taught=taught, positions="all", projection=(weight, bias))
+
+
+def wider_and_wider(rng: np.random.Generator) -> Given:
+    """Those of MT-BERT: two teachers of other widths, and their maps."""
+    first, other = projected(rng), projected(rng, wider=4)
+    return of_two(rng, first, other)
+
+
+def of_two(rng: np.random.Generator, first: Given, other: Given) -> Given:
+    """What a student says of documents that two teachers have seen."""
+    same = {f.name: getattr(first, f.name) for f in fields(Given) if f.name in SAME}
+    return _with(first, further={"other": _with(other, **same)})
 
 
 def values(rng: np.random.Generator) -> Given:
@@ -151,16 +165,19 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "kd-mse": classes,
     "kd-mse.values": values,
     "mlm-kd": masked,
+    "mt-bert": wider_and_wider,
     "pkd-last": patient,
     "pkd-skip": patient,
     "rkd": related,
+    "skdbert": lambda rng: of_two(rng, classes(rng, 10.0), classes(rng, 10.0)),
 }
 """A batch for every shipped recipe, by its name; what follows a dot tells batches apart."""
 
 
-def losses_of(name: str) -> Any:
-    """The losses of the recipe that a case is for."""
-    return load_recipe(name.partition(".")[0]).losses
+def recipe_of(name: str) -> Any:
+    """The losses of the recipe that a case is for, and who teaches them."""
+    recipe = load_recipe(name.partition(".")[0])
+    return recipe.losses, {"teaching": recipe.teaching}
 
 
 def flat(given: Given) -> dict[str, Array]:
@@ -168,6 +185,8 @@ def flat(given: Given) -> dict[str, Array]:
     arrays: dict[str, Any] = {f.name: getattr(given, f.name) for f in fields(Given)}
     arrays |= {f"soft.{name}": rows for name, rows in arrays.pop("soft").items()}
     assert not arrays.pop("others"), "the shipped recipes learn from logits and hidden states"
+    for name, other in arrays.pop("further").items():
+        arrays |= {f"further.{name}.{key}": x for key, x in flat(other).items()}
     pair = arrays.pop("projection") or ()
     arrays |= dict(zip(("projection.weight", "projection.bias"), pair, strict=False))
     return {name: np.asarray(x) for name, x in arrays.items() if x is not None}
@@ -181,9 +200,17 @@ def unflat(arrays: dict[str, Array]) -> Given:
     return Given(
         **plain,
         **texts,  # type: ignore[arg-type]  # what is stored is a task
-        soft={n.removeprefix("soft."): x for n, x in arrays.items() if n.startswith("soft.")},
+        soft=_below(arrays, "soft."),
+        further={
+            name: unflat(_below(arrays, f"further.{name}."))
+            for name in {n.split(".")[1] for n in arrays if n.startswith("further.")}
+        },
         projection=(pair[0], pair[1]) if pair else None,
     )
+
+
+def _below(arrays: dict[str, Array], start: str) -> dict[str, Array]:
+    return {n.removeprefix(start): x for n, x in arrays.items() if n.startswith(start)}
 
 
 def numbers(found: Found) -> dict[str, Array]:
@@ -200,7 +227,8 @@ def main() -> None:
     there = {name.partition("/")[0] for name in arrays}
     for name in CASES.keys() - there:
         given = CASES[name](np.random.default_rng(zlib.crc32(name.encode())))
-        found = numbers(evaluate(losses_of(name), given))
+        losses, options = recipe_of(name)
+        found = numbers(evaluate(losses, given, **options))
         arrays |= {f"{name}/given/{key}": x for key, x in flat(given).items()}
         arrays |= {f"{name}/found/{key}": x for key, x in found.items()}
     np.savez_compressed(FILE, **arrays)  # type: ignore[arg-type]  # numpy takes names as they come

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdcache.training.recipe import shipped_recipes
-from tests.frozen.make_losses import CASES, FILE, losses_of, numbers, unflat
+from tests.frozen.make_losses import CASES, FILE, numbers, recipe_of, unflat
 from tests.objectives import Array, evaluate
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -40,7 +40,8 @@ def test_a_recipe_has_the_losses_and_gradients_it_had(
     frozen: dict[str, Array], name: str, dtype: torch.dtype
 ) -> None:
     given, wanted = unflat(part(frozen, f"{name}/given/")), part(frozen, f"{name}/found/")
-    found = numbers(evaluate(losses_of(name), given, dtype))
+    losses, options = recipe_of(name)
+    found = numbers(evaluate(losses, given, dtype, **options))
     assert found.keys() == wanted.keys()
     for key, values in found.items():
         error = np.abs(values.astype(np.float64) - wanted[key]).max()

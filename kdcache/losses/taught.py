@@ -1,0 +1,74 @@
+"""What a loss of several teachers comes to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from kdcache.losses.base import Step, exact
+from kdcache.losses.binding import Bound, BoundLoss
+from kdcache.losses.pairs import Pairs
+from kdcache.losses.teachers import CHOOSERS, Asked
+from kdcache.plans.batch import Batch, Rows
+from kdcache.signals import HeadLabels, SoftLabels
+from kdcache.tasks import IGNORE_INDEX
+
+
+def value_of(one: BoundLoss, pairs: Pairs, step: Step, seed: int, number: int) -> torch.Tensor:
+    """What a loss of several teachers comes to: theirs, each times its share.
+
+    `number` counts the steps of the run before this one.
+    """
+    asked = Asked(
+        teachers=tuple(one.taught),
+        probability=one.probability or (1 / len(one.taught),) * len(one.taught),
+        batch=step.batch,
+        seed=seed,
+        step=number,
+        cross_entropy=lambda name: _on_labels(one.soft[name], pairs),
+    )
+    found = []
+    for name, share in CHOOSERS[one.choose].shares(asked).items():
+        matched = [pairs.of(match) for match in one.taught[name]]
+        if isinstance(share, torch.Tensor):
+            found.append(one.loss.value(matched, replace(step, share=share)))
+        else:
+            found.append(share * one.loss.value(matched, step))
+    return torch.stack(found).sum()
+
+
+def _on_labels(soft: Bound, pairs: Pairs) -> torch.Tensor:
+    """Cross-entropy of a teacher on each document's labels, [B], the mean over its rows.
+
+    A document without a label has that of a teacher that knows nothing, the log of the outputs.
+    """
+    labels, batch = pairs.teacher_of(soft), pairs.batch
+    known = labels.dense() if isinstance(labels, HeadLabels) else labels
+    outputs = soft.source.shape.outputs
+    nats = label_nats(known, _labels_at(batch, soft.rows), outputs)
+    there = nats.isfinite()
+    documents = len(batch["docs"])
+    owner = batch.of_rows(torch.arange(documents, device=nats.device), soft.rows)
+    counts = nats.new_zeros(documents).index_add(0, owner, there.to(nats.dtype))
+    sums = nats.new_zeros(documents).index_add(0, owner, nats.masked_fill(~there, 0.0))
+    return torch.where(counts > 0, sums / counts.clamp(min=1), math.log(outputs))
+
+
+def _labels_at(batch: Batch, rows: Rows) -> torch.Tensor:
+    return batch["labels"][batch[rows.sampled_rows]] if rows.sampled_rows else batch["labels"]
+
+
+def label_nats(soft: SoftLabels, labels: torch.Tensor, outputs: int) -> torch.Tensor:
+    """Cross-entropy of soft labels on hard ones, [N] in nats; infinite for a row without a label.
+
+    A label outside the stored ids has an even share of the mass that is outside: an estimate.
+    """
+    logprobs = exact(soft.logprobs)
+    held = soft.ids == labels[:, None]
+    nats = -logprobs.masked_fill(~held, -torch.inf).logsumexp(-1)
+    if soft.tail_logmass is not None:
+        outside = (outputs - (soft.ids >= 0).sum(1)).clamp(min=1).log() - exact(soft.tail_logmass)
+        nats = torch.where(held.any(-1), nats, outside)
+    return nats.masked_fill(labels == IGNORE_INDEX, torch.inf)

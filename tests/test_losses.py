@@ -24,6 +24,7 @@ from kdcache.signals import (
     TopKLogits,
     select,
 )
+from kdcache.tasks import TASKS
 from kdcache.training.objective import Objective
 from kdcache.training.recipe import load_recipe
 from tests.activations import activations
@@ -38,7 +39,7 @@ def cache_spec(
     *signals, task="text-classification", label_kind="classes", labelled=3, shape=TEACHER
 ):
     return CacheSpec(
-        task=task,
+        task=TASKS[task],
         label_kind=label_kind,
         signals={signal.kind: signal for signal in signals},
         shape=shape,
@@ -488,7 +489,11 @@ def test_a_loss_names_the_signal_it_learns_from_or_takes_the_one_that_has_its_la
         "late": Hidden(layers=(2, 4), positions="all", dtype="fp32"),
     }
     held = CacheSpec(
-        task="text-classification", label_kind="classes", signals=signals, shape=TEACHER, labelled=3
+        task=TASKS["text-classification"],
+        label_kind="classes",
+        signals=signals,
+        shape=TEACHER,
+        labelled=3,
     )
     both = HiddenMSE(layer_map="1:1,2:4", positions="cls")
     aim = Objective({"both": both}, held, STUDENT)

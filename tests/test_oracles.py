@@ -77,6 +77,15 @@ def test_documents_of_no_weight_have_no_relation_and_a_lone_one_has_none() -> No
         assert not torch.autograd.grad(lone.sum(), ours)[0].any()
 
 
+def test_autocast_does_not_round_the_relations() -> None:
+    given = oracle("nine.rkd_b")
+    ours, theirs = (torch.from_numpy(given[name]).float() for name in ("s_feature", "t_feature"))
+    plain = relation_losses(ours, theirs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = relation_losses(ours, theirs)
+    assert torch.equal(torch.stack(rounded), torch.stack(plain))
+
+
 @pytest.mark.parametrize("vectors", ["cls", "mean", "pooled"])
 def test_rkd_takes_the_vectors_it_is_told_of_the_last_layers(vectors: str) -> None:
     given = documents("text-classification")

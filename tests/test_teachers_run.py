@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import transformers
 
 import kdcache
+from kdcache.losses.teachers import CHOOSERS, Policy
 from kdcache.store import Cache, open_cache
 from kdcache.training.train import train
 from tests.conftest import bert_config, save_teacher
@@ -31,6 +33,11 @@ projection = "linear"
 teachers = ["small", "classifier"]
 choose = "sampled"
 
+[losses.turns]
+kind = "logit_mse"
+teachers = "all"
+choose = "in-turn"
+
 [training]
 max_steps = 6
 per_device_train_batch_size = 8
@@ -39,6 +46,21 @@ logging_steps = 1
 save_strategy = "steps"
 save_steps = 3
 """
+
+
+MODULE = """
+def in_turn(asked):
+    return {asked.teachers[asked.step % len(asked.teachers)]: 2.0}
+"""
+
+
+@pytest.fixture
+def in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy of a user's own: a module with a function, and its line in the table."""
+    (tmp_path / "turns_of_ours.py").write_text(MODULE, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("turns_of_ours")
+    monkeypatch.setitem(CHOOSERS, "in-turn", Policy(module.in_turn))
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +109,7 @@ def test_a_loss_of_all_teachers_is_the_mean_of_theirs(
     assert "| teachers | kl: classifier, small (all) |" in card
 
 
+@pytest.mark.usefixtures("in_turn")
 def test_a_resumed_run_draws_the_teachers_that_the_unbroken_one_drew(
     both: Cache, narrow: str, tmp_path: Path
 ) -> None:
@@ -103,3 +126,5 @@ def test_a_resumed_run_draws_the_teachers_that_the_unbroken_one_drew(
     resumed = run("broken", resume=True)
     assert_same_weights(whole, resumed)
     assert log_of(whole)[-1]["grad_norm"] == log_of(resumed)[-1]["grad_norm"]
+    assert "turns: classifier, small (in-turn)" in (resumed / "README.md").read_text("utf-8")
+    assert (resumed / "curves.png").stat().st_size > 10_000

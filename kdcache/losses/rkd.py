@@ -116,4 +116,6 @@ def _relations(vectors: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor
     counted = (pairs * some).sum()
     mean = (pairs * distance).sum() / torch.where(counted > 0, counted, 1.0)
     unit = apart / torch.where(some, distance, 1.0)[..., None]
-    return distance / torch.where(mean > 0, mean, 1.0), unit @ unit.transpose(1, 2)
+    with torch.autocast(vectors.device.type, enabled=False):  # which would round the cosines
+        cosines = unit @ unit.transpose(1, 2)
+    return distance / torch.where(mean > 0, mean, 1.0), cosines

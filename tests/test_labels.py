@@ -250,12 +250,12 @@ def test_numbers_with_a_point_and_teachers_of_one_value_mean_regression(
         (["x"], {"count": 1}, "file.csv:2: label 'x' is not a number"),
         (["inf"], {"label_type": "float"}, "label 'inf' is not a number"),
         ([0.5, 1e39], {"count": 1}, r"file.csv:3: label '1e\+39' is beyond what float32 holds"),
-        ([["a"]], {}, "a label is a text or a number; got list; .* --label-column"),
+        ([["a"]], {"count": 3}, "a list of labels, where one is wanted.*--label-column"),
         ([0.5], {"label_type": "class"}, "label 0.5 is no class: whole numbers from 0 to 65,535"),
         ([10**18], {}, "is no class: whole numbers .* pass --label-type float"),
         (["a", "b", "c"], {"count": 2}, "the corpus has 3 classes; the teacher has 2"),
-        ([[1, 0]], {}, "file.csv:2: a label is a text or a number; got list"),
-        ([{"a": 1}], {}, "file.csv:2: a label is a text or a number; got dict"),
+        ([[1, 0]], {"label_type": "float"}, "file.csv:2: .* a list of labels, where one is"),
+        ([{"a": 1}], {}, "file.csv:2: a label is a text or a number, .*; got dict"),
     ],
 )
 def test_a_label_that_does_not_fit_is_named_to_the_line(

@@ -11,7 +11,7 @@ from kdcache.errors import ConfigError, one_of
 from kdcache.tasks import TASKS
 
 DTYPES = ("fp32", "bf16", "fp16")
-LABEL_TYPES = ("auto", "class", "float")
+LABEL_TYPES = ("auto", "class", "float", "multi-label", "vector")
 UNITS = ("line", "file")
 
 
@@ -38,6 +38,11 @@ def names(values: list[str] | None) -> list[str] | None:
     """Names written as A,B, the option given once or more often."""
     found = [name.strip() for value in values or () for name in value.split(",")]
     return [name for name in found if name] or None
+
+
+def one_or_several(values: list[str] | None) -> str | list[str] | None:
+    """A name that is given once by itself, others as a list."""
+    return values[0] if values and len(values) == 1 else values or None
 
 
 PLAN_OPTIONS = {
@@ -121,9 +126,12 @@ TextColumn = Annotated[
     ),
 ]
 LabelColumn = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        metavar="NAME", help="Column of the labels. Guessed from common names; '' means none."
+        metavar="NAME",
+        help="Column of the labels, which may hold lists; give it once for each class or value "
+        "where these have a column each. Guessed from common names; '' means none.",
+        callback=one_or_several,
     ),
 ]
 IgnoreColumns = Annotated[
@@ -138,7 +146,8 @@ LabelType = Annotated[
     str | None,
     typer.Option(
         metavar="TYPE",
-        help="class, float (regression) or auto, which looks at them (auto).",
+        help="class, float (regression), multi-label (several classes a document), vector (several "
+        "values) or auto, which looks at the teacher and at them (auto).",
         callback=known("label type", LABEL_TYPES),
     ),
 ]

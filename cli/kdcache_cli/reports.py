@@ -62,6 +62,7 @@ def _labels(plan: Json) -> str | None:
     if not plan["labelled"]:
         return "none: only losses without hard labels can be trained"
     column = plan["label_column"] or "(unnamed)"
+    column = column if isinstance(column, str) else ", ".join(column)
     return f"{column} ({plan['problem']}; {plan['labelled']:,} of {plan['documents']:,} labelled)"
 
 

@@ -20,16 +20,17 @@ from kdcache.building.training_note import length_note
 from kdcache.corpora.numbering import Numbering
 from kdcache.errors import ConfigError, KdcacheError, MismatchError, ModelError
 from kdcache.interrupts import held_interrupts
+from kdcache.labels import UNKNOWN, kind_of
 from kdcache.manifest import NAMED, Json
 from kdcache.models import Teacher, Tokenizer, check_taps, load_config, load_teacher, load_tokenizer
-from kdcache.models.auto import require_problem
+from kdcache.models.auto import problem_of, require_problem
 from kdcache.models.teacher import check_fit, model_sizes
 from kdcache.models.token_map import own_tokenizer, processing_difference
-from kdcache.models.tokenizer import class_names
+from kdcache.models.tokenizer import outputs_of
 from kdcache.plans import Plan
 from kdcache.plans.identity import has_configuration, say_unvouched
 from kdcache.progress import Progress, Shown, shown
-from kdcache.signals import ModelSizes, Signal, artifacts, parse_all, taps_of
+from kdcache.signals import ModelSizes, Signal, artifacts, as_outputs, parse_all, taps_of
 from kdcache.store import (
     Cache,
     Claims,
@@ -158,6 +159,7 @@ def _check(
     config = load_config(teacher, trust_remote_code=trust_remote_code)
     if task.labelled:
         require_problem(config, teacher)
+        wanted = _as_given(wanted, config, teacher)
     shape = model_sizes(config, task)
     for signal in wanted.values():
         signal.check(task, shape)
@@ -174,6 +176,15 @@ def _check(
                 f"{corpus} is a plan for {planned}, not {task}: give --task {planned}, or plan anew"
             )
     return wanted
+
+
+def _as_given(signals: dict[str, Signal], config: Any, teacher: str | Path) -> dict[str, Signal]:
+    """Signals that keep outputs as what they are: those of several classes or values are raw."""
+    kind = kind_of(problem_of(config), int(config.num_labels))
+    assert kind is not None
+    return {
+        name: as_outputs(signal, kind, f"the teacher {teacher}") for name, signal in signals.items()
+    }
 
 
 def is_plan(corpus: Any) -> bool:
@@ -195,7 +206,6 @@ def _planned(
     if is_plan(corpus):
         yield open_plan(corpus)
         return
-    classes = (class_names(config), int(config.num_labels))
     complete = out is not None and (locate(out) / "complete" / "zarr.json").is_file()
     with scratch_folder(out, anywhere=complete) as scratch:
         yield make_plan(
@@ -203,7 +213,7 @@ def _planned(
             tokenizer,
             scratch=scratch,
             task=task,
-            classes=classes if task.labelled else (None, None),
+            classes=outputs_of(config) if task.labelled else UNKNOWN,
             progress=progress,
             **options,
         )

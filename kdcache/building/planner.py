@@ -11,8 +11,8 @@ from typing import Any, TypedDict, Unpack
 
 from kdcache.building.shuffle import PlanBuilder
 from kdcache.corpora.documents import Corpus, Unit, open_corpus
-from kdcache.errors import ConfigError
-from kdcache.labels import LabelType, resolve
+from kdcache.errors import ConfigError, CorpusError
+from kdcache.labels import LABEL_KINDS, UNKNOWN, LabelType, Outputs, resolve
 from kdcache.models import Tokenizer, check_classifier, classes_of, load_tokenizer
 from kdcache.plans import Plan, PlanConfig, round_up
 from kdcache.progress import Progress, Shown, quiet, short, shown, track
@@ -30,9 +30,11 @@ class PlanOptions(TypedDict, total=False):
 
     Attributes:
         text_columns: one column, or two for text pairs; guessed from their names if not given.
-        label_column: column of the labels; None guesses it and "" means there are none.
+        label_column: column of the labels, or several of them: one for each class or value that a
+            document may have; None guesses it and "" means there are none.
         ignore_columns: columns that may go unused although they look like text.
-        label_type: "class", "float" or "auto", which looks at the labels.
+        label_type: "class", "float", "multi-label" (several classes a document), "vector" (several
+            values) or "auto", which looks at the teacher and the labels.
         limit: take the first documents only.
         unit: of plain text files, a document is a "line" or the whole "file".
         max_length: tokens a document may have. Classification cuts longer ones off; language
@@ -44,7 +46,7 @@ class PlanOptions(TypedDict, total=False):
     """
 
     text_columns: Sequence[str]
-    label_column: str | None
+    label_column: str | Sequence[str] | None
     ignore_columns: Sequence[str]
     label_type: LabelType
     limit: int | None
@@ -128,7 +130,7 @@ def make_plan(
     *,
     scratch: Path,
     task: str | Task,
-    classes: tuple[list[str] | None, int | None] = (None, None),
+    classes: Outputs = UNKNOWN,
     new_classes: bool = False,
     like: Sequence[str] = (),
     progress: Progress = quiet,
@@ -136,7 +138,7 @@ def make_plan(
 ) -> Plan:
     """Tokenise a corpus into a plan whose tokens lie in files of the folder `scratch`.
 
-    `classes` are the teacher's class names and their number, where known; `new_classes`: there is
+    `classes` are the teacher's outputs, as far as they are known; `new_classes`: there is
     no teacher yet, and it will have those of the corpus. Where text columns are not named, those of
     `like` are taken if they are there.
     """
@@ -174,11 +176,18 @@ def make_plan(
         labels = resolve(
             builder.labels,
             label_type=options.get("label_type", "auto"),
-            known=classes[0],
-            count=classes[1],
+            kind=classes.kind,
+            known=classes.names,
+            count=classes.count,
+            columns=opened.label_columns if len(opened.label_columns) > 1 else (),
             corpus_names=opened.class_names,
             new=new_classes,
         )
+        if not LABEL_KINDS[labels.problem].serves(task):
+            raise CorpusError(
+                f"the labels are {labels.problem}, which {task} has none of: its kinds of label "
+                f"are {', '.join(task.kinds)}; name another column with --label-column"
+            )
         found["classes"] = labels.classes
         for note in labels.notes:
             progress.say(note)

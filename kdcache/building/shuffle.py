@@ -15,7 +15,7 @@ from kdcache.corpora.documents import Document
 from kdcache.errors import CorpusError
 from kdcache.labels import LABEL_KINDS, LabelReader, Labels
 from kdcache.models import Tokenizer
-from kdcache.plans import EXAMPLE_COLUMNS, LABEL_DTYPE, Array, Plan, PlanConfig, cut, round_up
+from kdcache.plans import LABEL_DTYPE, Array, Plan, PlanConfig, cut, example_columns, round_up
 from kdcache.tasks import TASKS, Entry, Space
 
 BATCH = 512  # documents tokenised at once
@@ -46,7 +46,7 @@ class PlanBuilder:
                 starts: list[int] = []
                 for document in batch:
                     state.update(repr(document[:3]).encode())
-                    starts.append(len(self.labels.codes))
+                    starts.append(len(self.labels))
                     for label in task.labels_of(document) if task.labelled else ():
                         self.labels.add(label, document.where)
                 entries, cut_off = task.encode(batch, count, self.tokenizer, config)
@@ -88,7 +88,7 @@ class PlanBuilder:
         rows: dict[Space, int] = {"example": round_up(most["example"]), "token": part_tokens}
         if task.selects:
             rows["masked"] = round_up(most["masked"])
-        examples = self._examples(order, bounds, rows, lens, masked, labels)
+        examples = self._examples(config, order, bounds, rows, lens, masked, labels)
         starts = np.cumsum(lens) - lens
         columns = {
             "tokens": self._sorted("tokens", self.dtype, order, bounds, part_tokens, starts, lens)
@@ -109,6 +109,7 @@ class PlanBuilder:
 
     def _examples(
         self,
+        config: PlanConfig,
         order: Array,
         bounds: Array,
         rows: dict[Space, int],
@@ -117,10 +118,10 @@ class PlanBuilder:
         labels: Labels | None,
     ) -> dict[str, Array]:
         size = rows["example"]
-        out = {name: np.zeros((len(bounds) - 1) * size, t) for name, t in EXAMPLE_COLUMNS.items()}
-        out["doc_id"][:] = -1
-        out["label"][:] = -100
-        out["value"][:] = np.nan
+        out = {
+            name: np.full(((len(bounds) - 1) * size, *column.shape), column.fill, column.dtype)
+            for name, column in example_columns(config).items()
+        }
         column = LABEL_KINDS[labels.problem].column if labels else ""
         docs = np.asarray(self.docs, np.int64)
         for part, (a, b) in enumerate(_pairs(bounds)):

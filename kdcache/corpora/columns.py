@@ -114,6 +114,16 @@ def guess_label(
     return next((by_name[name] for name in names if name in by_name), None)
 
 
+def label_columns(named: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Label columns as they are named: none, one, or several."""
+    return tuple(filter(None, [named] if isinstance(named, str) else named or ()))
+
+
+def as_noted(columns: Sequence[str]) -> str | list[str] | None:
+    """Label columns as plans note them: the name of one, those of several, or nothing."""
+    return list(columns) if len(columns) > 1 else next(iter(columns), None)
+
+
 def require_plain(where: str, columns: Iterable[str]) -> None:
     """ConfigError for a name that a known one may hide behind, such as " label"."""
     for column in columns:

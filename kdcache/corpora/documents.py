@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,10 +11,12 @@ from typing import Any, NamedTuple, get_args
 from kdcache.corpora.columns import (
     LABEL_COLUMNS,
     Sample,
+    as_noted,
     guess_label,
     guess_texts,
     guess_words,
     is_known,
+    label_columns,
     require_plain,
     require_used,
 )
@@ -22,6 +25,7 @@ from kdcache.corpora.readers import name_of, tables_of
 from kdcache.corpora.tables import Table
 from kdcache.corpora.words import tags_of, text_of_words
 from kdcache.errors import ConfigError, CorpusError, one_of
+from kdcache.labels import Cells
 
 PEEK = 1000  # rows that decide on the columns
 
@@ -56,7 +60,7 @@ class Corpus:
 
     tables: Sequence[Table] = field(repr=False)
     text_columns: tuple[str, ...]
-    label_column: str | None
+    label_columns: tuple[str, ...] = ()
     limit: int | None = None
     class_names: tuple[str, ...] | None = None
     labelled: bool = True
@@ -65,12 +69,17 @@ class Corpus:
     words: bool = False
     _known: frozenset[str] | None = None
 
+    @property
+    def label_column(self) -> str | list[str] | None:
+        """The column of the labels, or all of them where there are several, as plans note it."""
+        return as_noted(self.label_columns)
+
     def __iter__(self) -> Iterator[Document]:
         documents = (document for table in self.tables for document in self._documents(table))
         return islice(documents, self.limit)
 
     def _documents(self, table: Table) -> Iterator[Document]:
-        wanted = [*self.text_columns, *([self.label_column] if self.label_column else [])]
+        wanted = [*self.text_columns, *self.label_columns]
         known = self._known if table.columns is None else None
         for where, row in table.rows(wanted):
             if known is not None and not row.keys() <= known:
@@ -90,15 +99,16 @@ class Corpus:
     def _document(self, where: str, row: Mapping[str, Any]) -> Document:
         read = self._words if self.words else self._text
         texts = [read(where, row, column) for column in self.text_columns]
-        label = None
-        if self.label_column is not None:
-            if self.labelled:
-                hint = "; write null where a document has no label"
-                _require(where, row, self.label_column, hint)
-            label = row.get(self.label_column)
-            if self.words:
-                label = tags_of(where, label, texts[0], self.label_column)
+        labels = [self._label(where, row, column) for column in self.label_columns]
+        label = Cells(labels) if len(labels) > 1 else labels[0] if labels else None
+        if self.words and labels:
+            label = tags_of(where, label, texts[0], self.label_columns[0])
         return Document(texts[0], texts[1] if len(texts) > 1 else None, label, where)
+
+    def _label(self, where: str, row: Mapping[str, Any], column: str) -> Any:
+        if self.labelled:
+            _require(where, row, column, "; write null where a document has no label")
+        return row.get(column)
 
     @staticmethod
     def _words(where: str, row: Mapping[str, Any], column: str) -> str:
@@ -129,7 +139,7 @@ def open_corpus(
     source: Any,
     *,
     text_columns: Iterable[str] = (),
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     ignore_columns: Iterable[str] = (),
     limit: int | None = None,
     unit: Unit = "line",
@@ -141,7 +151,8 @@ def open_corpus(
     """Find the files of `source` and its text and label columns, guessing those not named.
 
     `source` is a path, a folder, a glob, a list of those, a `datasets.Dataset` or a
-    `pandas.DataFrame`. Pass the empty string as `label_column` for no labels. What is guessed is
+    `pandas.DataFrame`. Pass the empty string as `label_column` for no labels,
+    several names where a document has a label in each. What is guessed is
     guessed from the first 1,000 rows: where text columns are not named, a column that makes a pair
     with the text or holds text itself has to be among `ignore_columns`. Where all columns of `like`
     are there, they are the guess. Without `labelled`, labels are for nothing: a column of labels is
@@ -161,7 +172,7 @@ def open_corpus(
     if sample is None:
         raise CorpusError(f"{name_of(source)} holds no documents")
     named, ignored = _listed(text_columns), _listed(ignore_columns)
-    columns = _without(tables, sample, ignored, [*named, label_column])
+    columns = _without(tables, sample, ignored, [*named, *label_columns(label_column)])
     guessing = not named or label_column is None
     if guessing:
         require_plain(sample.where, columns)
@@ -169,20 +180,26 @@ def open_corpus(
     texts = tuple(named) or (tuple(like) if like and set(like) <= set(columns) else None)
     texts = texts or (guess_words(columns, words) if words else guess_texts(columns))
     known = tags or LABEL_COLUMNS
-    label = guess_label(columns, texts, known) if label_column is None else label_column or None
-    _require_apart(texts, label)
-    _require_there(sample.where, columns, [*texts, *([label] if label else [])])
+    guessed = guess_label(columns, texts, known) if label_column is None else label_column
+    labels = label_columns(guessed)
+    _require_apart(texts, labels)
+    _require_there(sample.where, columns, [*texts, *labels])
+    if words and len(labels) > 1:
+        raise ConfigError(
+            f"tags of words are lists in one column, not in {', '.join(labels)}: name one "
+            "(--label-column)"
+        )
     labelled = labelled or bool(label_column)
-    used = [*texts, label if labelled else None]
+    used = [*texts, *(labels if labelled else ())]
     unused = tuple(column for column in columns if column not in used)
     if not (named or words):
         require_used(sample, texts, unused)
     return Corpus(
         tables=tables,
         text_columns=texts,
-        label_column=label,
+        label_columns=labels,
         limit=limit,
-        class_names=_class_names(tables, label),
+        class_names=_class_names(tables, labels[0] if len(labels) == 1 else None),
         labelled=labelled,
         unused=unused,
         words=bool(words),
@@ -225,13 +242,14 @@ def _without(
     return [column for column in sample.columns if column not in ignored]
 
 
-def _require_apart(texts: Sequence[str], label: str | None) -> None:
+def _require_apart(texts: Sequence[str], labels: Sequence[str]) -> None:
     if len(texts) > 2:
         raise ConfigError(f"one or two text columns, not {len(texts)}: {', '.join(texts)}")
-    if len(set(texts)) < len(texts) or label in texts:
+    twice = [name for name, times in Counter([*texts, *labels]).items() if times > 1]
+    if twice:
         raise ConfigError(
-            f"column {label if label in texts else texts[0]!r} is named twice: a pair has two "
-            "columns of text, and labels one of their own"
+            f"column {twice[0]!r} is named twice: a pair has two columns of text, and labels have "
+            "columns of their own"
         )
 
 

@@ -39,7 +39,7 @@ class Agreement:
         counts = self.plan.spans(docs, self.plan.task.rows)[1]
         held = np.array([self.rows[int(doc)] for doc in docs[shared]])
         rows = np.flatnonzero(np.repeat(shared, counts))[self.cache.sampled_rows(name, held)]
-        mine, theirs = logits[torch.from_numpy(rows)].cpu(), self.cache.soft_labels(held)
+        mine, theirs = logits[torch.from_numpy(rows)].cpu(), self.cache.stored(held, LOGITS)
         mine = mine[:, : self.cache.shape.outputs]
         if not len(mine):
             return
@@ -57,8 +57,9 @@ class Agreement:
             self._apart += float(_divergence(mine, theirs).double().sum())
 
     def report(self) -> Json:
-        """Documents shared, share of rows with the same likeliest class or token, and the mean of
-        KL(teacher || model) in nats (of the squared difference, for regression).
+        """Documents shared, share of rows with the same likeliest class or token (of documents of
+        several classes, with all the same), and the mean of KL(teacher || model) in nats (of the
+        squared difference, for values).
 
         None where the cache has no such row.
         """
@@ -74,6 +75,11 @@ def _require_comparable(plan: Plan, cache: Cache, outputs: int) -> None:
     task, theirs = plan.task, cache.plan.config
     if theirs.task != task.name:
         raise ConfigError(f"the model is for {task}; the cache {cache.path} is for {theirs.task}")
+    if theirs.problem != plan.config.problem:
+        raise ModelError(
+            f"the model is a {plan.config.label_kind.called} and the cache's teacher a "
+            f"{theirs.label_kind.called}: they cannot be compared; leave --cache out"
+        )
     ours, known = plan.config.classes or [], theirs.classes or []
     if ours != known and sorted(ours) == sorted(known):
         raise ModelError(

@@ -57,7 +57,7 @@ def evaluate(
     batch_size: int = BATCH,
     device: str = "auto",
     text_columns: Sequence[str] = (),
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     ignore_columns: Sequence[str] = (),
     limit: int | None = None,
     max_length: int | None = None,

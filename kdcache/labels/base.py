@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.manifest import Json
-from kdcache.tasks import IGNORE_INDEX
+from kdcache.tasks import IGNORE_INDEX, Task
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
-LabelType = Literal["auto", "class", "float"]
+LabelType = Literal["auto", "class", "float", "multi-label", "vector"]
+Activation = Literal["softmax", "sigmoid", "none"]
 MAX_CLASSES = 65_536  # far beyond any classifier: more is a column of ids or of text
 
 
@@ -29,18 +30,40 @@ class Known:
     """What is known of the outputs that labels are for, before a label is looked at.
 
     Attributes:
+        kind: of the teacher's outputs; None: it is not known.
         names: of the teacher's outputs; None: they have none.
         count: how many there are; None: no teacher is known.
         corpus: what the corpus itself calls its numbers, as a `datasets.ClassLabel` does.
         new: there is no teacher yet, and its classes will be those of the labels.
         guess: the kind is not named: the labels decide.
+        columns: names of the label columns, where there are several.
     """
 
+    kind: LabelKind | None = None
     names: tuple[str, ...] | None = None
     count: int | None = None
     corpus: tuple[str, ...] | None = None
     new: bool = False
     guess: bool = False
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is known of the outputs of a model that classifies or scores documents.
+
+    Attributes:
+        names: of the outputs; None: they have none.
+        count: how many there are; None: there is no such model.
+        kind: of the labels they are for; None: it is not known.
+    """
+
+    names: list[str] | None = None
+    count: int | None = None
+    kind: LabelKind | None = None
+
+
+UNKNOWN = Outputs()
 
 
 @dataclass(frozen=True)
@@ -92,6 +115,25 @@ class Told(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """How a teacher of a kind is made.
+
+    Attributes:
+        fit: weight [C, H] and bias [C] of a head, of what it reads [N, H], labels and whether it
+            has a bias.
+        by: the score that decides.
+        strata: a number for each document; a split has some of each number on both sides.
+        scale: by which costs are divided, so that one learning rate suits whatever unit labels
+            have: a number, or one for each output.
+    """
+
+    fit: Callable[[Floats, Array, bool], tuple[Floats, Floats]]
+    by: str
+    strata: Callable[[Array], Array] = lambda labels: np.zeros(len(labels), np.int64)
+    scale: Callable[[Array], Array] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelKind:
     """A kind of label, and all that is decided by it. Functions take arrays of N documents.
 
@@ -108,15 +150,23 @@ class LabelKind:
         wide: whether it has a value for every output, rather than one.
         numbered: whether a label is the number of one class, which another model may number
             otherwise.
+        activation: what makes probabilities of outputs: a softmax over all, a sigmoid of each, or
+            nothing, as they are none.
+        guess: whether labels of which nobody says what they are are of this kind.
         read: labels from what was read of a corpus; CorpusError for one that does not fit.
+        sound: which labels, [N], can be; None: all can.
         hard_rows: what each row costs: of outputs [N, C] and labels, [N]; 0 without a label.
+        divergence: of outputs of student and teacher, [N, C], at a temperature, the divergence of
+            each row, [N], in nats and without T^2; None: that of a softmax, or none.
         no_divergence: why probabilities of the teacher say nothing; "": they do.
         compare: of outputs of a model and of its teacher, [N, C], whether both say the same,
             [N] (None: that is no question), and how far they are apart, [N]; None: they are
             probabilities of one class, and compared as such.
         scores: of outputs and labels, both of labelled documents, and the names of the outputs.
         metric: name of the score that models are chosen by, given the labels.
+        headline: name of the score that tells shipped models apart.
         predictions: what is written of outputs and labels, and the names of the outputs.
+        teaching: how a teacher is made; None: `teach` makes none.
     """
 
     name: str
@@ -128,15 +178,25 @@ class LabelKind:
     dtype: str = ""
     wide: bool = False
     numbered: bool = False
+    activation: Activation = "softmax"
+    guess: Callable[[LabelReader], bool] = lambda reader: False
     read: Callable[[LabelReader, Known], Labels] | None = None
+    sound: Callable[[Array], Bools] | None = None
     hard_rows: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    divergence: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] | None = None
     no_divergence: str = ""
     compare: (
         Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, torch.Tensor]] | None
     ) = None
     scores: Callable[[Floats, Array, Sequence[str]], Json] | None = None
     metric: Callable[[Array], str] | None = None
+    headline: str = ""
     predictions: Callable[[Floats, Array, Sequence[str]], Told] | None = None
+    teaching: Teaching | None = None
+
+    def serves(self, task: Task) -> bool:
+        """Whether a task can have such labels."""
+        return self.name in task.kinds or (not task.kinds and bool(self.column))
 
     def of(self, examples: Mapping[str, Array], docs: Array) -> Array:
         """The labels of documents, by their rows in a plan's example space."""

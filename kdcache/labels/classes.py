@@ -47,9 +47,11 @@ CLASSES = LabelKind(
     column="label",
     dtype="int32",
     numbered=True,
+    guess=lambda reader: not reader.several,
     read=read_classes,
     hard_rows=cross_entropy,
     scores=_scores,
     metric=lambda labels: "accuracy",
+    headline="accuracy",
     predictions=_predictions,
 )

@@ -12,15 +12,29 @@ from kdcache.errors import CorpusError
 from kdcache.labels.base import Array, Floats, Known, LabelKind, Labels, Told, known_rows
 from kdcache.labels.class_labels import no_label
 from kdcache.labels.metrics import regression
-from kdcache.labels.reader import LabelReader
+from kdcache.labels.reader import LARGEST, LabelReader
 from kdcache.labels.readings import number
 from kdcache.manifest import Json
 from kdcache.tasks import IGNORE_INDEX
 
-LARGEST = float(np.finfo(np.float32).max)  # values are stored as float32
 NO_DIVERGENCE = (
     "the teacher gives values, not probabilities; use the loss logit_mse (recipe kd-mse)"
 )
+
+
+def _look_like_values(reader: LabelReader) -> bool:
+    """Whether single labels are numbers, and not all of them whole ones."""
+    names = reader.names
+    return (
+        not reader.several
+        and bool(names)
+        and all(reader.value(name) is not None for name in names)
+        and not all(name in reader.truths or _is_int(name) for name in names)
+    )
+
+
+def _is_int(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
 
 
 def read_values(reader: LabelReader, given: Known) -> Labels:
@@ -93,11 +107,13 @@ VALUES = LabelKind(
     means=lambda problem_type, outputs: outputs == 1 and problem_type in (None, "regression"),
     column="value",
     dtype="float32",
+    guess=_look_like_values,
     read=read_values,
     hard_rows=squared_error,
     no_divergence=NO_DIVERGENCE,
     compare=_compare,
     scores=_scores,
     metric=lambda labels: "pearson" if len(np.unique(labels)) > 1 else "mse",
+    headline="pearson",
     predictions=_predictions,
 )

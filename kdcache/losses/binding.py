@@ -228,7 +228,13 @@ class _Where(NamedTuple):
 
     def _labels(self, match: Match) -> Bound:
         outputs, classes = self.student.outputs, self.cache.shape.outputs
-        if self.cache.labels.column and outputs < classes:
+        kind = self.cache.labels
+        if kind.wide and outputs != classes:
+            raise ConfigError(
+                f"losses.{self.name}: a document has {classes} labels; the student has {outputs} "
+                "outputs"
+            )
+        if kind.column and outputs < classes:
             raise ConfigError(
                 f"losses.{self.name}: labels go up to {classes - 1}; the student has {outputs} "
                 "outputs"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from kdcache.errors import one_of
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, weighted
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact, weighted
 from kdcache.losses.shared import within
 from kdcache.signals import LOGITS, Head, HeadLabels, ModelSizes, SoftLabels, SoftUse
 from kdcache.signals.soft_labels import STAT_TEMPERATURE
@@ -67,8 +67,14 @@ class SoftKL:
         return (Match(LOGITS, LOGITS, signal=self.signal, use=use),)
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
-        """The divergence alone; `losses.passes` has it together with hard labels."""
+        """The divergence alone; `losses.passes` has it together with hard labels.
+
+        Of several classes a document it is that of the sigmoid of each class, added up.
+        """
         ((student, soft, wider),) = pairs
+        if step.labels.divergence is not None:
+            rows = step.labels.divergence(exact(student), soft.values, self.temperature)
+            return weighted(rows, step.weight) * self._scale(student.shape[1])
         return soft_and_hard(
             student,
             soft,
@@ -79,6 +85,11 @@ class SoftKL:
             t_squared=self.t_squared,
             row_weight=step.weight,
         )[0]
+
+    def _scale(self, outputs: int) -> float:
+        """What a divergence without T^2 is multiplied by."""
+        scale = self.temperature**2 if self.t_squared else 1.0
+        return scale / outputs if self.reduction == "element" else scale
 
 
 def soft_and_hard(

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from kdcache.losses.base import Match, Over, Pair, Step, check_number
-from kdcache.signals import LOGITS, ModelSizes, SoftLabels, SoftUse
+from kdcache.signals import LOGITS, ModelSizes, SoftLabels, SoftUse, TeacherOutputs
 from kdcache_kernels import hidden_mse
 
 
@@ -41,7 +41,7 @@ class LogitMSE:
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
         """Sum over rows of the mean over outputs."""
         ((logits, soft, _),) = pairs
-        assert isinstance(soft, SoftLabels)
+        assert isinstance(soft, SoftLabels | TeacherOutputs)
         assert soft.values is not None
         return logit_mse(logits, soft.values[:, : logits.shape[1]], self.scale, step.weight)
 

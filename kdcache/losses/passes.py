@@ -35,10 +35,22 @@ def _alone(
     return losses[0].weight * value, (value.detach(),)
 
 
+def _one_by_one(
+    losses: Sequence[Loss], pairs: Sequence[Sequence[Pair]], steps: Sequence[Step]
+) -> Values:
+    """Losses that no pass serves together."""
+    found = [
+        _alone([loss], [own], [step]) for loss, own, step in zip(losses, pairs, steps, strict=True)
+    ]
+    return torch.stack([total for total, _ in found]).sum(), tuple(v for _, (v,) in found)
+
+
 def _soft_and_hard(
     losses: Sequence[Any], pairs: Sequence[Sequence[Pair]], steps: Sequence[Step]
 ) -> Values:
     """Both are of the same rows: hard labels take the soft ones' weights, times what these lack."""
+    if steps[0].labels.divergence is not None:  # it is of outputs that are no softmax
+        return _one_by_one(losses, pairs, steps)
     soft: SoftKL = losses[0]
     hard: Hard = losses[1]
     (pair,), (labels,) = pairs

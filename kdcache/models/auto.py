@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import transformers
 
 from kdcache.errors import ModelError, require_path
+from kdcache.labels import kind_of
 from kdcache.models.student_config import is_student, read_config
 from kdcache.plans import Plan
 from kdcache.tasks import Task, as_task
@@ -72,19 +73,19 @@ def require_direction(config: Any, task: Task, source: str | Path) -> None:
         )
 
 
+def problem_of(config: Any) -> str | None:
+    """What transformers calls the outputs of a classifier; None: its configuration does not say."""
+    found: str | None = getattr(config, "problem_type", None)
+    return found
+
+
 def require_problem(config: Any, source: str | Path) -> None:
-    """Raise ModelError for a classifier whose outputs mean something else than one class or value.
+    """Raise ModelError for a classifier whose outputs mean nothing that is known.
 
     Where `problem_type` says nothing, one output is a value and several are classes.
     """
-    problem, outputs = getattr(config, "problem_type", None), int(config.num_labels)
-    if problem == "multi_label_classification":
-        said = "a document may be of several classes, which is not supported yet; choose a teacher"
-        raise ModelError(f"{source} says problem_type={problem}: {said} that gives a single class")
-    if problem == "regression" and outputs > 1:
-        said = "several values are not supported yet; choose a teacher that gives a single one"
-        raise ModelError(f"{source} says problem_type={problem} with {outputs} outputs: {said}")
-    if problem == "single_label_classification" and outputs == 1:
+    problem, outputs = problem_of(config), int(config.num_labels)
+    if kind_of(problem, outputs) is None:
         raise ModelError(
             f"{source} says problem_type={problem} with 1 output, which tells no classes apart: "
             "where it gives a value, write regression for problem_type in its config.json"

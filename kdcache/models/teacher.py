@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from kdcache.errors import ConfigError, ModelError, one_of
+from kdcache.labels import kind_of
 from kdcache.manifest import Json
 from kdcache.models.auto import (
     auto_class,
     load_config,
+    problem_of,
     require_direction,
     require_sizes,
     require_token_types,
@@ -230,11 +232,17 @@ def _check_labels(teacher: Teacher, plan: Plan) -> None:
         teacher.identity["classes"],
         plan.config.classes,
     )
-    if plan.config.problem == "regression" and outputs != 1:
-        raise ModelError(f"the labels are numbers, but the teacher has {outputs} classes")
-    if plan.config.problem == "classes" and outputs == 1:
+    planned, given = plan.config.label_kind, kind_of(problem_of(teacher.model.config), outputs)
+    if given is not None and given is not planned:
         raise ModelError(
-            "the teacher gives one value, but the labels are classes: plan with --label-type float"
+            f"the teacher is a {given.called} ({outputs} outputs), and the plan's labels are for a "
+            f"{planned.called}: plan with --label-type {given.label_type}, and the teacher's "
+            "folder as --tokenizer"
+        )
+    if planned.wide and len(classes or ()) != outputs:
+        raise ModelError(
+            f"the plan has {len(classes or ())} labels a document and the teacher {outputs} "
+            "outputs: plan with the teacher's folder as --tokenizer"
         )
     if classes is None:
         return

@@ -14,8 +14,15 @@ import tokenizers
 import transformers
 
 from kdcache.errors import ModelError, require_path
+from kdcache.labels import UNKNOWN, Outputs, kind_of
 from kdcache.manifest import Json
-from kdcache.models.auto import has_config, load_config, require_problem, unreadable
+from kdcache.models.auto import (
+    has_config,
+    load_config,
+    problem_of,
+    require_problem,
+    unreadable,
+)
 from kdcache.tasks import Task
 
 if TYPE_CHECKING:
@@ -230,10 +237,16 @@ def load_plain(source: str | Path, *, trust_remote_code: bool = False) -> Any:
     return found
 
 
-def classes_of(source: str | Path, task: Task) -> tuple[list[str] | None, int | None]:
-    """Class names (None: unnamed) and number of classes (None: no classifier) of a model folder."""
+def classes_of(source: str | Path, task: Task) -> Outputs:
+    """What is known of the outputs of a model folder; nothing if it is no classifier."""
     config = _classifier(source, task)
-    return (None, None) if config is None else (class_names(config), int(config.num_labels))
+    return UNKNOWN if config is None else outputs_of(config)
+
+
+def outputs_of(config: Any) -> Outputs:
+    """What is known of the outputs of a classifier, by its configuration."""
+    count = int(config.num_labels)
+    return Outputs(class_names(config), count, kind_of(problem_of(config), count))
 
 
 def check_classifier(source: str | Path, task: Task) -> None:

@@ -10,6 +10,7 @@ from kdcache.plans.plan import (
     PlanConfig,
     column_space,
     cut,
+    example_columns,
     part_rows,
     round_up,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "PlanConfig",
     "column_space",
     "cut",
+    "example_columns",
     "part_rows",
     "round_up",
 ]

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from kdcache.labels import LABEL_KINDS, LabelKind, known
 from kdcache.manifest import FORMAT, NAMED, Json, canonical
 from kdcache.plans.subsample import random_below, sampled_count, spread
-from kdcache.tasks import TASKS, RowSpace, Space, Subset, Task
+from kdcache.tasks import IGNORE_INDEX, TASKS, RowSpace, Space, Subset, Task
 
 Array = npt.NDArray[Any]
 Docs = npt.NDArray[np.int64]
@@ -39,7 +39,33 @@ EXAMPLE_COLUMNS = {
     "masked_start": "int64",
     "masked_len": "int32",
 }
-"""Arrays with a row per document; `doc_len` 0 marks the padding rows at the end of a part."""
+"""Arrays with a row per document that every plan has; `doc_len` 0 marks the padding rows at the end
+of a part."""
+
+FILL = {"doc_id": -1, "label": IGNORE_INDEX, "value": np.nan}
+
+
+def example_columns(config: PlanConfig) -> dict[str, ExampleColumn]:
+    """The arrays of a plan with a row per document: EXAMPLE_COLUMNS, and labels of several values.
+
+    Empty rows, at the end of a part, hold `fill`.
+    """
+    found = {
+        name: ExampleColumn(dtype, (), FILL.get(name, 0)) for name, dtype in EXAMPLE_COLUMNS.items()
+    }
+    kind = config.label_kind
+    if kind.wide:
+        shape = (len(config.classes or ()),)
+        found[kind.column] = ExampleColumn(kind.dtype, shape, kind.fill())
+    return found
+
+
+class ExampleColumn(NamedTuple):
+    """Type and shape of a row, and what a row without a document holds."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    fill: float
 
 
 class Column(Protocol):
@@ -87,7 +113,7 @@ class Plan:
 
     Attributes:
         rows: rows per part in each space.
-        examples: the arrays of EXAMPLE_COLUMNS, each [parts * rows["example"]].
+        examples: the arrays of `example_columns`, each [parts * rows["example"], ...].
         columns: `tokens` [parts * rows["token"]]; where the task selects tokens also
             `masked_position` (int32, within the document) and `masked_label`, the token that was
             there or the class of the word, [parts * rows["masked"]].
@@ -220,7 +246,7 @@ class Plan:
         if form >= NAMED:
             config["tokenizer"].pop("name", None)
         state = hashlib.sha256(canonical([config, self.parts, dict(self.rows)]))
-        for name in EXAMPLE_COLUMNS:
+        for name in example_columns(self.config):
             state.update(self.examples[name].tobytes())
         for name in sorted(self.columns):
             for part in range(self.parts):

@@ -35,7 +35,7 @@ def ship(
     measure: Any = None,
     teacher: str | Path | None = None,
     text_columns: Sequence[str] = (),
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     ignore_columns: Sequence[str] = (),
     limit: int | None = None,
     max_length: int | None = None,

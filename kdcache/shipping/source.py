@@ -20,9 +20,10 @@ from kdcache.corpora.readers import name_of
 from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.evaluation.evaluator import task_of
 from kdcache.evaluation.scoring import forward, require_finite, require_fit, settle
+from kdcache.labels import kind_of
 from kdcache.manifest import Json
 from kdcache.models import Teacher, Tokenizer, load_config, load_teacher, load_tokenizer
-from kdcache.models.auto import require_problem
+from kdcache.models.auto import problem_of, require_problem
 from kdcache.models.padding import pad_of
 from kdcache.models.teacher import most_tokens
 from kdcache.models.tokenizer import UNBOUNDED, load_plain
@@ -74,7 +75,14 @@ def require_classifier(folder: str | Path) -> None:
             f"(models for {able}): serve it as it is with transformers or a server for language "
             "models"
         )
-    require_problem(load_config(folder), folder)
+    config = load_config(folder)
+    require_problem(config, folder)
+    kind = kind_of(problem_of(config), int(config.num_labels))
+    if kind is not None and kind.wide:
+        raise ModelError(
+            f"{folder} is a {kind.called}, and ship writes classifiers and regressors of one class "
+            "or value: serve it with transformers"
+        )
 
 
 def load_source(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from kdcache.errors import ConfigError, one_of
+from kdcache.labels import LabelKind
 from kdcache.manifest import Json
 from kdcache.records import from_texts, make, required, settings_of
 from kdcache.signals.attention import AttentionInputs
@@ -30,7 +31,7 @@ from kdcache.signals.codecs.sampled import SampledLogits
 from kdcache.signals.codecs.topk import TopKLogits
 from kdcache.signals.codecs.topk_small import SmallTopK
 from kdcache.signals.features import FEATURES, DocumentVectors, LayerVectors, TokenVectors
-from kdcache.signals.soft_labels import SoftLabels, SoftUse
+from kdcache.signals.soft_labels import SoftLabels, SoftUse, TeacherOutputs
 from kdcache.signals.taps import (
     HEAD,
     LOGITS,
@@ -78,6 +79,7 @@ __all__ = [
     "SoftUse",
     "Tap",
     "TapKind",
+    "TeacherOutputs",
     "TokenVectors",
     "TopKLogits",
     "artifacts",
@@ -211,6 +213,29 @@ def unknown_part(name: str, record: Mapping[str, Any]) -> str:
         return f"the codec {codec!r} of {kind}"
     news = sorted(values.keys() - settings_of(SIGNALS[kind][codec]).keys())
     return f"the setting {news[0]!r} of {kind}" if news else ""
+
+
+def as_outputs(signal: Signal, kind: LabelKind, teacher: str) -> Signal:
+    """A signal as it keeps outputs of a kind: raw, where they are no softmax.
+
+    Raises ConfigError, naming the teacher, for a codec of soft labels that keeps probabilities of
+    one class alone, or for a setting that says something else of the outputs.
+    """
+    given = getattr(signal, "activation", "softmax")
+    if given not in ("softmax", kind.activation):
+        raise ConfigError(
+            f"activation={given} is what the outputs of {teacher} are not: leave it out, it "
+            "follows from the teacher"
+        )
+    if kind.activation == "softmax" or LOGITS not in signal.gives():
+        return signal
+    if not hasattr(signal, "activation"):
+        raise ConfigError(
+            f"logits:{signal.codec} keeps probabilities that sum to one over the outputs, and "
+            f"{teacher} is a {kind.called}, whose outputs do not: take logits:dense"
+        )
+    made: Signal = replace(signal, activation=kind.activation)  # type: ignore[type-var]
+    return made
 
 
 def named_arrays(signals: Mapping[str, Signal], task: Task, shape: ModelSizes) -> list[ArraySpec]:

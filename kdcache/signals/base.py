@@ -236,8 +236,10 @@ def logits_space(codec: str, task: Task, fraction: float) -> RowSpace:
 
 
 def settings(values: Json) -> Json:
-    """A configuration for the manifest, which is silent on a fraction of all and on no draws."""
-    silent = (("fraction", 1), ("draws", 0))
+    """A configuration for the manifest, which is silent on a fraction of all, on no draws and on
+    a softmax.
+    """
+    silent = (("fraction", 1), ("draws", 0), ("activation", "softmax"))
     return {name: value for name, value in values.items() if (name, value) not in silent}
 
 

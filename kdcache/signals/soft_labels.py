@@ -111,6 +111,17 @@ class SoftLabels:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherOutputs:
+    """Outputs of N rows that are not classes of which a document has one.
+
+    Attributes:
+        values: [N, C] float32, as they left the teacher: logits of one sigmoid each, or values.
+    """
+
+    values: torch.Tensor
+
+
 class SoftLabelCodec(ABC):
     """What all codecs of soft labels have in common: made of logits, they say logits.
 
@@ -139,8 +150,8 @@ class SoftLabelCodec(ABC):
 
     def decode(
         self, arrays: Arrays, tap: Tap | int = LOGITS, sizes: ModelSizes | None = None
-    ) -> SoftLabels:
-        """Soft labels over all outputs.
+    ) -> SoftLabels | TeacherOutputs:
+        """Soft labels over all outputs, or the outputs themselves where these are no softmax.
 
         `decode(batch, outputs)`, of a signal that is called logits, is `Cache.decode(batch)`.
         """

@@ -14,7 +14,7 @@ import torch
 
 from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError, one_of
 from kdcache.manifest import Json, digest
-from kdcache.plans import EXAMPLE_COLUMNS, Array, Docs, Plan
+from kdcache.plans import Array, Docs, Plan, example_columns
 from kdcache.plans.batch import Batch, collate, epoch_order
 from kdcache.signals import (
     FEATURES,
@@ -24,6 +24,7 @@ from kdcache.signals import (
     Signal,
     SoftLabels,
     Tap,
+    TeacherOutputs,
     holder,
     of_signal,
     to_record,
@@ -75,11 +76,12 @@ def _plan(root: Root, schema: ManifestSchema, objects: Mapping[str, Json]) -> Pl
     check_parts(schema, objects, root)
     committed = PlanFingerprints(objects, root)
     columns, examples = {}, {}
+    documents = example_columns(schema.config)
     for spec in plan_specs(schema.plan):
         layout = read_layout(root, spec.name, schema.parts, objects)
         schema.require_fit(layout, spec, root)
         name, reader = spec.name.removeprefix("plan/"), ArrayReader(root, layout, committed)
-        if name in EXAMPLE_COLUMNS:
+        if name in documents:
             reader.require_whole()
             examples[name] = reader[0 : layout.shape[0]]
         else:
@@ -348,8 +350,18 @@ class Cache:
         return rows
 
     def soft_labels(self, docs: Docs) -> SoftLabels:
-        """Decoded soft labels of documents; ConfigError if the cache has no logits."""
-        decoded: SoftLabels = self.stored(docs, LOGITS)
+        """Decoded soft labels of documents.
+
+        Raises ConfigError if the cache has no logits, or such as are no classes of which a document
+        has one: `stored(docs, LOGITS).values` are those.
+        """
+        decoded: SoftLabels | TeacherOutputs = self.stored(docs, LOGITS)
+        if isinstance(decoded, TeacherOutputs):
+            kind = self.plan.config.label_kind.called
+            raise ConfigError(
+                f"{self.path}: the teacher is a {kind}, which gives no probabilities that sum to "
+                "one: read its outputs with stored(docs, LOGITS).values"
+            )
         return decoded
 
     def hidden(self, layer: int, docs: Docs) -> LayerRows:

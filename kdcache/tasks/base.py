@@ -116,7 +116,7 @@ class Task:
         auto: the class of transformers that loads its models.
         heads: what the names of its models' classes end with.
         rows: what its logits have a row for.
-        kinds: kinds of labels it can have.
+        kinds: kinds of labels it can have; none: every kind that a document can have.
         signals: what is stored by default.
         pipeline: the pipeline of transformers that serves its models, and the tag of their cards.
         call: a call of that pipeline, `pipe`.

@@ -7,7 +7,7 @@ TEXT_CLASSIFICATION = Task(
     auto="AutoModelForSequenceClassification",
     heads=("ForSequenceClassification",),
     rows="example",
-    kinds=("classes", "regression"),
+    kinds=(),
     signals=("logits:dense",),
     pipeline="text-classification",
     call='pipe("a text to classify", truncation=True)',

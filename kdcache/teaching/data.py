@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from kdcache.building.planner import PlanOptions, make_plan
+from kdcache.corpora.columns import label_columns
 from kdcache.corpora.documents import columns_of
 from kdcache.errors import CorpusError
+from kdcache.labels import UNKNOWN, Outputs
 from kdcache.models import Tokenizer
 from kdcache.plans import Array, Docs, Plan
 from kdcache.plans.same_texts import text_keys
@@ -135,8 +137,10 @@ def _plan(
     classes: Plan | None = None,
 ) -> Plan:
     scratch.mkdir()
-    names = classes.config.classes if classes else None
-    known = (names, len(names or [0]) if classes else None)
+    known = UNKNOWN
+    if classes:
+        names = classes.config.classes
+        known = Outputs(names, len(names or [0]), classes.config.label_kind)
     made = make_plan(
         corpus,
         tokenizer,
@@ -157,15 +161,21 @@ def _known(plan: Plan, dev: Any, options: PlanOptions) -> PlanOptions:
     known: PlanOptions = {**options, "limit": None}
     if set(corpus["text_columns"]) <= set(columns):
         known["text_columns"] = corpus["text_columns"]
-    if corpus["label_column"] in columns:
-        known["label_column"] = corpus["label_column"]
-    known["label_type"] = "float" if plan.config.problem == "regression" else "class"
+    labels = label_columns(corpus["label_column"])
+    if labels and set(labels) <= set(columns):
+        known["label_column"] = labels
+    known["label_type"] = plan.config.label_kind.label_type or "auto"
     return known
 
 
 def _require_labels(documents: Documents, corpus: Any) -> None:
     """Raise CorpusError for labels that cannot be learnt from."""
     name, count = short(corpus), f"{len(documents):,} labelled documents"
+    if documents.plan.config.label_kind.wide:
+        raise CorpusError(
+            f"{name} has several labels a document ({documents.plan.config.problem}), and teach "
+            "makes teachers of one class or value: fine-tune one with transformers"
+        )
     column = "is this the label column (--label-column)?"
     if not len(documents):
         raise CorpusError(

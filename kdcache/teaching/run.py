@@ -71,7 +71,7 @@ def teach(
     seed: int = 0,
     device: str = "auto",
     text_columns: Sequence[str] = (),
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     ignore_columns: Sequence[str] = (),
     label_type: LabelType = "auto",
     limit: int | None = None,

@@ -23,6 +23,12 @@ LICENCE = (
 SCORES = {
     "accuracy": "accuracy",
     "f1": "F1",
+    "micro_f1": "F1, all decisions (micro)",
+    "macro_f1": "F1, mean of the classes (macro)",
+    "exact_match": "documents with all classes right",
+    "hamming_loss": "wrong decisions (Hamming loss)",
+    "average_precision": "average precision, mean of the classes",
+    "roc_auc": "area under the ROC curve, mean of the classes",
     "matthews": "Matthews correlation",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
@@ -174,7 +180,22 @@ def _scores(evaluation: Json | None) -> str:
     file = f"`{evaluation['file']}`, " if "file" in evaluation else ""
     text = f"On {file}{evaluation['documents']:,} documents; intervals are of 95%.\n\n"
     note = "" if teacher else "\n\nThe teacher was not scored on this file (`--eval-teacher`)."
-    return text + table(head, rows) + note
+    return text + table(head, rows) + note + each_output(evaluation)
+
+
+def each_output(scores: Json) -> str:
+    """A table of the scores of every class, or every value, where a document has several."""
+    for what, name in (("classes", "class"), ("values", "value")):
+        found = scores.get(what)
+        if isinstance(found, dict):
+            heads = [key for key in next(iter(found.values())) if not key.endswith("_interval")]
+            rows = [(one, *(_figure(side[key]) for key in heads)) for one, side in found.items()]
+            return "\n\n" + table((name, *(key.replace("_", " ") for key in heads)), rows)
+    return ""
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def score_cell(side: Json, name: str) -> str:

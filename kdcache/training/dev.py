@@ -16,9 +16,10 @@ from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.corpora.readers import name_of
 from kdcache.errors import ConfigError, CorpusError
 from kdcache.evaluation.scoring import joined, metric_of, predict, scores, token_budget
+from kdcache.labels import UNKNOWN
 from kdcache.manifest import Json, digest
 from kdcache.models.token_map import cached_tokenizer
-from kdcache.models.tokenizer import class_names
+from kdcache.models.tokenizer import outputs_of
 from kdcache.plans import Array, Column, Docs, Plan, column_space
 from kdcache.plans.batch import length_batches
 from kdcache.plans.same_texts import text_keys
@@ -187,14 +188,14 @@ def file_plan(file: Any, cache: Cache, config: Any, progress: Progress) -> Plan:
     columns = same_columns(planned.corpus, file)
     options["text_columns"] = columns["text_columns"]
     options["label_column"] = columns["label_column"]
-    task, number = cache.plan.task, int(getattr(config, "num_labels", 0))
+    task = cache.plan.task
     with scratch_folder(None) as scratch:
         plan = make_plan(
             file,
             tokenizer,
             scratch=scratch,
             task=task,
-            classes=(class_names(config), number) if task.labelled else (None, None),
+            classes=outputs_of(config) if task.labelled else UNKNOWN,
             like=planned.corpus["text_columns"],
             progress=progress,
             **options,

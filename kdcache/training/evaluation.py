@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdcache.corpora.columns import label_columns
 from kdcache.corpora.documents import Corpus, columns_of, open_corpus
 from kdcache.corpora.files import files_of
 from kdcache.corpora.packed import open_bytes
@@ -15,7 +16,7 @@ from kdcache.errors import ConfigError, CorpusError
 from kdcache.labels import LabelReader, resolve
 from kdcache.manifest import Json
 from kdcache.models import load_config
-from kdcache.models.tokenizer import class_names
+from kdcache.models.tokenizer import outputs_of
 from kdcache.plans import PlanConfig
 from kdcache.tasks import TASKS, Task
 from kdcache.training.dev_options import DevOptions
@@ -55,7 +56,7 @@ def _labelled(file: Any, config: PlanConfig, flag: str, kind: str) -> Corpus:
     labelled, columns = task.labelled, same_columns(config.corpus, file)
     corpus = open_corpus(file, labelled=labelled, words=task.words, tags=task.tags, **columns)
     require_as_many_texts(corpus.text_columns, config.corpus["text_columns"], file, flag)
-    if labelled and corpus.label_column is None:
+    if labelled and not corpus.label_columns:
         raise CorpusError(
             f"{name_of(file)} has no column of labels: {flag} names labelled documents"
         )
@@ -101,10 +102,10 @@ def _digest(path: Path) -> str:
 def same_columns(corpus: Json, file: Any) -> dict[str, Any]:
     """The columns a plan was made from, named where the file has them, too."""
     columns = columns_of(file)
-    texts, label = corpus["text_columns"], corpus["label_column"]
+    texts, labels = corpus["text_columns"], label_columns(corpus["label_column"])
     return {
         "text_columns": texts if set(texts) <= set(columns) else (),
-        "label_column": label if label in columns else None,
+        "label_column": labels if labels and set(labels) <= set(columns) else None,
     }
 
 
@@ -117,8 +118,15 @@ def check_labels(corpus: Corpus, config: Any, task: Task) -> None:
     for document in corpus:
         for label in task.labels_of(document):
             reader.add(label, document.where)
-    names, count = class_names(config), int(config.num_labels)
-    found = resolve(reader, known=names, count=count, corpus_names=corpus.class_names)
+    outputs, columns = outputs_of(config), corpus.label_columns
+    found = resolve(
+        reader,
+        kind=outputs.kind,
+        known=outputs.names,
+        count=outputs.count,
+        corpus_names=corpus.class_names,
+        columns=columns if len(columns) > 1 else (),
+    )
     if not found.labelled:
         where = f"column {corpus.label_column} of {corpus.tables[0].name}"
         raise CorpusError(f"{where} holds no labels: --eval names labelled documents")

@@ -31,6 +31,8 @@ SHORT = {
 }
 
 INPUTS: dict[str, str] = {
+    "lists.jsonl": '{"text": "one text", "label": ["nothing"]}\n',
+    "mixed.jsonl": '{"text": "one", "label": ["email"]}\n{"text": "two", "label": "email"}\n',
     "file": "not a folder\n",
     "alike.csv": "text,label\nx,email\ny,email\n",
     "one.csv": "text,label\nx,email\ny,xml\n",
@@ -120,9 +122,13 @@ a report below a file | bench kernels --op hidden_mse --out {file}/b | cannot wr
 a report of stores below a file | bench store --out {file}/b | cannot write + choose another folder
 a report of codecs below a file | bench fidelity {corpus} --teacher {masked_lm} --out {file}/b | cannot write + choose another folder
 files for a test below a file | bench store --scratch {file}/b | cannot be written to + name another
-a teacher of several labels at once | build {corpus} {AS_BUILD} --teacher {multi} | multi_label_classification
 a setting that a student lacks | train {cache} --recipe kd --out {out} --student bilstm:hiden=3 | did you mean 'hidden'?
 a student of no width | train {cache} --recipe kd --out {out} --student static:embedding=0 | embedding is a whole number, 1 or more; got 0
+likeliest classes of a teacher of several at once | build {corpus} {AS_BUILD} --teacher {multi} --signal logits:topk,k=2 | logits:topk keeps probabilities that sum to one + take logits:dense
+lists of labels for a teacher of one class | build {lists.jsonl} {AS_BUILD} --teacher {classifier} | lists.jsonl:1 + a list of labels, where one is wanted
+labels that are now a list and now single | build {mixed.jsonl} {AS_BUILD} --teacher {multi} | mixed.jsonl:2 + one of single labels + give all documents lists
+a class that a teacher of several lacks | build {lists.jsonl} {AS_BUILD} --teacher {multi} | lists.jsonl:1 + 'nothing' is not one of the 3 known classes
+a label column that is not there | build {corpus} {AS_BUILD} --teacher {multi} --label-column label --label-column fear | no column 'fear'
 a student without a tokenizer | train {cache} --recipe kd --out {out} --student {mute} | --same-tokenizer
 predictions of tokens | evaluate {masked_lm} {corpus} --predictions {out} | text-classification only
 a corpus without labels | evaluate {classifier} {unlabelled.csv} | --label-column
@@ -157,7 +163,6 @@ a model shipped where something is | ship {classifier} {mine} | is not an empty 
 a model shipped below a file | ship {classifier} {file}/s | cannot write + choose another folder
 a teacher shipped beside on no texts | ship {classifier} {out} --teacher {classifier} | --measure FILE
 a shipped model measured without labels | ship {classifier} {out} --measure {unlabelled.csv} | no labels to score against + --label-column
-a shipped model of several labels at once | ship {multi} {out} | multi_label_classification
 a shipped text longer than the model takes | ship {classifier} {out} --max-length 500 | takes 128 tokens, not 500 + --max-length 128
 a shipped text of no tokens | ship {classifier} {out} --max-length 0 | max_length must be 8 or more; got 0
 documents of no tokens | evaluate {classifier} {corpus} --max-length 0 | max_length must be 8 or more; got 0

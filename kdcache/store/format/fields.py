@@ -59,7 +59,9 @@ def _hex(value: Any) -> bool:
 TEXT = Kind("a text", lambda v: isinstance(v, str))
 TEXTS = Kind("a list of texts", _names)
 TEXTS_OR_NONE = Kind("a list of texts or null", lambda v: v is None or _names(v))
-TEXT_OR_NONE = Kind("a text or null", lambda v: v is None or isinstance(v, str))
+TEXT_OR_TEXTS = Kind(
+    "a text, texts or null", lambda v: v is None or isinstance(v, str) or _names(v)
+)
 FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 SHARE = Kind("a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1)
 TABLE = Kind("a table", lambda v: isinstance(v, dict))
@@ -85,7 +87,7 @@ PLAN: Schema = {
         },
         "corpus": {
             "text_columns": TEXTS,
-            "label_column": TEXT_OR_NONE,
+            "label_column": TEXT_OR_TEXTS,
             "documents": whole(1, COUNT),
             "truncated": whole(0, COUNT),
             "sha256": TEXT,

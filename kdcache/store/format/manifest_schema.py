@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from kdcache.errors import CacheError, ConfigError, DamageError
+from kdcache.labels import LABEL_KINDS
 from kdcache.manifest import FIRST, FORMAT, FORMATS, NAMED, Json
-from kdcache.plans import EXAMPLE_COLUMNS, LABEL_DTYPE, Array, Plan, PlanConfig, part_rows
+from kdcache.plans import LABEL_DTYPE, Array, Plan, PlanConfig, example_columns, part_rows
 from kdcache.plans.identity import has_configuration
 from kdcache.signals import (
     ArraySpec,
@@ -32,6 +33,7 @@ from kdcache.store.format.fields import (
     ROWS,
     TABLE,
     TEXTS_OR_NONE,
+    WIDTH,
     conform,
     damaged,
     whole,
@@ -139,8 +141,14 @@ def plan_specs(plan: Plan) -> list[ArraySpec]:
         label = LABEL_DTYPE if plan.task.labelled else token
         columns.append(("plan/masked_label", "masked", label))
     return [
-        ArraySpec(name=f"plan/{name}", space="example", row_shape=(), dtype=dtype)
-        for name, dtype in EXAMPLE_COLUMNS.items()
+        ArraySpec(
+            name=f"plan/{name}",
+            space="example",
+            row_shape=column.shape,
+            axes=("output",) * len(column.shape),
+            dtype=column.dtype,
+        )
+        for name, column in example_columns(plan.config).items()
     ] + [
         ArraySpec(name=name, space=space, row_shape=(), dtype=dtype, chunk_rows=65_536)
         for name, space, dtype in columns
@@ -217,10 +225,12 @@ def _plan(record: Json, where: Root) -> tuple[PlanConfig, int, dict[Space, int]]
     if vocabulary["pad_id"] >= vocabulary["vocab_size"]:
         raise damaged(where, "plan.config.tokenizer.pad_id", vocabulary["pad_id"], "an id")
     config, classes = record["config"], record["config"]["corpus"].get("classes")
-    if config["problem"] not in task.kinds:
+    if not LABEL_KINDS[config["problem"]].serves(task):
         raise damaged(where, "plan.config.problem", config["problem"], f"what {task} has")
     if not TEXTS_OR_NONE.fits(classes):
         raise damaged(where, "plan.config.corpus.classes", classes, TEXTS_OR_NONE.what)
+    if LABEL_KINDS[config["problem"]].wide and not 0 < len(classes or ()) <= WIDTH:
+        raise damaged(where, "plan.config.corpus.classes", classes, "a name for each output")
     try:
         return PlanConfig(**record["config"]), record["parts"], rows
     except TypeError as error:
@@ -295,6 +305,9 @@ def check_examples(plan: Plan, root: Root, outputs: int | None) -> None:
         labels, most = plan.examples["label"][plan.docs], outputs or 2**31
         sound = (labels == IGNORE_INDEX) | (labels >= 0) & (labels < most)
         _require(sound, plan, root, "label")
+    kind = plan.config.label_kind
+    if kind.sound is not None:
+        _require(kind.sound(kind.of(plan.examples, plan.docs)), plan, root, kind.column)
 
 
 def _require(sound: Array, plan: Plan, root: Root, column: str) -> None:

@@ -1,0 +1,81 @@
+"""Several values a document: regression with a vector of targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from kdcache.labels.base import (
+    Array,
+    Floats,
+    LabelKind,
+    Teaching,
+    Told,
+    known,
+    known_rows,
+    output_names,
+)
+from kdcache.labels.several import has_values, read_vectors
+from kdcache.labels.several_metrics import several_values
+from kdcache.labels.values import NO_DIVERGENCE
+from kdcache.manifest import Json
+
+
+def mean_squared_error(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean over the values of the squared error of outputs [N, C] and labels [N, C]: [N]."""
+    there = known_rows(labels)[:, None]
+    return torch.where(there, outputs - labels, 0.0).square().mean(-1)
+
+
+def _compare(mine: torch.Tensor, theirs: torch.Tensor) -> tuple[None, torch.Tensor]:
+    return None, (mine - theirs).double().square().mean(-1)
+
+
+def _predictions(outputs: Floats, labels: Array, names: Sequence[str]) -> Told:
+    named = output_names(names, outputs.shape[1])
+    rows = (
+        (
+            *(f"{value:g}" if labelled else "" for value in label),
+            *(f"{value:.6g}" for value in output),
+        )
+        for label, labelled, output in zip(labels, known(labels), outputs, strict=True)
+    )
+    columns = [f"{what}: {name}" for what in ("label", "prediction") for name in named]
+    return Told(columns, rows)
+
+
+def _fit(read: Floats, labels: Array, bias: bool) -> tuple[Floats, Floats]:
+    from sklearn.linear_model import Ridge
+
+    fitted = Ridge(alpha=1.0, fit_intercept=bias).fit(read, labels)
+    size = labels.shape[1]
+    return fitted.coef_.reshape(size, -1), np.broadcast_to(fitted.intercept_, (size,)).copy()
+
+
+def _scores(outputs: Floats, labels: Array, names: Sequence[str]) -> Json:
+    return several_values(outputs, labels, output_names(names, outputs.shape[1]))
+
+
+VECTORS = LabelKind(
+    name="vectors",
+    label_type="vector",
+    called="regressor of several values",
+    problem_type="regression",
+    means=lambda problem_type, outputs: outputs > 1 and problem_type == "regression",
+    column="values",
+    dtype="float32",
+    wide=True,
+    activation="none",
+    guess=lambda reader: reader.several and has_values(reader),
+    read=read_vectors,
+    hard_rows=mean_squared_error,
+    no_divergence=NO_DIVERGENCE,
+    compare=_compare,
+    scores=_scores,
+    metric=lambda labels: "pearson" if (np.ptp(labels, axis=0) > 0).any() else "mse",
+    headline="pearson",
+    predictions=_predictions,
+    teaching=Teaching(fit=_fit, by="mse", scale=lambda labels: np.var(labels, axis=0)),
+)

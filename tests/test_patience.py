@@ -120,7 +120,7 @@ def test_a_store_that_comes_back_is_waited_for(
     bucket: str, faults: Faults, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (at(bucket) / "x").write_bytes(b"here")
-    monkeypatch.setattr("kdcache.store.io.object_client.SAID_AFTER", 0.5)
+    monkeypatch.setattr("kdcache.store.io.object_client.ANNOUNCE_AFTER", 0.5)
     faults.down = True
     threading.Timer(2.5, lambda: setattr(faults, "down", False)).start()
     with caplog.at_level(logging.WARNING, "kdcache"):

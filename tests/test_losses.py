@@ -400,7 +400,7 @@ CLS = Hidden(layers=(2, 3))
             {"h": HiddenMSE(layer_map="1:2", positions="masked")},
             cache_spec(Hidden(layers=(2,), positions="all")),
             STUDENT,
-            "losses.h: positions=masked needs the task masked-lm; the task is text-classification",
+            "losses.h: positions=masked needs the task masked-lm or token-classification",
         ),
         ({"h": HiddenMSE(layer_map="1:5")}, cache_spec(CLS), STUDENT, "needs teacher layer 5"),
     ],

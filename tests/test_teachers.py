@@ -107,6 +107,18 @@ def test_inverse_ce_weighs_each_document_by_each_teachers_error_on_its_label() -
     assert taught(given, choose="inverse-ce") == pytest.approx(wanted, rel=1e-6)
 
 
+def test_a_lone_teacher_is_weighed_all_the_same_and_a_person_told() -> None:
+    given = replace(documents("text-classification"), labels=np.array([3, 1, 2, 0]))
+    logq = log_softmax(given.logits.astype(np.float64), axis=1)
+    logp = log_softmax(given.soft["logprobs"].astype(np.float64), axis=1)
+    error = -logp[np.arange(4), given.labels]
+    wanted = ((np.exp(logp) * (logp - logq)).sum(1) / (1 + error)).mean()
+    assert taught(given, choose="inverse-ce") == pytest.approx(wanted, rel=1e-6)
+    teaching = {"kl": Teaching(teachers="all", choose="sampled")}
+    (note,) = bind({"kl": SoftKL()}, given, teaching=teaching).notes
+    assert "losses.kl learns from all teachers of the cache, and there is one, first" in note
+
+
 @pytest.mark.parametrize("task", ["masked-lm", "causal-lm"])
 def test_of_language_models_it_is_the_mean_error_on_a_documents_tokens(task: str) -> None:
     first = documents(task)

@@ -127,7 +127,7 @@ class BoundLoss(NamedTuple):
     Attributes:
         taught: its matches by teacher.
         rows: those that its weights are of.
-        choose: the policy by which teachers count; "": there is but one.
+        choose: the policy by which teachers count; "": there is but one, which counts whole.
         probability: of each teacher.
         soft: where the policy asks for labels, each teacher's own soft labels.
     """
@@ -168,7 +168,7 @@ def bind(
         )
     rows = _rows_of(name, loss, matches, several=len(names) > 1)
     found = BoundLoss(name, loss, taught, rows)
-    if len(names) == 1:
+    if len(names) == 1 and teaching.choose == FIRST.choose:
         return found
     soft: dict[str, Bound] = {}
     if CHOOSERS[teaching.choose].labels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -79,7 +79,7 @@ class Objective:
             for name, loss in self.losses.items()
         }
         matches = [match for one in self.bound.values() for match in one.matches]
-        self.notes += _notes(self.bound, student)
+        self.notes += [*_notes(self.bound, student), *_lone(self.bound, teaching)]
         read = [*matches, *(soft for one in self.bound.values() for soft in one.soft.values())]
         self.arrays = list(dict.fromkeys(name for match in read for name in match.arrays))
         self.reads = list(dict.fromkeys(match.student for match in matches))
@@ -197,6 +197,16 @@ def _notes(bound: Mapping[str, BoundLoss], student: ModelSizes) -> list[str]:
             )
             found[note] = None
     return list(found)
+
+
+def _lone(bound: Mapping[str, BoundLoss], teaching: Mapping[str, Teaching]) -> Iterator[str]:
+    """What to say of losses that choose among all teachers where there is but one."""
+    for name, one in bound.items():
+        if name in teaching and teaching[name].teachers == "all" and len(one.taught) == 1:
+            yield (
+                f"losses.{name} learns from all teachers of the cache, and there is one, "
+                f"{next(iter(one.taught))}: `kdcache merge` puts several into a cache"
+            )
 
 
 def _without(hard: Sequence[str], losses: Mapping[str, Loss]) -> tuple[dict[str, Loss], list[str]]:

@@ -3,7 +3,8 @@
 `plan` tokenises a corpus, `build` runs the teacher over it and writes a cache, `open_cache` reads
 one, `train` distils a student from it, `evaluate` measures a model and `ship` makes one that runs
 without torch; `teach` makes the teacher, where there are labels and none; `copy`, `merge` and
-`export` move caches, and `CachedDocuments` is a torch data set for training loops of your own.
+`export` move caches. For training loops of your own there are `CachedDocuments`, a torch data set,
+`make_student`, `make_objective`, `run` and `DistillationTrainer` (docs/python.md).
 Nothing heavy is imported until it is used.
 """
 
@@ -21,25 +22,36 @@ if TYPE_CHECKING:
     from kdcache.maintenance.exporting import export
     from kdcache.maintenance.merging import merge
     from kdcache.maintenance.verifying import verify
+    from kdcache.models import run
     from kdcache.models.opened import open_student
     from kdcache.shipping import ship
+    from kdcache.signals import Tap
     from kdcache.store import open_cache, open_plan
     from kdcache.teaching import teach
     from kdcache.training.documents import CachedDocuments
+    from kdcache.training.objective import Objective
+    from kdcache.training.own_loop import make_objective, make_student
     from kdcache.training.train import train
+    from kdcache.training.trainer import DistillationTrainer
 
 __all__ = [
     "CachedDocuments",
+    "DistillationTrainer",
     "KdcacheError",
+    "Objective",
+    "Tap",
     "build",
     "copy",
     "evaluate",
     "export",
+    "make_objective",
+    "make_student",
     "merge",
     "open_cache",
     "open_plan",
     "open_student",
     "plan",
+    "run",
     "ship",
     "teach",
     "train",
@@ -48,16 +60,22 @@ __all__ = [
 
 _HOME = {
     "CachedDocuments": "training.documents",
+    "DistillationTrainer": "training.trainer",
     "KdcacheError": "errors",
+    "Objective": "training.objective",
+    "Tap": "signals",
     "build": "building.builder",
     "copy": "maintenance.copying",
     "evaluate": "evaluation.evaluator",
     "export": "maintenance.exporting",
+    "make_objective": "training.own_loop",
+    "make_student": "training.own_loop",
     "merge": "maintenance.merging",
     "open_cache": "store",
     "open_plan": "store",
     "open_student": "models.opened",
     "plan": "building.planner",
+    "run": "models",
     "ship": "shipping",
     "teach": "teaching",
     "train": "training.train",

@@ -51,6 +51,7 @@ class Given:
             teacher's values, [layers, B, ...] float32, of one layer where there are none.
         labelled: whether the cache has any hard label, in these documents or others.
         weights: of documents, [B]; None: the batch has none.
+        peer: logits of a student that is trained with this one, [N, V]; None: it is alone.
         further: teachers by name, beside the first, which is called "first": the same
             documents with what each of them gave.
     """
@@ -67,6 +68,7 @@ class Given:
     projection: tuple[Array, Array] | None = None
     labelled: bool = True
     weights: Array | None = None
+    peer: Array | None = None
     others: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
     further: Mapping[str, Given] = field(default_factory=dict)
 
@@ -123,6 +125,7 @@ class Given:
             soft={name: values[rows] for name, values in self.soft.items()},
             taught=None if self.taught is None else self.taught[:, which],
             weights=None if self.weights is None else self.weights[which],
+            peer=None if self.peer is None else self.peer[rows],
             others={
                 kind: (student[:, which], teacher[:, which])
                 for kind, (student, teacher) in self.others.items()
@@ -195,7 +198,11 @@ def _activations(given: Given, activations: Mapping[str, torch.Tensor]) -> Outpu
         else:
             values |= {Tap(name, first + i): layer for i, layer in enumerate(layers.unbind(0))}
     masked = None if given.masked is None else torch.from_numpy(given.masked)
-    return Outputs(values=values, mask=torch.from_numpy(given.mask), masked=masked)
+    mask, peers = torch.from_numpy(given.mask), ()
+    if given.peer is not None and "logits" in activations:
+        logits = torch.from_numpy(given.peer).to(activations["logits"].dtype)
+        peers = (Outputs(values={LOGITS: logits}, mask=mask, masked=masked),)
+    return Outputs(values=values, mask=mask, masked=masked, peers=peers)
 
 
 def bind(losses: Mapping[str, Loss], given: Given, **options: Any) -> Objective:
@@ -206,6 +213,7 @@ def bind(losses: Mapping[str, Loss], given: Given, **options: Any) -> Objective:
         outputs=given.logits.shape[1],
         hidden=given.hidden.shape[-1],
         layers=len(given.hidden) - 1,
+        peers=int(given.peer is not None),
         **_heads(given),
     )
     objective = Objective(losses, known, student, **options)

@@ -173,7 +173,7 @@ def test_a_module_without_settings_says_what_its_folder_is_for(
         progress=told,
         **QUICK,
     ).folder
-    assert any("holds its weights for code of your own" in line for line in told.said)
+    assert any("holds its weights for code of your own" in line for line in told.messages)
     with pytest.raises(ModelError, match=r"whose class tells no `settings`"):
         kdcache.open_student(folder, trust_remote_code=True)
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from kdcache.errors import ConfigError
-from kdcache.losses import ALP, RKD
+from kdcache.losses import ALP, RKD, hard_loss, mutual_rows, soft_and_hard
 from kdcache.losses.alp import attended_loss
 from kdcache.losses.rkd import relation_losses
-from kdcache.signals import ModelSizes
+from kdcache.signals import ModelSizes, SoftLabels
 from tests.conformance.test_losses import documents
 from tests.objectives import Array, evaluate
 
@@ -99,6 +99,32 @@ def test_rkd_takes_the_vectors_it_is_told_of_the_last_layers(vectors: str) -> No
     distance, angle = relation_losses(ours, theirs)
     found = evaluate({"rkd": RKD(vectors=vectors)}, given).total
     assert found == pytest.approx(float(25 * distance + 50 * angle), rel=1e-6)
+
+
+@pytest.mark.parametrize("case", ["nine.dml_a", "mutual.a", "mutual.b"])
+def test_mutual_learning_is_the_published_sum_over_students(case: str) -> None:
+    """Labels and peers, and in two cases a teacher: students in turn, their peers constants."""
+    given = oracle(case)
+    students, labels = leaf(given["s_logits"]), torch.from_numpy(given["labels"])
+    temperature = float(given.get("temperature", 1.0))
+    found = []
+    for place, ours in enumerate(students):
+        peers = [*students[:place], *students[place + 1 :]]
+        loss = hard_loss(ours, labels) + mutual_rows(ours, peers, temperature).mean()
+        if "t_logits" in given:
+            teacher = torch.log_softmax(torch.from_numpy(given["t_logits"]), -1)
+            ids = torch.arange(teacher.shape[1]).expand(len(teacher), -1)
+            soft = SoftLabels(ids=ids, logprobs=teacher)
+            loss = loss + soft_and_hard(ours, soft, temperature=temperature)[0]
+        found.append(loss)
+    if "out_per_student" in given:
+        parts = torch.stack(found).detach().numpy()
+        np.testing.assert_allclose(parts, given["out_per_student"], rtol=1e-6)
+    assert float(torch.stack(found).sum().detach()) == pytest.approx(float(given["loss"]), rel=1e-6)
+    (gradient,) = torch.autograd.grad(torch.stack(found).sum(), [students])
+    wanted = given["grad_s_logits"]
+    tolerance = {"rtol": 1e-6, "atol": 1e-6 * np.abs(wanted).max()}
+    np.testing.assert_allclose(gradient.numpy(), wanted, **tolerance)
 
 
 @pytest.mark.parametrize("case", ["alp_kd.a", "alp_kd.b", "alp_kd.scaled"])

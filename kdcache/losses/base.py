@@ -24,13 +24,17 @@ LABELS = Tap("labels")
 """The corpus's own labels, in the place of what a teacher computed."""
 
 
+PEERS = Tap("peers")
+"""The logits of students that are trained together with this one, in their place."""
+
+
 class Match(NamedTuple):
     """A value of the student, and the cached one it is held against.
 
     Attributes:
         student: what is read out of the student: `logits` may come as the head that makes them,
             see `losses.passes`.
-        teacher: what the teacher computed, or LABELS.
+        teacher: what the teacher computed, or LABELS, or PEERS.
         positions: of the rows of tokens: "cls", "mean", "all", "masked"; "": what the cache holds.
         project: name of a learned linear map from the student's width to the teacher's. Matches of
             one name share it, "" is a name, and None is no map: both widths have to be one.
@@ -53,7 +57,8 @@ class Pair(NamedTuple):
 
     Attributes:
         student: [N, width], with its map applied; of logits perhaps the `Head` that makes them.
-        teacher: decoded: `LayerRows`, `SoftLabels`, `HeadLabels`, or labels [N].
+        teacher: decoded: `LayerRows`, `SoftLabels`, `HeadLabels`, or labels [N]; of PEERS a list
+            of their logits.
         wider: whether soft labels may have ids beyond the student's outputs.
     """
 

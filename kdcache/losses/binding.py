@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kdcache.errors import ConfigError
 from kdcache.labels import LABEL_KINDS, LabelKind
-from kdcache.losses.base import LABELS, Loss, Match, layers_text
+from kdcache.losses.base import LABELS, PEERS, Loss, Match, layers_text
 from kdcache.losses.teachers import CHOOSERS, FIRST, Teaching
 from kdcache.plans.batch import Rows
 from kdcache.signals import (
@@ -202,8 +202,8 @@ class _Where(NamedTuple):
     mark: str = ""
 
     def bind(self, match: Match) -> Bound:
-        if match.teacher == LABELS:
-            return self._labels(match)
+        if match.teacher in NOT_CACHED:
+            return NOT_CACHED[match.teacher](self, match)
         name, signal = self._signal(match)
         self._check_use(match, signal)
         self._check_layers(match, signal)
@@ -252,6 +252,15 @@ class _Where(NamedTuple):
                 f"labels, and {why}: choose all, or sampled"
             )
         return self.bind(Match(LOGITS, LOGITS, use=SoftUse()))
+
+    def _peers(self, match: Match) -> Bound:
+        if not self.student.peers:
+            raise ConfigError(
+                f"losses.{self.name} lets several students learn from each other, and one is "
+                "trained: pass kdcache.students.Together([...]) as the student, or leave it out"
+            )
+        space, both = self.cache.task.rows, self.cache.shared(self.student)
+        return Bound(match.student, match.teacher, "", self.cache, both, space, "", "", Rows(space))
 
     def _signal(self, match: Match) -> tuple[str, Any]:
         """The signal that has the teacher's side, by the name it goes under in the cache."""
@@ -393,6 +402,13 @@ class _Where(NamedTuple):
             f"losses.{self.name}: the student's {match.student.name} width is {ours}, the cached "
             f"teacher's {theirs}{hint}"
         )
+
+
+NOT_CACHED: dict[Tap, Callable[[_Where, Match], Bound]] = {
+    LABELS: _Where._labels,
+    PEERS: _Where._peers,
+}
+"""What stands in the place of a teacher's outputs, and is in no signal."""
 
 
 def _rows(signal: str, space: RowSpace, stored: str, positions: str) -> Rows:

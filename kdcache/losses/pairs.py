@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kdcache.losses.base import LABELS, Pair
+from kdcache.losses.base import LABELS, PEERS, Pair
 from kdcache.losses.binding import Bound, CacheSpec
 from kdcache.plans.batch import Batch
 from kdcache.signals import HEAD, LOGITS, Activations, Head, LayerRows, of_signal
@@ -78,6 +78,9 @@ class Pairs:
 
     def _teacher(self, match: Bound) -> Any:
         """The teacher's side, decoded, at the rows of a match."""
+        if match.teacher == PEERS:
+            peers = (_first(peer.logits_or_head, match.outputs) for peer in self.activations.peers)
+            return [logits.detach() for logits in peers]
         if match.teacher == LABELS:
             return self.batch["labels"]
         if match.teacher == LOGITS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,13 +14,31 @@ from kdcache.errors import ConfigError, ModelError, one_of
 from kdcache.models.module_student import ModuleStudent, StudentOutput
 from kdcache.models.run import INPUTS, untouched
 from kdcache.models.student_config import StudentConfig, Widths, name_of_class
+from kdcache.models.together import TogetherModel, together_config
 from kdcache.plans.batch import Batch
 from kdcache.signals.taps import LOGITS, TAP_KINDS, TapKind
+from kdcache.students import Together
 
 if TYPE_CHECKING:
     from kdcache.store import Cache
 
 EXAMPLE = '{"hidden": [300, 64, 64], "pooled": 64}'
+
+
+class Kind(NamedTuple):
+    """How a module of some kind is taken.
+
+    Attributes:
+        config: its configuration for a cache.
+        model: the module as a model, of its configuration.
+    """
+
+    config: Callable[[Cache, Any], Any]
+    model: Callable[[Any, Any], Any]
+
+
+def _kind(module: nn.Module) -> Kind:
+    return next(kind for known, kind in KINDS.items() if isinstance(module, known))
 
 
 def module_config(cache: Cache, module: nn.Module) -> Any:
@@ -29,15 +47,43 @@ def module_config(cache: Cache, module: nn.Module) -> Any:
     Raises ConfigError for taps or settings that are none, ModelError for other outputs than the
     cache has.
     """
+    return _kind(module).config(cache, module)
+
+
+def adapted(module: nn.Module, config: Any) -> Any:
+    """A module as a model; as it is where it is one of transformers'.
+
+    Raises ModelError if it has no weights.
+    """
+    return _kind(module).model(module, config)
+
+
+def _own_config(cache: Cache, module: transformers.PreTrainedModel) -> Any:
+    outputs = module.config.num_labels
+    if cache.plan.task.labelled and outputs != cache.shape.outputs:
+        raise ModelError(
+            f"{type(module).__name__} has {outputs} outputs (num_labels) and the cache "
+            f"{cache.shape.outputs}: make the student with as many"
+        )
+    return module.config
+
+
+def _as_it_is(module: nn.Module, config: Any) -> Any:
+    return module
+
+
+def _together_config(cache: Cache, module: Together) -> Any:
+    members = [module_config(cache, student) for student in module.students]
+    return together_config(name_of_class(type(module)), members, causal=cache.plan.task.causal)
+
+
+def _together(module: Together, config: Any) -> Any:
+    pairs = zip(module.students, config.members, strict=True)
+    return TogetherModel(config, [adapted(student, own) for student, own in pairs])
+
+
+def _declared_config(cache: Cache, module: nn.Module) -> Any:
     plan = cache.plan.config
-    if isinstance(module, transformers.PreTrainedModel):
-        outputs = module.config.num_labels
-        if cache.plan.task.labelled and outputs != cache.shape.outputs:
-            raise ModelError(
-                f"{type(module).__name__} has {outputs} outputs (num_labels) and the cache "
-                f"{cache.shape.outputs}: make the student with as many"
-            )
-        return module.config
     vocabulary: Any = getattr(module, "vocabulary", plan.tokenizer["vocab_size"])
     return StudentConfig(
         student=name_of_class(type(module)),
@@ -92,13 +138,18 @@ def _settings(module: nn.Module) -> dict[str, Any] | None:
     return found
 
 
-def adapted(module: nn.Module, config: Any) -> Any:
-    """A module as a model; as it is where it is one of transformers'."""
-    if isinstance(module, transformers.PreTrainedModel):
-        return module
+def _wrapped(module: nn.Module, config: Any) -> Any:
     if next(module.parameters(), None) is None:
         raise ModelError(f"{type(module).__name__} has no parameters: there is nothing to train")
     return ModuleStudent(config, module)
+
+
+KINDS: dict[type[nn.Module], Kind] = {
+    transformers.PreTrainedModel: Kind(_own_config, _as_it_is),
+    Together: Kind(_together_config, _together),
+    nn.Module: Kind(_declared_config, _wrapped),
+}
+"""The first that a module is of."""
 
 
 def require_declared(model: Any, cache: Cache) -> None:

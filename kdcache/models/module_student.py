@@ -105,14 +105,14 @@ class ModuleStudent(transformers.PreTrainedModel):
 
 def _plain_names(_model: nn.Module, state: Any, prefix: str, _metadata: Any) -> None:
     """Leave out of the names of weights that a module lies in a ModuleStudent."""
-    for name in list(state):
+    for name in [name for name in state if name.startswith(prefix)]:  # others hold other models
         state[prefix + name.removeprefix(prefix).removeprefix(INSIDE)] = state.pop(name)
 
 
 def _own_names(model: nn.Module, state: Any, prefix: str, *_: Any) -> None:
     """The other way round, for what a folder or a checkpoint holds."""
     beside = [name for name, _ in model.named_children() if name + "." != INSIDE]
-    for name in list(state):
+    for name in [name for name in state if name.startswith(prefix)]:
         plain = name.removeprefix(prefix)
         moved = "" if plain.partition(".")[0] in beside else INSIDE
         state[prefix + moved + plain] = state.pop(name)

@@ -37,6 +37,11 @@ def unwrapped(model: Any) -> Any:
     return getattr(model, "module", model)
 
 
+def members_of(model: Any) -> list[Any]:
+    """The students that are trained as one model; of any other, that alone."""
+    return list(getattr(unwrapped(model), "members", None) or [model])
+
+
 def name_of(model: Any) -> str:
     """The class of a transformers model, for messages."""
     return type(unwrapped(model)).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,7 +18,7 @@ from kdcache.models.attentions import Call, attention_calls
 from kdcache.models.classifiers import classify
 from kdcache.models.hooks import TAPS, check_taps, head_reads, read, readers_of
 from kdcache.models.padding import by_length, joined, padded
-from kdcache.models.recording import Forward, Taps, name_of, unwrapped
+from kdcache.models.recording import Forward, Taps, members_of, name_of, unwrapped
 from kdcache.plans.batch import Batch
 from kdcache.signals.taps import HEAD, LOGITS, Activations, Head, Tap
 from kdcache.tasks import Space, Task, as_task
@@ -41,7 +42,8 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None)
     attention functions that keep their arguments while it runs. Else nothing is put into a model.
 
     Args:
-        model: also inside DistributedDataParallel.
+        model: also inside DistributedDataParallel. Of students trained as one model, the first's
+            activations are returned, with those of the others as its peers.
         task: whose rows the logits have; None: those of a classifier's documents, of the masked
             positions if the batch has some, or of every token.
 
@@ -49,6 +51,10 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None)
         ConfigError: there is no such tap or layer.
         ModelError: the architecture, or the way the model is run, does not give a tap.
     """
+    members = members_of(model)
+    if len(members) > 1:
+        first, *peers = (run(member, batch, taps, task=task) for member in members)
+        return replace(first, peers=tuple(peers))
     inner = unwrapped(model)
     check_taps(inner.config, taps)
     space = _space_of(inner, batch) if task is None else as_task(task).rows

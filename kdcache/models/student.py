@@ -29,6 +29,7 @@ from kdcache.models.built import built, built_config
 from kdcache.models.declared import adapted, module_config, require_declared
 from kdcache.models.largest_id import require_ids
 from kdcache.models.padding import pad_of
+from kdcache.models.recording import members_of
 from kdcache.models.teacher import load_teacher, model_sizes, most_tokens
 from kdcache.models.teacher_again import require_same_teacher
 from kdcache.models.token_map import require_same_vocabulary
@@ -97,6 +98,13 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
     teacher lacks.
     """
     config = spec.way.config(cache, spec)
+    for one in (config, *getattr(config, "members", ())):
+        _fit(one, spec, cache)
+    return config
+
+
+def _fit(config: Any, spec: StudentSpec, cache: Cache) -> None:
+    """Give a configuration the cache's classes; raises ModelError if it does not suit the plan."""
     plan = cache.plan.config
     require_direction(config, cache.plan.task, spec.checkpoint or spec.config or "the student")
     if cache.plan.task.labelled:
@@ -104,7 +112,6 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
     way = "choose a student with the teacher's tokenizer, or leave the document out"
     require_ids(cache.plan, config.get_text_config().vocab_size, "the student", way)
     require_token_types(config, cache.plan, "the student")
-    return config
 
 
 def student_sizes(spec: StudentSpec, cache: Cache) -> ModelSizes:
@@ -122,17 +129,22 @@ def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
         require_same_vocabulary(cache, spec.checkpoint, unless_none=spec.same_tokenizer)
     torch.manual_seed(seed)
     student = spec.way.make(cache, config, spec)
-    require_declared(student, cache)
-    _name_pad(student.config.get_text_config(), cache)
-    if not spec.checkpoint:
-        _take_generation(student, cache)
+    for one in members_of(student):
+        require_declared(one, cache)
+        _name_pad(one.config.get_text_config(), cache)
+        if not spec.checkpoint:
+            _take_generation(one, cache)
+        _require_length(one, cache)
+    return student
+
+
+def _require_length(student: Any, cache: Cache) -> None:
     limit, longest = most_tokens(student), int(cache.plan.examples["doc_len"].max())
     if limit is not None and longest > limit:
         raise ModelError(
             f"the student takes {limit} tokens, the cache has documents of {longest}; choose a "
             f"student that takes more, or build a cache with --max-length {limit}"
         )
-    return student
 
 
 def _name_pad(config: Any, cache: Cache) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import transformers
 from torch import nn
@@ -28,6 +28,8 @@ KEPT = (
 )
 """What the file holds of a configuration, beside the format and the names of the classes."""
 
+NOT_KEPT = ("trusted", "members")
+
 Widths = dict[str, list[int]]
 """Width of each layer of a tap, by its name; of one where it has no layers."""
 
@@ -39,9 +41,11 @@ class StudentConfig(transformers.PretrainedConfig):
         student: its class: a name of STUDENTS, or the import path `package.module:Name`.
         settings: arguments of its constructor, JSON values; None: it does not tell them.
         tap_widths: of the taps that it gives beside its logits.
+        members: configurations of the students, where several are trained as one.
     """
 
     model_type = "kdcache_student"
+    members = cast(tuple[Any, ...], ())
     trusted = False
     """Whether a class that is none of kdcache's may be imported: said by a person, never kept."""
 
@@ -64,8 +68,9 @@ class StudentConfig(transformers.PretrainedConfig):
         self.pad_token_id = pad_token_id
 
     def to_dict(self) -> dict[str, Any]:
-        """All values but for what a person vouched for."""
-        return {name: value for name, value in super().to_dict().items() if name != "trusted"}
+        """All values but for what a person vouched for, and other configurations."""
+        values = super().to_dict()
+        return {name: value for name, value in values.items() if name not in NOT_KEPT}
 
     def save_pretrained(self, save_directory: Any, **_: Any) -> None:  # type: ignore[override]  # no pushing
         """Write `kdcache_student.json` into a folder."""

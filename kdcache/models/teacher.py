@@ -91,6 +91,7 @@ def model_sizes(config: Any, task: str | Task) -> ModelSizes:
         hidden=int(text.hidden_size),
         layers=int(text.num_hidden_layers),
         declared=getattr(config, "tap_widths", None),
+        peers=max(0, len(getattr(config, "members", ())) - 1),
         **_heads(text),
     )
 

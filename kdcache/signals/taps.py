@@ -104,6 +104,7 @@ class ModelSizes:
         head_width: width of a query, a key or a value of one head.
         declared: widths of the layers of each tap, of a model that declares them and gives no
             others; None: they are products of the sizes.
+        peers: how many students are trained with it as one module.
     """
 
     outputs: int
@@ -113,6 +114,7 @@ class ModelSizes:
     key_heads: int | None = None
     head_width: int | None = None
     declared: Mapping[str, Sequence[int]] | None = field(default=None, hash=False)
+    peers: int = 0
 
     def width(self, tap: str, layer: int | None = None) -> int:
         """Values of a row of a tap; ConfigError if the configuration does not tell."""
@@ -232,6 +234,7 @@ class Activations:
         masked: flat indices into B * L of the masked positions, for masked-lm.
         head: where `head` was asked for, that and the weights it would have met.
         attention: by layer, how queries and keys make scores, where one of them was asked for.
+        peers: what the students computed that are trained with this one.
     """
 
     values: Mapping[Tap, torch.Tensor]
@@ -239,6 +242,18 @@ class Activations:
     masked: torch.Tensor | None = None
     head: Head | None = None
     attention: Mapping[int, Attention] = field(default_factory=dict)
+    peers: tuple[Activations, ...] = ()
+
+    @property
+    def students(self) -> list[Activations]:
+        """These and those of the peers, each with all others as its peers."""
+        if not self.peers:
+            return [self]
+        every = [replace(one, peers=()) for one in (self, *self.peers)]
+        return [
+            replace(one, peers=(*every[:place], *every[place + 1 :]))
+            for place, one in enumerate(every)
+        ]
 
     def __getitem__(self, tap: Tap) -> torch.Tensor:
         return self.values[tap]

@@ -12,8 +12,9 @@ from torch import nn
 
 from kdcache.students.bilstm import BiLSTM
 from kdcache.students.static import StaticEmbeddings
+from kdcache.students.together import Together
 
-__all__ = ["STUDENTS", "BiLSTM", "StaticEmbeddings"]
+__all__ = ["STUDENTS", "BiLSTM", "StaticEmbeddings", "Together"]
 
 STUDENTS: dict[str, type[nn.Module]] = {"bilstm": BiLSTM, "static": StaticEmbeddings}
 """By the name that `--student NAME:setting=value` and `kdcache_student.json` give them."""

@@ -85,6 +85,11 @@ class Objective:
         self.reads = list(dict.fromkeys(match.student for match in matches))
         self.matrix = makes_logits(self.bound)
         learned = {match.project: match for match in matches if match.project}
+        if learned and student.peers:
+            raise ConfigError(
+                f"a loss learns a map ({min(learned)}), which students that are trained together "
+                "would share: leave it out, or make the students as wide as the teacher"
+            )
         self.projections = nn.ModuleDict(
             {
                 name: nn.Linear(

@@ -22,9 +22,11 @@ from kdcache.losses import CacheSpec
 from kdcache.manifest import Json
 from kdcache.models import check_alone, check_taps, load_student, student_sizes
 from kdcache.models.auto import silent_transformers
+from kdcache.models.recording import members_of
 from kdcache.models.run import EQUAL
 from kdcache.models.student import student_config
 from kdcache.models.student_config import unloadable
+from kdcache.models.together import homes, require_one
 from kdcache.plans import Docs
 from kdcache.progress import Progress, quiet, short
 from kdcache.signals import TAP_KINDS
@@ -98,6 +100,7 @@ class Run:
             set_seed(seed)
         self.parts = agree(parts)
         self.config = student_config(self.spec, cache)
+        require_one(self.config, self.args.world_size, dev=recipe.dev)
         if why := unloadable(self.config):
             self.notes.append(f"{why}: the folder holds its weights for code of your own")
         docs = documents_of(cache, self.parts)
@@ -205,7 +208,12 @@ class Run:
             metrics["partial"] = {**used, "parts": self.parts}
         if self.choice is not None:
             metrics["dev"] = self.choice.report(trainer.state, trainer.diverged, self.progress)
-        metrics["parameters"] = sum(p.numel() for p in student.parameters())
+        metrics["parameters"] = _parameters(student)
+        if getattr(self.config, "members", ()):
+            metrics["students"] = {
+                home.name: {"parameters": _parameters(one)}
+                for home, one in homes(self.folder, student)
+            }
         if self.first:
             log, title = trainer.state.log_history, f"{self.recipe.name}: {self.folder.name}"
             with writing(self.folder):
@@ -216,7 +224,8 @@ class Run:
 
     def record(self, metrics: Json) -> None:
         """Write what is known of the student: the model card and the metrics."""
-        write_card(self.folder, self.cache, self.recipe, metrics)
+        for name, own in metrics.get("students", {"": {}}).items():
+            write_card(self.folder / name, self.cache, self.recipe, metrics | own)
         write_json(self.folder / METRICS, metrics)
 
     def _committed_parts(self) -> Iterator[str]:
@@ -252,14 +261,17 @@ class Run:
         """See to it, on the device it trains on, that the student reads every document alone."""
         if not (self.args.fsdp or self.args.deepspeed):  # which place it themselves
             student.to(self.args.device)
-        apart = check_alone(
-            student,
-            self.cache.plan.task,
-            self.cache.plan,
-            name="the student",
-            hidden=any(TAP_KINDS[tap.name].per != "row" for tap in self.objective.reads),
-            progress=self.progress,
-        )
+        hidden = any(TAP_KINDS[tap.name].per != "row" for tap in self.objective.reads)
+        apart = False
+        for one in members_of(student):
+            apart |= check_alone(
+                one,
+                self.cache.plan.task,
+                self.cache.plan,
+                name="the student",
+                hidden=hidden,
+                progress=self.progress,
+            )
         if apart and self.args.world_size > 1:
             raise ModelError(
                 "the student says something else of documents that are padded, and processes do "
@@ -292,6 +304,10 @@ class Run:
             return False
         state = transformers.TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         return has_ended(state, None if self.choice is None else self.choice.patience)
+
+
+def _parameters(student: Any) -> int:
+    return sum(parameter.numel() for parameter in student.parameters())
 
 
 def cache_spec(cache: Cache, labelled: int, *, several: bool = False) -> CacheSpec:

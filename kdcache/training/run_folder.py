@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from kdcache.errors import ConfigError, MismatchError
 from kdcache.manifest import Json, differences
 from kdcache.models import save_tokenizer
 from kdcache.models.teacher import most_tokens
+from kdcache.models.together import homes
 from kdcache.models.token_map import cached_tokenizer, token_map
 from kdcache.models.tokenizer import serve_with
 from kdcache.store import Cache
@@ -138,11 +140,18 @@ def start_folder(
 def finish_folder(
     folder: Path, student: Any, cache: Cache, log: list[Json], title: str, dev: Json | None
 ) -> None:
-    """Write the student and its tokenizer as any good model folder has them, log and curves."""
-    student.save_pretrained(folder)
-    save_tokenizer(cache, folder)
-    pad_id = student.config.get_text_config().pad_token_id
-    serve_with(folder, length=_longest(student, cache), pad_id=pad_id)
+    """Write the student and its tokenizer as any good model folder has them, log and curves.
+
+    Students that were trained together have folders of their own within it.
+    """
+    for home, one in homes(folder, student):
+        one.save_pretrained(home)
+        save_tokenizer(cache, home)
+        pad_id = one.config.get_text_config().pad_token_id
+        serve_with(home, length=_longest(one, cache), pad_id=pad_id)
+        if home != folder:
+            for note in (RECIPE, CACHE):
+                shutil.copy(folder / note, home)
     write_json(folder / LOG, log)
     draw_curves(log, folder / CURVES, title=title, dev=dev)
 

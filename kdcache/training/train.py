@@ -12,6 +12,7 @@ from kdcache.errors import ConfigError, require_path
 from kdcache.maintenance.outdated import outdated
 from kdcache.manifest import Json
 from kdcache.models.student_config import unloadable
+from kdcache.models.together import require_one
 from kdcache.plans.identity import say_unvouched
 from kdcache.progress import Shown, short, shown
 from kdcache.store import Cache, Place, open_cache
@@ -132,6 +133,7 @@ def train(
         trust_remote_code=trust_remote_code,
     )
     trusted = trust_remote_code or module is not None
+    require_one(run.config, 1, eval=eval_file is not None)
     if eval_file is not None and (why := unloadable(run.config)):
         raise ConfigError(
             f"{why}, so its folder cannot be loaded and scored: give its class a `settings` "

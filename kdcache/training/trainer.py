@@ -6,7 +6,8 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -25,13 +26,13 @@ from kdcache.losses import Moment
 from kdcache.models import run
 from kdcache.plans.batch import Batch
 from kdcache.progress import Progress
-from kdcache.signals import LOGITS
-from kdcache.tasks import Task
+from kdcache.signals import LOGITS, Activations
+from kdcache.tasks import Task, as_task
 from kdcache.training.choosing import best_checkpoint
 from kdcache.training.dev import DevSet, value_of
 from kdcache.training.documents import CachedDocuments
 from kdcache.training.loader import make_loader
-from kdcache.training.objective import Objective
+from kdcache.training.objective import Objective, Terms
 from kdcache.training.ranks import Ranks
 
 
@@ -51,10 +52,10 @@ class DistillationTrainer(transformers.Trainer):
     def __init__(
         self,
         *,
-        task: Task,
+        task: str | Task,
         objective: Objective,
         dataset: CachedDocuments,
-        ranks: Ranks,
+        ranks: Ranks | None = None,
         head: bool = False,
         dev: DevSet | None = None,
         teacher_logs: Mapping[str, float] = MappingProxyType({}),
@@ -64,12 +65,14 @@ class DistillationTrainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = True  # with the next line: accumulation has nothing to
         self.loss_is_scaled_for_ga = True  # divide, a batch's loss is its part of the step's
         self.remove_callback(transformers.PrinterCallback)
-        self.task: Task = task
+        self.task: Task = as_task(task)
         self.objective: Objective = objective
         self.dataset: CachedDocuments = dataset
-        self.ranks = ranks
+        self.ranks = Ranks(self.args) if ranks is None else ranks
         self.taps = objective.taps(head=head)
-        if ranks.size > 1 and not objective.logits:  # DDP waits for a gradient of every parameter
+        if (
+            self.ranks.size > 1 and not objective.logits
+        ):  # DDP waits for a gradient of every parameter
             self.taps.append(LOGITS)
         self.dev, self.teacher_logs, self.diverged = dev, teacher_logs, 0
         self._documents = self._tokens = 0
@@ -140,7 +143,7 @@ class DistillationTrainer(transformers.Trainer):
         num_items_in_batch: list[float] | None = None,
     ) -> Any:
         activations = run(model, inputs, self.taps, task=self.task)
-        loss, terms = self.objective(activations, inputs, num_items_in_batch)
+        loss, terms = self._loss(activations, inputs, num_items_in_batch)
         if self.ranks.size > 1:
             loss = loss * self.ranks.size  # DDP takes the mean of the ranks' gradients
             if not self.objective.logits:
@@ -148,6 +151,16 @@ class DistillationTrainer(transformers.Trainer):
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0) + value.float()
         return (loss, activations) if return_outputs else loss
+
+    def _loss(
+        self, activations: Activations, batch: Batch, totals: Sequence[float] | None
+    ) -> tuple[torch.Tensor, Terms]:
+        """The objective; of several students trained together the sum, and the mean of terms."""
+        found = [self.objective(one, batch, totals) for one in activations.students]
+        if len(found) == 1:
+            return found[0]
+        terms = {name: sum(t[name] for _, t in found) / len(found) for name in found[0][1]}
+        return torch.stack([loss for loss, _ in found]).sum(), typing.cast(Terms, terms)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each term's mean since the last log, before its weight, as "loss_NAME"."""

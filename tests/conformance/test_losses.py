@@ -66,6 +66,7 @@ def documents(task: Any, *, empty: bool = False) -> Given:
         taught=teacher,
         positions={"text-classification": "cls", "masked-lm": "masked", "causal-lm": "all"}[task],
         others=others,
+        peer=2 * rng.standard_normal((rows, OUTPUTS)).astype(np.float32),
     )
 
 
@@ -101,6 +102,13 @@ def hard(given: Given) -> float:
 def kl(given: Given) -> float:
     """Sum over classes of p (log p - log q), mean over rows."""
     logp = log_softmax(given.soft["logprobs"].astype(np.float64), axis=1)
+    logq = log_softmax(given.logits.astype(np.float64), axis=1)
+    return float((np.exp(logp) * (logp - logq)).sum(1).mean())
+
+
+def mutual(given: Given) -> float:
+    """The same from the other student's logits."""
+    logp = log_softmax(given.peer.astype(np.float64), axis=1)
     logq = log_softmax(given.logits.astype(np.float64), axis=1)
     return float((np.exp(logp) * (logp - logq)).sum(1).mean())
 
@@ -159,6 +167,7 @@ FORMULAS: dict[str, Formula] = {
     "hidden": hidden,
     "rkd": rkd,
     "alp": alp,
+    "mutual": mutual,
 }
 """By kind: the loss of its defaults, in float64."""
 
@@ -330,7 +339,9 @@ def other_words(given: Given, doc: int) -> Given:
 @every_loss
 def test_it_is_refused_in_a_line_where_there_is_nothing_to_learn_from(kind: str) -> None:
     """A cache without signals, of documents without a label."""
-    nothing = replace(documents("masked-lm"), soft={}, taught=None, labelled=False, others={})
+    nothing = replace(
+        documents("masked-lm"), soft={}, taught=None, labelled=False, others={}, peer=None
+    )
     with pytest.raises(ConfigError, match=rf"losses\.{kind}\b") as caught:
         bind(alone(kind), nothing)
     assert len(str(caught.value).splitlines()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import transformers
 from sklearn import metrics as sk
 
 import kdcache
+from kdcache.building.builder import estimate
 from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.evaluation.evaluator import evaluate
 from kdcache.labels import LABEL_KINDS, Cells, LabelReader, Labels, kind_of, resolve
@@ -375,6 +377,59 @@ def test_the_loss_kl_is_the_bernoulli_form_beside_hard_labels(
     assert float(terms["kl"]) == pytest.approx(divergence, rel=1e-5)
     assert float(terms["hard"]) == pytest.approx(hard, rel=1e-5)
     assert float(loss) == pytest.approx(0.7 * divergence + 0.3 * hard, rel=1e-5)
+
+
+def test_a_shipped_student_says_every_class_or_value(made: Made, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    report = kdcache.ship(made.trained.folder, tmp_path / "out", measure=made.corpus)
+    spec = importlib.util.spec_from_file_location("infer", tmp_path / "out" / "infer.py")
+    assert spec is not None
+    assert spec.loader is not None
+    infer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(infer)
+    said = infer.Model(tmp_path / "out", threads=1).predict(["the text number 1 is one"])[0]
+    row = report["models"]["fp32"]
+    if made.kind == "multi-label":
+        assert set(said["probabilities"]) == set(NAMES)
+        assert said["labels"] == [n for n, chance in said["probabilities"].items() if chance > 0.5]
+        assert row["agreement"] == 1
+        assert "classifier of several classes" in (tmp_path / "out" / "README.md").read_text()
+    else:
+        assert list(said["values"]) == NAMES
+        assert "agreement" not in row
+    expected = made.trained.metrics["evaluation"]
+    headline = LABEL_KINDS[made.kind].headline
+    assert row[headline] == pytest.approx(expected[headline], abs=1e-4)
+
+
+def test_a_teacher_of_several_is_taught(made: Made, tokenizer: Path, tmp_path: Path) -> None:
+    """From an encoder without a head to a teacher that `build` takes."""
+    encoder = transformers.BertModel.from_pretrained(made.teacher)
+    save_teacher(tmp_path / "encoder", tokenizer, encoder)
+    raw: list[Any] = SETS if made.kind == "multi-label" else VALUES
+    corpus = jsonl(tmp_path / "labelled.jsonl", [label for label in raw if label is not None])
+    result = kdcache.teach(
+        tmp_path / "encoder",
+        corpus,
+        out=tmp_path / "taught",
+        epochs=2,
+        learning_rates=1e-3,
+        batch_size=8,
+        max_length=32,
+        dev_split=0.25,
+        device="cpu",
+    )
+    config = json.loads((tmp_path / "taught" / "config.json").read_text())
+    assert config["problem_type"] == PROBLEMS[made.kind]
+    names = ["anger", "fear", "joy"] if made.kind == "multi-label" else ["0", "1", "2"]
+    assert list(config["id2label"].values()) == names
+    by = "average_precision" if made.kind == "multi-label" else "mse"
+    assert result.metrics["chosen_by"] == by
+    assert result.metrics["start"]["pooler"] in ("own", "refitted")
+    assert result.metrics["dev"][by] is not None
+    assert f"| {names[0]} |" in (tmp_path / "taught" / "README.md").read_text()
+    estimated = estimate(corpus, teacher=tmp_path / "taught", task=TASK)
+    assert estimated.plan.config.classes == names
 
 
 def test_what_keeps_probabilities_of_one_class_is_refused(made: Made, tmp_path: Path) -> None:

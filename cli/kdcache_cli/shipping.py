@@ -19,7 +19,12 @@ ROWS = {
     "teacher_fp32": "teacher, float32",
     "teacher_int8": "teacher, int8",
 }
-SCORES = {"accuracy": "accuracy", "pearson": "Pearson"}
+SCORES = {
+    "accuracy": "accuracy",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+    "pearson": "Pearson",
+}
 
 
 def ship(
@@ -118,7 +123,7 @@ def _cells(name: str, row: Json, score: str) -> Iterator[Any]:
     yield row["p95_ms"]
     yield size(row["peak_bytes"])
     yield row[score]
-    interval = row[f"{score}_interval"]
+    interval = row.get(f"{score}_interval")
     yield None if interval is None else f"{interval[0]:.3f}-{interval[1]:.3f}"
 
 

@@ -120,14 +120,14 @@ class Teaching:
 
     Attributes:
         fit: weight [C, H] and bias [C] of a head, of what it reads [N, H], labels and whether it
-            has a bias.
+            has a bias; None: that of classes, which may weigh more or less.
         by: the score that decides.
         strata: a number for each document; a split has some of each number on both sides.
         scale: by which costs are divided, so that one learning rate suits whatever unit labels
             have: a number, or one for each output.
     """
 
-    fit: Callable[[Floats, Array, bool], tuple[Floats, Floats]]
+    fit: Callable[[Floats, Array, bool], tuple[Floats, Floats]] | None = None
     by: str
     strata: Callable[[Array], Array] = lambda labels: np.zeros(len(labels), np.int64)
     scale: Callable[[Array], Array] | None = None

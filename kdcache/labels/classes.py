@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from kdcache.labels.base import Array, Floats, LabelKind, Told, output_names
+from kdcache.labels.base import Array, Floats, LabelKind, Teaching, Told, output_names
 from kdcache.labels.class_labels import read_classes
 from kdcache.labels.metrics import classification, log_softmax
 from kdcache.manifest import Json
@@ -54,4 +54,5 @@ CLASSES = LabelKind(
     metric=lambda labels: "accuracy",
     headline="accuracy",
     predictions=_predictions,
+    teaching=Teaching(by="accuracy", strata=lambda labels: labels.astype(np.int64)),
 )

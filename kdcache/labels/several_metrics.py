@@ -11,11 +11,14 @@ from kdcache.labels.base import Array, Floats
 from kdcache.labels.metrics import regression, wilson
 from kdcache.manifest import Json
 
+RESAMPLES = 2000
+
 
 def several_classes(logits: Floats, labels: Array, names: Sequence[str]) -> Json:
     """Scores of logits [N, C] against labels [N, C] of 0 and 1; a class is said above a half.
 
-    F1, precision and recall over all decisions (micro) and as the mean of classes (macro), the
+    F1, precision and recall over all decisions (micro; with its 95% interval from 2,000 resamples
+    of the documents) and as the mean of classes (macro), the
     share of documents whose classes are all right with its 95% interval, that of wrong decisions
     (Hamming), the means over classes of average precision and of the area under the ROC curve
     (None where no class has what they ask for), cross-entropy in nats a document, and the scores of
@@ -33,6 +36,7 @@ def several_classes(logits: Floats, labels: Array, names: Sequence[str]) -> Json
     nats = np.logaddexp(0.0, np.where(truth == 1, -1.0, 1.0) * logits.astype(np.float64))
     return {
         "micro_f1": float(micro[2]),
+        "micro_f1_interval": _interval(truth, said),
         "macro_f1": float(each[2].mean()),
         "micro_precision": float(micro[0]),
         "micro_recall": float(micro[1]),
@@ -69,6 +73,16 @@ def several_values(outputs: Floats, labels: Array, names: Sequence[str]) -> Json
         "mse": float(np.mean([one["mse"] for one in each])),
         "values": dict(zip(names, each, strict=True)),
     }
+
+
+def _interval(truth: Array, said: Array) -> list[float]:
+    """The bootstrap's 95% interval of micro-F1, documents alike in what it counts drawn at once."""
+    found = np.stack([(truth & said).sum(1), (truth ^ said).sum(1)], 1)
+    alike, counts = np.unique(found, axis=0, return_counts=True)
+    drawn = np.random.default_rng(0).multinomial(len(truth), counts / len(truth), RESAMPLES)
+    right, wrong = (drawn @ alike).T
+    f1 = 2 * right / np.maximum(2 * right + wrong, 1)
+    return [float(bound) for bound in np.quantile(f1, (0.025, 0.975))]
 
 
 def _each(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kdcache.errors import CorpusError
-from kdcache.labels.base import Array, Floats, Known, LabelKind, Labels, Told, known_rows
+from kdcache.labels.base import Array, Floats, Known, LabelKind, Labels, Teaching, Told, known_rows
 from kdcache.labels.class_labels import no_label
 from kdcache.labels.metrics import regression
 from kdcache.labels.reader import LARGEST, LabelReader
@@ -77,6 +77,13 @@ def _target(reader: LabelReader, name: str, corpus_names: Sequence[str] | None) 
     return value
 
 
+def _fit(read: Floats, labels: Array, bias: bool) -> tuple[Floats, Floats]:
+    from sklearn.linear_model import Ridge
+
+    fitted = Ridge(alpha=1.0, fit_intercept=bias).fit(read, labels)
+    return np.atleast_2d(fitted.coef_), np.atleast_1d(fitted.intercept_)
+
+
 def squared_error(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Squared error of outputs [N, 1] and values [N]: [N]."""
     error = torch.where(known_rows(labels), outputs.squeeze(-1) - labels, 0.0)
@@ -116,4 +123,5 @@ VALUES = LabelKind(
     metric=lambda labels: "pearson" if len(np.unique(labels)) > 1 else "mse",
     headline="pearson",
     predictions=_predictions,
+    teaching=Teaching(fit=_fit, by="mse", scale=np.var),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdcache.labels import LABEL_KINDS
 from kdcache.manifest import Json
 from kdcache.shipping.folder import CARD
 
@@ -26,7 +27,7 @@ NAMES = {
     "teacher_fp32": "teacher, float32",
     "teacher_int8": "teacher, int8",
 }
-FIGURES = ("accuracy", "pearson", "agreement")
+FIGURES = ("accuracy", "micro_f1", "macro_f1", "pearson", "agreement")
 
 
 def write_card(folder: Path, name: str, report: Json) -> None:
@@ -40,8 +41,8 @@ def write_card(folder: Path, name: str, report: Json) -> None:
 
 
 def _summary(report: Json) -> str:
-    what = "A classifier" if report["problem"] == "classes" else "A regressor"
-    says = f" of {', '.join(report['labels'])}" if report["problem"] == "classes" else ""
+    what = f"A {LABEL_KINDS[report['problem']].called}"
+    says = f": {', '.join(report['labels'])}" if len(report["labels"]) > 1 else ""
     kind = "weights and embeddings in 8 bits" if report["int8"] else "weights in float32"
     fidelity = report["fidelity"]
     return (

@@ -6,7 +6,7 @@
 
 From standard input, in UTF-8, a line that is not empty is a text, or two with a tab between for a
 model of pairs. Prints a line of JSON for each: its label and the probability of every label, or its
-value. As a module:
+value; of a model of several labels, or values, those it has. As a module:
 
     from infer import Model
     Model().predict(["a text", "another text"])
@@ -56,22 +56,14 @@ class Model:
     def predict(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 1
     ) -> list[dict[str, Any]]:
-        """Label and probabilities of each text, or its value where the model gives one.
+        """Label and probabilities of each text, or its value where the model gives one; several of
+        them where it gives several.
 
         `pairs` are the second texts of a model of pairs. In int8 a batch of several rounds all of
         its texts alike, so that the outputs for one depend a little on the others.
         """
         logits = self.logits(texts, pairs, batch_size)
-        if self.settings["problem"] == "regression":
-            return [{"value": float(value)} for value in logits[:, 0]]
-        chances = softmax(logits)
-        return [
-            {
-                "label": self.labels[int(row.argmax())],
-                "probabilities": dict(zip(self.labels, row.tolist(), strict=True)),
-            }
-            for row in chances
-        ]
+        return MEANINGS[self.settings["problem"]](self.labels, logits)
 
     def logits(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 1
@@ -158,6 +150,53 @@ def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     raised = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     chances: npt.NDArray[np.float64] = raised / raised.sum(1, keepdims=True)
     return chances
+
+
+def sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """The probability of each label by itself, [texts, labels]."""
+    chances: npt.NDArray[np.float64] = 0.5 * (1 + np.tanh(logits.astype(np.float64) / 2))
+    return chances
+
+
+def one_label(labels: list[str], logits: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
+    """The likeliest label of each text, and the probabilities of all."""
+    return [
+        {
+            "label": labels[int(row.argmax())],
+            "probabilities": dict(zip(labels, row.tolist(), strict=True)),
+        }
+        for row in softmax(logits)
+    ]
+
+
+def several_labels(labels: list[str], logits: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
+    """The labels of each text that are likelier than not, and the probability of each."""
+    return [
+        {
+            "labels": [name for name, chance in zip(labels, row, strict=True) if chance > 0.5],
+            "probabilities": dict(zip(labels, row.tolist(), strict=True)),
+        }
+        for row in sigmoid(logits)
+    ]
+
+
+def one_value(labels: list[str], logits: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
+    """The value of each text."""
+    return [{"value": float(value)} for value in logits[:, 0]]
+
+
+def several_values(labels: list[str], logits: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
+    """The values of each text by name."""
+    return [{"values": dict(zip(labels, row.tolist(), strict=True))} for row in logits]
+
+
+MEANINGS = {
+    "classes": one_label,
+    "multi-label": several_labels,
+    "regression": one_value,
+    "vectors": several_values,
+}
+"""What is said of a model's outputs, by the kind of its labels."""
 
 
 def lines(texts: int | None) -> Iterator[list[str]]:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 import kdcache
 from kdcache.errors import ModelError
 from kdcache.evaluation.scoring import BATCH, Predictions, predict, scores, token_budget
+from kdcache.labels import LABEL_KINDS
 from kdcache.labels.metrics import wilson
 from kdcache.manifest import Json
 from kdcache.plans.batch import length_batches
@@ -26,7 +28,6 @@ from kdcache.shipping.source import Logits, Source
 
 CALLS = 200
 NO_TOKENS = (np.empty(0), np.empty(0, np.bool_))
-SCORE = {"classes": "accuracy", "regression": "pearson"}
 
 
 def torch_logits(source: Source, progress: Progress) -> Logits:
@@ -125,9 +126,15 @@ def timed_places(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def agreement(source: Source, expected: Logits, logits: Logits) -> Json:
-    """How often shipped and torch model name the same class, and how far their logits differ."""
+    """How often shipped and torch model name the same class, or classes, and how far their logits
+    differ.
+    """
     apart = {"logit_difference_mean": float(np.abs(expected - logits).mean())}
-    if source.settings["problem"] == "regression":
+    compare = LABEL_KINDS[source.settings["problem"]].compare
+    alike: Any = expected.argmax(1) == logits.argmax(1)
+    if compare is not None:
+        alike = compare(torch.from_numpy(logits), torch.from_numpy(expected))[0]
+    if alike is None:
         return apart
-    same = float((expected.argmax(1) == logits.argmax(1)).mean())
+    same = float(np.asarray(alike).mean())
     return {"agreement": same, "agreement_interval": list(wilson(same, len(expected))), **apart}

@@ -10,6 +10,7 @@ from typing import Any
 
 from kdcache.building.planner import PlanOptions, scratch_folder
 from kdcache.errors import ConfigError
+from kdcache.labels import LABEL_KINDS
 from kdcache.manifest import Json
 from kdcache.progress import Progress, Shown, short, shown
 from kdcache.shipping.card import write_card
@@ -17,7 +18,7 @@ from kdcache.shipping.extra import require_extra
 from kdcache.shipping.faithful import MOST, require_faithful
 from kdcache.shipping.folder import MODEL, bytes_of, write_folder
 from kdcache.shipping.graph import export_graph
-from kdcache.shipping.measure import CALLS, SCORE, measure, torch_logits
+from kdcache.shipping.measure import CALLS, measure, torch_logits
 from kdcache.shipping.quantise import quantise
 from kdcache.shipping.source import Source, load_source, require_classifier, require_labels
 from kdcache.shipping.verdict import notes, unmeasured
@@ -204,7 +205,7 @@ def _summary(report: Json, folder: Path, made: Path, shipped: str) -> Json:
         "model_bytes": (made / MODEL).stat().st_size,
     }
     report["notes"] = list(
-        notes(report["models"], SCORE[report["problem"]], shipped)
+        notes(report["models"], LABEL_KINDS[report["problem"]].headline, shipped)
         if "models" in report
         else unmeasured(shipped)
     )

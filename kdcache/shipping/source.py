@@ -75,14 +75,7 @@ def require_classifier(folder: str | Path) -> None:
             f"(models for {able}): serve it as it is with transformers or a server for language "
             "models"
         )
-    config = load_config(folder)
-    require_problem(config, folder)
-    kind = kind_of(problem_of(config), int(config.num_labels))
-    if kind is not None and kind.wide:
-        raise ModelError(
-            f"{folder} is a {kind.called}, and ship writes classifiers and regressors of one class "
-            "or value: serve it with transformers"
-        )
+    require_problem(load_config(folder), folder)
 
 
 def load_source(
@@ -164,8 +157,10 @@ def _settings(model: Teacher, tokenizer: Tokenizer, length: int) -> Json:
             "pad_token_id into its config.json"
         )
     count = int(config.num_labels)
+    kind = kind_of(problem_of(config), count)
+    assert kind is not None  # `require_classifier` has asked
     return {
-        "problem": "regression" if count == 1 else "classes",
+        "problem": kind.name,
         "labels": [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(count)],
         "max_length": length,
         "truncation_side": tokenizer.plain.truncation_side,

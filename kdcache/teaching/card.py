@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcache.manifest import Json
 from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
-from kdcache.training.card import CARD, SCORES, front_matter, score_cell, table, usage
+from kdcache.training.card import CARD, SCORES, each_output, front_matter, score_cell, table, usage
 
 LICENCE = (
     "These weights come from the encoder above and from the labelled documents: the licences of "
@@ -45,7 +45,8 @@ def _summary(metrics: Json) -> str:
 
 def _origin(metrics: Json) -> Iterator[tuple[str, str]]:
     data, settings = metrics["data"], metrics["settings"]
-    yield "classes", ", ".join(metrics["classes"]) or "one value (regression)"
+    what = "values" if metrics["problem"] == "vectors" else "classes"
+    yield what, ", ".join(metrics["classes"]) or "one value (regression)"
     yield "parameters", f"{metrics['parameters']:,}"
     yield "taught on", f"{data['train']:,} labelled documents"
     yield "chosen on", f"{data['dev']:,} documents, {_aside(data, settings)}"
@@ -102,6 +103,8 @@ def _scores(metrics: Json) -> Iterator[str]:
         f"than it is; {_apart(metrics.get('evaluation', {}).get('seen', 0))}."
     )
     yield table(("", *(heads[name] for name in sides)), rows)
+    if each := each_output(list(sides.values())[-1]).strip():
+        yield each
 
 
 def _apart(seen: int) -> str:

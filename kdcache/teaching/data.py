@@ -14,7 +14,8 @@ from kdcache.building.planner import PlanOptions, make_plan
 from kdcache.corpora.columns import label_columns
 from kdcache.corpora.documents import columns_of
 from kdcache.errors import CorpusError
-from kdcache.labels import UNKNOWN, Outputs
+from kdcache.labels import UNKNOWN, LabelKind, Outputs
+from kdcache.labels.base import Teaching
 from kdcache.models import Tokenizer
 from kdcache.plans import Array, Docs, Plan
 from kdcache.plans.same_texts import text_keys
@@ -39,20 +40,25 @@ class Documents:
         return len(self.docs)
 
     @property
-    def regression(self) -> bool:
-        """Whether labels are values and not classes."""
-        return self.plan.config.problem == "regression"
+    def kind(self) -> LabelKind:
+        """The kind of the labels."""
+        return self.plan.config.label_kind
+
+    @property
+    def teaching(self) -> Teaching:
+        """How a teacher of the kind is made."""
+        assert self.kind.teaching is not None
+        return self.kind.teaching
 
     @cached_property
     def labels(self) -> Array:
-        """Class ids, or values, of the documents: [N]."""
-        name = "value" if self.regression else "label"
-        return np.asarray(self.plan.examples[name][self.docs])
+        """The labels of the documents, [N, ...], as their kind has them."""
+        return np.asarray(self.kind.of(self.plan.examples, self.docs))
 
     @property
     def classes(self) -> Docs:
-        """Class ids, [N], or zeros where labels are values: all of one kind."""
-        return np.zeros(len(self), np.int64) if self.regression else self.labels.astype(np.int64)
+        """Class ids, [N], or whatever else a split has some of on both sides."""
+        return self.teaching.strata(self.labels)
 
     def of(self, rows: Array) -> Documents:
         """Some of them."""
@@ -171,19 +177,16 @@ def _known(plan: Plan, dev: Any, options: PlanOptions) -> PlanOptions:
 def _require_labels(documents: Documents, corpus: Any) -> None:
     """Raise CorpusError for labels that cannot be learnt from."""
     name, count = short(corpus), f"{len(documents):,} labelled documents"
-    if documents.plan.config.label_kind.wide:
-        raise CorpusError(
-            f"{name} has several labels a document ({documents.plan.config.problem}), and teach "
-            "makes teachers of one class or value: fine-tune one with transformers"
-        )
+    if documents.kind.teaching is None:
+        raise CorpusError(f"{name}: teach makes no {documents.kind.called}; give it other labels")
     column = "is this the label column (--label-column)?"
     if not len(documents):
         raise CorpusError(
             f"{name} has no labels to learn from; name their column with --label-column"
         )
-    if documents.regression:
-        if np.ptp(documents.labels) == 0:
-            raise CorpusError(f"{count} of {name} have one and the same value: {column}")
+    if not documents.kind.numbered:
+        if (documents.labels == documents.labels[0]).all():
+            raise CorpusError(f"{count} of {name} have one and the same label: {column}")
         return
     names, counts = documents.plan.config.classes or [], documents.counts()
     if (counts > 0).sum() < 2:
@@ -231,7 +234,7 @@ def _without(documents: Documents, aside: Documents, dev: Any, progress: Progres
 
 def _say_classes(data: Data, progress: Progress) -> None:
     """What a person should know of classes with few documents."""
-    if data.train.regression:
+    if not data.train.kind.numbered:
         return
     train, dev = data.train.counts(), data.dev.counts()
     for note, which in (

@@ -10,6 +10,7 @@ import transformers
 
 from kdcache.errors import ModelError
 from kdcache.evaluation.scoring import require_fit
+from kdcache.labels import LabelKind
 from kdcache.models import Tokenizer, load_config
 from kdcache.models.auto import auto_class, silent_transformers, unreadable
 from kdcache.models.padding import pad_of
@@ -49,7 +50,7 @@ def load_encoder(
     Raises ModelError if it cannot be loaded, lacks weights of the encoder itself, or does not take
     the documents of `plans`.
     """
-    _set_labels(config, names)
+    _set_labels(config, names, plans[0].config.label_kind)
     options = {
         "config": config,
         "dtype": torch.float32,
@@ -71,12 +72,12 @@ def load_encoder(
     return Encoder(model, tensors_sha256(state))
 
 
-def _set_labels(config: Any, names: list[str]) -> None:
+def _set_labels(config: Any, names: list[str], kind: LabelKind) -> None:
     config.num_labels = max(1, len(names))
     if names:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in enumerate(names)}
-    config.problem_type = "single_label_classification" if names else "regression"
+    config.problem_type = kind.problem_type
 
 
 def _require_whole(model: Any, new: set[str], source: str | Path) -> None:

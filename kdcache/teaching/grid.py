@@ -45,7 +45,7 @@ class Grid:
         self.by = criterion(data.dev, weighted=self.weights is not None)
 
     def _weights(self) -> Floats | None:
-        if self.data.train.regression:
+        if not self.data.train.kind.numbered:
             return None
         counts = self.data.train.counts()
         weights = class_weights(counts, self.settings.class_weights)

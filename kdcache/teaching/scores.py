@@ -12,7 +12,8 @@ import torch
 
 from kdcache.evaluation.scoring import BATCH, token_budget
 from kdcache.evaluation.scoring import predict as outputs_of
-from kdcache.labels.metrics import classification, regression
+from kdcache.labels import LabelKind
+from kdcache.labels.metrics import classification
 from kdcache.manifest import Json
 from kdcache.models.run import untouched
 from kdcache.plans import Array, Docs
@@ -44,12 +45,13 @@ def score(outputs: Floats, documents: Documents) -> Json | None:
     """
     if not np.isfinite(outputs).all():
         return None
-    if documents.regression:
-        return regression(outputs[:, 0], documents.labels)
+    names, kind = documents.plan.config.classes or [], documents.kind
+    if not kind.numbered:
+        assert kind.scores is not None
+        return kind.scores(outputs, documents.labels, names)
     labels, size = documents.classes, outputs.shape[1]
     table = np.zeros((size, size), np.int64)
     np.add.at(table, (labels, outputs.argmax(1)), 1)
-    names = documents.plan.config.classes or []
     there = np.flatnonzero(table.sum(1))
     return {
         **classification(outputs, labels),
@@ -81,15 +83,13 @@ def _interval(table: Array) -> list[float]:
 
 
 def criterion(documents: Documents, *, weighted: bool) -> str:
-    """The score that decides: accuracy, macro-F1 where classes are weighted, error of values."""
-    if documents.regression:
-        return "mse"
-    return "macro_f1" if weighted else "accuracy"
+    """The score that decides: that of the kind, macro-F1 where classes are weighted."""
+    return "macro_f1" if weighted else documents.teaching.by
 
 
 def merit(scores: Json | None, by: str) -> tuple[float, float]:
     """What the best scores are largest in: the criterion, then cross-entropy where that is even."""
-    if scores is None:
+    if scores is None or scores[by] is None:
         return WORST
     if by == "mse":
         return -scores["mse"], 0.0
@@ -97,14 +97,23 @@ def merit(scores: Json | None, by: str) -> tuple[float, float]:
 
 
 def step_loss(
-    outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, variance: float
+    kind: LabelKind,
+    outputs: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None,
+    scale: torch.Tensor | None,
 ) -> torch.Tensor:
-    """What a step lowers: cross-entropy in nats of logits [N, C], its mean weighted by class.
+    """What a step lowers: the mean over documents of what their kind of label costs.
 
-    Of values, [N, 1], the squared error as a share of the `variance` of all labels, so that one
-    learning rate suits whatever unit they have.
+    Cross-entropy in nats of logits [N, C] of classes, its mean weighted by class. Of values the
+    squared error as a share of their variance `scale`, a number or [C], so that one learning rate
+    suits whatever unit they have.
     """
-    if labels.is_floating_point():
-        error = torch.nn.functional.mse_loss(outputs[:, 0].float(), labels.float())
-        return error / variance
-    return torch.nn.functional.cross_entropy(outputs.float(), labels, weight=weights)
+    if kind.numbered:
+        return torch.nn.functional.cross_entropy(outputs.float(), labels, weight=weights)
+    outputs = outputs.float()
+    if scale is None or scale.dim() == 0:
+        loss = kind.hard_rows(outputs, labels).mean()
+        return loss if scale is None else loss / scale
+    root = scale.clamp(min=torch.finfo(scale.dtype).tiny).sqrt()
+    return kind.hard_rows(outputs / root, labels / root).mean()

@@ -240,11 +240,12 @@ def _read(seen: Features, pooler: Layer | None) -> Floats:
 
 
 def _fit_head(read: Floats, train: Documents, weights: Floats | None, *, bias: bool) -> Layer:
-    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.linear_model import LogisticRegression
 
-    if train.regression:
-        fitted = Ridge(alpha=1.0, fit_intercept=bias).fit(read, train.labels)
-        return Layer(np.atleast_2d(fitted.coef_), np.atleast_1d(fitted.intercept_))
+    if train.teaching.fit is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as below
+            return Layer(*train.teaching.fit(read, train.labels, bias))
     each = None if weights is None else dict(enumerate(weights.tolist()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of steps that did not suffice: it is but a start

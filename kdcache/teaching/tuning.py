@@ -16,9 +16,11 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcache.errors import ConfigError
+from kdcache.labels import LabelKind
 from kdcache.manifest import Json
 from kdcache.models import run
 from kdcache.models.auto import silent_transformers
+from kdcache.plans import Array
 from kdcache.plans.batch import Batch, collate
 from kdcache.progress import Advance, Progress
 from kdcache.signals import LOGITS
@@ -85,7 +87,8 @@ class TeachingTrainer(transformers.Trainer):
         *,
         dataset: PlannedDocuments,
         weights: Floats | None,
-        variance: float,
+        kind: LabelKind,
+        scale: Array | None,
         **options: Any,
     ) -> None:
         super().__init__(train_dataset=dataset, **options)
@@ -93,7 +96,8 @@ class TeachingTrainer(transformers.Trainer):
         self.dataset = dataset
         device = self.args.device
         self.weights = None if weights is None else torch.tensor(weights, device=device).float()
-        self.variance = variance
+        self.kind = kind
+        self.scale = None if scale is None else torch.as_tensor(scale, device=device).float()
         self.losses: list[torch.Tensor] = []
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -112,7 +116,7 @@ class TeachingTrainer(transformers.Trainer):
         self, model: Any, inputs: Batch, return_outputs: bool = False, **more: Any
     ) -> Any:
         outputs = run(model, inputs, [LOGITS], task=TEXT_CLASSIFICATION)
-        loss = step_loss(outputs[LOGITS], inputs["labels"], self.weights, self.variance)
+        loss = step_loss(self.kind, outputs[LOGITS], inputs["labels"], self.weights, self.scale)
         self.losses.append(loss.detach())
         return (loss, outputs) if return_outputs else loss
 
@@ -197,7 +201,7 @@ def tune(
     steps = math.ceil(len(data.train) / batch)
     args.learning_rate, args.warmup_steps = rate, math.ceil(WARMUP * steps * args.num_train_epochs)
     dataset = PlannedDocuments(data.train, seed=args.seed, batch=batch)
-    variance = float(np.var(data.train.labels)) if data.train.regression else 1.0
+    scale = data.train.teaching.scale
     with ExitStack() as stack:
         total = int(steps * args.num_train_epochs)
         advance = stack.enter_context(progress.bar(label, unit="steps", total=total))
@@ -207,7 +211,8 @@ def tune(
             args=args,
             dataset=dataset,
             weights=weights,
-            variance=variance,
+            kind=data.train.kind,
+            scale=None if scale is None else scale(data.train.labels),
             callbacks=[watcher],
         )
         with silent_transformers():

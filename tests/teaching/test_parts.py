@@ -14,6 +14,8 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.labels import LabelReader, resolve
+from kdcache.labels.classes import CLASSES
+from kdcache.labels.values import VALUES
 from kdcache.models import load_tokenizer
 from kdcache.models.auto import auto_class
 from kdcache.plans.batch import collate
@@ -81,10 +83,12 @@ def test_a_step_lowers_the_weighted_mean_and_errors_in_units_of_the_labels() -> 
     nats = np.log(np.exp(logits).sum(1)) - logits[np.arange(7), labels]
     wanted = (weights[labels] * nats).sum() / weights[labels].sum()
     tensors = [torch.tensor(x) for x in (logits, labels, weights)]
-    found = step_loss(tensors[0], tensors[1], tensors[2].float(), 1.0)
+    found = step_loss(CLASSES, tensors[0], tensors[1], tensors[2].float(), None)
     assert float(found) == pytest.approx(wanted, abs=1e-6)
     values, targets = rng.normal(size=(7, 1)) * 40, rng.normal(size=7).astype(np.float32) * 40
-    error = step_loss(torch.tensor(values), torch.tensor(targets), None, 1600.0)
+    error = step_loss(
+        VALUES, torch.tensor(values), torch.tensor(targets), None, torch.tensor(1600.0)
+    )
     assert float(error) == pytest.approx(((values[:, 0] - targets) ** 2).mean() / 1600, rel=1e-5)
 
 

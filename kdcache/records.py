@@ -109,6 +109,8 @@ def _written(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if isinstance(value, Mapping):
             if inner := dict(_written(value)):
                 yield key, inner
+        elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+            yield key, [dict(_written(one)) for one in value]  # an array of tables
         elif value is not None:
             yield key, value
 

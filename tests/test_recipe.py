@@ -9,6 +9,7 @@ from kdcache.training.recipe import load_recipe, shipped_recipes
 
 SHIPPED = [
     "alp-kd",
+    "annealing-kd",
     "causal-kd",
     "finetune",
     "hidden",
@@ -33,13 +34,16 @@ def test_a_shipped_recipe_says_what_it_is_and_where_from(name):
     assert recipe.name == name
     assert recipe.description
     assert "arXiv:" in recipe.paper
-    assert any(loss.weight > 0 for loss in recipe.losses.values())
+    for stage in recipe.in_stages():
+        assert any(loss.weight > 0 for loss in stage.losses.values())
     assert recipe.training["learning_rate"] > 0
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_written_recipe_reads_back_equal(name, tmp_path):
-    recipe = load_recipe(name, ["losses.hidden.layer_map=[[1, 2], [2, 4]]", "data.window=7"])
+    stage = "".join(f"stages.{stage.name}." for stage in load_recipe(name).stages[:1])
+    override = f"{stage}losses.hidden.layer_map=[[1, 2], [2, 4]]"
+    recipe = load_recipe(name, [override, "data.window=7"])
     (tmp_path / "again.toml").write_text(recipe.to_toml(), encoding="utf-8")
     assert load_recipe(tmp_path / "again.toml") == recipe
 

@@ -49,6 +49,8 @@ EXAMPLES = {
         "    --out student --dev-split 10% --epochs 10 --patience 2",
         "kdcache train train.cache --recipe mine.toml --student ./small",
         "    --out student --set losses.kl.temperature=4 --device cpu",
+        "kdcache train train.cache --recipe annealing-kd --init-from-teacher 2-4-6",
+        "    --out student --set stages.labels.training.num_train_epochs=1",
     ),
     "evaluate": ("kdcache evaluate student dev.csv --cache train.cache",),
     "ship": (

@@ -103,7 +103,8 @@ def train(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Set a field of the recipe, such as losses.kl.temperature=4; repeat it.",
+            help="Set a field of the recipe, such as losses.kl.temperature=4, or of a stage: "
+            "stages.NAME.training.max_steps=9; repeat it.",
         ),
     ] = None,
     resume: Annotated[

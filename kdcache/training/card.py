@@ -102,9 +102,9 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
     yield "task", plan.task.name
     yield "parameters", f"{metrics['parameters']:,}; the teacher has {teacher['parameters']:,}"
     yield "initialised from", _start(recipe.student)
-    yield "losses", ", ".join(_on(recipe))
-    if recipe.teaching:
-        yield "teachers", "; ".join(_teachers(cache, recipe))
+    yield "losses", _losses(recipe)
+    if told := "; ".join(_teachers(cache, recipe)):
+        yield "teachers", told
     yield "steps", f"{metrics['steps']:,} ({metrics['epochs']:.3g} epochs)"
     if chosen := metrics.get("dev"):
         yield "weights chosen", _choice(chosen)
@@ -123,8 +123,9 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
 def _teachers(cache: Cache, recipe: Recipe) -> Iterator[str]:
     """Who teaches the losses that name their teachers, and how these count."""
     known = (cache.teacher,) if cache.teacher else (cache.first, *cache.teachers)
-    for name, teaching in recipe.teaching.items():
-        yield f"{name}: {', '.join(teaching.of(name, known))} ({teaching.choose})"
+    for stage in recipe.in_stages():
+        for name, teaching in stage.teaching.items():
+            yield f"{name}: {', '.join(teaching.of(name, known))} ({teaching.choose})"
 
 
 def _choice(dev: Json) -> str:
@@ -145,10 +146,17 @@ def _called(metric: str) -> str:
     return SCORES.get(metric, metric.replace("_", " "))
 
 
-def _on(recipe: Recipe) -> Iterator[str]:
-    for name, loss in recipe.losses.items():
-        if is_on(name, loss, recipe.schedules):
-            yield f"{name} × {weight_text(name, loss, recipe.schedules)}"
+def _losses(recipe: Recipe) -> str:
+    """The losses that are on, of every stage."""
+    if recipe.stages:
+        each = zip(recipe.stages, recipe.in_stages(), strict=True)
+        return "; then ".join(f"{stage.name}: {_losses(one)}" for stage, one in each)
+    changing = recipe.schedules
+    return ", ".join(
+        f"{name} × {weight_text(name, loss, changing)}"
+        for name, loss in recipe.losses.items()
+        if is_on(name, loss, changing)
+    )
 
 
 def _start(student: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,12 @@ def draw_curves(
     """Draw every loss term of a training log, and the learning rate, over steps, as a PNG.
 
     `log` is the log history of a run: entries with "step", "loss", "loss_NAME" and
-    "learning_rate"; others are passed over. With the "dev" of a run's metrics, the student's score
-    at every point comes first, the best one marked and the teacher's as a line.
+    "learning_rate", of a run of several stages "stage"; others are passed over. With the "dev" of a
+    run's metrics, the student's score at every point comes first, the best one marked and the
+    teacher's as a line.
     """
     entries = [entry for entry in log if "loss" in entry]
-    names = [name for name in entries[-1] if name.startswith("loss")] if entries else []
+    names = list(dict.fromkeys(n for entry in entries for n in entry if n.startswith("loss")))
     panels = [[name] for name in names if name == "loss"]
     panels += _terms([name for name in names if name != "loss"], MOST - 3)
     panels.append(["learning_rate"])
@@ -98,11 +100,19 @@ def _panel(axis: Axes, names: Sequence[str], entries: Sequence[Json]) -> None:
         axis.set_title(_heading(names[0]), fontsize=10)
     else:
         axis.legend(**ABOVE)
+    _mark_stages(axis, entries)
     axis.set_xlabel("step", fontsize=9)
     axis.grid(alpha=0.3)
     values = [entry[name] for entry in entries for name in names if name in entry]
     if names != ["learning_rate"] and values:
         axis.set_ylim(bottom=min(0.0, *values))
+
+
+def _mark_stages(axis: Axes, entries: Sequence[Json]) -> None:
+    """A line where a stage ends and the next begins."""
+    for before, after in pairwise(entries):
+        if before.get("stage") != after.get("stage"):
+            axis.axvline(before["step"], color="0.4", linestyle=":", linewidth=1.2)
 
 
 def _heading(name: str) -> str:

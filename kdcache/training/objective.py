@@ -71,13 +71,8 @@ class Objective:
         self.schedules = {n: s for n, s in schedules.items() if n in self.losses}
         for name, changing in self.schedules.items():
             for loss in moments(self.losses[name], changing):
-                bind(
-                    name, loss, cache, student, teaching.get(name, FIRST)
-                )  # refuses numbers it will come to
-        self.bound = {
-            name: bind(name, loss, cache, student, teaching.get(name, FIRST))
-            for name, loss in self.losses.items()
-        }
+                told(name, loss)  # refuses numbers it will come to
+        self.bound = {name: told(name, loss) for name, loss in self.losses.items()}
         matches = [match for one in self.bound.values() for match in one.matches]
         self.notes += [*_notes(self.bound, student), *_lone(self.bound, teaching)]
         read = [*matches, *(soft for one in self.bound.values() for soft in one.soft.values())]

@@ -18,6 +18,7 @@ from kdcache.models.built import is_built
 from kdcache.models.student import WAYS
 from kdcache.models.student_config import name_of_class
 from kdcache.training.recipe import Recipe, student_table
+from kdcache.training.stage import require_reached
 
 SHORTHANDS = {
     "seed": "seed",
@@ -44,6 +45,9 @@ def with_shorthands(recipe: Recipe, given: Mapping[str, Any], overrides: Sequenc
                 f"{_flag(name)} and --set {override} set the same field, "
                 f"training.{SHORTHANDS[name]}; give one of the two"
             )
+    stages = [stage.to_json() for stage in recipe.stages]
+    for name in values:
+        require_reached(stages, SHORTHANDS[name], _flag(name))
     if "device" in values:
         values["device"] = on_cpu(values["device"], "train")
     fields = {SHORTHANDS[name]: value for name, value in values.items() if value is not None}

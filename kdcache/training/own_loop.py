@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from kdcache.errors import ConfigError
 from kdcache.models import check_taps, load_student
 from kdcache.models.declared import module_config
 from kdcache.models.teacher import model_sizes
@@ -67,6 +68,11 @@ def make_objective(
     """
     source = cache if isinstance(cache, Cache) else open_cache(cache)
     chosen = load_recipe(recipe, overrides)
+    if chosen.stages:
+        raise ConfigError(
+            f"recipe {chosen.name} has {len(chosen.stages)} stages, and an objective is of one: "
+            "give it one of load_recipe(...).in_stages()"
+        )
     config: Any = getattr(student, "config", None) or module_config(source, student)
     several = bool(chosen.teaching)
     known = cache_spec(source, len(source.plan.labelled_docs), several=several)

@@ -5,6 +5,8 @@
                 it may be a schedule, { start, stop, shape, per, levels }
 [training]      any field of transformers.TrainingArguments
 [data]          the order of documents: group_by_length, window
+[[stages]]      stages it goes through one after the other: name, losses, training, data, trainable
+trainable       globs over names of parameters, of the recipe or a stage
 [dev]           the documents its weights are chosen on: file or split, every, patience
 """
 
@@ -12,44 +14,37 @@ from __future__ import annotations
 
 import copy
 import tomllib
-import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from kdcache.errors import SUGGESTED, ConfigError, did_you_mean, near, one_of, require_path
-from kdcache.losses import LOSSES, Loss, Schedule
-from kdcache.losses.schedules import Schedules, moments, weight_text
+from kdcache.losses import LOSSES, Loss
+from kdcache.losses.schedules import Schedules, weight_text
 from kdcache.losses.teachers import Teaching
 from kdcache.manifest import Json
 from kdcache.models.student import WAYS
 from kdcache.records import make, parse_toml, read_toml, settings_of, to_toml
+from kdcache.training.data_order import DataOrder
 from kdcache.training.dev_options import DevOptions, dev_table
+from kdcache.training.loss_tables import losses_json, losses_of
+from kdcache.training.stage import Stage, plain_stages, require_reached, stage_table, stages_of
 
-SECTIONS = ("name", "description", "paper", "student", "losses", "training", "data", "dev")
+SECTIONS = (
+    "name",
+    "description",
+    "paper",
+    "student",
+    "losses",
+    "training",
+    "data",
+    "dev",
+    "trainable",
+    "stages",
+)
 STUDENT = (*WAYS, "same_tokenizer")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOrder:
-    """Order of the documents of an epoch.
-
-    Attributes:
-        group_by_length: put documents of like length into a batch, so that it needs little padding.
-        window: batches among which documents are sorted by length.
-        split_pairs: let a loss that compares the documents of a batch with each other see those of
-            a micro-batch alone, where a step is cut into several or dealt out to ranks.
-    """
-
-    group_by_length: bool = False
-    window: int = 50
-    split_pairs: bool = False
-
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ConfigError(f"data.window must be 1 or more; got {self.window}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +59,12 @@ class Recipe:
         teaching: who teaches a loss, by its name, where that is not the first teacher. In a file
             teachers, choose and probability stand in the loss's table.
         training: fields of transformers.TrainingArguments, checked when training starts.
-        dev: how its weights are chosen; None: they are those of the last step.
+        dev: how its weights are chosen; None: they are those of the last step. Of a recipe with
+            stages, the last one chooses, and none of them trains on those documents.
+        trainable: globs over names of the student's parameters; others stay as they are. Empty:
+            all are trained.
+        stages: what it goes through, one after the other; such a recipe has no losses of its own,
+            and its [training], [data] and trainable are those of every stage that has no other.
     """
 
     name: str
@@ -77,24 +77,22 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=dict)
     data: DataOrder = field(default_factory=DataOrder)
     dev: DevOptions | None = None
+    trainable: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
     def to_json(self) -> Json:
         """The recipe as JSON values, every default spelled out."""
-        losses = {}
-        for name, loss in self.losses.items():
-            kind = {} if name == loss.kind else {"kind": loss.kind}
-            changing = {n: asdict(s) for n, s in self.schedules.get(name, {}).items()}
-            told = asdict(self.teaching[name]) if name in self.teaching else {}
-            losses[name] = kind | asdict(typing.cast(Any, loss)) | changing | told
         dev = {} if self.dev is None else {"dev": asdict(self.dev)}
         return {
             "name": self.name,
             "description": self.description,
             "paper": self.paper,
             "student": dict(self.student),
-            "losses": losses,
+            "losses": losses_json(self.losses, self.schedules, self.teaching),
             "training": dict(self.training),
             "data": asdict(self.data),
+            **({"trainable": list(self.trainable)} if self.trainable else {}),
+            **({"stages": [stage.to_json() for stage in self.stages]} if self.stages else {}),
             **dev,
         }
 
@@ -102,7 +100,27 @@ class Recipe:
         """The recipe as a file that `load_recipe` reads back to an equal recipe."""
         return to_toml(self.to_json())
 
+    def in_stages(self) -> tuple[Recipe, ...]:
+        """A recipe of one stage for each of its stages; itself if it has none."""
+        return tuple(map(self._of_stage, self.stages)) or (self,)
+
+    def _of_stage(self, stage: Stage) -> Recipe:
+        data = make(DataOrder, {**asdict(self.data), **stage.data}, f"stages.{stage.name}.data")
+        return replace(
+            self,
+            losses=stage.losses,
+            schedules=stage.schedules,
+            teaching=stage.teaching,
+            training={**self.training, **stage.training},
+            data=data,
+            trainable=stage.trainable or self.trainable,
+            stages=(),
+        )
+
     def __repr__(self) -> str:
+        if self.stages:
+            names = ", then ".join(stage.name for stage in self.stages)
+            return f"<Recipe {self.name}: stages {names}>"
         named = self.losses.items()
         losses = ", ".join(f"{weight_text(n, loss, self.schedules)} {n}" for n, loss in named)
         training = ", ".join(f"{key}={value}" for key, value in self.training.items())
@@ -175,6 +193,10 @@ def _override(table: Json, override: str, training: Mapping[str, str]) -> None:
     if path[0] == "student" and path[1:] != ["same_tokenizer"]:
         table["student"] = {}
     inner = table
+    if path[0] == "training":
+        require_reached(plain_stages(table.get("stages")), path[-1], f"--set {override}")
+    if path[0] == "stages" and len(path) > 2:
+        inner, path = stage_table(table.get("stages"), path[1]), path[2:]
     for name in path[:-1]:
         inner = inner.setdefault(name, {})
         if not isinstance(inner, dict):
@@ -214,11 +236,18 @@ def _settable(table: Json) -> Iterator[str]:
     yield from (f"student.{name}" for name in STUDENT)
     yield from (f"data.{name}" for name in settings_of(DataOrder))
     yield from (f"dev.{name}" for name in settings_of(DevOptions))
-    for name, values in table.get("losses", {}).items():
-        kind = LOSSES.get(values.get("kind", name)) if isinstance(values, dict) else None
+    yield from _of_losses(table, "")
+    for stage in plain_stages(table.get("stages")):
+        yield from _of_losses(stage, f"stages.{stage.get('name')}.")
+
+
+def _of_losses(table: Json, prefix: str) -> Iterator[str]:
+    losses = table.get("losses", {})
+    for name, values in losses.items() if isinstance(losses, dict) else ():
+        kind = LOSSES.get(str(values.get("kind", name))) if isinstance(values, dict) else None
         if kind is not None:
             fields_of = {**settings_of(kind), **settings_of(Teaching)}
-            yield from (f"losses.{name}.{entry}" for entry in fields_of)
+            yield from (f"{prefix}losses.{name}.{entry}" for entry in fields_of)
 
 
 def _recipe(table: Json) -> Recipe:
@@ -228,58 +257,23 @@ def _recipe(table: Json) -> Recipe:
     for key in ("student", "losses", "training", "data", *(["dev"] if "dev" in table else [])):
         if not isinstance(table.setdefault(key, {}), dict):
             raise ConfigError(f"[{key}] of a recipe is a table; got {table[key]!r}")
-    if not table["losses"]:
+    table["stages"] = stages_of(table.get("stages", []))
+    if not table["stages"]:
+        owner = f"recipe {table['name']}"
+        table |= losses_of(table["losses"], owner)
+    elif table["losses"]:
+        name, first = next(iter(table["losses"])), table["stages"][0].name
         raise ConfigError(
-            f"recipe {table['name']} has no loss; add a table such as [losses.kl] "
-            f"(kinds: {', '.join(LOSSES)})"
+            f"losses.{name} of recipe {table['name']} is of no stage, and it has stages: give it "
+            f"to one of them, as stages.{first}.losses.{name}"
         )
-    schedules: dict[str, dict[str, Schedule]] = {}
-    table["schedules"] = schedules
-    table["teaching"] = {n: made for n, v in table["losses"].items() if (made := _teaching(n, v))}
-    for name, values in table["losses"].items():
-        table["losses"][name], changing = _loss(name, values)
-        schedules |= {name: changing} if changing else {}
     table["student"] = student_table(table["student"])
     table["data"] = make(DataOrder, table["data"], "data")
     if table.setdefault("dev") is not None:
         table["dev"] = make(DevOptions, dev_table(table["dev"]), "dev")
-    return make(Recipe, table, "recipe")
-
-
-def _teaching(name: str, values: Any) -> Teaching | None:
-    """Takes what the table of a loss says of its teachers out of it; None: nothing."""
-    if not isinstance(values, dict):
-        return None
-    given = {key: values.pop(key) for key in settings_of(Teaching) if key in values}
-    try:
-        return make(Teaching, given, f"losses.{name}") if given else None
-    except ConfigError as error:
-        where = f"losses.{name}"
-        raise ConfigError(str(error) if where in str(error) else f"{where}: {error}") from error
-
-
-def _loss(name: str, values: Any) -> tuple[Loss, dict[str, Schedule]]:
-    """A loss with the numbers it starts with, and the schedules of those that change."""
-    if not name.isidentifier() or not isinstance(values, dict):
-        raise ConfigError(
-            f"a loss is a table such as [losses.kl], its name letters, digits and '_'; got {name}"
-        )
-    kind = one_of("loss", str(values.pop("kind", name)), LOSSES)
-    where, known = f"losses.{name}", typing.get_type_hints(LOSSES[kind])
-    changing = {
-        key: make(Schedule, value, f"{where}.{key}")
-        for key, value in values.items()
-        if isinstance(value, dict) and known.get(key) is float
-    }
-    try:
-        loss = make(LOSSES[kind], values | {n: s.start for n, s in changing.items()}, where)
-        moments(loss, changing)
-    except ConfigError as error:
-        if not changing:
-            raise
-        ways = [f"{where}.{key} goes from {schedule}" for key, schedule in changing.items()]
-        raise ConfigError(": ".join([*ways, str(error)])) from error
-    return loss, changing
+    found = make(Recipe, table, "recipe")
+    found.in_stages()  # checks what they change
+    return found
 
 
 def student_table(values: Json) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,33 @@ class TrainResult:
             f"<TrainResult {self.folder}: {self.metrics['steps']:,} steps in "
             f"{self.metrics['seconds']:.1f} s, {losses}>"
         )
+
+
+SUMS = ("steps", "steps_run", "seconds", "documents", "tokens", "data_wait_seconds")
+"""Figures of a run that are those of its stages, added up."""
+
+
+def joined_metrics(stages: Mapping[str, Json]) -> Json:
+    """Figures of a run of several stages: the last one's losses, sums, and all under "stages"."""
+    *_, last = stages.values()
+    if len(stages) == 1:
+        return last
+    sums = {name: sum(stage[name] for stage in stages.values()) for name in SUMS}
+    rates = {f"{what}_per_second": sums[what] / sums["seconds"] for what in ("documents", "tokens")}
+    sums["epochs"] = sum(stage["epochs"] for stage in stages.values())
+    return {**last, **sums, **rates, "stages": dict(stages)}
+
+
+def joined_logs(stages: Mapping[str, Sequence[Json]]) -> list[Json]:
+    """The log of a run: each entry with its stage, and its step counted from the first stage's."""
+    if list(stages) == [""]:
+        return list(stages[""])
+    joined: list[Json] = []
+    before = 0
+    for name, entries in stages.items():
+        joined += [{**e, "step": before + e["step"], "stage": name} for e in entries]
+        before += max((entry["step"] for entry in entries), default=0)
+    return joined
 
 
 def run_metrics(trainer: DistillationTrainer, reporter: Reporter, seconds: float) -> Json:

@@ -1,11 +1,10 @@
-"""One training run: checked in full when made, then trained and written."""
+"""The training of one stage of a recipe: checked in full when made, then trained."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from accelerate.utils import wait_for_everyone
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
-from kdcache.errors import ConfigError, ModelError
+from kdcache.errors import ModelError
 from kdcache.evaluation.scoring import require_fit, settle
 from kdcache.losses import CacheSpec
 from kdcache.manifest import Json
 from kdcache.models import check_alone, check_taps, load_student, student_sizes
 from kdcache.models.auto import silent_transformers
+from kdcache.models.parameters import only_trained, require_parameters
 from kdcache.models.recording import members_of
 from kdcache.models.run import EQUAL
 from kdcache.models.student import student_config
@@ -31,47 +31,34 @@ from kdcache.plans import Docs
 from kdcache.progress import Progress, quiet, short
 from kdcache.signals import TAP_KINDS
 from kdcache.store import Cache
-from kdcache.store.io.durable_writes import remove_tree, writing
 from kdcache.training.arguments import choose_by, training_arguments
-from kdcache.training.card import write_card
 from kdcache.training.choosing import Choice, has_ended
-from kdcache.training.dev import make_dev
+from kdcache.training.dev import DevSet, make_dev
 from kdcache.training.documents import CachedDocuments
 from kdcache.training.fused_head import fused_head
-from kdcache.training.lock import one_run, require_free
 from kdcache.training.objective import Objective
 from kdcache.training.options import student_spec
 from kdcache.training.parts import Parts, agree, documents_of
 from kdcache.training.ranks import Ranks
 from kdcache.training.recipe import Recipe
 from kdcache.training.result import run_metrics
-from kdcache.training.run_folder import (
-    CHECKPOINTS,
-    METRICS,
-    RECIPE,
-    check_folder,
-    finish_folder,
-    require_same_dev,
-    start_folder,
-    write_json,
-)
-from kdcache.training.scale import (
-    RUN,
-    keep_scale,
-    require_step,
-    require_whole,
-    scale_record,
-    stored_scale,
-)
+from kdcache.training.run_folder import RECIPE, Standing, place_of, require_same_dev
+from kdcache.training.scale import RUN, keep_scale, require_step, require_whole, stored_scale
 from kdcache.training.trainer import DistillationTrainer, Reporter, make_trainer
 
 PROJECTIONS = "kdcache_projections"
 
 
 class Run:
-    """One training run, checked in full when made, from configurations and manifests alone.
+    """The training of one stage, checked in full when made, from configurations and manifests.
 
     A dev file is read and tokenised for that, too.
+
+    Args:
+        recipe: of one stage.
+        stage: its name; "" of a recipe without stages.
+        standing: where the training that is resumed stands, if it is in this stage.
+        chooses: whether the weights are chosen on the dev set; else its documents are left out.
     """
 
     def __init__(
@@ -81,16 +68,20 @@ class Run:
         recipe: Recipe,
         folder: Path,
         *,
-        resume: bool,
+        stage: str,
+        standing: Standing,
+        chooses: bool,
         progress: Progress,
         module: torch.nn.Module | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         self.cache, self.recipe, self.folder = cache, recipe, folder
+        self.stage, self.standing = stage, standing
+        self.place = place_of(folder, stage)
+        self.checkpoint = standing.checkpoint
         self.spec = student_spec(recipe, module, trust_remote_code=trust_remote_code)
-        require_free(folder, folder / CHECKPOINTS)
-        self.checkpoint = check_folder(folder, recipe, cache, parts, resume=resume)
-        self.args = training_arguments(recipe, folder / CHECKPOINTS)
+        scored = recipe if chooses else dataclasses.replace(recipe, dev=None)
+        self.args = training_arguments(scored, self.place)
         self.progress = progress if self.first else quiet
         self.notes = self._same_steps()
         seed = self.args.seed
@@ -103,10 +94,12 @@ class Run:
         require_one(self.config, self.args.world_size, dev=recipe.dev)
         if why := unloadable(self.config):
             self.notes.append(f"{why}: the folder holds its weights for code of your own")
+        require_parameters(recipe.trainable, self.spec, self.config, cache.plan.task)
         docs = documents_of(cache, self.parts)
-        self.choice = self._choice(docs)
-        if self.choice is not None:
-            docs = np.setdiff1d(docs, self.choice.dev.left_out)
+        self.dev = self._dev(docs)
+        self.choice = self._choice() if chooses else None
+        if self.dev is not None:
+            docs = np.setdiff1d(docs, self.dev.left_out)
         labelled = np.intersect1d(docs, cache.plan.labelled_docs)
         known = cache_spec(cache, len(labelled), several=bool(recipe.teaching))
         sizes = student_sizes(self.spec, cache)
@@ -125,23 +118,28 @@ class Run:
         require_whole(self.args, recipe)
         wait_for_everyone()  # or the first could hold and write what another still checks
 
-    def _choice(self, docs: Docs) -> Choice | None:
+    def _dev(self, docs: Docs) -> DevSet | None:
         """What the student is chosen on, if it is; `docs` are those there are to train on."""
         options = self.recipe.dev
         if options is None:
             return None
         seed, config, progress = self.args.seed, self.config, self.progress
         dev = make_dev(options, self.cache, docs, seed=seed, config=config, progress=progress)
-        choose_by(self.args, dev.metric)
-        if self.checkpoint is not None:
+        if self.standing.begun:
             require_same_dev(self.folder, dev.record)
-        return Choice(dev, options.patience, self.args)
+        return dev
+
+    def _choice(self) -> Choice | None:
+        if self.dev is None or self.recipe.dev is None:
+            return None
+        choose_by(self.args, self.dev.metric)
+        return Choice(self.dev, self.recipe.dev.patience, self.args)
 
     def _same_steps(self) -> list[str]:
         """Let a resumed run keep the documents of a step; what a person should know of it."""
         if self.checkpoint is None:
             return []
-        record = self.folder / CHECKPOINTS / RUN
+        record = self.place / RUN
         stored = stored_scale(record, self.folder / RECIPE, self.checkpoint)
         return list(filter(None, [keep_scale(self.args, stored)]))
 
@@ -154,52 +152,35 @@ class Run:
     def label(self) -> str:
         """What is trained, for progress."""
         made = f"{self.recipe.name} from {short(str(self.cache.path))}"
-        return f"training {self.folder.name} by {made}"
+        stage = f", stage {self.stage}" if self.stage else ""
+        return f"training {self.folder.name} by {made}{stage}"
 
-    def train(self, callbacks: Sequence[Any], teacher: str | Path | None = None) -> Json:
-        """Train, write the folder and return the metrics.
+    def prepare(self, student: Any, teacher: str | Path | None = None) -> Any:
+        """Say what a person should know, and see to it that the student can be trained.
 
-        `teacher` is a folder or hub name, to be scored on the dev set where there is one.
+        `student` is what comes out of the stage before; None: it is made. `teacher` is a folder or
+        hub name, to be scored on the dev set where the weights are chosen on one.
         """
-        left_out = [] if self.choice is None else self.choice.dev.notes
+        left_out = [] if self.dev is None else self.dev.notes
         for note in [*self.objective.notes, *self._committed_parts(), *left_out, *self.notes]:
             self.progress.say(note)
         if self.choice is not None and self.first:
             self.choice.ask(self.cache, teacher, self.progress)
-        student = load_student(self.cache, self.spec, seed=self.args.seed)
+        if student is None:
+            student = load_student(self.cache, self.spec, seed=self.args.seed)
         self._settle(student)
-        with self._writing():
-            return self._train(student, callbacks)
+        return student
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Hold the folder while training, and start it, in the process that writes."""
-        if not self.first:
-            yield
-            return
-        known = (self.folder, self.recipe, self.cache, self.parts)
-        dev = None if self.choice is None else self.choice.dev.record
-        fresh = not self.folder.exists()
-        try:
-            with ExitStack() as stack:
-                with writing(self.folder):
-                    stack.enter_context(one_run(self.folder, self.folder / CHECKPOINTS))
-                    check_folder(*known, resume=self.checkpoint is not None)
-                    start_folder(*known, scale_record(self.args), dev)
-                yield
-        except ConfigError:  # of what transformers only then refuses
-            if fresh:
-                remove_tree(self.folder)
-            raise
-
-    def _train(self, student: Any, callbacks: Sequence[Any]) -> Json:
+    def train(self, student: Any, callbacks: Sequence[Any]) -> tuple[Json, list[Json]]:
+        """Train the student; metrics and log."""
         keeps_cache = getattr(student.config, "use_cache", None)
-        setattr(student, PROJECTIONS, self.objective.projections)
         reporter = Reporter(self.progress, self.label, Ranks(self.args))
         choosing = [] if self.choice is None else self.choice.callbacks(reporter.ranks)
         callbacks = [*callbacks, reporter, *choosing]
-        trainer = self._trainer(student, reporter.ranks, callbacks)
-        metrics = self._fit(trainer, reporter)
+        with only_trained(student, self.recipe.trainable):
+            setattr(student, PROJECTIONS, self.objective.projections)
+            trainer = self._trainer(student, reporter.ranks, callbacks)
+            metrics = self._fit(trainer, reporter)
         delattr(student, PROJECTIONS)
         if keeps_cache is not None:
             student.config.use_cache = keeps_cache  # the Trainer turns it off for training
@@ -214,19 +195,7 @@ class Run:
                 home.name: {"parameters": _parameters(one)}
                 for home, one in homes(self.folder, student)
             }
-        if self.first:
-            log, title = trainer.state.log_history, f"{self.recipe.name}: {self.folder.name}"
-            with writing(self.folder):
-                finish_folder(self.folder, student, self.cache, log, title, metrics.get("dev"))
-                self.record(metrics)
-            remove_tree(self.folder / CHECKPOINTS)
-        return metrics
-
-    def record(self, metrics: Json) -> None:
-        """Write what is known of the student: the model card and the metrics."""
-        for name, own in metrics.get("students", {"": {}}).items():
-            write_card(self.folder / name, self.cache, self.recipe, metrics | own)
-        write_json(self.folder / METRICS, metrics)
+        return metrics, trainer.state.log_history
 
     def _committed_parts(self) -> Iterator[str]:
         """What a person should know of a run on part of a cache."""
@@ -329,4 +298,4 @@ def cache_spec(cache: Cache, labelled: int, *, several: bool = False) -> CacheSp
         for name, view in views.items()
     }
     first, *others = specs.values()
-    return replace(first, others={spec.name: spec for spec in others})
+    return dataclasses.replace(first, others={spec.name: spec for spec in others})

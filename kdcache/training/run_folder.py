@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdcache.errors import ConfigError, MismatchError
 from kdcache.manifest import Json, differences
@@ -20,9 +20,8 @@ from kdcache.store.io.durable_writes import require_writable
 from kdcache.training.curves import draw_curves
 from kdcache.training.parts import Parts, contents_of
 from kdcache.training.recipe import Recipe, load_recipe
-from kdcache.training.scale import RUN
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, STAGES = "checkpoints", "stages"
 RECIPE, CACHE, METRICS, LOG, CURVES = (
     "recipe.toml",
     "cache.json",
@@ -51,52 +50,101 @@ def _portable(teacher: Json) -> Json:
     return {name: value for name, value in teacher.items() if name != "source"}
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that was written to its end."""
+class Standing(NamedTuple):
+    """Where the training in a folder stands.
+
+    Attributes:
+        done: stages that are over.
+        checkpoint: the last of the stage after these; None: it begins anew.
+        begun: whether there is anything to go on from.
+    """
+
+    done: int = 0
+    checkpoint: Path | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self.done > 0 or self.checkpoint is not None
+
+
+def place_of(folder: Path, stage: str) -> Path:
+    """Where the checkpoints of a stage lie; "" is the only one of a recipe without stages."""
+    return folder / CHECKPOINTS / (f"stage-{stage}" if stage else "")
+
+
+def stage_folder(folder: Path, stage: str) -> Path:
+    """Where a stage that is over is told of, with the student as it was, but after the last one."""
+    return folder / STAGES / stage
+
+
+def _standing(folder: Path, recipe: Recipe) -> Standing:
+    names = [stage.name for stage in recipe.stages] or [""]
+    over = [bool(name) and (stage_folder(folder, name) / METRICS).exists() for name in names]
+    done = over.index(False) if False in over else len(over) - 1
+    return Standing(done, last_checkpoint(place_of(folder, names[done])))
+
+
+def last_checkpoint(place: Path) -> Path | None:
+    """The last checkpoint in a folder of them that was written to its end."""
     found = [
         (int(path.parent.name.removeprefix("checkpoint-")), path.parent)
-        for path in (folder / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")
+        for path in place.glob("checkpoint-*/trainer_state.json")
     ]
     return max(found)[1] if found else None
 
 
 def check_folder(
     folder: Path, recipe: Recipe, cache: Cache, parts: Parts, *, resume: bool
-) -> Path | None:
-    """The checkpoint to resume from, None for a new run.
+) -> Standing:
+    """Where the run to be resumed stands, or that a new one begins.
 
     Raises ConfigError if the folder holds something a new run would overwrite, or nothing to
     resume; MismatchError if the run to be resumed had another recipe or cache.
     """
-    checkpoint = last_checkpoint(folder)
+    standing = _standing(folder, recipe)
     if (folder / METRICS).exists():
         raise ConfigError(
             f"{folder} already holds a trained model; choose another folder, or remove it"
         )
     if resume:
-        if checkpoint is None:
+        if not standing.begun:
             raise ConfigError(f"{folder} holds no checkpoint to resume from; train without resume")
         _require_same(folder, recipe, cache_identity(cache, parts))
-    elif checkpoint is not None:
+    elif standing.begun or _other_run(folder):
         raise ConfigError(
-            f"{folder} holds a run stopped after {checkpoint.name.replace('-', ' ')}; continue it "
+            f"{folder} holds a run stopped after {_last(standing, recipe)}; continue it "
             "with resume (--resume), or choose another folder"
         )
     elif folder.exists() and (not folder.is_dir() or _foreign(folder)):
         raise ConfigError(f"{folder} exists and is not an empty folder; choose another")
     require_writable(folder)
-    return checkpoint
+    return standing
+
+
+def _other_run(folder: Path) -> bool:
+    """Whether a run of other stages than the recipe's was begun in a folder."""
+    return (folder / STAGES).exists() or any((folder / CHECKPOINTS).glob("**/trainer_state.json"))
+
+
+def _last(standing: Standing, recipe: Recipe) -> str:
+    """What a run has come to, in words."""
+    if not standing.begun:
+        return "a stage of another recipe"
+    if standing.checkpoint is not None:
+        return standing.checkpoint.name.replace("-", " ")
+    return f"stage {recipe.stages[standing.done - 1].name}"
 
 
 def _foreign(folder: Path) -> bool:
-    ours = {CHECKPOINTS, RECIPE, CACHE}
+    ours = {CHECKPOINTS, RECIPE, CACHE, STAGES}
     return any(path.name not in ours for path in folder.iterdir())
 
 
 def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
     stored, wanted = load_recipe(folder / RECIPE).to_json(), recipe.to_json()
     for table in (stored, wanted):
-        table["training"].pop("per_device_train_batch_size", None)  # a step may be cut otherwise
+        for training in [table, *table.get("stages", [])]:  # a step may be cut otherwise
+            training["training"].pop("per_device_train_batch_size", None)
         table.get("dev", {}).pop("file", None)  # what it holds is asked for, not where it lies
     identity = json.loads((folder / CACHE).read_text("utf-8"))
     found = differences(stored, wanted)
@@ -126,7 +174,7 @@ def require_same_dev(folder: Path, dev: Json) -> None:
 
 
 def start_folder(
-    folder: Path, recipe: Recipe, cache: Cache, parts: Parts, scale: Json, dev: Json | None
+    folder: Path, recipe: Recipe, cache: Cache, parts: Parts, dev: Json | None
 ) -> None:
     """Write what the run is made of, so that it can be resumed as it was started."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -134,7 +182,6 @@ def start_folder(
     vocabulary = token_map(cached_tokenizer(cache).plain).sha256
     record = {**cache_identity(cache, parts), "vocabulary": vocabulary}
     write_json(folder / CACHE, record if dev is None else {**record, "dev": dev})
-    write_json(folder / CHECKPOINTS / RUN, scale)
 
 
 def finish_folder(
@@ -152,6 +199,11 @@ def finish_folder(
         if home != folder:
             for note in (RECIPE, CACHE):
                 shutil.copy(folder / note, home)
+    tell_folder(folder, log, title, dev)
+
+
+def tell_folder(folder: Path, log: list[Json], title: str, dev: Json | None) -> None:
+    """Write log and curves."""
     write_json(folder / LOG, log)
     draw_curves(log, folder / CURVES, title=title, dev=dev)
 
@@ -165,6 +217,14 @@ def _longest(student: Any, cache: Cache) -> int:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON values; numbers JSON does not have become null."""
     path.write_text(json.dumps(_plain(value), indent=2) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """JSON values of a file of a run's; ConfigError if it is damaged."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged: {error}; train into another folder") from error
 
 
 def _plain(value: Any) -> Any:

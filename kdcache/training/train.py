@@ -29,8 +29,8 @@ from kdcache.training.options import (
 from kdcache.training.parts import choose_parts
 from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.result import TrainResult
-from kdcache.training.run import Run
 from kdcache.training.run_folder import CACHE
+from kdcache.training.stages import Stages
 
 
 def train(
@@ -122,7 +122,7 @@ def train(
     called = check_callbacks(callbacks)
     evaluation = check_evaluation(eval_file, eval_teacher, source.plan.config, chosen.dev)
     module = student if isinstance(student, nn.Module) else None
-    run = Run(
+    run = Stages(
         source,
         parts,
         chosen,
@@ -143,7 +143,7 @@ def train(
         check_labels(evaluation, run.config, source.plan.task)
     if run.choice is not None and eval_file is not None:
         tested = file_plan(eval_file, source, run.config, run.progress)
-        run.notes += require_untested(run.choice.dev, tested, eval_file)
+        run.run.notes += require_untested(run.choice.dev, tested, eval_file)
     metrics = run.train(called, eval_teacher)
     if eval_file is not None and run.first:
         metrics["evaluation"] = _evaluate(run, eval_file, eval_teacher, trusted)
@@ -151,7 +151,7 @@ def train(
     return TrainResult(run.folder, metrics, run.first)
 
 
-def _evaluate(run: Run, file: Any, teacher: str | Path | None, trusted: bool) -> Json:
+def _evaluate(run: Stages, file: Any, teacher: str | Path | None, trusted: bool) -> Json:
     from kdcache.evaluation.evaluator import evaluate
 
     known = run.cache if run.parts is None else None  # the teacher's side may not all be there

@@ -59,6 +59,8 @@ INPUTS: dict[str, str] = {
     "twice/a.jsonl.gz": gzip.compress(b'{"text": "x"}\n', mtime=0).decode("latin-1"),
     "bad.toml": "[losses.kl\n",
     "lossless.toml": "[training]\nseed = 1\n",
+    "stageless.toml": '[[stages]]\nname = "one"\n[stages.losses.kl]\n[[stages]]\nname = "two"\n',
+    "twice.toml": '[[stages]]\nname = "one"\n[stages.losses.kl]\n' * 2,
     "trained/metrics.json": "{}",
     "mine/notes.txt": "precious\n",
     "bare/notes.txt": "no model\n",
@@ -69,6 +71,13 @@ half a recipe's name | train {cache} --recipe pkd --out {out} | 'pkd-last' or 'p
 a recipe file that is not there | train {cache} --recipe my.toml --out {out} | no recipe file my.toml + shipped recipes: alp-kd
 a recipe that is no TOML | train {cache} --recipe {bad.toml} --out {out} | bad.toml is not TOML
 a recipe without a loss | train {cache} --recipe {lossless.toml} --out {out} | has no loss + [losses.kl]
+a stage without a loss | train {cache} --recipe {stageless.toml} --out {out} | stage 'two' has no loss + [stages.two.losses.kl]
+two stages of one name | train {cache} --recipe {twice.toml} --out {out} | two stages of a recipe are called 'one' + own name
+a stage that is not there | train {cache} --recipe annealing-kd --out {out} --set stages.lables.training.max_steps=1 | unknown stage 'lables' + did you mean 'labels'?
+a loss of no stage | train {cache} --recipe annealing-kd --out {out} --set losses.hard.weight=2 | stages.annealing.losses.hard
+a field of one stage set for all | train {cache} --recipe annealing-kd --out {out} --set stages.labels.training.num_train_epochs=1 --epochs 2 | --epochs sets training.num_train_epochs of all stages + --set stages.labels.training.num_train_epochs=
+a schedule that leaves what a field takes | {TRAIN} --set losses.kl.temperature={start=4,stop=0} | losses.kl.temperature goes from 4 to 0 + more than 0
+a parameter that no student has | {TRAIN} --set "trainable=['clasifier.*']" | no parameter of the student is called + did you mean 'classifier
 a short name in --set | train {cache} --recipe kd --out {out} --set lr=1e-4 | 'lr' + did you mean 'training.learning_rate'?
 a short name with its table | {TRAIN} --set training.lr=1e-4 | did you mean 'training.learning_rate'?
 a signal that the cache has not | {TRAIN} --set losses.kl.signal=early | needs soft labels under the name early + --signal early=logits:dense

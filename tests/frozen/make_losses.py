@@ -155,6 +155,8 @@ def _with(given: Given, **changes: Any) -> Given:
 
 CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "alp-kd": lambda rng: patient(rng, temperature=20.0),
+    "annealing-kd.annealing": classes,
+    "annealing-kd.labels": classes,
     "causal-kd": causal,
     "finetune": classes,
     "finetune.masked": masked,
@@ -171,12 +173,16 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "rkd": related,
     "skdbert": lambda rng: of_two(rng, classes(rng, 10.0), classes(rng, 10.0)),
 }
-"""A batch for every shipped recipe, by its name; what follows a dot tells batches apart."""
+"""A batch for every shipped recipe, by its name; what follows a dot tells batches apart, or is the
+stage of the recipe."""
 
 
 def recipe_of(name: str) -> Any:
-    """The losses of the recipe that a case is for, and who teaches them."""
-    recipe = load_recipe(name.partition(".")[0])
+    """The losses of the recipe that a case is for, or of its stage, and who teaches them."""
+    whole, _, part = name.partition(".")
+    recipe = load_recipe(whole)
+    names = [stage.name for stage in recipe.stages]
+    recipe = recipe.in_stages()[names.index(part)] if part in names else recipe
     return recipe.losses, {"teaching": recipe.teaching}
 
 

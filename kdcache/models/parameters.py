@@ -1,0 +1,61 @@
+"""Which parameters of a student are trained, by globs over their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from kdcache.errors import ConfigError, did_you_mean, near
+from kdcache.models.auto import auto_class, silent_transformers
+from kdcache.models.declared import adapted
+from kdcache.models.module_student import INSIDE, ModuleStudent
+from kdcache.models.student import StudentSpec
+from kdcache.tasks import Task
+
+SHOWN = 3  # names in a message
+
+
+def named(student: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Parameters of a student; a module's own by its own names."""
+    prefix = INSIDE if isinstance(student, ModuleStudent) else ""
+    for name, parameter in student.named_parameters():
+        yield name.removeprefix(prefix), parameter
+
+
+def require_parameters(globs: Sequence[str], spec: StudentSpec, config: Any, task: Task) -> None:
+    """Raise ConfigError for a glob that no parameter of such a student has; no weight is made."""
+    if not globs:
+        return
+    if spec.module is not None:
+        names = [name for name, _ in named(adapted(spec.module, config))]
+    else:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]), silent_transformers():
+            names = [name for name, _ in named(auto_class(task).from_config(config))]
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            like = near(glob, names)[:SHOWN] or names[:SHOWN]
+            raise ConfigError(
+                f"trainable: no parameter of the student is called {glob!r}{did_you_mean(like)} "
+                "(globs such as 'classifier.*' are over their whole names)"
+            )
+
+
+@contextmanager
+def only_trained(student: Any, globs: Sequence[str]) -> Iterator[None]:
+    """Leave the parameters that no glob names as they are meanwhile; without globs, train all."""
+    frozen = [
+        parameter
+        for name, parameter in named(student)
+        if parameter.requires_grad and globs and not any(fnmatchcase(name, g) for g in globs)
+    ]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)

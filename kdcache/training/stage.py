@@ -1,0 +1,104 @@
+"""A stage of a recipe: what a student learns from for a time, and what it is trained with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdcache.errors import ConfigError, one_of
+from kdcache.losses.schedules import Schedules
+from kdcache.losses.teachers import Teaching
+from kdcache.manifest import Json
+from kdcache.records import make
+from kdcache.training.loss_tables import Losses, losses_json, losses_of
+
+FIELDS = ("name", "losses", "training", "data", "trainable")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One of the stages that a student goes through, one after the other.
+
+    Attributes:
+        name: letters, digits, "_" and "-"; its folder and its fields go under it.
+        losses: by name, with the numbers they start with.
+        schedules: of numbers of the losses, over the stage.
+        teaching: who teaches a loss, by its name, where that is not the first teacher.
+        training: fields of [training] that are others than the recipe's.
+        data: fields of [data] that are others than the recipe's.
+        trainable: globs over names of parameters; the others stay as they are. Empty: the recipe's.
+    """
+
+    name: str
+    losses: Losses
+    schedules: Schedules = field(default_factory=dict)
+    teaching: Mapping[str, Teaching] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    trainable: tuple[str, ...] = ()
+
+    def to_json(self) -> Json:
+        """The stage as JSON values."""
+        return {
+            "name": self.name,
+            "losses": losses_json(self.losses, self.schedules, self.teaching),
+            "training": dict(self.training),
+            "data": dict(self.data),
+            "trainable": list(self.trainable),
+        }
+
+
+def stages_of(tables: Any) -> tuple[Stage, ...]:
+    """The stages of a recipe; ConfigError for one without a loss, and for two of one name."""
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"stages of a recipe are tables [[stages]]; got {tables!r}")
+    found = tuple(_stage(table, number) for number, table in enumerate(tables, 1))
+    names = [stage.name for stage in found]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"two stages of a recipe are called {twice[0]!r}: give each its own name")
+    return found
+
+
+def _stage(table: Json, number: int) -> Stage:
+    for key in table:
+        one_of(f"field of stage {number}", key, FIELDS)
+    name = table.get("name", "")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ConfigError(
+            f"stage {number} of a recipe needs a name of letters, digits, '_' and '-', such as "
+            f'name = "hidden"; got {name!r}'
+        )
+    for key in ("training", "data"):
+        if not isinstance(table.get(key, {}), dict):
+            raise ConfigError(f"[stages.{key}] of a recipe is a table; got {table[key]!r}")
+    prefix = f"stages.{name}."
+    read = losses_of(table.get("losses", {}), f"stage {name!r}", prefix)
+    return make(Stage, {**table, **read}, f"stages.{name}")
+
+
+def stage_table(tables: Any, name: str) -> Json:
+    """The table of the stage that an override names."""
+    known = {str(table.get("name")): table for table in plain_stages(tables)}
+    found: Json = known[one_of("stage", name, known)]
+    return found
+
+
+def plain_stages(tables: Any) -> list[Json]:
+    """The tables among what may be anything: a file is not checked yet."""
+    return [one for one in tables if isinstance(one, dict)] if isinstance(tables, list) else []
+
+
+def require_reached(stages: Sequence[Json], field_: str, flag: str) -> None:
+    """Raise ConfigError where a stage has its own value of a field that is set for all of them."""
+    for stage in stages:
+        own_fields = stage.get("training", {})
+        if isinstance(own_fields, dict) and field_ in own_fields:
+            name = stage.get("name")
+            own = f"stages.{name}.training.{field_}"
+            raise ConfigError(
+                f"{flag} sets training.{field_} of all stages, and stage {name!r} has its "
+                f"own: set that one, --set {own}=..."
+            )

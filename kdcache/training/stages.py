@@ -1,0 +1,216 @@
+"""The training of a student: the stages of its recipe, one after the other, and its folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import wait_for_everyone
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kdcache.errors import ConfigError
+from kdcache.interrupts import held_interrupts
+from kdcache.manifest import Json
+from kdcache.models.student_again import student_again
+from kdcache.progress import Progress
+from kdcache.store import Cache
+from kdcache.store.io.durable_writes import remove_tree, writing
+from kdcache.training.card import write_card
+from kdcache.training.lock import one_run, require_free
+from kdcache.training.parts import Parts
+from kdcache.training.recipe import Recipe
+from kdcache.training.result import joined_logs, joined_metrics
+from kdcache.training.run import Run
+from kdcache.training.run_folder import (
+    CACHE,
+    CHECKPOINTS,
+    LOG,
+    METRICS,
+    RECIPE,
+    STAGES,
+    Standing,
+    check_folder,
+    finish_folder,
+    place_of,
+    read_json,
+    stage_folder,
+    start_folder,
+    tell_folder,
+    write_json,
+)
+from kdcache.training.scale import RUN, scale_record
+
+MAPS = "projections.safetensors"
+
+
+class Stages:
+    """The training of a student by a recipe, all stages checked in full when made.
+
+    A recipe without stages has one, whose name is "". The student of a stage is what came out of
+    the one before, in memory; a run that is resumed between two reads it from the folder of the
+    first, which holds the same. Learned maps that two stages have of one name and shape go on.
+
+    Attributes:
+        run: the stage that is next, or that the training is in.
+        choice: what the weights are chosen on, in the last stage.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        parts: Parts,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        resume: bool,
+        progress: Progress,
+        module: nn.Module | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.cache, self.recipe, self.folder = cache, recipe, folder
+        self.module, self.trusted, self.asked_progress = module, trust_remote_code, progress
+        require_free(folder, folder / CHECKPOINTS)
+        self.standing = check_folder(folder, recipe, cache, parts, resume=resume)
+        self.names = [stage.name for stage in recipe.stages] or [""]
+        self.parts = parts
+        numbers = range(len(self.names) - 1, self.standing.done - 1, -1)
+        runs = [self._run(number) for number in numbers]  # the next comes last, with its seeds set
+        self.run, self.choice = runs[-1], runs[0].choice
+        self.parts, self.config, self.first = self.run.parts, self.run.config, self.run.first
+        self.progress = self.run.progress
+        self.metrics: dict[str, Json] = {}
+        self.logs: dict[str, list[Json]] = {}
+
+    def _run(self, number: int) -> Run:
+        """The run of a stage."""
+        standing = self.standing
+        here = number == standing.done
+        return Run(
+            self.cache,
+            self.parts,
+            self.recipe.in_stages()[number],
+            self.folder,
+            stage=self.names[number],
+            standing=standing if here else Standing(standing.done),
+            chooses=number == len(self.names) - 1,
+            progress=self.asked_progress,
+            module=self.module,
+            trust_remote_code=self.trusted,
+        )
+
+    def train(self, callbacks: Sequence[Any], teacher: str | Path | None = None) -> Json:
+        """Train, write the folder and return the metrics.
+
+        `teacher` is a folder or hub name, to be scored on the dev set where there is one.
+        """
+        done, student = self.standing.done, self._student()
+        for name in self.names[:done]:
+            self.metrics[name] = read_json(stage_folder(self.folder, name) / METRICS)
+            self.logs[name] = read_json(stage_folder(self.folder, name) / LOG)
+        student = self.run.prepare(student, teacher)
+        with self._writing():
+            for number in range(done, len(self.names)):
+                if number > done:
+                    self.run = self._run(number)
+                    student = self.run.prepare(student, teacher)
+                self._stage(number, student, callbacks)
+            return self._finish(student)
+
+    def _student(self) -> Any:
+        """What came out of the stage before; None: the student is made of what the recipe says."""
+        if self.standing.done == 0:
+            return None
+        before = stage_folder(self.folder, self.names[self.standing.done - 1])
+        return student_again(self.cache, self.run.spec, before, seed=self.run.args.seed)
+
+    def _stage(self, number: int, student: Any, callbacks: Sequence[Any]) -> None:
+        """Train a stage, and write what it comes to."""
+        name, last = self.names[number], number == len(self.names) - 1
+        if self.first:
+            self.run.place.mkdir(parents=True, exist_ok=True)
+            write_json(self.run.place / RUN, scale_record(self.run.args))
+        maps: nn.Module = self.run.objective.projections
+        if number:
+            _go_on(maps, stage_folder(self.folder, self.names[number - 1]) / MAPS)
+        metrics, log = self.run.train(student, callbacks)
+        self.metrics[name], self.logs[name] = metrics, log
+        with held_interrupts() as check:
+            if self.first and name:
+                with writing(self.folder):
+                    self._tell(name, student, maps, whole=not last)
+            if not last:
+                wait_for_everyone()
+                check()
+
+    def _finish(self, student: Any) -> Json:
+        """Write the student's folder; the metrics of all stages."""
+        metrics = joined_metrics(self.metrics)
+        if self.first:
+            log, title = joined_logs(self.logs), f"{self.recipe.name}: {self.folder.name}"
+            with writing(self.folder):
+                finish_folder(self.folder, student, self.cache, log, title, metrics.get("dev"))
+                self.record(metrics)
+            remove_tree(self.folder / CHECKPOINTS)
+        return metrics
+
+    def _tell(self, name: str, student: Any, maps: nn.Module, *, whole: bool) -> None:
+        """Write the folder of a stage, all at once; `whole`, with the student and learned maps."""
+        folder = stage_folder(self.folder, name)
+        scratch = folder.with_name(f".{folder.name}")
+        remove_tree(scratch)
+        scratch.mkdir(parents=True)
+        for note in (RECIPE, CACHE):
+            shutil.copy(self.folder / note, scratch)
+        log, title = self.logs[name], f"{self.recipe.name}, stage {name}: {self.folder.name}"
+        dev = self.metrics[name].get("dev")
+        if whole:
+            finish_folder(scratch, student, self.cache, log, title, dev)
+            save_file(
+                {k: v.cpu().contiguous() for k, v in maps.state_dict().items()}, scratch / MAPS
+            )
+        else:
+            tell_folder(scratch, log, title, dev)
+        write_json(scratch / METRICS, self.metrics[name])
+        remove_tree(folder)  # of a last stage that was told of before
+        os.replace(scratch, folder)
+        if whole:
+            remove_tree(place_of(self.folder, name))
+
+    def record(self, metrics: Json) -> None:
+        """Write what is known of the student: the model card and the metrics."""
+        for name, own in metrics.get("students", {"": {}}).items():
+            write_card(self.folder / name, self.cache, self.recipe, metrics | own)
+        write_json(self.folder / METRICS, metrics)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the folder while training, and start it, in the process that writes."""
+        if not self.first:
+            yield
+            return
+        known = (self.folder, self.recipe, self.cache, self.parts)
+        dev = None if self.run.dev is None else self.run.dev.record
+        fresh = not self.folder.exists()
+        try:
+            with ExitStack() as stack:
+                with writing(self.folder):
+                    stack.enter_context(one_run(self.folder, self.folder / CHECKPOINTS))
+                    check_folder(*known, resume=self.standing.begun)
+                    start_folder(*known, dev)
+                yield
+        except ConfigError:  # of what transformers only then refuses
+            if fresh and not (self.folder / STAGES).exists():
+                remove_tree(self.folder)
+            raise
+
+
+def _go_on(maps: nn.Module, file: Path) -> None:
+    """Give learned maps the values of those of one name and shape in a file."""
+    known, own = load_file(file), maps.state_dict()
+    same = {n: v for n, v in known.items() if n in own and own[n].shape == v.shape}
+    maps.load_state_dict({**own, **same})

@@ -1,0 +1,482 @@
+"""What every task of TASKS has to do, whatever it is: from a corpus through every command.
+
+Teachers and documents are made of what a task says of itself, so that a new one is tested from the
+moment it is listed; and a task of anybody's own, from a module that is imported, goes all the ways.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+import transformers
+from seqeval.metrics import classification_report
+
+import kdcache
+from kdcache.maintenance.repair import repair
+from kdcache.maintenance.spot_check import spot_check
+from kdcache.models.auto import auto_class
+from kdcache.tasks import TASKS, Task
+from kdcache.tasks.token_classification import entity_scores, first_of_words
+from kdcache_cli.main import main
+from tests.conftest import SIZES, save_teacher
+from tests.damage import copy_of, files_of, flip
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # all of them BERT's and GPT-2's
+NAMES = ["O", "B-PER", "I-PER", "B-LOC"]
+DOCS = 24
+SMALL = ["--max-length", "32", "--part-tokens", "256"]
+QUICK = ["--epochs", "1", "--batch-size", "8", "--device", "cpu"]
+
+
+def told(*command: object) -> Any:
+    """What a command prints as JSON."""
+    with redirect_stdout(StringIO()) as out:
+        assert main([*map(str, command), "--json", "--quiet"]) == 0
+    return json.loads(out.getvalue())
+
+
+def refused(*command: object) -> str:
+    """The line that refuses a command."""
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as error:
+        assert main([*map(str, command)]) == 2
+    (line,) = [line for line in error.getvalue().splitlines() if line.startswith("error: ")]
+    return line
+
+
+class Walk:
+    """A task with a teacher of random weights and documents, and what becomes of them."""
+
+    def __init__(self, name: str, folder: Path, tokenizer: Path, texts: list[str]) -> None:
+        self.task, self.name, self.folder, self.texts = TASKS[name], name, folder, texts
+        self.tokenizer = tokenizer
+
+    @cached_property
+    def teacher(self) -> Path:
+        torch.manual_seed(5)
+        names: dict[str, Any] = {}
+        if self.task.labelled:
+            names = {
+                "id2label": dict(enumerate(NAMES)),
+                "label2id": {n: i for i, n in enumerate(NAMES)},
+            }
+        size = len(transformers.AutoTokenizer.from_pretrained(self.tokenizer))
+        config: Any = transformers.BertConfig(
+            vocab_size=size, initializer_range=0.2, **SIZES, **names
+        )
+        if self.task.causal:
+            config = transformers.GPT2Config(
+                vocab_size=size, n_embd=32, n_layer=4, n_head=4, n_positions=128,
+                bos_token_id=2, eos_token_id=3, initializer_range=0.2,
+            )  # fmt: skip
+        model = auto_class(self.task).from_config(config)
+        return save_teacher(self.folder / "teacher", self.tokenizer, model)
+
+    def documents(self, start: int, stop: int) -> Path:
+        """A file of documents as the task reads them."""
+        rng, path = np.random.default_rng(start), self.folder / f"{start}-{stop}.jsonl"
+        rows: list[dict[str, Any]] = []
+        for text in self.texts[start:stop]:
+            words = text.split()[:12]
+            tags = rng.choice(NAMES, len(words)).tolist()
+            of_words = (
+                {self.task.words[0]: words, self.task.tags[0]: tags} if self.task.words else {}
+            )
+            label = {"label": tags[0]} if self.task.labelled else {}
+            rows.append(of_words or {"text": text, **label})
+        path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+        return path
+
+    @cached_property
+    def corpus(self) -> Path:
+        return self.documents(0, DOCS)
+
+    @cached_property
+    def held_out(self) -> Path:
+        return self.documents(DOCS, DOCS + 8)
+
+    @cached_property
+    def signals(self) -> list[str]:
+        """Soft labels as the task has them, and hidden states of its rows."""
+        return [*self.task.signals, f"hidden:layers=2-4,positions={self.places}"]
+
+    @property
+    def places(self) -> str:
+        return {"example": "cls", "token": "all", "masked": "masked"}[self.task.rows]
+
+    @cached_property
+    def cache(self) -> Any:
+        options = [arg for text in self.signals for arg in ("--signal", text)]
+        command = ("build", self.corpus, "--teacher", self.teacher, "--task", self.name, *SMALL)
+        told(*command, *options, "--out", self.folder / "cache")
+        return kdcache.open_cache(self.folder / "cache")
+
+    @cached_property
+    def student(self) -> Any:
+        """What training says of a student of two of the teacher's layers, scored and chosen."""
+        return told(
+            "train", self.cache.path, "--recipe", "kd", "--init-from-teacher", "2-4", *QUICK,
+            "--out", self.folder / "student", "--dev-split", "0.25", "--eval", self.held_out,
+            "--eval-teacher", self.teacher, "--set", "losses.hard.weight=0.5",
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def walks(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Path, sentences: list[Any]
+) -> dict[str, Walk]:
+    texts = [sentence.text for sentence in sentences if len(sentence.text.split()) > 4]
+    made = tmp_path_factory.mktemp
+    return {name: Walk(name, made(name), tokenizer, texts) for name in TASKS}
+
+
+every = pytest.mark.parametrize("name", TASKS)
+
+
+@every
+def test_a_plan_says_to_the_byte_what_a_build_makes(name: str, walks: dict[str, Walk]) -> None:
+    walk = walks[name]
+    options = [arg for text in walk.signals for arg in ("--signal", text)]
+    command = ("build", walk.corpus, "--teacher", walk.teacher, "--task", name, *SMALL)
+    planned = told(*command, *options, "--dry-run")
+    exact = {
+        array: size
+        for array, size in planned["bytes"]["arrays"].items()
+        if array in walk.cache.bytes
+    }
+    assert exact == {array: walk.cache.bytes[array] for array in exact}
+    assert any(array.startswith("hidden/") for array in exact)
+    inspected = told("inspect", walk.cache.path)
+    assert inspected["plan"]["task"] == name
+    assert inspected["signals"] == walk.cache.manifest["signals"]
+
+
+@every
+def test_rows_are_what_the_model_says_at_them(name: str, walks: dict[str, Walk]) -> None:
+    """Held against transformers' own model, document by document, without our hooks."""
+    walk = walks[name]
+    model = auto_class(walk.task).from_pretrained(walk.teacher).eval()
+    for doc in walk.cache.plan.docs[:6]:
+        batch = walk.cache.batch(np.asarray([doc]))
+        inputs = {key: batch[key] for key in INPUTS if key in batch}
+        with torch.inference_mode():
+            out = model(**inputs, output_hidden_states=True)
+        of_rows = {"example": [0], "token": ..., "masked": batch.get("masked")}[walk.task.rows]
+        logits = out.logits if walk.task.rows == "example" else out.logits[0][of_rows]
+        soft = walk.cache.soft_labels(np.asarray([doc]))
+        wanted = logits.log_softmax(-1).gather(1, soft.ids.clamp(min=0))
+        torch.testing.assert_close(soft.logprobs, wanted, atol=0.05, rtol=0.02)
+        states = walk.cache.hidden(4, np.asarray([doc])).dense()
+        exact = out.hidden_states[4][0][of_rows]
+        assert (states - exact).norm() < 0.02 * exact.norm()
+
+
+@every
+def test_a_cache_is_checked_repaired_merged_and_exported(
+    name: str, walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    walk = walks[name]
+    cache = walk.cache
+    assert kdcache.verify(cache.path, full=True) == []
+    assert spot_check(cache.path, 3).findings == []
+
+    root = copy_of(cache, tmp_path)
+    whole = files_of(root)
+    for number, array in enumerate(["logits", "hidden", "plan", "tokens"]):
+        shards = sorted(p for p in (root / array).rglob("*") if p.is_file() and "c" in p.parts)
+        flip(shards[0], 777 + number)
+    assert kdcache.verify(root, full=True)
+    assert repair(root, corpus=walk.corpus).left == ()
+    assert files_of(root) == whole
+
+    more = kdcache.build(
+        walk.corpus, teacher=walk.teacher, task=name, out=tmp_path / "more",
+        signals=["first=hidden:layers=1,positions=cls"], max_length=32, part_tokens=256,
+    )  # fmt: skip
+    kdcache.merge([cache.path, more.path], tmp_path / "both")
+    both = kdcache.open_cache(tmp_path / "both")
+    assert set(both.signals) == {"logits", "hidden", "first"}
+
+    files = kdcache.export(cache, tmp_path / "out", form="parquet").files
+    tables = [pyarrow.parquet.read_table(tmp_path / "out" / file) for file in files]
+    assert sum(table.num_rows for table in tables) == cache.plan.documents
+    if walk.task.selects:
+        lists = [row for table in tables for row in table["masked_label"].to_pylist()]
+        assert sum(map(len, lists)) == cache.plan.masked
+
+
+@every
+def test_a_student_is_trained_chosen_scored_and_described(
+    name: str, walks: dict[str, Walk]
+) -> None:
+    walk = walks[name]
+    dev, scores = walk.student["dev"], walk.student["evaluation"]
+    assert dev["points"]
+    assert np.isfinite(dev["best"]["value"])
+    assert scores["task"] == name
+    for score, _ in walk.task.told:
+        assert 0 <= scores[score] <= 1
+        assert 0 <= scores["teacher"][score] <= 1
+    card = (walk.folder / "student" / "README.md").read_text("utf-8")
+    assert f"pipeline_tag: {walk.task.pipeline}" in card
+    assert walk.task.call in card
+    for _, called in walk.task.told:
+        assert f"| {called} |" in card
+
+    again = told("evaluate", walk.folder / "student", walk.held_out, "--cache", walk.cache.path)
+    assert again["cross_entropy"] == pytest.approx(scores["cross_entropy"])
+    kind = transformers.AutoConfig.from_pretrained(walk.folder / "student").architectures[0]
+    assert kind.endswith(walk.task.heads)
+
+
+@every
+def test_predictions_are_written_or_refused(
+    name: str, walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    walk = walks[name]
+    command = ("evaluate", walk.teacher, walk.held_out, "--predictions", tmp_path / "out.csv")
+    if not walk.task.predicted:
+        assert f"not {name}" in refused(*command)
+        return
+    scores = told(*command)
+    lines = [line.split(",") for line in (tmp_path / "out.csv").read_text("utf-8").splitlines()]
+    head, rows = lines[0], lines[1:]
+    right = [row[head.index("label")] == row[head.index("prediction")] for row in rows]
+    assert np.mean(right) == pytest.approx(scores["accuracy"])
+
+
+@every
+def test_what_a_command_does_not_serve_is_refused_in_a_line(
+    name: str, walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    walk, out = walks[name], tmp_path / "out"
+    if not walk.task.shipped:
+        assert f"a model for {name}" in refused("ship", walk.teacher, out)
+    if not walk.task.taught:
+        assert name in refused("teach", walk.teacher, walk.corpus, "--task", name, "--out", out)
+    assert not out.exists()
+    asked = ("evaluate", walk.teacher, walk.held_out, "--cache")
+    others = [other for other in walks.values() if other.task.heads != walk.task.heads]
+    assert f"the cache is for {others[0].name}" in refused(*asked, others[0].cache.path) or (
+        "the cache" in refused(*asked, others[0].cache.path)
+    )
+
+
+MODULE = '''
+"""Every second token of a text, predicted from what surrounds it: a task of somebody's own."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from kdcache.tasks import TASKS
+from kdcache.tasks.base import encode_texts
+
+
+def encode_every_second(batch, first, tokenizer, config):
+    whole, truncated = encode_texts(batch, first, tokenizer, config, windows=True)
+    return (every_second(entry, tokenizer) for entry in whole), truncated
+
+
+def every_second(entry, tokenizer):
+    places = np.arange(1, len(entry.tokens) - 1, 2)
+    tokens = entry.tokens.copy()
+    tokens[places] = tokenizer.mask_id
+    return entry._replace(tokens=tokens, positions=places, labels=entry.tokens[places])
+
+
+TASKS["every-second"] = replace(
+    TASKS["masked-lm"], name="every-second", options=(), encode=encode_every_second,
+    selected="every second token",
+)
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Iterator[str]:
+    """The module, imported; the table is what it was afterwards."""
+    before = dict(TASKS)
+    path = tmp_path / "mine.py"
+    path.write_text(MODULE)
+    spec = importlib.util.spec_from_file_location("mine", path)
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    yield "every-second"
+    TASKS.clear()
+    TASKS.update(before)
+
+
+def test_a_task_of_ones_own_is_a_line_of_the_table(
+    module: str, tokenizer: Path, walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    walk = Walk(module, tmp_path, tokenizer, walks["masked-lm"].texts)
+    own = {module: walk}
+    test_a_plan_says_to_the_byte_what_a_build_makes(module, own)
+    test_rows_are_what_the_model_says_at_them(module, own)
+    folder = tmp_path / "ways"
+    folder.mkdir()
+    test_a_cache_is_checked_repaired_merged_and_exported(module, own, folder)
+    command = ("train", walk.cache.path, "--recipe", "mlm-kd", "--init-from-teacher", "2-4")
+    trained = told(*command, *QUICK, "--out", tmp_path / "student", "--dev-split", "0.25")
+    assert trained["dev"]["metric"] == "cross_entropy"
+    lens = walk.cache.plan.examples["doc_len"][walk.cache.plan.docs]
+    assert walk.cache.plan.masked == ((lens - 1) // 2).sum()
+
+
+def test_first_tokens_of_words_are_selected_and_labelled(walks: dict[str, Walk]) -> None:
+    """The oracle is the tokenizer itself, asked for one word at a time."""
+    walk = walks["token-classification"]
+    plain = transformers.AutoTokenizer.from_pretrained(walk.teacher)
+    rows = [json.loads(line) for line in walk.corpus.read_text("utf-8").splitlines()]
+    plan = walk.cache.plan
+    for doc in plan.docs:
+        row = rows[plan.examples["doc_id"][doc]]
+        pieces = [plain.encode(word, add_special_tokens=False) for word in row["tokens"]]
+        starts = 1 + np.cumsum([0, *map(len, pieces)])[:-1]
+        there = starts < 31  # the last of 32 tokens ends the text
+        batch = walk.cache.batch(np.asarray([doc]))
+        assert batch["masked"].tolist() == starts[there].tolist()
+        wanted = [NAMES.index(tag) for tag, kept in zip(row["tags"], there, strict=True) if kept]
+        assert batch["labels"].tolist() == wanted
+        assert batch.labelled == len(wanted)
+
+
+def test_tokens_of_no_word_are_passed_over() -> None:
+    positions, words = first_of_words([None, 0, 0, 2, 3, 3, None])
+    assert positions.tolist() == [1, 3, 4]
+    assert words.tolist() == [0, 2, 3]
+    assert [found.tolist() for found in first_of_words([None, None])] == [[], []]
+
+
+def test_entities_are_counted_whole() -> None:
+    """By hand: of 3 entities one is found whole, and 2 are told; a row without a label is none."""
+    right = [["B-PER", "I-PER", "O", "B-LOC"], ["B-LOC", "O"]]
+    found = [["B-PER", "I-PER", "O", "O"], ["O", "B-PER"]]
+    labels, predicted = (
+        np.asarray([NAMES.index(tag) for tags in side for tag in tags]) for side in (right, found)
+    )
+    scores = entity_scores(predicted, labels, np.asarray([4, 2]), NAMES)
+    assert scores["entity_precision"] == 1 / 2
+    assert scores["entity_recall"] == 1 / 3
+    assert scores["entity_f1"] == pytest.approx(2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
+    blind = np.where(np.arange(6) == 5, -100, labels)
+    assert entity_scores(predicted, blind, np.asarray([4, 2]), NAMES)["entity_precision"] == 1
+    assert entity_scores(predicted, labels, np.asarray([4, 2]), ["NOUN", "VERB", "X", "Y"]) == {}
+
+
+def test_entity_f1_of_a_model_is_seqevals(walks: dict[str, Walk], tmp_path: Path) -> None:
+    walk = walks["token-classification"]
+    out = tmp_path / "out.csv"
+    scores = told("evaluate", walk.teacher, walk.held_out, "--predictions", out)
+    rows = [line.split(",") for line in out.read_text("utf-8").splitlines()[1:]]
+    sides = [
+        [
+            [row[at] for row in rows if row[0] == doc]
+            for doc in dict.fromkeys(row[0] for row in rows)
+        ]
+        for at in (2, 3)
+    ]
+    report = classification_report(*sides, output_dict=True, zero_division=0)["micro avg"]
+    assert scores["entity_f1"] == pytest.approx(report["f1-score"])
+    assert scores["entity_precision"] == pytest.approx(report["precision"])
+    assert scores["entity_recall"] == pytest.approx(report["recall"])
+
+
+def test_a_conll_file_gives_the_plan_of_the_same_lists(
+    walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    walk = walks["token-classification"]
+    rows = [json.loads(line) for line in walk.corpus.read_text("utf-8").splitlines()]
+    sentences = [
+        "\n".join(map("\tNN\t".join, zip(r["tokens"], r["tags"], strict=True))) for r in rows
+    ]
+    text = "-DOCSTART-\tO\n\n# sent_id = 1\n" + "\n\n".join(sentences) + "\n"
+    for name in ("tagged.conll", "tagged.txt"):
+        (tmp_path / name).write_text(text, "utf-8")
+        plan = kdcache.plan(
+            tmp_path / name, tokenizer=walk.teacher, task=walk.name, out=tmp_path / f"{name}.plan",
+            max_length=32, part_tokens=256,
+        )  # fmt: skip
+        for column in ("tokens", "masked_position", "masked_label"):
+            size = plan.parts * plan.rows["token" if column == "tokens" else "masked"]
+            ours, theirs = plan.columns[column][0:size], walk.cache.plan.columns[column][0:size]
+            assert np.array_equal(ours, theirs)
+
+
+def test_numbers_of_tags_are_called_what_their_data_set_calls_them(
+    walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        words=datasets.Sequence(datasets.Value("string")),
+        ner_tags=datasets.Sequence(datasets.ClassLabel(names=NAMES[::-1])),
+    )
+    made = datasets.Dataset.from_dict(
+        {"words": [["the", "parser"], ["a", "module"]], "ner_tags": [[3, 0], [2, 3]]}, features
+    )
+    made.to_parquet(tmp_path / "tagged.parquet")
+    walk = walks["token-classification"]
+    for number, corpus in enumerate((made, tmp_path / "tagged.parquet")):
+        out = tmp_path / f"{number}.plan"
+        plan = kdcache.plan(corpus, tokenizer=walk.teacher, task=walk.name, out=out)
+        labels = {
+            int(plan.examples["doc_id"][doc]): plan.labels(np.asarray([doc])) for doc in plan.docs
+        }
+        assert labels[0].tolist() == [0, 3]
+        assert labels[1].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"tokens": ["a", "b"], "tags": ["O"]}', "1 tags in column 'tags' for 2 words"),
+        ('{"tokens": ["a"], "tags": "O"}', "must hold a list with a tag for each word; got str"),
+        ('{"tokens": "a b", "tags": ["O"]}', "must hold lists of words; got str"),
+        ('{"tokens": ["a", ""], "tags": ["O", "O"]}', "words, which are texts of one line; got ''"),
+        ('{"tokens": ["a"], "tags": ["B-GEO"]}', "label 'B-GEO' is not one of the 4 known classes"),
+        ('{"text": "a b", "tags": ["O"]}', "no column holds lists of words (tokens or words)"),
+    ],
+)
+def test_documents_that_are_no_tagged_words_are_refused_before_a_teacher_is_loaded(
+    row: str, message: str, walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    walk, unloadable = walks["token-classification"], tmp_path / "teacher"
+    unloadable.mkdir()
+    for file in walk.teacher.iterdir():
+        if file.suffix != ".safetensors":
+            (unloadable / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "bad.jsonl").write_text(row)
+    command = ("build", tmp_path / "bad.jsonl", "--teacher", unloadable, "--task", walk.name)
+    assert message in refused(*command, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_line_of_a_conll_file_without_a_tag_is_named(
+    walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.conll").write_text("a\tO\nb\n")
+    walk = walks["token-classification"]
+    command = ("plan", tmp_path / "bad.conll", "--tokenizer", walk.teacher, "--task", walk.name)
+    assert "bad.conll:2: malformed: expected a word and a tag" in refused(
+        *command, "--out", tmp_path / "out"
+    )
+
+
+def test_a_task_says_of_itself_what_the_suite_needs() -> None:
+    for name, task in TASKS.items():
+        assert isinstance(task, Task)
+        assert task.name == name
+        assert hasattr(transformers, task.auto)
+        assert task.rows in task.spaces
+        assert bool(task.selected) == task.selects

@@ -82,7 +82,7 @@ def build(
     Args:
         corpus: as in `plan`, or the folder of a plan (then `options` must be left out).
         teacher: folder or hub name that transformers' Auto classes load; safetensors only.
-        task: "text-classification", "masked-lm" or "causal-lm".
+        task: a name of `TASKS`, such as "text-classification" or "masked-lm".
         signals: such as "logits:topk,k=64" and "hidden:layers=2-4-6,positions=cls,dtype=int8";
             none: dense logits for classification, the 64 likeliest tokens for language modelling.
         tokenizer: folder or hub name if it does not lie with the teacher.

@@ -73,7 +73,7 @@ def plan(
         corpus: a path, folder, glob or list of those, a `datasets.Dataset` or a
             `pandas.DataFrame`.
         tokenizer: folder or hub name; where it is also a classifier, its class names are used.
-        task: "text-classification", "masked-lm" or "causal-lm".
+        task: a name of `TASKS`, such as "text-classification" or "masked-lm".
         out: folder or URL to write; the same plan there already is left as it is.
         options: see `PlanOptions`.
 

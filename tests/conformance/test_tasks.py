@@ -141,6 +141,11 @@ def walks(
 
 
 every = pytest.mark.parametrize("name", TASKS)
+ELSEWHERE = ("text-classification", "masked-lm", "causal-lm")
+"""Tasks of which other tests go the long ways, too."""
+long_way = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in ELSEWHERE else []) for n in TASKS]
+)
 
 
 @every
@@ -181,7 +186,7 @@ def test_rows_are_what_the_model_says_at_them(name: str, walks: dict[str, Walk])
         assert (states - exact).norm() < 0.02 * exact.norm()
 
 
-@every
+@long_way
 def test_a_cache_is_checked_repaired_merged_and_exported(
     name: str, walks: dict[str, Walk], tmp_path: Path
 ) -> None:
@@ -215,12 +220,13 @@ def test_a_cache_is_checked_repaired_merged_and_exported(
         assert sum(map(len, lists)) == cache.plan.masked
 
 
-@every
+@long_way
 def test_a_student_is_trained_chosen_scored_and_described(
     name: str, walks: dict[str, Walk]
 ) -> None:
     walk = walks[name]
-    dev, scores = walk.student["dev"], walk.student["evaluation"]
+    told_of = walk.student["metrics"]
+    dev, scores = told_of["dev"], told_of["evaluation"]
     assert dev["points"]
     assert np.isfinite(dev["best"]["value"])
     assert scores["task"] == name
@@ -329,7 +335,7 @@ def test_a_task_of_ones_own_is_a_line_of_the_table(
     test_a_cache_is_checked_repaired_merged_and_exported(module, own, folder)
     command = ("train", walk.cache.path, "--recipe", "mlm-kd", "--init-from-teacher", "2-4")
     trained = told(*command, *QUICK, "--out", tmp_path / "student", "--dev-split", "0.25")
-    assert trained["dev"]["metric"] == "cross_entropy"
+    assert trained["metrics"]["dev"]["metric"] == "cross_entropy"
     lens = walk.cache.plan.examples["doc_len"][walk.cache.plan.docs]
     assert walk.cache.plan.masked == ((lens - 1) // 2).sum()
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import kdcache
-from kdcache.errors import ConfigError, ModelError
+from kdcache.errors import ConfigError, MismatchError, ModelError
 from kdcache.store import Cache
 from tests.conftest import Lines, bert_config
 from tests.test_trainer import Watcher, assert_same_weights, log_of
@@ -121,6 +121,16 @@ def test_a_resumed_module_equals_the_unbroken_one_bit_for_bit(cache: Cache, tmp_
     stopped = Watcher({3: lambda: os.kill(os.getpid(), signal.SIGTERM)})
     with pytest.raises(KeyboardInterrupt):
         run("broken", progress=stopped)
+    with pytest.raises(MismatchError, match=r"student.module = '.*Averaging of 7,5.* parameters'"):
+        kdcache.train(
+            cache,
+            recipe="kd",
+            student=made(outputs=4),
+            out=tmp_path / "broken",
+            overrides=[*steps(6), *HIDDEN],
+            resume=True,
+            **QUICK,
+        )
     assert_same_weights(whole, run("broken", resume=True))
 
 
@@ -184,6 +194,27 @@ class Odd(Averaging):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         out = super().forward(input_ids, attention_mask)
         return {**out, "hidden": [state[:, 1:] for state in out["hidden"]]}
+
+
+class Looping(Averaging):
+    """Goes through documents one by one, which no graph of any number of them does."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        out = super().forward(input_ids, attention_mask)
+        lengths = attention_mask.sum(1).tolist()
+        means = [rows[:n].mean(0) for rows, n in zip(out["hidden"][1], lengths, strict=True)]
+        return {**out, "logits": self.outer(torch.stack(means))}
+
+
+def test_a_module_that_is_no_graph_is_not_shipped(cache: Cache, tmp_path: Path) -> None:
+    options = {"out": tmp_path / "out", "overrides": steps(1), **QUICK}
+    folder = kdcache.train(cache, recipe="kd", student=made(Looping), **options).folder
+    with pytest.raises(ModelError, match="say --trust-remote-code"):
+        kdcache.ship(folder, tmp_path / "shipped", progress=False)
+    with pytest.raises(ModelError, match=r"torch cannot export .* to ONNX") as found:
+        kdcache.ship(folder, tmp_path / "shipped", trust_remote_code=True, progress=False)
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "shipped").exists()
 
 
 class Silent(Averaging):

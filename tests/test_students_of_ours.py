@@ -111,11 +111,41 @@ def test_students_run_without_torch(name: str, cache: Cache, tmp_path: Path) -> 
     assert report["labels"] == ["asyncio", "email", "tkinter"]
 
 
+class Counting(nn.Module):
+    """Of a user's own: words and no more."""
+
+    def __init__(self, *, vocabulary: int, outputs: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.settings = {"vocabulary": vocabulary, "outputs": outputs, "scale": scale}
+        self.embeddings, self.scale = nn.Embedding(vocabulary, outputs), scale
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        words = self.embeddings(input_ids) * attention_mask.unsqueeze(-1)
+        return self.scale * words.sum(1)
+
+
+def test_a_student_of_a_user_s_own_is_a_line_in_the_table(
+    cache: Cache, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STUDENTS, "counting", Counting)
+    folder = kdcache.train(
+        cache,
+        recipe="kd",
+        student="counting:scale=0.5",
+        out=tmp_path / "out",
+        overrides=["training.max_steps=2"],
+        device="cpu",
+    ).folder
+    opened: Any = kdcache.open_student(folder)
+    assert (type(opened), opened.scale) == (Counting, 0.5)
+    assert kdcache.evaluate(folder, corpus, device="cpu")["documents"] == 240
+
+
 def test_students_may_begin_with_the_teacher_s_embeddings(
     cache: Cache, classifier: Path, tmp_path: Path
 ) -> None:
     teacher = transformers.AutoModelForSequenceClassification.from_pretrained(classifier)
-    spec = StudentSpec(built="static:embeddings=teacher,embedding=32")
+    spec = StudentSpec(built="static:embeddings=teacher")
     student = load_student(cache, spec, seed=0).student
     assert torch.equal(student.embeddings.weight, teacher.get_input_embeddings().weight)
     with pytest.raises(ModelError, match=r"are \[600, 32\] and the student's \[600, 24\].*=32"):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FROM_CACHE = ("vocabulary", "outputs")
 EMBEDDINGS = "embeddings"
 TEACHER = "teacher"
+WIDTH = "embedding"  # the setting that says how wide they are
 
 
 def is_built(source: str) -> bool:
@@ -66,6 +67,8 @@ def _made(cache: Cache, source: str) -> tuple[nn.Module, bool]:
             f"{name}: embeddings={TEACHER} starts from the teacher's, and new ones are drawn where "
             f"it is left out; got {from_teacher!r}"
         )
+    if from_teacher and WIDTH in settings_of(settings):
+        texts.setdefault(WIDTH, str(cache.shape.hidden))
     vocabulary = int(cache.plan.config.tokenizer["vocab_size"])
     values = dataclasses.asdict(from_texts(settings, texts, name))
     made = kind(vocabulary=vocabulary, outputs=cache.shape.outputs, **values)

@@ -141,7 +141,8 @@ def with_student(
             require_path(words[name], value)
     chosen: Json = {name: str(value) for name, value in given.items() if value is not None}
     if module:
-        chosen["module"] = name_of_class(type(student))
+        count = sum(parameter.numel() for parameter in student.parameters())
+        chosen["module"] = f"{name_of_class(type(student))} of {count:,} parameters"
     if is_built(chosen.get("checkpoint", "")):
         chosen["built"] = chosen.pop("checkpoint")
     if layers is not None:

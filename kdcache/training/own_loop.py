@@ -73,7 +73,7 @@ def make_objective(
             f"recipe {chosen.name} has {len(chosen.stages)} stages, and an objective is of one: "
             "give it one of load_recipe(...).in_stages()"
         )
-    config: Any = getattr(student, "config", None) or module_config(source, student)
+    config = module_config(source, student)
     several = bool(chosen.teaching)
     known = cache_spec(source, len(source.plan.labelled_docs), several=several)
     sizes = model_sizes(config, source.plan.task)

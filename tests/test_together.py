@@ -16,7 +16,9 @@ from torch import nn
 import kdcache
 from kdcache.errors import ConfigError
 from kdcache.store import Cache
-from kdcache.students import StaticEmbeddings, Together
+from kdcache.students import BiLSTM, StaticEmbeddings, Together
+from kdcache.training.recipe import load_recipe
+from kdcache_cli.main import main
 from tests.conftest import bert_config
 from tests.test_module_students import QUICK, steps
 from tests.test_trainer import Watcher, assert_same_weights, log_of
@@ -69,6 +71,22 @@ def test_students_learn_from_each_other_and_go_to_folders_of_their_own(
     near = train(cache, tmp_path / "near", Together([student(1), student(2)]), MUTUAL)
     with pytest.raises(AssertionError):
         assert_same_weights(apart / "student-1", near / "student-1")
+
+
+def test_a_recipe_may_name_students_that_are_trained_together(cache: Cache, tmp_path: Path) -> None:
+    sizes = "embedding=8,dense=8"
+    both = f'student.together=["static:{sizes}", "bilstm:{sizes},hidden=4"]'
+    command = f"train {cache.path} --recipe kd --out {tmp_path / 'out'} --device cpu --quiet"
+    settings = [both, MUTUAL, *steps(2)]
+    assert main([*command.split(), *(word for s in settings for word in ("--set", s))]) == 0
+    kinds = {1: StaticEmbeddings, 2: BiLSTM}
+    for number, kind in kinds.items():
+        home = tmp_path / "out" / f"student-{number}"
+        assert type(kdcache.open_student(home)) is kind
+        assert "trained together: static" in (home / "README.md").read_text("utf-8")
+    for wrong in ('["static"]', "static", "[1, 2]"):
+        with pytest.raises(ConfigError, match="a list of two students or more"):
+            load_recipe("kd", [f"student.together={wrong}"])
 
 
 def test_a_resumed_run_of_several_equals_the_unbroken_one(cache: Cache, tmp_path: Path) -> None:

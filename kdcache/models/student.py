@@ -25,13 +25,14 @@ from kdcache.models.auto import (
     unreadable,
 )
 from kdcache.models.blocks import copy_blocks, require_same_states, shrunk_config
-from kdcache.models.built import built, built_config
+from kdcache.models.built import built, built_config, is_built
 from kdcache.models.declared import adapted, module_config, require_declared
 from kdcache.models.largest_id import require_ids
 from kdcache.models.padding import pad_of
 from kdcache.models.recording import members_of
 from kdcache.models.teacher import load_teacher, model_sizes, most_tokens
 from kdcache.models.teacher_again import require_same_teacher
+from kdcache.models.together import TogetherModel, together_config
 from kdcache.models.token_map import require_same_vocabulary
 from kdcache.plans.batch import Batch
 from kdcache.signals import ModelSizes
@@ -54,6 +55,7 @@ class StudentSpec:
             the student copies, with the embeddings and the head.
         built: name and settings of a student of `kdcache.students`, with new weights.
         module: a `torch.nn.Module` that is trained as it is.
+        together: students that are trained as one module, each a checkpoint or a built one.
         same_tokenizer: a person's word that a checkpoint without a tokenizer, which therefore
             cannot be compared, has the vocabulary of the cache's.
         trust_remote_code: whether a checkpoint may be of a class that is none of kdcache's.
@@ -64,6 +66,7 @@ class StudentSpec:
     init_from_teacher: tuple[int, ...] | None = None
     built: str | None = None
     module: Any = field(default=None, compare=False)
+    together: tuple[str, ...] = ()
     same_tokenizer: bool = False
     trust_remote_code: bool = False
 
@@ -71,6 +74,17 @@ class StudentSpec:
     def given(self) -> list[str]:
         """The ways that something is given for."""
         return [name for name in WAYS if getattr(self, name) not in (None, "", ())]
+
+    @property
+    def each(self) -> list[StudentSpec]:
+        """Where each of the students that are trained together comes from."""
+        trust = self.trust_remote_code
+        return [
+            StudentSpec(built=source)
+            if is_built(source)
+            else StudentSpec(checkpoint=source, trust_remote_code=trust)
+            for source in self.together
+        ]
 
     @property
     def way(self) -> Way:
@@ -273,6 +287,20 @@ def _teacher_embeddings(cache: Cache) -> torch.Tensor:
     return weight
 
 
+def _config_of_several(cache: Cache, spec: StudentSpec) -> Any:
+    members = [student_config(one, cache) for one in spec.each]
+    return together_config("together", members, causal=cache.plan.task.causal)
+
+
+def _several(cache: Cache, config: Any, spec: StudentSpec) -> Any:
+    members = []
+    for own, one in zip(config.members, spec.each, strict=True):
+        if one.checkpoint:
+            require_same_vocabulary(cache, one.checkpoint, unless_none=False)
+        members.append(one.way.make(cache, own, one))
+    return TogetherModel(config, members)
+
+
 def _drawn(cache: Cache, config: Any) -> Any:
     return auto_class(cache.plan.task).from_config(config)
 
@@ -313,6 +341,10 @@ WAYS: dict[str, Way] = {
     "module": Way(
         lambda cache, spec: module_config(cache, spec.module),
         lambda cache, config, spec: adapted(spec.module, config),
+    ),
+    "together": Way(
+        lambda cache, spec: _config_of_several(cache, spec),
+        lambda cache, config, spec: _several(cache, config, spec),
     ),
 }
 """By field of StudentSpec, and of a recipe's [student] table."""

@@ -167,6 +167,8 @@ def _start(student: Mapping[str, Any]) -> str:
         return f"`{Path(checkpoint).name if Path(checkpoint).exists() else checkpoint}`"
     if built := student.get("built"):
         return f"new weights: `{built}`"
+    if several := student.get("together"):
+        return f"new weights or checkpoints, trained together: {', '.join(several)}"
     return f"`{student['module']}` as it was given" if student.get("module") else "new weights"
 
 

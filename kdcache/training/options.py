@@ -133,16 +133,16 @@ def with_student(
     same_tokenizer: bool = False,
 ) -> Recipe:
     """`recipe` with the student that a call asks for; its own where the call asks for none."""
-    module = isinstance(student, nn.Module)
-    given = {"checkpoint": None if module else student, "config": config}
+    module = student if isinstance(student, nn.Module) else None
+    given = {"checkpoint": student if module is None else None, "config": config}
     words = {"checkpoint": "the student", "config": "the student's configuration"}
     for name, value in given.items():
         if value is not None:
             require_path(words[name], value)
     chosen: Json = {name: str(value) for name, value in given.items() if value is not None}
-    if module:
-        count = sum(parameter.numel() for parameter in student.parameters())
-        chosen["module"] = f"{name_of_class(type(student))} of {count:,} parameters"
+    if module is not None:
+        count = sum(parameter.numel() for parameter in module.parameters())
+        chosen["module"] = f"{name_of_class(type(module))} of {count:,} parameters"
     if is_built(chosen.get("checkpoint", "")):
         chosen["built"] = chosen.pop("checkpoint")
     if layers is not None:
@@ -164,6 +164,8 @@ def student_spec(
     chosen = dict(recipe.student)
     if chosen.get("init_from_teacher") is not None:
         chosen["init_from_teacher"] = tuple(chosen["init_from_teacher"])
+    if chosen.get("together") is not None:
+        chosen["together"] = tuple(chosen["together"])
     if chosen.get("module") is not None:
         if module is None:
             raise ConfigError(

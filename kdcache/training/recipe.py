@@ -283,6 +283,14 @@ def student_table(values: Json) -> Json:
     same = values.get("same_tokenizer", False)
     if not isinstance(same, bool):
         raise ConfigError(f"student.same_tokenizer must be true or false; got {same!r}")
+    several = values.get("together")
+    if several is not None and not (
+        isinstance(several, list) and len(several) > 1 and all(type(s) is str for s in several)
+    ):
+        raise ConfigError(
+            'student.together is a list of two students or more, such as ["bilstm", "static"]; '
+            f"got {several!r}"
+        )
     layers = values.get("init_from_teacher")
     if layers is not None:
         parts = layers.split("-") if isinstance(layers, str) else layers

@@ -274,7 +274,7 @@ def test_a_recipe_with_a_module_needs_the_module(
     trained: tuple[Path, Averaging], cache: Cache, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        ConfigError, match=r"is a module, tests.*Averaging, which is given in Python"
+        ConfigError, match=r"is a module, tests.*Averaging of .*, which is given in"
     ):
         kdcache.train(cache, recipe=trained[0] / "recipe.toml", out=tmp_path / "out")
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
+import shutil
+import signal
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -10,14 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 
 from kdcache.building.builder import build
 from kdcache.corpora.standard_library import Docstring
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, MismatchError
+from kdcache.models import run as run_model
+from kdcache.models.teacher import model_sizes
 from kdcache.store import Cache
 from kdcache.training.documents import CachedDocuments
 from kdcache.training.loader import make_loader
 from kdcache.training.mixing import MixedDocuments, pass_documents, steps_of
+from kdcache.training.mixture import TRAITS, require_together
+from kdcache.training.objective import Objective
+from kdcache.training.recipe import load_recipe
+from kdcache.training.run import cache_spec
+from kdcache.training.train import train
 from tests.conftest import write_csv
 
 DENSE = ["logits/values"]
@@ -39,6 +53,15 @@ def other(
         max_length=48,
         seed=9,
     )
+
+
+@pytest.fixture(scope="module")
+def narrow_config(tmp_path_factory: pytest.TempPathFactory, classifier: Path) -> str:
+    """A small student's configuration, with dropout."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.AutoConfig.from_pretrained(classifier, **sizes)
+    config.save_pretrained(folder := tmp_path_factory.mktemp("narrow"))
+    return str(folder)
 
 
 def mixed(cache: Cache, other: Cache, mix: Any = None, **options: Any) -> MixedDocuments:
@@ -163,3 +186,195 @@ def test_a_batch_is_that_of_its_cache_and_says_which(cache: Cache, other: Cache)
         seen[batch.cache] += len(batch["docs"])
     assert seen == {0: cache.plan.documents, 1: other.plan.documents}
     assert dataset.turn([~int(other.plan.docs[0] + dataset.starts[1])]).idle
+
+
+class Stop(transformers.TrainerCallback):
+    """Asks a run to stop, as Ctrl-C does, behind a step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 5:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory, classifier: Path) -> str:
+    """A student's configuration without dropout: it says the same in training as after it."""
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.AutoConfig.from_pretrained(classifier, **sizes, **off)
+    config.save_pretrained(folder := tmp_path_factory.mktemp("still"))
+    return str(folder)
+
+
+def recorded(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text("utf-8"))
+
+
+def test_the_loss_of_a_step_is_that_of_its_cache(
+    cache: Cache, other: Cache, still: str, tmp_path: Path
+) -> None:
+    quiet_run = [
+        "training.learning_rate=0.0",
+        "training.logging_steps=1",
+        "training.weight_decay=0.0",
+    ]
+    run = train(
+        [cache, other],
+        mix="1,3",
+        recipe="kd",
+        config=still,
+        out=tmp_path / "s",
+        overrides=quiet_run,
+        batch_size=32,
+        epochs=1,
+        seed=4,
+    )
+    student = transformers.AutoModelForSequenceClassification.from_pretrained(run.folder)
+    student.eval()
+    losses = load_recipe("kd").losses
+    sizes = model_sizes(student.config, cache.plan.task)
+    bound = [Objective(losses, cache_spec(one, one.plan.labelled), sizes) for one in (cache, other)]
+    sets = [CachedDocuments(c, o.arrays) for c, o in zip((cache, other), bound, strict=True)]
+    window = load_recipe("kd").data.window
+    dataset = MixedDocuments(sets, (0.25, 0.75), seed=4, window=window)
+    dataset.batch = 32
+    expected, share = [], Counter[str]()
+    with torch.no_grad():
+        for batch in make_loader(dataset, batch_size=32):
+            objective = bound[batch.cache]
+            outputs = run_model(student, batch, objective.taps(), task=cache.plan.task)
+            expected.append(float(objective(outputs, batch)[0]))
+            share[(cache, other)[batch.cache].path.name] += 1
+    logged = [
+        entry["loss"] for entry in recorded(run.folder, "training_log.json") if "loss" in entry
+    ]
+    assert logged == pytest.approx(expected, rel=1e-5)
+    assert len(logged) == -(-(cache.plan.documents + other.plan.documents) // 32)
+    told = recorded(run.folder, "metrics.json")["caches"]
+    assert {row["cache"]: row["share"] for row in told} == {
+        name: steps / len(logged) for name, steps in share.items()
+    }
+    card = (run.folder / "README.md").read_text("utf-8")
+    for row, one in zip(told, (cache, other), strict=True):
+        assert row["contents"] == one.completion["contents"]  # type: ignore[index]  # complete
+        assert f"| cache {row['cache']} | {row['share']:.0%} of the" in card
+        assert row["contents"] in card
+
+
+@pytest.mark.parametrize("mix", [None, (0.4, 0.6)])
+def test_a_resumed_run_of_several_caches_is_the_unbroken_one_bit_for_bit(
+    cache: Cache, other: Cache, narrow_config: str, tmp_path: Path, mix: Any
+) -> None:
+    options: dict[str, Any] = {
+        "recipe": "kd",
+        "config": narrow_config,
+        "mix": mix,
+        "epochs": 2,
+        "batch_size": 16,
+        "overrides": ["training.gradient_accumulation_steps=2", "training.save_strategy=no"],
+    }
+    whole = train([cache, other], out=tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        train([cache, other], out=tmp_path / "broken", callbacks=[Stop()], **options)
+    for changed in ({"mix": (0.5, 0.5)}, {"first": other, "second": cache}, {"second": None}):
+        pair = [changed.get("first", cache), changed.get("second", other)]
+        with pytest.raises(MismatchError, match="holds a run with cache"):
+            train(
+                [one for one in pair if one is not None],  # type: ignore[misc]  # what is meant
+                out=tmp_path / "broken",
+                resume=True,
+                **{**options, "mix": changed.get("mix", mix if changed.get("second", 1) else None)},
+            )
+    again = train([cache, other], out=tmp_path / "broken", resume=True, **options)
+    assert again.metrics["steps"] == whole.metrics["steps"] == 2 * 11 - (mix is not None) * 2
+    one, two = (load_file(run.folder / "model.safetensors") for run in (whole, again))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+def changed(cache: Cache, **config: Any) -> Cache:
+    """A cache whose plan says something else of itself."""
+    made = Cache(cache.path)
+    made.plan = dataclasses.replace(
+        cache.plan, config=dataclasses.replace(cache.plan.config, **config)
+    )
+    return made
+
+
+def tokenizer(cache: Cache, **values: Any) -> dict[str, Any]:
+    return {"tokenizer": {**cache.plan.config.tokenizer, **values}}
+
+
+def differences(cache: Cache) -> dict[str, dict[str, Any]]:
+    names = [*(cache.plan.config.classes or [])]
+    return {
+        "task": {"task": "masked-lm"},
+        "kind of label": {"problem": "regression"},
+        "tokenizer (SHA-256)": tokenizer(cache, sha256="f" * 64),
+        "number of tokens": tokenizer(cache, vocab_size=7),
+        "pad token": tokenizer(cache, pad_id=9),
+        "token types": tokenizer(cache, type_ids=False),
+        "mask token": tokenizer(cache, mask_id=4),
+        "classes": {"corpus": {**cache.plan.config.corpus, "classes": names[::-1]}},
+    }
+
+
+def test_caches_that_do_not_go_together_are_named_with_the_difference(
+    cache: Cache, other: Cache
+) -> None:
+    require_together(cache, other)
+    made = {name: changed(other, **config) for name, config in differences(other).items()}
+    made["number of outputs"] = Cache(other.path)
+    made["number of outputs"].shape = dataclasses.replace(other.shape, outputs=5)
+    assert made.keys() == TRAITS.keys()
+    for name, odd in made.items():
+        pattern = (
+            rf"{re.escape(str(cache.path))} and {re.escape(str(odd.path))} do not go together: "
+        )
+        with pytest.raises(
+            MismatchError, match=rf"{pattern}the {re.escape(name)} is .*: \w"
+        ) as caught:
+            require_together(cache, odd)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_several_caches_cannot_serve_is_refused_before_anything_loads(
+    cache: Cache, other: Cache, narrow_config: str, tmp_path: Path
+) -> None:
+    def refused(error: type[Exception], match: str, caches: Any, **options: Any) -> None:
+        with pytest.raises(error, match=match) as caught:
+            train(caches, out=tmp_path / "x", **{"config": narrow_config, **options})
+        assert "\n" not in str(caught.value)
+        assert list(tmp_path.iterdir()) == []
+
+    both = [cache, other]
+    named = rf"{re.escape(str(cache.path))} and {re.escape(str(other.path))} do not go together"
+    hidden = ["losses.hidden.weight=1.0", "losses.hidden.layer_map=uniform"]
+    refused(ConfigError, f"{named} in recipe kd, .*losses.hidden needs", both, overrides=hidden)
+    refused(ConfigError, f"{named} in recipe kd-mse, .*the first can serve", both, recipe="kd-mse")
+    refused(ConfigError, "named twice", [cache, Cache(cache.path)])
+    refused(ConfigError, "got an empty list", [])
+    refused(ConfigError, "several caches, and there is one", cache, mix="1")
+    refused(ConfigError, r"3 shares, and there are 2 caches", both, mix="1,2,3")
+    refused(ConfigError, r"more than 0 and finite; got '1,0'", both, mix="1,0")
+    refused(ConfigError, r"shares as in 0\.7,0\.3; got 'half'", both, mix="half")
+    refused(ConfigError, r"\(--mix\), comes to none", both, mix=(1, 1000))
+    refused(ConfigError, "--allow-partial is for one cache", both, allow_partial=True)
+
+
+def test_documents_of_a_dev_file_are_left_out_of_every_cache(
+    cache: Cache, other: Cache, narrow_config: str, tmp_path: Path, corpus: Path
+) -> None:
+    (tmp_path / "dev.csv").write_text("\n".join(corpus.read_text("utf-8").splitlines()[:41]))
+    twin = tmp_path / "twin.cache"
+    shutil.copytree(cache.path, twin)
+    run = train(
+        [other, twin],
+        out=tmp_path / "s",
+        config=narrow_config,
+        dev=tmp_path / "dev.csv",
+        epochs=1,
+        batch_size=64,
+    )
+    told = run.metrics["caches"]
+    assert [row["documents_an_epoch"] for row in told] == [77 - 14, cache.plan.documents - 40]
+    assert run.metrics["dev"]["documents"] == 40

@@ -47,6 +47,8 @@ EXAMPLES = {
         "    --out student --eval test.csv --epochs 3 --lr 1e-4 --seed 1",
         "kdcache train train.cache --recipe kd --init-from-teacher 2-4-6",
         "    --out student --dev-split 10% --epochs 10 --patience 2",
+        "kdcache train one.cache two.cache --mix 0.7,0.3 --recipe kd",
+        "    --out student --init-from-teacher 2-4-6",
         "kdcache train train.cache --recipe mine.toml --student ./small",
         "    --out student --set losses.kl.temperature=4 --device cpu",
         "kdcache train train.cache --recipe annealing-kd --init-from-teacher 2-4-6",

@@ -14,7 +14,14 @@ from kdcache_cli.scores import print_metrics, print_scores
 
 def train(
     context: typer.Context,
-    cache: o.Cache,
+    cache: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CACHE...",
+            help="Folder or URL of a cache, or of several of one task.",
+            show_default=False,
+        ),
+    ],
     recipe: Annotated[
         str,
         typer.Option(
@@ -75,6 +82,15 @@ def train(
         int | None,
         typer.Option(metavar="N", help="Stop after N scores in a row without a better one."),
     ] = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES",
+            help="Shares of the steps that several CACHEs get, as in 0.7,0.3. An epoch has as many "
+            "steps as all their documents fill; a cache goes on in the next where it stopped. "
+            "Without, an epoch is one pass over each.",
+        ),
+    ] = None,
     epochs: Annotated[
         float | None,
         typer.Option(metavar="N", help="Passes over the documents, as training.num_train_epochs."),
@@ -119,7 +135,7 @@ def train(
     teacher: o.OfTeacher = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Train a student from a cache.
+    """Train a student from a cache, or from several.
 
     Neither corpus nor teacher is needed. Writes a model folder that transformers loads, with its
     tokenizer, metrics and loss curves.
@@ -129,7 +145,7 @@ def train(
     from kdcache.training.train import train as run
 
     result = run(
-        open_cache(cache, teacher=teacher),
+        [open_cache(one, teacher=teacher) for one in cache],
         recipe=recipe,
         out=out,
         student=student,
@@ -143,6 +159,7 @@ def train(
         dev_split=dev_split,
         dev_every=dev_every,
         patience=patience,
+        mix=mix,
         seed=seed,
         epochs=epochs,
         lr=lr,

@@ -123,6 +123,11 @@ def _fit(config: Any, spec: StudentSpec, cache: Cache) -> None:
     require_direction(config, cache.plan.task, spec.checkpoint or spec.config or "the student")
     if cache.plan.task.labelled:
         _set_classes(config, plan.label_kind, plan.classes, cache.shape.outputs)
+    require_tokens(config, cache)
+
+
+def require_tokens(config: Any, cache: Cache) -> None:
+    """Raise ModelError if a student's configuration lacks a token of a cache, or a type of one."""
     way = "choose a student with the teacher's tokenizer, or leave the document out"
     require_ids(cache.plan, config.get_text_config().vocab_size, "the student", way)
     require_token_types(config, cache.plan, "the student")
@@ -148,11 +153,12 @@ def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
         _name_pad(one.config.get_text_config(), cache)
         if not spec.checkpoint:
             _take_generation(one, cache)
-        _require_length(one, cache)
+        require_length(one, cache)
     return student
 
 
-def _require_length(student: Any, cache: Cache) -> None:
+def require_length(student: Any, cache: Cache) -> None:
+    """Raise ModelError if a cache has longer documents than a student takes."""
     limit, longest = most_tokens(student), int(cache.plan.examples["doc_len"].max())
     if limit is not None and longest > limit:
         raise ModelError(

@@ -108,6 +108,9 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
     yield "steps", f"{metrics['steps']:,} ({metrics['epochs']:.3g} epochs)"
     if chosen := metrics.get("dev"):
         yield "weights chosen", _choice(chosen)
+    for one in metrics.get("caches", ()):
+        told = f"{one['share']:.0%} of the steps' documents, teacher {one['teacher']}, contents "
+        yield f"cache {one['cache']}", f"{told}`{one['contents']}`"
     yield "corpus", f"{corpus['documents']:,} documents, {plan.tokens:,} tokens"
     if part := metrics.get("partial"):
         yield "trained on", f"{part['documents']:,} of {part['of']:,} planned documents"

@@ -141,6 +141,11 @@ def _with_text(texts: frozenset[bytes], keys: Mapping[int, bytes], docs: Docs) -
     return np.asarray([doc for doc in docs.tolist() if keys[doc] in texts], np.int64)
 
 
+def same_texts(dev: DevSet, plan: Plan, docs: Docs) -> Docs:
+    """Those of the documents of another plan whose text is in the dev set."""
+    return _with_text(dev.texts, dict(text_keys(plan)), docs)
+
+
 def _of_file(file: str, cache: Cache, docs: Docs, config: Any, progress: Progress) -> DevSet:
     plan = file_plan(file, cache, config, progress)
     held = plan.labelled_docs

@@ -24,26 +24,32 @@ from kdcache.models.auto import silent_transformers
 from kdcache.models.parameters import only_trained, require_parameters
 from kdcache.models.recording import members_of
 from kdcache.models.run import EQUAL
-from kdcache.models.student import student_config
+from kdcache.models.student import require_length, student_config
 from kdcache.models.student_config import unloadable
 from kdcache.models.together import homes, require_one
 from kdcache.plans import Docs
-from kdcache.progress import Progress, quiet, short
+from kdcache.progress import Progress, quiet
 from kdcache.signals import TAP_KINDS
 from kdcache.store import Cache
 from kdcache.training.arguments import choose_by, training_arguments
 from kdcache.training.choosing import Choice, has_ended
 from kdcache.training.dev import DevSet, make_dev
-from kdcache.training.documents import CachedDocuments
 from kdcache.training.fused_head import fused_head
-from kdcache.training.objective import Objective
+from kdcache.training.mixture import Mixture, bind_all, documents_read, require_student, without
 from kdcache.training.options import student_spec
 from kdcache.training.parts import Parts, agree, documents_of
 from kdcache.training.ranks import Ranks
 from kdcache.training.recipe import Recipe
 from kdcache.training.result import run_metrics
 from kdcache.training.run_folder import RECIPE, Standing, place_of, require_same_dev
-from kdcache.training.scale import RUN, keep_scale, require_step, require_whole, stored_scale
+from kdcache.training.scale import (
+    RUN,
+    keep_scale,
+    require_step,
+    require_whole,
+    step_documents,
+    stored_scale,
+)
 from kdcache.training.trainer import DistillationTrainer, Reporter, make_trainer
 
 PROJECTIONS = "kdcache_projections"
@@ -72,9 +78,11 @@ class Run:
         standing: Standing,
         chooses: bool,
         progress: Progress,
+        mixture: Mixture,
         module: torch.nn.Module | None = None,
         trust_remote_code: bool = False,
     ) -> None:
+        self.mixture = mixture
         self.cache, self.recipe, self.folder = cache, recipe, folder
         self.stage, self.standing = stage, standing
         self.place = place_of(folder, stage)
@@ -95,24 +103,30 @@ class Run:
         if why := unloadable(self.config):
             self.notes.append(f"{why}: the folder holds its weights for code of your own")
         require_parameters(recipe.trainable, self.spec, self.config, cache.plan.task)
-        docs = documents_of(cache, self.parts)
-        self.dev = self._dev(docs)
+        require_student(self.config, mixture)
+        docs = [documents_of(cache, self.parts), *(other.plan.docs for other in mixture.others)]
+        self.dev = self._dev(docs[0])
         self.choice = self._choice() if chooses else None
         if self.dev is not None:
-            docs = np.setdiff1d(docs, self.dev.left_out)
-        labelled = np.intersect1d(docs, cache.plan.labelled_docs)
-        known = cache_spec(cache, len(labelled), several=bool(recipe.teaching))
+            docs, notes = without(self.dev, mixture, docs)
+            self.notes += notes
+        labelled = [
+            np.intersect1d(found, one.plan.labelled_docs)
+            for found, one in zip(docs, mixture.caches, strict=True)
+        ]
+        count = sum(map(len, labelled))
+        specs = [cache_spec(one, count, several=bool(recipe.teaching)) for one in mixture.caches]
         sizes = student_sizes(self.spec, cache)
-        self.objective = Objective(
-            recipe.losses, known, sizes, recipe.schedules, teaching=recipe.teaching, seed=seed
-        )
-        check_taps(self.config, self.objective.reads)
-        self.dataset = CachedDocuments(
-            cache,
-            self.objective.arrays,
+        self.objectives = bind_all(mixture, recipe, specs, sizes, seed=seed)
+        self.objective = self.objectives[0]
+        check_taps(self.config, list(dict.fromkeys(t for o in self.objectives for t in o.reads)))
+        self.dataset = documents_read(
+            mixture,
+            self.objectives,
+            labelled if self.objective.hard_only else docs,
             seed=seed if self.args.data_seed is None else self.args.data_seed,
             window=recipe.data.window if recipe.data.group_by_length else 0,
-            docs=labelled if self.objective.hard_only else docs,
+            batch=step_documents(self.args),
         )
         require_step(self.args, len(self.dataset))
         require_whole(self.args, recipe)
@@ -151,7 +165,7 @@ class Run:
     @property
     def label(self) -> str:
         """What is trained, for progress."""
-        made = f"{self.recipe.name} from {short(str(self.cache.path))}"
+        made = f"{self.recipe.name} from {self.mixture.names}"
         stage = f", stage {self.stage}" if self.stage else ""
         return f"training {self.folder.name} by {made}{stage}"
 
@@ -162,12 +176,16 @@ class Run:
         hub name, to be scored on the dev set where the weights are chosen on one.
         """
         left_out = [] if self.dev is None else self.dev.notes
-        for note in [*self.objective.notes, *self._committed_parts(), *left_out, *self.notes]:
+        taught = dict.fromkeys(note for one in self.objectives for note in one.notes)
+        for note in [*taught, *self._committed_parts(), *left_out, *self.notes]:
             self.progress.say(note)
         if self.choice is not None and self.first:
             self.choice.ask(self.cache, teacher, self.progress)
         if student is None:
             student = load_student(self.cache, self.spec, seed=self.args.seed)
+            for one in members_of(student):
+                for other in self.mixture.others:
+                    require_length(one, other)
         self._settle(student)
         return student
 
@@ -187,6 +205,8 @@ class Run:
         if self.parts is not None:
             used = {"documents": len(self.dataset), "of": self.cache.plan.documents}
             metrics["partial"] = {**used, "parts": self.parts}
+        if self.mixture.others:
+            metrics["caches"] = self.mixture.report(self.shares)
         if self.choice is not None:
             metrics["dev"] = self.choice.report(trainer.state, trainer.diverged, self.progress)
         metrics["parameters"] = _parameters(student)
@@ -196,6 +216,11 @@ class Run:
                 for home, one in homes(self.folder, student)
             }
         return metrics, trainer.state.log_history
+
+    @property
+    def shares(self) -> list[int]:
+        """Documents of an epoch that are of each cache."""
+        return getattr(self.dataset, "counts", [len(self.dataset)])
 
     def _committed_parts(self) -> Iterator[str]:
         """What a person should know of a run on part of a cache."""
@@ -209,7 +234,8 @@ class Run:
     def _trainer(self, student: Any, ranks: Ranks, callbacks: Sequence[Any]) -> DistillationTrainer:
         task = self.cache.plan.task
         sample = self.cache.batch(self.cache.plan.docs[:1], [])
-        head, note = fused_head(student, task, sample, self.objective, self.args)
+        strictest = max(self.objectives, key=lambda one: one.matrix)
+        head, note = fused_head(student, task, sample, strictest, self.args)
         if note:
             self.progress.say(note)
         return make_trainer(
@@ -217,6 +243,7 @@ class Run:
             task=task,
             head=head,
             objective=self.objective,
+            others=self.objectives[1:],
             dataset=self.dataset,
             ranks=ranks,
             dev=None if self.choice is None else self.choice.dev,
@@ -230,7 +257,9 @@ class Run:
         """See to it, on the device it trains on, that the student reads every document alone."""
         if not (self.args.fsdp or self.args.deepspeed):  # which place it themselves
             student.to(self.args.device)
-        hidden = any(TAP_KINDS[tap.name].per != "row" for tap in self.objective.reads)
+        hidden = any(
+            TAP_KINDS[tap.name].per != "row" for one in self.objectives for tap in one.reads
+        )
         apart = False
         for one in members_of(student):
             apart |= check_alone(
@@ -241,6 +270,9 @@ class Run:
                 hidden=hidden,
                 progress=self.progress,
             )
+            for other in self.mixture.others:
+                apart |= settle(one, other.plan, "the student", self.progress)
+                setattr(one, EQUAL, apart)
         if apart and self.args.world_size > 1:
             raise ModelError(
                 "the student says something else of documents that are padded, and processes do "

@@ -94,7 +94,13 @@ def last_checkpoint(place: Path) -> Path | None:
 
 
 def check_folder(
-    folder: Path, recipe: Recipe, cache: Cache, parts: Parts, *, resume: bool
+    folder: Path,
+    recipe: Recipe,
+    cache: Cache,
+    parts: Parts,
+    *,
+    resume: bool,
+    several: Json | None = None,
 ) -> Standing:
     """Where the run to be resumed stands, or that a new one begins.
 
@@ -109,7 +115,7 @@ def check_folder(
     if resume:
         if not standing.begun:
             raise ConfigError(f"{folder} holds no checkpoint to resume from; train without resume")
-        _require_same(folder, recipe, cache_identity(cache, parts))
+        _require_same(folder, recipe, cache_identity(cache, parts) | {"several": several})
     elif standing.begun or _other_run(folder):
         raise ConfigError(
             f"{folder} holds a run stopped after {_last(standing, recipe)}; continue it "
@@ -149,9 +155,9 @@ def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
     identity = json.loads((folder / CACHE).read_text("utf-8"))
     found = differences(stored, wanted)
     identity["teacher"] = _portable(identity["teacher"])
-    compared = {"plan", "contents", "teacher", "signals"}
+    compared = {"plan", "contents", "teacher", "signals", "several"}
     found += differences(
-        {f"cache.{key}": identity[key] for key in compared},
+        {f"cache.{key}": identity.get(key) for key in compared},
         {f"cache.{key}": now[key] for key in compared},
     )
     if found:
@@ -174,13 +180,20 @@ def require_same_dev(folder: Path, dev: Json) -> None:
 
 
 def start_folder(
-    folder: Path, recipe: Recipe, cache: Cache, parts: Parts, dev: Json | None
+    folder: Path,
+    recipe: Recipe,
+    cache: Cache,
+    parts: Parts,
+    dev: Json | None,
+    several: Json | None = None,
 ) -> None:
     """Write what the run is made of, so that it can be resumed as it was started."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(recipe.to_toml(), "utf-8")
     vocabulary = token_map(cached_tokenizer(cache).plain).sha256
     record = {**cache_identity(cache, parts), "vocabulary": vocabulary}
+    if several is not None:
+        record["several"] = several
     write_json(folder / CACHE, record if dev is None else {**record, "dev": dev})
 
 

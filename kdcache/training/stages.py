@@ -22,6 +22,7 @@ from kdcache.store import Cache
 from kdcache.store.io.durable_writes import remove_tree, writing
 from kdcache.training.card import write_card
 from kdcache.training.lock import one_run, require_free
+from kdcache.training.mixture import Mixture
 from kdcache.training.parts import Parts
 from kdcache.training.recipe import Recipe
 from kdcache.training.result import joined_logs, joined_metrics
@@ -69,13 +70,17 @@ class Stages:
         *,
         resume: bool,
         progress: Progress,
+        mixture: Mixture,
         module: nn.Module | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         self.cache, self.recipe, self.folder = cache, recipe, folder
+        self.mixture = mixture
         self.module, self.trusted, self.asked_progress = module, trust_remote_code, progress
         require_free(folder, folder / CHECKPOINTS)
-        self.standing = check_folder(folder, recipe, cache, parts, resume=resume)
+        self.standing = check_folder(
+            folder, recipe, cache, parts, several=mixture.record, resume=resume
+        )
         self.names = [stage.name for stage in recipe.stages] or [""]
         self.parts = parts
         numbers = range(len(self.names) - 1, self.standing.done - 1, -1)
@@ -99,6 +104,7 @@ class Stages:
             standing=standing if here else Standing(standing.done),
             chooses=number == len(self.names) - 1,
             progress=self.asked_progress,
+            mixture=self.mixture,
             module=self.module,
             trust_remote_code=self.trusted,
         )
@@ -151,7 +157,10 @@ class Stages:
         """Write the student's folder; the metrics of all stages."""
         metrics = joined_metrics(self.metrics)
         if self.first:
-            log, title = joined_logs(self.logs), f"{self.recipe.name}: {self.folder.name}"
+            log, title = (
+                joined_logs(self.logs),
+                f"{self.recipe.name}: {self.folder.name}{self._caption}",
+            )
             with writing(self.folder):
                 finish_folder(self.folder, student, self.cache, log, title, metrics.get("dev"))
                 self.record(metrics)
@@ -166,7 +175,8 @@ class Stages:
         scratch.mkdir(parents=True)
         for note in (RECIPE, CACHE):
             shutil.copy(self.folder / note, scratch)
-        log, title = self.logs[name], f"{self.recipe.name}, stage {name}: {self.folder.name}"
+        title = f"{self.recipe.name}, stage {name}: {self.folder.name}{self._caption}"
+        log = self.logs[name]
         dev = self.metrics[name].get("dev")
         if whole:
             finish_folder(scratch, student, self.cache, log, title, dev)
@@ -180,6 +190,11 @@ class Stages:
         os.replace(scratch, folder)
         if whole:
             remove_tree(place_of(self.folder, name))
+
+    @property
+    def _caption(self) -> str:
+        """What a title says of several caches."""
+        return self.mixture.caption(self.run.shares)
 
     def record(self, metrics: Json) -> None:
         """Write what is known of the student: the model card and the metrics."""
@@ -195,13 +210,14 @@ class Stages:
             return
         known = (self.folder, self.recipe, self.cache, self.parts)
         dev = None if self.run.dev is None else self.run.dev.record
+        several = self.mixture.record
         fresh = not self.folder.exists()
         try:
             with ExitStack() as stack:
                 with writing(self.folder):
                     stack.enter_context(one_run(self.folder, self.folder / CHECKPOINTS))
-                    check_folder(*known, resume=self.standing.begun)
-                    start_folder(*known, dev)
+                    check_folder(*known, resume=self.standing.begun, several=several)
+                    start_folder(*known, dev, several=several)
                 yield
         except ConfigError:  # of what transformers only then refuses
             if fresh and not (self.folder / STAGES).exists():

@@ -15,10 +15,11 @@ from kdcache.models.student_config import unloadable
 from kdcache.models.together import require_one
 from kdcache.plans.identity import say_unvouched
 from kdcache.progress import Shown, short, shown
-from kdcache.store import Cache, Place, open_cache
+from kdcache.store import Cache, Place
 from kdcache.training.arguments import meant_fields
 from kdcache.training.dev import file_plan, require_untested
 from kdcache.training.evaluation import check_evaluation, check_labels, same_columns
+from kdcache.training.mixture import open_mixture
 from kdcache.training.options import (
     check_callbacks,
     dev_fields,
@@ -34,7 +35,7 @@ from kdcache.training.stages import Stages
 
 
 def train(
-    cache: Place | Cache,
+    cache: Place | Cache | Sequence[Place | Cache],
     *,
     recipe: str | Path | Recipe = "kd",
     out: str | Path,
@@ -56,6 +57,7 @@ def train(
     device: str | None = None,
     overrides: Sequence[str] = (),
     callbacks: Sequence[Any] = (),
+    mix: Sequence[float] | str | None = None,
     resume: bool = False,
     allow_partial: bool = False,
     progress: Shown = None,
@@ -63,6 +65,9 @@ def train(
     """Train a student from `cache` by `recipe` into the folder `out`.
 
     Args:
+        cache: a cache, or several of one task in a list. Each step is of one of them; without `mix`
+            an epoch is one pass over the documents of all. The student is made for the first: from
+            its teacher come layers, tokenizer and classes, and a `dev_split` is a share of it.
         recipe: name of a shipped recipe, a file, or a Recipe.
         student: folder or hub name of the checkpoint to start from; a student of
             `kdcache.students` with new weights, "bilstm" or "static:embedding=64"; or the student
@@ -91,6 +96,9 @@ def train(
         device: "auto", "cpu" or "cuda", the first GPU this process sees.
         overrides: fields of the recipe, such as "training.learning_rate=1e-4".
         callbacks: `transformers.TrainerCallback` objects, called at every step, log and checkpoint.
+        mix: shares of the steps that several caches get, (0.7, 0.3) or "0.7,0.3". An epoch then has
+            as many steps as all their documents fill; a cache goes on in the next epoch where it
+            stopped, and starts over when it has been gone through.
         resume: continue from the last checkpoint in `out`. On a CPU the result equals that of the
             unbroken run bit for bit.
         allow_partial: train on the parts that are committed where the cache lacks some, as while
@@ -103,15 +111,18 @@ def train(
     finish the same step, write a checkpoint and raise KeyboardInterrupt.
 
     Raises, before anything is loaded, ConfigError for a recipe that cache and student cannot serve
-    or a folder that cannot be used, IncompleteError for a cache that lacks parts; ModelError for a
+    or a folder that cannot be used, MismatchError for caches that do not go together,
+    IncompleteError for a cache that lacks parts; ModelError for a
     student that does not fit or a loss that is no longer finite.
     """
     progress = shown(progress)
     require_path("the student's folder", out, "path")
-    source = cache if isinstance(cache, Cache) else open_cache(cache)
-    say_unvouched(progress, [(source.path, source.manifest["teacher"])])
-    for fault in outdated(source.path):
+    mixture = open_mixture(cache, mix)
+    source = mixture.first
+    say_unvouched(progress, [(one.path, one.manifest["teacher"]) for one in mixture.caches])
+    for fault in (fault for one in mixture.caches for fault in outdated(one.path)):
         progress.say(fault)
+    mixture.require_whole(allow_partial=allow_partial)
     parts = choose_parts(source, Path(out) / CACHE, allow_partial=allow_partial, resume=resume)
     wanted = {"dev": dev, "dev_split": dev_split, "dev_every": dev_every, "patience": patience}
     chosen = load_recipe(recipe, overrides, meant_fields(), dev_fields(wanted, overrides))
@@ -129,6 +140,7 @@ def train(
         Path(out),
         resume=resume,
         progress=progress,
+        mixture=mixture,
         module=module,
         trust_remote_code=trust_remote_code,
     )

@@ -30,8 +30,7 @@ from kdcache.signals import LOGITS, Activations
 from kdcache.tasks import Task, as_task
 from kdcache.training.choosing import best_checkpoint
 from kdcache.training.dev import DevSet, value_of
-from kdcache.training.documents import CachedDocuments
-from kdcache.training.loader import make_loader
+from kdcache.training.loader import Documents, make_loader
 from kdcache.training.objective import Objective, Terms
 from kdcache.training.ranks import Ranks
 
@@ -44,6 +43,7 @@ class DistillationTrainer(transformers.Trainer):
     with it. With a `dev` set, the student is scored on it where `args` say so.
 
     Attributes:
+        objective: that of the cache whose documents the step has; `others` are of further caches.
         teacher_logs: scores of the teacher that are logged with every score on the dev set.
         diverged: the step whose loss was no number, after which a student that had been scored
             before stops; 0: none.
@@ -54,8 +54,9 @@ class DistillationTrainer(transformers.Trainer):
         *,
         task: str | Task,
         objective: Objective,
-        dataset: CachedDocuments,
+        dataset: Documents,
         ranks: Ranks | None = None,
+        others: Sequence[Objective] = (),
         head: bool = False,
         dev: DevSet | None = None,
         teacher_logs: Mapping[str, float] = MappingProxyType({}),
@@ -66,10 +67,13 @@ class DistillationTrainer(transformers.Trainer):
         self.loss_is_scaled_for_ga = True  # divide, a batch's loss is its part of the step's
         self.remove_callback(transformers.PrinterCallback)
         self.task: Task = as_task(task)
+        self.objectives = [objective, *others]
         self.objective: Objective = objective
-        self.dataset: CachedDocuments = dataset
+        self.dataset: Documents = dataset
         self.ranks = Ranks(self.args) if ranks is None else ranks
-        self.taps = objective.taps(head=head)
+        self.taps = list(
+            dict.fromkeys(tap for one in self.objectives for tap in one.taps(head=head))
+        )
         if (
             self.ranks.size > 1 and not objective.logits
         ):  # DDP waits for a gradient of every parameter
@@ -96,6 +100,8 @@ class DistillationTrainer(transformers.Trainer):
                 self._documents += len(batch["docs"])
                 self._tokens += batch.tokens
         self._steps += 1
+        if batches:
+            self.objective = self.objectives[batches[0].cache]  # that of the whole step
         self.objective.step = self.state.global_step
         if self.objective.schedules:
             self.objective.advance(self.moment())

@@ -104,6 +104,10 @@ a way to save that needs an evaluation | {TRAIN} --set training.save_strategy=be
 a log level that is none | {TRAIN} --set training.log_level=loud | [training] of recipe kd + loud
 sharding in one process | {TRAIN} --set training.fsdp=full_shard | [training] of recipe kd + fsdp
 a learning rate in words | {TRAIN} --lr fast | --lr + a valid number
+one cache twice | train {cache} {cache} --recipe kd --out {out} --init-from-teacher 1-2 | is named twice + --mix
+shares of one cache | {TRAIN} --mix 1 | --mix shares the steps out among several caches, and there is one
+shares that are none | train {cache} {cache} --recipe kd --out {out} --mix half | --mix takes shares as in 0.7,0.3; got 'half'
+a plan beside a cache | train {cache} {plan} --recipe kd --out {out} --init-from-teacher 1-2 | is a kdcache plan, not a cache + `kdcache build`
 no student | train {cache} --recipe kd --out {out} | --student + --init-from-teacher 2-4-6 + --config
 two students | {TRAIN} --student {classifier} | exactly one of
 a student of a folder without a model | train {cache} --recipe kd --out {out} --student {bare} | bare is no model folder + config.json

@@ -234,7 +234,8 @@ def _prefix(name: str) -> str:
 def _spec(given: Given, name: str, prefix: str = "") -> CacheSpec:
     """What is known of a cache as the teacher that gave it."""
     floats = np.issubdtype(given.labels.dtype, np.floating)
-    classes = "regression" if floats else "classes"
+    kinds = ("regression", "vectors") if floats else ("classes", "multi-label")
+    classes = kinds[given.labels.ndim - 1]
     signals = _signals(given)[0]
     width = given.hidden.shape[-1] if given.taught is None else given.taught.shape[-1]
     return CacheSpec(
@@ -264,7 +265,7 @@ def _heads(given: Given) -> dict[str, int]:
 def _labelled(given: Given) -> int:
     if np.issubdtype(given.labels.dtype, np.floating):
         return int(np.isfinite(given.labels).sum())
-    return int((given.labels != IGNORE_INDEX).sum())
+    return int((given.labels != IGNORE_INDEX).reshape(len(given.labels), -1).all(1).sum())
 
 
 def batch_of(given: Given) -> Batch:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 
 from kdcache.errors import ConfigError
 from kdcache.losses import HiddenMSE, SoftKL, soft_and_hard
@@ -26,14 +26,14 @@ from tests.test_oracles import check_gradients, leaf, oracle
 
 def of_three(**changes: Any) -> Given:
     """Documents of classes that three teachers have seen, the last with other hidden states."""
-    first = documents("text-classification")
+    first = replace(documents("text-classification"), **changes)
     assert first.taught is not None
     rng = np.random.default_rng(3)
     others = {
         name: replace(first, soft=softened(rng, 4), taught=first.taught * scale)
         for name, scale in (("small", 2), ("other.one", -1))
     }
-    return replace(first, further=others, **changes)
+    return replace(first, further=others)
 
 
 def alone(given: Given) -> list[float]:
@@ -117,6 +117,21 @@ def test_a_lone_teacher_is_weighed_all_the_same_and_a_person_told() -> None:
     teaching = {"kl": Teaching(teachers="all", choose="sampled")}
     (note,) = bind({"kl": SoftKL()}, given, teaching=teaching).notes
     assert "losses.kl learns from all teachers of the cache, and there is one, first" in note
+
+
+def test_of_several_classes_a_document_it_is_the_error_on_all_of_them() -> None:
+    labels = np.array([[1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [-100] * 6, [1, 1, 1, 1, 1, 1]])
+    given = of_three(labels=labels.astype(np.int8))
+    wanted = 0.0
+    for side in (given, *given.further.values()):
+        z, q = side.soft["values"].astype(np.float64), given.logits.astype(np.float64)
+        errors = -log_expit(np.where(labels == 1, z, -z)).sum(1)
+        errors[2] = 6 * np.log(2)
+        apart = expit(z) * (log_expit(z) - log_expit(q)) + expit(-z) * (
+            log_expit(-z) - log_expit(-q)
+        )
+        wanted += (apart.sum(1) / (1 + errors)).mean()
+    assert taught(given, choose="inverse-ce") == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize("task", ["masked-lm", "causal-lm"])
@@ -229,15 +244,17 @@ def close(found: Array, wanted: Array) -> None:
 
 
 def test_a_map_whose_teacher_is_not_drawn_has_a_gradient_of_zeros() -> None:
-    given = of_three(projection=(np.eye(8, dtype=np.float32), np.zeros(8, np.float32)))
-    others = {n: replace(one, projection=given.projection) for n, one in given.further.items()}
+    maps = np.eye(8, dtype=np.float32), np.zeros(8, np.float32)
+    given = of_three(projection=maps, peer=None)
     losses = {"hidden": HiddenMSE(projection="linear", positions="cls", shared_projection=True)}
     teaching = {"hidden": Teaching(teachers="all", choose="sampled")}
     leaves = {name: torch.from_numpy(values).double() for name, values in given.student.items()}
-    found, _, objective = value(losses, replace(given, further=others), leaves, teaching=teaching)
-    maps = dict(objective.projections.named_parameters())
-    moved = torch.autograd.grad(found, list(maps.values()))  # raises for one that has no part in it
-    assert {n for n, g in zip(maps, moved, strict=True) if g.any()} in (
+    found, _, objective = value(losses, given, leaves, teaching=teaching)
+    learned = dict(objective.projections.named_parameters())
+    moved = torch.autograd.grad(
+        found, list(learned.values())
+    )  # raises for one that has no part in it
+    assert {n for n, g in zip(learned, moved, strict=True) if g.any()} in (
         {f"hidden_t{place}.weight", f"hidden_t{place}.bias"} for place in range(3)
     )
 

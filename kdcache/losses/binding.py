@@ -30,9 +30,6 @@ OF_DOCUMENTS = tuple(name for name, space in POSITIONS.items() if space == "exam
 SERVES = {"all": ("all", "cls", "masked")}
 """Positions that can be picked out of what a cache holds; others serve themselves only."""
 
-CROSS_ENTROPY = ("classes", "tokens")
-"""Kinds of label that a teacher's probabilities have a cross-entropy on."""
-
 CALLED = {"logits": "soft labels", "hidden": "hidden states"}
 """What messages call a tap of the teacher that has another name to people."""
 
@@ -245,8 +242,8 @@ class _Where(NamedTuple):
 
     def on_labels(self, choose: str) -> Bound:
         """The teacher's soft labels, for its cross-entropy on hard ones."""
-        if not self.cache.labelled or self.cache.label_kind not in CROSS_ENTROPY:
-            why = "the corpus has none" if not self.cache.labelled else "here they are values"
+        if not self.cache.labelled or self.cache.labels.no_divergence:
+            why = "the corpus has none" if not self.cache.labelled else "they are values"
             raise ConfigError(
                 f"losses.{self.name}.choose={choose} weighs teachers by their cross-entropy on the "
                 f"labels, and {why}: choose all, or sampled"

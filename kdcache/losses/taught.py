@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from kdcache.labels import known_rows
 from kdcache.losses.base import Step, exact
 from kdcache.losses.binding import Bound, BoundLoss
 from kdcache.losses.pairs import Pairs
@@ -42,18 +43,23 @@ def value_of(one: BoundLoss, pairs: Pairs, step: Step, seed: int, number: int) -
 def _on_labels(soft: Bound, pairs: Pairs) -> torch.Tensor:
     """Cross-entropy of a teacher on each document's labels, [B], the mean over its rows.
 
-    A document without a label has that of a teacher that knows nothing, the log of the outputs.
+    A document without a label has that of a teacher that knows nothing, whose logits are all zero.
     """
-    labels, batch = pairs.teacher_of(soft), pairs.batch
-    known = labels.dense() if isinstance(labels, HeadLabels) else labels
-    outputs = soft.source.shape.outputs
-    nats = label_nats(known, _labels_at(batch, soft.rows), outputs)
+    found, batch, kind = pairs.teacher_of(soft), pairs.batch, soft.source.labels
+    known = found.dense() if isinstance(found, HeadLabels) else found
+    outputs, labels = soft.source.shape.outputs, _labels_at(batch, soft.rows)
+    if kind.divergence is None:
+        nats, nothing = label_nats(known, labels, outputs), math.log(outputs)
+    else:  # probabilities of each class by itself
+        assert known.values is not None
+        nats, nothing = kind.hard_rows(exact(known.values), labels), outputs * math.log(2)
+        nats = nats.masked_fill(~known_rows(labels), torch.inf)
     there = nats.isfinite()
     documents = len(batch["docs"])
     owner = batch.of_rows(torch.arange(documents, device=nats.device), soft.rows)
     counts = nats.new_zeros(documents).index_add(0, owner, there.to(nats.dtype))
     sums = nats.new_zeros(documents).index_add(0, owner, nats.masked_fill(~there, 0.0))
-    return torch.where(counts > 0, sums / counts.clamp(min=1), math.log(outputs))
+    return torch.where(counts > 0, sums / counts.clamp(min=1), nothing)
 
 
 def _labels_at(batch: Batch, rows: Rows) -> torch.Tensor:

@@ -13,7 +13,7 @@ from kdcache.errors import ConfigError
 from kdcache_cli import options as o
 from kdcache_cli.output import print_json, print_table, show
 
-SHOWN = ("accuracy", "f1", "micro_f1", "macro_f1", "pearson", "mse")
+SHOWN = ("accuracy", "f1", "micro_f1", "pearson", "mse")
 CLASS_WEIGHTS = ("auto", "balanced", "none")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 from kdcache.errors import CorpusError, one_of
 from kdcache.labels.base import (
@@ -73,7 +72,7 @@ def resolve(
 
     Raises CorpusError, naming file and line, for a label that does not fit.
     """
-    one_of("label type", label_type, get_args(LabelType))
+    one_of("label type", label_type, ["auto", *filter(None, map(_asked_as, LABEL_KINDS.values()))])
     given = Known(
         kind=kind or _by_number(known, count),
         names=tuple(known) if known else None,
@@ -93,6 +92,10 @@ def resolve(
             "regression, with an output for each value), or name another column (--label-column)"
         )
     return chosen.read(reader, given)
+
+
+def _asked_as(kind: LabelKind) -> str:
+    return kind.label_type
 
 
 def _by_number(names: Sequence[str] | None, count: int | None) -> LabelKind | None:

@@ -233,8 +233,9 @@ def _check_labels(teacher: Teacher, plan: Plan) -> None:
         teacher.identity["classes"],
         plan.config.classes,
     )
-    planned, given = plan.config.label_kind, kind_of(problem_of(teacher.model.config), outputs)
-    if given is not None and given is not planned:
+    planned, problem = plan.config.label_kind, problem_of(teacher.model.config)
+    given = kind_of(problem, outputs)
+    if given is not None and not planned.means(problem, outputs):
         raise ModelError(
             f"the teacher is a {given.called} ({outputs} outputs), and the plan's labels are for a "
             f"{planned.called}: plan with --label-type {given.label_type}, and the teacher's "

@@ -20,7 +20,7 @@ from kdcache.signals.base import (
     row_space,
 )
 from kdcache.signals.codecs.quantised import LayerRows, RowCodec
-from kdcache.signals.taps import POSITIONS, TAP_KINDS, Activations, ModelSizes, Tap
+from kdcache.signals.taps import OTHER_NAMES, POSITIONS, TAP_KINDS, Activations, ModelSizes, Tap
 from kdcache.tasks import RowSpace, Task
 
 SILENT = (("compress", "none"), ("fraction", 1.0))
@@ -147,7 +147,8 @@ class DocumentVectors:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenVectors(DocumentVectors):
-    """A vector for each token at `positions`: the first, their mean, all, or masked ones.
+    """A vector for each token at `positions`: the first, their mean, all, or selected ones, which
+    are also called masked.
 
     `fraction` keeps that share of the positions, spread over every document (docs/decisions/0014).
     """
@@ -156,6 +157,7 @@ class TokenVectors(DocumentVectors):
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", OTHER_NAMES.get(self.positions, self.positions))
         super().__post_init__()
         one_of(f"positions of {self.kind}", self.positions, POSITIONS)
         check_fraction(self.kind, self.fraction)

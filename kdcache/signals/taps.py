@@ -21,6 +21,8 @@ POSITIONS: dict[str, Space] = {
     "masked": "masked",
 }
 """Which tokens of a document are stored, and the row space they make."""
+OTHER_NAMES = {"selected": "masked"}
+"""What positions are called beside their names in manifests, which masked-lm has given them."""
 
 
 @total_ordering

@@ -25,6 +25,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 SHORT = {
     "TRAIN": "train {cache} --recipe kd --out {out} --init-from-teacher 1-2",
+    "AS_TOKENS": "--tokenizer {classifier} --task token-classification --out {out}",
     "AS_PLAN": "--tokenizer {classifier} --task text-classification --out {out}",
     "TEACH": "teach {classifier} {corpus} --out {out}",
     "AS_BUILD": "--teacher {classifier} --task text-classification --out {out}",
@@ -43,6 +44,9 @@ INPUTS: dict[str, str] = {
     "again.csv": "text,label\nx,email\n",
     "listed.jsonl": '{"text": "x", "labels": [0, 1]}\n',
     "huge.csv": "text,label\nx,1e39\n",
+    "tags.jsonl": '{"tokens": ["a", "b"], "tags": ["O"]}\n',
+    "wordless.jsonl": '{"text": "a b", "tags": ["O", "O"]}\n',
+    "tagless.conll": "a\tO\nb\n",
     "ragged.csv": "text,label\nx,0\ny\n",
     "empty.csv": "",
     "two.csv": "query,passage,label\nx,y,email\n",
@@ -67,6 +71,10 @@ INPUTS: dict[str, str] = {
 }
 
 ROWS = """
+tags that do not match the words | plan {tags.jsonl} {AS_TOKENS} | tags.jsonl:1 + 1 tags in column 'tags' for 2 words
+a task's column missing | plan {wordless.jsonl} {AS_TOKENS} | no column holds lists of words (tokens or words) + --text-column
+a word without a tag | plan {tagless.conll} {AS_TOKENS} | tagless.conll:2: malformed + expected a word and a tag
+hidden states of words that a task does not select | build {corpus} {AS_BUILD} --signal hidden:layers=1,positions=selected | needs the task masked-lm or token-classification
 half a recipe's name | train {cache} --recipe pkd --out {out} | 'pkd-last' or 'pkd-skip'
 a recipe file that is not there | train {cache} --recipe my.toml --out {out} | no recipe file my.toml + shipped recipes: alp-kd
 a recipe that is no TOML | train {cache} --recipe {bad.toml} --out {out} | bad.toml is not TOML

@@ -23,9 +23,11 @@ import transformers
 from seqeval.metrics import classification_report
 
 import kdcache
+from kdcache.losses import HiddenMSE
 from kdcache.maintenance.repair import repair
 from kdcache.maintenance.spot_check import spot_check
 from kdcache.models.auto import auto_class
+from kdcache.signals import parse
 from kdcache.tasks import TASKS, Task
 from kdcache.tasks.token_classification import entity_scores, first_of_words
 from kdcache_cli.main import main
@@ -112,7 +114,7 @@ class Walk:
 
     @property
     def places(self) -> str:
-        return {"example": "cls", "token": "all", "masked": "masked"}[self.task.rows]
+        return {"example": "cls", "token": "all", "masked": "selected"}[self.task.rows]
 
     @cached_property
     def cache(self) -> Any:
@@ -356,6 +358,11 @@ def test_first_tokens_of_words_are_selected_and_labelled(walks: dict[str, Walk])
         wanted = [NAMES.index(tag) for tag, kept in zip(row["tags"], there, strict=True) if kept]
         assert batch["labels"].tolist() == wanted
         assert batch.labelled == len(wanted)
+
+
+def test_selected_positions_are_those_that_manifests_call_masked() -> None:
+    assert parse("hidden:layers=1,positions=selected") == parse("hidden:layers=1,positions=masked")
+    assert HiddenMSE(positions="selected") == HiddenMSE(positions="masked")
 
 
 def test_tokens_of_no_word_are_passed_over() -> None:

@@ -206,6 +206,7 @@ class Looping(Averaging):
         return {**out, "logits": self.outer(torch.stack(means))}
 
 
+@pytest.mark.slow  # the exporter takes its time to give up
 def test_a_module_that_is_no_graph_is_not_shipped(cache: Cache, tmp_path: Path) -> None:
     options = {"out": tmp_path / "out", "overrides": steps(1), **QUICK}
     folder = kdcache.train(cache, recipe="kd", student=made(Looping), **options).folder

@@ -110,6 +110,7 @@ def test_extras_are_the_documented_ones():
         "demo",
         "dev",
         "gpu",
+        "ner",
         "onnx",
         "s3",
     }

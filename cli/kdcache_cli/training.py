@@ -17,7 +17,7 @@ def train(
     cache: Annotated[
         list[str],
         typer.Argument(
-            metavar="CACHE...",
+            metavar="CACHE",
             help="Folder or URL of a cache, or of several of one task.",
             show_default=False,
         ),
@@ -71,7 +71,7 @@ def train(
     dev_split: Annotated[
         str | None,
         typer.Option(
-            metavar="SHARE", help="Choose on a share of the cache's documents, such as 10%."
+            metavar="SHARE", help="Choose on a share of the (first) cache's documents, such as 10%."
         ),
     ] = None,
     dev_every: Annotated[
@@ -87,8 +87,8 @@ def train(
         typer.Option(
             metavar="SHARES",
             help="Shares of the steps that several CACHEs get, as in 0.7,0.3. An epoch has as many "
-            "steps as all their documents fill; a cache goes on in the next where it stopped. "
-            "Without, an epoch is one pass over each.",
+            "steps as all their documents fill; a cache goes on in the next where it stopped, and "
+            "starts over when it is through. Without, an epoch is one pass over each.",
         ),
     ] = None,
     epochs: Annotated[

@@ -49,7 +49,7 @@ def draw_curves(
     if any(len(drawn) > 1 for drawn in panels):
         figure.set_layout_engine("constrained")  # their legend takes room
     else:
-        figure.subplots_adjust(**_margins(HEIGHT * rows))
+        figure.subplots_adjust(**_margins(HEIGHT * rows, title.count("\n")))
     axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     if dev is not None:
         _dev_panel(axes[0], dev)
@@ -57,15 +57,16 @@ def draw_curves(
         _panel(axis, drawn, entries)
     for axis in axes[first + len(panels) :]:
         axis.set_axis_off()
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize=9 if "\n" in title else None)
     canvas: Any = FigureCanvasAgg(figure)  # untyped
     canvas.print_png(path)
 
 
-def _margins(height: float) -> dict[str, float]:
+def _margins(height: float, breaks: int) -> dict[str, float]:
     """Room for the titles and figures of panels: to find it out takes as long as to draw them."""
     across = {"left": 0.75 / WIDTH, "right": 1 - 0.15 / WIDTH, "wspace": 0.26}
-    return across | {"bottom": 0.5 / height, "top": 1 - 0.7 / height, "hspace": 0.55}
+    above = 0.7 + 0.16 * max(0, breaks - 1)
+    return across | {"bottom": 0.5 / height, "top": 1 - above / height, "hspace": 0.55}
 
 
 def _terms(names: Sequence[str], most: int) -> list[list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from kdcache.training.objective import Objective
 from kdcache.training.recipe import Recipe
 from kdcache.training.run_folder import cache_identity
 
+CAPTION = 110  # characters of a line under a title
 SHOWN = 4  # values of a list that a message shows
 IDENTITY = ("plan", "contents", "teacher", "signals")
 
@@ -81,7 +83,7 @@ class Mixture:
             f"{row['cache']} {row['contents'][:8]} {row['share']:.0%}"
             for row in self.report(documents)
         )
-        return "\n" + ", ".join(told)
+        return "\n" + fill(", ".join(told), CAPTION)
 
     def report(self, documents: Sequence[int]) -> list[Json]:
         """What metrics and card say of each cache, given its documents of an epoch."""

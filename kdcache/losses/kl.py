@@ -11,7 +11,15 @@ import torch
 from kdcache.errors import one_of
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact, weighted
 from kdcache.losses.shared import within
-from kdcache.signals import LOGITS, Head, HeadLabels, ModelSizes, SoftLabels, SoftUse
+from kdcache.signals import (
+    LOGITS,
+    Head,
+    HeadLabels,
+    ModelSizes,
+    SoftLabels,
+    SoftUse,
+    TeacherOutputs,
+)
 from kdcache.signals.soft_labels import STAT_TEMPERATURE
 from kdcache.tasks import IGNORE_INDEX
 from kdcache_kernels import linear_kl_rows, linear_topk_kl_rows, topk_kl_rows
@@ -72,7 +80,8 @@ class SoftKL:
         Of several classes a document it is that of the sigmoid of each class, added up.
         """
         ((student, soft, wider),) = pairs
-        if step.labels.divergence is not None:
+        if isinstance(soft, TeacherOutputs):
+            assert step.labels.divergence is not None, "binding has refused it"
             rows = step.labels.divergence(exact(student), soft.values, self.temperature)
             return weighted(rows, step.weight) * self._scale(student.shape[1])
         return soft_and_hard(

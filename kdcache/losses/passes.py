@@ -12,6 +12,7 @@ from kdcache.losses.base import LABELS, Loss, Match, Pair, Step
 from kdcache.losses.binding import BoundLoss
 from kdcache.losses.cross_entropy import Hard
 from kdcache.losses.kl import SoftKL, soft_and_hard
+from kdcache.signals import TeacherOutputs
 
 Values = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
 """Weighted sum of the losses of a pass, which carries the gradient, and each before its weight."""
@@ -49,11 +50,11 @@ def _soft_and_hard(
     losses: Sequence[Any], pairs: Sequence[Sequence[Pair]], steps: Sequence[Step]
 ) -> Values:
     """Both are of the same rows: hard labels take the soft ones' weights, times what these lack."""
-    if steps[0].labels.divergence is not None:  # it is of outputs that are no softmax
+    (pair,), (labels,) = pairs
+    if isinstance(pair.teacher, TeacherOutputs):
         return _one_by_one(losses, pairs, steps)
     soft: SoftKL = losses[0]
     hard: Hard = losses[1]
-    (pair,), (labels,) = pairs
     more = steps[0].total / steps[1].total if steps[1].total else 0.0
     total, *parts = soft_and_hard(
         pair.student,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cached_property
@@ -404,6 +405,17 @@ def test_entity_f1_of_a_model_is_seqevals(walks: dict[str, Walk], tmp_path: Path
     assert scores["entity_f1"] == pytest.approx(report["f1-score"])
     assert scores["entity_precision"] == pytest.approx(report["precision"])
     assert scores["entity_recall"] == pytest.approx(report["recall"])
+
+
+def test_what_scores_entities_is_asked_for_before_anything_loads(
+    walks: dict[str, Walk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = walks["token-classification"]
+    bare = tmp_path / "model"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((walk.teacher / "config.json").read_bytes())
+    monkeypatch.setitem(sys.modules, "seqeval", None)
+    assert "pip install 'kdcache[ner]'" in refused("evaluate", bare, walk.held_out)
 
 
 def test_a_conll_file_gives_the_plan_of_the_same_lists(

@@ -11,7 +11,8 @@ import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact, weighted
-from kdcache.losses.feature_mse import PROJECTIONS, SUMS
+from kdcache.losses.combine import COMBINE
+from kdcache.losses.feature_mse import PROJECTIONS
 from kdcache.signals import ModelSizes, Tap
 
 POSITIONS = ("cls", "mean")
@@ -51,7 +52,7 @@ class ALP:
         check_number("weight of an alp loss", self.weight)
         one_of("positions of alp", self.positions, POSITIONS)
         one_of("projection of alp", self.projection, PROJECTIONS)
-        one_of("layers of alp", self.layers, SUMS)
+        one_of("layers of alp", self.layers, COMBINE)
 
     def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """Every layer of the student with each of the teacher's in turn."""
@@ -85,8 +86,7 @@ class ALP:
             attended_loss(pair.student, teacher, scaled=self.scaled, weight=step.weight)
             for pair in pairs[::known]
         ]
-        total = torch.stack(found).sum()
-        return total / len(found) if self.layers == "mean" else total
+        return COMBINE[self.layers](torch.stack(found), step.state)
 
 
 def attended_loss(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -78,6 +78,8 @@ class Step:
         rows: the rows, or documents, that the loss is a mean over.
         total: what they count for in all batches of the step, on every rank; known to the host.
         share: what the teacher counts for of each document, [B]; None: 1, as if it were alone.
+        state: what the loss keeps between steps, if it declares any (`Loss`): a tensor that is put
+            in the place of another, of its shape, is there in the next step.
     """
 
     batch: Batch
@@ -86,6 +88,7 @@ class Step:
     rows: Rows
     total: float
     share: torch.Tensor | None = None
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def weight(self) -> torch.Tensor:
@@ -101,7 +104,11 @@ class Step:
 
 
 class Loss(Protocol):
-    """A frozen dataclass with a `weight`; the objective is the weighted sum of all losses."""
+    """A frozen dataclass with a `weight`; the objective is the weighted sum of all losses.
+
+    One that keeps something between steps has a method `state(student, teacher)` of the two
+    ModelSizes, too: tensors by name, as they are before the first step. They lie in checkpoints.
+    """
 
     kind: ClassVar[str]
 

@@ -10,6 +10,7 @@ import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses.base import Match, Over, Pair, Step, check_number
+from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LAYER_MAPS, LayerMap, explicit_pairs, layer_pairs
 from kdcache.signals import POSITIONS, LayerRows, ModelSizes, Tap
 from kdcache.signals.taps import OTHER_NAMES
@@ -17,7 +18,6 @@ from kdcache_kernels import hidden_mse
 
 NORMALIZE = ("none", "l2", "layernorm")
 PROJECTIONS = ("auto", "none", "linear")
-SUMS = ("mean", "sum")
 PADS = ("out", "count")
 
 
@@ -45,7 +45,7 @@ class HiddenMSE:
         projection: "linear" learns a map from the student's width to the teacher's, "none" learns
             none, "auto" learns one where the widths differ. It is thrown away after training.
         shared_projection: one map for all layers, as TinyBERT, rather than one for each.
-        layers: "mean" or "sum" over the mapped layers.
+        layers: how the mapped layers become one number: "mean", "sum", or another of COMBINE.
         signal: name of the signal it learns from, of a cache that has several such; "": the first.
         pads: with positions=all, "out" is the mean over tokens, "count" over padded positions.
     """
@@ -72,7 +72,7 @@ class HiddenMSE:
             ("positions", ("cache", *POSITIONS)),
             ("normalize", NORMALIZE),
             ("projection", PROJECTIONS),
-            ("layers", SUMS),
+            ("layers", COMBINE),
             ("pads", PADS),
         ):
             one_of(f"{name} of hidden", getattr(self, name), options)
@@ -108,8 +108,7 @@ class HiddenMSE:
             hidden_loss(p.student, p.teacher, normalize=self.normalize, weight=step.weight)
             for p in pairs
         ]
-        total = torch.stack(found).sum()
-        return total / len(pairs) if self.layers == "mean" else total
+        return COMBINE[self.layers](torch.stack(found), step.state)
 
 
 def hidden_loss(

@@ -41,7 +41,9 @@ def draw_curves(
     entries = [entry for entry in log if "loss" in entry]
     names = list(dict.fromkeys(n for entry in entries for n in entry if n.startswith("loss")))
     panels = [[name] for name in names if name == "loss"]
-    panels += _terms([name for name in names if name != "loss"], MOST - 3)
+    shares = list(dict.fromkeys(n for entry in entries for n in entry if n.startswith("share_")))
+    panels += _terms([n for n in names if n != "loss"], MOST - 3 - bool(shares and dev))
+    panels += [shares] if shares else []
     panels.append(["learning_rate"])
     first = 0 if dev is None else 1
     rows = math.ceil((first + len(panels)) / COLUMNS)
@@ -94,9 +96,11 @@ def _dev_panel(axis: Axes, dev: Json) -> None:
 def _panel(axis: Axes, names: Sequence[str], entries: Sequence[Json]) -> None:
     for name in names:
         points = [(entry["step"], entry[name]) for entry in entries if name in entry]
-        axis.plot(
+        (line,) = axis.plot(
             [s for s, _ in points], [v for _, v in points], linewidth=1.2, label=_heading(name)
         )
+        if name.startswith("share_"):
+            _dots(axis, name.replace("share_", "gradient_", 1), entries, line.get_color())
     if len(names) == 1:
         axis.set_title(_heading(names[0]), fontsize=10)
     else:
@@ -109,6 +113,13 @@ def _panel(axis: Axes, names: Sequence[str], entries: Sequence[Json]) -> None:
         axis.set_ylim(bottom=min(0.0, *values))
 
 
+def _dots(axis: Axes, name: str, entries: Sequence[Json], colour: Any) -> None:
+    """The share of the gradient, where it was measured, beside that of the objective."""
+    points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+    axis.plot([s for s, _ in points], [v for _, v in points], "o", color=colour, markersize=4)
+    axis.set_ylabel("share: objective —, gradient •", fontsize=8)
+
+
 def _mark_stages(axis: Axes, entries: Sequence[Json]) -> None:
     """A line where a stage ends and the next begins."""
     for before, after in pairwise(entries):
@@ -119,4 +130,4 @@ def _mark_stages(axis: Axes, entries: Sequence[Json]) -> None:
 def _heading(name: str) -> str:
     if name == "loss":
         return "loss: weighted sum of all terms"
-    return name.removeprefix("loss_").replace("_", " ")
+    return name.removeprefix("loss_").removeprefix("share_").replace("_", " ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -36,6 +37,7 @@ class Objective:
         projections: learned linear maps from a student's width to the teacher's. Whoever trains
             must hand their parameters to the optimizer.
         hard_only: whether documents without a label would teach nothing.
+        state: what losses keep between steps, which whoever trains has to save.
         notes: what a person should know, such as a loss that was left out.
         schedules: of numbers of the losses, which `advance` changes; without it, they stay what
             they start with.
@@ -94,6 +96,13 @@ class Objective:
                 for name in sorted(learned)
             }
         )
+        self.state = nn.ModuleDict(
+            {
+                name: _Kept(make(student, cache.shape))
+                for name, loss in self.losses.items()
+                if (make := getattr(loss, "state", None)) is not None
+            }
+        )
         self._applied: set[str] = set()
         self.hard_only = self.losses.keys() <= set(hard)
         self._passes = passes(self.bound)
@@ -136,17 +145,7 @@ class Objective:
         `activations` are the `taps` of the student. With the `totals` of a step, the loss is what
         the batch adds to the means over it; else the batch is all of a step.
         """
-        whole = self.totals([batch]) if totals is None else totals
-        steps = {
-            name: Step(
-                batch=batch,
-                labels=self.cache.labels,
-                activations=activations,
-                rows=one.rows,
-                total=total,
-            )
-            for (name, one), total in zip(self.bound.items(), whole, strict=True)
-        }
+        steps = self._steps(activations, batch, totals)
         pairs = Pairs(self.cache, batch, activations, project=self._project)
         self._applied.clear()
         parts: list[torch.Tensor] = []
@@ -165,8 +164,42 @@ class Objective:
             )
             parts.append(total)
             terms |= {one.name: value for one, value in zip(losses, values, strict=True)}
+        for name, kept in self.state.items():
+            typing.cast(_Kept, kept).keep(steps[name].state)
         parts += self._idle()
         return torch.stack(parts).sum(), terms
+
+    def parts(
+        self, activations: Activations, batch: Batch, totals: Sequence[float] | None = None
+    ) -> Terms:
+        """Every loss times its weight, worked out by itself and with a gradient of its own."""
+        steps = self._steps(activations, batch, totals)
+        pairs = Pairs(self.cache, batch, activations, project=self._project)
+        found: Terms = {}
+        for name, one in self.bound.items():
+            if one.choose:
+                value = value_of(one, pairs, steps[name], self.seed, self.step)
+            else:
+                value = one.loss.value([pairs.of(match) for match in one.matches], steps[name])
+            found[name] = one.loss.weight * value
+        return found
+
+    def _steps(
+        self, activations: Activations, batch: Batch, totals: Sequence[float] | None
+    ) -> dict[str, Step]:
+        """What each loss knows of a batch."""
+        whole = self.totals([batch]) if totals is None else totals
+        return {
+            name: Step(
+                batch=batch,
+                labels=self.cache.labels,
+                activations=activations,
+                rows=one.rows,
+                total=total,
+                state=typing.cast(_Kept, self.state[name]).now() if name in self.state else {},
+            )
+            for (name, one), total in zip(self.bound.items(), whole, strict=True)
+        }
 
     def _idle(self) -> list[torch.Tensor]:
         """Zeros that depend on the maps of teachers that were not chosen: DDP waits for a gradient
@@ -180,6 +213,24 @@ class Objective:
         linear: Any = self.projections[name]
         projected: torch.Tensor = linear(rows.to(linear.weight.dtype))  # autocast's are smaller
         return projected
+
+
+class _Kept(nn.Module):
+    """What a loss keeps between steps, as buffers: a checkpoint holds them, a device gets them."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor.detach().clone())
+
+    def now(self) -> dict[str, torch.Tensor]:
+        """Copies, which a graph may hold while the tensors go on."""
+        return {name: buffer.clone() for name, buffer in self.named_buffers()}
+
+    def keep(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what a loss has made of them."""
+        for name, buffer in self.named_buffers():
+            buffer.copy_(state[name].detach())
 
 
 def _notes(bound: Mapping[str, BoundLoss], student: ModelSizes) -> list[str]:

@@ -52,7 +52,7 @@ from kdcache.training.scale import (
 )
 from kdcache.training.trainer import DistillationTrainer, Reporter, make_trainer
 
-PROJECTIONS = "kdcache_projections"
+PROJECTIONS, STATE = "kdcache_projections", "kdcache_state"
 
 
 class Run:
@@ -197,9 +197,13 @@ class Run:
         callbacks = [*callbacks, reporter, *choosing]
         with only_trained(student, self.recipe.trainable):
             setattr(student, PROJECTIONS, self.objective.projections)
+            if self.objective.state:
+                setattr(student, STATE, self.objective.state)
             trainer = self._trainer(student, reporter.ranks, callbacks)
             metrics = self._fit(trainer, reporter)
         delattr(student, PROJECTIONS)
+        if self.objective.state:
+            delattr(student, STATE)
         if keeps_cache is not None:
             student.config.use_cache = keeps_cache  # the Trainer turns it off for training
         if self.parts is not None:
@@ -209,6 +213,9 @@ class Run:
             metrics["caches"] = self.mixture.report(self.shares)
         if self.choice is not None:
             metrics["dev"] = self.choice.report(trainer.state, trainer.diverged, self.progress)
+        trainer.shares.end(-(-trainer.state.global_step // trainer.epoch_steps))
+        if trainer.shares.last:
+            metrics["shares"] = trainer.shares.last
         metrics["parameters"] = _parameters(student)
         if getattr(self.config, "members", ()):
             metrics["students"] = {
@@ -251,6 +258,8 @@ class Run:
             model=student,
             args=self.args,
             callbacks=list(callbacks),
+            say=self.progress.say,
+            prefix=f"stages.{self.stage}." if self.stage else "",
         )
 
     def _settle(self, student: Any) -> None:

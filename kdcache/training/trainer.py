@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,7 @@ from kdcache.training.dev import DevSet, value_of
 from kdcache.training.loader import Documents, make_loader
 from kdcache.training.objective import Objective, Terms
 from kdcache.training.ranks import Ranks
+from kdcache.training.shares import Shares
 
 
 class DistillationTrainer(transformers.Trainer):
@@ -45,6 +46,7 @@ class DistillationTrainer(transformers.Trainer):
     Attributes:
         objective: that of the cache whose documents the step has; `others` are of further caches.
         teacher_logs: scores of the teacher that are logged with every score on the dev set.
+        shares: what each loss counts for; `say` takes a line about those that do not.
         diverged: the step whose loss was no number, after which a student that had been scored
             before stops; 0: none.
     """
@@ -60,6 +62,8 @@ class DistillationTrainer(transformers.Trainer):
         head: bool = False,
         dev: DevSet | None = None,
         teacher_logs: Mapping[str, float] = MappingProxyType({}),
+        say: Callable[[str], None] = lambda line: None,
+        prefix: str = "",
         **options: Any,
     ) -> None:
         super().__init__(train_dataset=dataset, eval_dataset=dev, **options)
@@ -79,6 +83,8 @@ class DistillationTrainer(transformers.Trainer):
         ):  # DDP waits for a gradient of every parameter
             self.taps.append(LOGITS)
         self.dev, self.teacher_logs, self.diverged = dev, teacher_logs, 0
+        self.shares = Shares(objective, options["model"], self.args, say, prefix)
+        self._measured = False
         self._documents = self._tokens = 0
         self._terms: dict[str, torch.Tensor] = {}
         self._steps = 0
@@ -103,6 +109,10 @@ class DistillationTrainer(transformers.Trainer):
         if batches:
             self.objective = self.objectives[batches[0].cache]  # that of the whole step
         self.objective.step = self.state.global_step
+        step = self.state.global_step
+        if step and step % self.epoch_steps == 0:
+            self.shares.end(step // self.epoch_steps)
+        self._measured = not self.shares.due(step, self.epoch_steps)
         if self.objective.schedules:
             self.objective.advance(self.moment())
         return batches, self.ranks.total(self.objective.totals(batches))
@@ -149,6 +159,9 @@ class DistillationTrainer(transformers.Trainer):
         num_items_in_batch: list[float] | None = None,
     ) -> Any:
         activations = run(model, inputs, self.taps, task=self.task)
+        if not (self._measured or inputs.idle or len(activations.students) > 1):
+            self._measured = True  # in the first batch of a step alone
+            self.shares.measure(activations, inputs, num_items_in_batch)
         loss, terms = self._loss(activations, inputs, num_items_in_batch)
         if self.ranks.size > 1:
             loss = loss * self.ranks.size  # DDP takes the mean of the ranks' gradients
@@ -169,14 +182,16 @@ class DistillationTrainer(transformers.Trainer):
         return torch.stack([loss for loss, _ in found]).sum(), typing.cast(Terms, terms)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each term's mean since the last log, before its weight, as "loss_NAME"."""
+        """Add each term's mean since the last log, before its weight, as "loss_NAME"; its share."""
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 self._stop_diverged(logs["loss"])
-            for name, value in self._terms.items():
-                mean = self.accelerator.reduce(value / self._steps, reduction="sum")
-                logs[f"loss_{name}"] = float(mean)
-            logs |= self.objective.scheduled()
+            means = {
+                name: float(self.accelerator.reduce(value / self._steps, reduction="sum"))
+                for name, value in self._terms.items()
+            }
+            logs |= {f"loss_{name}": mean for name, mean in means.items()}
+            logs |= self.shares.logs(means) | self.objective.scheduled()
             self._terms, self._steps = {}, 0
         super().log(logs, start_time)
 

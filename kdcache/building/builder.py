@@ -15,16 +15,16 @@ import torch
 
 from kdcache.building.artifacts import artifact_sources
 from kdcache.building.capture import Capture
-from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
+from kdcache.building.planner import PlanOptions, check_words, make_plan, scratch_folder
 from kdcache.building.training_note import length_note
 from kdcache.corpora.numbering import Numbering
-from kdcache.errors import ConfigError, KdcacheError, MismatchError, ModelError, one_of
+from kdcache.errors import ConfigError, KdcacheError, MismatchError, ModelError
 from kdcache.interrupts import held_interrupts
 from kdcache.labels import UNKNOWN, kind_of
 from kdcache.manifest import NAMED, Json
 from kdcache.models import Teacher, Tokenizer, check_taps, load_config, load_teacher, load_tokenizer
 from kdcache.models.auto import problem_of, require_problem
-from kdcache.models.teacher import DTYPES, check_fit, model_sizes, pick_device
+from kdcache.models.teacher import check_fit, model_sizes
 from kdcache.models.token_map import own_tokenizer, processing_difference
 from kdcache.models.tokenizer import outputs_of
 from kdcache.plans import Plan
@@ -102,15 +102,12 @@ def build(
         raise ConfigError(f"batch_tokens must be 1 or more; got {batch_tokens}")
     task = as_task(task)
     wanted = _check(corpus, teacher, task, signals, trust_remote_code, options)
-    one_of("dtype", dtype, DTYPES)
-    pick_device(device)
-    config = load_config(teacher, trust_remote_code=trust_remote_code)
+    loaded = load_teacher(
+        teacher, task=task, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
     tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
-    with _planned(corpus, tokens, task, config, out, progress, options) as plan:
+    with _planned(corpus, tokens, task, loaded.model.config, out, progress, options) as plan:
         _require_planned(plan, tokens)
-        loaded = load_teacher(  # a corpus that is refused is refused before that
-            teacher, task=task, device=device, dtype=dtype, trust_remote_code=trust_remote_code
-        )
         own = tokens if tokenizer is None else own_tokenizer(teacher)
         check_fit(loaded, plan, tokens, own)
         if own is not None and (parts := processing_difference(tokens, own)):
@@ -178,6 +175,8 @@ def _check(
             raise ConfigError(
                 f"{corpus} is a plan for {planned}, not {task}: give --task {planned}, or plan anew"
             )
+    elif task.words:
+        check_words(corpus, task, options)
     return wanted
 
 

@@ -143,18 +143,7 @@ def make_plan(
     `like` are taken if they are there.
     """
     task = as_task(task)
-    opened = open_corpus(
-        corpus,
-        text_columns=options.get("text_columns", ()),
-        label_column=options.get("label_column"),
-        ignore_columns=options.get("ignore_columns", ()),
-        limit=options.get("limit"),
-        unit=options.get("unit", "line"),
-        labelled=task.labelled,
-        like=like,
-        words=task.words,
-        tags=task.tags,
-    )
+    opened = _opened(corpus, task, options, like)
     if not task.pairs and len(opened.text_columns) > 1:
         raise ConfigError(
             f"{task} takes one text column, not {' and '.join(opened.text_columns)}; "
@@ -198,6 +187,27 @@ def make_plan(
     )
     with writing(scratch.parent):
         return builder.arrange(config, labels)
+
+
+def check_words(corpus: Any, task: Task, options: PlanOptions) -> None:
+    """Raise CorpusError or ConfigError for documents that are no lists of words with a tag each."""
+    for _ in _opened(corpus, task, options, ()):
+        pass
+
+
+def _opened(corpus: Any, task: Task, options: PlanOptions, like: Sequence[str]) -> Corpus:
+    return open_corpus(
+        corpus,
+        text_columns=options.get("text_columns", ()),
+        label_column=options.get("label_column"),
+        ignore_columns=options.get("ignore_columns", ()),
+        limit=options.get("limit"),
+        unit=options.get("unit", "line"),
+        labelled=task.labelled,
+        like=like,
+        words=task.words,
+        tags=task.tags,
+    )
 
 
 def _names(columns: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from numcodecs import zstd
@@ -168,6 +169,8 @@ def test_a_frame_is_read_as_its_rows_whatever_its_index_and_types() -> None:
     odd = pd.DataFrame({"text": ["x", "y", "z"], "label": ["a", None, "b"]}, index=[7, 7, -1])
     for made in (odd, odd.convert_dtypes(), odd.astype({"label": "category"})):
         assert [d.label for d in open_corpus(made)] == ["a", None, "b"]
+    arrays = pd.DataFrame({"text": ["x", "y"], "label": [np.array(["a", "b"]), None]})
+    assert [d.label for d in open_corpus(arrays)] == [["a", "b"], None]
     numbers = pd.DataFrame({"text": ["x", "y"], "label": [1, None]})
     assert [d.label for d in open_corpus(numbers)] == [1.0, None]
     assert [d.where for d in open_corpus(odd)][-1] == "frame row 2"

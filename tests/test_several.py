@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from kdcache.evaluation.evaluator import evaluate
 from kdcache.labels import LABEL_KINDS, Cells, LabelReader, Labels, kind_of, resolve
 from kdcache.labels.multi_label import bernoulli_kl, binary_cross_entropy
 from kdcache.labels.several_metrics import several_classes, several_values
-from kdcache.losses import Hard, SoftKL
+from kdcache.losses import Hard, Mutual, SoftKL
 from kdcache.maintenance.repair import repair
 from kdcache.maintenance.spot_check import spot_check
 from kdcache.models import load_teacher
@@ -377,6 +378,35 @@ def test_the_loss_kl_is_the_bernoulli_form_beside_hard_labels(
     assert float(terms["kl"]) == pytest.approx(divergence, rel=1e-5)
     assert float(terms["hard"]) == pytest.approx(hard, rel=1e-5)
     assert float(loss) == pytest.approx(0.7 * divergence + 0.3 * hard, rel=1e-5)
+
+
+def test_students_of_several_classes_learn_from_each_other_class_by_class(
+    several: dict[str, Made],
+) -> None:
+    cache = several["multi-label"].cache
+    loaded = load_teacher(several["multi-label"].trained.folder, task=TASK, device="cpu")
+    sizes = replace(model_sizes(loaded.model.config, TASK), peers=1)
+    objective = Objective(
+        {"mutual": Mutual(weight=1.0, temperature=2.0)},
+        cache_spec(cache, cache.plan.labelled),
+        sizes,
+    )
+    batch = cache.batch(cache.plan.docs)
+    one = run_model(loaded.model, batch, [LOGITS], task=TASK)
+    other = replace(one, values={LOGITS: batch["logits/values"]})
+    mine, peers = one[LOGITS].numpy(), other[LOGITS].numpy()
+    loss, _ = objective(replace(one, peers=(other,)), batch)
+    assert float(loss) == pytest.approx(4 * bernoulli(mine, peers, 2.0).mean(), rel=1e-5)
+
+
+def test_students_that_give_values_have_no_probabilities_to_compare(
+    several: dict[str, Made],
+) -> None:
+    made = several["vectors"]
+    loaded = load_teacher(made.trained.folder, task=TASK, device="cpu")
+    sizes = replace(model_sizes(loaded.model.config, TASK), peers=1)
+    with pytest.raises(ConfigError, match=r"losses.mutual compares probabilities of students"):
+        Objective({"mutual": Mutual()}, cache_spec(made.cache, made.cache.plan.labelled), sizes)
 
 
 def test_a_shipped_student_says_every_class_or_value(made: Made, tmp_path: Path) -> None:

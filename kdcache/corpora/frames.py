@@ -43,6 +43,7 @@ def _rows(frame: Any, names: Sequence[str], wanted: Wanted) -> Iterator[Row]:
 
 
 def _plain(column: Any) -> list[Any]:
-    """The values of a column as Python's own; None for those that are missing."""
+    """The values of a column as Python's own, arrays as lists; None for those that are missing."""
     missing = column.isna().tolist()
-    return [None if gone else v for v, gone in zip(column.tolist(), missing, strict=True)]
+    values = (v.tolist() if hasattr(v, "tolist") else v for v in column.tolist())
+    return [None if gone else v for v, gone in zip(values, missing, strict=True)]

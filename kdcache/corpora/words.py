@@ -15,6 +15,7 @@ from kdcache.errors import CorpusError
 COLUMNS = ("tokens", "tags")
 _COMMENT = re.compile(r"# ?[\w:.-]+ = ")
 _BOUNDARY = "-DOCSTART-"
+_BLANKS = re.compile(" +")  # other spaces may be within a word, as the one in 10 000
 
 
 def text_of_words(where: str, words: Any, column: str) -> str:
@@ -55,32 +56,45 @@ def tags_of(where: str, tags: Any, text: str, column: str) -> list[Any] | None:
 def conll_table(path: Path) -> Table:
     """Open a CoNLL file: a word a line, its tag in the last column, blank lines between documents.
 
-    Columns are separated by tabs or else by blanks. Lines `# name = value` and -DOCSTART- are left
-    out.
+    Columns are separated by tabs or else by blanks. Lines `# name = value` are left out, and so is
+    -DOCSTART-, which ends a document, too.
     """
     return Table(name=str(path), columns=COLUMNS, rows=lambda wanted: _sentences(path, wanted))
 
 
 def _sentences(path: Path, wanted: Wanted) -> Iterator[Row]:
-    start, rows = 1, list[Sequence[str]]()
+    start, rows, seen = 1, list[Sequence[str]](), False
     with named(path), open_text(path) as file:
         for number, line in enumerate(file, 1):
             cells = _cells(path, number, line)
             if cells:
                 start = start if rows else number
                 rows.append(cells)
-            elif rows and not line.strip():
+            elif rows and (not line.strip() or line.startswith(_BOUNDARY)):
+                seen = seen or _require_words(path, start, rows)
                 yield _row(path, start, rows)
                 rows = []
     if rows:
+        seen = seen or _require_words(path, start, rows)
         yield _row(path, start, rows)
+
+
+def _require_words(path: Path, start: int, rows: Sequence[Sequence[str]]) -> bool:
+    """Raise CorpusError where the first column numbers words; whether the rows tell."""
+    numbered = [cells[0] for cells in rows] == [str(n) for n in range(1, len(rows) + 1)]
+    if numbered and len(rows) > 1 and len(rows[0]) > 2:
+        raise CorpusError(
+            f"{path}:{start}: the first column numbers the words, and it is to hold them: leave "
+            "that column out of the file"
+        )
+    return len(rows) > 1
 
 
 def _cells(path: Path, number: int, line: str) -> list[str]:
     """The columns of a line; none of one that holds no word."""
     if not line.strip() or _COMMENT.match(line) or line.startswith(_BOUNDARY):
         return []
-    cells = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+    cells = line.rstrip("\r\n").split("\t") if "\t" in line else _BLANKS.split(line.strip())
     if len(cells) < 2 or not cells[0].strip():
         raise CorpusError(
             f"{path}:{number}: malformed: expected a word and a tag, separated by a tab or blanks; "

@@ -256,6 +256,11 @@ class _Where(NamedTuple):
                 f"losses.{self.name} lets several students learn from each other, and one is "
                 "trained: pass kdcache.students.Together([...]) as the student, or leave it out"
             )
+        if self.cache.labels.no_divergence:
+            raise ConfigError(
+                f"losses.{self.name} compares probabilities of students, and these give values: "
+                "leave it out"
+            )
         space, both = self.cache.task.rows, self.cache.shared(self.student)
         return Bound(match.student, match.teacher, "", self.cache, both, space, "", "", Rows(space))
 

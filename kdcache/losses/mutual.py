@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +10,9 @@ import torch
 
 from kdcache.losses.base import PEERS, Match, Over, Pair, Step, check_number, exact, weighted
 from kdcache.signals import LOGITS, ModelSizes
+
+Divergence = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+"""Of outputs of two models, [N, C], at a temperature: of each row, [N], without T^2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +46,27 @@ class Mutual:
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
         """The sum over rows of the mean over peers."""
         ((ours, peers, _),) = pairs
-        return weighted(mutual_rows(ours, peers, self.temperature), step.weight)
+        rows = mutual_rows(ours, peers, self.temperature, step.labels.divergence)
+        return weighted(rows, step.weight)
 
 
 def mutual_rows(
-    student: torch.Tensor, peers: Sequence[torch.Tensor], temperature: float = 1.0
+    student: torch.Tensor,
+    peers: Sequence[torch.Tensor],
+    temperature: float = 1.0,
+    divergence: Divergence | None = None,
 ) -> torch.Tensor:
     """T^2 KL(peer || student) of each row in nats, mean over the peers, [N].
 
-    `student` and each of `peers` are logits [N, C]; no gradient flows into the peers.
+    `student` and each of `peers` are logits [N, C]; no gradient flows into the peers. `divergence`
+    is that of their kind of label; None: that of a softmax.
     """
-    ours = torch.log_softmax(exact(student) / temperature, -1)
-    found = []
-    for peer in peers:
-        theirs = torch.log_softmax(exact(peer.detach()) / temperature, -1)
-        found.append((theirs.exp() * (theirs - ours)).sum(-1))
+    apart = divergence or _of_softmax
+    found = [apart(exact(student), exact(peer.detach()), temperature) for peer in peers]
     return temperature**2 * torch.stack(found).mean(0)
+
+
+def _of_softmax(student: torch.Tensor, peer: torch.Tensor, temperature: float) -> torch.Tensor:
+    ours = torch.log_softmax(student / temperature, -1)
+    theirs = torch.log_softmax(peer / temperature, -1)
+    return (theirs.exp() * (theirs - ours)).sum(-1)

@@ -124,6 +124,8 @@ class Tokenizer:
     ) -> list[tuple[npt.NDArray[np.int64], list[int | None], bool]]:
         """Ids of lists of words, the word that each token is of, and whether some were cut off.
 
+        What is left of a word whose first token was cut off is of no word.
+
         Raises ModelError for a tokenizer that takes whole texts only.
         """
         if not documents:
@@ -139,9 +141,17 @@ class Tokenizer:
                 "tokenizer_config.json"
             ) from error
         return [
-            (np.asarray(piece.ids, np.int64), piece.word_ids, bool(piece.overflowing))
+            (np.asarray(piece.ids, np.int64), self._words_of(piece), bool(piece.overflowing))
             for piece in encoded.encodings
         ]
+
+    def _words_of(self, piece: Any) -> list[int | None]:
+        """The word that each token is of, but for one that was cut in two on the left."""
+        words: list[int | None] = piece.word_ids
+        if self._tokenizer.truncation_side != "left":
+            return words
+        cut = {word for rest in piece.overflowing for word in rest.word_ids}
+        return [None if word in cut else word for word in words]
 
     def _cut(self, texts: list[str], pairs: list[str], length: int) -> tuple[list[str], list[str]]:
         """Pairs without most of what truncation to `length` tokens drops anyway.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from kdcache.evaluation.scoring import Predictions, score_teacher, scores
+from kdcache.labels import known
 from kdcache.manifest import Json
 from kdcache.models.token_map import cached_tokenizer
 from kdcache.plans import Docs, Plan
@@ -52,7 +53,7 @@ def teacher_score(
         )
         return {"value": value_of(scored, dev.metric), "source": f"run: {Path(teacher).name}"}
     rows = _rows(dev, cache)
-    if rows is None or cache.holder(LOGITS) is None:
+    if rows is None or cache.holder(LOGITS) is None or _lacks_rows(dev, cache, rows):
         progress.say(
             "the teacher's score on the dev set is unknown, for the cache does not hold its soft "
             "labels there: --eval-teacher names a teacher to run"
@@ -78,6 +79,15 @@ def _rows(dev: DevSet, cache: Cache) -> dict[int, int] | None:
     return {doc: held[keys[doc]] for doc in dev.docs.tolist()}
 
 
+def _lacks_rows(dev: DevSet, cache: Cache, rows: dict[int, int]) -> bool:
+    """Whether the cache holds some rows only of documents that are scored as a whole."""
+    if not dev.plan.task.metric(dev.plan.config.classes or []):
+        return False
+    held = np.asarray([rows[int(doc)] for doc in dev.docs])
+    counts = dev.plan.spans(dev.docs, dev.plan.task.rows)[1]
+    return bool(len(cache.sampled_rows(cache.holder(LOGITS) or "", held)) < counts.sum())
+
+
 def _cached_score(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json:
     """The score of the soft labels that the cache holds."""
     if dev.plan.config.label_kind.compare is not None:
@@ -87,9 +97,9 @@ def _cached_score(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json:
     found, exact = [], True
     for docs in length_batches(dev.plan, dev.docs, BUDGET):
         held = np.asarray([rows[int(doc)] for doc in docs])
-        values, known = SCORES[dev.plan.config.problem](dev.plan, cache, docs, held)
+        values, whole = SCORES[dev.plan.config.problem](dev.plan, cache, docs, held)
         found.append(values)
-        exact = exact and known
+        exact = exact and whole
     score: Json = {"value": float(np.concatenate(found).mean()), "source": FROM_CACHE}
     return score if exact else score | {"estimate": True}
 
@@ -124,9 +134,15 @@ def _of_outputs(dev: DevSet, cache: Cache, rows: dict[int, int]) -> float:
 
 
 def _correct(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:
-    """[D], 1 where the likeliest class is the label."""
-    right = _likeliest(cache, held) == plan.labels(docs)
-    return right.astype(np.float64), True
+    """[rows], 1 where the likeliest class is the label, of each labelled row the cache has; whether
+    it has all.
+    """
+    sampled = cache.sampled_rows(cache.holder(LOGITS) or "", held)
+    labels = plan.labels(docs)
+    rows = labels[sampled]
+    there = known(rows)
+    right = _likeliest(cache, held)[there] == rows[there]
+    return right.astype(np.float64), len(sampled) == len(labels)
 
 
 def _nats(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:

@@ -24,13 +24,18 @@ import transformers
 from seqeval.metrics import classification_report
 
 import kdcache
+from kdcache.corpora.documents import open_corpus
+from kdcache.errors import CorpusError
 from kdcache.losses import HiddenMSE
 from kdcache.maintenance.repair import repair
 from kdcache.maintenance.spot_check import spot_check
+from kdcache.models import load_tokenizer
 from kdcache.models.auto import auto_class
 from kdcache.signals import parse
 from kdcache.tasks import TASKS, Task
 from kdcache.tasks.token_classification import entity_scores, first_of_words
+from kdcache.training.dev import DevSet
+from kdcache.training.dev_teacher import _correct, _lacks_rows
 from kdcache_cli.main import main
 from tests.conftest import SIZES, save_teacher
 from tests.damage import copy_of, files_of, flip
@@ -495,6 +500,71 @@ def test_a_line_of_a_conll_file_without_a_tag_is_named(
     assert "bad.conll:2: malformed: expected a word and a tag" in refused(
         *command, "--out", tmp_path / "out"
     )
+
+
+CONLL = {"text_columns": ["tokens"], "words": ["tokens"], "tags": ["tags"]}
+
+
+def test_a_boundary_ends_a_document_and_other_spaces_than_blanks_are_part_of_a_word(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.conll"
+    path.write_text("Anna B-PER\n-DOCSTART- O\n1\u00a0000 CD  O\r\nmen O\n", "utf-8")
+    found = [(one.words, one.label) for one in open_corpus(path, **CONLL)]
+    assert found == [(["Anna"], ["B-PER"]), (["1\u00a0000", "men"], ["O", "O"])]
+
+
+def test_a_conll_file_whose_first_column_numbers_words_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.conll"
+    path.write_text("# text = a\n1\tAnna\tB-PER\n2\tgeht\tO\n")
+    with pytest.raises(CorpusError, match=r"a.conll:2: the first column numbers the words"):
+        list(open_corpus(path, **CONLL))
+    path.write_text("1\tCD\tO\n\nEU\tNN\tO\nand\tNN\tO\n\n1\tCD\tO\n2\tCD\tO\n")
+    assert [one.words for one in open_corpus(path, **CONLL)] == [["1"], ["EU", "and"], ["1", "2"]]
+
+
+def test_a_word_that_is_cut_in_two_on_the_left_has_no_row(tokenizer: Path) -> None:
+    words = [["the", "unparenthesizable", "parser"]]
+    loaded = load_tokenizer(tokenizer)
+    ids, numbers, cut = loaded.encode_words(words, 64)[0]
+    assert not cut
+    assert numbers.count(1) > 1
+    loaded.plain.truncation_side = "left"
+    _, numbers, cut = loaded.encode_words(words, len(ids) - 2)[0]
+    assert cut
+    assert first_of_words(numbers)[1].tolist() == [2]
+
+
+@pytest.mark.parametrize("part", ["", ",fraction=0.5"])
+def test_the_teachers_score_of_words_is_that_of_words_with_a_label(
+    part: str, walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    """From the cache what the teacher itself scores; unknown for entities of which rows are left
+    out.
+    """
+    walk = walks["token-classification"]
+    rows = [json.loads(line) for line in walk.corpus.read_text("utf-8").splitlines()]
+    for row in rows:
+        row["tags"] = [tag if i % 2 else None for i, tag in enumerate(row["tags"])]
+    (tmp_path / "half.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    cache = kdcache.build(
+        tmp_path / "half.jsonl", teacher=walk.teacher, task=walk.name, out=tmp_path / "cache",
+        signals=[f"logits:dense{part}"], max_length=32, part_tokens=256,
+    )  # fmt: skip
+    plan, docs = cache.plan, cache.plan.docs
+    dev = DevSet(
+        plan=plan, docs=docs, metric="accuracy", source="", left_out=docs, same=0,
+        texts=frozenset(),
+    )  # fmt: skip
+    held = {int(doc): int(doc) for doc in docs}
+    found = _correct(plan, cache, docs, docs)
+    sampled = cache.sampled_rows("logits", docs)
+    soft, labels = cache.soft_labels(docs), plan.labels(docs)[sampled]
+    right = soft.logprobs.argmax(-1).numpy() == labels
+    assert found[0].mean() == pytest.approx(right[labels >= 0].mean())
+    assert len(found[0]) == (labels >= 0).sum() < len(labels)
+    assert found[1] == (not part)
+    assert _lacks_rows(dev, cache, held) == bool(part)
 
 
 def test_a_task_says_of_itself_what_the_suite_needs() -> None:

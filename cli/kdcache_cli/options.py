@@ -114,7 +114,7 @@ TaughtTask = Annotated[
     str,
     typer.Option(
         metavar="TASK",
-        help="text-classification, regression included; language models need no labels.",
+        help="text-classification: of one class, several, or values a document.",
         callback=known("task", TASKS),
     ),
 ]

@@ -27,10 +27,10 @@ def text_of_words(where: str, words: Any, column: str) -> str:
             "with --text-column"
         )
     for word in words:
-        if not isinstance(word, str) or not word or len(word.splitlines()) > 1:
+        if not isinstance(word, str) or word.splitlines() != [word]:
             raise CorpusError(
                 f"{where}: column {column!r} must hold words, which are texts of one line; got "
-                f"{word!r:.40}"
+                f"{word!r:.40}: leave it and its tag out"
             )
     return "\n".join(words)
 

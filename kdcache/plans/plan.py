@@ -216,14 +216,16 @@ class Plan:
         found: Array = reader.read(*self.spans(docs, "masked"))
         return found
 
-    @property
+    @cached_property
     def labelled_docs(self) -> npt.NDArray[np.int64]:
         """Rows of the example space that hold a document with a hard label."""
-        kind = self.config.label_kind
-        if kind.column and self.task.selects:
-            named = self.config.corpus["label_column"] is not None
-            return self.docs[(self.examples["masked_len"][self.docs] > 0) & named]
-        return self.docs[known(kind.of(self.examples, self.docs))] if kind.column else self.docs
+        if not self.config.label_kind.column:
+            return self.docs
+        rows = known(self.labels(self.docs))
+        if not self.task.selects:
+            return self.docs[rows]
+        document = np.repeat(np.arange(len(self.docs)), self.examples["masked_len"][self.docs])
+        return self.docs[np.bincount(document[rows], minlength=len(self.docs)) > 0]
 
     @property
     def labelled(self) -> int:

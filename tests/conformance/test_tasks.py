@@ -467,6 +467,19 @@ def test_numbers_of_tags_are_called_what_their_data_set_calls_them(
         assert labels[1].tolist() == [1, 0]
 
 
+def test_documents_without_any_tag_are_not_labelled(walks: dict[str, Walk], tmp_path: Path) -> None:
+    walk = walks["token-classification"]
+    words = [["a", "word"], ["the", "parser"], ["b"]]
+    tags = [[None, NAMES[1]], [None, None], [NAMES[0]]]
+    lines = [json.dumps({"tokens": w, "tags": t}) for w, t in zip(words, tags, strict=True)]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines))
+    plan = kdcache.plan(
+        tmp_path / "some.jsonl", tokenizer=walk.teacher, task=walk.name, out=tmp_path / "plan"
+    )
+    assert sorted(plan.examples["doc_id"][plan.labelled_docs].tolist()) == [0, 2]
+    assert plan.labelled == 2
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -474,6 +487,7 @@ def test_numbers_of_tags_are_called_what_their_data_set_calls_them(
         ('{"tokens": ["a"], "tags": "O"}', "must hold a list with a tag for each word; got str"),
         ('{"tokens": "a b", "tags": ["O"]}', "must hold lists of words; got str"),
         ('{"tokens": ["a", ""], "tags": ["O", "O"]}', "words, which are texts of one line; got ''"),
+        (r'{"tokens": ["a", "b\n"], "tags": ["O", "O"]}', "texts of one line; got 'b\\n'"),
         ('{"text": "a b", "tags": ["O"]}', "no column holds lists of words (tokens or words)"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from kdcache.errors import ConfigError, MismatchError
+from kdcache.training import run
 from kdcache.training.recipe import load_recipe
 from kdcache.training.train import train
 from tests.test_trainer import assert_same_weights, log_of, narrow, weights
@@ -176,6 +177,35 @@ def test_a_run_that_dies_between_two_stages_goes_on_with_the_next(
     assert_same_weights(whole.folder, resumed.folder)
 
 
+def test_a_stage_that_had_not_begun_keeps_its_documents_a_step_in_a_run_that_goes_on(
+    recipe, cache, narrow, tmp_path
+):
+    """Batches half as large halve the steps of no stage: the run is the one that was stopped."""
+    options = {"recipe": recipe, "out": tmp_path / "run", "config": narrow}
+    stop = At("states", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        train(cache, progress=stop, **options)
+    again = At()
+    resumed = train(cache, resume=True, batch_size=4, progress=again, **options)
+    assert again.said.count("a step keeps its 8 documents: 1 rank x 4 x accumulation 2") == 3
+    told = {name: stage["documents"] for name, stage in resumed.metrics["stages"].items()}
+    assert told == {"states": 8, "both": 24, "head": 24}
+
+
+def test_autocast_of_a_stage_does_not_stay_for_the_next(recipe, cache, narrow, tmp_path):
+    half = ["stages.states.training.bf16=true", "stages.states.training.use_cpu=true"]
+    options = {"recipe": recipe, "config": narrow, "overrides": [*half, "training.max_steps=1"]}
+    unbroken = train(cache, out=tmp_path / "unbroken", **options)
+
+    def die():
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(cache, out=tmp_path / "run", progress=At("both", 1, die), **options)
+    resumed = train(cache, out=tmp_path / "run", resume=True, **options)
+    assert_same_weights(unbroken.folder, resumed.folder)
+
+
 def test_overrides_and_options_reach_a_stage(recipe):
     found = load_recipe(recipe, ["stages.both.training.max_steps=7", "stages.head.trainable=['*']"])
     first, second, third = found.in_stages()
@@ -227,11 +257,17 @@ def test_a_stage_that_cannot_be_served_is_refused_before_the_first_begins(
 
 
 def test_dev_documents_are_held_out_of_all_stages_and_choose_in_the_last(
-    recipe, cache, narrow, tmp_path
+    recipe, cache, narrow, tmp_path, monkeypatch
 ):
+    spied, leave = [], run.without
+    monkeypatch.setattr(run, "without", lambda dev, *rest: spied.append(dev) or leave(dev, *rest))
     out = tmp_path / "run"
-    result = train(cache, recipe=recipe, out=out, config=narrow, dev_split=0.25)
+    own = {"overrides": ["stages.head.training.seed=5"]}  # which draws the split for all of them
+    result = train(cache, recipe=recipe, out=out, config=narrow, dev_split=0.25, **own)
     told = result.metrics["dev"]
+    left_out = spied.pop()
+    assert spied
+    assert all(one is left_out for one in spied)
     assert told["documents"] == 60
     assert {point["step"] for point in told["points"]} == {3}
     assert "dev" not in result.metrics["stages"]["states"]

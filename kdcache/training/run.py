@@ -65,6 +65,8 @@ class Run:
         stage: its name; "" of a recipe without stages.
         standing: where the training that is resumed stands, if it is in this stage.
         chooses: whether the weights are chosen on the dev set; else its documents are left out.
+        resumed: whether the training goes on, in this stage or an earlier one.
+        dev: the dev set of the stages after it, which is that of all; None: it is made.
     """
 
     def __init__(
@@ -81,12 +83,14 @@ class Run:
         mixture: Mixture,
         module: torch.nn.Module | None = None,
         trust_remote_code: bool = False,
+        resumed: bool = False,
+        dev: DevSet | None = None,
     ) -> None:
         self.mixture = mixture
         self.cache, self.recipe, self.folder = cache, recipe, folder
         self.stage, self.standing = stage, standing
         self.place = place_of(folder, stage)
-        self.checkpoint = standing.checkpoint
+        self.checkpoint, self.resumed = standing.checkpoint, resumed
         self.spec = student_spec(recipe, module, trust_remote_code=trust_remote_code)
         scored = recipe if chooses else dataclasses.replace(recipe, dev=None)
         self.args = training_arguments(scored, self.place)
@@ -105,7 +109,7 @@ class Run:
         require_parameters(recipe.trainable, self.spec, self.config, cache.plan.task)
         require_student(self.config, mixture)
         docs = [documents_of(cache, self.parts), *(other.plan.docs for other in mixture.others)]
-        self.dev = self._dev(docs[0])
+        self.dev = self._dev(docs[0], dev)
         self.choice = self._choice() if chooses else None
         if self.dev is not None:
             docs, notes = without(self.dev, mixture, docs)
@@ -132,13 +136,15 @@ class Run:
         require_whole(self.args, recipe)
         wait_for_everyone()  # or the first could hold and write what another still checks
 
-    def _dev(self, docs: Docs) -> DevSet | None:
+    def _dev(self, docs: Docs, known: DevSet | None) -> DevSet | None:
         """What the student is chosen on, if it is; `docs` are those there are to train on."""
         options = self.recipe.dev
         if options is None:
             return None
         seed, config, progress = self.args.seed, self.config, self.progress
-        dev = make_dev(options, self.cache, docs, seed=seed, config=config, progress=progress)
+        dev = known or make_dev(
+            options, self.cache, docs, seed=seed, config=config, progress=progress
+        )
         if self.standing.begun:
             require_same_dev(self.folder, dev.record)
         return dev
@@ -151,9 +157,9 @@ class Run:
 
     def _same_steps(self) -> list[str]:
         """Let a resumed run keep the documents of a step; what a person should know of it."""
-        if self.checkpoint is None:
-            return []
         record = self.place / RUN
+        if not self.resumed or not (record.exists() or self.checkpoint):
+            return []
         stored = stored_scale(record, self.folder / RECIPE, self.checkpoint)
         return list(filter(None, [keep_scale(self.args, stored)]))
 
@@ -204,6 +210,7 @@ class Run:
         delattr(student, PROJECTIONS)
         if self.objective.state:
             delattr(student, STATE)
+        _without_autocast(student)
         if keeps_cache is not None:
             student.config.use_cache = keeps_cache  # the Trainer turns it off for training
         if self.parts is not None:
@@ -314,6 +321,13 @@ class Run:
             return False
         state = transformers.TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         return has_ended(state, None if self.choice is None else self.choice.patience)
+
+
+def _without_autocast(student: Any) -> None:
+    """Take off the autocast that accelerate put around a student: the next stage may have none."""
+    own = vars(student).pop("_original_forward", None)
+    if own is not None:
+        student.forward = own
 
 
 def _parameters(student: Any) -> int:

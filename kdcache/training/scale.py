@@ -30,7 +30,7 @@ def scale_record(args: transformers.TrainingArguments) -> Json:
     }
 
 
-def stored_scale(record: Path, recipe: Path, checkpoint: Path) -> Json:
+def stored_scale(record: Path, recipe: Path, checkpoint: Path | None) -> Json:
     """The steps of the run to be resumed; of one that kept no record, as its checkpoint tells."""
     if record.exists():
         try:
@@ -38,7 +38,8 @@ def stored_scale(record: Path, recipe: Path, checkpoint: Path) -> Json:
             return {key: int(stored[key]) for key in ("documents_per_step", "ranks")}
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"{record} is damaged: {error}; train into another folder") from error
-    ranks = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+    states = () if checkpoint is None else checkpoint.glob("rng_state_*.pth")
+    ranks = max(1, len(list(states)))
     training = load_recipe(recipe).training
     known = transformers.TrainingArguments
     batch = int(training.get("per_device_train_batch_size", known.per_device_train_batch_size))

@@ -21,6 +21,7 @@ from kdcache.progress import Progress
 from kdcache.store import Cache
 from kdcache.store.io.durable_writes import remove_tree, writing
 from kdcache.training.card import write_card
+from kdcache.training.dev import DevSet
 from kdcache.training.lock import one_run, require_free
 from kdcache.training.mixture import Mixture
 from kdcache.training.parts import Parts
@@ -84,7 +85,9 @@ class Stages:
         self.names = [stage.name for stage in recipe.stages] or [""]
         self.parts = parts
         numbers = range(len(self.names) - 1, self.standing.done - 1, -1)
+        self.dev: DevSet | None = None  # the last stage's, which all leave out
         runs = [self._run(number) for number in numbers]  # the next comes last, with its seeds set
+        self.scales = {run.stage: scale_record(run.args) for run in runs}
         self.run, self.choice = runs[-1], runs[0].choice
         self.parts, self.config, self.first = self.run.parts, self.run.config, self.run.first
         self.progress = self.run.progress
@@ -95,7 +98,7 @@ class Stages:
         """The run of a stage."""
         standing = self.standing
         here = number == standing.done
-        return Run(
+        run = Run(
             self.cache,
             self.parts,
             self.recipe.in_stages()[number],
@@ -107,7 +110,11 @@ class Stages:
             mixture=self.mixture,
             module=self.module,
             trust_remote_code=self.trusted,
+            resumed=standing.begun,
+            dev=self.dev,
         )
+        self.dev = run.dev
+        return run
 
     def train(self, callbacks: Sequence[Any], teacher: str | Path | None = None) -> Json:
         """Train, write the folder and return the metrics.
@@ -137,9 +144,6 @@ class Stages:
     def _stage(self, number: int, student: Any, callbacks: Sequence[Any]) -> None:
         """Train a stage, and write what it comes to."""
         name, last = self.names[number], number == len(self.names) - 1
-        if self.first:
-            self.run.place.mkdir(parents=True, exist_ok=True)
-            write_json(self.run.place / RUN, scale_record(self.run.args))
         maps: nn.Module = self.run.objective.projections
         if number:
             _go_on(maps, stage_folder(self.folder, self.names[number - 1]) / MAPS)
@@ -191,6 +195,13 @@ class Stages:
         if whole:
             remove_tree(place_of(self.folder, name))
 
+    def _tell_scales(self) -> None:
+        """Write down the steps of every stage, for whoever resumes before it has begun."""
+        for name, scale in self.scales.items():
+            place = place_of(self.folder, name)
+            place.mkdir(parents=True, exist_ok=True)
+            write_json(place / RUN, scale)
+
     @property
     def _caption(self) -> str:
         """What a title says of several caches."""
@@ -218,6 +229,7 @@ class Stages:
                     stack.enter_context(one_run(self.folder, self.folder / CHECKPOINTS))
                     check_folder(*known, resume=self.standing.begun, several=several)
                     start_folder(*known, dev, several=several)
+                    self._tell_scales()
                 yield
         except ConfigError:  # of what transformers only then refuses
             if fresh and not (self.folder / STAGES).exists():

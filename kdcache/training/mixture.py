@@ -289,6 +289,7 @@ def _share_maps(one: Objective, other: Objective, pair: str) -> None:
             "differ: leave the loss out, or one of the caches"
         )
     other.projections = one.projections
+    other.state = one.state  # one that is on the device, and in the checkpoint
 
 
 def _widths(objective: Objective) -> dict[str, int]:

@@ -108,6 +108,7 @@ class DistillationTrainer(transformers.Trainer):
         self._steps += 1
         if batches:
             self.objective = self.objectives[batches[0].cache]  # that of the whole step
+            self.shares.objective = self.objective  # the batch has what this one reads
         self.objective.step = self.state.global_step
         step = self.state.global_step
         if step and step % self.epoch_steps == 0:

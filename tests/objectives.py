@@ -157,8 +157,11 @@ def _signals(given: Given) -> tuple[dict[str, Signal], dict[str, torch.Tensor]]:
     """What a cache would hold, and its rows."""
     signals: dict[str, Signal] = {}
     rows: dict[str, torch.Tensor] = {}
-    if given.soft:
-        tensors = {name: torch.from_numpy(values) for name, values in given.soft.items()}
+    tensors = {name: torch.from_numpy(values) for name, values in given.soft.items()}
+    if tensors and given.labels.ndim == 2:  # outputs of several classes, kept as they are
+        signals["logits"] = DenseLogits(dtype="fp32", activation="sigmoid")
+        rows["logits/values"] = tensors["values"]
+    elif tensors:
         soft = SoftLabels(**tensors)
         kind, options = (DenseLogits, {}) if soft.values is not None else (TopKLogits, {})
         if kind is TopKLogits:
@@ -265,7 +268,8 @@ def _heads(given: Given) -> dict[str, int]:
 def _labelled(given: Given) -> int:
     if np.issubdtype(given.labels.dtype, np.floating):
         return int(np.isfinite(given.labels).sum())
-    return int((given.labels != IGNORE_INDEX).reshape(len(given.labels), -1).all(1).sum())
+    found = given.labels != IGNORE_INDEX
+    return int((found if found.ndim == 1 else found.all(1)).sum())
 
 
 def batch_of(given: Given) -> Batch:

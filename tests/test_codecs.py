@@ -196,7 +196,7 @@ def test_the_sampled_gradient_is_that_of_the_estimate() -> None:
 
 def test_sampled_labels_refuse_another_temperature() -> None:
     spec = CacheSpec(
-        task="masked-lm",
+        task=TASKS["masked-lm"],
         label_kind="tokens",
         signals={"logits": SampledLogits()},
         shape=ModelSizes(outputs=600, hidden=8, layers=1),
@@ -315,7 +315,7 @@ def packed(
     return build(
         prose_file,
         teacher=masked_lm,
-        task="masked-lm",
+        task=TASKS["masked-lm"],
         out=tmp_path_factory.mktemp("packed") / "cache",
         signals=CACHES[request.param],
         max_length=48,
@@ -349,7 +349,7 @@ def test_a_resumed_packed_build_gives_the_same_bytes(
     again = build(
         prose_file,
         teacher=masked_lm,
-        task="masked-lm",
+        task=TASKS["masked-lm"],
         out=tmp_path / "again",
         signals=texts,
         max_length=48,

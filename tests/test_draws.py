@@ -164,7 +164,11 @@ def test_losses_that_cannot_be_served_are_refused(
     known = signal(codec, 600, k=8, draws=draws)
     shape = ModelSizes(outputs=600, hidden=8, layers=1)
     spec = CacheSpec(
-        task="masked-lm", label_kind="tokens", signals={"logits": known}, shape=shape, labelled=1
+        task=TASKS["masked-lm"],
+        label_kind="tokens",
+        signals={"logits": known},
+        shape=shape,
+        labelled=1,
     )
     bind("kl", SoftKL(tail="bucket", temperature=2.0), spec, shape)
     with pytest.raises(ConfigError, match=message.format(codec=codec)):
@@ -177,7 +181,7 @@ def test_a_student_is_trained_on_what_was_drawn(
     cache = build(
         prose_file,
         teacher=masked_lm,
-        task="masked-lm",
+        task=TASKS["masked-lm"],
         out=tmp_path / "cache",
         signals=[f"logits:{codec},k=16,draws=8"],
         max_length=48,

@@ -143,12 +143,12 @@ MISTAKES: dict[str, tuple[Mistake, type[KdcacheError], str]] = {
     "labels are numbers": (
         lambda c: {"label_type": "float", "corpus": c.file("c.csv", "text,label\nx,0.5\n")},
         ModelError,
-        "the labels are numbers, but the teacher has 3 classes",
+        r"the teacher is a classifier \(3 outputs\), and the plan's labels are for a regressor",
     ),
     "labels are classes": (
         lambda c: {"label_type": "class", "label_column": "", "teacher": c.given["regressor"]},
         ModelError,
-        r"the teacher gives one value, but the labels are classes",
+        r"the teacher is a regressor \(1 outputs\), and the plan's labels are for a classifier",
     ),
     "teacher missing": (
         lambda c: {"teacher": c.folder / "no model"},

@@ -127,7 +127,11 @@ def test_one_signal_of_each_name() -> None:
         ("logits:topk,k=601", "masked-lm", "the teacher has 600 outputs; use k=600 or less, or"),
         ("hidden:layers=1-5", "masked-lm", r"layer 5 is out of range; .* 0 \(embedding .* to 4"),
         ("hidden:layers=1,group=32", "masked-lm", "group=32 does not divide the hidden width 48"),
-        ("hidden:layers=1,positions=masked", "causal-lm", "needs the task masked-lm; the task is"),
+        (
+            "hidden:layers=1,positions=masked",
+            "causal-lm",
+            "needs the task masked-lm or token-classification; the task is",
+        ),
     ],
 )
 def test_a_signal_the_teacher_cannot_give_is_refused(text: str, task: Any, message: str) -> None:

@@ -153,7 +153,6 @@ def test_models_and_tokenizers_in_memory_are_refused_by_every_function_that_want
     task: Any = "text-classification"
     out = tmp_path / "out"
     calls: dict[str, Any] = {
-        "student": lambda: kdcache.train(cache, student=model, out=out),
         "config": lambda: kdcache.train(cache, config=model.config, out=out),
         "teacher": lambda: kdcache.build(corpus, teacher=model, task=task, out=out),
         "build's tokenizer": lambda: kdcache.build(

@@ -151,7 +151,7 @@ labels that are now a list and now single | build {mixed.jsonl} {AS_BUILD} --tea
 a class that a teacher of several lacks | build {lists.jsonl} {AS_BUILD} --teacher {multi} | lists.jsonl:1 + 'nothing' is not one of the 3 known classes
 a label column that is not there | build {corpus} {AS_BUILD} --teacher {multi} --label-column label --label-column fear | no column 'fear'
 a student without a tokenizer | train {cache} --recipe kd --out {out} --student {mute} | --same-tokenizer
-predictions of tokens | evaluate {masked_lm} {corpus} --predictions {out} | text-classification only
+predictions of tokens | evaluate {masked_lm} {corpus} --predictions {out} | text-classification and token-classification only
 a corpus without labels | evaluate {classifier} {unlabelled.csv} | --label-column
 a label nobody knows | build {one.csv} {AS_BUILD} | 'xml' + asyncio, email, tkinter
 a class too far | build {far.csv} {AS_BUILD} | label 7 + 0 to 2 + --label-column

@@ -69,6 +69,7 @@ PLAN_OPTIONS = {
 def plan_options(context: typer.Context) -> Any:
     """The options of a plan that were given: the library has defaults of its own for the rest."""
     values = {field: context.params[name] for name, field in PLAN_OPTIONS.items()}
+    values["label_column"] = one_or_several(values["label_column"])
     return {field: value for field, value in values.items() if value not in (None, [], ())}
 
 
@@ -131,7 +132,6 @@ LabelColumn = Annotated[
         metavar="NAME",
         help="Column of the labels, which may hold lists; give it once for each class or value "
         "where these have a column each. Guessed from common names; '' means none.",
-        callback=one_or_several,
     ),
 ]
 IgnoreColumns = Annotated[

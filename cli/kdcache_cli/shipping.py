@@ -70,7 +70,7 @@ def ship(
         measure=measure,
         teacher=teacher,
         text_columns=tuple(text_column or ()),
-        label_column=label_column,
+        label_column=o.one_or_several(label_column),
         ignore_columns=tuple(ignore_columns or ()),
         limit=limit,
         max_length=max_length,

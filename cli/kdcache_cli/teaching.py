@@ -106,7 +106,7 @@ def teach(
         seed=seed,
         device=device,
         text_columns=tuple(text_column or ()),
-        label_column=label_column,
+        label_column=o.one_or_several(label_column),
         ignore_columns=tuple(ignore_columns or ()),
         limit=limit,
         progress=context.obj,

@@ -224,7 +224,7 @@ def evaluate(
         batch_size=batch_size,
         device=device,
         text_columns=tuple(text_column or ()),
-        label_column=label_column,
+        label_column=o.one_or_several(label_column),
         ignore_columns=tuple(ignore_columns or ()),
         limit=limit,
         max_length=max_length,

@@ -41,7 +41,7 @@ def test_help_offers_what_a_command_takes_and_tells_all_it_does() -> None:
         name: " ".join(CliRunner().invoke(app, [name, "--help"]).stdout.split())
         for name in ("teach", "evaluate")
     }
-    assert "text-classification, regression included" in told["teach"]
+    assert "of one class, several, or values a document" in told["teach"]
     assert "masked-lm" not in told["teach"]
     assert "Score and time this teacher" in told["evaluate"]
 

@@ -152,6 +152,9 @@ a class that a teacher of several lacks | build {lists.jsonl} {AS_BUILD} --teach
 a label column that is not there | build {corpus} {AS_BUILD} --teacher {multi} --label-column label --label-column fear | no column 'fear'
 a student without a tokenizer | train {cache} --recipe kd --out {out} --student {mute} | --same-tokenizer
 predictions of tokens | evaluate {masked_lm} {corpus} --predictions {out} | text-classification and token-classification only
+a label column to score by that is not there | evaluate {classifier} {corpus} --label-column mood | no column 'mood'
+a label column to teach by that is not there | teach {classifier} {corpus} --out {out} --label-column mood | no column 'mood'
+a label column to measure by that is not there | ship {classifier} {out} --measure {corpus} --label-column mood | no column 'mood'
 a corpus without labels | evaluate {classifier} {unlabelled.csv} | --label-column
 a label nobody knows | build {one.csv} {AS_BUILD} | 'xml' + asyncio, email, tkinter
 a class too far | build {far.csv} {AS_BUILD} | label 7 + 0 to 2 + --label-column

@@ -141,7 +141,7 @@ def test_minus_one_that_may_be_a_class_is_refused(raw: list[Any], options: Any) 
         ([0, 1, 3], {}, "whole numbers: taken as numbers of classes .*--label-type float"),
         (["0.0", "1.0"], {}, "with a point: taken as regression values .*--label-type class"),
         (["a", -100, -100], {"known": ["a"]}, "^2 documents are labelled -100, which is taken as"),
-        ([0.5, -100], {"count": 1}, "^1 labels are -100, which is taken as no label"),
+        ([0.5, -100], {"count": 1}, "^1 documents are labelled -100, which is taken as no label"),
     ],
 )
 def test_every_guess_is_told(raw: list[Any], options: dict[str, Any], note: str) -> None:

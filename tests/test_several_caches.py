@@ -351,6 +351,12 @@ def test_what_several_caches_cannot_serve_is_refused_before_anything_loads(
     hidden = ["losses.hidden.weight=1.0", "losses.hidden.layer_map=uniform"]
     refused(ConfigError, f"{named} in recipe kd, .*losses.hidden needs", both, overrides=hidden)
     refused(ConfigError, f"{named} in recipe kd-mse, .*the first can serve", both, recipe="kd-mse")
+    few = min(len(one.plan.docs) for one in both)
+    whole = [
+        "training.dataloader_drop_last=true",
+        f"training.per_device_train_batch_size={few + 1}",
+    ]
+    refused(ConfigError, f"leaves nothing of .* there are {few} documents", both, overrides=whole)
     refused(ConfigError, "named twice", [cache, Cache(cache.path)])
     refused(ConfigError, "got an empty list", [])
     refused(ConfigError, "several caches, and there is one", cache, mix="1")

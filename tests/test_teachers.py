@@ -310,11 +310,15 @@ def test_a_policy_of_ones_own_is_a_function_and_a_line(monkeypatch: pytest.Monke
             r"unknown choose 'best' \(known: all, sum, sampled",
         ),
         (
-            "teachers = 'all'\nprobability = [1, 2]",
+            "teachers = 'all'\nchoose = 'sampled'\nprobability = [1, 2]",
             {},
             r"has 2 numbers; its teachers are first, small, oth",
         ),
-        ("teachers = 'all'\nprobability = [1, 2, 0]", {}, r"a number above 0 for each teacher"),
+        (
+            "teachers = 'all'\nchoose = 'sampled'\nprobability = [1, 2, 0]",
+            {},
+            r"a number above 0 for each teacher",
+        ),
         ("teachers = 3", {}, r"losses\.kl\.teachers must be a list or a text; got 3"),
         (
             "teachers = 'all'\nchoose = 'inverse-ce'",

@@ -142,7 +142,8 @@ def estimate(
     config = load_config(teacher, trust_remote_code=trust_remote_code)
     tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
     with _planned(corpus, tokens, task, config, None, progress, options) as plan:
-        assert plan.sha256  # cached while the tokens are still there
+        assert plan.sha256  # cached while tokens and labels are still there
+        assert plan.labelled >= 0
     return Estimate(plan=plan, signals=wanted, shape=model_sizes(config, task))
 
 

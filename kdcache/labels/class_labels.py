@@ -87,9 +87,9 @@ def _labelled(labels: Sequence[Label], classes: Classes) -> tuple[Sequence[Label
     return left, tuple(no_label(label.documents, label.name) for label in nothing)
 
 
-def no_label(labels: int, name: str) -> str:
-    """The word on labels that say that there is none."""
-    return f"{labels:,} labels are {name}, which is taken as no label"
+def no_label(documents: int, name: str) -> str:
+    """The word on documents whose label says that they have none."""
+    return f"{documents:,} documents are labelled {name}, which is taken as no label"
 
 
 def _marks_nothing(others: Sequence[Label], classes: Classes) -> bool:

@@ -48,10 +48,17 @@ named are not computed."""
 
 
 class Policy(NamedTuple):
-    """How teachers are chosen, and whether their cross-entropies on the labels are asked for."""
+    """How teachers are chosen.
+
+    Attributes:
+        shares: what each counts for in a batch.
+        labels: whether it asks for their cross-entropies on the labels.
+        draws: whether it draws them with the probabilities of a recipe.
+    """
 
     shares: Callable[[Asked], Shares]
     labels: bool = False
+    draws: bool = False
 
 
 def mean(asked: Asked) -> Shares:
@@ -92,8 +99,8 @@ def by_cross_entropy(asked: Asked) -> Shares:
 CHOOSERS: dict[str, Policy] = {
     "all": Policy(mean),
     "sum": Policy(total),
-    "sampled": Policy(of_the_step),
-    "sampled-documents": Policy(of_each_document),
+    "sampled": Policy(of_the_step, draws=True),
+    "sampled-documents": Policy(of_each_document, draws=True),
     "inverse-ce": Policy(by_cross_entropy, labels=True),
 }
 """Every policy a recipe can name."""
@@ -122,6 +129,12 @@ class Teaching:
             )
         if len(set(self.named)) < len(self.named):
             raise ConfigError(f"teachers names one twice: {', '.join(self.named)}")
+        if self.probability and not CHOOSERS[self.choose].draws:
+            drawing = [name for name, policy in CHOOSERS.items() if policy.draws]
+            raise ConfigError(
+                f"probability is for drawing teachers, and choose={self.choose} draws none: leave "
+                f"it out, or draw with choose={' or '.join(drawing)}"
+            )
         if any(not (math.isfinite(share) and share > 0) for share in self.probability):
             raise ConfigError(
                 f"probability is a number above 0 for each teacher; got {list(self.probability)}"

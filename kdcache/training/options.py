@@ -47,7 +47,7 @@ def with_shorthands(recipe: Recipe, given: Mapping[str, Any], overrides: Sequenc
             )
     stages = [stage.to_json() for stage in recipe.stages]
     for name in values:
-        require_reached(stages, SHORTHANDS[name], _flag(name))
+        require_reached(stages, ("training", SHORTHANDS[name]), _flag(name))
     if "device" in values:
         values["device"] = on_cpu(values["device"], "train")
     fields = {SHORTHANDS[name]: value for name, value in values.items() if value is not None}

@@ -44,6 +44,7 @@ SECTIONS = (
     "trainable",
     "stages",
 )
+OF_STAGES = ("training", "data", "trainable")  # what a stage may have of its own
 STUDENT = (*WAYS, "same_tokenizer")
 
 
@@ -193,8 +194,8 @@ def _override(table: Json, override: str, training: Mapping[str, str]) -> None:
     if path[0] == "student" and path[1:] != ["same_tokenizer"]:
         table["student"] = {}
     inner = table
-    if path[0] == "training":
-        require_reached(plain_stages(table.get("stages")), path[-1], f"--set {override}")
+    if path[0] in OF_STAGES:
+        require_reached(plain_stages(table.get("stages")), path, f"--set {override}")
     if path[0] == "stages" and len(path) > 2:
         inner, path = stage_table(table.get("stages"), path[1]), path[2:]
     for name in path[:-1]:

@@ -132,7 +132,8 @@ class Run:
             window=recipe.data.window if recipe.data.group_by_length else 0,
             batch=step_documents(self.args),
         )
-        require_step(self.args, len(self.dataset))
+        for one, documents in zip(mixture.caches, self.shares, strict=True):
+            require_step(self.args, documents, one.path)
         require_whole(self.args, recipe)
         wait_for_everyone()  # or the first could hold and write what another still checks
 

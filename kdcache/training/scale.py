@@ -80,13 +80,13 @@ def _ranks(count: int) -> str:
     return f"{count} rank" + ("s" if count > 1 else "")
 
 
-def require_step(args: transformers.TrainingArguments, documents: int) -> None:
-    """Raise ConfigError if dataloader_drop_last leaves no step of so many documents."""
+def require_step(args: transformers.TrainingArguments, documents: int, cache: object) -> None:
+    """Raise ConfigError if dataloader_drop_last leaves no step of so many documents of a cache."""
     step = step_documents(args)
     if args.dataloader_drop_last and documents < step:
         raise ConfigError(
-            f"training.dataloader_drop_last leaves nothing to train on: there are {documents} "
-            f"documents and a step takes {step} ({_ranks(args.world_size)} x "
+            f"training.dataloader_drop_last leaves nothing of {cache} to train on: there are "
+            f"{documents} documents and a step takes {step} ({_ranks(args.world_size)} x "
             f"{args.train_batch_size} x accumulation {args.gradient_accumulation_steps}); lower "
             "training.per_device_train_batch_size, or turn dataloader_drop_last off"
         )

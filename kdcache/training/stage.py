@@ -91,14 +91,18 @@ def plain_stages(tables: Any) -> list[Json]:
     return [one for one in tables if isinstance(one, dict)] if isinstance(tables, list) else []
 
 
-def require_reached(stages: Sequence[Json], field_: str, flag: str) -> None:
-    """Raise ConfigError where a stage has its own value of a field that is set for all of them."""
+def require_reached(stages: Sequence[Json], path: Sequence[str], flag: str) -> None:
+    """Raise ConfigError where a stage has its own value of what is set for all of them.
+
+    `path` is of the whole recipe: ("training", "learning_rate"), ("data", ...), ("trainable",).
+    """
     for stage in stages:
-        own_fields = stage.get("training", {})
-        if isinstance(own_fields, dict) and field_ in own_fields:
-            name = stage.get("name")
-            own = f"stages.{name}.training.{field_}"
+        own: Any = stage
+        for part in path[:2]:
+            own = own.get(part) if isinstance(own, dict) else None
+        if own not in (None, [], {}):
+            name, field_ = stage.get("name"), ".".join(path[:2])
             raise ConfigError(
-                f"{flag} sets training.{field_} of all stages, and stage {name!r} has its "
-                f"own: set that one, --set {own}=..."
+                f"{flag} sets {field_} of all stages, and stage {name!r} has its own: set that "
+                f"one, --set stages.{name}.{field_}=..."
             )

@@ -64,6 +64,8 @@ INPUTS: dict[str, str] = {
     "bad.toml": "[losses.kl\n",
     "lossless.toml": "[training]\nseed = 1\n",
     "stageless.toml": '[[stages]]\nname = "one"\n[stages.losses.kl]\n[[stages]]\nname = "two"\n',
+    "ordered.toml": '[[stages]]\nname = "one"\n[stages.losses.kl]\n'
+    "[stages.data]\ngroup_by_length = true\n",
     "twice.toml": '[[stages]]\nname = "one"\n[stages.losses.kl]\n' * 2,
     "trained/metrics.json": "{}",
     "mine/notes.txt": "precious\n",
@@ -81,6 +83,8 @@ a recipe that is no TOML | train {cache} --recipe {bad.toml} --out {out} | bad.t
 a recipe without a loss | train {cache} --recipe {lossless.toml} --out {out} | has no loss + [losses.kl]
 a stage without a loss | train {cache} --recipe {stageless.toml} --out {out} | stage 'two' has no loss + [stages.two.losses.kl]
 two stages of one name | train {cache} --recipe {twice.toml} --out {out} | two stages of a recipe are called 'one' + own name
+probabilities where nobody is drawn | {TRAIN} --set losses.kl.teachers=all --set "losses.kl.probability=[1]" | choose=all draws none + choose=sampled
+an order of one stage set for all | train {cache} --recipe {ordered.toml} --out {out} --set data.group_by_length=false | sets data.group_by_length of all stages + --set stages.one.data.group_by_length=
 a stage that is not there | train {cache} --recipe annealing-kd --out {out} --set stages.lables.training.max_steps=1 | unknown stage 'lables' + did you mean 'labels'?
 a loss of no stage | train {cache} --recipe annealing-kd --out {out} --set losses.hard.weight=2 | stages.annealing.losses.hard
 a field of one stage set for all | train {cache} --recipe annealing-kd --out {out} --set stages.labels.training.num_train_epochs=1 --epochs 2 | --epochs sets training.num_train_epochs of all stages + --set stages.labels.training.num_train_epochs=
@@ -92,7 +96,7 @@ a signal that the cache has not | {TRAIN} --set losses.kl.signal=early | needs s
 a teacher that the cache has not | {TRAIN} --set losses.kl.teachers=large | losses.kl.teachers 'large' + known: classifier
 teachers of a loss that has none | {TRAIN} --set losses.hard.weight=1 --set losses.hard.teachers=all | losses.hard learns from labels + leave them out
 a way to choose teachers that is none | {TRAIN} --set losses.kl.teachers=all --set losses.kl.choose=best | unknown choose 'best' + inverse-ce
-one probability for two teachers | {TRAIN} --set losses.kl.teachers=classifier --set "losses.kl.probability=[0.5, 0.5]" | has 2 numbers; its teachers are classifier
+one probability for two teachers | {TRAIN} --set losses.kl.teachers=classifier --set losses.kl.choose=sampled --set "losses.kl.probability=[0.5, 0.5]" | has 2 numbers; its teachers are classifier
 a field that is taken | {TRAIN} --set training.output_dir=x | training.output_dir cannot be set + --out
 no value in --set | train {cache} --recipe kd --out {out} --set training.learning_rate | KEY=VALUE
 one field set twice | {TRAIN} --lr 1e-4 --set training.learning_rate=1e-3 | --lr and --set training.learning_rate=1e-3 + give one of the two

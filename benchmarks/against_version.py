@@ -83,37 +83,18 @@ def worker(folder: Path, corpus: str, teacher: str) -> None:
 
 
 def share_job(
-    out: Path, shared: Path, corpus: str, teacher: str, turns: int, progress: Turns
+    options: dict[str, Any],
+    out: Path,
+    shared: Path,
+    corpus: str,
+    teacher: str,
+    turns: int,
+    progress: Turns,
 ) -> list[float]:
     """The cache that both versions train from."""
     import kdcache
 
-    kdcache.build(
-        corpus,
-        teacher=teacher,
-        task=TASK,
-        out=shared,
-        signals=SIGNALS,
-        limit=READ,
-        progress=progress,
-    )
-    return []
-
-
-def share_masked_job(
-    out: Path, shared: Path, corpus: str, teacher: str, turns: int, progress: Turns
-) -> list[float]:
-    """The same of a masked language model."""
-    import kdcache
-
-    kdcache.build(
-        corpus,
-        teacher=teacher,
-        task="masked-lm",
-        out=shared,
-        limit=PASSAGES,
-        progress=progress,
-    )
+    kdcache.build(corpus, teacher=teacher, out=shared, progress=progress, **options)
     return []
 
 
@@ -203,8 +184,16 @@ def open_job(
 
 
 JOBS = {  # unit of a turn, turns of a pair, work
-    "share": ("nothing", 0, share_job),
-    "share-masked": ("nothing", 0, share_masked_job),
+    "share": (
+        "nothing",
+        0,
+        partial(share_job, {"task": TASK, "signals": SIGNALS, "limit": READ}),
+    ),
+    "share-masked": (
+        "nothing",
+        0,
+        partial(share_job, {"task": "masked-lm", "limit": PASSAGES}),
+    ),
     "build": ("tokens", TURNS, build_job),
     "train": ("steps", TURNS, partial(train_job, "pkd-skip", BATCH)),
     "kd": ("steps", TURNS, partial(train_job, "kd", BATCH)),

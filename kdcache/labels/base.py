@@ -88,6 +88,11 @@ class Labels:
         return int(known(self.rows).sum())
 
 
+def no_label_of(dtype: npt.DTypeLike) -> float | int:
+    """What stands for no label in an array of a dtype."""
+    return float("nan") if np.dtype(dtype).kind == "f" else IGNORE_INDEX
+
+
 def known(rows: Array) -> Bools:
     """Which of N labels, [N, ...], there are: [N]. What is not there is so in all its values."""
     there: Bools = np.isfinite(rows) if rows.dtype.kind == "f" else rows != IGNORE_INDEX
@@ -204,7 +209,7 @@ class LabelKind:
 
     def fill(self) -> float | int:
         """What stands for no label."""
-        return float("nan") if np.dtype(self.dtype).kind == "f" else IGNORE_INDEX
+        return no_label_of(self.dtype)
 
 
 def output_names(names: Sequence[str] | None, outputs: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdcache.errors import CorpusError
-from kdcache.labels.base import Array, Known, Labels, output_names
+from kdcache.labels.base import Array, Known, Labels, no_label_of, output_names
 from kdcache.labels.class_labels import classes_of, read_distinct
 from kdcache.labels.reader import COLUMNS, HINT, LARGEST, LISTS, LabelReader
 from kdcache.labels.readings import listed
@@ -144,8 +144,7 @@ def _filled(reader: LabelReader, size: int, dtype: Any) -> Array:
     numbers = np.asarray(reader.numbers, np.float64)
     found = np.where(np.isnan(numbers), values[np.asarray(reader.items, np.int64)], numbers)
     there = np.asarray(reader.counts) >= 0
-    empty = np.nan if np.dtype(dtype).kind == "f" else IGNORE_INDEX
-    rows = np.full((len(there), size), empty, dtype)
+    rows = np.full((len(there), size), no_label_of(dtype), dtype)
     rows[there] = found.reshape(-1, size)
     return rows
 

@@ -77,11 +77,13 @@ def _target(reader: LabelReader, name: str, corpus_names: Sequence[str] | None) 
     return value
 
 
-def _fit(read: Floats, labels: Array, bias: bool) -> tuple[Floats, Floats]:
+def fit_values(read: Floats, labels: Array, bias: bool) -> tuple[Floats, Floats]:
+    """Ridge regression of values [N] or [N, C] on what a head reads, [N, H]: [C, H] and [C]."""
     from sklearn.linear_model import Ridge
 
     fitted = Ridge(alpha=1.0, fit_intercept=bias).fit(read, labels)
-    return np.atleast_2d(fitted.coef_), np.atleast_1d(fitted.intercept_)
+    weight = np.atleast_2d(fitted.coef_)
+    return weight, np.broadcast_to(fitted.intercept_, len(weight)).copy()
 
 
 def squared_error(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -90,7 +92,8 @@ def squared_error(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return error.square()
 
 
-def _compare(mine: torch.Tensor, theirs: torch.Tensor) -> tuple[None, torch.Tensor]:
+def compare_values(mine: torch.Tensor, theirs: torch.Tensor) -> tuple[None, torch.Tensor]:
+    """How far outputs [N, C] of two models are apart: the mean of the squared differences, [N]."""
     return None, (mine - theirs).double().square().mean(-1)
 
 
@@ -118,10 +121,10 @@ VALUES = LabelKind(
     read=read_values,
     hard_rows=squared_error,
     no_divergence=NO_DIVERGENCE,
-    compare=_compare,
+    compare=compare_values,
     scores=_scores,
     metric=lambda labels: "pearson" if len(np.unique(labels)) > 1 else "mse",
     headline="pearson",
     predictions=_predictions,
-    teaching=Teaching(fit=_fit, by="mse", scale=np.var),
+    teaching=Teaching(fit=fit_values, by="mse", scale=np.var),
 )

@@ -19,7 +19,7 @@ from kdcache.labels.base import (
 )
 from kdcache.labels.several import has_values, read_vectors
 from kdcache.labels.several_metrics import several_values
-from kdcache.labels.values import NO_DIVERGENCE
+from kdcache.labels.values import NO_DIVERGENCE, compare_values, fit_values
 from kdcache.manifest import Json
 
 
@@ -27,10 +27,6 @@ def mean_squared_error(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     """Mean over the values of the squared error of outputs [N, C] and labels [N, C]: [N]."""
     there = known_rows(labels)[:, None]
     return torch.where(there, outputs - labels, 0.0).square().mean(-1)
-
-
-def _compare(mine: torch.Tensor, theirs: torch.Tensor) -> tuple[None, torch.Tensor]:
-    return None, (mine - theirs).double().square().mean(-1)
 
 
 def _predictions(outputs: Floats, labels: Array, names: Sequence[str]) -> Told:
@@ -44,14 +40,6 @@ def _predictions(outputs: Floats, labels: Array, names: Sequence[str]) -> Told:
     )
     columns = [f"{what}: {name}" for what in ("label", "prediction") for name in named]
     return Told(columns, rows)
-
-
-def _fit(read: Floats, labels: Array, bias: bool) -> tuple[Floats, Floats]:
-    from sklearn.linear_model import Ridge
-
-    fitted = Ridge(alpha=1.0, fit_intercept=bias).fit(read, labels)
-    size = labels.shape[1]
-    return fitted.coef_.reshape(size, -1), np.broadcast_to(fitted.intercept_, (size,)).copy()
 
 
 def _scores(outputs: Floats, labels: Array, names: Sequence[str]) -> Json:
@@ -72,10 +60,10 @@ VECTORS = LabelKind(
     read=read_vectors,
     hard_rows=mean_squared_error,
     no_divergence=NO_DIVERGENCE,
-    compare=_compare,
+    compare=compare_values,
     scores=_scores,
     metric=lambda labels: "pearson" if (np.ptp(labels, axis=0) > 0).any() else "mse",
     headline="pearson",
     predictions=_predictions,
-    teaching=Teaching(fit=_fit, by="mse", scale=lambda labels: np.var(labels, axis=0)),
+    teaching=Teaching(fit=fit_values, by="mse", scale=lambda labels: np.var(labels, axis=0)),
 )

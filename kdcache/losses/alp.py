@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from kdcache.errors import ConfigError, one_of
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact, weighted
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, even, exact, weighted
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.feature_mse import PROJECTIONS
 from kdcache.signals import ModelSizes, Tap
@@ -114,6 +114,4 @@ def attended_loss(
         products = products / math.sqrt(ours.shape[1])
     attended = (products.softmax(1)[..., None] * known).sum(1)
     rows = (ours - attended).square().mean(1)
-    return weighted(
-        rows, rows.new_full(rows.shape, 1 / max(len(rows), 1)) if weight is None else weight
-    )
+    return weighted(rows, even(rows) if weight is None else weight)

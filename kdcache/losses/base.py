@@ -147,6 +147,11 @@ def weighted(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (rows * weight.to(rows.dtype)).sum()
 
 
+def even(rows: torch.Tensor) -> torch.Tensor:
+    """The weights of a mean over N rows, [N], of the dtype of what is in `rows`, [N, ...]."""
+    return rows.new_full((len(rows),), 1 / max(len(rows), 1))
+
+
 def layers_text(layers: Sequence[int]) -> str:
     """Layer numbers as signals take them: 2-4-6."""
     return "-".join(map(str, layers))

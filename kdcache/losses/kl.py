@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from kdcache.errors import one_of
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact, weighted
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, even, exact, weighted
 from kdcache.losses.shared import within
 from kdcache.signals import (
     LOGITS,
@@ -150,7 +150,7 @@ def soft_and_hard(
     }
     total, divergence, entropy = _rows(logits_or_head, soft, tail, options, row_weight, wider=wider)
     if row_weight is None:
-        row_weight = divergence.new_full((rows,), 1 / max(rows, 1))
+        row_weight = even(divergence)
     soft_part, hard_part = (weighted(part, row_weight) for part in (divergence, entropy))
     return total, soft_part * scale, hard_part * hard_factor
 

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kdcache.losses.base import LABELS, Loss, Match, Pair, Step
+from kdcache.losses.base import LABELS, Match, Pair, Step
 from kdcache.losses.binding import BoundLoss
 from kdcache.losses.cross_entropy import Hard
 from kdcache.losses.kl import SoftKL, soft_and_hard
-from kdcache.signals import TeacherOutputs
 
 Values = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
 """Weighted sum of the losses of a pass, which carries the gradient, and each before its weight."""
@@ -23,38 +22,23 @@ THROUGH_HEAD = (SoftKL.kind, Hard.kind)
 
 
 class Pass(NamedTuple):
-    """Losses that are worked out together: of each, its pairs and its step go in."""
+    """Losses that are worked out together: of each, its pairs and its step go in.
+
+    Attributes:
+        run: what works them out; None: there is one, which its own value is.
+    """
 
     losses: tuple[BoundLoss, ...]
-    run: Run
-
-
-def _alone(
-    losses: Sequence[Loss], pairs: Sequence[Sequence[Pair]], steps: Sequence[Step]
-) -> Values:
-    value = losses[0].value(pairs[0], steps[0])
-    return losses[0].weight * value, (value.detach(),)
-
-
-def _one_by_one(
-    losses: Sequence[Loss], pairs: Sequence[Sequence[Pair]], steps: Sequence[Step]
-) -> Values:
-    """Losses that no pass serves together."""
-    found = [
-        _alone([loss], [own], [step]) for loss, own, step in zip(losses, pairs, steps, strict=True)
-    ]
-    return torch.stack([total for total, _ in found]).sum(), tuple(v for _, (v,) in found)
+    run: Run | None = None
 
 
 def _soft_and_hard(
     losses: Sequence[Any], pairs: Sequence[Sequence[Pair]], steps: Sequence[Step]
 ) -> Values:
     """Both are of the same rows: hard labels take the soft ones' weights, times what these lack."""
-    (pair,), (labels,) = pairs
-    if isinstance(pair.teacher, TeacherOutputs):
-        return _one_by_one(losses, pairs, steps)
     soft: SoftKL = losses[0]
     hard: Hard = losses[1]
+    (pair,), (labels,) = pairs
     more = steps[0].total / steps[1].total if steps[1].total else 0.0
     total, *parts = soft_and_hard(
         pair.student,
@@ -74,7 +58,9 @@ def _soft_and_hard(
 
 
 FUSED: dict[tuple[str, str], Run] = {(SoftKL.kind, Hard.kind): _soft_and_hard}
-"""Pairs of losses that one pass serves where both read one tap of the student at the same rows."""
+"""Pairs of losses that one pass serves where both read one tap of the student at the same rows, and
+the teacher's outputs are those of a softmax.
+"""
 
 
 def passes(losses: Mapping[str, BoundLoss]) -> list[Pass]:
@@ -83,9 +69,10 @@ def passes(losses: Mapping[str, BoundLoss]) -> list[Pass]:
     alone = [one for one in losses.values() if not one.choose]  # several teachers are a loss each
     for first, second in product(alone, repeat=2):
         run = FUSED.get((first.loss.kind, second.loss.kind))
-        if run and {first.name, second.name} <= left.keys() and _same_rows(first, second):
+        there = {first.name, second.name} <= left.keys()
+        if run and there and _same_rows(first, second) and _of_softmax(first):
             found.append(Pass((left.pop(first.name), left.pop(second.name)), run))
-    return found + [Pass((loss,), _alone) for loss in left.values()]
+    return found + [Pass((loss,)) for loss in left.values()]
 
 
 def _same_rows(first: BoundLoss, second: BoundLoss) -> bool:
@@ -93,6 +80,12 @@ def _same_rows(first: BoundLoss, second: BoundLoss) -> bool:
     matches = first.matches + second.matches
     places = {(m.student, m.outputs, m.rows._replace(labelled=False)) for m in matches}
     return len(places) == 1
+
+
+def _of_softmax(loss: BoundLoss) -> bool:
+    """Whether what it reads of the teacher are outputs of a softmax, or none."""
+    signals = [match.held for match in loss.matches if match.signal]
+    return all(getattr(signal, "activation", "softmax") == "softmax" for signal in signals)
 
 
 def makes_logits(losses: Mapping[str, BoundLoss]) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import smooth_l1_loss
 
 from kdcache.errors import one_of
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, even, exact
 from kdcache.losses.layer_maps import LayerMap, layer_pairs
 from kdcache.signals import ModelSizes, Tap
 
@@ -95,7 +95,7 @@ def relation_losses(
     """
     ours = exact(student)
     if weight is None:
-        weight = ours.new_full((len(ours),), 1 / max(len(ours), 1))
+        weight = even(ours)
     total = weight.sum().to(ours.dtype)
     share = weight.to(ours.dtype) / torch.where(total > 0, total, 1.0)
     pairs = share[:, None] * share

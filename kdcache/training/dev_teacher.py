@@ -79,11 +79,15 @@ def _rows(dev: DevSet, cache: Cache) -> dict[int, int] | None:
     return {doc: held[keys[doc]] for doc in dev.docs.tolist()}
 
 
+def _held(rows: dict[int, int], docs: Docs) -> Docs:
+    return np.asarray([rows[int(doc)] for doc in docs])
+
+
 def _lacks_rows(dev: DevSet, cache: Cache, rows: dict[int, int]) -> bool:
     """Whether the cache holds some rows only of documents that are scored as a whole."""
     if not dev.plan.task.metric(dev.plan.config.classes or []):
         return False
-    held = np.asarray([rows[int(doc)] for doc in dev.docs])
+    held = _held(rows, dev.docs)
     counts = dev.plan.spans(dev.docs, dev.plan.task.rows)[1]
     return bool(len(cache.sampled_rows(cache.holder(LOGITS) or "", held)) < counts.sum())
 
@@ -96,7 +100,7 @@ def _cached_score(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json:
         return {"value": _of_rows(dev, cache, rows), "source": FROM_CACHE}
     found, exact = [], True
     for docs in length_batches(dev.plan, dev.docs, BUDGET):
-        held = np.asarray([rows[int(doc)] for doc in docs])
+        held = _held(rows, docs)
         values, whole = SCORES[dev.plan.config.problem](dev.plan, cache, docs, held)
         found.append(values)
         exact = exact and whole
@@ -108,7 +112,7 @@ def _of_rows(dev: DevSet, cache: Cache, rows: dict[int, int]) -> float:
     """The score that the task alone has, of the likeliest class of every row."""
     plan = dev.plan
     counts = plan.spans(dev.docs, plan.task.rows)[1]
-    held = np.asarray([rows[int(doc)] for doc in dev.docs])
+    held = _held(rows, dev.docs)
     pieces = np.array_split(held, math.ceil(len(held) / OUTPUTS))
     likeliest = np.concatenate([_likeliest(cache, some) for some in pieces])
     told = plan.task.scores(likeliest, plan.labels(dev.docs), counts, plan.config.classes or [])
@@ -124,7 +128,7 @@ def _likeliest(cache: Cache, held: Docs) -> np.ndarray:
 
 def _of_outputs(dev: DevSet, cache: Cache, rows: dict[int, int]) -> float:
     """The score of the teacher's own outputs."""
-    found, held = [], np.asarray([rows[int(doc)] for doc in dev.docs])
+    found, held = [], _held(rows, dev.docs)
     for some in np.array_split(held, math.ceil(len(held) / OUTPUTS)):
         values = cache.stored(some, LOGITS).values
         assert values is not None

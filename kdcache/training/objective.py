@@ -151,11 +151,11 @@ class Objective:
         parts: list[torch.Tensor] = []
         terms: Terms = {}
         for losses, run in self._passes:
-            (first, *_) = losses
-            if first.choose:
-                value = value_of(first, pairs, steps[first.name], self.seed, self.step)
-                parts.append(first.loss.weight * value)
-                terms[first.name] = value.detach()
+            if run is None:
+                (one,) = losses
+                value = self._value(one, pairs, steps[one.name])
+                parts.append(one.loss.weight * value)
+                terms[one.name] = value.detach()
                 continue
             total, values = run(
                 [one.loss for one in losses],
@@ -175,14 +175,16 @@ class Objective:
         """Every loss times its weight, worked out by itself and with a gradient of its own."""
         steps = self._steps(activations, batch, totals)
         pairs = Pairs(self.cache, batch, activations, project=self._project)
-        found: Terms = {}
-        for name, one in self.bound.items():
-            if one.choose:
-                value = value_of(one, pairs, steps[name], self.seed, self.step)
-            else:
-                value = one.loss.value([pairs.of(match) for match in one.matches], steps[name])
-            found[name] = one.loss.weight * value
-        return found
+        return {
+            name: one.loss.weight * self._value(one, pairs, steps[name])
+            for name, one in self.bound.items()
+        }
+
+    def _value(self, one: BoundLoss, pairs: Pairs, step: Step) -> torch.Tensor:
+        """What a loss comes to by itself, before its weight."""
+        if one.choose:
+            return value_of(one, pairs, step, self.seed, self.step)
+        return one.loss.value([pairs.of(match) for match in one.matches], step)
 
     def _steps(
         self, activations: Activations, batch: Batch, totals: Sequence[float] | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,9 +116,9 @@ def test_a_resumed_run_draws_the_teachers_that_the_unbroken_one_drew(
 ) -> None:
     (tmp_path / "mine.toml").write_text(RECIPE, "utf-8")
 
-    def run(name: str, **options: object) -> Path:
+    def run(name: str, **options: Any) -> Path:
         recipe = tmp_path / "mine.toml"
-        made = train(both, recipe=recipe, out=tmp_path / name, config=narrow, **options)  # type: ignore[arg-type]
+        made = train(both, recipe=recipe, out=tmp_path / name, config=narrow, **options)
         return made.folder
 
     whole = run("whole")

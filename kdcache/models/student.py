@@ -244,10 +244,7 @@ def _teacher_config(cache: Cache) -> Any:
 def _from_teacher(cache: Cache, config: Any, layers: tuple[int, ...]) -> Any:
     task = cache.plan.task
     student = auto_class(task).from_config(config, dtype=torch.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        teacher = auto_class(task).from_pretrained(
-            _teacher_folder(cache, Path(folder)), dtype=torch.float32, use_safetensors=True
-        )
+    teacher = _teacher(cache)
     copy_blocks(teacher, student, layers)
     require_same_states(teacher, student, layers, task, _document(cache))
     return student
@@ -258,6 +255,14 @@ def _document(cache: Cache) -> Batch:
     lengths = cache.plan.examples["doc_len"][cache.plan.docs]
     short = np.where(lengths <= COMPARED_TOKENS, lengths, -lengths)
     return cache.batch(cache.plan.docs[[int(short.argmax())]], [])
+
+
+def _teacher(cache: Cache) -> Any:
+    """The teacher's model, float32 on the CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        return auto_class(cache.plan.task).from_pretrained(
+            _teacher_folder(cache, Path(folder)), dtype=torch.float32, use_safetensors=True
+        )
 
 
 def _teacher_folder(cache: Cache, scratch: Path) -> str:
@@ -285,11 +290,7 @@ def _require_same_weights(cache: Cache, source: str) -> None:
 
 def _teacher_embeddings(cache: Cache) -> torch.Tensor:
     """The word embeddings of the teacher, [V, E]."""
-    with tempfile.TemporaryDirectory() as folder:
-        teacher = auto_class(cache.plan.task).from_pretrained(
-            _teacher_folder(cache, Path(folder)), dtype=torch.float32, use_safetensors=True
-        )
-    weight: torch.Tensor = teacher.get_input_embeddings().weight.detach()
+    weight: torch.Tensor = _teacher(cache).get_input_embeddings().weight.detach()
     return weight
 
 

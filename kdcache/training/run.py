@@ -19,13 +19,14 @@ from kdcache.errors import ModelError
 from kdcache.evaluation.scoring import require_fit, settle
 from kdcache.losses import CacheSpec
 from kdcache.manifest import Json
-from kdcache.models import check_alone, check_taps, load_student, student_sizes
+from kdcache.models import check_alone, check_taps, load_student
 from kdcache.models.auto import silent_transformers
 from kdcache.models.parameters import only_trained, require_parameters
 from kdcache.models.recording import members_of
 from kdcache.models.run import EQUAL
 from kdcache.models.student import require_length, student_config
 from kdcache.models.student_config import unloadable
+from kdcache.models.teacher import model_sizes
 from kdcache.models.together import homes, require_one
 from kdcache.plans import Docs
 from kdcache.progress import Progress, quiet
@@ -120,7 +121,7 @@ class Run:
         ]
         count = sum(map(len, labelled))
         specs = [cache_spec(one, count, several=bool(recipe.teaching)) for one in mixture.caches]
-        sizes = student_sizes(self.spec, cache)
+        sizes = model_sizes(self.config, cache.plan.task)
         self.objectives = bind_all(mixture, recipe, specs, sizes, seed=seed)
         self.objective = self.objectives[0]
         check_taps(self.config, list(dict.fromkeys(t for o in self.objectives for t in o.reads)))
@@ -132,7 +133,7 @@ class Run:
             window=recipe.data.window if recipe.data.group_by_length else 0,
             batch=step_documents(self.args),
         )
-        for one, documents in zip(mixture.caches, self.shares, strict=True):
+        for one, documents in zip(mixture.caches, self.counts, strict=True):
             require_step(self.args, documents, one.path)
         require_whole(self.args, recipe)
         wait_for_everyone()  # or the first could hold and write what another still checks
@@ -218,7 +219,7 @@ class Run:
             used = {"documents": len(self.dataset), "of": self.cache.plan.documents}
             metrics["partial"] = {**used, "parts": self.parts}
         if self.mixture.others:
-            metrics["caches"] = self.mixture.report(self.shares)
+            metrics["caches"] = self.mixture.report(self.counts)
         if self.choice is not None:
             metrics["dev"] = self.choice.report(trainer.state, trainer.diverged, self.progress)
         trainer.shares.end(-(-trainer.state.global_step // trainer.epoch_steps))
@@ -233,7 +234,7 @@ class Run:
         return metrics, trainer.state.log_history
 
     @property
-    def shares(self) -> list[int]:
+    def counts(self) -> list[int]:
         """Documents of an epoch that are of each cache."""
         return getattr(self.dataset, "counts", [len(self.dataset)])
 

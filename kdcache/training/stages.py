@@ -205,7 +205,7 @@ class Stages:
     @property
     def _caption(self) -> str:
         """What a title says of several caches."""
-        return self.mixture.caption(self.run.shares)
+        return self.mixture.caption(self.run.counts)
 
     def record(self, metrics: Json) -> None:
         """Write what is known of the student: the model card and the metrics."""

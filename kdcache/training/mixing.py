@@ -116,6 +116,12 @@ class MixedDocuments(Dataset[Batch]):
                 )
         return [given * self.batch for given in steps]
 
+    @property
+    def shares(self) -> list[float]:
+        """What part of an epoch's documents is of each cache."""
+        counts = self.counts
+        return [count / sum(counts) for count in counts]
+
     def steps(self) -> Epoch:
         """The steps of the epoch."""
         parts = [self._documents(k, count) for k, count in enumerate(self.counts)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdcache.losses.alp import ALP
 from kdcache.losses.base import LABELS, PEERS, Loss, Match, Pair, Step
-from kdcache.losses.binding import CacheSpec
+from kdcache.losses.cache_spec import CacheSpec
 from kdcache.losses.cross_entropy import Hard, hard_loss
 from kdcache.losses.feature_mse import HiddenMSE, hidden_loss
 from kdcache.losses.kl import SoftKL, soft_and_hard

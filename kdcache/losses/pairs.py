@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from kdcache.losses.base import LABELS, PEERS, Pair
-from kdcache.losses.binding import Bound, CacheSpec
+from kdcache.losses.bound import Bound
+from kdcache.losses.cache_spec import CacheSpec
 from kdcache.plans.batch import Batch
 from kdcache.signals import HEAD, LOGITS, Activations, Head, LayerRows, of_signal
 

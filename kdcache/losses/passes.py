@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kdcache.losses.base import LABELS, Match, Pair, Step
-from kdcache.losses.binding import BoundLoss
+from kdcache.losses.bound import BoundLoss
 from kdcache.losses.cross_entropy import Hard
 from kdcache.losses.kl import SoftKL, soft_and_hard
 

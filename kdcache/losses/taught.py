@@ -9,7 +9,7 @@ import torch
 
 from kdcache.labels import known_rows
 from kdcache.losses.base import Step, exact
-from kdcache.losses.binding import Bound, BoundLoss
+from kdcache.losses.bound import Bound, BoundLoss
 from kdcache.losses.pairs import Pairs
 from kdcache.losses.teachers import CHOOSERS, Asked
 from kdcache.plans.batch import Batch, Rows

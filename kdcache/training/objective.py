@@ -12,7 +12,9 @@ from torch import nn
 
 from kdcache.errors import ConfigError
 from kdcache.losses.base import Loss, Step
-from kdcache.losses.binding import BoundLoss, CacheSpec, bind
+from kdcache.losses.binding import bind
+from kdcache.losses.bound import BoundLoss
+from kdcache.losses.cache_spec import CacheSpec
 from kdcache.losses.pairs import Pairs
 from kdcache.losses.passes import labels_only, makes_logits, passes
 from kdcache.losses.schedules import Moment, Schedules, is_on, moments, numbers

@@ -1,0 +1,256 @@
+"""One match held against a cache and a student: what serves it, or why none does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from kdcache.errors import ConfigError
+from kdcache.losses.base import LABELS, PEERS, Loss, Match, layers_text
+from kdcache.losses.bound import Bound
+from kdcache.losses.cache_spec import CacheSpec
+from kdcache.plans.batch import Rows
+from kdcache.signals import LOGITS, POSITIONS, TAP_KINDS, ModelSizes, SoftUse, Tap, holder
+from kdcache.signals.base import check_positions
+from kdcache.tasks import RowSpace, Subset
+
+OF_DOCUMENTS = tuple(name for name, space in POSITIONS.items() if space == "example")
+"""Positions that are one of a document."""
+SERVES = {"all": ("all", "cls", "masked")}
+"""Positions that can be picked out of what a cache holds; others serve themselves only."""
+
+CALLED = {"logits": "soft labels", "hidden": "hidden states"}
+"""What messages call a tap of the teacher that has another name to people."""
+
+
+class Matching(NamedTuple):
+    """A loss and what its matches are held against: the cache as one teacher, and a student."""
+
+    name: str
+    loss: Loss
+    matches: tuple[Match, ...]
+    cache: CacheSpec
+    student: ModelSizes
+    mark: str = ""
+
+    def bind(self, match: Match) -> Bound:
+        if match.teacher in NOT_CACHED:
+            return NOT_CACHED[match.teacher](self, match)
+        name, signal = self._signal(match)
+        self._check_use(match, signal)
+        self._check_layers(match, signal)
+        stored = getattr(signal, "positions", "")
+        specs = signal.arrays(self.cache.task, self.cache.shape)
+        positions = self._positions(match, signal, stored)
+        self._check_rows(match, positions)
+        name = self.cache.prefix + name
+        return Bound(
+            student=match.student,
+            teacher=match.teacher,
+            signal=name,
+            source=self.cache,
+            outputs=self.cache.shared(self.student),
+            space=specs[0].space,
+            stored=stored,
+            positions=positions,
+            rows=_rows(name, specs[0].space, stored, positions),
+            arrays=tuple(f"{name}/{s.name}" for s in specs if s.read_for(match.teacher)),
+            project=self._project(match),
+        )
+
+    def _labels(self, match: Match) -> Bound:
+        outputs, classes = self.student.outputs, self.cache.shape.outputs
+        kind = self.cache.labels
+        if kind.wide and outputs != classes:
+            raise ConfigError(
+                f"losses.{self.name}: a document has {classes} labels; the student has {outputs} "
+                "outputs"
+            )
+        if kind.column and outputs < classes:
+            raise ConfigError(
+                f"losses.{self.name}: labels go up to {classes - 1}; the student has {outputs} "
+                "outputs"
+            )
+        space = self.cache.task.rows
+        rows, both = Rows(space, labelled=True), self.cache.shared(self.student)
+        return Bound(match.student, match.teacher, "", self.cache, both, space, "", "", rows)
+
+    def on_labels(self, choose: str) -> Bound:
+        """The teacher's soft labels, for its cross-entropy on hard ones."""
+        if not self.cache.labelled or self.cache.labels.no_divergence:
+            why = "the corpus has none" if not self.cache.labelled else "they are values"
+            raise ConfigError(
+                f"losses.{self.name}.choose={choose} weighs teachers by their cross-entropy on the "
+                f"labels, and {why}: choose all, or sampled"
+            )
+        return self.bind(Match(LOGITS, LOGITS, use=SoftUse()))
+
+    def _peers(self, match: Match) -> Bound:
+        if not self.student.peers:
+            raise ConfigError(
+                f"losses.{self.name} lets several students learn from each other, and one is "
+                "trained: pass kdcache.students.Together([...]) as the student, or leave it out"
+            )
+        if self.cache.labels.no_divergence:
+            raise ConfigError(
+                f"losses.{self.name} compares probabilities of students, and these give values: "
+                "leave it out"
+            )
+        space, both = self.cache.task.rows, self.cache.shared(self.student)
+        return Bound(match.student, match.teacher, "", self.cache, both, space, "", "", Rows(space))
+
+    def _signal(self, match: Match) -> tuple[str, Any]:
+        """The signal that has the teacher's side, by the name it goes under in the cache."""
+        tap, signals = match.teacher, self.cache.signals
+        able = [n for n, s in signals.items() if tap.name in {known.name for known in s.gives()}]
+        first = tap.name if tap.name in able else next(iter(able), "")
+        name = match.signal or holder(signals, tap) or first
+        if name in able:
+            return name, signals[name]
+        raw = match.use is not None and match.use.raw
+        called = "raw logits" if raw else CALLED.get(tap.name, tap.name)
+        named = f" under the name {match.signal}" if match.signal else ""
+        raise ConfigError(
+            f"losses.{self.name} needs {called}{named}; the cache holds {self.cache.held()}: build "
+            f"one with --signal {self._build(match)}"
+        )
+
+    def _build(self, match: Match) -> str:
+        """The signal to build for a match."""
+        tap, options = match.teacher, []
+        name = f"{match.signal}=" if match.signal else ""
+        if match.use is not None:
+            return f"{name}logits:dense" + ("" if match.use.raw else f" or {name}logits:topk")
+        if tap.layer is not None:
+            options.append(f"layers={layers_text(self._layers(tap.name))}")
+        if TAP_KINDS[tap.name].per == "token":
+            options.append(f"positions={match.positions or 'cls'}")
+        return ":".join(filter(None, [name + tap.name, ",".join(options)]))
+
+    def _layers(self, name: str) -> list[int]:
+        """The layers that its matches read of one tap of the teacher."""
+        layers = {match.teacher.layer for match in self.matches if match.teacher.name == name}
+        return sorted(layer for layer in layers if layer is not None)
+
+    def _check_use(self, match: Match, signal: Any) -> None:
+        """See to it that soft labels are what the loss makes of them."""
+        if match.use is None:
+            return
+        cache, student = self.cache, self.student
+        if cache.labels.no_divergence and not match.use.raw:
+            raise ConfigError(f"losses.{self.name}: {cache.labels.no_divergence}")
+        lacks = signal.lacks(match.use, cache.shape.outputs)
+        if match.use.raw and lacks:
+            raise ConfigError(
+                f"losses.{self.name} {lacks}; the cache holds {cache.held()}: use the loss kl, or "
+                "build a cache with --signal logits:dense"
+            )
+        if lacks:
+            raise ConfigError(
+                f"losses.{self.name}: " + lacks.replace("{loss}", f"losses.{self.name}")
+            )
+        if cache.label_kind != "tokens" and student.outputs != cache.shape.outputs:
+            raise ConfigError(
+                f"losses.{self.name} compares outputs one by one; the student has "
+                f"{student.outputs} and the cached teacher {cache.shape.outputs}"
+            )
+
+    def _check_layers(self, match: Match, signal: Any) -> None:
+        if match.teacher in signal.gives():
+            return
+        there = [tap.layer for tap in signal.gives() if tap.name == match.teacher.name]
+        wanted = self._layers(match.teacher.name)
+        lacking = [layer for layer in wanted if layer not in there]
+        map_, hint = getattr(self.loss, "layer_map", ""), ""
+        if map_:
+            hint = f"set losses.{self.name}.layer_map to pairs such as '1:{there[0]}', or "
+        hint += self._hint("teacher_layers", there)
+        raise ConfigError(
+            f"losses.{self.name}: {f'layer map {map_!r} needs ' if map_ else 'needs '}teacher "
+            f"layers {layers_text(wanted)}; the cache holds layers {layers_text(there)} "
+            f"(lacking {layers_text(lacking)}): {hint}build a cache with "
+            f"layers={layers_text(wanted)}"
+        )
+
+    def _positions(self, match: Match, signal: Any, stored: str) -> str:
+        """Positions to compare; those that a cache holds a fraction of serve no others."""
+        wanted = match.positions or stored
+        fraction = getattr(signal, "fraction", 1)
+        if wanted:
+            try:
+                check_positions(wanted, self.cache.task)
+            except ConfigError as error:
+                raise ConfigError(f"losses.{self.name}: {error}") from error
+        if wanted == stored or (fraction == 1 and wanted in SERVES.get(stored, ())):
+            return wanted
+        part = f",fraction={fraction:g}" if fraction < 1 else ""
+        hint = self._hint("positions", "cache")
+        raise ConfigError(
+            f"losses.{self.name} needs {CALLED.get(match.teacher.name, match.teacher.name)} at "
+            f"positions={wanted}; the cache holds positions={stored}{part}: {hint}build a cache "
+            f"with positions={wanted}"
+        )
+
+    def check_shared(self, matches: Sequence[Bound]) -> None:
+        """See to it that matches which share a learned map have one width."""
+        widths: dict[str, set[int]] = {}
+        for match in matches:
+            if match.project:
+                width = self.student.width(match.student.name, match.student.layer)
+                widths.setdefault(match.project, set()).add(width)
+        for found in widths.values():
+            if len(found) > 1:
+                raise ConfigError(
+                    f"losses.{self.name} learns one map for layers of the student that are "
+                    f"{' and '.join(map(str, sorted(found)))} wide: set "
+                    f"losses.{self.name}.shared_projection=false, or match layers of one width"
+                )
+
+    def _check_rows(self, match: Match, positions: str) -> None:
+        """See to it that a token of the student is held against a token, a document against one."""
+        tokens = TAP_KINDS[match.student.name].per == "token"
+        served = POSITIONS if tokens else ("", *OF_DOCUMENTS)
+        if match.use is None and positions not in served:
+            rows = f"tokens at positions={positions}" if positions else "a row of a document"
+            raise ConfigError(
+                f"losses.{self.name} holds {match.student} against {match.teacher}, which has "
+                f"{rows}: their rows are not the same; match a tap of the same kind"
+            )
+
+    def _hint(self, option: str, value: object) -> str:
+        """The other way out, for a loss that has such an option."""
+        if not hasattr(self.loss, option):
+            return ""
+        return f"set losses.{self.name}.{option}={value}, or "
+
+    def _project(self, match: Match) -> str:
+        if match.project is not None:
+            return "_".join(filter(None, [f"{self.name}{self.mark}", match.project]))
+        if match.use is not None or match.any_width:
+            return ""
+        ours = self.student.width(match.student.name, match.student.layer)
+        theirs = self.cache.shape.width(match.teacher.name)
+        if ours == theirs:
+            return ""
+        hint = ""
+        if hasattr(self.loss, "projection"):
+            hint = f"; set losses.{self.name}.projection=linear to learn a map between them"
+        raise ConfigError(
+            f"losses.{self.name}: the student's {match.student.name} width is {ours}, the cached "
+            f"teacher's {theirs}{hint}"
+        )
+
+
+NOT_CACHED: dict[Tap, Callable[[Matching, Match], Bound]] = {
+    LABELS: Matching._labels,
+    PEERS: Matching._peers,
+}
+"""What stands in the place of a teacher's outputs, and is in no signal."""
+
+
+def _rows(signal: str, space: RowSpace, stored: str, positions: str) -> Rows:
+    if isinstance(space, Subset):
+        return Rows(space.of, sampled_rows=f"{signal}/kept")
+    if positions == stored:
+        return Rows(space)
+    return Rows("example" if positions == "cls" else "masked")

@@ -44,6 +44,22 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Tell how many cases of `oracles` were held, and what was cut of them."""
+    found: dict[str, tuple[str, int]] = {}
+    for report in terminalreporter.getreports("passed"):
+        for key, (name, kind, cut) in report.user_properties:
+            found |= {name: (kind, cut)} if key == "oracle" else {}
+    if found:
+        kinds = [kind for kind, _ in found.values()]
+        cut = {name: number for name, (_, number) in found.items() if number}
+        each = ", ".join(f"{name} ({number})" for name, number in cut.items()) or "none"
+        terminalreporter.write_line(
+            f"oracles: {len(found)} cases, {kinds.count('code')} of published code, "
+            f"{kinds.count('formula')} of a formula; {sum(cut.values())} sequences cut: {each}"
+        )
+
+
 @pytest.fixture(scope="session")
 def library() -> list[Docstring]:
     """The docstrings of the standard library, which take seconds to read."""

@@ -12,16 +12,16 @@ import torch
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from kdcache.errors import ConfigError
-from kdcache.losses import HiddenMSE, SoftKL, soft_and_hard
+from kdcache.losses import HiddenMSE, SoftKL
 from kdcache.losses.taught import label_nats
-from kdcache.losses.teachers import CHOOSERS, Asked, Policy, Teaching, drawn
+from kdcache.losses.teachers import CHOOSERS, Asked, Policy, Teaching
 from kdcache.plans.batch import Batch
 from kdcache.signals import SoftLabels
 from kdcache.training.recipe import load_recipe
+from tests import methods
 from tests.conformance.test_losses import documents, softened
 from tests.frozen.make_losses import dense, topk
 from tests.objectives import Array, Given, bind, evaluate, value
-from tests.test_oracles import check_gradients, leaf, oracle
 
 
 def of_three(**changes: Any) -> Given:
@@ -168,36 +168,12 @@ def test_a_label_outside_the_stored_ids_has_an_even_share_of_their_tail() -> Non
     assert found[3] == torch.inf
 
 
-@pytest.mark.parametrize("case", ["skdbert.a", "skdbert.b"])
-def test_skdbert_is_the_formula_for_the_teachers_that_its_uniforms_draw(case: str) -> None:
-    given = oracle(case)
-    logits, alpha = leaf(given["s_logits"]), float(given["alpha"])
-    places = drawn(tuple(given["probability"]), given["uniform"])
-    assert places.tolist() == given["out_teacher"].tolist()
-    total = []
-    for place, wanted in zip(places, given["out_kd"], strict=True):
-        values = torch.from_numpy(given["t_logits"][place])
-        ids = torch.arange(values.shape[1]).expand(values.shape)
-        loss, soft, hard = soft_and_hard(
-            logits,
-            SoftLabels(ids=ids, logprobs=values.log_softmax(-1), values=values),
-            temperature=float(given["temperature"]),
-            weight=alpha,
-            labels=torch.from_numpy(given["labels"]),
-            hard_weight=1 - alpha,
-        )
-        assert float(soft.detach()) == pytest.approx(wanted, rel=1e-9)
-        assert float(hard.detach()) == pytest.approx(float(given["out_hard"]), rel=1e-9)
-        total.append(loss)
-    check_gradients(torch.stack(total).sum(), given, s_logits=logits)
-
-
 @pytest.mark.parametrize("case", ["mt_bert.a", "mt_bert.b"])
 def test_the_recipe_mt_bert_has_the_papers_loss_and_gradients(case: str) -> None:
     """Soft labels as cross-entropy there, as divergence here: values differ by the teachers' own
     entropies, gradients do not. Hidden states are kept in float32 by a cache.
     """
-    known = oracle(case)
+    known = methods.Given(case).arrays
     temperature, last = float(known["temperature"]), len(known["s_hidden"]) - 1
     layers = ",".join(f"{layer}:{layer}" for layer in range(last + 1))
     recipe = load_recipe(

@@ -40,7 +40,9 @@ class LayerRows:
     scale: torch.Tensor | None = None
 
     def dense(self) -> torch.Tensor:
-        """Decoded values, [N, H] float32."""
+        """Decoded values, [N, H] float32; of float64 codes, which no cache holds, themselves."""
+        if self.codes.dtype == torch.float64:
+            return self.codes
         if self.scale is None:
             return self.codes.float()
         return dequantize_rows(self.codes, self.scale)

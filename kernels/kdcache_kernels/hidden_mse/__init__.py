@@ -26,6 +26,7 @@ __all__ = ["hidden_mse"]
 Normalize: TypeAlias = Literal["none", "l2", "layernorm"]
 NORMALIZE = ("none", "l2", "layernorm")
 CODES = (torch.int8, torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32)
+EXACT = (*CODES, torch.float64)
 
 
 def hidden_mse(
@@ -46,7 +47,7 @@ def hidden_mse(
     Args:
         student: hidden states, [N, H], float32, float16, bfloat16 or float64; rows at any stride.
         codes: the teacher's, [N, H]: int8 with `scale`, or float8_e4m3fn, float16, bfloat16 or
-            float32 without.
+            float32 without; float64 too for a float64 `student`.
         scale: of int8 codes, [N] or [N, G], floating: column h is multiplied by
             `scale[:, h // (H / G)]`. G divides H.
         normalize: applied to both sides. `none`; `l2`: x / |x|, as in PKD (arXiv:1908.09355) with
@@ -84,7 +85,7 @@ def _check(student: Tensor, codes: Tensor, scale: Tensor | None, normalize: str)
     require_matrix("student", student)
     require_dtype("student", student, FLOATS)
     require_shape("codes", codes, tuple(student.shape))
-    require_dtype("codes", codes, CODES)
+    require_dtype("codes", codes, EXACT if student.dtype == torch.float64 else CODES)
     require_device("codes", codes, student, "student")
     if student.shape[1] == 0:
         raise ValueError(f"student must have at least one column; got {tuple(student.shape)}")

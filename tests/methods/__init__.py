@@ -26,7 +26,7 @@ from kdcache.labels import LabelKind
 from kdcache.labels.classes import CLASSES
 from kdcache.losses import Loss, Pair, Step
 from kdcache.plans.batch import Batch, Rows
-from kdcache.signals import LOGITS, Activations, LayerRows, SoftLabels
+from kdcache.signals import LOGITS, Activations, LayerRows, SoftLabels, Tap
 
 FOLDER = Path(__file__).parents[1] / "oracles"
 
@@ -125,6 +125,7 @@ def value(
     space: Any = "token",
     labels: torch.Tensor | None = None,
     kind: LabelKind = CLASSES,
+    heads: int = 0,
     **more: Any,
 ) -> torch.Tensor:
     """What a loss makes of both sides of its matches, as the objective asks for it.
@@ -133,6 +134,7 @@ def value(
         pairs: of documents of so many `lengths` tokens, in the order of the loss's matches.
         space: of their rows: "token", or "example" for rows of documents.
         labels: hard labels, where the loss is a mean over the rows that have one.
+        heads: those of the student's attention, where the pairs are of queries and keys.
         more: further fields of the step.
     """
     over = loss.over
@@ -141,6 +143,8 @@ def value(
     batch = batch_of(lengths, labels)
     student = pairs[0].student
     values = {LOGITS: student.detach() if isinstance(student, torch.Tensor) else torch.empty(0)}
+    if heads:
+        values[Tap("query", 1)] = student.new_empty(len(lengths), heads, 0, 0)
     activations = more.pop("activations", Activations(values=values, mask=batch.mask))
     step = Step(
         batch=batch,
@@ -172,6 +176,18 @@ def tokens(states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Rows of the tokens of [B, L, ...]: [tokens, ...]."""
     mask = torch.arange(states.shape[1])[None] < lengths[:, None]
     return states[mask]
+
+
+def query_and_key(scores: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of queries and of keys, [tokens, heads * L], whose scores [B, heads, L, L] are these.
+
+    A query is the square root of L times its scores, a key a row of the identity: their product
+    over the square root of L, which is the width of a head, is the score.
+    """
+    _, heads, length, _ = scores.shape
+    queries = tokens(scores.transpose(1, 2), lengths) * length**0.5
+    keys = torch.eye(length, dtype=scores.dtype)[None, :, None].expand(len(lengths), -1, heads, -1)
+    return queries.flatten(1), tokens(keys, lengths).flatten(1)
 
 
 def layer_rows(rows: torch.Tensor) -> LayerRows:

@@ -10,17 +10,24 @@ from kdcache.training.recipe import load_recipe, shipped_recipes
 SHIPPED = [
     "alp-kd",
     "annealing-kd",
+    "at",
     "causal-kd",
+    "cc",
     "finetune",
+    "fitnet",
+    "fsp",
     "hidden",
     "kd",
     "kd-mse",
     "mlm-kd",
     "mt-bert",
+    "nst",
     "pkd-last",
     "pkd-skip",
+    "pkt",
     "rkd",
     "skdbert",
+    "sp",
 ]
 
 

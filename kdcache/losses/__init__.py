@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from kdcache.losses.alp import ALP
+from kdcache.losses.at import AT
 from kdcache.losses.base import LABELS, PEERS, Loss, Match, Pair, Step
 from kdcache.losses.cache_spec import CacheSpec
+from kdcache.losses.cc import CC
 from kdcache.losses.cross_entropy import Hard, hard_loss
 from kdcache.losses.feature_mse import HiddenMSE, hidden_loss
+from kdcache.losses.fsp import FSP
 from kdcache.losses.kl import SoftKL, soft_and_hard
 from kdcache.losses.logit_mse import LogitMSE, logit_mse
 from kdcache.losses.mutual import Mutual, mutual_rows
+from kdcache.losses.nst import NST
+from kdcache.losses.pkt import PKT
 from kdcache.losses.rkd import RKD
 from kdcache.losses.schedules import SCHEDULES, Moment, Schedule
+from kdcache.losses.sp import SP
 
 __all__ = [
     "ALP",
+    "AT",
+    "CC",
+    "FSP",
     "LABELS",
     "LOSSES",
+    "NST",
     "PEERS",
+    "PKT",
     "RKD",
     "SCHEDULES",
+    "SP",
     "CacheSpec",
     "Hard",
     "HiddenMSE",
@@ -40,6 +52,21 @@ __all__ = [
 ]
 
 LOSSES: dict[str, type[Loss]] = {
-    kind.kind: kind for kind in (Hard, SoftKL, LogitMSE, HiddenMSE, RKD, ALP, Mutual)
+    kind.kind: kind
+    for kind in (
+        Hard,
+        SoftKL,
+        LogitMSE,
+        HiddenMSE,
+        ALP,
+        RKD,
+        SP,
+        PKT,
+        CC,
+        AT,
+        NST,
+        FSP,
+        Mutual,
+    )
 }
 """Every loss a recipe can name: kind -> configuration."""

@@ -41,6 +41,7 @@ class Match(NamedTuple):
         signal: name of the signal; "": the first that holds the teacher's value.
         use: what is asked of soft labels; None of others.
         any_width: whether the two may be of unequal width without a map.
+        whole: whether it takes all rows of a document: a cache may hold a fraction of them.
     """
 
     student: Tap
@@ -50,6 +51,7 @@ class Match(NamedTuple):
     signal: str = ""
     use: SoftUse | None = None
     any_width: bool = False
+    whole: bool = False
 
 
 class Pair(NamedTuple):

@@ -103,6 +103,11 @@ def uniform(student: int, teacher: int) -> Pairs:
     return tuple((m, m * step) for m in range(student + 1))
 
 
+def middle(student: int, teacher: int) -> Pairs:
+    """The middle layer of both, and no other: the hint of FitNets (arXiv:1412.6550)."""
+    return ((max(1, student // 2), max(1, teacher // 2)),)
+
+
 def _step(name: str, student: int, teacher: int) -> int:
     if student < 1:
         raise ConfigError(
@@ -123,5 +128,6 @@ LAYER_MAPS: dict[str, Callable[[int, int], Pairs]] = {
     "last": last,
     "first": first,
     "uniform": uniform,
+    "middle": middle,
 }
 """Every named map: (student layers, teacher layers) -> pairs."""

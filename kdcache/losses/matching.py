@@ -181,7 +181,8 @@ class Matching(NamedTuple):
                 check_positions(wanted, self.cache.task)
             except ConfigError as error:
                 raise ConfigError(f"losses.{self.name}: {error}") from error
-        if wanted == stored or (fraction == 1 and wanted in SERVES.get(stored, ())):
+        served = wanted == stored and not (match.whole and fraction < 1)
+        if served or (fraction == 1 and wanted in SERVES.get(stored, ())):
             return wanted
         part = f",fraction={fraction:g}" if fraction < 1 else ""
         hint = self._hint("positions", "cache")

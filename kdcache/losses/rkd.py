@@ -9,12 +9,17 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import smooth_l1_loss
 
-from kdcache.errors import one_of
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, even, exact
-from kdcache.losses.layer_maps import LayerMap, layer_pairs
-from kdcache.signals import ModelSizes, Tap
-
-VECTORS = ("cls", "mean", "pooled")
+from kdcache.losses.base import Match, Over, Pair, Step, check_number
+from kdcache.losses.between_documents import (
+    check_vectors,
+    products,
+    safe,
+    shares,
+    sides,
+    vector_matches,
+)
+from kdcache.losses.layer_maps import LayerMap
+from kdcache.signals import ModelSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,27 +52,13 @@ class RKD:
     signal: str = ""
 
     def __post_init__(self) -> None:
-        check_number("weight of an rkd loss", self.weight)
+        check_vectors(self)
         check_number("distance of rkd", self.distance)
         check_number("angle of rkd", self.angle)
-        one_of("vectors of rkd", self.vectors, VECTORS)
 
     def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """The vectors of documents, of any widths."""
-        if self.vectors == "pooled":
-            tap = Tap("pooled")
-            return (Match(tap, tap, signal=self.signal, any_width=True),)
-        last = f"{student.layers}:{teacher.layers}"
-        return tuple(
-            Match(
-                Tap("hidden", ours),
-                Tap("hidden", theirs),
-                positions=self.vectors,
-                signal=self.signal,
-                any_width=True,
-            )
-            for ours, theirs in layer_pairs(self.layer_map or last, student.layers, teacher.layers)
-        )
+        return vector_matches(self, student, teacher)
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
         """Mean over the mapped layers of the batch's share of the step times its relations."""
@@ -93,29 +84,20 @@ def relation_losses(
 
     Source: Park et al. 2019, arXiv:1904.05068.
     """
-    ours = exact(student)
-    if weight is None:
-        weight = even(ours)
-    total = weight.sum().to(ours.dtype)
-    share = weight.to(ours.dtype) / torch.where(total > 0, total, 1.0)
-    pairs = share[:, None] * share
-    (near, angles), (known, wanted) = (
-        _relations(vectors, pairs) for vectors in (ours, teacher.to(ours.dtype))
-    )
+    ours, theirs = sides(student, teacher)
+    of = shares(ours, weight)
+    (near, angles), (known, wanted) = (_relations(x, of.pairs) for x in (ours, theirs))
     distance = smooth_l1_loss(near, known, reduction="none")
     angle = smooth_l1_loss(angles, wanted, reduction="none")
-    triples = share[:, None, None] * pairs
-    return total * (distance * pairs).sum(), total * (angle * triples).sum()
+    triples = of.share[:, None, None] * of.pairs
+    return of.total * (distance * of.pairs).sum(), of.total * (angle * triples).sum()
 
 
 def _relations(vectors: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Distances [B, B] over their mean, and cosines [B, B, B], where the first is the corner."""
     apart = vectors[None] - vectors[:, None]
     distance = torch.linalg.vector_norm(apart, dim=2)
-    some = distance > 0
-    counted = (pairs * some).sum()
-    mean = (pairs * distance).sum() / torch.where(counted > 0, counted, 1.0)
-    unit = apart / torch.where(some, distance, 1.0)[..., None]
-    with torch.autocast(vectors.device.type, enabled=False):  # which would round the cosines
-        cosines = unit @ unit.transpose(1, 2)
-    return distance / torch.where(mean > 0, mean, 1.0), cosines
+    counted = (pairs * (distance > 0)).sum()
+    mean = (pairs * distance).sum() / safe(counted)
+    cosines = products(apart / safe(distance)[..., None])
+    return distance / safe(mean), cosines

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,87 @@ def rkd(given: Given) -> float:
     return float(25 * smooth(near - known).mean() + 50 * smooth(angle - wanted).mean())
 
 
+def at(given: Given) -> float:
+    """Of every second teacher layer, summed: mean over tokens of the squared difference of maps."""
+    assert given.taught is not None
+    total, places = 0.0, np.split(np.arange(LENGTHS.sum()), np.cumsum(given.lengths)[:-1])
+    for layers in zip(given.hidden, given.taught[:: TEACHER // STUDENT], strict=True):
+        ours, theirs = (
+            np.square(given.rows_at(states.astype(np.float64), "all")).mean(1) for states in layers
+        )
+        for tokens in places:
+            maps = (side[tokens] / np.linalg.norm(side[tokens]) for side in (ours, theirs))
+            total += np.square(np.subtract(*maps)).sum()
+    return float(total / LENGTHS.sum())
+
+
+def sp(given: Given) -> float:
+    """Mean over pairs of the squared difference of unit rows of products of last [CLS] states."""
+    assert given.taught is not None
+    rows = []
+    for states in (given.hidden, given.taught):
+        vectors = given.rows_at(states[-1].astype(np.float64), "cls")
+        similar = vectors @ vectors.T
+        rows.append(similar / np.linalg.norm(similar, axis=1, keepdims=True))
+    return float(np.square(rows[0] - rows[1]).mean())
+
+
+def pkt(given: Given) -> float:
+    """Mean over pairs of the divergence of cosines, put between 0 and 1 and made to sum to 1."""
+    assert given.taught is not None
+    found = []
+    for states in (given.hidden, given.taught):
+        vectors = given.rows_at(states[-1].astype(np.float64), "cls")
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-7
+        alike = (vectors @ vectors.T + 1) / 2
+        found.append(alike / alike.sum(1, keepdims=True) + 1e-7)
+    return float(((found[1] - 1e-7) * np.log(found[1] / found[0])).mean())
+
+
+def cc(given: Given) -> float:
+    """Absolute differences of last [CLS] states times those of the next document, mean of sums."""
+    assert given.taught is not None
+    sides = (given.rows_at(of[-1].astype(np.float64), "cls") for of in (given.hidden, given.taught))
+    apart = np.abs(np.subtract(*sides))
+    return float((apart[1:] * apart[:-1]).sum(1).mean())
+
+
+def states(given: Given) -> list[list[list[Array]]]:
+    """Of every second teacher layer and the student's: by document and side, without pads."""
+    assert given.taught is not None
+    return [
+        [[side[doc, :length].astype(np.float64) for side in layers] for layers in layers_of(given)]
+        for doc, length in enumerate(given.lengths)
+    ]
+
+
+def layers_of(given: Given) -> list[tuple[Array, Array]]:
+    """The mapped layers of student and teacher, [B, L, H] each."""
+    assert given.taught is not None
+    return list(zip(given.hidden, given.taught[:: TEACHER // STUDENT], strict=True))
+
+
+def nst(given: Given) -> float:
+    """Squared products of all columns, each at unit length over a document's tokens."""
+    total = 0.0
+    for document in states(given):
+        for layer in document:
+            ours, theirs = (side / np.linalg.norm(side, axis=0) for side in layer)
+            total += np.square(theirs.T @ theirs).mean() + np.square(ours.T @ ours).mean()
+            total -= 2 * np.square(ours.T @ theirs).mean()
+    return float(total / len(given.lengths))
+
+
+def fsp(given: Given) -> float:
+    """Products of the columns of neighbouring layers over tokens: mean squared difference."""
+    total = 0.0
+    for document in states(given):
+        for (ours, theirs), (upper, known) in pairwise(document):
+            flow = (ours.T @ upper - theirs.T @ known) / len(ours)
+            total += np.square(flow).mean()
+    return float(total / len(given.lengths))
+
+
 def smooth(x: Array) -> Array:
     """Half the square below 1, from there on the absolute value less a half."""
     return np.where(np.abs(x) < 1, np.square(x) / 2, np.abs(x) - 0.5)
@@ -167,6 +248,12 @@ FORMULAS: dict[str, Formula] = {
     "hidden": hidden,
     "rkd": rkd,
     "alp": alp,
+    "at": at,
+    "sp": sp,
+    "pkt": pkt,
+    "cc": cc,
+    "nst": nst,
+    "fsp": fsp,
     "mutual": mutual,
 }
 """By kind: the loss of its defaults, in float64."""

@@ -89,13 +89,13 @@ def related(rng: np.random.Generator) -> Given:
     return _with(classes(rng), taught=states(rng, TEACHER, WIDTH + 2), positions="cls")
 
 
-def projected(rng: np.random.Generator, wider: int = 2) -> Given:
+def projected(rng: np.random.Generator, wider: int = 2, positions: str = "all") -> Given:
     """Those of TinyBERT: every token's state of a teacher that is wider."""
     given = classes(rng)
     weight = rng.standard_normal((WIDTH + wider, WIDTH)).astype(np.float32)
     bias = rng.standard_normal(WIDTH + wider).astype(np.float32)
     taught = states(rng, TEACHER, WIDTH + wider)
-    return _with(given, taught=taught, positions="all", projection=(weight, bias))
+    return _with(given, taught=taught, positions=positions, projection=(weight, bias))
 
 
 def wider_and_wider(rng: np.random.Generator) -> Given:
@@ -157,10 +157,16 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "alp-kd": lambda rng: patient(rng, temperature=20.0),
     "annealing-kd.annealing": classes,
     "annealing-kd.labels": classes,
+    "at": projected,
     "causal-kd": causal,
+    "cc": lambda rng: projected(rng, positions="cls"),
     "finetune": classes,
     "finetune.masked": masked,
     "finetune.values": values,
+    "fitnet.hint": projected,
+    "fitnet.labels": lambda rng: classes(rng, 3.0),
+    "fsp.flow": projected,
+    "fsp.labels": classes,
     "hidden": projected,
     "kd": lambda rng: classes(rng, 2.0),
     "kd.masked": masked,
@@ -168,9 +174,12 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "kd-mse.values": values,
     "mlm-kd": masked,
     "mt-bert": wider_and_wider,
+    "nst": projected,
     "pkd-last": patient,
     "pkd-skip": patient,
+    "pkt": related,
     "rkd": related,
+    "sp": related,
     "skdbert": lambda rng: of_two(rng, classes(rng, 10.0), classes(rng, 10.0)),
 }
 """A batch for every shipped recipe, by its name; what follows a dot tells batches apart, or is the

@@ -1,0 +1,130 @@
+"""Make cases of documents of unlike length, which no published code of these methods has.
+
+    python tests/oracles/ragged.py
+
+Plain loops over documents and their tokens, in float64, by the formulas alone: nothing of kdcache.
+Gradients are by automatic differentiation of those loops. What is there stays as it is.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+FOLDER = Path(__file__).parent
+Arrays = dict[str, Any]
+Tensors = dict[str, torch.Tensor]
+
+
+def states(rng: np.random.Generator, *shape: int) -> Any:
+    return rng.standard_normal(shape)
+
+
+def fitnet(given: Tensors) -> torch.Tensor:
+    """Squared error behind a map: over real tokens and width."""
+    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    for doc, length in enumerate(given["lengths"].tolist()):
+        for place in range(length):
+            mapped = given["proj_weight"] @ given["s_hidden"][doc, place] + given["proj_bias"]
+            total = total + ((mapped - given["t_hidden"][doc, place]) ** 2).mean()
+            tokens += 1
+    return total / tokens
+
+
+def attention_map(states: torch.Tensor) -> torch.Tensor:
+    """Mean squares of the tokens of one document, over their length."""
+    squares = torch.stack([(token**2).mean() for token in states])
+    return squares / torch.sqrt((squares**2).sum())
+
+
+def at(given: Tensors) -> torch.Tensor:
+    """Squared differences of attention maps: over real tokens."""
+    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    for doc, length in enumerate(given["lengths"].tolist()):
+        ours = attention_map(given["s_hidden"][doc, :length])
+        theirs = attention_map(given["t_hidden"][doc, :length])
+        total = total + ((ours - theirs) ** 2).sum()
+        tokens += length
+    return total / tokens
+
+
+def fsp(given: Tensors) -> torch.Tensor:
+    """Products of the columns of neighbouring layers over real tokens: mean squared difference."""
+    total = torch.zeros((), dtype=torch.float64)
+    lengths = given["lengths"].tolist()
+    for doc, length in enumerate(lengths):
+        for layer in range(len(given["s_hidden"]) - 1):
+            flows = []
+            for side in (given["s_hidden"], given["t_hidden"]):
+                products = [
+                    torch.outer(side[layer, doc, place], side[layer + 1, doc, place])
+                    for place in range(length)
+                ]
+                flows.append(torch.stack(products).sum(0) / length)
+            total = total + ((flows[0] - flows[1]) ** 2).mean()
+    return total / len(lengths)
+
+
+def hidden(rng: np.random.Generator, narrow: int, wide: int, lengths: list[int]) -> Arrays:
+    """Hidden states of both, random at pads too."""
+    most = max(lengths)
+    return {
+        "s_hidden": states(rng, len(lengths), most, narrow),
+        "t_hidden": states(rng, len(lengths), most, wide),
+        "lengths": np.array(lengths),
+    }
+
+
+def mapped(rng: np.random.Generator, narrow: int, wide: int, lengths: list[int]) -> Arrays:
+    """The same with a map from the student's width."""
+    weight, bias = states(rng, wide, narrow), states(rng, wide)
+    return hidden(rng, narrow, wide, lengths) | {"proj_weight": weight, "proj_bias": bias}
+
+
+def layered(rng: np.random.Generator, layers: int, width: int, lengths: list[int]) -> Arrays:
+    """Hidden states of some layers, of one width."""
+    shape = (layers, len(lengths), max(lengths), width)
+    return {
+        "s_hidden": states(rng, *shape),
+        "t_hidden": states(rng, *shape),
+        "lengths": np.array(lengths),
+    }
+
+
+HIDDEN, MAPPED = ("s_hidden",), ("s_hidden", "proj_weight", "proj_bias")
+Case = tuple[Callable[[Tensors], torch.Tensor], Callable[..., Arrays], tuple[str, ...]]
+CASES: dict[str, Case] = {
+    "fitnet.ragged_a": (fitnet, lambda rng: mapped(rng, 6, 9, [5, 2, 1]), MAPPED),
+    "fitnet.ragged_b": (fitnet, lambda rng: mapped(rng, 8, 8, [7, 7, 3, 1]), MAPPED),
+    "at.ragged_a": (at, lambda rng: hidden(rng, 6, 9, [5, 2, 1]), HIDDEN),
+    "at.ragged_b": (at, lambda rng: hidden(rng, 8, 12, [7, 1, 3, 6]), HIDDEN),
+    "fsp.ragged_a": (fsp, lambda rng: layered(rng, 3, 6, [5, 2, 1]), HIDDEN),
+    "fsp.ragged_b": (fsp, lambda rng: layered(rng, 2, 8, [4, 7, 3, 1]), HIDDEN),
+}
+"""By name: the formula, its inputs and what of them has a gradient."""
+
+
+def main() -> None:
+    """Write the cases that are not there."""
+    for name, (formula, draw, leaves) in CASES.items():
+        path = FOLDER / f"{name}.npz"
+        if path.is_file():
+            continue
+        arrays = draw(np.random.default_rng(zlib.crc32(name.encode())))
+        given = {key: torch.from_numpy(np.asarray(values)) for key, values in arrays.items()}
+        for leaf in leaves:
+            given[leaf].requires_grad_()
+        loss = formula(given)
+        gradients = torch.autograd.grad(loss, [given[leaf] for leaf in leaves])
+        arrays |= {f"grad_{leaf}": g.numpy() for leaf, g in zip(leaves, gradients, strict=True)}
+        arrays |= {"loss": loss.detach().numpy(), "meta_kind": np.array("formula")}
+        np.savez_compressed(path, **arrays)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Losses that compare the tokens of a document with each other: ragged, zero, rounded, sampled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from kdcache.errors import ConfigError
+from kdcache.losses import FSP, LOSSES, Loss
+from kdcache.losses.at import AT, attention_rows
+from kdcache.losses.by_document import ByDocument
+from kdcache.signals import ModelSizes
+from tests.conformance.test_losses import documents
+from tests.objectives import evaluate, value
+
+KINDS = ("at", "nst", "fsp")
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def losses(kind: str) -> dict[str, Loss]:
+    return {kind: LOSSES[kind]()}
+
+
+@every_kind
+def test_states_that_are_all_zero_are_defined(kind: str) -> None:
+    given = documents("causal-lm")
+    assert given.taught is not None
+    for side in ("hidden", "taught"):
+        empty = getattr(given, side).copy()
+        empty[:, 1:3] = 0  # two documents whole
+        empty[1:, 0, 2] = 0  # and a token
+        found = evaluate(losses(kind), replace(given, **{side: empty}))
+        assert np.isfinite(found.total)
+        assert np.isfinite(found.gradients["hidden"]).all()
+
+
+@every_kind
+def test_what_is_the_teachers_costs_nothing(kind: str) -> None:
+    given = documents("causal-lm")
+    assert given.taught is not None
+    found = evaluate(losses(kind), replace(given, hidden=given.taught[::2]))
+    assert found.total == pytest.approx(0, abs=1e-12)
+    assert np.abs(found.gradients["hidden"]).max() < 1e-7
+
+
+@every_kind
+def test_half_precision_and_autocast_round_no_more_than_what_they_get(kind: str) -> None:
+    given = documents("causal-lm")
+    half = {n: torch.from_numpy(x).bfloat16() for n, x in given.student.items()}
+    wanted = value(losses(kind), given, {n: x.float() for n, x in half.items()})[0]
+    assert float(value(losses(kind), given, half)[0]) == pytest.approx(float(wanted), rel=1e-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = value(losses(kind), given, {n: x.float() for n, x in half.items()})[0]
+    assert float(found) == pytest.approx(float(wanted), rel=1e-6)
+
+
+@every_kind
+def test_two_side_by_side_add_up(kind: str) -> None:
+    given, other = documents("causal-lm"), LOSSES[kind](weight=3.0, layer_map="1:2,2:4")
+    both = evaluate({**losses(kind), "other": other}, given).total
+    alone = [evaluate(x, given).total for x in (losses(kind), {"other": other})]
+    assert both == pytest.approx(sum(alone), rel=1e-12)
+
+
+def test_at_counts_padded_positions_where_it_is_told_to() -> None:
+    given = documents("causal-lm")
+    out, count = (evaluate({"at": AT(pads=pads)}, given).total for pads in ("out", "count"))
+    assert count == pytest.approx(out * given.lengths.sum() / given.mask.size, rel=1e-12)
+
+
+def test_at_of_one_token_has_nothing_to_tell() -> None:
+    lone = ByDocument(torch.tensor([0, 1, 1]), 2, 2)
+    rng = np.random.default_rng(0)
+    ours, theirs = (torch.from_numpy(rng.standard_normal((3, width))) for width in (4, 6))
+    rows = attention_rows(ours, theirs, lone)
+    assert rows[0] == pytest.approx(0, abs=1e-12)
+    assert bool((rows[1:] > 0).all())
+
+
+def test_fsp_needs_two_layers() -> None:
+    sizes = [ModelSizes(outputs=3, hidden=8, layers=layers) for layers in (2, 4)]
+    with pytest.raises(ConfigError, match=r"'1:2' has one pair: give it two, such as '0:0,2:4'"):
+        FSP(layer_map="1:2").matches(*sizes)

@@ -10,6 +10,9 @@ training, some batches of the loader or an opening of the cache, so that whateve
 does falls on both. A pair is some turns in a row of both, its ratio the median of theirs. What
 comes before the first turn is told apart ("before"). The answers are compared first: both
 versions build the same arrays and end training at the same loss.
+
+Where a process's memory happens to lie makes all its steps faster or slower, by up to a tenth: so
+the pairs come from several processes of each version, and the interval from drawing processes.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -211,7 +215,11 @@ class Side:
         command = [sys.executable, __file__, "--worker", str(folder), corpus, teacher]
         self.process = subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots))},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(map(str, roots)),
+                "OMP_NUM_THREADS": "1",  # the other core does what else the machine has to do
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -227,23 +235,66 @@ class Side:
 
 
 @contextmanager
-def at_work(older: Path, share: str, corpus: Path, teacher: str) -> Iterator[dict[str, Side]]:
-    """Both versions, each with the same cache: one the older version made, as both read it."""
+def shared_cache(older: Path, share: str, corpus: Path, teacher: str) -> Iterator[Workers]:
+    """Where both versions find the same cache: one the older version made, as both read it."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        checkouts = {"newer": Path(__file__).parents[1], "older": older}
-        sides = {s: Side(c, folder / s, str(corpus), teacher) for s, c in checkouts.items()}
-        sides["older"].say(share, 0)
-        sides["older"].hear()
+        workers = Workers(folder, older, str(corpus), teacher)
+        with workers.at_work() as sides:
+            sides["older"].say(share, 0)
+            sides["older"].hear()
         shutil.copytree(folder / "older", folder / "newer")
-        yield sides
-        for side in sides.values():
-            side.process.kill()
+        yield workers
 
 
-def compare(sides: dict[str, Side], job: str, pairs: int) -> dict[str, Any]:
-    """Ratios of the newer version's seconds to the older one's, pair by pair."""
+@dataclass(frozen=True)
+class Workers:
+    """Starts a process of each version."""
+
+    folder: Path
+    older: Path
+    corpus: str
+    teacher: str
+
+    @contextmanager
+    def at_work(self) -> Iterator[dict[str, Side]]:
+        checkouts = {"newer": Path(__file__).parents[1], "older": self.older}
+        sides = {
+            s: Side(c, self.folder / s, self.corpus, self.teacher) for s, c in checkouts.items()
+        }
+        try:
+            yield sides
+        finally:
+            for side in sides.values():
+                side.process.kill()
+                side.process.wait()
+
+
+def compare(workers: Workers, job: str, pairs: int, processes: int) -> dict[str, Any]:
+    """Ratios of the newer version's seconds to the older one's, pair by pair of each process."""
     rng = np.random.default_rng(0)
+    found = []
+    for _ in range(processes):
+        with workers.at_work() as sides:
+            found.append(take_turns(sides, job, pairs // processes, rng))
+    ratios = np.array([one["ratios"] for one in found])
+    drawn = rng.integers(0, processes, (RESAMPLES, processes))
+    medians = np.median(ratios[drawn].reshape(RESAMPLES, -1), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    print(f"{job}: median ratio {np.median(ratios):.4f}, 95% interval {low:.4f} to {high:.4f}")
+    return {
+        "turn": {f"{s}_seconds": float(np.median([one[s] for one in found])) for s in sides},
+        "before_seconds": [one["before"] for one in found],
+        "ratio": float(np.median(ratios)),
+        "ratio_interval": [float(low), float(high)],
+        "ratios": np.round(ratios, 4).tolist(),
+    }
+
+
+def take_turns(
+    sides: dict[str, Side], job: str, pairs: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """What two processes took for a job, and their pairs' ratios."""
     for side in sides.values():
         side.say(job, pairs)
     before = {name: side.hear() for name, side in sides.items()}
@@ -260,19 +311,12 @@ def compare(sides: dict[str, Side], job: str, pairs: int) -> dict[str, Any]:
     np.testing.assert_allclose(answers["newer"], answers["older"], rtol=1e-6)
     count = min(map(len, turns.values()))
     newer, older = (np.array(turns[name][:count]) for name in ("newer", "older"))
-    ratios = np.array([np.median(turn) for turn in np.array_split(newer / older, pairs)])
-    medians = np.median(rng.choice(ratios, (RESAMPLES, pairs)), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    print(f"{job}: median ratio {np.median(ratios):.4f}, 95% interval {low:.4f} to {high:.4f}")
+    parts = np.array_split(newer / older, pairs)
     return {
-        "turn": {
-            "newer_seconds": float(np.median(newer)),
-            "older_seconds": float(np.median(older)),
-        },
-        "before_seconds": before,
-        "ratio": float(np.median(ratios)),
-        "ratio_interval": [float(low), float(high)],
-        "ratios": [round(float(r), 4) for r in ratios],
+        "before": before,
+        "newer": float(np.median(newer)),
+        "older": float(np.median(older)),
+        "ratios": [float(np.median(part)) for part in parts],
     }
 
 
@@ -290,6 +334,7 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="text for a masked language model")
     parser.add_argument("--masked", required=True, help="a masked language model")
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=10, help="of each version, for each job")
     parser.add_argument(
         "--jobs", default="open,loader,kd,train,build,masked", help="those to measure anew"
     )
@@ -304,14 +349,20 @@ def main() -> None:
     for share, (corpus, teacher) in shares.items():
         jobs = [j for j in args.jobs.split(",") if (j == "masked") == (share == "share-masked")]
         if jobs:
-            with at_work(args.older, share, corpus, teacher) as sides:
-                figures |= {job: compare(sides, job, args.pairs) for job in jobs}
+            with shared_cache(args.older, share, corpus, teacher) as workers:
+                figures |= {j: compare(workers, j, args.pairs, args.processes) for j in jobs}
     commit = ["git", "-C", str(args.older), "rev-parse", "HEAD"]
     older = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
     for job, found in figures.items():
         save(
             f"against_version_{job}",
-            {"older": older, "pairs": args.pairs, "turns": JOBS[job][1], **found},
+            {
+                "older": older,
+                "pairs": args.pairs,
+                "processes": args.processes,
+                "turns": JOBS[job][1],
+                **found,
+            },
         )
 
 

@@ -71,14 +71,14 @@ BYTES = (
 )
 
 
-def bytes_rows() -> Iterator[Row]:
+def bytes_rows(name: str) -> Iterator[Row]:
     """Some of our codecs; of the others every setting for 50 ids, and those for 128."""
-    for row in result("fidelity")["rows"]:
-        name = row["signal"]
-        small = not row["ours"] and (", k=50" in name or ", k=128, exact" in name)
-        if "bytes_per_row" in row and (name in BYTES or small):
+    for row in result(name)["rows"]:
+        signal = row["signal"]
+        small = not row["ours"] and (", k=50" in signal or ", k=128, exact" in signal)
+        if "bytes_per_row" in row and (signal in BYTES or small):
             yield (
-                f"`{name}`" if row["ours"] else name,
+                f"`{signal}`" if row["ours"] else signal,
                 short(row["bytes_per_row"]),
                 *(_error(row.get(figure)) for figure in ("code_kl", "error", "error_t2")),
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from page_parts import (
     COMPARISON,
     FIDELITY,
@@ -96,7 +98,13 @@ SHIP_HEAD = ("shipped", "on disk", "p50, ms", "p95, ms", "peak memory", "accurac
 
 ALL = (
     Table(STORE, "How fast it reads", "store", readers_head, readers_rows),
-    Table(FIDELITY, "Bytes against error", "fidelity", BYTES_HEAD, bytes_rows),
+    *(
+        Table(FIDELITY, title, name, BYTES_HEAD, partial(bytes_rows, name))
+        for title, name in (
+            ("Bytes against error", "fidelity"),
+            ("A large vocabulary", "fidelity_wide"),
+        )
+    ),
     Table(
         FIDELITY,
         "Hidden states",

@@ -11,6 +11,7 @@ change); a chunk that fails is checked again each time.
 
 from __future__ import annotations
 
+import math
 import os
 from functools import partial
 from typing import Any
@@ -217,7 +218,7 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     Chunks start a few bytes after a page of their file, and where the kernel copies (`rep movsb`)
     to an address 1 to 63 bytes further into its page than the source, it took 5 times as long.
     """
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + PAGE, np.uint8)
     start = -memory.ctypes.data % PAGE
     return memory[start : start + size].view(dtype).reshape(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Layout:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
-        return self.dtype.itemsize * int(np.prod(self.row_shape, dtype=np.int64))
+        return self.dtype.itemsize * math.prod(self.row_shape)
 
     @property
     def chunk_bytes(self) -> int:
@@ -91,7 +92,7 @@ def plan_layout(
     """Choose chunk and shard: the largest divisors of a part within `chunk_rows`, SHARD_BYTES."""
     kind = np.dtype(dtype)
     chunk = max(d for d in _divisors(part_rows) if d <= chunk_rows)
-    row_bytes = kind.itemsize * int(np.prod(row_shape, dtype=np.int64))
+    row_bytes = kind.itemsize * math.prod(row_shape)
     fitting = [d for d in _divisors(part_rows // chunk) if d * chunk * row_bytes <= SHARD_BYTES]
     return Layout(
         name=name,

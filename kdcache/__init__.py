@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdcache.augmenting import augment
     from kdcache.building.builder import build
     from kdcache.building.planner import plan
     from kdcache.errors import KdcacheError
@@ -40,6 +41,7 @@ __all__ = [
     "KdcacheError",
     "Objective",
     "Tap",
+    "augment",
     "build",
     "copy",
     "evaluate",
@@ -64,6 +66,7 @@ _HOME = {
     "KdcacheError": "errors",
     "Objective": "training.objective",
     "Tap": "signals",
+    "augment": "augmenting",
     "build": "building.builder",
     "copy": "maintenance.copying",
     "evaluate": "evaluation.evaluator",

@@ -35,15 +35,19 @@ from tests.pages import (
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+MASKED_LM = "google-bert/bert-base-uncased"
 """What the README begins with; a folder of that name is taken for it."""
 
 
 def stand_ins(folder: Path, tokenizer: Path, sentences: list[Docstring]) -> Path:
-    """The files that the pages name, small: an encoder of six layers and labelled sentences."""
+    """The files that the pages name, small: encoders of six layers and labelled sentences."""
     torch.manual_seed(0)
     encoder = transformers.BertModel(bert_config(tokenizer, num_hidden_layers=6))
     (folder / ENCODER).mkdir(parents=True)
     save_teacher(folder / ENCODER, tokenizer, encoder)
+    (folder / MASKED_LM).mkdir(parents=True)
+    masked_lm = transformers.BertForMaskedLM(bert_config(tokenizer, num_hidden_layers=1))
+    save_teacher(folder / MASKED_LM, tokenizer, masked_lm)
     rows = [(s.text.replace("\t", " ").replace("\n", " "), s.package) for s in sentences]
     for i, name in enumerate(("reviews", "labelled", "dev", "test")):
         lines = ["text\tlabel", *("\t".join(row) for row in rows[i::4])]

@@ -9,6 +9,7 @@ import typer
 
 from kdcache.progress import quiet as silent
 from kdcache_cli import (
+    augmenting,
     bench,
     caches,
     demo,
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "merge": moving.merge,
     "export": moving.export,
     "teach": teaching.teach,
+    "augment": augmenting.augment,
     "train": training.train,
     "evaluate": training.evaluate,
     "ship": shipping.ship,

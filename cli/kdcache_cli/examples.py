@@ -42,6 +42,11 @@ EXAMPLES = {
         "kdcache teach ./encoder train.csv --dev dev.csv --eval test.csv",
         "    --out teacher --lr 3e-5,1e-4,3e-4 --epochs 5 --class-weights none",
     ),
+    "augment": (
+        "kdcache augment train.csv --masked-lm ./bert --out more.jsonl --samples 5",
+        "kdcache build more.jsonl --ignore-columns parent,round,operation",
+        "    --teacher ./teacher --task text-classification --out more.cache",
+    ),
     "train": (
         "kdcache train train.cache --recipe kd --init-from-teacher 2-4-6",
         "    --out student --eval test.csv --epochs 3 --lr 1e-4 --seed 1",

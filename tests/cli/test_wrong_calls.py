@@ -157,6 +157,9 @@ a label column that is not there | build {corpus} {AS_BUILD} --teacher {multi} -
 a student without a tokenizer | train {cache} --recipe kd --out {out} --student {mute} | --same-tokenizer
 predictions of tokens | evaluate {masked_lm} {corpus} --predictions {out} | text-classification and token-classification only
 a label column to score by that is not there | evaluate {classifier} {corpus} --label-column mood | no column 'mood'
+words from a model that fills no gaps | augment {corpus} --masked-lm {classifier} --out {out}.jsonl | masked-lm
+more words replaced than there are | augment {corpus} --masked-lm {masked_lm} --out {out}.jsonl --probability 2 | above 0, and 1 at most
+further texts in a file of another kind | augment {corpus} --masked-lm {masked_lm} --out {out}.csv | call it *.jsonl
 a label column to teach by that is not there | teach {classifier} {corpus} --out {out} --label-column mood | no column 'mood'
 a label column to measure by that is not there | ship {classifier} {out} --measure {corpus} --label-column mood | no column 'mood'
 a corpus without labels | evaluate {classifier} {unlabelled.csv} | --label-column

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from kdcache.errors import ConfigError
-from kdcache.losses import FSP, LOSSES, Loss
+from kdcache.losses import FSP, LOSSES, Distances, Loss
 from kdcache.losses.at import AT, attention_rows
 from kdcache.losses.by_document import ByDocument
 from kdcache.signals import ModelSizes
 from tests.conformance.test_losses import documents
 from tests.objectives import evaluate, value
 
-KINDS = ("at", "nst", "fsp")
+KINDS = ("at", "nst", "fsp", "distances")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -78,6 +78,27 @@ def test_at_of_one_token_has_nothing_to_tell() -> None:
     rows = attention_rows(ours, theirs, lone)
     assert rows[0] == pytest.approx(0, abs=1e-12)
     assert bool((rows[1:] > 0).all())
+
+
+@pytest.mark.parametrize("of", ["hidden", "attention"])
+def test_distances_of_some_documents_at_a_time_are_those_of_all(
+    of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, loss = documents("causal-lm"), {"distances": Distances(of=of, layer_map="1:2,2:2")}
+    at_once = evaluate(loss, given)
+    monkeypatch.setattr("kdcache.losses.distances.CHUNK_BYTES", 1)
+    found = evaluate(loss, given)
+    assert found.total == pytest.approx(at_once.total, rel=1e-12)
+    for name, gradient in found.gradients.items():
+        np.testing.assert_allclose(gradient, at_once.gradients[name], rtol=1e-9, atol=1e-15)
+    moved = ("query", "key") if of == "attention" else ("hidden",)
+    assert all(found.gradients[name].any() for name in moved)
+
+
+def test_distances_of_attention_take_as_many_heads_on_both_sides() -> None:
+    sizes = [ModelSizes(outputs=3, hidden=8, layers=2, heads=heads) for heads in (2, 4)]
+    with pytest.raises(ConfigError, match="the student has 2 and the teacher 4: set of=hidden"):
+        Distances(of="attention").matches(*sizes)
 
 
 def test_fsp_needs_two_layers() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from kdcache.losses.alp import ALP
 from kdcache.losses.at import AT
 from kdcache.losses.base import LABELS, PEERS, Loss, Match, Pair, Step
+from kdcache.losses.batch_relations import BatchRelations
 from kdcache.losses.cache_spec import CacheSpec
 from kdcache.losses.cc import CC
+from kdcache.losses.contrast import Contrast
 from kdcache.losses.cross_entropy import Hard, hard_loss
+from kdcache.losses.distances import Distances
 from kdcache.losses.feature_mse import HiddenMSE, hidden_loss
 from kdcache.losses.fsp import FSP
 from kdcache.losses.kl import SoftKL, soft_and_hard
@@ -32,7 +35,10 @@ __all__ = [
     "RKD",
     "SCHEDULES",
     "SP",
+    "BatchRelations",
     "CacheSpec",
+    "Contrast",
+    "Distances",
     "Hard",
     "HiddenMSE",
     "LogitMSE",
@@ -66,6 +72,9 @@ LOSSES: dict[str, type[Loss]] = {
         AT,
         NST,
         FSP,
+        Distances,
+        BatchRelations,
+        Contrast,
         Mutual,
     )
 }

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdcache.errors import ConfigError
+from kdcache.labels import LabelKind
 from kdcache.losses.base import LABELS, Loss
 from kdcache.losses.bound import Bound, BoundLoss
 from kdcache.losses.cache_spec import CacheSpec
 from kdcache.losses.matching import Matching
 from kdcache.losses.teachers import CHOOSERS, FIRST, Teaching
 from kdcache.plans.batch import Rows
-from kdcache.signals import ModelSizes
+from kdcache.signals import POSITIONS, ModelSizes
 
 
 def bind(
@@ -47,6 +48,7 @@ def bind(
 def _rows_of(name: str, loss: Loss, matches: Sequence[Bound], *, several: bool) -> Rows:
     """The rows that a loss is a mean over; ConfigError where its matches have not the same."""
     if loss.over in ("documents", "batch") or not matches:
+        _check_classes(name, matches)
         return Rows("example")
     spaces = {match.rows for match in matches}
     if len(spaces) > 1:
@@ -57,6 +59,22 @@ def _rows_of(name: str, loss: Loss, matches: Sequence[Bound], *, several: bool) 
         )
     (rows,) = spaces
     return rows._replace(padded=loss.over == "padded")
+
+
+def _check_classes(name: str, matches: Sequence[Bound]) -> None:
+    """See to it that a loss that compares documents by their labels gets a class of each."""
+    for match in matches:
+        labels = match.source.labels
+        one_each = match.rows.space == POSITIONS["cls"] and _one_class(labels)
+        if match.teacher == LABELS and not one_each:
+            raise ConfigError(
+                f"losses.{name} compares documents by the class of each; the task of the cache is "
+                f"{match.source.task}, its labels are {labels.name}: leave the loss out"
+            )
+
+
+def _one_class(labels: LabelKind) -> bool:
+    return labels.activation == "softmax" and not labels.no_divergence
 
 
 def _rows_text(rows: Rows) -> str:

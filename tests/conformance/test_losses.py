@@ -225,6 +225,55 @@ def fsp(given: Given) -> float:
     return float(total / len(given.lengths))
 
 
+def distances(given: Given) -> float:
+    """Between tokens of a document over their mean in the batch, mean over documents, summed."""
+    total = 0.0
+    for layer in zip(*states(given), strict=True):
+        apart = [[euclid(side) for side in document] for document in layer]
+        means = [
+            np.mean([side.mean() for side in sides])
+            / np.mean([(side > 0).mean() for side in sides])
+            for sides in zip(*apart, strict=True)
+        ]
+        relative = [[x / m for x, m in zip(doc, means, strict=True)] for doc in apart]
+        total += np.mean([smooth(np.subtract(*document)).mean() for document in relative])
+    return float(total)
+
+
+def euclid(points: Array) -> Array:
+    """Distances between points [n, d], [n, n]."""
+    return np.sqrt(np.square(points[None] - points[:, None]).sum(2))
+
+
+def batch_relations(given: Given) -> float:
+    """KL of softmax over the batch of products of last [CLS] states over the root of the width."""
+    assert given.taught is not None
+    logq, logp = (
+        log_softmax(vectors @ vectors.T / np.sqrt(WIDTH), axis=1)
+        for vectors in (
+            given.rows_at(of[-1].astype(np.float64), "cls") for of in (given.hidden, given.taught)
+        )
+    )
+    return float((np.exp(logp) * (logp - logq)).sum(1).mean())
+
+
+def contrast(given: Given) -> float:
+    """Last [CLS] states of both at unit length: those of a class against all, at 0.07."""
+    assert given.taught is not None
+    sides = (given.rows_at(of[-1].astype(np.float64), "cls") for of in (given.hidden, given.taught))
+    vectors = np.concatenate([side / np.linalg.norm(side, axis=1)[:, None] for side in sides])
+    cosines = (vectors @ vectors.T - 1) / 0.07
+    labels = np.where(given.labels < 0, -1 - np.arange(4), given.labels)  # a class by itself
+    classes = np.tile(labels, 2)
+    found = []
+    for anchor, mine in enumerate(classes):
+        others = np.delete(np.arange(8), anchor)
+        log_sum = np.log(np.exp(cosines[anchor, others]).sum() + 1e-7)
+        alike = others[classes[others] == mine]
+        found.append((log_sum - cosines[anchor, alike]).mean())
+    return float(np.mean(found))
+
+
 def smooth(x: Array) -> Array:
     """Half the square below 1, from there on the absolute value less a half."""
     return np.where(np.abs(x) < 1, np.square(x) / 2, np.abs(x) - 0.5)
@@ -254,6 +303,9 @@ FORMULAS: dict[str, Formula] = {
     "cc": cc,
     "nst": nst,
     "fsp": fsp,
+    "distances": distances,
+    "batch_relations": batch_relations,
+    "contrast": contrast,
     "mutual": mutual,
 }
 """By kind: the loss of its defaults, in float64."""

@@ -70,6 +70,56 @@ def fsp(given: Tensors) -> torch.Tensor:
     return total / len(lengths)
 
 
+def distances(points: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Of every document and head, between its points, over the mean of those that are not zero.
+
+    `points` are [heads, n, d], of a document each; every document counts alike in the mean.
+    """
+    found, total, number = [], torch.zeros((), dtype=torch.float64), 0.0
+    for document in points:
+        heads, length, _ = document.shape
+        rows = []
+        for head in document:
+            for one in head:
+                apart = [((one - other) ** 2).sum() for other in head]
+                rows.append(torch.stack([x if x == 0 else x.sqrt() for x in apart]))
+        found.append(torch.stack(rows).view(heads, length, length))
+        total = total + found[-1].sum() / (heads * length**2)
+        number += int((found[-1] > 0).sum()) / (heads * length**2)
+    return [document * (number / total) for document in found]
+
+
+def smooth(x: torch.Tensor) -> torch.Tensor:
+    """Half the square below 1, from there on the absolute value less a half."""
+    return torch.where(x.abs() < 1, x**2 / 2, x.abs() - 0.5)
+
+
+def apart(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> torch.Tensor:
+    """Smooth L1 of distances: mean over the pairs of a document, then over documents."""
+    sides = zip(distances(ours), distances(theirs), strict=True)
+    return torch.stack([smooth(one - other).mean() for one, other in sides]).mean()
+
+
+def hidden_distances(given: Tensors) -> torch.Tensor:
+    """Between hidden states of real tokens, summed over layers."""
+    lengths = given["lengths"].tolist()
+    layers = [
+        apart(*([side[None, doc, :n] for doc, n in enumerate(lengths)] for side in layer))
+        for layer in zip(given["s_hidden"], given["t_hidden"], strict=True)
+    ]
+    return torch.stack(layers).sum()
+
+
+def attention_distances(given: Tensors) -> torch.Tensor:
+    """Between the rows of scores of real queries and keys, summed over layers."""
+    lengths = given["lengths"].tolist()
+    layers = [
+        apart(*([side[doc, :, :n, :n] for doc, n in enumerate(lengths)] for side in layer))
+        for layer in zip(given["s_scores"], given["t_scores"], strict=True)
+    ]
+    return torch.stack(layers).sum()
+
+
 def hidden(rng: np.random.Generator, narrow: int, wide: int, lengths: list[int]) -> Arrays:
     """Hidden states of both, random at pads too."""
     most = max(lengths)
@@ -96,6 +146,26 @@ def layered(rng: np.random.Generator, layers: int, width: int, lengths: list[int
     }
 
 
+def unlike(rng: np.random.Generator, narrow: int, wide: int, lengths: list[int]) -> Arrays:
+    """Hidden states of two layers, of unlike widths."""
+    shape = (2, len(lengths), max(lengths))
+    return {
+        "s_hidden": states(rng, *shape, narrow),
+        "t_hidden": states(rng, *shape, wide),
+        "lengths": np.array(lengths),
+    }
+
+
+def scored(rng: np.random.Generator, layers: int, heads: int, lengths: list[int]) -> Arrays:
+    """Scores of some layers."""
+    shape = (layers, len(lengths), heads, max(lengths), max(lengths))
+    return {
+        "s_scores": states(rng, *shape),
+        "t_scores": states(rng, *shape),
+        "lengths": np.array(lengths),
+    }
+
+
 HIDDEN, MAPPED = ("s_hidden",), ("s_hidden", "proj_weight", "proj_bias")
 Case = tuple[Callable[[Tensors], torch.Tensor], Callable[..., Arrays], tuple[str, ...]]
 CASES: dict[str, Case] = {
@@ -105,6 +175,26 @@ CASES: dict[str, Case] = {
     "at.ragged_b": (at, lambda rng: hidden(rng, 8, 12, [7, 1, 3, 6]), HIDDEN),
     "fsp.ragged_a": (fsp, lambda rng: layered(rng, 3, 6, [5, 2, 1]), HIDDEN),
     "fsp.ragged_b": (fsp, lambda rng: layered(rng, 2, 8, [4, 7, 3, 1]), HIDDEN),
+    "mlkd.ragged_hidden_a": (
+        hidden_distances,
+        lambda rng: unlike(rng, 6, 9, [5, 2, 1]),
+        HIDDEN,
+    ),
+    "mlkd.ragged_hidden_b": (
+        hidden_distances,
+        lambda rng: unlike(rng, 4, 4, [3, 6, 1, 6]),
+        HIDDEN,
+    ),
+    "mlkd.ragged_attention_a": (
+        attention_distances,
+        lambda rng: scored(rng, 2, 2, [5, 2, 1]),
+        ("s_scores",),
+    ),
+    "mlkd.ragged_attention_b": (
+        attention_distances,
+        lambda rng: scored(rng, 1, 3, [2, 4, 4]),
+        ("s_scores",),
+    ),
 }
 """By name: the formula, its inputs and what of them has a gradient."""
 

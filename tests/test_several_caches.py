@@ -27,11 +27,11 @@ from kdcache.store import Cache
 from kdcache.training.documents import CachedDocuments
 from kdcache.training.loader import make_loader
 from kdcache.training.mixing import MixedDocuments, pass_documents, steps_of
-from kdcache.training.mixture import TRAITS, require_together
 from kdcache.training.objective import Objective
 from kdcache.training.recipe import load_recipe
 from kdcache.training.run import cache_spec
 from kdcache.training.train import train
+from kdcache.training.traits import OF_A_HEAD, TRAITS, apart, require_together
 from tests.conftest import write_csv
 
 DENSE = ["logits/values"]
@@ -305,16 +305,12 @@ def tokenizer(cache: Cache, **values: Any) -> dict[str, Any]:
 
 
 def differences(cache: Cache) -> dict[str, dict[str, Any]]:
-    names = [*(cache.plan.config.classes or [])]
     return {
-        "task": {"task": "masked-lm"},
-        "kind of label": {"problem": "regression"},
         "tokenizer (SHA-256)": tokenizer(cache, sha256="f" * 64),
         "number of tokens": tokenizer(cache, vocab_size=7),
         "pad token": tokenizer(cache, pad_id=9),
         "token types": tokenizer(cache, type_ids=False),
         "mask token": tokenizer(cache, mask_id=4),
-        "classes": {"corpus": {**cache.plan.config.corpus, "classes": names[::-1]}},
     }
 
 
@@ -323,8 +319,6 @@ def test_caches_that_do_not_go_together_are_named_with_the_difference(
 ) -> None:
     require_together(cache, other)
     made = {name: changed(other, **config) for name, config in differences(other).items()}
-    made["number of outputs"] = Cache(other.path)
-    made["number of outputs"].shape = dataclasses.replace(other.shape, outputs=5)
     assert made.keys() == TRAITS.keys()
     for name, odd in made.items():
         pattern = (
@@ -335,6 +329,23 @@ def test_caches_that_do_not_go_together_are_named_with_the_difference(
         ) as caught:
             require_together(cache, odd)
         assert "\n" not in str(caught.value)
+
+
+def test_caches_of_other_tasks_or_classes_need_a_head_each(cache: Cache, other: Cache) -> None:
+    names = [*(cache.plan.config.classes or [])]
+    config: dict[str, dict[str, Any]] = {
+        "task": {"task": "masked-lm"},
+        "kind of label": {"problem": "regression"},
+        "classes": {"corpus": {**cache.plan.config.corpus, "classes": names[::-1]}},
+    }
+    made = {name: changed(other, **values) for name, values in config.items()}
+    made["number of outputs"] = Cache(other.path)
+    made["number of outputs"].shape = dataclasses.replace(other.shape, outputs=5)
+    assert made.keys() == OF_A_HEAD.keys()
+    assert apart(cache, other) == ""
+    for name, odd in made.items():
+        require_together(cache, odd)
+        assert f"the {name} is" in apart(cache, odd)
 
 
 def test_what_several_caches_cannot_serve_is_refused_before_anything_loads(

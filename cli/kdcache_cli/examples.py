@@ -54,6 +54,8 @@ EXAMPLES = {
         "    --out student --dev-split 10% --epochs 10 --patience 2",
         "kdcache train one.cache two.cache --mix 0.7,0.3 --recipe kd",
         "    --out student --init-from-teacher 2-4-6",
+        "kdcache train sst2=sst2.cache mrpc=mrpc.cache --mix sqrt --recipe mkd",
+        "    --out student --student ./small --dev-split 10% --eval sst2=test.csv",
         "kdcache train train.cache --recipe mine.toml --student ./small",
         "    --out student --set losses.kl.temperature=4 --device cpu",
         "kdcache train train.cache --recipe annealing-kd --init-from-teacher 2-4-6",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -43,6 +45,37 @@ def names(values: list[str] | None) -> list[str] | None:
 def one_or_several(values: list[str] | None) -> str | list[str] | None:
     """A name that is given once by itself, others as a list."""
     return values[0] if values and len(values) == 1 else values or None
+
+
+def named(values: list[str] | None, what: str) -> Any:
+    """NAME=VALUE, given once or more often, as a mapping; values without names as a list.
+
+    A path that is there is no name. Raises ConfigError where some have names, or two have one.
+    """
+    pairs = [_name_and_value(value) for value in values or ()]
+    heads = [name for name, _ in pairs if name]
+    if not heads:
+        return [value for _, value in pairs]
+    if len(heads) < len(pairs) or len(set(heads)) < len(heads):
+        raise ConfigError(
+            f"{what} is given a name each, as in one=A two=B, or none; got {' '.join(values or ())}"
+        )
+    return dict(pairs)
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if equals and re.fullmatch(r"[\w-]+", name) and not Path(text).exists():
+        return name, value
+    return "", text
+
+
+def one_named(values: list[str] | None, flag: str) -> Any:
+    """The same for an option that names one thing, or one for each head of a student."""
+    found = named(values, flag)
+    if isinstance(found, list) and len(found) > 1:
+        raise ConfigError(f"{flag} is given once, or once for each head as NAME=...; got {found}")
+    return found[0] if isinstance(found, list) and found else found or None
 
 
 PLAN_OPTIONS = {

@@ -59,6 +59,8 @@ def _print_choice(dev: Mapping[str, Any]) -> None:
     if teacher is not None:
         about = "about, by " if teacher.get("estimate") else ""
         rows.append(("teacher", "", teacher["value"], f"{about}{teacher['source']}"))
+    for name, head in dev.get("heads", {}).items():
+        rows.append((name, "", head["value"], f"{head['metric']} of the weights that are kept"))
     metric = SCORES.get(dev["metric"], dev["metric"])
     print_title(f"dev set: {dev['documents']:,} documents, {dev['source']}")
     print_table(("step", "epoch", metric, ""), rows, right=(0, 1, 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +18,8 @@ def train(
         list[str],
         typer.Argument(
             metavar="CACHE",
-            help="Folder or URL of a cache, or of several of one task.",
+            help="Folder or URL of a cache, or of several. Those that differ in task or classes "
+            "get a head each; NAME=CACHE names it.",
             show_default=False,
         ),
     ],
@@ -54,24 +55,34 @@ def train(
     ] = False,
     trust_remote_code: o.TrustRemoteCode = False,
     eval_file: Annotated[
-        Path | None,
-        typer.Option("--eval", metavar="FILE", help="Labelled documents to measure it on."),
+        list[str] | None,
+        typer.Option(
+            "--eval",
+            metavar="FILE",
+            help="Labelled documents to measure it on; of several heads NAME=FILE, repeated.",
+        ),
     ] = None,
     eval_teacher: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="Score this teacher on --eval and on the dev set too."),
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Score this teacher on --eval and on the dev set too; NAME=FOLDER for heads.",
+        ),
     ] = None,
     dev: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="Labelled documents to choose on: the weights that score best on them are kept.",
+            help="Labelled documents to choose on: the weights that score best on them are kept; "
+            "of several heads NAME=FILE for each, and those of the best mean score.",
         ),
     ] = None,
     dev_split: Annotated[
         str | None,
         typer.Option(
-            metavar="SHARE", help="Choose on a share of the (first) cache's documents, such as 10%."
+            metavar="SHARE",
+            help="Choose on a share of the (first) cache's documents, such as 10%; of heads, of "
+            "each cache's.",
         ),
     ] = None,
     dev_every: Annotated[
@@ -86,9 +97,10 @@ def train(
         str | None,
         typer.Option(
             metavar="SHARES",
-            help="Shares of the steps that several CACHEs get, as in 0.7,0.3. An epoch has as many "
-            "steps as all their documents fill; a cache goes on in the next where it stopped, and "
-            "starts over when it is through. Without, an epoch is one pass over each.",
+            help="Shares of the steps that several CACHEs get, as in 0.7,0.3, or by their numbers "
+            "of documents: proportional, sqrt, even, annealed. An epoch has as many steps as all "
+            "their documents fill; a cache goes on in the next where it stopped, and starts over "
+            "when it is through. Without, an epoch is one pass over each.",
         ),
     ] = None,
     epochs: Annotated[
@@ -144,8 +156,14 @@ def train(
     from kdcache.store import open_cache
     from kdcache.training.train import train as run
 
+    caches = o.named(cache, "CACHE")
+    opened: Any = (
+        {name: open_cache(one, teacher=teacher) for name, one in caches.items()}
+        if isinstance(caches, dict)
+        else [open_cache(one, teacher=teacher) for one in caches]
+    )
     result = run(
-        [open_cache(one, teacher=teacher) for one in cache],
+        opened,
         recipe=recipe,
         out=out,
         student=student,
@@ -153,9 +171,9 @@ def train(
         config=config,
         same_tokenizer=same_tokenizer,
         trust_remote_code=trust_remote_code,
-        eval_file=eval_file,
-        eval_teacher=eval_teacher,
-        dev=dev,
+        eval_file=o.one_named(eval_file, "--eval"),
+        eval_teacher=o.one_named(eval_teacher, "--eval-teacher"),
+        dev=o.one_named(dev, "--dev"),
         dev_split=dev_split,
         dev_every=dev_every,
         patience=patience,

@@ -5,36 +5,48 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kdcache.errors import ConfigError, did_you_mean, near
 from kdcache.models.auto import auto_class, silent_transformers
 from kdcache.models.declared import adapted
+from kdcache.models.heads import HeadsModel, drawn_heads
 from kdcache.models.module_student import INSIDE, ModuleStudent
 from kdcache.models.student import StudentSpec
-from kdcache.tasks import Task
+from kdcache.models.student_config import StudentConfig
+
+if TYPE_CHECKING:
+    from kdcache.store import Cache
 
 SHOWN = 3  # names in a message
 
 
 def named(student: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Parameters of a student; a module's own by its own names."""
+    """Parameters of a student; a module's own by its own names, those of heads by each head's."""
+    if isinstance(student, HeadsModel):
+        yield from chain.from_iterable(map(named, student.task_heads))
+        return
     prefix = INSIDE if isinstance(student, ModuleStudent) else ""
     for name, parameter in student.named_parameters():
         yield name.removeprefix(prefix), parameter
 
 
-def require_parameters(globs: Sequence[str], spec: StudentSpec, config: Any, task: Task) -> None:
+def require_parameters(
+    globs: Sequence[str], spec: StudentSpec, config: Any, caches: Sequence[Cache]
+) -> None:
     """Raise ConfigError for a glob that no parameter of such a student has; no weight is made."""
     if not globs:
         return
     if spec.module is not None:
         names = [name for name, _ in named(adapted(spec.module, config))]
+    elif config.heads if isinstance(config, StudentConfig) else ():
+        names = [name for name, _ in named(drawn_heads(config, caches))]
     else:
         with torch.device("meta"), torch.random.fork_rng(devices=[]), silent_transformers():
-            names = [name for name, _ in named(auto_class(task).from_config(config))]
+            names = [name for name, _ in named(auto_class(caches[0].plan.task).from_config(config))]
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
             like = near(glob, names)[:SHOWN] or names[:SHOWN]

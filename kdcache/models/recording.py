@@ -33,13 +33,30 @@ class Forward(NamedTuple):
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model inside DistributedDataParallel."""
+    """The transformers model inside DistributedDataParallel; of several heads, the active one."""
+    inner = inside(model)
+    return getattr(inner, "active_head", inner)
+
+
+def inside(model: Any) -> Any:
+    """What lies in DistributedDataParallel."""
     return getattr(model, "module", model)
 
 
 def members_of(model: Any) -> list[Any]:
     """The students that are trained as one model; of any other, that alone."""
     return list(getattr(unwrapped(model), "members", None) or [model])
+
+
+def heads_of(model: Any) -> list[Any]:
+    """The models of one encoder that are trained as one, a head each; of any other, that alone."""
+    return list(getattr(inside(model), "task_heads", None) or [model])
+
+
+def choose_head(model: Any, number: int) -> None:
+    """Let a model of several heads run that one."""
+    if hasattr(inside(model), "active_head"):
+        inside(model).turn = number
 
 
 def name_of(model: Any) -> str:

@@ -18,7 +18,14 @@ from kdcache.models.attentions import Call, attention_calls
 from kdcache.models.classifiers import classify
 from kdcache.models.hooks import TAPS, check_taps, head_reads, read, readers_of
 from kdcache.models.padding import by_length, joined, padded
-from kdcache.models.recording import Forward, Taps, members_of, name_of, unwrapped
+from kdcache.models.recording import (
+    Forward,
+    Taps,
+    choose_head,
+    members_of,
+    name_of,
+    unwrapped,
+)
 from kdcache.plans.batch import Batch
 from kdcache.signals.taps import HEAD, LOGITS, Activations, Head, Tap
 from kdcache.tasks import Space, Task, as_task
@@ -43,7 +50,8 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None)
 
     Args:
         model: also inside DistributedDataParallel. Of students trained as one model, the first's
-            activations are returned, with those of the others as its peers.
+            activations are returned, with those of the others as its peers. Of several heads,
+            that of the batch's cache is run.
         task: whose rows the logits have; None: those of a classifier's documents, of the masked
             positions if the batch has some, or of every token.
 
@@ -51,6 +59,7 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None)
         ConfigError: there is no such tap or layer.
         ModelError: the architecture, or the way the model is run, does not give a tap.
     """
+    choose_head(model, batch.cache)
     members = members_of(model)
     if len(members) > 1:
         first, *peers = (run(member, batch, taps, task=task) for member in members)

@@ -21,6 +21,11 @@ def student_again(cache: Cache, spec: StudentSpec, folder: Path, *, seed: int) -
         saved = StudentSpec(checkpoint=str(folder), trust_remote_code=spec.trust_remote_code)
         return load_student(cache, saved, seed=seed)
     student = load_student(cache, spec, seed=seed)
+    take_weights(student, folder)
+    return student
+
+
+def take_weights(student: Any, folder: Path) -> None:
+    """Give every student that is trained as one the weights that were saved in its folder."""
     for home, one in homes(folder, student):
         load_model(one, home / WEIGHTS, strict=False)  # tied weights are stored once
-    return student

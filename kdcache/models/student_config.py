@@ -28,7 +28,7 @@ KEPT = (
 )
 """What the file holds of a configuration, beside the format and the names of the classes."""
 
-NOT_KEPT = ("trusted", "members")
+NOT_KEPT = ("trusted", "members", "heads")
 
 Widths = dict[str, list[int]]
 """Width of each layer of a tap, by its name; of one where it has no layers."""
@@ -42,10 +42,12 @@ class StudentConfig(transformers.PretrainedConfig):
         settings: arguments of its constructor, JSON values; None: it does not tell them.
         tap_widths: of the taps that it gives beside its logits.
         members: configurations of the students, where several are trained as one.
+        heads: names of those, where they are heads of one encoder.
     """
 
     model_type = "kdcache_student"
     members = cast(tuple[Any, ...], ())
+    heads = cast(tuple[str, ...], ())
     trusted = False
     """Whether a class that is none of kdcache's may be imported: said by a person, never kept."""
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from kdcache.errors import ConfigError
 from kdcache.models.module_student import WEIGHTS
-from kdcache.models.recording import members_of
+from kdcache.models.recording import heads_of, members_of
 from kdcache.models.student_config import StudentConfig, Widths
 
 
@@ -30,8 +30,13 @@ class TogetherModel(transformers.PreTrainedModel):
     ) -> None:
         """Write the weights of all, for a checkpoint: students are saved by themselves."""
         if is_main_process:
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            save_model(self, str(Path(save_directory) / WEIGHTS), metadata={"format": "pt"})
+            save_all(self, Path(save_directory))
+
+
+def save_all(model: transformers.PreTrainedModel, folder: Path) -> None:
+    """Write the weights of a model of several into a folder, those that are shared once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
 
 
 def together_config(name: str, members: Sequence[Any], *, causal: bool) -> StudentConfig:
@@ -72,7 +77,7 @@ def require_one(config: Any, ranks: int, **scored: Any) -> None:
 
     `scored` are the documents that a student would be scored on, by the option that names them.
     """
-    members = getattr(config, "members", ())
+    members = () if getattr(config, "heads", ()) else getattr(config, "members", ())
     named = [f"--{option.replace('_', '-')}" for option, given in scored.items() if given]
     if members and named:
         raise ConfigError(
@@ -87,6 +92,8 @@ def require_one(config: Any, ranks: int, **scored: Any) -> None:
 
 def homes(folder: Path, student: Any) -> list[tuple[Path, Any]]:
     """Every student with the folder it is saved to: `folder` itself, if there is but one."""
+    if names := getattr(student.config, "heads", ()):
+        return [(folder / name, one) for name, one in zip(names, heads_of(student), strict=True)]
     members = members_of(student)
     if len(members) == 1:
         return [(folder, student)]

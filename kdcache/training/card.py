@@ -101,6 +101,8 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
     corpus, software = plan.config.corpus, cache.manifest["software"]
     yield "task", plan.task.name
     yield "parameters", f"{metrics['parameters']:,}; the teacher has {teacher['parameters']:,}"
+    if heads := metrics.get("heads"):
+        yield "trained with", f"a head for each of {', '.join(heads)}, on one encoder"
     yield "initialised from", _start(recipe.student)
     yield "losses", _losses(recipe)
     if told := "; ".join(_teachers(cache, recipe)):

@@ -12,10 +12,11 @@ from kdcache.errors import ConfigError, ModelError
 from kdcache.evaluation.scoring import LOWER_IS_BETTER
 from kdcache.manifest import Json
 from kdcache.progress import Progress
-from kdcache.store import Cache
 from kdcache.training.dev import DevSet
+from kdcache.training.dev_heads import HeadDevs
 from kdcache.training.dev_options import EPOCH
 from kdcache.training.dev_teacher import teacher_score
+from kdcache.training.mixture import Mixture
 from kdcache.training.ranks import Ranks
 
 
@@ -104,21 +105,25 @@ class Choice:
     """
 
     def __init__(
-        self, dev: DevSet, patience: int | None, args: transformers.TrainingArguments
+        self, dev: DevSet | HeadDevs, patience: int | None, args: transformers.TrainingArguments
     ) -> None:
         self.dev, self.patience, self.args = dev, patience, args
         self.teacher: Json | None = None
 
-    def ask(self, cache: Cache, teacher: str | Path | None, progress: Progress) -> None:
-        """Find out what the teacher scores, by running `teacher` where one is named."""
-        self.teacher = teacher_score(
-            self.dev,
-            cache,
-            teacher,
-            batch_size=self.args.eval_batch_size,
-            device=str(self.args.device),
-            progress=progress,
-        )
+    def ask(self, mixture: Mixture, teacher: Any, progress: Progress) -> None:
+        """Find out what the teacher scores, by running `teacher` where one is named.
+
+        Of several heads, `teacher` names one for each by the name of the head.
+        """
+        options: Any = {
+            "batch_size": self.args.eval_batch_size,
+            "device": str(self.args.device),
+            "progress": progress,
+        }
+        if isinstance(self.dev, HeadDevs):
+            self.teacher = self.dev.teacher(mixture.by_head, teacher, **options)
+        else:
+            self.teacher = teacher_score(self.dev, mixture.first, teacher, **options)
 
     @property
     def teacher_logs(self) -> dict[str, float]:
@@ -157,12 +162,15 @@ class Choice:
                 f"of step {best[-1]['step']:,}, the best on dev, are kept"
             )
         patience = "patience" if out_of_patience(state, self.patience) else None
+        scored = (e for e in state.log_history if self._name in e and e["step"] == best[-1]["step"])
+        heads = self.dev.report(next(scored)) if isinstance(self.dev, HeadDevs) else {}
         return {
+            **({"heads": heads} if heads else {}),
             "metric": self.dev.metric,
             "higher_is_better": self.dev.metric not in LOWER_IS_BETTER,
-            "documents": len(self.dev.docs),
+            "documents": self.dev.documents,
             "source": self.dev.source,
-            "left_out": len(self.dev.left_out),
+            "left_out": self.dev.withheld,
             "best": best[-1],
             "teacher": self.teacher,
             "stopped": "diverged" if diverged else patience,

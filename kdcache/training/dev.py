@@ -60,6 +60,21 @@ class DevSet:
         return {"documents": len(self.docs), "sha256": digest(ids)}
 
     @property
+    def documents(self) -> int:
+        """How many a student is scored on."""
+        return len(self.docs)
+
+    @property
+    def withheld(self) -> int:
+        """How many of the cache's are not trained on."""
+        return len(self.left_out)
+
+    @property
+    def each(self) -> list[DevSet]:
+        """The dev set of each model that is scored."""
+        return [self]
+
+    @property
     def notes(self) -> list[str]:
         """What a person should know of them."""
         if not self.same:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kdcache.errors import ConfigError
@@ -14,27 +14,32 @@ EPOCH = "epoch"
 
 @dataclass(frozen=True, kw_only=True)
 class DevOptions:
-    """The [dev] table of a recipe: one of `file` and `split`, and when to look.
+    """The [dev] table of a recipe: one of `file`, `files` and `split`, and when to look.
 
     Attributes:
         file: labelled documents that are not trained on.
+        files: in its place one for each head of a student, by the name of the head.
         split: share of the cache's documents that is held out from training, in (0, 1).
         every: steps between two scores, or "epoch".
         patience: scores in a row without a better one after which training stops; None: never.
     """
 
     file: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
     split: float | None = None
     every: int | str = EPOCH
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.file is None) == (self.split is None):
-            given = "neither" if self.file is None else "both"
+        given = sum([self.file is not None, self.split is not None, bool(self.files)])
+        if given != 1:
             raise ConfigError(
                 "a dev set is a file (--dev FILE) or a share of the cache (--dev-split 10%); got "
-                f"{given}: give one of the two"
+                f"{'both' if given else 'neither'}: give one of the two"
             )
+        for head, file in self.files.items():
+            if not isinstance(file, str):
+                raise ConfigError(f"dev.files.{head} is the name of a file; got {file!r}")
         if self.split is not None and not 0 < self.split < 1:
             raise ConfigError(
                 f"--dev-split is a share above 0 and below 1, such as 10% or 0.1; got {self.split}"

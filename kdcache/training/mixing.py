@@ -6,7 +6,7 @@ from its own teacher, and read as fast as those of a cache alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -32,6 +32,27 @@ class Epoch(NamedTuple):
 
     full: Docs
     rest: tuple[Docs, ...]
+
+
+MIXES: Mapping[str, Callable[[float], float]] = {
+    "even": lambda gone: 0.0,
+    "sqrt": lambda gone: 0.5,
+    "proportional": lambda gone: 1.0,
+    "annealed": lambda gone: 1 - 0.8 * gone,
+}
+"""Mixes by name: the power of the number of a cache's documents that its share goes by.
+
+`gone` is 0 in the first epoch and 1 in the last. Source: Stickland and Murray 2019, BERT and PALs,
+arXiv:1902.02671, section 4.
+"""
+
+
+def shares_of(mix: Sequence[float] | str, documents: Sequence[int], gone: float) -> list[float]:
+    """The shares of the steps of an epoch, which sum to 1; caches have so many `documents`."""
+    if not isinstance(mix, str):
+        return list(mix)
+    powers = np.asarray(documents, np.float64) ** MIXES[mix](gone)
+    return [float(share) for share in powers / powers.sum()]
 
 
 def steps_of(counts: Sequence[int], mix: Sequence[float], batch: int) -> list[int]:
@@ -69,12 +90,14 @@ class MixedDocuments(Dataset[Batch]):
 
     Args:
         sets: the documents of each cache, with the arrays to read of it.
-        mix: shares of the steps, which sum to 1; None: as many documents as there are.
+        mix: shares of the steps, which sum to 1, or a name of MIXES; None: as many documents as
+            there are.
         seed: fixes the order, together with the epoch.
         window: batches among which documents of a cache are sorted by length; 0: they are not.
 
     Attributes:
         batch: documents of a step over all ranks.
+        epochs: how many there are, for a mix that changes.
         ahead: as of `CachedDocuments`.
     """
 
@@ -83,13 +106,13 @@ class MixedDocuments(Dataset[Batch]):
     def __init__(
         self,
         sets: Sequence[CachedDocuments],
-        mix: Sequence[float] | None,
+        mix: Sequence[float] | str | None,
         *,
         seed: int,
         window: int = 0,
     ) -> None:
         self.sets, self.mix, self.seed, self.window = list(sets), mix, seed, window
-        self.epoch, self.batch = 0, 1
+        self.epoch, self.batch, self.epochs = 0, 1, 1
         self.batches = StepBatches
         sizes = [len(one.cache.plan.examples["doc_len"]) for one in sets]
         self.starts = np.cumsum([0, *sizes])
@@ -99,15 +122,19 @@ class MixedDocuments(Dataset[Batch]):
 
     @property
     def counts(self) -> list[int]:
-        """Documents of an epoch of each cache.
+        """Documents of the epoch of each cache.
 
         Raises ConfigError where a share comes to no step.
         """
+        return self._counts(self.epoch)
+
+    def _counts(self, epoch: int) -> list[int]:
         there = [len(one.docs) for one in self.sets]
         if self.mix is None:
             return there
-        steps = steps_of(there, self.mix, self.batch)
-        for one, share, given in zip(self.sets, self.mix, steps, strict=True):
+        shares = shares_of(self.mix, there, min(1.0, epoch / max(1, self.epochs - 1)))
+        steps = steps_of(there, shares, self.batch)
+        for one, share, given in zip(self.sets, shares, steps, strict=True):
             if not given:
                 raise ConfigError(
                     f"an epoch has {sum(steps):,} steps of {self.batch:,} documents, and the share "
@@ -117,14 +144,24 @@ class MixedDocuments(Dataset[Batch]):
         return [given * self.batch for given in steps]
 
     @property
+    def mean_counts(self) -> list[int]:
+        """Documents of each cache, the mean over all epochs."""
+        epochs = [self._counts(epoch) for epoch in range(self.epochs)]
+        return [round(sum(counts) / self.epochs) for counts in zip(*epochs, strict=True)]
+
+    @property
     def shares(self) -> list[float]:
-        """What part of an epoch's documents is of each cache."""
+        """What part of the epoch's documents is of each cache."""
         counts = self.counts
         return [count / sum(counts) for count in counts]
 
     def steps(self) -> Epoch:
         """The steps of the epoch."""
-        parts = [self._documents(k, count) for k, count in enumerate(self.counts)]
+        before = [self._counts(epoch) for epoch in range(self.epoch)]
+        parts = [
+            self._documents(k, count, start=sum(counts[k] for counts in before))
+            for k, count in enumerate(self.counts)
+        ]
         cuts = [len(docs) // self.batch * self.batch for docs in parts]
         full = np.concatenate(
             [docs[:cut].reshape(-1, self.batch) for docs, cut in zip(parts, cuts, strict=True)]
@@ -133,9 +170,12 @@ class MixedDocuments(Dataset[Batch]):
         rest = (docs[cut:] for docs, cut in zip(parts, cuts, strict=True))
         return Epoch(full[turn], tuple(docs for docs in rest if len(docs)))
 
-    def _documents(self, cache: int, count: int) -> Docs:
-        """The documents of the epoch that are of one cache, cut into steps as they lie."""
-        one, start = self.sets[cache], self.epoch * count
+    def _documents(self, cache: int, count: int, *, start: int) -> Docs:
+        """The documents of the epoch that are of one cache, cut into steps as they lie.
+
+        `start` are those that earlier epochs have taken of it.
+        """
+        one = self.sets[cache]
         chosen = one.docs[
             pass_documents(
                 len(one.docs), start=start, stop=start + count, seed=self.seed, cache=cache

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from kdcache.errors import ConfigError, MismatchError, ModelError
-from kdcache.losses import CacheSpec
+from kdcache.errors import ConfigError, ModelError
 from kdcache.manifest import Json
-from kdcache.models.student import require_tokens
-from kdcache.plans import Docs
+from kdcache.models.heads import heads_config, load_heads
+from kdcache.models.recording import heads_of, members_of
+from kdcache.models.student import (
+    StudentSpec,
+    load_student,
+    require_length,
+    require_tokens,
+    student_config,
+)
+from kdcache.models.teacher import model_sizes
 from kdcache.progress import short
 from kdcache.signals import ModelSizes
 from kdcache.store import Cache, open_cache
-from kdcache.training.dev import DevSet, same_texts
-from kdcache.training.documents import CachedDocuments
-from kdcache.training.mixing import MixedDocuments
-from kdcache.training.objective import Objective
-from kdcache.training.recipe import Recipe
-from kdcache.training.run_folder import cache_identity
+from kdcache.training.mixing import MIXES
+from kdcache.training.run_folder import CHECKPOINTS, STAGES, cache_identity
+from kdcache.training.traits import apart, require_together
 
 CAPTION = 110  # characters of a line under a title
-SHOWN = 4  # values of a list that a message shows
+HEAD_NAME = r"[A-Za-z0-9_-]+"
+TAKEN = (CHECKPOINTS, STAGES)  # folders of a run
 IDENTITY = ("plan", "contents", "teacher", "signals")
 
 
@@ -37,11 +41,16 @@ class Mixture:
     The first is what the student is made for: its teacher, tokenizer and classes are the student's.
 
     Attributes:
-        mix: shares of the steps, which sum to 1; None: every document comes once an epoch.
+        mix: shares of the steps, which sum to 1, or a name of MIXES; None: every document comes
+            once an epoch.
+        heads: names of the student's heads, one for each cache; none where all have one.
+        notes: what a person should know of them.
     """
 
     caches: tuple[Cache, ...]
-    mix: tuple[float, ...] | None = None
+    mix: tuple[float, ...] | str | None = None
+    heads: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def first(self) -> Cache:
@@ -64,7 +73,56 @@ class Mixture:
             return None
         caches = [cache_identity(cache, None) for cache in self.caches]
         kept = [{key: identity[key] for key in IDENTITY} for identity in caches]
-        return {"mix": self.mix if self.mix is None else list(self.mix), "caches": kept}
+        heads = {"heads": list(self.heads)} if self.heads else {}
+        mix = list(self.mix) if isinstance(self.mix, tuple) else self.mix
+        return {"mix": mix, "caches": kept, **heads}
+
+    @property
+    def by_head(self) -> dict[str, Cache]:
+        """The caches by the names of their heads."""
+        return dict(zip(self.heads, self.caches, strict=True))
+
+    @property
+    def by_name(self) -> dict[str, Cache]:
+        """The caches by the names of their heads; of one head for all, the first under ""."""
+        return self.by_head or {"": self.first}
+
+    def config(self, spec: StudentSpec) -> Any:
+        """The student's configuration, held against every cache."""
+        if self.heads:
+            return heads_config(spec, self.by_head)
+        config = student_config(spec, self.first)
+        _require_tokens(config, self.others)
+        return config
+
+    def sizes(self, config: Any) -> list[ModelSizes]:
+        """Those of the student as it is for each cache."""
+        return [
+            model_sizes(own, cache.plan.task)
+            for own, cache in zip(self.configs(config), self.caches, strict=True)
+        ]
+
+    def configs(self, config: Any) -> list[Any]:
+        """The student's configuration as it is for each cache."""
+        return list(config.members) if self.heads else [config] * len(self.caches)
+
+    def load(self, config: Any, spec: StudentSpec, *, seed: int) -> Any:
+        """Make the student."""
+        if self.heads:
+            return load_heads(config, spec, self.caches, seed=seed)
+        student = load_student(self.first, spec, seed=seed)
+        for one in members_of(student):
+            for other in self.others:
+                require_length(one, other)
+        return student
+
+    def readers(self, student: Any) -> list[tuple[Any, list[Cache]]]:
+        """Every model that is trained, with the caches it learns from."""
+        if self.heads:
+            return [
+                (one, [cache]) for one, cache in zip(heads_of(student), self.caches, strict=True)
+            ]
+        return [(one, list(self.caches)) for one in members_of(student)]
 
     def require_whole(self, *, allow_partial: bool) -> None:
         """Raise IncompleteError for several caches of which one lacks parts."""
@@ -87,8 +145,10 @@ class Mixture:
 
     def report(self, documents: Sequence[int]) -> list[Json]:
         """What metrics and card say of each cache, given its documents of an epoch."""
+        names = [{"head": name} for name in self.heads] or [{}] * len(self.caches)
         return [
             {
+                **name,
                 "cache": short(str(cache.path)),
                 "plan": cache.manifest["plan"]["sha256"],
                 "contents": cache_identity(cache, None)["contents"],
@@ -97,32 +157,67 @@ class Mixture:
                 "documents_an_epoch": count,
                 "share": count / sum(documents),
             }
-            for cache, count in zip(self.caches, documents, strict=True)
+            for name, cache, count in zip(names, self.caches, documents, strict=True)
         ]
 
 
 def open_mixture(caches: Any, mix: Sequence[float] | str | None) -> Mixture:
     """The caches that a call of `train` names, opened.
 
-    Raises ConfigError for shares that do not fit, or a cache named twice; MismatchError for caches
-    that do not go together.
+    Those of a mapping get a head each, by its names, and so do others of which two differ in what
+    a head is made for. Raises ConfigError for shares that do not fit, or a cache named twice;
+    MismatchError for caches that do not go together.
     """
-    named = list(caches) if isinstance(caches, list | tuple) else [caches]
-    if not named:
+    given = list(caches.values()) if isinstance(caches, Mapping) else caches
+    several = list(given) if isinstance(given, list | tuple) else [given]
+    if not several:
         raise ConfigError("train takes a cache, or several in a list; got an empty list")
-    opened = tuple(c if isinstance(c, Cache) else open_cache(c) for c in named)
+    opened = tuple(c if isinstance(c, Cache) else open_cache(c) for c in several)
     shares = None if mix is None else _shares(mix, opened)
     for number, cache in enumerate(opened):
         if any(str(cache.path) == str(other.path) for other in opened[:number]):
             raise ConfigError(f"{cache.path} is named twice: name it once, or weigh it with --mix")
         require_together(opened[0], cache)
-    return Mixture(opened, shares)
+    if isinstance(caches, Mapping):
+        return Mixture(opened, shares, head_names(list(caches), opened))
+    why = next((told for cache in opened if (told := apart(opened[0], cache))), "")
+    if not why:
+        return Mixture(opened, shares)
+    names = head_names([_name(cache) for cache in opened], opened)
+    note = f"{why}: the student has a head for each cache, {' and '.join(names)}"
+    return Mixture(opened, shares, names, (note,))
 
 
-def _shares(mix: Sequence[float] | str, caches: Sequence[Cache]) -> tuple[float, ...]:
-    values = _numbers(mix)
+def head_names(names: Sequence[str], caches: Sequence[Cache]) -> tuple[str, ...]:
+    """Names of heads as folders are called by them; ConfigError for one that will not do."""
+    if len(caches) == 1:
+        raise ConfigError(
+            f"heads are named where a student learns from several caches, and {names[0]} is the "
+            "only one: leave the name out"
+        )
+    for number, name in enumerate(names):
+        if not re.fullmatch(HEAD_NAME, str(name)) or name in TAKEN:
+            raise ConfigError(
+                f"a head is called by letters, digits, - and _, and none of {', '.join(TAKEN)}; "
+                f"got {name!r} for {caches[number].path}: name it, as in sst2=sst2.cache"
+            )
+        if name in names[:number]:
+            raise ConfigError(f"two heads are called {name}: name each, as in one={caches[0].path}")
+    return tuple(names)
+
+
+def _name(cache: Cache) -> str:
+    """What the head of a cache is called that nobody has named."""
+    last = str(cache.path).rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^\w-]+", "-", last.removesuffix(".cache"))
+
+
+def _shares(mix: Sequence[float] | str, caches: Sequence[Cache]) -> tuple[float, ...] | str:
+    values = [] if mix in MIXES else _numbers(mix)
     if len(caches) == 1:
         raise ConfigError("--mix shares the steps out among several caches, and there is one")
+    if isinstance(mix, str) and mix in MIXES:
+        return mix
     if len(values) != len(caches):
         raise ConfigError(
             f"--mix has {len(values)} shares, and there are {len(caches)} caches: give one for each"
@@ -134,164 +229,19 @@ def _numbers(mix: Sequence[float] | str) -> list[float]:
     try:
         values = [float(v) for v in (mix.split(",") if isinstance(mix, str) else mix)]
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"--mix takes shares as in 0.7,0.3; got {mix!r}") from error
+        raise ConfigError(
+            f"--mix takes shares as in 0.7,0.3; got {mix!r} (or one of {', '.join(MIXES)})"
+        ) from error
     if not all(0 < value < math.inf for value in values):
         raise ConfigError(f"shares (--mix) are more than 0 and finite; got {mix!r}")
     return values
 
 
-class Trait(NamedTuple):
-    """What several caches have to have alike, and what to do where they do not."""
-
-    of: Callable[[Cache], Any]
-    way: str
-
-
-REPLAN = "plan both corpora with one tokenizer"
-TRAITS: Mapping[str, Trait] = {
-    "task": Trait(lambda cache: cache.plan.task.name, "train a student for each"),
-    "kind of label": Trait(
-        lambda cache: cache.plan.config.problem, "build both with the same --label-type"
-    ),
-    "tokenizer (SHA-256)": Trait(lambda cache: cache.plan.config.tokenizer["sha256"][:12], REPLAN),
-    "number of tokens": Trait(lambda cache: cache.plan.config.tokenizer["vocab_size"], REPLAN),
-    "pad token": Trait(lambda cache: cache.plan.config.tokenizer["pad_id"], REPLAN),
-    "token types": Trait(lambda cache: cache.plan.config.tokenizer["type_ids"], REPLAN),
-    "mask token": Trait(lambda cache: cache.plan.config.tokenizer.get("mask_id"), REPLAN),
-    "classes": Trait(
-        lambda cache: cache.plan.config.classes,
-        "give both teachers the same classes in the same order",
-    ),
-    "number of outputs": Trait(
-        lambda cache: cache.shape.outputs if cache.plan.task.labelled else None,
-        "build both with teachers of the same classes",
-    ),
-}
-"""What caches of one task have alike, by name."""
-
-
-def require_together(one: Cache, other: Cache) -> None:
-    """Raise MismatchError, with the first difference, unless one student can learn from both."""
-    for name, trait in TRAITS.items():
-        found, there = trait.of(one), trait.of(other)
-        if found != there:
-            raise MismatchError(
-                f"{one.path} and {other.path} do not go together: the {name} is {_text(found)} in "
-                f"the first and {_text(there)} in the second: {trait.way}"
-            )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, list):
-        return str(value)
-    more = ", ..." if len(value) > SHOWN else ""
-    return f"{', '.join(map(str, value[:SHOWN]))}{more} ({len(value)})"
-
-
-def require_student(config: Any, mixture: Mixture) -> None:
+def _require_tokens(config: Any, others: Sequence[Cache]) -> None:
     """Raise ModelError, naming the cache, if the student lacks a token of one behind the first."""
-    for other in mixture.others:
+    for other in others:
         try:
             for one in (config, *getattr(config, "members", ())):
                 require_tokens(one, other)
         except ModelError as error:
             raise ModelError(f"{other.path}: {error}") from error
-
-
-def without(dev: DevSet, mixture: Mixture, docs: Sequence[Docs]) -> tuple[list[Docs], list[str]]:
-    """The documents of each cache that are not in a dev set, and what a person should know.
-
-    Raises ConfigError if nothing of a cache is left.
-    """
-    first, *others = docs
-    left, notes = [np.setdiff1d(first, dev.left_out)], []
-    for cache, there in zip(mixture.others, others, strict=True):
-        same = same_texts(dev, cache.plan, there)
-        if len(same) == len(there):
-            raise ConfigError(
-                f"all documents of {cache.path} are in the dev set ({dev.source}): leave the cache "
-                "out, or choose another dev set"
-            )
-        if len(same):
-            notes.append(f"{len(same):,} documents of {cache.path} are in the dev set: left out")
-        left.append(np.setdiff1d(there, same))
-    return left, notes
-
-
-def documents_read(
-    mixture: Mixture,
-    objectives: Sequence[Objective],
-    docs: Sequence[Docs],
-    *,
-    seed: int,
-    window: int,
-    batch: int,
-) -> CachedDocuments | MixedDocuments:
-    """The data set of a run whose objectives learn from documents of each cache.
-
-    `batch` is the number of documents of a step over all ranks. Raises ConfigError for a cache that
-    has nothing to teach.
-    """
-    sets = [
-        CachedDocuments(cache, one.arrays, seed=seed, window=window, docs=there)
-        for cache, one, there in zip(mixture.caches, objectives, docs, strict=True)
-    ]
-    if len(sets) == 1:
-        return sets[0]
-    for one in sets:
-        if not len(one.docs):
-            raise ConfigError(
-                f"{one.cache.path} has no labels, and the recipe learns from labels alone: leave "
-                "it out, or choose a recipe with soft labels, such as kd"
-            )
-    mixed = MixedDocuments(sets, mixture.mix, seed=seed, window=window)
-    mixed.batch = batch
-    assert mixed.counts  # or a share that comes to no step is refused here
-    return mixed
-
-
-def bind_all(
-    mixture: Mixture,
-    recipe: Recipe,
-    specs: Sequence[CacheSpec],
-    student: ModelSizes,
-    *,
-    seed: int,
-) -> list[Objective]:
-    """The losses of a recipe bound to each cache; learned maps are those of the first.
-
-    Raises ConfigError, naming both caches, where another than the first cannot serve the recipe.
-    """
-    options: Any = {"schedules": recipe.schedules, "teaching": recipe.teaching, "seed": seed}
-    made = [Objective(recipe.losses, specs[0], student, **options)]
-    for other, spec in zip(mixture.others, specs[1:], strict=True):
-        pair = f"{mixture.first.path} and {other.path}"
-        try:
-            found = Objective(recipe.losses, spec, student, **options)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{pair} do not go together in recipe {recipe.name}, which only the first can "
-                f"serve: {error}"
-            ) from error
-        _share_maps(made[0], found, pair)
-        made.append(found)
-    return made
-
-
-def _share_maps(one: Objective, other: Objective, pair: str) -> None:
-    """Let two objectives learn the same maps; ConfigError where their widths differ."""
-    maps, others = _widths(one), _widths(other)
-    if maps != others:
-        name = next(name for name in {**maps, **others} if maps.get(name) != others.get(name))
-        raise ConfigError(
-            f"{pair} do not go together: the map losses.{name} learns goes to {maps.get(name)} in "
-            f"the first and to {others.get(name)} in the second, for their teachers' widths "
-            "differ: leave the loss out, or one of the caches"
-        )
-    other.projections = one.projections
-    other.state = one.state  # one that is on the device, and in the checkpoint
-
-
-def _widths(objective: Objective) -> dict[str, int]:
-    learned: Mapping[str, Any] = dict(objective.projections.items())
-    return {name: linear.out_features for name, linear in learned.items()}

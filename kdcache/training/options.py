@@ -70,9 +70,13 @@ def dev_fields(given: Mapping[str, Any], overrides: Sequence[str]) -> Json:
     Raises ConfigError where it names two dev sets, or an override sets the same field.
     """
     values = {name: _plain(value) for name, value in given.items() if value is not None}
-    if "dev" in values:
-        require_path("the dev file", values["dev"], "path, which the run keeps in its recipe")
-        values["dev"] = str(values["dev"])
+    files = values.get("dev", {})
+    for file in files.values() if isinstance(files, Mapping) else [files]:
+        require_path("the dev file", file, "path, which the run keeps in its recipe")
+    if isinstance(files, Mapping):
+        values |= {"dev": {name: str(file) for name, file in files.items()}} if files else {}
+    else:
+        values["dev"] = str(files)
     if {"dev", "dev_split"} <= values.keys():
         raise ConfigError("--dev and --dev-split both name the dev set; give one of the two")
     texts = [overrides] if isinstance(overrides, str) else overrides
@@ -83,7 +87,8 @@ def dev_fields(given: Mapping[str, Any], overrides: Sequence[str]) -> Json:
                 f"{_flag(name)} and --set {override} set the same field, dev.{DEV[name]}; give one "
                 "of the two"
             )
-    return {DEV[name]: value for name, value in values.items()}
+    fields = {**DEV, "dev": "files"} if isinstance(files, Mapping) else DEV
+    return {fields[name]: value for name, value in values.items()}
 
 
 def _flag(name: str) -> str:

@@ -7,7 +7,7 @@
 [data]          the order of documents: group_by_length, window
 [[stages]]      stages it goes through one after the other: name, losses, training, data, trainable
 trainable       globs over names of parameters, of the recipe or a stage
-[dev]           the documents its weights are chosen on: file or split, every, patience
+[dev]           the documents its weights are chosen on: file, files or split, every, patience
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ SECTIONS = (
     "stages",
 )
 OF_STAGES = ("training", "data", "trainable")  # what a stage may have of its own
+DEV_SETS = {"file", "files", "split"}  # fields of [dev], of which a call names another
 STUDENT = (*WAYS, "same_tokenizer")
 
 
@@ -162,7 +163,7 @@ def load_recipe(
 def _choose(table: Json, given: Mapping[str, Any]) -> None:
     known = table.get("dev", {})
     if isinstance(known, dict):
-        sources = {"file", "split"} if given.keys() & {"file", "split"} else set()
+        sources = DEV_SETS if given.keys() & DEV_SETS else set()
         table["dev"] = {k: v for k, v in known.items() if k not in sources} | dict(given)
 
 

@@ -68,7 +68,7 @@ def joined_logs(stages: Mapping[str, Sequence[Json]]) -> list[Json]:
 def run_metrics(trainer: DistillationTrainer, reporter: Reporter, seconds: float) -> Json:
     """Figures of this process's share of the run; a resumed run tells of what it added."""
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    last = entries[-1] if entries else {}
+    last = {name: value for entry in entries for name, value in entry.items()}  # each head's last
     documents, tokens = trainer.seen()
     metrics: Json = {
         "losses": {name: value for name, value in last.items() if name.startswith("loss")},

@@ -15,28 +15,30 @@ from accelerate.utils import wait_for_everyone
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
-from kdcache.errors import ModelError
+from kdcache.errors import ConfigError, ModelError
 from kdcache.evaluation.scoring import require_fit, settle
 from kdcache.losses import CacheSpec
 from kdcache.manifest import Json
-from kdcache.models import check_alone, check_taps, load_student
+from kdcache.models import check_alone, check_taps
 from kdcache.models.auto import silent_transformers
 from kdcache.models.parameters import only_trained, require_parameters
-from kdcache.models.recording import members_of
+from kdcache.models.recording import heads_of
 from kdcache.models.run import EQUAL
-from kdcache.models.student import require_length, student_config
 from kdcache.models.student_config import unloadable
-from kdcache.models.teacher import model_sizes
 from kdcache.models.together import homes, require_one
 from kdcache.plans import Docs
 from kdcache.progress import Progress, quiet
 from kdcache.signals import TAP_KINDS
 from kdcache.store import Cache
 from kdcache.training.arguments import choose_by, training_arguments
+from kdcache.training.bound import bind_all, documents_read, learned_modules, without
 from kdcache.training.choosing import Choice, has_ended
 from kdcache.training.dev import DevSet, make_dev
+from kdcache.training.dev_heads import HeadDevs, make_head_devs
+from kdcache.training.dev_options import DevOptions
 from kdcache.training.fused_head import fused_head
-from kdcache.training.mixture import Mixture, bind_all, documents_read, require_student, without
+from kdcache.training.mixture import Mixture
+from kdcache.training.objective import Objective
 from kdcache.training.options import student_spec
 from kdcache.training.parts import Parts, agree, documents_of
 from kdcache.training.ranks import Ranks
@@ -48,7 +50,6 @@ from kdcache.training.scale import (
     keep_scale,
     require_step,
     require_whole,
-    step_documents,
     stored_scale,
 )
 from kdcache.training.trainer import DistillationTrainer, Reporter, make_trainer
@@ -85,7 +86,7 @@ class Run:
         module: torch.nn.Module | None = None,
         trust_remote_code: bool = False,
         resumed: bool = False,
-        dev: DevSet | None = None,
+        dev: DevSet | HeadDevs | None = None,
     ) -> None:
         self.mixture = mixture
         self.cache, self.recipe, self.folder = cache, recipe, folder
@@ -96,6 +97,11 @@ class Run:
         scored = recipe if chooses else dataclasses.replace(recipe, dev=None)
         self.args = training_arguments(scored, self.place)
         self.progress = progress if self.first else quiet
+        if mixture.heads and (self.args.fsdp or self.args.deepspeed):
+            raise ConfigError(
+                f"{len(mixture.heads)} heads of one encoder are not sharded: train without "
+                "training.fsdp and training.deepspeed"
+            )
         self.notes = self._same_steps()
         seed = self.args.seed
         if self.args.full_determinism:
@@ -103,14 +109,13 @@ class Run:
         else:
             set_seed(seed)
         self.parts = agree(parts)
-        self.config = student_config(self.spec, cache)
+        self.config = mixture.config(self.spec)
         require_one(self.config, self.args.world_size, dev=recipe.dev)
         if why := unloadable(self.config):
             self.notes.append(f"{why}: the folder holds its weights for code of your own")
-        require_parameters(recipe.trainable, self.spec, self.config, cache.plan.task)
-        require_student(self.config, mixture)
+        require_parameters(recipe.trainable, self.spec, self.config, mixture.caches)
         docs = [documents_of(cache, self.parts), *(other.plan.docs for other in mixture.others)]
-        self.dev = self._dev(docs[0], dev)
+        self.dev = self._dev(docs, dev)
         self.choice = self._choice() if chooses else None
         if self.dev is not None:
             docs, notes = without(self.dev, mixture, docs)
@@ -119,37 +124,50 @@ class Run:
             np.intersect1d(found, one.plan.labelled_docs)
             for found, one in zip(docs, mixture.caches, strict=True)
         ]
-        count = sum(map(len, labelled))
-        specs = [cache_spec(one, count, several=bool(recipe.teaching)) for one in mixture.caches]
-        sizes = model_sizes(self.config, cache.plan.task)
+        specs = cache_specs(mixture, [len(found) for found in labelled], recipe)
+        sizes = mixture.sizes(self.config)
         self.objectives = bind_all(mixture, recipe, specs, sizes, seed=seed)
         self.objective = self.objectives[0]
-        check_taps(self.config, list(dict.fromkeys(t for o in self.objectives for t in o.reads)))
+        for config, objective in zip(mixture.configs(self.config), self.objectives, strict=True):
+            check_taps(config, objective.reads)
+        self.projections = learned_modules(mixture, [one.projections for one in self.objectives])
+        self.state = learned_modules(mixture, [one.state for one in self.objectives])
         self.dataset = documents_read(
             mixture,
             self.objectives,
-            labelled if self.objective.hard_only else docs,
+            [
+                some if objective.hard_only else found
+                for found, some, objective in zip(docs, labelled, self.objectives, strict=True)
+            ],
             seed=seed if self.args.data_seed is None else self.args.data_seed,
             window=recipe.data.window if recipe.data.group_by_length else 0,
-            batch=step_documents(self.args),
+            args=self.args,
         )
         for one, documents in zip(mixture.caches, self.counts, strict=True):
             require_step(self.args, documents, one.path)
         require_whole(self.args, recipe)
         wait_for_everyone()  # or the first could hold and write what another still checks
 
-    def _dev(self, docs: Docs, known: DevSet | None) -> DevSet | None:
+    def _dev(
+        self, docs: Sequence[Docs], known: DevSet | HeadDevs | None
+    ) -> DevSet | HeadDevs | None:
         """What the student is chosen on, if it is; `docs` are those there are to train on."""
         options = self.recipe.dev
         if options is None:
             return None
-        seed, config, progress = self.args.seed, self.config, self.progress
-        dev = known or make_dev(
-            options, self.cache, docs, seed=seed, config=config, progress=progress
-        )
+        dev = known or self._made_dev(options, docs)
         if self.standing.begun:
             require_same_dev(self.folder, dev.record)
         return dev
+
+    def _made_dev(self, options: DevOptions, docs: Sequence[Docs]) -> DevSet | HeadDevs:
+        told: Any = {"seed": self.args.seed, "progress": self.progress}
+        caches = self.mixture.by_head
+        if not caches:
+            return make_dev(options, self.cache, docs[0], config=self.config, **told)
+        configs = self.mixture.configs(self.config)
+        each = (dict(zip(caches, found, strict=True)) for found in (docs, configs))
+        return make_head_devs(options, caches, *each, **told)
 
     def _choice(self) -> Choice | None:
         if self.dev is None or self.recipe.dev is None:
@@ -177,23 +195,21 @@ class Run:
         stage = f", stage {self.stage}" if self.stage else ""
         return f"training {self.folder.name} by {made}{stage}"
 
-    def prepare(self, student: Any, teacher: str | Path | None = None) -> Any:
+    def prepare(self, student: Any, teacher: Any = None) -> Any:
         """Say what a person should know, and see to it that the student can be trained.
 
         `student` is what comes out of the stage before; None: it is made. `teacher` is a folder or
-        hub name, to be scored on the dev set where the weights are chosen on one.
+        hub name, to be scored on the dev set where the weights are chosen on one; one for each
+        head by its name, where there are several.
         """
         left_out = [] if self.dev is None else self.dev.notes
         taught = dict.fromkeys(note for one in self.objectives for note in one.notes)
         for note in [*taught, *self._committed_parts(), *left_out, *self.notes]:
             self.progress.say(note)
         if self.choice is not None and self.first:
-            self.choice.ask(self.cache, teacher, self.progress)
+            self.choice.ask(self.mixture, teacher, self.progress)
         if student is None:
-            student = load_student(self.cache, self.spec, seed=self.args.seed)
-            for one in members_of(student):
-                for other in self.mixture.others:
-                    require_length(one, other)
+            student = self.mixture.load(self.config, self.spec, seed=self.args.seed)
         self._settle(student)
         return student
 
@@ -204,14 +220,14 @@ class Run:
         choosing = [] if self.choice is None else self.choice.callbacks(reporter.ranks)
         callbacks = [*callbacks, reporter, *choosing]
         with only_trained(student, self.recipe.trainable):
-            setattr(student, PROJECTIONS, self.objective.projections)
-            if self.objective.state:
-                setattr(student, STATE, self.objective.state)
+            beside = {PROJECTIONS: self.projections, STATE: self.state}
+            added = {name: found for name, found in beside.items() if name == PROJECTIONS or found}
+            for name, found in added.items():
+                setattr(student, name, found)
             trainer = self._trainer(student, reporter.ranks, callbacks)
             metrics = self._fit(trainer, reporter)
-        delattr(student, PROJECTIONS)
-        if self.objective.state:
-            delattr(student, STATE)
+        for name in added:
+            delattr(student, name)
         _without_autocast(student)
         if keeps_cache is not None:
             student.config.use_cache = keeps_cache  # the Trainer turns it off for training
@@ -227,7 +243,7 @@ class Run:
             metrics["shares"] = trainer.shares.last
         metrics["parameters"] = _parameters(student)
         if getattr(self.config, "members", ()):
-            metrics["students"] = {
+            metrics["heads" if self.mixture.heads else "students"] = {
                 home.name: {"parameters": _parameters(one)}
                 for home, one in homes(self.folder, student)
             }
@@ -235,8 +251,8 @@ class Run:
 
     @property
     def counts(self) -> list[int]:
-        """Documents of an epoch that are of each cache."""
-        return getattr(self.dataset, "counts", [len(self.dataset)])
+        """Documents of an epoch that are of each cache, the mean over all epochs."""
+        return getattr(self.dataset, "mean_counts", [len(self.dataset)])
 
     def _committed_parts(self) -> Iterator[str]:
         """What a person should know of a run on part of a cache."""
@@ -248,16 +264,10 @@ class Run:
             )
 
     def _trainer(self, student: Any, ranks: Ranks, callbacks: Sequence[Any]) -> DistillationTrainer:
-        task = self.cache.plan.task
-        sample = self.cache.batch(self.cache.plan.docs[:1], [])
-        strictest = max(self.objectives, key=lambda one: one.matrix)
-        head, note = fused_head(student, task, sample, strictest, self.args)
-        if note:
-            self.progress.say(note)
         return make_trainer(
             self.recipe.name,
-            task=task,
-            head=head,
+            task=self.cache.plan.task,
+            head=self._fused(student),
             objective=self.objective,
             others=self.objectives[1:],
             dataset=self.dataset,
@@ -271,6 +281,21 @@ class Run:
             prefix=f"stages.{self.stage}." if self.stage else "",
         )
 
+    def _fused(self, student: Any) -> list[bool]:
+        """Of each cache, whether its losses take the student's head in the place of logits."""
+        if not self.mixture.heads:
+            strictest = max(self.objectives, key=lambda one: one.matrix)
+            return [self._fuses(student, self.cache, strictest)] * len(self.objectives)
+        each = zip(heads_of(student), self.mixture.caches, self.objectives, strict=True)
+        return [self._fuses(head, cache, objective) for head, cache, objective in each]
+
+    def _fuses(self, model: Any, cache: Cache, objective: Objective) -> bool:
+        sample = cache.batch(cache.plan.docs[:1], []).to(model.device)
+        head, note = fused_head(model, cache.plan.task, sample, objective, self.args)
+        if note:
+            self.progress.say(note)
+        return head
+
     def _settle(self, student: Any) -> None:
         """See to it, on the device it trains on, that the student reads every document alone."""
         if not (self.args.fsdp or self.args.deepspeed):  # which place it themselves
@@ -279,16 +304,16 @@ class Run:
             TAP_KINDS[tap.name].per != "row" for one in self.objectives for tap in one.reads
         )
         apart = False
-        for one in members_of(student):
+        for one, (first, *others) in self.mixture.readers(student):
             apart |= check_alone(
                 one,
-                self.cache.plan.task,
-                self.cache.plan,
+                first.plan.task,
+                first.plan,
                 name="the student",
                 hidden=hidden,
                 progress=self.progress,
             )
-            for other in self.mixture.others:
+            for other in others:
                 apart |= settle(one, other.plan, "the student", self.progress)
                 setattr(one, EQUAL, apart)
         if apart and self.args.world_size > 1:
@@ -297,10 +322,12 @@ class Run:
                 "not keep step on documents of one length at a time: train with one process, or "
                 "choose another student"
             )
-        if self.choice is not None and self.choice.dev.plan is not self.cache.plan:
-            require_fit(student, self.choice.dev.plan, "the student")
-            apart |= settle(student, self.choice.dev.plan, "the student", self.progress)
-            setattr(student, EQUAL, apart)
+        scored = [] if self.choice is None else self.choice.dev.each
+        for one, dev, cache in zip(heads_of(student), scored, self.mixture.caches, strict=False):
+            if dev.plan is not cache.plan:
+                require_fit(one, dev.plan, "the student")
+                apart |= settle(one, dev.plan, "the student", self.progress)
+                setattr(one, EQUAL, apart)
 
     def _fit(self, trainer: DistillationTrainer, reporter: Reporter) -> Json:
         if self.checkpoint is not None:
@@ -334,6 +361,16 @@ def _without_autocast(student: Any) -> None:
 
 def _parameters(student: Any) -> int:
     return sum(parameter.numel() for parameter in student.parameters())
+
+
+def cache_specs(mixture: Mixture, labelled: Sequence[int], recipe: Recipe) -> list[CacheSpec]:
+    """What losses ask of each cache; one head has labels where any cache has some."""
+    several = bool(recipe.teaching)
+    counts = labelled if mixture.heads else [sum(labelled)] * len(labelled)
+    return [
+        cache_spec(cache, count, several=several)
+        for cache, count in zip(mixture.caches, counts, strict=True)
+    ]
 
 
 def cache_spec(cache: Cache, labelled: int, *, several: bool = False) -> CacheSpec:

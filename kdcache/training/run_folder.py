@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,7 +153,8 @@ def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
     for table in (stored, wanted):
         for training in [table, *table.get("stages", [])]:  # a step may be cut otherwise
             training["training"].pop("per_device_train_batch_size", None)
-        table.get("dev", {}).pop("file", None)  # what it holds is asked for, not where it lies
+        for name in ("file", "files"):  # what they hold is asked for, not where they lie
+            table.get("dev", {}).pop(name, None)
     identity = json.loads((folder / CACHE).read_text("utf-8"))
     found = differences(stored, wanted)
     identity["teacher"] = _portable(identity["teacher"])
@@ -190,21 +193,31 @@ def start_folder(
     """Write what the run is made of, so that it can be resumed as it was started."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(recipe.to_toml(), "utf-8")
-    vocabulary = token_map(cached_tokenizer(cache).plain).sha256
-    record = {**cache_identity(cache, parts), "vocabulary": vocabulary}
+    record = _cache_record(cache, parts)
     if several is not None:
         record["several"] = several
     write_json(folder / CACHE, record if dev is None else {**record, "dev": dev})
 
 
+def _cache_record(cache: Cache, parts: Parts) -> Json:
+    vocabulary = token_map(cached_tokenizer(cache).plain).sha256
+    return {**cache_identity(cache, parts), "vocabulary": vocabulary}
+
+
 def finish_folder(
-    folder: Path, student: Any, cache: Cache, log: list[Json], title: str, dev: Json | None
+    folder: Path,
+    student: Any,
+    caches: Sequence[Cache],
+    log: list[Json],
+    title: str,
+    dev: Json | None,
 ) -> None:
     """Write the student and its tokenizer as any good model folder has them, log and curves.
 
-    Students that were trained together have folders of their own within it.
+    Students that were trained together have folders of their own within it, and so have heads:
+    `caches` has that of each.
     """
-    for home, one in homes(folder, student):
+    for (home, one), cache in zip(homes(folder, student), cycle(caches), strict=False):
         one.save_pretrained(home)
         save_tokenizer(cache, home)
         pad_id = one.config.get_text_config().pad_token_id
@@ -212,6 +225,8 @@ def finish_folder(
         if home != folder:
             for note in (RECIPE, CACHE):
                 shutil.copy(folder / note, home)
+        if len(caches) > 1:
+            write_json(home / CACHE, read_json(folder / CACHE) | _cache_record(cache, None))
     tell_folder(folder, log, title, dev)
 
 

@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 from kdcache.errors import ModelError
+from kdcache.losses.binding import BoundLoss
 from kdcache.manifest import Json
 from kdcache.models.blocks import blocks_of
 from kdcache.plans.batch import Batch
@@ -46,6 +47,7 @@ class Shares:
     Args:
         say: takes a line for people.
         prefix: what fields of the losses begin with, such as "stages.first.".
+        others: objectives of further caches; `objective` becomes that of the step.
 
     Attributes:
         last: of the last epoch, or the end of it, by loss: "objective" and "gradient".
@@ -58,10 +60,13 @@ class Shares:
         args: transformers.TrainingArguments,
         say: Callable[[str], None],
         prefix: str = "",
+        *,
+        others: Sequence[Objective] = (),
     ) -> None:
         self.objective, self.say, self.prefix = objective, say, prefix
+        self.all = [objective, *others]
         whole = not (args.fsdp or args.deepspeed or args.gradient_checkpointing)
-        self.several = len(objective.losses) > 1
+        self.several = any(len(one.losses) > 1 for one in self.all)
         self.parameters = meeting_parameters(student) if whole and self.several else []
         self.last: dict[str, Json] = {}
         self._named: set[str] = set()
@@ -100,13 +105,18 @@ class Shares:
         """What to log beside the terms' means: "share_NAME", and "gradient_NAME" if measured."""
         if not self.several:
             return {}
-        bound = self.objective.bound
+        bound = self._bound
         shares = _shares({n: float(bound[n].loss.weight) * mean for n, mean in means.items()})
         if shares:
             self._objective.append(shares)
         gradient, self._unlogged = _mean(self._unlogged), []
         own = {f"share_{name}": share for name, share in shares.items()}
         return own | {f"gradient_{name}": share for name, share in gradient.items()}
+
+    @property
+    def _bound(self) -> dict[str, BoundLoss]:
+        """The losses of every cache."""
+        return {name: loss for one in self.all for name, loss in one.bound.items()}
 
     def end(self, epoch: int) -> None:
         """Look back at an epoch: name the losses that did not count in it."""
@@ -116,7 +126,7 @@ class Shares:
             return
         self.last = {
             name: {"objective": objective.get(name), "gradient": gradient.get(name)}
-            for name in self.objective.losses
+            for name in self._bound
         }
         for name, share in gradient.items():
             if min(share, objective.get(name, 1.0)) < DEAD and name not in self._named:
@@ -128,7 +138,7 @@ class Shares:
         """What a person should know of a loss that does not count, and do."""
         field = f"{self.prefix}losses.{name}.weight"
         beside = "" if objective is None else f", and {objective:.1%} of the objective"
-        loss: Any = self.objective.bound[name].loss
+        loss: Any = self._bound[name].loss
         more = loss.weight * ALIVE / (1 - ALIVE) * (1 - share) / share if share else 0.0
         way = f"raise {field} from {loss.weight:g} to {more:.2g} for a tenth" if more else ""
         return (

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from torch import nn
 from kdcache.errors import ConfigError
 from kdcache.interrupts import held_interrupts
 from kdcache.manifest import Json
-from kdcache.models.student_again import student_again
+from kdcache.models.student_again import student_again, take_weights
 from kdcache.progress import Progress
 from kdcache.store import Cache
 from kdcache.store.io.durable_writes import remove_tree, writing
 from kdcache.training.card import write_card
 from kdcache.training.dev import DevSet
+from kdcache.training.dev_heads import HeadDevs
 from kdcache.training.lock import one_run, require_free
 from kdcache.training.mixture import Mixture
 from kdcache.training.parts import Parts
@@ -85,7 +87,7 @@ class Stages:
         self.names = [stage.name for stage in recipe.stages] or [""]
         self.parts = parts
         numbers = range(len(self.names) - 1, self.standing.done - 1, -1)
-        self.dev: DevSet | None = None  # the last stage's, which all leave out
+        self.dev: DevSet | HeadDevs | None = None  # the last stage's, which all leave out
         runs = [self._run(number) for number in numbers]  # the next comes last, with its seeds set
         self.scales = {run.stage: scale_record(run.args) for run in runs}
         self.run, self.choice = runs[-1], runs[0].choice
@@ -116,10 +118,11 @@ class Stages:
         self.dev = run.dev
         return run
 
-    def train(self, callbacks: Sequence[Any], teacher: str | Path | None = None) -> Json:
+    def train(self, callbacks: Sequence[Any], teacher: Any = None) -> Json:
         """Train, write the folder and return the metrics.
 
-        `teacher` is a folder or hub name, to be scored on the dev set where there is one.
+        `teacher` is a folder or hub name, to be scored on the dev set where there is one; of
+        several heads, one for each by its name.
         """
         done, student = self.standing.done, self._student()
         for name in self.names[:done]:
@@ -139,12 +142,17 @@ class Stages:
         if self.standing.done == 0:
             return None
         before = stage_folder(self.folder, self.names[self.standing.done - 1])
-        return student_again(self.cache, self.run.spec, before, seed=self.run.args.seed)
+        seed = self.run.args.seed
+        if not self.mixture.heads:
+            return student_again(self.cache, self.run.spec, before, seed=seed)
+        student = self.mixture.load(self.config, self.run.spec, seed=seed)
+        take_weights(student, before)
+        return student
 
     def _stage(self, number: int, student: Any, callbacks: Sequence[Any]) -> None:
         """Train a stage, and write what it comes to."""
         name, last = self.names[number], number == len(self.names) - 1
-        maps: nn.Module = self.run.objective.projections
+        maps: nn.Module = self.run.projections
         if number:
             _go_on(maps, stage_folder(self.folder, self.names[number - 1]) / MAPS)
         metrics, log = self.run.train(student, callbacks)
@@ -166,7 +174,7 @@ class Stages:
                 f"{self.recipe.name}: {self.folder.name}{self._caption}",
             )
             with writing(self.folder):
-                finish_folder(self.folder, student, self.cache, log, title, metrics.get("dev"))
+                finish_folder(self.folder, student, self._caches, log, title, metrics.get("dev"))
                 self.record(metrics)
             remove_tree(self.folder / CHECKPOINTS)
         return metrics
@@ -183,7 +191,7 @@ class Stages:
         log = self.logs[name]
         dev = self.metrics[name].get("dev")
         if whole:
-            finish_folder(scratch, student, self.cache, log, title, dev)
+            finish_folder(scratch, student, self._caches, log, title, dev)
             save_file(
                 {k: v.cpu().contiguous() for k, v in maps.state_dict().items()}, scratch / MAPS
             )
@@ -203,14 +211,22 @@ class Stages:
             write_json(place / RUN, scale)
 
     @property
+    def _caches(self) -> tuple[Cache, ...]:
+        """The cache of each head; else that the student is made for."""
+        return self.mixture.caches if self.mixture.heads else (self.cache,)
+
+    @property
     def _caption(self) -> str:
         """What a title says of several caches."""
         return self.mixture.caption(self.run.counts)
 
     def record(self, metrics: Json) -> None:
         """Write what is known of the student: the model card and the metrics."""
-        for name, own in metrics.get("students", {"": {}}).items():
-            write_card(self.folder / name, self.cache, self.recipe, metrics | own)
+        several = metrics.get("heads") or metrics.get("students") or {"": {}}
+        for cache, (name, own) in zip(cycle(self._caches), several.items(), strict=False):
+            write_card(self.folder / name, cache, self.recipe, metrics | own)
+            if name:
+                write_json(self.folder / name / METRICS, metrics | own)
         write_json(self.folder / METRICS, metrics)
 
     @contextmanager

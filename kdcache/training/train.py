@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from kdcache.progress import Shown, short, shown
 from kdcache.store import Cache, Place
 from kdcache.training.arguments import meant_fields
 from kdcache.training.dev import file_plan, require_untested
+from kdcache.training.dev_heads import of_heads, options_of, require_dev_files
 from kdcache.training.evaluation import check_evaluation, check_labels, same_columns
 from kdcache.training.mixture import open_mixture
 from kdcache.training.options import (
@@ -35,7 +36,7 @@ from kdcache.training.stages import Stages
 
 
 def train(
-    cache: Place | Cache | Sequence[Place | Cache],
+    cache: Place | Cache | Sequence[Place | Cache] | Mapping[str, Place | Cache],
     *,
     recipe: str | Path | Recipe = "kd",
     out: str | Path,
@@ -45,8 +46,8 @@ def train(
     same_tokenizer: bool = False,
     trust_remote_code: bool = False,
     eval_file: Any = None,
-    eval_teacher: str | Path | None = None,
-    dev: str | Path | None = None,
+    eval_teacher: str | Path | Mapping[str, str | Path] | None = None,
+    dev: str | Path | Mapping[str, str | Path] | None = None,
     dev_split: float | str | None = None,
     dev_every: int | str | None = None,
     patience: int | None = None,
@@ -65,9 +66,12 @@ def train(
     """Train a student from `cache` by `recipe` into the folder `out`.
 
     Args:
-        cache: a cache, or several of one task in a list. Each step is of one of them; without `mix`
-            an epoch is one pass over the documents of all. The student is made for the first: from
-            its teacher come layers, tokenizer and classes, and a `dev_split` is a share of it.
+        cache: a cache, or several in a list. Each step is of one of them; without `mix` an epoch is
+            one pass over the documents of all. The student is made for the first: from its teacher
+            come layers, tokenizer and classes, and a `dev_split` is a share of it. Caches of other
+            tasks, kinds of labels, classes or outputs give the student a head each on one encoder,
+            which is the first's; so do those of a mapping, which names the heads. Each head is then
+            saved as a model in a folder of its name in `out`, and a `dev_split` is a share of each.
         recipe: name of a shipped recipe, a file, or a Recipe.
         student: folder or hub name of the checkpoint to start from; a student of
             `kdcache.students` with new weights, "bilstm" or "static:embedding=64"; or the student
@@ -79,7 +83,8 @@ def train(
         same_tokenizer: your word that a checkpoint without a tokenizer has the cache's vocabulary.
         trust_remote_code: import the class of a checkpoint that is a module of somebody's own.
         eval_file: labelled documents to evaluate the student on when it is done, a corpus as in
-            `plan`. It is never chosen on them.
+            `plan`. It is never chosen on them. For heads a mapping by their names, and so are the
+            next two.
         eval_teacher: folder or hub name of the teacher, to be scored on them and on `dev` too.
         dev: labelled documents that the student is scored on while it trains: the weights that
             score best are kept. Documents of the cache with the same text are not trained on.
@@ -96,8 +101,10 @@ def train(
         device: "auto", "cpu" or "cuda", the first GPU this process sees.
         overrides: fields of the recipe, such as "training.learning_rate=1e-4".
         callbacks: `transformers.TrainerCallback` objects, called at every step, log and checkpoint.
-        mix: shares of the steps that several caches get, (0.7, 0.3) or "0.7,0.3". An epoch then has
-            as many steps as all their documents fill; a cache goes on in the next epoch where it
+        mix: shares of the steps that several caches get, (0.7, 0.3) or "0.7,0.3"; or how they go by
+            the number of documents: "proportional", "sqrt" (by its root), "even", or "annealed",
+            from proportional to nearly even over the epochs. An epoch then has as many steps as all
+            their documents fill; a cache goes on in the next epoch where it
             stopped, and starts over when it has been gone through.
         resume: continue from the last checkpoint in `out`. On a CPU the result equals that of the
             unbroken run bit for bit.
@@ -119,6 +126,8 @@ def train(
     require_path("the student's folder", out, "path")
     mixture = open_mixture(cache, mix)
     source = mixture.first
+    for note in mixture.notes:
+        progress.say(note)
     say_unvouched(progress, [(one.path, one.manifest["teacher"]) for one in mixture.caches])
     for fault in (fault for one in mixture.caches for fault in outdated(one.path)):
         progress.say(fault)
@@ -131,7 +140,18 @@ def train(
     given = {"seed": seed, "epochs": epochs, "lr": lr, "batch_size": batch_size, "device": device}
     chosen = with_shorthands(chosen, given, overrides)
     called = check_callbacks(callbacks)
-    evaluation = check_evaluation(eval_file, eval_teacher, source.plan.config, chosen.dev)
+    require_dev_files(chosen.dev, mixture.heads)
+    files = of_heads(eval_file, mixture.heads, "--eval")
+    teachers = of_heads(eval_teacher, mixture.heads, "--eval-teacher")
+    evaluations = {
+        name: check_evaluation(
+            files.get(name),
+            teachers.get(name),
+            cache.plan.config,
+            chosen.dev and options_of(chosen.dev, name),
+        )
+        for name, cache in mixture.by_name.items()
+    }
     module = student if isinstance(student, nn.Module) else None
     run = Stages(
         source,
@@ -151,29 +171,37 @@ def train(
             f"{why}, so its folder cannot be loaded and scored: give its class a `settings` "
             "(docs/python.md), or leave the evaluation (--eval) out"
         )
-    if evaluation is not None and source.plan.task.labelled:
-        check_labels(evaluation, run.config, source.plan.task)
-    if run.choice is not None and eval_file is not None:
-        tested = file_plan(eval_file, source, run.config, run.progress)
-        run.run.notes += require_untested(run.choice.dev, tested, eval_file)
-    metrics = run.train(called, eval_teacher)
-    if eval_file is not None and run.first:
-        metrics["evaluation"] = _evaluate(run, eval_file, eval_teacher, trusted)
+    configs = dict(zip(mixture.by_name, mixture.configs(run.config), strict=False))
+    for name, corpus in evaluations.items():
+        task = mixture.by_name[name].plan.task
+        if corpus is not None and task.labelled:
+            check_labels(corpus, configs[name], task)
+    if run.choice is not None:
+        devs = dict(zip(mixture.by_name, run.choice.dev.each, strict=True))
+        for name, file in files.items():
+            tested = file_plan(file, mixture.by_name[name], configs[name], run.progress)
+            run.run.notes += require_untested(devs[name], tested, file)
+    metrics = run.train(called, teachers if mixture.heads else eval_teacher)
+    if files and run.first:
+        for name, file in files.items():
+            told = metrics["heads"][name] if mixture.heads else metrics
+            told["evaluation"] = _evaluate(run, name, file, teachers.get(name), trusted)
         run.record(metrics)
     return TrainResult(run.folder, metrics, run.first)
 
 
-def _evaluate(run: Stages, file: Any, teacher: str | Path | None, trusted: bool) -> Json:
+def _evaluate(run: Stages, head: str, file: Any, teacher: str | Path | None, trusted: bool) -> Json:
     from kdcache.evaluation.evaluator import evaluate
 
-    known = run.cache if run.parts is None else None  # the teacher's side may not all be there
+    cache = run.mixture.by_name[head]
+    known = cache if run.parts is None else None  # the teacher's side may not all be there
     scores = evaluate(
-        run.folder,
+        run.folder / head,
         file,
         cache=known,
         teacher=teacher,
         trust_remote_code=trusted,
         progress=run.progress,
-        **same_columns(run.cache.plan.config.corpus, file),
+        **same_columns(cache.plan.config.corpus, file),
     )
     return {"file": short(file), **scores}

@@ -7,6 +7,7 @@ import statistics
 import threading
 import time
 import typing
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -24,12 +25,15 @@ from kdcache.errors import ConfigError, KdcacheError, ModelError
 from kdcache.interrupts import handled_by
 from kdcache.losses import Moment
 from kdcache.models import run
+from kdcache.models.recording import heads_of
 from kdcache.plans.batch import Batch
 from kdcache.progress import Progress
-from kdcache.signals import LOGITS, Activations
+from kdcache.signals import LOGITS, Activations, Tap
 from kdcache.tasks import Task, as_task
 from kdcache.training.choosing import best_checkpoint
 from kdcache.training.dev import DevSet, value_of
+from kdcache.training.dev_heads import HeadDevs
+from kdcache.training.idle import LeaveIdle, idle_parameters
 from kdcache.training.loader import Documents, make_loader
 from kdcache.training.objective import Objective, Terms
 from kdcache.training.ranks import Ranks
@@ -41,7 +45,8 @@ class DistillationTrainer(transformers.Trainer):
 
     The loss of a step is that of all its documents at once, however they are cut into micro-batches
     and dealt out to ranks. With `head`, that of a language model is left to the losses, which fuse
-    with it. With a `dev` set, the student is scored on it where `args` say so.
+    with it; a list is of the caches. With a `dev` set, the student is scored on it where `args` say
+    so.
 
     Attributes:
         objective: that of the cache whose documents the step has; `others` are of further caches.
@@ -59,8 +64,8 @@ class DistillationTrainer(transformers.Trainer):
         dataset: Documents,
         ranks: Ranks | None = None,
         others: Sequence[Objective] = (),
-        head: bool = False,
-        dev: DevSet | None = None,
+        head: bool | Sequence[bool] = False,
+        dev: DevSet | HeadDevs | None = None,
         teacher_logs: Mapping[str, float] = MappingProxyType({}),
         say: Callable[[str], None] = lambda line: None,
         prefix: str = "",
@@ -75,21 +80,31 @@ class DistillationTrainer(transformers.Trainer):
         self.objective: Objective = objective
         self.dataset: Documents = dataset
         self.ranks = Ranks(self.args) if ranks is None else ranks
-        self.taps = list(
-            dict.fromkeys(tap for one in self.objectives for tap in one.taps(head=head))
-        )
-        if (
-            self.ranks.size > 1 and not objective.logits
-        ):  # DDP waits for a gradient of every parameter
-            self.taps.append(LOGITS)
+        heads = [head] * len(self.objectives) if isinstance(head, bool) else head
+        pairs = zip(self.objectives, heads, strict=True)
+        self.taps = [self._read(one, head=fused) for one, fused in pairs]
+        turns, model = range(len(heads)), options["model"]
+        self.idle = [idle_parameters(model, self.objectives, turn) for turn in turns]
+        if any(self.idle):
+            self.add_callback(LeaveIdle(lambda: self.idle[self.turn]))
         self.dev, self.teacher_logs, self.diverged = dev, teacher_logs, 0
-        self.shares = Shares(objective, options["model"], self.args, say, prefix)
+        self.turn = 0
+        self.heads: Sequence[str] = getattr(model.config, "heads", ())
+        met = heads_of(model)[0] if self.heads else model
+        self.shares = Shares(objective, met, self.args, say, prefix, others=others)
         self._measured = False
         self._documents = self._tokens = 0
-        self._terms: dict[str, torch.Tensor] = {}
-        self._steps = 0
+        self._terms: dict[tuple[int, str], torch.Tensor] = {}
+        self._steps: Counter[int] = Counter()
         self.epoch_steps = 1
         self.wait_seconds = 0.0
+
+    def _read(self, objective: Objective, *, head: bool) -> list[Tap]:
+        """What to read out of the student for an objective."""
+        taps = objective.taps(head=head)
+        if self.ranks.size > 1 and not objective.logits:
+            taps.append(LOGITS)  # DDP waits for a gradient of every parameter
+        return taps
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any
@@ -105,10 +120,11 @@ class DistillationTrainer(transformers.Trainer):
             if not batch.idle:
                 self._documents += len(batch["docs"])
                 self._tokens += batch.tokens
-        self._steps += 1
         if batches:
-            self.objective = self.objectives[batches[0].cache]  # that of the whole step
+            self.turn = batches[0].cache  # that of the whole step
+            self.objective = self.objectives[self.turn]
             self.shares.objective = self.objective  # the batch has what this one reads
+        self._steps[self.turn] += 1
         self.objective.step = self.state.global_step
         step = self.state.global_step
         if step and step % self.epoch_steps == 0:
@@ -159,7 +175,8 @@ class DistillationTrainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: list[float] | None = None,
     ) -> Any:
-        activations = run(model, inputs, self.taps, task=self.task)
+        task = self.objective.cache.task
+        activations = run(model, inputs, self.taps[self.turn], task=task)
         if not (self._measured or inputs.idle or len(activations.students) > 1):
             self._measured = True  # in the first batch of a step alone
             self.shares.measure(activations, inputs, num_items_in_batch)
@@ -168,8 +185,11 @@ class DistillationTrainer(transformers.Trainer):
             loss = loss * self.ranks.size  # DDP takes the mean of the ranks' gradients
             if not self.objective.logits:
                 loss = loss + 0.0 * activations[LOGITS].sum()
+            for parameter in self.idle[self.turn]:
+                loss = loss + 0.0 * parameter.sum()
         for name, value in terms.items():
-            self._terms[name] = self._terms.get(name, 0) + value.float()
+            key = self.turn, name
+            self._terms[key] = self._terms.get(key, 0) + value.float()
         return (loss, activations) if return_outputs else loss
 
     def _loss(
@@ -183,18 +203,36 @@ class DistillationTrainer(transformers.Trainer):
         return torch.stack([loss for loss, _ in found]).sum(), typing.cast(Terms, terms)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each term's mean since the last log, before its weight, as "loss_NAME"; its share."""
+        """Add each term's mean since the last log, before its weight, as "loss_NAME"; its share.
+
+        Of several heads, "loss_HEAD.NAME" is the mean over the steps of a head.
+        """
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 self._stop_diverged(logs["loss"])
-            means = {
-                name: float(self.accelerator.reduce(value / self._steps, reduction="sum"))
-                for name, value in self._terms.items()
-            }
-            logs |= {f"loss_{name}": mean for name, mean in means.items()}
+            means = self._means()
+            logs |= {f"loss_{name}": mean for name, mean in (self._of_heads() or means).items()}
             logs |= self.shares.logs(means) | self.objective.scheduled()
-            self._terms, self._steps = {}, 0
+            self._terms, self._steps = {}, Counter()
         super().log(logs, start_time)
+
+    def _means(self) -> dict[str, float]:
+        """Each term's mean over all steps since the last log."""
+        means: dict[str, float] = {}
+        for (_, name), value in self._terms.items():
+            means[name] = means.get(name, 0.0) + self._mean(value, self._steps.total())
+        return means
+
+    def _of_heads(self) -> dict[str, float]:
+        """Each head's terms, the mean over the steps of the head."""
+        return {
+            f"{self.heads[turn]}.{name}": self._mean(value, self._steps[turn])
+            for (turn, name), value in self._terms.items()
+            if self.heads
+        }
+
+    def _mean(self, value: torch.Tensor, steps: int) -> float:
+        return float(self.accelerator.reduce(value / steps, reduction="sum"))
 
     def _stop_diverged(self, loss: float) -> None:
         """Stop where weights were kept that scored well; raise ModelError where there are none."""

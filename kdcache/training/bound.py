@@ -1,0 +1,159 @@
+"""A recipe bound to every cache of a run, and the documents that are read for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import transformers
+from torch import nn
+
+from kdcache.errors import ConfigError
+from kdcache.losses import CacheSpec
+from kdcache.plans import Docs
+from kdcache.signals import ModelSizes
+from kdcache.store import Cache
+from kdcache.training.dev import DevSet, same_texts
+from kdcache.training.dev_heads import HeadDevs
+from kdcache.training.documents import CachedDocuments
+from kdcache.training.mixing import MixedDocuments
+from kdcache.training.mixture import Mixture
+from kdcache.training.objective import Objective
+from kdcache.training.recipe import Recipe
+from kdcache.training.scale import step_documents
+
+
+def without(
+    dev: DevSet | HeadDevs, mixture: Mixture, docs: Sequence[Docs]
+) -> tuple[list[Docs], list[str]]:
+    """The documents of each cache that are not in a dev set, and what a person should know.
+
+    Raises ConfigError if nothing of a cache is left.
+    """
+    left, notes = list(docs), []
+    for number, one in enumerate(dev.each):
+        left[number] = np.setdiff1d(left[number], one.left_out)
+        for place, cache in enumerate(mixture.caches):
+            if place == number:
+                continue
+            same = same_texts(one, cache.plan, left[place])
+            if len(same) == len(left[place]):
+                raise ConfigError(
+                    f"all documents of {cache.path} are in the dev set ({one.source}): leave the "
+                    "cache out, or choose another dev set"
+                )
+            if len(same):
+                told = f"{len(same):,} documents of {cache.path} are in the dev set"
+                notes.append(f"{told}{_of(mixture, number)}: left out")
+            left[place] = np.setdiff1d(left[place], same)
+    return left, notes
+
+
+def _of(mixture: Mixture, number: int) -> str:
+    """Whose dev set it is, where every head has one."""
+    return f" of {mixture.heads[number]}" if mixture.heads else ""
+
+
+def documents_read(
+    mixture: Mixture,
+    objectives: Sequence[Objective],
+    docs: Sequence[Docs],
+    *,
+    seed: int,
+    window: int,
+    args: transformers.TrainingArguments,
+) -> CachedDocuments | MixedDocuments:
+    """The data set of a run whose objectives learn from documents of each cache.
+
+    Raises ConfigError for a cache that has nothing to teach.
+    """
+    sets = [
+        CachedDocuments(cache, one.arrays, seed=seed, window=window, docs=there)
+        for cache, one, there in zip(mixture.caches, objectives, docs, strict=True)
+    ]
+    if len(sets) == 1:
+        return sets[0]
+    for one in sets:
+        if not len(one.docs):
+            raise ConfigError(
+                f"{one.cache.path} has no labels, and the recipe learns from labels alone: leave "
+                "it out, or choose a recipe with soft labels, such as kd"
+            )
+    mixed = MixedDocuments(sets, mixture.mix, seed=seed, window=window)
+    mixed.batch = step_documents(args)
+    steps = -(-len(mixed) // mixed.batch)  # refuses a share that comes to no step, too
+    epochs = args.max_steps / steps if args.max_steps > 0 else args.num_train_epochs
+    mixed.epochs = max(1, math.ceil(epochs))
+    return mixed
+
+
+def bind_all(
+    mixture: Mixture,
+    recipe: Recipe,
+    specs: Sequence[CacheSpec],
+    sizes: Sequence[ModelSizes],
+    *,
+    seed: int,
+) -> list[Objective]:
+    """The losses of a recipe bound to each cache, for a student of these sizes.
+
+    Learned maps are those of the first; where each cache has a head, each has maps of its own.
+
+    Raises ConfigError, naming both caches, where another than the first cannot serve the recipe.
+    """
+    options: Any = {"schedules": recipe.schedules, "teaching": recipe.teaching, "seed": seed}
+    if mixture.heads:
+        return [
+            _bound_head(recipe, name, cache, spec, own, options)
+            for (name, cache), spec, own in zip(mixture.by_head.items(), specs, sizes, strict=True)
+        ]
+    made = [Objective(recipe.losses, specs[0], sizes[0], **options)]
+    for other, spec in zip(mixture.others, specs[1:], strict=True):
+        pair = f"{mixture.first.path} and {other.path}"
+        try:
+            found = Objective(recipe.losses, spec, sizes[0], **options)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{pair} do not go together in recipe {recipe.name}, which only the first can "
+                f"serve: {error}"
+            ) from error
+        _share_maps(made[0], found, pair)
+        made.append(found)
+    return made
+
+
+def _bound_head(
+    recipe: Recipe, name: str, cache: Cache, spec: CacheSpec, student: ModelSizes, options: Any
+) -> Objective:
+    try:
+        return Objective(recipe.losses, spec, student, **options)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{cache.path} cannot serve recipe {recipe.name} for head {name}: {error}"
+        ) from error
+
+
+def learned_modules(mixture: Mixture, found: Sequence[nn.ModuleDict]) -> nn.ModuleDict:
+    """What is learned beside the student: of all caches at once, or of each head by its name."""
+    return nn.ModuleDict(zip(mixture.heads, found, strict=True)) if mixture.heads else found[0]
+
+
+def _share_maps(one: Objective, other: Objective, pair: str) -> None:
+    """Let two objectives learn the same maps; ConfigError where their widths differ."""
+    maps, others = _widths(one), _widths(other)
+    if maps != others:
+        name = next(name for name in {**maps, **others} if maps.get(name) != others.get(name))
+        raise ConfigError(
+            f"{pair} do not go together: the map losses.{name} learns goes to {maps.get(name)} in "
+            f"the first and to {others.get(name)} in the second, for their teachers' widths "
+            "differ: leave the loss out, or one of the caches"
+        )
+    other.projections = one.projections
+    other.state = one.state  # one that is on the device, and in the checkpoint
+
+
+def _widths(objective: Objective) -> dict[str, int]:
+    learned: Mapping[str, Any] = dict(objective.projections.items())
+    return {name: linear.out_features for name, linear in learned.items()}

@@ -19,6 +19,7 @@ SHIPPED = [
     "hidden",
     "kd",
     "kd-mse",
+    "mkd",
     "mlm-kd",
     "mt-bert",
     "nst",

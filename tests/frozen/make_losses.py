@@ -172,6 +172,8 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "kd.masked": masked,
     "kd-mse": classes,
     "kd-mse.values": values,
+    "mkd": classes,
+    "mkd.values": values,
     "mlm-kd": masked,
     "mt-bert": wider_and_wider,
     "nst": projected,

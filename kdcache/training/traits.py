@@ -27,7 +27,7 @@ TRAITS: Mapping[str, Trait] = {
     "token types": Trait(lambda cache: cache.plan.config.tokenizer["type_ids"], REPLAN),
     "mask token": Trait(lambda cache: cache.plan.config.tokenizer.get("mask_id"), REPLAN),
 }
-"""What caches that one student learns from have alike, by name."""
+"""What caches that one student learns from have alike, by name; None: a plan does not tell."""
 
 OF_A_HEAD: Mapping[str, Callable[[Cache], Any]] = {
     "task": lambda cache: cache.plan.task.name,
@@ -41,6 +41,8 @@ OF_A_HEAD: Mapping[str, Callable[[Cache], Any]] = {
 def require_together(one: Cache, other: Cache) -> None:
     """Raise MismatchError, with the first difference, unless one student can learn from both."""
     for name, trait in TRAITS.items():
+        if None in (trait.of(one), trait.of(other)):
+            continue
         if told := _difference(name, trait.of, one, other):
             raise MismatchError(
                 f"{one.path} and {other.path} do not go together: {told}: {trait.way}"

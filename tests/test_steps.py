@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -152,8 +152,17 @@ WHOLE = ["training.num_train_epochs=1", "training.logging_steps=1", "training.le
 CHOOSING = ["--dev-split", "25%", "--dev-every", "1"]
 
 
+HEADS: dict[str, Any] = {
+    "recipe": "kd",
+    "mix": "even",
+    "dev_split": 0.25,
+    "dev_every": 2,
+    "overrides": ["training.max_steps=4", "training.learning_rate=1e-3"],
+}
+
+
 @pytest.fixture(scope="module")
-def two_ranks(request, tmp_path_factory, cache, still):
+def two_ranks(request, tmp_path_factory, cache, masked_cache, still):
     """All that two ranks do, by one launch of torchrun: its folder and what it printed."""
     out = tmp_path_factory.mktemp("ranks")
     jobs = [
@@ -169,7 +178,9 @@ def two_ranks(request, tmp_path_factory, cache, still):
     stopped["overrides"] = [*WHOLE, "training.per_device_train_batch_size=8"]
     command = ["train", str(cache.path), "--recipe", "kd", "--out", str(out / "by command")]
     command += ["--config", still, "--set", "training.max_steps=2", *CHOOSING]
-    told = {"steps": jobs, "stopped": stopped, "command": command}
+    heads = {"caches": {"packages": str(cache.path), "words": str(masked_cache.path)}}
+    heads |= {"out": str(out / "heads"), "config": still, "batch_size": 8, **HEADS}
+    told = {"steps": jobs, "stopped": stopped, "command": command, "heads": heads}
     (out / "jobs.json").write_text(json.dumps(told), "utf-8")
     paths = os.pathsep.join(str(ROOT / where) for where in (".", "kernels", "cli"))
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -214,6 +225,24 @@ def test_two_ranks_choose_as_one_does(two_ranks, cache, still, tmp_path):
     chosen = load_file(two_ranks[0] / "by command" / "model.safetensors")
     for name, weight in load_file(tmp_path / "alone" / "model.safetensors").items():
         assert torch.allclose(chosen[name], weight, atol=1e-5), name
+
+
+def test_two_ranks_train_and_choose_heads_as_one_does(
+    two_ranks, cache, masked_cache, still, tmp_path
+):
+    caches = {"packages": cache, "words": masked_cache}
+    alone = train(caches, out=tmp_path / "alone", config=still, batch_size=16, **HEADS)
+    there = json.loads((two_ranks[0] / "heads" / "metrics.json").read_text("utf-8"))
+    for name in ("documents", "caches", "heads"):
+        assert there[name] == alone.metrics[name]
+    scores = [
+        [point["value"] for point in found["dev"]["points"]] for found in (there, alone.metrics)
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    for head in caches:
+        found = load_file(two_ranks[0] / "heads" / head / "model.safetensors")
+        for name, weight in load_file(alone.folder / head / "model.safetensors").items():
+            assert torch.allclose(found[name], weight, atol=1e-5), name
 
 
 def test_all_ranks_stop_together_when_one_is_told_to(two_ranks):

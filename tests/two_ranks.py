@@ -46,10 +46,15 @@ def stopped(job: dict[str, Any], out: Path) -> None:
         (out / f"stopped {RANK}").touch()
 
 
+def heads(job: dict[str, Any]) -> None:
+    train(job.pop("caches"), **job)
+
+
 if __name__ == "__main__":
     gc.freeze()  # every trainer collects garbage, and would walk through all of torch
     jobs = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     out = Path(sys.argv[2])
     steps(jobs["steps"], out)
     stopped(jobs["stopped"], out)
+    heads(jobs["heads"])
     sys.exit(main(jobs["command"]))

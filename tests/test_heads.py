@@ -90,7 +90,7 @@ def test_heads_have_one_encoder_and_are_ordinary_models(
         config=narrow,
         out=tmp_path / "s",
         mix="even",
-        overrides=steps(6),
+        overrides=[*steps(6), "losses.hard.weight=0.5"],
         eval_file={"packages": corpus},
     )
     weights = {head: load_file(run.folder / head / "model.safetensors") for head in HEADS}
@@ -301,7 +301,7 @@ def test_what_heads_cannot_be_is_refused_before_anything_is_written(
     refused(ConfigError, "--dev packages=FILE --dev lengths=FILE", dev=corpus)
     refused(ConfigError, "name a dev file for each", dev={"packages": corpus})
     refused(ConfigError, "--dev a=FILE names a head", values, dev={"a": corpus})
-    refused(ConfigError, "--mix takes shares .* or one of even, sqrt", mix="half")
+    refused(ConfigError, "--mix takes shares .* one of even, sqrt", mix="half")
     refused(ConfigError, "are not sharded", overrides=["training.fsdp=full_shard"])
     module = kdcache.students.StaticEmbeddings(vocabulary=600, outputs=1)
     refused(ConfigError, "a head for each of packages, lengths is made of", config=None,

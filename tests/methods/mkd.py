@@ -5,10 +5,14 @@ from tests.methods import Found, Given, dense, one_each, value
 
 
 def logits(given: Given) -> Found:
-    """The mean over documents and outputs."""
-    pair = Pair(given["s_logits"], dense(given["t_logits"]))
-    found = value(LogitMSE(), [pair], one_each(len(given["s_logits"])), space="example")
-    return Found(loss=found, parts={"out_loss_sum": found * given["s_logits"].shape[1]})
+    """The mean over documents and outputs, and that of documents' squared distances."""
+    pair, sizes = (
+        Pair(given["s_logits"], dense(given["t_logits"])),
+        one_each(len(given["s_logits"])),
+    )
+    found = value(LogitMSE(), [pair], sizes, space="example")
+    summed = value(LogitMSE(reduction="row"), [pair], sizes, space="example")
+    return Found(loss=found, parts={"out_loss_sum": summed})
 
 
 CASES = {"mkd": logits}

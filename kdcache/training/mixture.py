@@ -79,8 +79,8 @@ class Mixture:
 
     @property
     def by_head(self) -> dict[str, Cache]:
-        """The caches by the names of their heads."""
-        return dict(zip(self.heads, self.caches, strict=True))
+        """The caches by the names of their heads; none where all have one."""
+        return dict(zip(self.heads, self.caches, strict=bool(self.heads)))
 
     @property
     def by_name(self) -> dict[str, Cache]:

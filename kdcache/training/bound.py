@@ -137,7 +137,9 @@ def _bound_head(
 
 def learned_modules(mixture: Mixture, found: Sequence[nn.ModuleDict]) -> nn.ModuleDict:
     """What is learned beside the student: of all caches at once, or of each head by its name."""
-    return nn.ModuleDict(zip(mixture.heads, found, strict=True)) if mixture.heads else found[0]
+    return (
+        nn.ModuleDict(dict(zip(mixture.heads, found, strict=True))) if mixture.heads else found[0]
+    )
 
 
 def _share_maps(one: Objective, other: Objective, pair: str) -> None:

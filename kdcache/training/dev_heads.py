@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,10 @@ from kdcache.training.dev_options import DevOptions
 from kdcache.training.dev_teacher import teacher_score
 
 MEAN = "mean_score"
-COMPARABLE = {"cross_entropy": lambda nats: math.exp(-nats), "mse": lambda error: 1 / (1 + error)}
+COMPARABLE: Mapping[str, Callable[[float], float]] = {
+    "cross_entropy": lambda nats: math.exp(-nats),
+    "mse": lambda error: 1 / (1 + error),
+}
 """A score that is better the lower it is, as one that lies in [0, 1] and is better the higher."""
 
 
@@ -114,7 +117,7 @@ class HeadDevs:
 
 def comparable(metric: str, value: float) -> float:
     """A score of which more is better, in [0, 1]; correlations lie in [-1, 1]."""
-    return COMPARABLE.get(metric, float)(value)
+    return COMPARABLE[metric](value) if metric in COMPARABLE else value
 
 
 def make_head_devs(

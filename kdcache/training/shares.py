@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 
 from kdcache.errors import ModelError
-from kdcache.losses.binding import BoundLoss
+from kdcache.losses.bound import BoundLoss
 from kdcache.manifest import Json
 from kdcache.models.blocks import blocks_of
 from kdcache.plans.batch import Batch

@@ -66,7 +66,11 @@ EXAMPLES = {
         "kdcache ship student shipped --int8 --measure dev.csv --teacher ./teacher",
         'python shipped/infer.py "a text to classify"',
     ),
-    "recipes": ("kdcache recipes", "kdcache recipes kd > mine.toml"),
+    "recipes": (
+        "kdcache recipes",
+        "kdcache recipes kd > mine.toml",
+        "kdcache recipes --cache train.cache --student-layers 2",
+    ),
     "bench": ("kdcache bench kernels --out bench",),
     "bench kernels": (
         "kdcache bench kernels --op topk_kl --vocab 30522,128256 --out bench",

@@ -222,6 +222,24 @@ Views = Annotated[
     int | None,
     typer.Option(metavar="N", help="How often masked-lm masks each document anew (1)."),
 ]
+For = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="RECIPES",
+        help="Keep what these recipes need, as in tinybert,minilmv2, in the fewest bytes; in the "
+        "place of --signal.",
+    ),
+]
+StudentLayers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Layers of the student that --for and --cache reckon with; half of the teacher's if "
+        "not given.",
+    ),
+]
 Signal = Annotated[
     list[str] | None,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,8 @@ def plan(
     mask_probability: o.MaskProbability = None,
     views: o.Views = None,
     signal: o.Signal = None,
+    for_: o.For = None,
+    student_layers: o.StudentLayers = None,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -61,6 +64,7 @@ def plan(
     from kdcache.store.io.download_cache import parse_bytes
 
     most = parse_bytes(budget, "--budget") if budget else None
+    signal = _for(for_, signal, student_layers, teacher or tokenizer, task)
     wanted = bool(signal or budget)
     sized = _signals(signal or [], teacher or tokenizer, task) if wanted else None
     made = make(
@@ -76,6 +80,27 @@ def plan(
         return
     size = describe_bytes(made, *sized) if sized else None
     _report(describe_plan(made), size, as_json)
+
+
+def _for(
+    recipes: str | None, signal: list[str] | None, layers: int | None, teacher: str, task: str
+) -> list[str] | None:
+    """The signals that recipes need, where they are named in the place of signals; says them."""
+    if recipes is None:
+        if layers is not None:
+            raise ConfigError("--student-layers is for --for, which names recipes; leave it out")
+        return signal
+    if signal:
+        raise ConfigError(
+            "--for chooses the signals: leave --signal out, or --for and give all signals"
+        )
+    from kdcache.training.recipe import load_recipe
+    from kdcache.training.requirements import signals_of_teacher
+
+    names = [name.strip() for name in recipes.split(",")]
+    found = signals_of_teacher([load_recipe(name) for name in names], teacher, task, layers)
+    print(" ".join(f"--signal {text}" for text in found), file=sys.stderr)
+    return found
 
 
 def _propose(plan: Any, sized: tuple[Any, Any], budget: int, as_json: bool) -> None:
@@ -146,6 +171,8 @@ def build(
         bool, typer.Option("--dry-run", help="Print the plan and the exact bytes; write nothing.")
     ] = False,
     signal: o.Signal = None,
+    for_: o.For = None,
+    student_layers: o.StudentLayers = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(metavar="FOLDER", help="Its tokenizer, if it does not lie with the teacher."),
@@ -196,6 +223,7 @@ def build(
 
     Started again, a build goes on at the first part that is not finished.
     """
+    signal = _for(for_, signal, student_layers, teacher, task)
     asked = {
         "teacher": teacher,
         "task": task,

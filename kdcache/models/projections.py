@@ -22,6 +22,9 @@ NAMES = {
 }
 """What the maps are called: in BERT and its like, in DistilBERT."""
 
+MADE_OF_STATES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
+"""Model types whose projections read the hidden states before a layer as they are."""
+
 
 def projections(model: Any, layer: int, task: Task, batch: Batch) -> dict[str, nn.Linear]:
     """The maps of the attention of a layer (1 is the first) by `query`, `key` and `value`.

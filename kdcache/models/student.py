@@ -235,7 +235,8 @@ def _set_classes(config: Any, kind: LabelKind, classes: list[str] | None, output
     config.problem_type = kind.problem_type
 
 
-def _teacher_config(cache: Cache) -> Any:
+def teacher_config(cache: Cache) -> Any:
+    """The configuration of a cache's teacher."""
     with tempfile.TemporaryDirectory() as folder:
         cache.extract(Path(folder), ["teacher/config.json"])
         return load_config(folder)
@@ -336,7 +337,7 @@ WAYS: dict[str, Way] = {
         lambda cache, config, spec: _drawn(cache, config),
     ),
     "init_from_teacher": Way(
-        lambda cache, spec: shrunk_config(_teacher_config(cache), spec.init_from_teacher or ()),
+        lambda cache, spec: shrunk_config(teacher_config(cache), spec.init_from_teacher or ()),
         lambda cache, config, spec: _from_teacher(cache, config, spec.init_from_teacher or ()),
     ),
     "built": Way(

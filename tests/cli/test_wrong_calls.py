@@ -73,6 +73,11 @@ INPUTS: dict[str, str] = {
 }
 
 ROWS = """
+recipes beside signals | plan {corpus} {AS_PLAN} --for kd --signal logits:dense | --for chooses the signals + leave --signal out
+an unknown recipe to keep signals for | build {corpus} {AS_BUILD} --for pkd | 'pkd-last' or 'pkd-skip'
+layers of a student that nothing asks for | plan {corpus} {AS_PLAN} --student-layers 2 | --student-layers is for --for
+a student deeper than the teacher | build {corpus} {AS_BUILD} --for kd --student-layers 9 | 1 to 4 layers; got 9
+layers of a student of no cache | recipes --student-layers 2 | --student-layers is of a student of a cache + --cache
 tags that do not match the words | plan {tags.jsonl} {AS_TOKENS} | tags.jsonl:1 + 1 tags in column 'tags' for 2 words
 a task's column missing | plan {wordless.jsonl} {AS_TOKENS} | no column holds lists of words (tokens or words) + --text-column
 a word without a tag | plan {tagless.conll} {AS_TOKENS} | tagless.conll:2: malformed + expected a word and a tag

@@ -1,0 +1,74 @@
+"""What recipes ask of a cache: the signals that serve them, and which a cache serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import kdcache
+from kdcache.errors import ConfigError
+from kdcache.signals import parse_all
+from kdcache.store import Cache
+from kdcache.training.recipe import load_recipe
+from kdcache.training.requirements import served_by, signals_of_teacher
+from kdcache_cli.shipped import read_recipes
+
+TASK = "text-classification"
+RECIPES = sorted(read_recipes())
+
+
+@pytest.fixture(scope="module")
+def rich(folder: Path, corpus: Path, classifier: Path) -> Cache:
+    """A cache of all that the shipped recipes need for a student of two layers."""
+    recipes = [load_recipe(name) for name in RECIPES]
+    signals = signals_of_teacher(recipes, classifier, TASK, 2)
+    return kdcache.build(
+        str(corpus), teacher=classifier, task=TASK, out=folder / "rich", signals=signals, limit=24
+    )
+
+
+def test_a_cache_of_what_all_recipes_need_serves_them_all(rich: Cache) -> None:
+    found = served_by(rich, [load_recipe(name) for name in RECIPES], 2)
+    assert {one.recipe: one.why for one in found} == dict.fromkeys(RECIPES, "")
+
+
+def test_what_is_served_trains_and_what_is_not_is_refused_with_the_same_words(cache: Cache) -> None:
+    found = served_by(cache, [load_recipe(name) for name in RECIPES], 2)
+    assert {bool(one.why) for one in found} == {True, False}
+    student = kdcache.make_student(cache, init_from_teacher=[2, 4])
+    for one in found:
+        for stage in load_recipe(one.recipe).in_stages():
+            if not one.why and "together" not in stage.student:
+                assert kdcache.make_objective(cache, stage, student).bound
+        if one.why and len(load_recipe(one.recipe).in_stages()) == 1:
+            with pytest.raises(ConfigError) as refused:
+                kdcache.make_objective(cache, one.recipe, student)
+            assert str(refused.value) == one.why
+
+
+def test_signals_that_are_proposed_serve_the_recipe(
+    cache: Cache, corpus: Path, classifier: Path, tmp_path: Path
+) -> None:
+    fitnet = load_recipe("fitnet")
+    (found,) = served_by(cache, [fitnet], 2)
+    assert found.why
+    assert found.signals
+    made = kdcache.build(
+        str(corpus),
+        teacher=classifier,
+        task=TASK,
+        out=tmp_path / "c",
+        signals=found.signals,
+        limit=12,
+    )
+    assert [one.why for one in served_by(made, [fitnet], 2)] == [""]
+
+
+def test_layers_of_the_first_token_are_those_that_no_recipe_wants_whole(classifier: Path) -> None:
+    recipes = [load_recipe("pkd-skip"), load_recipe("at")]
+    texts = signals_of_teacher(recipes, classifier, TASK, 2)
+    signals = parse_all(texts)
+    whole = {tap.layer for tap in signals["hidden"].gives()}
+    other = {tap.layer for n, s in signals.items() if n == "hidden-cls" for tap in s.gives()}
+    assert not whole & other

@@ -212,22 +212,40 @@ def bind(losses: Mapping[str, Loss], given: Given, **options: Any) -> Objective:
     """The losses on a cache that holds what is given; options are those of `Objective`."""
     others = {name: _spec(other, name, _prefix(name)) for name, other in given.further.items()}
     known = replace(_spec(given, "first"), others=others)
+    own = any(hasattr(loss, "learned") for loss in losses.values())  # which is one student's
     student = ModelSizes(
         outputs=given.logits.shape[1],
         hidden=given.hidden.shape[-1],
         layers=len(given.hidden) - 1,
-        peers=int(given.peer is not None),
+        peers=int(given.peer is not None and not own),
         **_heads(given),
     )
     objective = Objective(losses, known, student, **options)
     sides = [given, *given.further.values()]
+    objective.projections.eval()  # no dropout
     for name, module in objective.projections.items():
+        if hasattr(losses.get(name), "learned"):
+            parameters = list(module.parameters())
+            for parameter, values in zip(parameters, drawn(*map(shape, parameters)), strict=True):
+                parameter.data = torch.from_numpy(values)
+            continue
         place = re.search("_t([0-9]+)", name)
         side = sides[int(place[1]) if place else 0]
         assert side.projection is not None
         for parameter, values in zip(module.parameters(), side.projection, strict=True):
             parameter.data = torch.from_numpy(values)
     return objective
+
+
+def shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    """That of a parameter."""
+    return tuple(parameter.shape)
+
+
+def drawn(*shapes: tuple[int, ...]) -> list[Array]:
+    """The parameters that `bind` gives to what a loss learns beside the student, in their order."""
+    rng = np.random.default_rng(5)
+    return [rng.standard_normal(size).astype(np.float32) / 2 for size in shapes]
 
 
 def _prefix(name: str) -> str:

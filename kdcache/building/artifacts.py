@@ -10,6 +10,7 @@ from torch import nn
 
 from kdcache.errors import ModelError
 from kdcache.models import Teacher
+from kdcache.models.classifiers import classifier_of
 from kdcache.models.projections import projections
 from kdcache.plans import Plan
 from kdcache.plans.batch import collate
@@ -28,6 +29,7 @@ def artifact_sources(plan: Plan, teacher: Teacher) -> ArtifactSources:
         token_counts=partial(token_counts, plan, teacher.shape.outputs),
         head=partial(head, teacher),
         projections=partial(attention_projections, plan, teacher),
+        classifier=partial(classifier, teacher),
     )
 
 
@@ -56,6 +58,12 @@ def head(teacher: Teacher) -> Linear:
             f"{teacher.identity['name']} has no linear output layer ({kind}): store logits:topk"
         )
     return _stored(layer)
+
+
+def classifier(teacher: Teacher) -> Linear | None:
+    """Weight [C, H] and bias [C] of the teacher's classifier, on the CPU; None: it is more."""
+    part = classifier_of(teacher.model)
+    return _stored(part) if type(part) is nn.Linear else None
 
 
 def attention_projections(plan: Plan, teacher: Teacher, layer: int) -> dict[str, Linear]:

@@ -11,6 +11,7 @@ from kdcache.losses.cc import CC
 from kdcache.losses.contrast import Contrast
 from kdcache.losses.cross_entropy import Hard, hard_loss
 from kdcache.losses.distances import Distances
+from kdcache.losses.emd import EMD
 from kdcache.losses.feature_mse import HiddenMSE, hidden_loss
 from kdcache.losses.fsp import FSP
 from kdcache.losses.kl import SoftKL, soft_and_hard
@@ -18,20 +19,24 @@ from kdcache.losses.logit_mse import LogitMSE, logit_mse
 from kdcache.losses.mutual import Mutual, mutual_rows
 from kdcache.losses.nst import NST
 from kdcache.losses.pkt import PKT
+from kdcache.losses.ptp import PTP
 from kdcache.losses.rkd import RKD
 from kdcache.losses.schedules import SCHEDULES, Moment, Schedule
+from kdcache.losses.simkd import SimKD
 from kdcache.losses.sp import SP
 
 __all__ = [
     "ALP",
     "AT",
     "CC",
+    "EMD",
     "FSP",
     "LABELS",
     "LOSSES",
     "NST",
     "PEERS",
     "PKT",
+    "PTP",
     "RKD",
     "SCHEDULES",
     "SP",
@@ -48,6 +53,7 @@ __all__ = [
     "Mutual",
     "Pair",
     "Schedule",
+    "SimKD",
     "SoftKL",
     "Step",
     "hard_loss",
@@ -76,6 +82,9 @@ LOSSES: dict[str, type[Loss]] = {
         BatchRelations,
         Contrast,
         Mutual,
+        PTP,
+        SimKD,
+        EMD,
     )
 }
 """Every loss a recipe can name: kind -> configuration."""

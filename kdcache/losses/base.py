@@ -9,16 +9,17 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
+from torch import nn
 
 from kdcache.errors import ConfigError
 from kdcache.labels import LabelKind
 from kdcache.plans.batch import Batch, Rows
 from kdcache.signals import Activations, ModelSizes, SoftUse, Tap
 
-Over = Literal["rows", "padded", "documents", "batch"]
+Over = Literal["rows", "padded", "documents", "labelled", "batch"]
 """What a loss is a mean over: the rows of its matches; padded positions, of which those rows are
-the ones that are no pads; documents; or, in a loss that compares the documents of a batch with each
-other, the documents of a batch that nobody may cut."""
+the ones that are no pads; documents, or those with a label; or, in a loss that compares the
+documents of a batch with each other, the documents of a batch that nobody may cut."""
 
 LABELS = Tap("labels")
 """The corpus's own labels, in the place of what a teacher computed."""
@@ -82,6 +83,7 @@ class Step:
         share: what the teacher counts for of each document, [B]; None: 1, as if it were alone.
         state: what the loss keeps between steps, if it declares any (`Loss`): a tensor that is put
             in the place of another, of its shape, is there in the next step.
+        learned: what the loss learns beside the student, if it declares any (`Loss`).
     """
 
     batch: Batch
@@ -91,6 +93,7 @@ class Step:
     total: float
     share: torch.Tensor | None = None
     state: dict[str, torch.Tensor] = field(default_factory=dict)
+    learned: nn.Module | None = None
 
     @cached_property
     def weight(self) -> torch.Tensor:
@@ -110,6 +113,8 @@ class Loss(Protocol):
 
     One that keeps something between steps has a method `state(student, teacher)` of the two
     ModelSizes, too: tensors by name, as they are before the first step. They lie in checkpoints.
+    One that learns more than linear maps between widths has a method `learned` of the same two: the
+    module, which is trained with the student and thrown away.
     """
 
     kind: ClassVar[str]

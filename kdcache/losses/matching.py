@@ -61,6 +61,7 @@ class Matching(NamedTuple):
     def _labels(self, match: Match) -> Bound:
         outputs, classes = self.student.outputs, self.cache.shape.outputs
         kind = self.cache.labels
+        self._check_labelled()
         if kind.wide and outputs != classes:
             raise ConfigError(
                 f"losses.{self.name}: a document has {classes} labels; the student has {outputs} "
@@ -74,6 +75,15 @@ class Matching(NamedTuple):
         space = self.cache.task.rows
         rows, both = Rows(space, labelled=True), self.cache.shared(self.student)
         return Bound(match.student, match.teacher, "", self.cache, both, space, "", "", rows)
+
+    def _check_labelled(self) -> None:
+        """See to it that there is a label, where a loss reads labels beside a teacher."""
+        beside = any(match.teacher != LABELS for match in self.matches)
+        if beside and not self.cache.labelled:
+            raise ConfigError(
+                f"losses.{self.name} takes labels beside what the teacher says, and the corpus has "
+                "none: leave the loss out, or build a cache of labelled documents"
+            )
 
     def on_labels(self, choose: str) -> Bound:
         """The teacher's soft labels, for its cross-entropy on hard ones."""
@@ -209,7 +219,13 @@ class Matching(NamedTuple):
 
     def _check_rows(self, match: Match, positions: str) -> None:
         """See to it that a token of the student is held against a token, a document against one."""
-        tokens = TAP_KINDS[match.student.name].per == "token"
+        per = TAP_KINDS[match.student.name].per
+        if per == "document" and self.cache.task.rows != "example":
+            raise ConfigError(
+                f"losses.{self.name} reads {match.student}, which is a classifier's; the task of "
+                f"the cache is {self.cache.task}: choose another loss"
+            )
+        tokens = per == "token"
         served = POSITIONS if tokens else ("", *OF_DOCUMENTS)
         if match.use is None and positions not in served:
             rows = f"tokens at positions={positions}" if positions else "a row of a document"

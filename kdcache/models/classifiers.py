@@ -18,11 +18,22 @@ NAMES = ("classifier", "score", "classification_head")
 
 def classifier_of(model: Any) -> nn.Module:
     """The part that makes a classifier's logits; ModelError if there is none by a known name."""
+    part: nn.Module = getattr(unwrapped(model), classifier_name(model))
+    return part
+
+
+def put_classifier(model: Any, part: nn.Module) -> None:
+    """Let another part make a classifier's logits; ModelError as `classifier_of`."""
+    setattr(unwrapped(model), classifier_name(model), part)
+
+
+def classifier_name(model: Any) -> str:
+    """What a model calls the part; ModelError as `classifier_of`."""
     inner = unwrapped(model)
     names = NAMES if inner.get_output_embeddings() is None else ()
-    for part in (getattr(inner, name, None) for name in names):
-        if isinstance(part, nn.Module):
-            return part
+    for name in names:
+        if isinstance(getattr(inner, name, None), nn.Module):
+            return name
     raise ModelError(
         f"{name_of(model)} gives no pooled: it has no classifier by a name that is known here; "
         "take hidden states instead (hidden:layers=..., positions=cls or mean)"

@@ -75,6 +75,11 @@ def heads_config(spec: StudentSpec, caches: Mapping[str, Cache]) -> StudentConfi
             "configuration (--config), teacher layers (--init-from-teacher) or a student of "
             "kdcache's (--student bilstm); got a module of its own, or several students"
         )
+    if spec.shared:
+        raise ConfigError(
+            f"student.shared={spec.shared} is for a student of one head, and this one has "
+            f"{len(caches)}: --set student.shared=, or train on one cache"
+        )
     members = [student_config(spec, cache) for cache in caches.values()]
     config = together_config("heads", members, causal=False)
     config.heads = tuple(caches)

@@ -30,6 +30,7 @@ from kdcache.models.declared import adapted, module_config, require_declared
 from kdcache.models.largest_id import require_ids
 from kdcache.models.padding import pad_of
 from kdcache.models.recording import members_of
+from kdcache.models.sharing import doubled, halved, put_above, require_halves, share
 from kdcache.models.teacher import load_teacher, model_sizes, most_tokens
 from kdcache.models.teacher_again import require_same_teacher
 from kdcache.models.together import TogetherModel, together_config
@@ -58,6 +59,9 @@ class StudentSpec:
         together: students that are trained as one module, each a checkpoint or a built one.
         same_tokenizer: a person's word that a checkpoint without a tokenizer, which therefore
             cannot be compared, has the vocabulary of the cache's.
+        shared: how the upper half of its blocks uses the parameters of the lower half, one of
+            SHARED; "": each has its own. The layers of `init_from_teacher` are then the lower
+            half; other students come with both.
         trust_remote_code: whether a checkpoint may be of a class that is none of kdcache's.
     """
 
@@ -68,6 +72,7 @@ class StudentSpec:
     module: Any = field(default=None, compare=False)
     together: tuple[str, ...] = ()
     same_tokenizer: bool = False
+    shared: str = ""
     trust_remote_code: bool = False
 
     @property
@@ -112,6 +117,14 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
     teacher lacks.
     """
     config = spec.way.config(cache, spec)
+    if spec.shared:
+        if spec.module is not None or spec.built or spec.together:
+            raise ConfigError(
+                f"student.shared={spec.shared} is for models of transformers: choose one, or "
+                "--set student.shared="
+            )
+        config = doubled(config) if spec.init_from_teacher else config
+        require_halves(config, spec.shared)
     for one in (config, *getattr(config, "members", ())):
         _fit(one, spec, cache)
     return config
@@ -147,13 +160,25 @@ def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
     if spec.checkpoint:
         require_same_vocabulary(cache, spec.checkpoint, unless_none=spec.same_tokenizer)
     torch.manual_seed(seed)
-    student = spec.way.make(cache, config, spec)
+    student = _shared(cache, config, spec) if spec.shared else spec.way.make(cache, config, spec)
     for one in members_of(student):
         require_declared(one, cache)
         _name_pad(one.config.get_text_config(), cache)
         if not spec.checkpoint:
             _take_generation(one, cache)
         require_length(one, cache)
+    return student
+
+
+def _shared(cache: Cache, config: Any, spec: StudentSpec) -> Any:
+    """A student whose blocks share parameters."""
+    if spec.init_from_teacher:
+        lower = spec.way.make(cache, halved(config), spec)
+        student = _drawn(cache, config)
+        put_above(lower, student)
+    else:
+        student = spec.way.make(cache, config, spec)
+    share(student, spec.shared)
     return student
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def student_again(cache: Cache, spec: StudentSpec, folder: Path, *, seed: int) -> Any:
     """A student that was made of `spec` and trained, as it was saved in `folder`."""
     if spec.module is None and not spec.together:
-        saved = StudentSpec(checkpoint=str(folder), trust_remote_code=spec.trust_remote_code)
+        trust = spec.trust_remote_code
+        saved = StudentSpec(checkpoint=str(folder), shared=spec.shared, trust_remote_code=trust)
         return load_student(cache, saved, seed=seed)
     student = load_student(cache, spec, seed=seed)
     take_weights(student, folder)

@@ -29,6 +29,8 @@ KEPT = (
 """What the file holds of a configuration, beside the format and the names of the classes."""
 
 NOT_KEPT = ("trusted", "members", "heads")
+MADE_HERE = {"projected": ("kdcache.models.projected", "Projected")}
+"""Students that nobody asks for by name: what some losses leave, with the module they are in."""
 
 Widths = dict[str, list[int]]
 """Width of each layer of a tap, by its name; of one where it has no layers."""
@@ -149,7 +151,7 @@ def make_student(config: StudentConfig) -> nn.Module:
             f"{where} holds the weights of a {config.student}, whose class tells no `settings` to "
             "make it with: load them into a module of your own, or train a class that has settings"
         )
-    kind = STUDENTS.get(config.student) or _imported(config, where)
+    kind = STUDENTS.get(config.student) or _made_here(config) or _imported(config, where)
     try:
         made: nn.Module = kind(**config.settings)
     except Exception as error:  # whatever code of a user's may do
@@ -159,6 +161,12 @@ def make_student(config: StudentConfig) -> nn.Module:
             f"({type(error).__name__}: {text})"
         ) from error
     return made
+
+
+def _made_here(config: StudentConfig) -> Any:
+    """A class of kdcache's that training makes; None for others."""
+    place = MADE_HERE.get(config.student)
+    return None if place is None else getattr(import_module(place[0]), place[1])
 
 
 def _imported(config: StudentConfig, where: str) -> Any:

@@ -136,11 +136,14 @@ class ArtifactSources:
         head: the linear output layer of the teacher: weight [V, H] and bias [V] or None.
         projections: of a layer's attention, by query, key and value: weight [width, H] and bias
             [width] or None.
+        classifier: weight [C, H] and bias [C] or None of the teacher's classifier, if it is one
+            linear layer on what the tap `pooled` is.
     """
 
     token_counts: Callable[[], npt.NDArray[np.int64]]
     head: Callable[[], Linear]
     projections: Callable[[int], Mapping[str, Linear]]
+    classifier: Callable[[], Linear | None] = lambda: None
 
 
 @runtime_checkable

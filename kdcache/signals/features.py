@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, Self
 
 import torch
 
@@ -13,18 +13,22 @@ from kdcache.manifest import Json
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
+    ArtifactSources,
     Columns,
     Stats,
     check_fraction,
     check_positions,
     row_space,
 )
+from kdcache.signals.codecs.linear_file import LinearFile, most_bytes, save
 from kdcache.signals.codecs.quantised import LayerRows, RowCodec
 from kdcache.signals.taps import OTHER_NAMES, POSITIONS, TAP_KINDS, Activations, ModelSizes, Tap
 from kdcache.tasks import RowSpace, Task
 
 SILENT = (("compress", "none"), ("fraction", 1.0))
 """Settings that the manifest does not mention."""
+CLASSIFIER = "pooled/classifier.safetensors"
+"""Where a cache keeps the teacher's classifier, under `files/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +221,40 @@ def prefix(tap: Tap) -> str:
     return "" if tap.layer is None else f"L{tap.layer}/"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassifierInputs(DocumentVectors):
+    """What a classifier reads of each document, and the classifier in a file, if it is linear.
+
+    The classifier serves a student that takes it over, as in the loss `simkd`. A teacher whose
+    classifier has layers of its own (RoBERTa's, ELECTRA's) has no such file.
+    """
+
+    file: LinearFile | None = field(default=None, compare=False, repr=False)
+
+    def artifacts(
+        self, task: Task, shape: ModelSizes, sources: ArtifactSources
+    ) -> dict[str, bytes]:
+        """The classifier, where it is one linear layer."""
+        found = sources.classifier()
+        return {} if found is None else {CLASSIFIER: save({"": found})}
+
+    def artifact_bytes(self, shape: ModelSizes) -> dict[str, int]:
+        """The most it takes; half where the teacher is a 16-bit one."""
+        return {CLASSIFIER: most_bytes({"": (shape.outputs, shape.width(self.tap))})}
+
+    def with_artifacts(self, shape: ModelSizes, read: Callable[[str], bytes]) -> Self:
+        """This signal with the classifier, read once it is needed."""
+        sizes = {"": (shape.outputs, shape.width(self.tap))}
+        return replace(self, file=LinearFile(read, CLASSIFIER, sizes))
+
+
 def vectors(tap: str) -> type[DocumentVectors]:
-    """The signal that stores a tap: a vector a document or a token, of layers if it has some."""
+    """The signal that stores a tap: a vector a document or a token, of layers if it has some.
+
+    Of documents it is what their classifier reads.
+    """
     known = TAP_KINDS[tap]
-    kind: type[DocumentVectors] = DocumentVectors if known.per == "document" else TokenVectors
+    kind: type[DocumentVectors] = ClassifierInputs if known.per == "document" else TokenVectors
     kind = kind if known.first is None else LayerVectors
     example = tap if known.first is None else f"{tap}:layers=2-4-6"
     own = {"kind": tap, "codec": tap, "tap": tap, "example": example, "__doc__": kind.__doc__}

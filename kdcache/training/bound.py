@@ -158,4 +158,4 @@ def _share_maps(one: Objective, other: Objective, pair: str) -> None:
 
 def _widths(objective: Objective) -> dict[str, int]:
     learned: Mapping[str, Any] = dict(objective.projections.items())
-    return {name: linear.out_features for name, linear in learned.items()}
+    return {name: [*module.parameters()][-1].shape[0] for name, module in learned.items()}

@@ -36,8 +36,9 @@ class Objective:
         reads: what the losses read out of the student.
         matrix: whether any reads logits themselves; else a language model's head need not be
             applied, and its fused losses do not.
-        projections: learned linear maps from a student's width to the teacher's. Whoever trains
-            must hand their parameters to the optimizer.
+        projections: learned linear maps from a student's width to the teacher's, and what losses
+            learn besides under their names. Whoever trains must hand their parameters to the
+            optimizer.
         hard_only: whether documents without a label would teach nothing.
         state: what losses keep between steps, which whoever trains has to save.
         notes: what a person should know, such as a loss that was left out.
@@ -84,7 +85,15 @@ class Objective:
         self.reads = list(dict.fromkeys(match.student for match in matches))
         self.matrix = makes_logits(self.bound)
         learned = {match.project: match for match in matches if match.project}
-        if learned and student.peers:
+        own = {name: _own(one, student) for name, one in self.bound.items()}
+        modules = {name: module for name, module in own.items() if module is not None}
+        self._learned = modules.keys()
+        if student.peers and modules:
+            raise ConfigError(
+                f"losses.{min(modules)} learns a layer of its own, which students that are trained "
+                "together would share: leave it out, or train one student"
+            )
+        if student.peers and learned:
             raise ConfigError(
                 f"a loss learns a map ({min(learned)}), which students that are trained together "
                 "would share: leave it out, or make the students as wide as the teacher"
@@ -97,6 +106,7 @@ class Objective:
                 )
                 for name in sorted(learned)
             }
+            | modules
         )
         self.state = nn.ModuleDict(
             {
@@ -184,6 +194,7 @@ class Objective:
 
     def _value(self, one: BoundLoss, pairs: Pairs, step: Step) -> torch.Tensor:
         """What a loss comes to by itself, before its weight."""
+        self._applied |= self._learned & {one.name}
         if one.choose:
             return value_of(one, pairs, step, self.seed, self.step)
         return one.loss.value([pairs.of(match) for match in one.matches], step)
@@ -200,10 +211,15 @@ class Objective:
                 activations=activations,
                 rows=one.rows,
                 total=total,
-                state=typing.cast(_Kept, self.state[name]).now() if name in self.state else {},
+                state=self.kept(name),
+                learned=self.projections[name] if name in self._learned else None,
             )
             for (name, one), total in zip(self.bound.items(), whole, strict=True)
         }
+
+    def kept(self, name: str) -> dict[str, torch.Tensor]:
+        """What a loss has kept of the steps so far, by name."""
+        return typing.cast(_Kept, self.state[name]).now() if name in self.state else {}
 
     def _idle(self) -> list[torch.Tensor]:
         """Zeros that depend on the maps of teachers that were not chosen: DDP waits for a gradient
@@ -235,6 +251,20 @@ class _Kept(nn.Module):
         """Take over what a loss has made of them."""
         for name, buffer in self.named_buffers():
             buffer.copy_(state[name].detach())
+
+
+def _own(one: BoundLoss, student: ModelSizes) -> nn.Module | None:
+    """What a loss learns beside the student; ConfigError where several teachers would share it."""
+    make = getattr(one.loss, "learned", None)
+    if make is None:
+        return None
+    if len(one.taught) > 1:
+        raise ConfigError(
+            f"losses.{one.name} learns from one teacher; {len(one.taught)} are named: make it one "
+            "loss for each, with teachers = [NAME]"
+        )
+    made: nn.Module = make(student, one.matches[0].source.shape)
+    return made
 
 
 def _notes(bound: Mapping[str, BoundLoss], student: ModelSizes) -> list[str]:

@@ -152,10 +152,16 @@ def with_student(
         chosen["built"] = chosen.pop("checkpoint")
     if layers is not None:
         chosen["init_from_teacher"] = layers
-    chosen = chosen or dict(recipe.student)
+    chosen = _kept(recipe, chosen) if chosen else dict(recipe.student)
     if same_tokenizer:
         chosen["same_tokenizer"] = True
     return dataclasses.replace(recipe, student=student_table(chosen))
+
+
+def _kept(recipe: Recipe, chosen: Json) -> Json:
+    """A student that a call asks for, whose blocks share what a recipe says they do."""
+    shared = recipe.student.get("shared")
+    return {**chosen, "shared": shared} if shared else chosen
 
 
 def student_spec(

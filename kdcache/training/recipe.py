@@ -1,6 +1,7 @@
 """Recipes: a TOML file that says how a student is trained, with values that can be overridden.
 
-[student]       where the student comes from: checkpoint, config or init_from_teacher
+[student]       where the student comes from: checkpoint, config or init_from_teacher; whether its
+                upper half shares the parameters of the lower (shared = "shuffled")
 [losses.NAME]   one table per loss; NAME is its kind, or the table says kind = "..."; any number of
                 it may be a schedule, { start, stop, shape, per, levels }
 [training]      any field of transformers.TrainingArguments
@@ -25,6 +26,7 @@ from kdcache.losses import LOSSES, Loss
 from kdcache.losses.schedules import Schedules, weight_text
 from kdcache.losses.teachers import Teaching
 from kdcache.manifest import Json
+from kdcache.models.sharing import SHARED
 from kdcache.models.student import WAYS
 from kdcache.records import make, parse_toml, read_toml, settings_of, to_toml
 from kdcache.training.data_order import DataOrder
@@ -46,7 +48,8 @@ SECTIONS = (
 )
 OF_STAGES = ("training", "data", "trainable")  # what a stage may have of its own
 DEV_SETS = {"file", "files", "split"}  # fields of [dev], of which a call names another
-STUDENT = (*WAYS, "same_tokenizer")
+OPTIONS = ("same_tokenizer", "shared")  # what is said of a student beside where it comes from
+STUDENT = (*WAYS, *OPTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class Recipe:
     """How a student is trained.
 
     Attributes:
-        student: at most one of checkpoint, config and init_from_teacher; same_tokenizer.
+        student: at most one of checkpoint, config and init_from_teacher; same_tokenizer, shared.
         losses: by name, with the numbers they start with; the objective is their weighted sum.
         schedules: of numbers of the losses, by the name of the loss and of the field. In a file
             they stand in the place of the number: { start = 4, stop = 1 }.
@@ -192,8 +195,10 @@ def _override(table: Json, override: str, training: Mapping[str, str]) -> None:
         raise ConfigError(f"an override is KEY=VALUE, as in losses.kl.weight=2; got {shown!r}")
     if path[0] not in SECTIONS:
         raise ConfigError(_unknown_key(key.strip(), table, training))
-    if path[0] == "student" and path[1:] != ["same_tokenizer"]:
-        table["student"] = {}
+    if path[0] == "student" and path[1:] not in ([option] for option in OPTIONS):
+        known = table.get("student")
+        kept = known.items() if isinstance(known, dict) else ()
+        table["student"] = {key: value for key, value in kept if key == "shared"}
     inner = table
     if path[0] in OF_STAGES:
         require_reached(plain_stages(table.get("stages")), path, f"--set {override}")
@@ -285,6 +290,8 @@ def student_table(values: Json) -> Json:
     same = values.get("same_tokenizer", False)
     if not isinstance(same, bool):
         raise ConfigError(f"student.same_tokenizer must be true or false; got {same!r}")
+    if values.get("shared"):
+        one_of("way to share parameters (student.shared)", values["shared"], SHARED)
     several = values.get("together")
     if several is not None and not (
         isinstance(several, list) and len(several) > 1 and all(type(s) is str for s in several)

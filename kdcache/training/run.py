@@ -44,6 +44,7 @@ from kdcache.training.parts import Parts, agree, documents_of
 from kdcache.training.ranks import Ranks
 from kdcache.training.recipe import Recipe
 from kdcache.training.result import run_metrics
+from kdcache.training.reused import reused
 from kdcache.training.run_folder import RECIPE, Standing, place_of, require_same_dev
 from kdcache.training.scale import (
     RUN,
@@ -130,6 +131,7 @@ class Run:
         self.objective = self.objectives[0]
         for config, objective in zip(mixture.configs(self.config), self.objectives, strict=True):
             check_taps(config, objective.reads)
+        self.reused = reused(self.objectives, cache, self.config, heads=mixture.heads)
         self.projections = learned_modules(mixture, [one.projections for one in self.objectives])
         self.state = learned_modules(mixture, [one.state for one in self.objectives])
         self.dataset = documents_read(
@@ -213,8 +215,8 @@ class Run:
         self._settle(student)
         return student
 
-    def train(self, student: Any, callbacks: Sequence[Any]) -> tuple[Json, list[Json]]:
-        """Train the student; metrics and log."""
+    def train(self, student: Any, callbacks: Sequence[Any]) -> tuple[Any, Json, list[Json]]:
+        """Train the student; what it has become, metrics and log."""
         keeps_cache = getattr(student.config, "use_cache", None)
         reporter = Reporter(self.progress, self.label, Ranks(self.args))
         choosing = [] if self.choice is None else self.choice.callbacks(reporter.ranks)
@@ -224,6 +226,8 @@ class Run:
             added = {name: found for name, found in beside.items() if name == PROJECTIONS or found}
             for name, found in added.items():
                 setattr(student, name, found)
+            if self.reused is not None:
+                self.reused.begin(student)
             trainer = self._trainer(student, reporter.ranks, callbacks)
             metrics = self._fit(trainer, reporter)
         for name in added:
@@ -231,6 +235,8 @@ class Run:
         _without_autocast(student)
         if keeps_cache is not None:
             student.config.use_cache = keeps_cache  # the Trainer turns it off for training
+        if self.reused is not None:
+            student = self.reused.end(student)
         if self.parts is not None:
             used = {"documents": len(self.dataset), "of": self.cache.plan.documents}
             metrics["partial"] = {**used, "parts": self.parts}
@@ -247,7 +253,7 @@ class Run:
                 home.name: {"parameters": _parameters(one)}
                 for home, one in homes(self.folder, student)
             }
-        return metrics, trainer.state.log_history
+        return student, metrics, trainer.state.log_history
 
     @property
     def counts(self) -> list[int]:

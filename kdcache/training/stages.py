@@ -134,7 +134,7 @@ class Stages:
                 if number > done:
                     self.run = self._run(number)
                     student = self.run.prepare(student, teacher)
-                self._stage(number, student, callbacks)
+                student = self._stage(number, student, callbacks)
             return self._finish(student)
 
     def _student(self) -> Any:
@@ -149,13 +149,13 @@ class Stages:
         take_weights(student, before)
         return student
 
-    def _stage(self, number: int, student: Any, callbacks: Sequence[Any]) -> None:
-        """Train a stage, and write what it comes to."""
+    def _stage(self, number: int, student: Any, callbacks: Sequence[Any]) -> Any:
+        """Train a stage, and write what it comes to; returns the student it comes to."""
         name, last = self.names[number], number == len(self.names) - 1
         maps: nn.Module = self.run.projections
         if number:
             _go_on(maps, stage_folder(self.folder, self.names[number - 1]) / MAPS)
-        metrics, log = self.run.train(student, callbacks)
+        student, metrics, log = self.run.train(student, callbacks)
         self.metrics[name], self.logs[name] = metrics, log
         with held_interrupts() as check:
             if self.first and name:
@@ -164,6 +164,7 @@ class Stages:
             if not last:
                 wait_for_everyone()
                 check()
+        return student
 
     def _finish(self, student: Any) -> Json:
         """Write the student's folder; the metrics of all stages."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import combinations, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from scipy.special import log_softmax
 from kdcache.errors import ConfigError
 from kdcache.losses import LOSSES, Loss
 from kdcache.signals import FEATURES, TAP_KINDS
-from tests.objectives import Array, Given, bind, counts, evaluate, value
+from tests.objectives import Array, Given, bind, counts, drawn, evaluate, value
 
 LENGTHS = np.array([5, 2, 1, 4])
 OUTPUTS, WIDTH, STUDENT, TEACHER = 6, 8, 2, 4
@@ -290,6 +290,64 @@ def alp(given: Given) -> float:
     return float(total)
 
 
+def ptp(given: Given) -> float:
+    """Cross-entropy, over documents with a label, to whether the teacher is right and sure."""
+    pooled = given.others["pooled"][0][0].astype(np.float64)
+    weight, bias = (values.astype(np.float64) for values in drawn((4, WIDTH), (4,)))
+    known = given.labels != -100
+    probability = np.exp(given.soft["logprobs"].astype(np.float64))
+    right = probability.argmax(1) == given.labels
+    sure = probability.max(1) > np.where(right, 0.95, 0.75)
+    kinds = np.where(right, 0, 2) + ~sure
+    logq = log_softmax(pooled @ weight.T + bias, axis=1)
+    return float(-logq[known, kinds[known]].mean())
+
+
+def simkd(given: Given) -> float:
+    """A linear map of what the classifier reads, normalised over documents, from the teacher's."""
+    ours, theirs = (side[0].astype(np.float64) for side in given.others["pooled"])
+    shapes = (WIDTH, WIDTH), (WIDTH,), (WIDTH,)
+    weight, gain, shift = (values.astype(np.float64) for values in drawn(*shapes))
+    mapped = ours @ weight.T
+    normal = (mapped - mapped.mean(0)) / np.sqrt(mapped.var(0) + 1e-5)
+    return float(np.square(gain * normal + shift - theirs).mean())
+
+
+def emd(given: Given) -> float:
+    """Embeddings, and the cheaper ways to share four blocks of the teacher out to two evenly."""
+    assert given.taught is not None
+    ours, theirs = (
+        given.rows_at(states.astype(np.float64), "all") for states in (given.hidden, given.taught)
+    )
+    return float(
+        np.square(ours[0] - theirs[0]).mean()
+        + shared_out(apart(ours[1:], theirs[1:]))
+        + shared_out(apart(*(scores(given, side) for side in (0, 1))))
+    )
+
+
+def scores(given: Given, side: int) -> Array:
+    """Query times key of all pairs of tokens of a document, over the root of the width."""
+    query, key = (given.others[kind][side].astype(np.float64) for kind in ("query", "key"))
+    found = query @ key.swapaxes(-1, -2) / np.sqrt(query.shape[-1])
+    pairs = given.mask[:, :, None] & given.mask[:, None, :]
+    return found.transpose(0, 1, 3, 4, 2)[:, pairs]
+
+
+def apart(ours: Array, theirs: Array) -> Array:
+    """Mean squared difference of every layer of one from every layer of the other, [M, N]."""
+    return np.square(ours[:, None] - theirs[None]).mean((2, 3))
+
+
+def shared_out(costs: Array) -> float:
+    """The least cost at which two blocks get two of four each."""
+    ways = combinations(range(TEACHER), TEACHER // STUDENT)
+    return min(
+        sum(costs[int(block not in way), block] for block in range(TEACHER)) / TEACHER
+        for way in ways
+    )
+
+
 FORMULAS: dict[str, Formula] = {
     "hard": hard,
     "kl": kl,
@@ -307,6 +365,9 @@ FORMULAS: dict[str, Formula] = {
     "batch_relations": batch_relations,
     "contrast": contrast,
     "mutual": mutual,
+    "ptp": ptp,
+    "simkd": simkd,
+    "emd": emd,
 }
 """By kind: the loss of its defaults, in float64."""
 
@@ -370,7 +431,7 @@ def moved(kind: str, given: Given, way: dict[str, Array], step: float) -> float:
         name: torch.from_numpy(start.astype(np.float64) + step * way[name])
         for name, start in given.student.items()
     }
-    return float(value(alone(kind), given, activations)[0])
+    return float(value(alone(kind), given, activations)[0].detach())
 
 
 @every_case
@@ -430,9 +491,12 @@ def check_parts(losses: dict[str, Loss], given: Given, cut: list[list[int]]) -> 
     found = [evaluate(losses, part, totals=[total]) for part in parts]
     assert sum(one.total for one in found) == pytest.approx(whole.total, rel=1e-12)
     for docs, one in zip(cut, found, strict=True):
-        for name, gradient in one.gradients.items():
+        for name in given.student:
             wanted = of_documents(given, name, whole.gradients[name], docs)
-            np.testing.assert_allclose(gradient, wanted, rtol=1e-12, atol=1e-15)
+            np.testing.assert_allclose(one.gradients[name], wanted, rtol=1e-12, atol=1e-15)
+    for name in whole.gradients.keys() - given.student.keys():  # what the loss learns besides
+        added = np.sum([one.gradients[name] for one in found], axis=0)
+        np.testing.assert_allclose(added, whole.gradients[name], rtol=1e-12, atol=1e-15)
 
 
 def of_documents(given: Given, name: str, values: Array, docs: list[int]) -> Array:

@@ -98,6 +98,25 @@ def projected(rng: np.random.Generator, wider: int = 2, positions: str = "all") 
     return _with(given, taught=taught, positions=positions, projection=(weight, bias))
 
 
+def read_by_classifiers(rng: np.random.Generator) -> Given:
+    """Documents of classes, with what the classifiers of both read."""
+    given = classes(rng)
+    pooled = tuple(rng.standard_normal((1, len(LENGTHS), WIDTH)) for _ in SIDES)
+    ours, theirs = (values.astype(np.float32) for values in pooled)
+    return _with(given, others={"pooled": (ours, theirs)})
+
+
+def attended(rng: np.random.Generator) -> Given:
+    """Those of TinyBERT, with the queries and keys of every block, of two heads."""
+    shape = len(LENGTHS), 2, int(LENGTHS.max()), WIDTH // 2
+    depths = (STUDENT, TEACHER)
+    others = {
+        kind: tuple(rng.standard_normal((n, *shape)).astype(np.float32) for n in depths)
+        for kind in ("query", "key")
+    }
+    return _with(projected(rng), others=others)
+
+
 def wider_and_wider(rng: np.random.Generator) -> Given:
     """Those of MT-BERT: two teachers of other widths, and their maps."""
     first, other = projected(rng), projected(rng, wider=4)
@@ -158,6 +177,7 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "annealing-kd.annealing": classes,
     "annealing-kd.labels": classes,
     "at": projected,
+    "bert-emd": attended,
     "causal-kd": causal,
     "cc": lambda rng: projected(rng, positions="cls"),
     "finetune": classes,
@@ -177,11 +197,14 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "mlm-kd": masked,
     "mt-bert": wider_and_wider,
     "nst": projected,
+    "pea-kd.patient": patient,
+    "pea-kd.predictions": read_by_classifiers,
     "pkd-last": patient,
     "pkd-skip": patient,
     "pkt": related,
     "rkd": related,
     "sp": related,
+    "simkd": read_by_classifiers,
     "skdbert": lambda rng: of_two(rng, classes(rng, 10.0), classes(rng, 10.0)),
 }
 """A batch for every shipped recipe, by its name; what follows a dot tells batches apart, or is the
@@ -197,11 +220,15 @@ def recipe_of(name: str) -> Any:
     return recipe.losses, {"teaching": recipe.teaching}
 
 
+SIDES = ("student", "teacher")
+
+
 def flat(given: Given) -> dict[str, Array]:
     """Its arrays by name."""
     arrays: dict[str, Any] = {f.name: getattr(given, f.name) for f in fields(Given)}
     arrays |= {f"soft.{name}": rows for name, rows in arrays.pop("soft").items()}
-    assert not arrays.pop("others"), "the shipped recipes learn from logits and hidden states"
+    for kind, sides in arrays.pop("others").items():
+        arrays |= {f"others.{kind}.{side}": x for side, x in zip(SIDES, sides, strict=True)}
     for name, other in arrays.pop("further").items():
         arrays |= {f"further.{name}.{key}": x for key, x in flat(other).items()}
     pair = arrays.pop("projection") or ()
@@ -223,6 +250,10 @@ def unflat(arrays: dict[str, Array]) -> Given:
             for name in {n.split(".")[1] for n in arrays if n.startswith("further.")}
         },
         projection=(pair[0], pair[1]) if pair else None,
+        others={
+            kind: (arrays[f"others.{kind}.student"], arrays[f"others.{kind}.teacher"])
+            for kind in {n.split(".")[1] for n in arrays if n.startswith("others.")}
+        },
     )
 
 

@@ -16,10 +16,12 @@ from kdcache.losses.feature_mse import HiddenMSE, hidden_loss
 from kdcache.losses.fsp import FSP
 from kdcache.losses.kl import SoftKL, soft_and_hard
 from kdcache.losses.logit_mse import LogitMSE, logit_mse
+from kdcache.losses.moments import Moments
 from kdcache.losses.mutual import Mutual, mutual_rows
 from kdcache.losses.nst import NST
 from kdcache.losses.pkt import PKT
 from kdcache.losses.ptp import PTP
+from kdcache.losses.relations import Relations
 from kdcache.losses.rkd import RKD
 from kdcache.losses.schedules import SCHEDULES, Moment, Schedule
 from kdcache.losses.simkd import SimKD
@@ -50,8 +52,10 @@ __all__ = [
     "Loss",
     "Match",
     "Moment",
+    "Moments",
     "Mutual",
     "Pair",
+    "Relations",
     "Schedule",
     "SimKD",
     "SoftKL",
@@ -85,6 +89,8 @@ LOSSES: dict[str, type[Loss]] = {
         PTP,
         SimKD,
         EMD,
+        Relations,
+        Moments,
     )
 }
 """Every loss a recipe can name: kind -> configuration."""

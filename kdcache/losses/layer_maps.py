@@ -108,6 +108,12 @@ def middle(student: int, teacher: int) -> Pairs:
     return ((max(1, student // 2), max(1, teacher // 2)),)
 
 
+def blocks(student: int, teacher: int) -> Pairs:
+    """As `uniform`, without the embedding output: for what only blocks have, such as attention."""
+    step = _step("blocks", student, teacher)
+    return tuple((m, m * step) for m in range(1, student + 1))
+
+
 def _step(name: str, student: int, teacher: int) -> int:
     if student < 1:
         raise ConfigError(
@@ -129,5 +135,6 @@ LAYER_MAPS: dict[str, Callable[[int, int], Pairs]] = {
     "first": first,
     "uniform": uniform,
     "middle": middle,
+    "blocks": blocks,
 }
 """Every named map: (student layers, teacher layers) -> pairs."""

@@ -11,6 +11,7 @@ from kdcache.losses.bound import Bound
 from kdcache.losses.cache_spec import CacheSpec
 from kdcache.plans.batch import Rows
 from kdcache.signals import LOGITS, POSITIONS, TAP_KINDS, ModelSizes, SoftUse, Tap, holder
+from kdcache.signals.attention import PROJECTED
 from kdcache.signals.base import check_positions
 from kdcache.tasks import RowSpace, Subset
 
@@ -131,6 +132,9 @@ class Matching(NamedTuple):
         name = f"{match.signal}=" if match.signal else ""
         if match.use is not None:
             return f"{name}logits:dense" + ("" if match.use.raw else f" or {name}logits:topk")
+        if tap.name in PROJECTED:
+            layers = {m.teacher.layer for m in self.matches if m.teacher.name in PROJECTED}
+            return f"{name}attention:layers={layers_text(sorted(filter(None, layers)))}"
         if tap.layer is not None:
             options.append(f"layers={layers_text(self._layers(tap.name))}")
         if TAP_KINDS[tap.name].per == "token":

@@ -14,6 +14,7 @@ from kdcache_kernels.hidden_mse import hidden_mse
 from kdcache_kernels.linear_kl import linear_kl, linear_kl_rows
 from kdcache_kernels.linear_topk_kl import linear_topk_kl, linear_topk_kl_rows
 from kdcache_kernels.quantize_rows import dequantize_rows, quantize_rows
+from kdcache_kernels.relation_kl import relation_kl
 from kdcache_kernels.topk_encode import topk_encode
 from kdcache_kernels.topk_kl import topk_kl, topk_kl_rows
 
@@ -26,6 +27,7 @@ __all__ = [
     "linear_topk_kl",
     "linear_topk_kl_rows",
     "quantize_rows",
+    "relation_kl",
     "topk_encode",
     "topk_kl",
     "topk_kl_rows",

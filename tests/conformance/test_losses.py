@@ -348,11 +348,44 @@ def shared_out(costs: Array) -> float:
     )
 
 
+def relations(given: Given) -> float:
+    """Of queries, keys and values of the last layer with themselves: the mean of the three, over
+    documents, of the mean over heads and tokens of KL between softmaxes.
+    """
+    total = 0.0
+    for kind in ("query", "key", "value"):
+        ours, theirs = (side[-1].astype(np.float64) for side in given.others[kind])
+        for doc, length in enumerate(given.lengths):
+            logq, logp = (self_relations(side[doc, :, :length]) for side in (ours, theirs))
+            total += (np.exp(logp) * (logp - logq)).sum(-1).mean() / 3 / len(given.lengths)
+    return float(total)
+
+
+def self_relations(x: Array) -> Array:
+    """log softmax(X X^T / sqrt(d)) of the heads of a document, [heads, n, d]."""
+    return log_softmax(x @ x.transpose(0, 2, 1) / np.sqrt(x.shape[2]), axis=2)
+
+
+def moments(given: Given) -> float:
+    """5000 times the squared difference of means over the width and 5 times the absolute one of
+    variances, mean over rows and over every second teacher layer, the embeddings included.
+    """
+    assert given.taught is not None
+    student, teacher = (
+        given.rows_at(layers.astype(np.float64), given.positions)
+        for layers in (given.hidden, given.taught[:: TEACHER // STUDENT])
+    )
+    means = np.square(student.mean(-1) - teacher.mean(-1)).mean()
+    return float(5000 * means + 5 * np.abs(student.var(-1) - teacher.var(-1)).mean())
+
+
 FORMULAS: dict[str, Formula] = {
     "hard": hard,
     "kl": kl,
     "logit_mse": logit_mse,
     "hidden": hidden,
+    "relations": relations,
+    "moments": moments,
     "rkd": rkd,
     "alp": alp,
     "at": at,

@@ -129,6 +129,20 @@ def of_two(rng: np.random.Generator, first: Given, other: Given) -> Given:
     return _with(first, further={"other": _with(other, **same)})
 
 
+def attending(rng: np.random.Generator, heads: int = 2, width: int = 4) -> Given:
+    """Documents with the queries, keys and values of every token, of as many heads of a width."""
+    others = {
+        kind: tuple(
+            rng.standard_normal((layers, len(LENGTHS), heads, int(LENGTHS.max()), width)).astype(
+                np.float32
+            )
+            for layers in (STUDENT, TEACHER)
+        )
+        for kind in ("query", "key", "value")
+    }
+    return _with(classes(rng), others=others)
+
+
 def values(rng: np.random.Generator) -> Given:
     """Documents with a value each, one of them without."""
     given = classes(rng)
@@ -194,6 +208,8 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "kd-mse.values": values,
     "mkd": classes,
     "mkd.values": values,
+    "minilm.relations": attending,
+    "minilmv2.relations": lambda rng: attending(rng, heads=2, width=24),
     "mlm-kd": masked,
     "mt-bert": wider_and_wider,
     "nst": projected,

@@ -35,6 +35,8 @@ OPS = {
     "linear_topk_kl": lambda: with_gradient(
         lambda s, w: k.linear_topk_kl(s, w, None, *soft, tail="renormalize"), best, head),
     "hidden_mse": lambda: with_gradient(lambda s: k.hidden_mse(s, teacher, normalize="l2"), x),
+    "relation_kl": lambda: with_gradient(
+        lambda s: k.relation_kl(s, teacher, torch.tensor([40, len(x) - 40]), heads=1), x),
     "topk_encode": lambda: k.topk_encode(x, 12),
     "quantize_rows": lambda: k.quantize_rows(x, 50),
 }

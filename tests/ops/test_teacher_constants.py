@@ -9,6 +9,7 @@ from kdcache_kernels import (
     linear_kl,
     linear_topk_kl,
     quantize_rows,
+    relation_kl,
     topk_kl,
 )
 from kdcache_kernels.linear_kl.reference import make_inputs as make_heads
@@ -69,6 +70,19 @@ def of_hidden_mse(codes):
     return loss, {"states": torch.randn(N, H)}, teacher
 
 
+def of_relation_kl(keys):
+    teacher = {"teacher": torch.randn(N, 2 * H)}
+    student = {"student": torch.randn(N, H)}
+    if keys:
+        teacher["teacher_keys"], student["student_keys"] = torch.randn(N, 2 * H), torch.randn(N, H)
+
+    def loss(student, **teacher):
+        lengths = torch.tensor([2, N - 2])
+        return relation_kl(lengths=lengths, heads=2, **student, **teacher)
+
+    return loss, student, teacher
+
+
 CASES = {
     "topk_kl": (of_topk_kl, 1.0),
     "topk_kl at 2": (of_topk_kl, 2.0),
@@ -78,6 +92,8 @@ CASES = {
     "linear_kl of codes": (of_linear_kl, True),
     "hidden_mse": (of_hidden_mse, False),
     "hidden_mse of codes": (of_hidden_mse, True),
+    "relation_kl": (of_relation_kl, False),
+    "relation_kl of keys": (of_relation_kl, True),
 }
 
 

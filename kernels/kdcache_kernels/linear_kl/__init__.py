@@ -106,7 +106,7 @@ def linear_kl_rows(
 
 
 linear_kl = loss_of(linear_kl_rows)
-_kernel = dispatched(reference.dense_kl)
+kernel = dispatched(reference.dense_kl)
 
 
 def _body(
@@ -128,7 +128,7 @@ def _body(
         label = None if labels is None else labels[rows]
         need_grad = out is not None
         theirs = made.logits(rows)
-        return _kernel(logits, theirs, made.bias, row_weight[rows], label, spec, need_grad)
+        return kernel(logits, theirs, made.bias, row_weight[rows], label, spec, need_grad)
 
     return _linear.run(hidden, weight, bias, row_weight, how, judge)
 

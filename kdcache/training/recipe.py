@@ -84,6 +84,8 @@ class Recipe:
     dev: DevOptions | None = None
     trainable: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = ()
+    layer: int = field(default=0, compare=False)
+    below: float = field(default=1.0, compare=False)
 
     def to_json(self) -> Json:
         """The recipe as JSON values, every default spelled out."""
@@ -119,6 +121,8 @@ class Recipe:
             training={**self.training, **stage.training},
             data=data,
             trainable=stage.trainable or self.trainable,
+            layer=stage.layer,
+            below=stage.below,
             stages=(),
         )
 

@@ -21,6 +21,7 @@ from kdcache.losses import CacheSpec
 from kdcache.manifest import Json
 from kdcache.models import check_alone, check_taps
 from kdcache.models.auto import silent_transformers
+from kdcache.models.layer_rates import Slowed, one_layer_trained
 from kdcache.models.parameters import only_trained, require_parameters
 from kdcache.models.recording import heads_of
 from kdcache.models.run import EQUAL
@@ -221,14 +222,17 @@ class Run:
         reporter = Reporter(self.progress, self.label, Ranks(self.args))
         choosing = [] if self.choice is None else self.choice.callbacks(reporter.ranks)
         callbacks = [*callbacks, reporter, *choosing]
-        with only_trained(student, self.recipe.trainable):
+        with (
+            only_trained(student, self.recipe.trainable),
+            one_layer_trained(student, self.recipe.layer, self.recipe.below) as slowed,
+        ):
             beside = {PROJECTIONS: self.projections, STATE: self.state}
             added = {name: found for name, found in beside.items() if name == PROJECTIONS or found}
             for name, found in added.items():
                 setattr(student, name, found)
             if self.reused is not None:
                 self.reused.begin(student)
-            trainer = self._trainer(student, reporter.ranks, callbacks)
+            trainer = self._trainer(student, reporter.ranks, callbacks, slowed)
             metrics = self._fit(trainer, reporter)
         for name in added:
             delattr(student, name)
@@ -269,7 +273,9 @@ class Run:
                 f"{len(self.parts)} of {plan.parts} parts are there"
             )
 
-    def _trainer(self, student: Any, ranks: Ranks, callbacks: Sequence[Any]) -> DistillationTrainer:
+    def _trainer(
+        self, student: Any, ranks: Ranks, callbacks: Sequence[Any], slowed: Slowed
+    ) -> DistillationTrainer:
         return make_trainer(
             self.recipe.name,
             task=self.cache.plan.task,
@@ -285,6 +291,7 @@ class Run:
             callbacks=list(callbacks),
             say=self.progress.say,
             prefix=f"stages.{self.stage}." if self.stage else "",
+            slowed=slowed,
         )
 
     def _fused(self, student: Any) -> list[bool]:

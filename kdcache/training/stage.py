@@ -14,7 +14,7 @@ from kdcache.manifest import Json
 from kdcache.records import make
 from kdcache.training.loss_tables import Losses, losses_json, losses_of
 
-FIELDS = ("name", "losses", "training", "data", "trainable")
+FIELDS = ("name", "losses", "training", "data", "trainable", "progressive", "layer", "below")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,10 @@ class Stage:
         training: fields of [training] that are others than the recipe's.
         data: fields of [data] that are others than the recipe's.
         trainable: globs over names of parameters; the others stay as they are. Empty: the recipe's.
+        progressive: it stands for a stage for each layer of the student, the lowest first, that has
+            the layer's pairs of the losses' layer maps.
+        layer: the block that is trained, 1 the lowest, with the embeddings; 0: all of the student.
+        below: what the learning rate is multiplied by below that block; 0: nothing moves there.
     """
 
     name: str
@@ -38,15 +42,32 @@ class Stage:
     training: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     trainable: tuple[str, ...] = ()
+    progressive: bool = False
+    layer: int = 0
+    below: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.layer < 0 or not (0 <= self.below <= 1):
+            raise ConfigError(
+                f"stages.{self.name}: layer is 0 or more, and below from 0 to 1; got "
+                f"layer={self.layer}, below={self.below:g}"
+            )
+        if self.below != 1 and not (self.layer or self.progressive):
+            raise ConfigError(
+                f"stages.{self.name}.below is of a stage that trains one layer: set "
+                "progressive=true or a layer, or leave it out"
+            )
 
     def to_json(self) -> Json:
         """The stage as JSON values."""
+        own = {"progressive": self.progressive, "layer": self.layer, "below": self.below}
         return {
             "name": self.name,
             "losses": losses_json(self.losses, self.schedules, self.teaching),
             "training": dict(self.training),
             "data": dict(self.data),
             "trainable": list(self.trainable),
+            **(own if self.progressive or self.layer else {}),
         }
 
 

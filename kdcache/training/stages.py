@@ -27,6 +27,7 @@ from kdcache.training.dev_heads import HeadDevs
 from kdcache.training.lock import one_run, require_free
 from kdcache.training.mixture import Mixture
 from kdcache.training.parts import Parts
+from kdcache.training.progressive import by_layer
 from kdcache.training.recipe import Recipe
 from kdcache.training.result import joined_logs, joined_metrics
 from kdcache.training.run import Run
@@ -77,6 +78,7 @@ class Stages:
         module: nn.Module | None = None,
         trust_remote_code: bool = False,
     ) -> None:
+        recipe = by_layer(recipe, cache, module, trust_remote_code=trust_remote_code)
         self.cache, self.recipe, self.folder = cache, recipe, folder
         self.mixture = mixture
         self.module, self.trusted, self.asked_progress = module, trust_remote_code, progress

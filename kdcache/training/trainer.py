@@ -25,6 +25,7 @@ from kdcache.errors import ConfigError, KdcacheError, ModelError
 from kdcache.interrupts import handled_by
 from kdcache.losses import Moment
 from kdcache.models import run
+from kdcache.models.layer_rates import Slowed
 from kdcache.models.recording import heads_of
 from kdcache.plans.batch import Batch
 from kdcache.progress import Progress
@@ -69,8 +70,10 @@ class DistillationTrainer(transformers.Trainer):
         teacher_logs: Mapping[str, float] = MappingProxyType({}),
         say: Callable[[str], None] = lambda line: None,
         prefix: str = "",
+        slowed: Slowed | None = None,
         **options: Any,
     ) -> None:
+        self.slowed = slowed or {}
         super().__init__(train_dataset=dataset, eval_dataset=dev, **options)
         self.model_accepts_loss_kwargs = True  # with the next line: accumulation has nothing to
         self.loss_is_scaled_for_ga = True  # divide, a batch's loss is its part of the step's
@@ -105,6 +108,13 @@ class DistillationTrainer(transformers.Trainer):
         if self.ranks.size > 1 and not objective.logits:
             taps.append(LOGITS)  # DDP waits for a gradient of every parameter
         return taps
+
+    def create_optimizer(self, *args: Any, **given: Any) -> Any:
+        """The Trainer's, with a lower learning rate for the parameters that have one."""
+        optimizer = super().create_optimizer(*args, **given)
+        if self.slowed:
+            optimizer.param_groups = list(at_rates(optimizer.param_groups, self.slowed))
+        return optimizer
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any
@@ -261,6 +271,15 @@ class DistillationTrainer(transformers.Trainer):
         self.state = transformers.TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         best = best_checkpoint(self.state, checkpoint.parent) if self.dev is not None else None
         self._load_from_checkpoint(str(best or checkpoint))
+
+
+def at_rates(groups: Sequence[dict[str, Any]], slowed: Slowed) -> Iterator[dict[str, Any]]:
+    """Groups of an optimizer with a group for every rate: those at the whole rate come first."""
+    for rate in sorted({1.0, *slowed.values()}, reverse=True):
+        for group in groups:
+            own = [one for one in group["params"] if slowed.get(one, 1.0) == rate]
+            if own:
+                yield {**group, "params": own, "lr": group["lr"] * rate}
 
 
 def make_trainer(recipe: str, **options: Any) -> DistillationTrainer:

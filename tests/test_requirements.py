@@ -10,18 +10,25 @@ import kdcache
 from kdcache.errors import ConfigError
 from kdcache.signals import parse_all
 from kdcache.store import Cache
-from kdcache.training.recipe import load_recipe
+from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.requirements import served_by, signals_of_teacher
 from kdcache_cli.shipped import read_recipes
 
 TASK = "text-classification"
 RECIPES = sorted(read_recipes())
+NARROW = {"minilmv2": ["stages.relations.losses.relations.heads=8"]}
+"""Changes for a teacher of width 32, which the 48 relation heads of MiniLMv2 do not divide."""
+
+
+def recipe_of(name: str) -> Recipe:
+    """A shipped recipe for the teachers of these tests."""
+    return load_recipe(name, NARROW.get(name, []))
 
 
 @pytest.fixture(scope="module")
 def rich(folder: Path, corpus: Path, classifier: Path) -> Cache:
     """A cache of all that the shipped recipes need for a student of two layers."""
-    recipes = [load_recipe(name) for name in RECIPES]
+    recipes = [recipe_of(name) for name in RECIPES]
     signals = signals_of_teacher(recipes, classifier, TASK, 2)
     return kdcache.build(
         str(corpus), teacher=classifier, task=TASK, out=folder / "rich", signals=signals, limit=24
@@ -29,19 +36,19 @@ def rich(folder: Path, corpus: Path, classifier: Path) -> Cache:
 
 
 def test_a_cache_of_what_all_recipes_need_serves_them_all(rich: Cache) -> None:
-    found = served_by(rich, [load_recipe(name) for name in RECIPES], 2)
+    found = served_by(rich, [recipe_of(name) for name in RECIPES], 2)
     assert {one.recipe: one.why for one in found} == dict.fromkeys(RECIPES, "")
 
 
 def test_what_is_served_trains_and_what_is_not_is_refused_with_the_same_words(cache: Cache) -> None:
-    found = served_by(cache, [load_recipe(name) for name in RECIPES], 2)
+    found = served_by(cache, [recipe_of(name) for name in RECIPES], 2)
     assert {bool(one.why) for one in found} == {True, False}
     student = kdcache.make_student(cache, init_from_teacher=[2, 4])
     for one in found:
-        for stage in load_recipe(one.recipe).in_stages():
+        for stage in recipe_of(one.recipe).in_stages():
             if not one.why and "together" not in stage.student:
                 assert kdcache.make_objective(cache, stage, student).bound
-        if one.why and len(load_recipe(one.recipe).in_stages()) == 1:
+        if one.why and len(recipe_of(one.recipe).in_stages()) == 1:
             with pytest.raises(ConfigError) as refused:
                 kdcache.make_objective(cache, one.recipe, student)
             assert str(refused.value) == one.why

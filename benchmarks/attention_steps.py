@@ -153,7 +153,7 @@ def measure(rows: list[Json], repeats: int) -> Json:
     """One shape: the answer, then the times."""
     with tempfile.TemporaryDirectory(prefix="kdcache-attention-") as scratch:
         cache = make_cache(rows, Path(scratch))
-        lengths = cache.plan.examples["doc_len"][: len(rows)]
+        lengths = cache.plan.per_document["doc_len"][: len(rows)]
         found = {
             "documents": len(rows),
             "tokens": {"mean": float(lengths.mean()), "longest": int(lengths.max())},

@@ -281,7 +281,7 @@ def masked_lm(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> d
         "bytes_per_masked_row": sum(
             size for name, size in cache.bytes.items() if name.startswith("logits/")
         )
-        / cache.plan.masked,
+        / cache.plan.selected,
         **summary(runs),
         "test_perplexity": perplexity,
         "runs": runs,

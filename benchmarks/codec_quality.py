@@ -52,7 +52,7 @@ def masked_lm(data: Path, teacher: Path, out: Path, seeds: int) -> dict[str, Any
             signals=[signal], limit=DOCUMENTS,
         )  # fmt: skip
         size = sum(size for name, size in cache.bytes.items() if name.startswith("logits/"))
-        bytes_per_row[signal] = size / cache.plan.masked
+        bytes_per_row[signal] = size / cache.plan.selected
         for seed in range(seeds):
             note(soft, signal, _masked_student(cache, signal, data, out, seed, SOFT_ALONE))
             if signal in WITH_HARD:

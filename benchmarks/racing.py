@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig
+from kdcache.plans import DOCUMENT_COLUMNS, Array, Plan, PlanConfig
 from kdcache.signals import ModelSizes, parse_all
 from kdcache.store import Cache, Claims, Place, Writer, cache_record, create, locate, signal_layouts
 from kdcache.store.io.durable_writes import writing
@@ -38,10 +38,10 @@ def synthetic_plan(parts: int) -> Plan:
     """A causal-lm plan of documents of eight tokens."""
     length = TOKENS // DOCUMENTS
     row = np.arange(parts * DOCUMENTS)
-    examples = {name: np.zeros(len(row), dtype) for name, dtype in EXAMPLE_COLUMNS.items()}
-    examples["doc_len"][:] = examples["pair_start"][:] = length
-    examples["doc_start"][:] = row * length
-    examples["doc_id"][:] = row
+    per_document = {name: np.zeros(len(row), dtype) for name, dtype in DOCUMENT_COLUMNS.items()}
+    per_document["doc_len"][:] = per_document["pair_start"][:] = length
+    per_document["doc_start"][:] = row * length
+    per_document["doc_id"][:] = row
     tokens = np.random.default_rng(0).integers(0, 1000, parts * TOKENS).astype(np.uint16)
     tokenizer = {"name": "n", "sha256": "0", "vocab_size": 1000, "pad_id": 0, "type_ids": False}
     corpus = {
@@ -54,7 +54,7 @@ def synthetic_plan(parts: int) -> Plan:
     return Plan(
         config=PlanConfig(
             task="causal-lm",
-            problem="tokens",
+            label_kind="tokens",
             tokenizer=tokenizer,
             corpus=corpus,
             max_length=length,
@@ -62,8 +62,8 @@ def synthetic_plan(parts: int) -> Plan:
             part_tokens=TOKENS,
         ),
         parts=parts,
-        rows={"example": DOCUMENTS, "token": TOKENS},
-        examples=examples,
+        rows={"document": DOCUMENTS, "token": TOKENS},
+        per_document=per_document,
         columns={"tokens": tokens},
     )
 

@@ -29,14 +29,14 @@ def activations(
     mask: torch.Tensor,
     logits: torch.Tensor | None = None,
     hidden: Sequence[torch.Tensor] = (),
-    masked: torch.Tensor | None = None,
+    selected: torch.Tensor | None = None,
     head: Head | None = None,
 ) -> Outputs:
     """Activations of logits and hidden states, the embedding output first, or of a head."""
     values = {Tap("hidden", layer): states for layer, states in enumerate(hidden)}
     values |= {} if logits is None else {LOGITS: logits}
     values |= {} if head is None else {HEAD: head.hidden}
-    return Outputs(values=values, mask=mask, masked=masked, head=head)
+    return Outputs(values=values, mask=mask, selected=selected, head=head)
 
 
 def say(model: Any, task: str, batch: Batch, *, hidden: bool = False, head: Any = None) -> Outputs:

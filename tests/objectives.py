@@ -204,8 +204,8 @@ def _activations(given: Given, activations: Mapping[str, torch.Tensor]) -> Outpu
     mask, peers = torch.from_numpy(given.mask), ()
     if given.peer is not None and "logits" in activations:
         logits = torch.from_numpy(given.peer).to(activations["logits"].dtype)
-        peers = (Outputs(values={LOGITS: logits}, mask=mask, masked=masked),)
-    return Outputs(values=values, mask=mask, masked=masked, peers=peers)
+        peers = (Outputs(values={LOGITS: logits}, mask=mask, selected=masked),)
+    return Outputs(values=values, mask=mask, selected=masked, peers=peers)
 
 
 def bind(losses: Mapping[str, Loss], given: Given, **options: Any) -> Objective:
@@ -303,7 +303,7 @@ def batch_of(given: Given) -> Batch:
     if given.weights is not None:
         made["example_weight"] = torch.from_numpy(given.weights)
     if given.masked is not None:
-        made["masked"] = torch.from_numpy(given.masked)
+        made["selected"] = torch.from_numpy(given.masked)
     made.tokens, made.labelled = int(given.lengths.sum()), _labelled(given)
     return made
 

@@ -112,8 +112,8 @@ def batch_of(tokenizer: Path) -> Batch:
     lengths = made["attention_mask"].sum(1)
     assert lengths.unique().numel() > 2
     width = made["input_ids"].shape[1]
-    masked = torch.arange(len(texts)) * width + lengths // 2
-    return Batch(docs=torch.arange(len(texts)), masked=masked, **made)
+    selected = torch.arange(len(texts)) * width + lengths // 2
+    return Batch(docs=torch.arange(len(texts)), selected=selected, **made)
 
 
 def inputs(model: Any, batch: Batch) -> dict[str, torch.Tensor]:

@@ -195,7 +195,7 @@ def alone(model: Any, task: str, made: Plan, docs: Any) -> torch.Tensor:
             logits = model(one["input_ids"], **{name: one[name] for name in taken}).logits[0]
         outputs.append({CLASSES: logits[None], "causal-lm": logits}.get(task, logits))
         if task == "masked-lm":
-            outputs[-1] = logits[one["masked"]]
+            outputs[-1] = logits[one["selected"]]
     return torch.cat(outputs)
 
 

@@ -59,7 +59,7 @@ def test_a_cache_a_plan_and_a_batch_say_what_they_are(
 
 
 def test_the_repr_of_a_plan_counts_masks(masked_cache: Cache) -> None:
-    assert f"{masked_cache.plan.masked:,} masked positions" in repr(masked_cache.plan)
+    assert f"{masked_cache.plan.selected:,} masked positions" in repr(masked_cache.plan)
 
 
 def test_ten_lines_of_python(tmp_path: Any, corpus: Any, classifier: Any) -> None:

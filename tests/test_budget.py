@@ -117,10 +117,10 @@ def test_compressed_signals_are_estimated_and_say_so(
 
 FULL = replace(BERT, heads=12, key_heads=12, head_width=64)
 CODINGS = ("dtype=int8", "dtype=int8,group=64", "dtype=int4", "dtype=fp16", "dtype=fp32")
-KEPT_TOO = ["logits:topk-small,k=16", "soft=logits:sampled,n=50"]  # of one file of the vocabulary
+MORE = ["logits:topk-small,k=16", "soft=logits:sampled,n=50"]  # of one file of the vocabulary
 
 
-@pytest.mark.parametrize("soft", [[], KEPT_TOO])
+@pytest.mark.parametrize("soft", [[], MORE])
 def test_proposals_are_the_best_of_all_combinations(masked_cache: Cache, soft: list[str]) -> None:
     plan, known = masked_cache.plan, load_table()["masked-lm"]
     few = dict(list(known["logits"].items())[::4]) if not soft else known["logits"]

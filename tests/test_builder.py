@@ -55,7 +55,10 @@ def files_of(root: Path) -> dict[str, bytes]:
 
 
 def tokens_of(cache: Cache, doc: int) -> torch.Tensor:
-    start, count = cache.plan.examples["doc_start"][doc], cache.plan.examples["doc_len"][doc]
+    start, count = (
+        cache.plan.per_document["doc_start"][doc],
+        cache.plan.per_document["doc_len"][doc],
+    )
     rows = slice(int(start), int(start + count))
     return torch.from_numpy(cache.plan.columns["tokens"][rows].astype(np.int64))[None]
 
@@ -72,7 +75,7 @@ def test_classifier_rows_are_the_teachers_own(
     tokenizer = transformers.AutoTokenizer.from_pretrained(classifier)
     teacher = transformers.AutoModelForSequenceClassification.from_pretrained(classifier).eval()
     for doc in cache.plan.docs[::3]:
-        text = sentences[cache.plan.examples["doc_id"][doc]].text
+        text = sentences[cache.plan.per_document["doc_id"][doc]].text
         inputs = tokenizer(text, truncation=True, max_length=48, return_tensors="pt")
         outputs = teacher(**inputs, output_hidden_states=True)
         close(cache.read("logits/values", np.array([doc])), outputs.logits)
@@ -95,10 +98,10 @@ def check_soft_labels(soft: Any, logits: torch.Tensor) -> None:
 @torch.no_grad()
 def test_masked_rows_are_the_teachers_own(masked_cache: Cache, masked_lm: Path) -> None:
     teacher = transformers.AutoModelForMaskedLM.from_pretrained(masked_lm).eval()
-    examples = masked_cache.plan.examples
+    per_document = masked_cache.plan.per_document
     for doc in masked_cache.plan.docs[::3]:
         outputs = teacher(input_ids=tokens_of(masked_cache, doc), output_hidden_states=True)
-        start, count = int(examples["masked_start"][doc]), int(examples["masked_len"][doc])
+        start, count = int(per_document["masked_start"][doc]), int(per_document["masked_len"][doc])
         at = masked_cache.plan.columns["masked_position"][start : start + count].astype(np.int64)
         check_soft_labels(masked_cache.soft_labels(np.array([doc])), outputs.logits[0, at])
         for layer in (2, 4):
@@ -128,15 +131,15 @@ def test_regression_values_are_the_teachers_own(
     lines = [f"{len(s.text)}.5\t{s.text}" for s in sentences[:20]]
     (tmp_path / "c.tsv").write_text("\n".join(["score\ttext", *lines]), encoding="utf-8")
     made = build(tmp_path / "c.tsv", teacher=regressor, task=TASK, out=tmp_path / "r", **SIZES)
-    assert made.plan.config.problem == "regression"
+    assert made.plan.config.label_kind == "regression"
     tokenizer = transformers.AutoTokenizer.from_pretrained(regressor)
     teacher = transformers.AutoModelForSequenceClassification.from_pretrained(regressor).eval()
     for doc in made.plan.docs:
-        text = sentences[made.plan.examples["doc_id"][doc]].text
+        text = sentences[made.plan.per_document["doc_id"][doc]].text
         inputs = tokenizer(text, truncation=True, max_length=48, return_tensors="pt")
         with torch.no_grad():
             close(made.read("logits/values", np.array([doc])), teacher(**inputs).logits)
-        assert made.plan.examples["value"][doc] == len(text) + 0.5
+        assert made.plan.per_document["value"][doc] == len(text) + 0.5
 
 
 def small(kind: str, tokenizer: Path) -> Any:
@@ -176,12 +179,15 @@ def test_teachers_of_other_families_fit(
         limit=6,
         max_length=32,
     )
-    examples = made.plan.examples
+    per_document = made.plan.per_document
     for doc in made.plan.docs:
         outputs = teacher(input_ids=tokens_of(made, doc), output_hidden_states=True)
         at: Any = slice(None)
         if task == "masked-lm":
-            start, count = int(examples["masked_start"][doc]), int(examples["masked_len"][doc])
+            start, count = (
+                int(per_document["masked_start"][doc]),
+                int(per_document["masked_len"][doc]),
+            )
             rows = slice(start, start + count)
             at = made.plan.columns["masked_position"][rows].astype(np.int64)
         close(made.read("logits/values", np.array([doc])), outputs.logits[0, at])
@@ -194,7 +200,7 @@ def test_fidelity_is_that_of_all_rows_where_they_are_few(
     masked_cache: Cache, masked_lm: Path
 ) -> None:
     found = masked_cache.fidelity
-    rows = masked_cache.plan.masked
+    rows = masked_cache.plan.selected
     assert 1024 < rows < FIDELITY_ROWS
     assert found["logits"]["rows"] == found["hidden"]["rows"] == rows
     teacher = transformers.AutoModelForMaskedLM.from_pretrained(masked_lm).eval()
@@ -202,7 +208,7 @@ def test_fidelity_is_that_of_all_rows_where_they_are_few(
     for doc in masked_cache.plan.docs:
         one = np.array([doc])
         outputs = teacher(input_ids=tokens_of(masked_cache, doc), output_hidden_states=True)
-        start, count = (int(x[0]) for x in masked_cache.plan.spans(one, "masked"))
+        start, count = (int(x[0]) for x in masked_cache.plan.spans(one, "selected"))
         at = masked_cache.plan.columns["masked_position"][start : start + count].astype(np.int64)
         truth = log_softmax(outputs.logits[0, at].double().numpy(), axis=1)
         soft = masked_cache.soft_labels(one)
@@ -385,8 +391,8 @@ def test_outputs_that_are_not_finite_are_named_and_never_stored(
     with pytest.raises(ModelError, match=f"not finite for row {row} of the corpus"):
         build(corpus, teacher=source, **given)
     broken = open_cache(tmp_path / "c")
-    doc = int(np.flatnonzero(broken.plan.examples["doc_id"] == row)[0])
-    part = doc // broken.plan.rows["example"]
+    doc = int(np.flatnonzero(broken.plan.per_document["doc_id"] == row)[0])
+    part = doc // broken.plan.rows["document"]
     assert broken.committed == list(range(part))
     for layout in broken.layouts.values():
         assert not any((broken.path / layout.key(s)).exists() for s in layout.part_shards(part))
@@ -474,9 +480,9 @@ def test_where_the_teacher_lies_does_not_matter(
 
 
 def test_padding_is_not_for_reading(cache: Cache) -> None:
-    padding = np.flatnonzero(cache.plan.examples["doc_len"] == 0)
+    padding = np.flatnonzero(cache.plan.per_document["doc_len"] == 0)
     assert len(padding)
-    for docs in ([padding[0]], [0, padding[-1]], [len(cache.plan.examples["doc_len"])], [-1]):
+    for docs in ([padding[0]], [0, padding[-1]], [len(cache.plan.per_document["doc_len"])], [-1]):
         with pytest.raises(ConfigError, match=f"row {docs[-1]} holds no document; `plan.docs`"):
             cache.read("logits/values", np.array(docs))
 

@@ -80,7 +80,7 @@ def chosen(folder, cache, seen):
 def held_out(folder, cache, sentences, seen, chosen):
     """A file of the documents that were not trained on."""
     held = np.setdiff1d(cache.plan.docs, sorted(seen))
-    rows = cache.plan.examples["doc_id"][held]
+    rows = cache.plan.per_document["doc_id"][held]
     texts = [(sentences[row].text, sentences[row].package) for row in rows]
     return write_csv(folder / "held_out.csv", texts)
 
@@ -258,7 +258,7 @@ def test_a_split_keeps_texts_that_come_twice_on_one_side(classifier, sentences, 
     progress = Lines()
     options = {**FIRST, "dev_split": "0.25", "progress": progress, "overrides": STEADY[2:]}
     dev = train(twice, out=tmp_path / "run", **options).metrics["dev"]
-    ids = twice.plan.examples["doc_id"][twice.plan.docs]
+    ids = twice.plan.per_document["doc_id"][twice.plan.docs]
     assert set(ids % 40) == set(range(40))
     assert dev["documents"] == 20
     assert 20 < dev["left_out"] <= 40

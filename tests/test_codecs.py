@@ -378,7 +378,7 @@ def test_numpy_reads_small_labels_from_the_arrays_alone(packed: Cache) -> None:
     codes = logits["floor"][...].astype(int)[:, None] - logits["logprobs"][...]
     coarse = np.array(logits["logprobs"].attrs["codebook"])[codes]
     docs = packed.plan.docs
-    starts, counts = packed.plan.spans(docs, "masked")
+    starts, counts = packed.plan.spans(docs, "selected")
     rows = np.concatenate([np.arange(a, a + n) for a, n in zip(starts, counts, strict=True)])
     soft = packed.soft_labels(docs)
     np.testing.assert_array_equal(order[gaps.cumsum(1)][rows], soft.ids)
@@ -393,7 +393,7 @@ def test_hidden_head_gives_the_teachers_own_distribution(packed: Cache, masked_l
     batch = packed.batch(docs, [])
     with torch.inference_mode():
         out = teacher.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    logits = out.logits.flatten(0, 1)[batch["masked"]]
+    logits = out.logits.flatten(0, 1)[batch["selected"]]
     soft = packed.soft_labels(docs)
     np.testing.assert_allclose(soft.values, logits, atol=2e-4)
     assert packed.fidelity["logits"]["kl_max"] < 1e-6

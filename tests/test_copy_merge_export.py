@@ -197,10 +197,10 @@ def test_signals_asked_for_later_join_those_of_their_teacher(
     assert {"hidden/L2/codes", "logits/values", "complete"} <= set(members)
     merge([logits.path, hidden.path], f"{bucket}/both")
     assert objects_of(f"{bucket}/both") == files_of(tmp_path / "both.zarr")
-    origins = both.manifest["merged"]
-    assert [origin["signals"] for origin in origins] == [["logits"], ["hidden"]]
+    sources = both.manifest["merged"]
+    assert [origin["signals"] for origin in sources] == [["logits"], ["hidden"]]
     assert logits.completion is not None
-    assert origins[0]["contents"] == logits.completion["contents"]
+    assert sources[0]["contents"] == logits.completion["contents"]
 
 
 def test_layers_asked_for_later_join_those_of_their_signal(
@@ -393,7 +393,7 @@ def test_safetensors_hold_every_document(
     parts = [read_safetensors(tmp_path / "out" / file) for file in made.files]
     docs = cache.plan.docs
     joined = {key: np.concatenate([tensors[key] for tensors, _ in parts]) for key in parts[0][0]}
-    np.testing.assert_array_equal(joined["doc_id"], cache.plan.examples["doc_id"][docs])
+    np.testing.assert_array_equal(joined["doc_id"], cache.plan.per_document["doc_id"][docs])
     assert len(joined["tokens"]) == joined["doc_len"].sum() == cache.plan.tokens
     assert parts[0][1]["teacher"] == cache.manifest["teacher"]
     if raw:
@@ -417,20 +417,20 @@ def test_parquet_has_a_row_per_document(
         table = duckdb.sql(f"select * from '{tmp_path / 'out' / file}'")
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.fetchall()]
         columns = part_columns(cache, part, raw=raw)
-        counts = {"token": "doc_len", "masked": "masked_len"}
+        counts = {"token": "doc_len", "selected": "masked_len"}
         assert len(rows) == len(cache.plan.part_docs(part))
-        done = {"example": 0, "token": 0, "masked": 0}
+        done = {"document": 0, "token": 0, "selected": 0}
         for row in rows:
             for key, column in columns.items():
                 start = done[column.space]
-                if column.space == "example":
+                if column.space == "document":
                     wanted: Any = column.rows[start].tolist()
                 else:
                     wanted = column.rows[start : start + row[counts[column.space]]].tolist()
                 np.testing.assert_array_equal(np.array(row[key]), np.array(wanted))
-            done["example"] += 1
+            done["document"] += 1
             done["token"] += row["doc_len"]
-            done["masked"] += row.get("masked_len", 0)
+            done["selected"] += row.get("masked_len", 0)
 
 
 def test_exports_are_refused_where_they_cannot_be(tmp_path: Path, hidden: Cache) -> None:

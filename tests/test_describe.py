@@ -57,8 +57,8 @@ def test_a_plan_is_described_by_its_own_figures(name: str, request: pytest.Fixtu
     plan = request.getfixturevalue(name).plan
     told = json.loads(json.dumps(describe_plan(plan)))
     assert told["documents"] == len(plan.docs) == sum(n for *_, n in told["length_histogram"])
-    assert told["tokens"] == plan.examples["doc_len"].sum()
-    assert told["masked"] == plan.examples["masked_len"].sum()
+    assert told["tokens"] == plan.per_document["doc_len"].sum()
+    assert told["masked"] == plan.per_document["masked_len"].sum()
     assert told["parts"] * told["part_tokens"] >= told["tokens"]
     assert told["sha256"] == plan.sha256
 

@@ -202,5 +202,5 @@ def test_a_student_is_trained_on_what_was_drawn(
     export(cache, tmp_path / "out")
     columns = load_file(tmp_path / "out" / "part-000000.safetensors")
     drawn, logprobs = columns["logits.drawn"], columns["logits.drawn_logprobs"]
-    assert drawn.shape == logprobs.shape == (cache.plan.masked, 8)
+    assert drawn.shape == logprobs.shape == (cache.plan.selected, 8)
     assert ((drawn >= 0) == (logprobs > -np.inf)).all()

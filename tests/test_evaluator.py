@@ -162,7 +162,7 @@ def test_masked_perplexity_is_that_of_an_independent_forward(
     nats, right = [], []
     for doc in made.docs:
         start, count, first, masks = (
-            int(made.examples[name][doc])
+            int(made.per_document[name][doc])
             for name in ("doc_start", "doc_len", "masked_start", "masked_len")
         )
         ids = made.columns["tokens"][start : start + count].astype(np.int64)

@@ -66,8 +66,8 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def views_of(root: Path, name: str) -> dict[str, Cache]:
     """The cache as each of its teachers, by the names of rows.json."""
     first = open_cache(root / name)
-    guests = {f"{name}/{guest}": open_cache(root / name, teacher=guest) for guest in first.teachers}
-    return {name: first, **guests}
+    others = {f"{name}/{other}": open_cache(root / name, teacher=other) for other in first.teachers}
+    return {name: first, **others}
 
 
 def rows_of(cache: Cache) -> dict[str, str]:
@@ -99,7 +99,7 @@ def test_it_holds_every_codec_task_and_type_of_row(old: Path) -> None:
     assert {signal.codec for signal in signals} == CODECS
     hidden = [signal for signal in signals if isinstance(signal, Hidden)]
     assert {signal.dtype for signal in hidden} == {"int8", "int4", *FLOATS}
-    assert {signal.positions for signal in hidden} == {"cls", "mean", "all", "masked"}
+    assert {signal.positions for signal in hidden} == {"cls", "mean", "all", "selected"}
 
 
 @pytest.mark.parametrize("name", CACHES)

@@ -20,7 +20,7 @@ from kdcache.manifest import FORMAT, FORMATS
 from kdcache.signals import FEATURES, SIGNALS, LayerVectors, ModelSizes, Tap, parse, with_artifacts
 from kdcache.signals.codecs.vocabulary import by_frequency
 from kdcache.store import Cache, open_cache
-from kdcache.tasks import TASKS, Subset
+from kdcache.tasks import STORED, TASKS, Subset
 from tests.activations import activations
 from tests.archives import unpack
 from tests.pages import DOCS, blocks, prose, run_python
@@ -96,7 +96,7 @@ def test_every_cache_of_every_format_is_decoded_by_the_page(
             cache, store = open_cache(root, teacher=teacher), page.open_store(root, teacher)
             done = set(cache.committed)
             docs = [
-                d for d in page.documents(store.plan) if d // cache.plan.rows["example"] in done
+                d for d in page.documents(store.plan) if d // cache.plan.rows["document"] in done
             ]
             docs = docs[::-3] + docs[1:3]  # in any order, and some twice
             assert page.documents(store.plan) == cache.plan.docs.tolist()
@@ -118,17 +118,17 @@ def test_rows_of_a_fraction_are_those_of_the_page(page: Any, masked_cache: Cache
     plan = masked_cache.plan
     store = page.open_store(masked_cache.path)
     docs = plan.docs.tolist()
-    for space in ("token", "masked"):
+    for space in ("token", "selected"):
         for fraction in (0.003, 0.2, 1 / 3, 0.999):
             subset = Subset(space, fraction)
             starts, counts = plan.spans(plan.docs, subset)
             size = plan.part_rows(subset)
-            rows = page.rows_of(store, docs, space, fraction, size)
+            rows = page.rows_of(store, docs, STORED[space], fraction, size)
             pairs = zip(starts.tolist(), counts.tolist(), strict=True)
             assert rows.tolist() == [row for a, n in pairs for row in range(a, a + n)]
             for doc, start, count in zip(docs[:20], starts, counts, strict=False):
-                span = page.span(store.plan, doc, space)
-                first, which = page.kept(store.manifest, doc, *span, space, fraction, size)
+                span = page.span(store.plan, doc, STORED[space])
+                first, which = page.kept(store.manifest, doc, *span, STORED[space], fraction, size)
                 assert which == plan.sampled_rows(np.array([doc]), subset).tolist()
                 assert (first, len(which)) == (start, count)
 

@@ -42,12 +42,12 @@ from kdcache.training.train import train
 from tests.activations import say
 from tests.damage import copy_of, files_of, flip, forge_manifest
 from tests.test_builder import Watch
-from tests.test_subsets import FRACTIONS, LOGITS, kept_by_hand
+from tests.test_subsets import FRACTIONS, LOGITS, sampled_by_hand
 
 TASKS: list[str] = ["masked-lm", "causal-lm"]
 SLOW = pytest.mark.slow
-PLACE: dict[str, str] = {"masked-lm": "masked", "causal-lm": "all"}
-SPACE: dict[str, Space] = {"masked-lm": "masked", "causal-lm": "token"}
+PLACE: dict[str, str] = {"masked-lm": "selected", "causal-lm": "all"}
+SPACE: dict[str, Space] = {"masked-lm": "selected", "causal-lm": "token"}
 SIGNALS = ["logits:{logits}", "hidden:layers=0-4,positions={place},dtype=int8"]
 
 
@@ -144,7 +144,7 @@ def objective(cache: Cache, losses: Any) -> Objective:
     config = cache.plan.config
     known = CacheSpec(
         task=cache.plan.task,
-        label_kind=config.problem,
+        label_kind=config.label_kind,
         signals=cache.signals,
         shape=cache.shape,
         labelled=cache.plan.labelled,
@@ -172,8 +172,8 @@ def by_hand(outputs: Any, whole: Cache, docs: Any, kept: Any, name: str) -> torc
     if name == "hidden":
         at = (
             outputs.mask.flatten().nonzero().squeeze(1)
-            if outputs.masked is None
-            else outputs.masked
+            if outputs.selected is None
+            else outputs.selected
         )
         total = outputs.hidden[0].new_zeros((), dtype=torch.float64)
         for mine, theirs in ((1, 0), (2, 4)):
@@ -398,7 +398,7 @@ def test_an_export_says_which_rows_there_are(
         columns = part_columns(cache, part, raw=raw)
         done = 0
         for doc, row in zip(cache.plan.part_docs(part).tolist(), rows, strict=True):
-            kept = kept_by_hand(cache.plan, doc, SPACE[task], 0.2)[1]
+            kept = sampled_by_hand(cache.plan, doc, SPACE[task], 0.2)[1]
             assert row["logits.kept"] == row["hidden.kept"] == kept
             assert row["hidden.kept_len"] == len(kept)
             wanted = columns[name].rows[done : done + len(kept)]
@@ -457,7 +457,7 @@ def test_classes_are_kept_for_every_document(
 
 def test_positions_that_are_not_all_there_serve_no_others(place: Any) -> None:
     part = place("masked-lm", "logits:topk,k=8", "hidden:layers=0-4,positions=all,fraction=0.4")
-    for positions in ("cls", "masked"):
+    for positions in ("cls", "selected"):
         with pytest.raises(ConfigError, match=r"holds positions=all,fraction=0\.4: set losses"):
             objective(part, {"hidden": HiddenMSE(layer_map="1:0", positions=positions)})
     objective(part, {"hidden": HiddenMSE(layer_map="1:0", positions="all")})

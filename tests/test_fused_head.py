@@ -81,7 +81,7 @@ def objective(cache, losses, layers=2):
     config = cache.plan.config
     known = CacheSpec(
         task=cache.plan.task,
-        label_kind=config.problem,
+        label_kind=config.label_kind,
         signals=cache.signals,
         shape=cache.shape,
         labelled=cache.plan.labelled,
@@ -210,7 +210,7 @@ def test_a_batch_without_masked_positions_has_zero_gradients(masked_cache):
     aim = objective(masked_cache, LOSSES["soft and hard"])
     batch = masked_cache.batch(masked_cache.plan.docs[:2], aim.arrays)
     head = plain_head(model, batch)
-    for name in ("masked", "labels", *aim.arrays):
+    for name in ("selected", "labels", *aim.arrays):
         batch[name] = batch[name][:0]
     loss, terms, gradients = step(model, "masked-lm", batch, aim, head)
     assert loss == terms["kl"] == terms["hard"] == 0

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from kdcache.building.describe import describe_cache
 from kdcache.errors import ConfigError, DamageError, KdcacheError
 from kdcache.maintenance.verifying import verify
-from kdcache.plans import EXAMPLE_COLUMNS
+from kdcache.plans import DOCUMENT_COLUMNS
 from kdcache.plans.batch import collate
 from kdcache.store import Cache, Writer, create, open_cache, open_plan, plan_record
 from kdcache.store.format.array_reader import crc
@@ -389,7 +389,7 @@ def test_nobody_waits_for_a_pipe(masked_cache: Cache, tmp_path: Path, key: str) 
 
 @FUZZ
 @given(
-    column=st.sampled_from([name for name in EXAMPLE_COLUMNS if name not in ("value", "view")]),
+    column=st.sampled_from([name for name in DOCUMENT_COLUMNS if name not in ("value", "view")]),
     row=st.integers(0, 127),
     value=st.sampled_from([-(2**31), -1, 1, 127, 2**31 - 1, -(2**63), 2**63 - 1]) | st.integers(),
 )
@@ -401,10 +401,12 @@ def test_forged_plans_do_no_harm(
     value: int,
 ) -> None:
     plan = masked_cache.plan
-    examples = {name: rows.copy() for name, rows in plan.examples.items()}
-    limits = np.iinfo(examples[column].dtype)
-    examples[column][row] = min(max(value, limits.min), limits.max)
-    check_plan(dataclasses.replace(plan, examples=examples), tmp_path_factory.mktemp("plan"))
+    per_document = {name: rows.copy() for name, rows in plan.per_document.items()}
+    limits = np.iinfo(per_document[column].dtype)
+    per_document[column][row] = min(max(value, limits.min), limits.max)
+    check_plan(
+        dataclasses.replace(plan, per_document=per_document), tmp_path_factory.mktemp("plan")
+    )
 
 
 def check_plan(plan: Any, folder: Path) -> KdcacheError | None:
@@ -428,7 +430,7 @@ def test_ids_beyond_the_vocabulary_never_reach_a_model(
     plan = masked_cache.plan
     columns: dict[str, Any] = {}
     for name, reader in plan.columns.items():
-        size = plan.parts * plan.rows["token" if name == "tokens" else "masked"]
+        size = plan.parts * plan.rows["token" if name == "tokens" else "selected"]
         columns[name] = reader[0:size].copy()
     columns[column][3] = 60_000
     error = check_plan(dataclasses.replace(plan, columns=columns), tmp_path / "x")
@@ -440,9 +442,9 @@ def test_ids_beyond_the_vocabulary_never_reach_a_model(
 def test_a_label_that_is_no_class_of_the_teacher_is_refused(
     cache: Cache, tmp_path: Path, label: int
 ) -> None:
-    examples = {name: rows.copy() for name, rows in cache.plan.examples.items()}
-    examples["label"][cache.plan.docs[5]] = label
-    plan = dataclasses.replace(cache.plan, examples=examples)
+    per_document = {name: rows.copy() for name, rows in cache.plan.per_document.items()}
+    per_document["label"][cache.plan.docs[5]] = label
+    plan = dataclasses.replace(cache.plan, per_document=per_document)
     record = {n: v for n, v in cache.manifest.items() if n != "contents"} | plan_record(plan)
     create(tmp_path / "c", {**record, "kind": "cache"}, plan)
     with pytest.raises(DamageError, match=r"plan/label is damaged: row \d+, of part 0"):

@@ -61,7 +61,7 @@ def test_classes_are_numbered_as_the_teacher_does(
     raw: list[Any], options: dict[str, Any], classes: list[str], ids: list[int]
 ) -> None:
     made = labels(raw, **options)
-    assert (made.problem, made.classes, made.rows.tolist()) == ("classes", classes, ids)
+    assert (made.kind, made.classes, made.rows.tolist()) == ("classes", classes, ids)
 
 
 @pytest.mark.parametrize("nothing", [None, "", "  ", -100, "-100", math.nan, "nan"])
@@ -217,7 +217,7 @@ def test_two_classes_of_one_name_are_refused() -> None:
 def test_a_corpus_without_labels_has_no_classes_but_the_teachers() -> None:
     assert labels([None, None]).classes is None
     assert labels([None, None], known=NAMES, count=3).classes == NAMES
-    assert labels([None], count=1).problem == "regression"
+    assert labels([None], count=1).kind == "regression"
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_numbers_with_a_point_and_teachers_of_one_value_mean_regression(
     raw: list[Any], options: dict[str, Any]
 ) -> None:
     made = labels(raw, **options)
-    assert (made.problem, made.classes) == ("regression", None)
+    assert (made.kind, made.classes) == ("regression", None)
     np.testing.assert_array_equal(made.rows, np.array(raw, np.float32))
 
 

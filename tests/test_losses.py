@@ -56,7 +56,7 @@ def outputs(shape=STUDENT, *, rows=3, seed=0):
         for _ in range(shape.layers + 1)
     ]
     logits = torch.randn(rows, shape.outputs, generator=generator).requires_grad_()
-    return activations(logits=logits, hidden=hidden, mask=mask, masked=torch.tensor([1, 4, 12]))
+    return activations(logits=logits, hidden=hidden, mask=mask, selected=torch.tensor([1, 4, 12]))
 
 
 def teacher_outputs():
@@ -65,7 +65,7 @@ def teacher_outputs():
         logits=3 * predicted.logits.detach(),
         hidden=[layer.detach() for layer in predicted.hidden],
         mask=predicted.mask,
-        masked=predicted.masked,
+        selected=predicted.selected,
     )
 
 
@@ -75,7 +75,7 @@ def batch(*signals, labels=(2, -100, 0)):
         rows = signal.encode(teacher_outputs()).items()
         arrays |= {f"{signal.kind}/{name}": values for name, values in rows}
     mask = outputs().mask.long()
-    made = Batch(docs=torch.arange(3), attention_mask=mask, masked=torch.tensor([1, 4, 12]))
+    made = Batch(docs=torch.arange(3), attention_mask=mask, selected=torch.tensor([1, 4, 12]))
     made.update(labels=torch.tensor(labels), **arrays)
     made.tokens, made.labelled = 9, sum(label >= 0 for label in labels)
     return made
@@ -243,7 +243,7 @@ def test_l2_hidden_loss_times_half_the_width_is_distilberts_cosine_loss():
     torch.testing.assert_close(total.double() * 24 / 2, cosine, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("positions", ["cls", "masked"])
+@pytest.mark.parametrize("positions", ["cls", "selected"])
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_cls_and_masked_rows_are_picked_out_of_all_tokens(positions, dtype):
     loss = HiddenMSE(layer_map="2:4", positions=positions)
@@ -255,13 +255,13 @@ def test_cls_and_masked_rows_are_picked_out_of_all_tokens(positions, dtype):
     assert values[0] > 0
 
 
-@pytest.mark.parametrize("positions", ["cls", "mean", "all", "masked"])
+@pytest.mark.parametrize("positions", ["cls", "mean", "all", "selected"])
 def test_hidden_loss_compares_the_rows_the_cache_holds(positions):
     signal = Hidden(layers=(4,), positions=positions, dtype="fp32")
     total, _, predicted = loss_of(HiddenMSE(layer_map="2:4"), signal, task="masked-lm")
     taught = teacher_outputs()
     rows = [
-        select(layer.double(), positions, predicted.mask, predicted.masked)
+        select(layer.double(), positions, predicted.mask, predicted.selected)
         for layer in (predicted.hidden[2], taught.hidden[4])
     ]
     torch.testing.assert_close(total.double(), functional.mse_loss(*rows), rtol=1e-5, atol=1e-7)
@@ -397,10 +397,10 @@ CLS = Hidden(layers=(2, 3))
             "width is 10, the cached teacher's 24; set losses.h.projection=linear",
         ),
         (
-            {"h": HiddenMSE(layer_map="1:2", positions="masked")},
+            {"h": HiddenMSE(layer_map="1:2", positions="selected")},
             cache_spec(Hidden(layers=(2,), positions="all")),
             STUDENT,
-            "losses.h: positions=masked needs the task masked-lm or token-classification",
+            "losses.h: positions=selected needs the task masked-lm or token-classification",
         ),
         ({"h": HiddenMSE(layer_map="1:5")}, cache_spec(CLS), STUDENT, "needs teacher layer 5"),
     ],
@@ -446,11 +446,11 @@ def test_rows_count_for_what_their_documents_weigh_and_no_device_is_asked_for_th
     )
     token = [2.0] * 5 + [0.0] + [1.5] * 3
     for rows, wanted in (
-        (Rows("example"), [2.0, 0.0, 1.5]),
+        (Rows("document"), [2.0, 0.0, 1.5]),
         (Rows("token"), token),
-        (Rows("masked"), [2.0, 2.0, 1.5]),
+        (Rows("selected"), [2.0, 2.0, 1.5]),
         (Rows("token", sampled_rows="odd/kept"), [2.0, 0.0, 1.5]),
-        (Rows("example", labelled=True), [2.0, 0.0, 1.5]),
+        (Rows("document", labelled=True), [2.0, 0.0, 1.5]),
     ):
         total = made.total(rows)
         assert total == sum(wanted)
@@ -475,7 +475,7 @@ def test_no_number_of_a_step_is_asked_of_the_device(logits):
         x.detach().to("meta").requires_grad_() for x in (outputs().logits, *outputs().hidden)
     ]
     predicted = activations(
-        logits=nowhere[0], hidden=nowhere[1:], mask=outputs().mask.to("meta"), masked=None
+        logits=nowhere[0], hidden=nowhere[1:], mask=outputs().mask.to("meta"), selected=None
     )
     total, terms = Objective(losses, cache_spec(*signals), STUDENT)(predicted, made.to("meta"))
     assert terms.keys() == losses.keys()

@@ -68,7 +68,7 @@ def test_a_kind_of_label_is_one_line(regressor: Path, tmp_path: Path) -> None:
         out=tmp_path / "c.zarr",
         max_length=16,
     )
-    assert (cache.plan.config.problem, cache.plan.labelled) == ("rank", 24)
+    assert (cache.plan.config.label_kind, cache.plan.labelled) == ("rank", 24)
     trained = kdcache.train(
         cache,
         recipe="finetune",

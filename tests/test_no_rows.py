@@ -58,7 +58,7 @@ def no_outputs(vocabulary: int) -> Outputs:
     head = Head(hidden=torch.empty(0, 32), weight=torch.empty(vocabulary, 32))
     hidden = [torch.zeros(2, 3, 32)] * 5
     return activations(
-        logits=torch.empty(0, vocabulary), hidden=hidden, mask=mask, masked=none, head=head
+        logits=torch.empty(0, vocabulary), hidden=hidden, mask=mask, selected=none, head=head
     )
 
 
@@ -101,7 +101,7 @@ def objective(cache: Cache, kinds: list[str]) -> Objective | None:
         losses[kind] = made
     cache_spec = CacheSpec(
         task=cache.plan.task,
-        label_kind=cache.plan.config.problem,
+        label_kind=cache.plan.config.label_kind,
         signals=cache.signals,
         shape=cache.shape,
         labelled=cache.plan.labelled,
@@ -133,7 +133,7 @@ def masked(
         corpus,
         teacher=masked_lm,
         task="masked-lm",
-        out=tmp_path_factory.mktemp("masked") / "cache",
+        out=tmp_path_factory.mktemp("selected") / "cache",
         signals=[LOGITS[request.param], f"{hidden},positions=masked"],
         max_length=16,
         part_tokens=128,
@@ -144,9 +144,9 @@ def masked(
 
 def test_a_part_without_rows_is_built_checked_and_exported(masked: Cache, tmp_path: Path) -> None:
     parts = [masked.plan.part_docs(part) for part in range(masked.plan.parts)]
-    rows = [masked.plan.extent(docs, "masked") for docs in parts]
+    rows = [masked.plan.extent(docs, "selected") for docs in parts]
     assert 0 in rows
-    assert masked.plan.masked == sum(rows) > 0
+    assert masked.plan.selected == sum(rows) > 0
     assert verify(masked.path, full=True) == []
     assert masked.fidelity["logits"]["rows"] == sum(rows)
     empty = parts[rows.index(0)]
@@ -163,7 +163,7 @@ def test_the_teacher_agrees_with_documents_without_a_row(masked: Cache) -> None:
 
 
 def test_a_batch_without_rows_adds_nothing_to_any_loss(masked: Cache) -> None:
-    lens = masked.plan.examples["masked_len"][masked.plan.docs]
+    lens = masked.plan.per_document["masked_len"][masked.plan.docs]
     docs, model = masked.plan.docs[lens == 0][:3], student("masked-lm", masked.shape.outputs)
     aims = [
         objective(masked, kinds) for kinds in ([[kind] for kind in LOSSES_OF] + [["kl", "hard"]])

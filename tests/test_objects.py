@@ -54,7 +54,7 @@ def test_a_copied_cache_and_its_data_set_read_what_theirs_do(opened: Cache, copi
     docs = opened.plan.docs[:5]
     batch = opened.batch(docs)
     same(copied(opened).batch(docs), batch)
-    same(copied(opened.plan).examples, opened.plan.examples)
+    same(copied(opened.plan).per_document, opened.plan.per_document)
     data = CachedDocuments(opened, seed=3, epoch=2, batch=8, window=2, skip=1)
     twin = copied(data)
     assert len(twin) == len(data)

@@ -57,13 +57,13 @@ def test_documents_are_there_once_with_the_tokenizers_tokens(
         corpus, tokenizer=tokenizer, task=task, out=tmp_path / "p", max_length=size, part_tokens=512
     )
     encoded = auto(tokenizer)([s.text for s in sentences], truncation=True, max_length=size)
-    ids = made.examples["doc_id"][made.docs]
+    ids = made.per_document["doc_id"][made.docs]
     assert sorted(ids) == list(range(len(sentences)))
     assert list(ids) != sorted(ids)
     assert tokens_of(made) == [tuple(encoded["input_ids"][i]) for i in ids]
     names = sorted({s.package for s in sentences})
     assert made.config.classes == names
-    assert made.examples["label"][made.docs].tolist() == [
+    assert made.per_document["label"][made.docs].tolist() == [
         names.index(sentences[i].package) for i in ids
     ]
     whole = auto(tokenizer)([s.text for s in sentences])["input_ids"]
@@ -85,7 +85,7 @@ def test_windows_cover_long_documents(
         if task == "masked-lm":
             positions, labels = masked_of(made, doc)
             whole[positions] = labels
-        number = int(made.examples["doc_id"][doc])
+        number = int(made.per_document["doc_id"][doc])
         found.setdefault(number, Counter())[tuple(whole.tolist())] += 1
     lines = prose_file.read_text().splitlines()
     plain = auto(tokenizer)(lines, add_special_tokens=False)["input_ids"]
@@ -97,7 +97,7 @@ def test_windows_cover_long_documents(
 
 def masked_of(made: Plan, doc: int) -> tuple[Any, Any]:
     """Masked positions and their tokens, read from the raw arrays."""
-    start, count = made.examples["masked_start"][doc], made.examples["masked_len"][doc]
+    start, count = made.per_document["masked_start"][doc], made.per_document["masked_len"][doc]
     rows = slice(int(start), int(start + count))
     return made.columns["masked_position"][rows], made.columns["masked_label"][rows]
 
@@ -120,7 +120,7 @@ def test_masks_leave_special_tokens_alone_and_views_differ(
     long = [masks for ids, masks in chosen.items() if len(ids) > 40]
     assert len(long) > 20
     assert all(len(masks) == views for masks in long)
-    assert Counter(made.examples["view"][made.docs].tolist()) == dict.fromkeys(
+    assert Counter(made.per_document["view"][made.docs].tolist()) == dict.fromkeys(
         range(views), made.documents // views
     )
 
@@ -181,7 +181,7 @@ def test_another_setting_is_another_plan_and_is_refused_by_name(
     other = plan(corpus, **given, out=tmp_path / "q", **{**sizes, **change})
     assert first.sha256 != other.sha256
     if "seed" in change:
-        order = [p.examples["doc_id"][p.docs].tolist() for p in (first, other)]
+        order = [p.per_document["doc_id"][p.docs].tolist() for p in (first, other)]
         assert order[0] != order[1]
         assert sorted(order[0]) == sorted(order[1])
     name = next(iter(change))
@@ -206,7 +206,7 @@ def test_parts_hold_whole_documents_and_waste_little(
         limit=120,
     )
     assert made.rows["token"] <= part_tokens
-    assert made.rows["token"] % 128 == made.rows["example"] % 128 == 0
+    assert made.rows["token"] % 128 == made.rows["document"] % 128 == 0
     docs = [made.part_docs(part) for part in range(made.parts)]
     np.testing.assert_array_equal(np.concatenate(docs), made.docs)
     for part, members in enumerate(docs):
@@ -227,7 +227,7 @@ def test_pairs_have_the_tokenizers_type_ids(
         path, tokenizer=tokenizer, task="text-classification", out=tmp_path / "p", max_length=40
     )
     batch = collate(made, made.docs, {})
-    order = made.examples["doc_id"][made.docs]
+    order = made.per_document["doc_id"][made.docs]
     first, second = ([rows[i][side] for i in order] for side in (0, 1))
     wanted = auto(tokenizer)(
         first, second, truncation=True, max_length=40, padding=True, return_tensors="pt"
@@ -252,7 +252,7 @@ def test_long_pairs_are_cut_as_the_tokenizer_cuts_them(
     made = plan(path, tokenizer=own, task="text-classification", out=tmp_path / "p", max_length=32)
     first, second = [row[0] for row in rows], [row[1] for row in rows]
     wanted = auto(own)(first, second, truncation=True, max_length=32)["input_ids"]
-    found = dict(zip(made.examples["doc_id"][made.docs].tolist(), tokens_of(made), strict=True))
+    found = dict(zip(made.per_document["doc_id"][made.docs].tolist(), tokens_of(made), strict=True))
     assert [found[i] for i in range(len(rows))] == [tuple(ids) for ids in wanted]
     assert made.config.corpus["truncated"] == 5
 
@@ -400,5 +400,5 @@ def test_a_dataset_of_swapped_names_keeps_its_meaning(classifier: Path, tmp_path
             source, tokenizer=classifier, task="text-classification", out=tmp_path / f"{index}.plan"
         )
         assert found.config.classes == ["asyncio", "email", "tkinter"]
-        order = np.argsort(found.examples["doc_id"][found.docs])
-        assert found.examples["label"][found.docs][order].tolist() == [2, 1, 0]
+        order = np.argsort(found.per_document["doc_id"][found.docs])
+        assert found.per_document["label"][found.docs][order].tolist() == [2, 1, 0]

@@ -81,7 +81,7 @@ def logits_at(student: Path, ids: torch.Tensor, masked: bool) -> torch.Tensor:
     auto = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
     batch = Batch(input_ids=ids, attention_mask=torch.ones_like(ids))
     mask_id = transformers.AutoTokenizer.from_pretrained(student).mask_token_id
-    batch["masked"] = (ids == mask_id).flatten().nonzero().squeeze(1)
+    batch["selected"] = (ids == mask_id).flatten().nonzero().squeeze(1)
     task: str = "masked-lm" if masked else "causal-lm"
     return say(auto.from_pretrained(student).eval(), task, batch, hidden=False).logits
 

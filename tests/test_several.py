@@ -74,7 +74,7 @@ def vectors(raw: list[Any], **options: Any) -> Labels:
 )
 def test_lists_name_the_teachers_classes(raw: list[Any], rows: list[list[int]]) -> None:
     made = multi(raw)
-    assert (made.problem, made.classes, made.rows.tolist()) == ("multi-label", NAMES, rows)
+    assert (made.kind, made.classes, made.rows.tolist()) == ("multi-label", NAMES, rows)
     assert made.labelled == sum(row[0] != NONE for row in rows)
 
 
@@ -96,10 +96,10 @@ def test_labels_that_nobody_says_anything_of_are_what_they_look_like() -> None:
         (["a", "b"], "classes", ["a", "b"]),
     ):
         made = labels(raw)
-        assert (made.problem, made.classes) == (problem, classes)
+        assert (made.kind, made.classes) == (problem, classes)
     flags = labels([Cells((1, 0)), Cells((0, 0))], columns=["a", "b"])
-    assert (flags.problem, flags.rows.tolist()) == ("multi-label", [[1, 0], [0, 0]])
-    assert labels([Cells((1, 0.5))], columns=["a", "b"]).problem == "vectors"
+    assert (flags.kind, flags.rows.tolist()) == ("multi-label", [[1, 0], [0, 0]])
+    assert labels([Cells((1, 0.5))], columns=["a", "b"]).kind == "vectors"
 
 
 @pytest.mark.parametrize(
@@ -303,10 +303,12 @@ def test_a_cache_holds_the_outputs_as_they_left_the_teacher(made: Made) -> None:
     cache, plan = made.cache, made.cache.plan
     stored = cache.stored(plan.docs, LOGITS).values
     torch.testing.assert_close(stored, outputs_of(made), atol=1e-5, rtol=1e-5)
-    column = plan.config.label_kind.column
-    order = plan.examples["doc_id"][plan.docs]
+    column = plan.label_kind.column
+    order = plan.per_document["doc_id"][plan.docs]
     raw = SETS if made.kind == "multi-label" else VALUES
-    for row, label in zip(plan.examples[column][plan.docs], [raw[i] for i in order], strict=True):
+    for row, label in zip(
+        plan.per_document[column][plan.docs], [raw[i] for i in order], strict=True
+    ):
         if made.kind == "multi-label":
             assert row.tolist() == ([NONE] * 3 if label is None else [n in label for n in NAMES])
         else:
@@ -343,7 +345,7 @@ def test_predictions_and_agreement_are_of_every_output(made: Made, tmp_path: Pat
     assert report["teacher_rows"]["agreement"] == (1 if made.kind == "multi-label" else None)
     with (tmp_path / "said.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    said = outputs_of(made)[made.cache.plan.examples["doc_id"][made.cache.plan.docs].argsort()]
+    said = outputs_of(made)[made.cache.plan.per_document["doc_id"][made.cache.plan.docs].argsort()]
     if made.kind == "multi-label":
         assert [json.loads(row["prediction"]) for row in rows] == [
             [name for name, logit in zip(NAMES, row, strict=True) if logit > 0] for row in said
@@ -507,10 +509,10 @@ def test_columns_of_labels_make_the_plan_of_lists(
         max_length=16,
     )
     config = cache.plan.config
-    assert (config.problem, config.classes) == ("multi-label", NAMES)
+    assert (config.label_kind, config.classes) == ("multi-label", NAMES)
     assert config.corpus["label_column"] == ["fear", "joy", "anger"]
-    doc = cache.plan.docs[list(cache.plan.examples["doc_id"][cache.plan.docs]).index(3)]
-    assert cache.plan.examples["labels"][doc].tolist() == [0, 1, 1]
+    doc = cache.plan.docs[list(cache.plan.per_document["doc_id"][cache.plan.docs]).index(3)]
+    assert cache.plan.per_document["labels"][doc].tolist() == [0, 1, 1]
     shard = next((cache.path / "plan" / "labels").rglob("c/*/*"))
     shard.write_bytes(shard.read_bytes()[::-1])
     assert kdcache.verify(cache.path)

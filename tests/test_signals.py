@@ -243,8 +243,8 @@ def hidden_outputs(scale: float = 1.0) -> Outputs:
         layer[..., ::17] *= 40
         layer[2, 1] = 0
         layers.append(layer.masked_fill(~mask[..., None], 1e3))
-    masked = torch.tensor([1, 3, 5, 10])
-    return activations(logits=torch.zeros(3, 2), hidden=layers, mask=mask, masked=masked)
+    selected = torch.tensor([1, 3, 5, 10])
+    return activations(logits=torch.zeros(3, 2), hidden=layers, mask=mask, selected=selected)
 
 
 def rows_at(outputs: Outputs, layer: int, positions: str) -> np.ndarray[Any, Any]:
@@ -256,8 +256,8 @@ def rows_at(outputs: Outputs, layer: int, positions: str) -> np.ndarray[Any, Any
         return np.stack([d[:n].mean(0) for d, n in zip(values, lens, strict=True)])
     if positions == "all":
         return np.concatenate([d[:n] for d, n in zip(values, lens, strict=True)])
-    assert outputs.masked is not None
-    return np.stack([values[i // 5, i % 5] for i in outputs.masked.tolist()])
+    assert outputs.selected is not None
+    return np.stack([values[i // 5, i % 5] for i in outputs.selected.tolist()])
 
 
 def bound(truth: np.ndarray[Any, Any], dtype: str, group: int | None) -> np.ndarray[Any, Any]:
@@ -347,7 +347,7 @@ def test_fidelity_is_that_of_the_decoded_rows(signal: Any) -> None:
 def test_numpy_reads_soft_labels_from_the_arrays_attributes_alone(masked_cache: Cache) -> None:
     group = zarr.open_group(masked_cache.path, mode="r")["logits"]
     docs = masked_cache.plan.docs[:50]
-    starts, counts = masked_cache.plan.spans(docs, "masked")
+    starts, counts = masked_cache.plan.spans(docs, "selected")
     rows = np.concatenate([np.arange(a, a + n) for a, n in zip(starts, counts, strict=True)])
     book = np.array(group["logprobs"].attrs["codebook"])
     coarse = book[group["logprobs"][...][rows]]
@@ -371,7 +371,7 @@ def test_numpy_reads_hidden_states_from_the_arrays_alone(
     np.testing.assert_array_equal(bits.view(np.float32), causal_cache.hidden(4, docs).dense())
     group = zarr.open_group(masked_cache.path, mode="r")["hidden/L2"]
     docs = masked_cache.plan.docs[3:4]
-    start, count = (int(x[0]) for x in masked_cache.plan.spans(docs, "masked"))
+    start, count = (int(x[0]) for x in masked_cache.plan.spans(docs, "selected"))
     codes = group["codes"][start : start + count].astype(np.float32).reshape(count, 2, 16)
     scale = group["scale"][start : start + count].astype(np.float32)
     values = (codes * scale[..., None]).reshape(count, 32)

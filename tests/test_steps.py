@@ -105,7 +105,7 @@ def fraction(folder, prose_file, causal_lm):
 
 def documents_and_tokens(student):
     docs = student.cache.plan.docs[: student.documents]
-    return len(docs), int(student.cache.plan.examples["doc_len"][docs].sum())
+    return len(docs), int(student.cache.plan.per_document["doc_len"][docs].sum())
 
 
 def compare(whole, dtype, args, found):

@@ -26,10 +26,10 @@ def mixed(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def kept_by_hand(plan: Plan, doc: int, space: Space, fraction: float) -> tuple[int, list[int]]:
+def sampled_by_hand(plan: Plan, doc: int, space: Space, fraction: float) -> tuple[int, list[int]]:
     """Where a document's kept rows begin, and which they are, as docs/decisions/0014 has it."""
     start, length = (int(x[0]) for x in plan.spans(np.array([doc]), space))
-    part = doc // plan.rows["example"]
+    part = doc // plan.rows["document"]
     begin = start - part * plan.rows[space]
     first, end = math.ceil(begin * fraction), math.ceil((begin + length) * fraction)
     size = round_up(math.ceil(plan.rows[space] * fraction))
@@ -50,13 +50,13 @@ def test_rows_follow_from_the_plan_as_the_record_says(
     for doc in plan.docs.tolist():
         one = np.array([doc])
         (start,), (count,) = plan.spans(one, space)
-        wanted, rows = kept_by_hand(plan, doc, base, fraction)
+        wanted, rows = sampled_by_hand(plan, doc, base, fraction)
         assert (start, plan.sampled_rows(one, space).tolist()) == (wanted, rows)
         length = int(plan.spans(one, base)[1][0])
         assert len(rows) == count
         assert rows == sorted(set(rows) & set(range(length)))
         assert abs(count - length * fraction) < 1
-        part = doc // plan.rows["example"]
+        part = doc // plan.rows["document"]
         assert start == part * plan.part_rows(space) + ends[part]  # no gap between documents
         ends[part] += count
     assert (ends <= plan.part_rows(space)).all()
@@ -105,7 +105,7 @@ BAD = {
     "logits:hidden-head,fraction=2": "fraction of logits:hidden-head must be",
     "hidden:layers=1,positions=all,fraction=0": "fraction of hidden must be",
     "logits:topk,fraction=fifth": "fraction is a number; got 'fifth'",
-    "hidden:layers=1,fraction=0.2": "fraction=0.2 of hidden is for rows of tokens or masked",
+    "hidden:layers=1,fraction=0.2": "fraction=0.2 of hidden is for rows of tokens or selected",
     "hidden:layers=1,positions=mean,fraction=0.2": "a document has a single row: leave fr",
 }
 

@@ -78,14 +78,14 @@ def test_documents_of_one_length_at_a_time_give_every_tap(task: str, batch: Batc
 @pytest.mark.parametrize("task", ["masked-lm", "causal-lm"])
 def test_the_head_is_left_out_unless_logits_are_asked_for_too(task: str, batch: Batch) -> None:
     model = model_of("Bert" if task == "masked-lm" else "Llama", task)
-    batch = batch if task == "masked-lm" else Batch({k: batch[k] for k in batch if k != "masked"})
+    batch = batch if task == "masked-lm" else Batch({k: batch[k] for k in batch if k != "selected"})
     passed: list[int] = []
     model.base_model.register_forward_hook(lambda *_: passed.append(1))
     both = run(model, batch, [Tap("logits"), Tap("head")])
     assert len(passed) == 2, "the first time, once more to see that there is such a head"
     alone = run(model, batch, [Tap("head")])
     assert len(passed) == 3
-    rows = len(batch["masked"]) if task == "masked-lm" else int(batch.mask.sum())
+    rows = len(batch["selected"]) if task == "masked-lm" else int(batch.mask.sum())
     head = plain_head(model, batch)
     for found in (both, alone):
         assert found.head is not None
@@ -101,7 +101,7 @@ def test_the_head_is_left_out_unless_logits_are_asked_for_too(task: str, batch: 
 def test_the_model_and_its_batch_decide_the_rows_of_the_logits(batch: Batch) -> None:
     for task, family in ((CLASSES, "Bert"), ("masked-lm", "Bert"), ("causal-lm", "GPT2")):
         model = model_of(family, task)
-        lean = Batch({k: batch[k] for k in batch if k != "masked" or task == "masked-lm"})
+        lean = Batch({k: batch[k] for k in batch if k != "selected" or task == "masked-lm"})
         with torch.no_grad():
             found = run(model, lean, [Tap("logits")])[Tap("logits")]
         assert torch.equal(found, say(model, task, lean, hidden=False).logits.detach())
@@ -119,14 +119,14 @@ def test_a_language_model_that_cannot_be_told_from_a_classifier_is_refused(batch
     with pytest.raises(ModelError, match="Nameless gives logits of every token"):
         run(model, batch, [Tap("logits")])
     found = run(model, batch, [Tap("logits")], task="masked-lm")
-    assert found[Tap("logits")].shape == (len(batch["masked"]), 600)
+    assert found[Tap("logits")].shape == (len(batch["selected"]), 600)
 
 
-@pytest.mark.parametrize("space", ["token", "masked"])
+@pytest.mark.parametrize("space", ["token", "selected"])
 def test_rows_of_a_subset_are_those_of_the_outputs(space: Any, batch: Batch) -> None:
     task: str = "causal-lm" if space == "token" else "masked-lm"
     model, subset = model_of("GPT2" if space == "token" else "Bert", task), Subset(space, 0.5)
-    total = int(batch.mask.sum()) if space == "token" else len(batch["masked"])
+    total = int(batch.mask.sum()) if space == "token" else len(batch["selected"])
     rows = torch.arange(0, total, 2)
     with torch.no_grad():
         head = plain_head(model, batch)
@@ -139,7 +139,7 @@ def test_rows_of_a_subset_are_those_of_the_outputs(space: Any, batch: Batch) -> 
     assert kept.head is not None
     assert torch.equal(kept.head.hidden, wanted.head.hidden)
     assert torch.equal(kept.mask, wanted.mask)
-    positions = "all" if space == "token" else "masked"
+    positions = "all" if space == "token" else "selected"
     for tap in (Tap("hidden", 2), Tap("query", 2)):
         assert torch.equal(kept.rows(tap, positions), found.rows(tap, positions)[rows])
     assert found.at_rows(TASKS[task], space, None) is found
@@ -226,12 +226,12 @@ def test_models_in_other_threads_are_not_listened_to(batch: Batch) -> None:
     model, other = model_of("Bert"), model_of("Llama")
     wanted = run(model, batch, [Tap("query")])
 
-    def beside(*_: Any) -> None:
+    def others(*_: Any) -> None:
         thread = threading.Thread(target=lambda: other(**inputs(other, batch)))
         thread.start()
         thread.join()
 
-    model.bert.encoder.layer[0].register_forward_hook(beside)
+    model.bert.encoder.layer[0].register_forward_hook(others)
     found = run(model, batch, [Tap("query")])
     assert all(map(torch.equal, found.layers("query"), wanted.layers("query")))
 

@@ -126,7 +126,7 @@ def document(task: str) -> Batch:
     ids = torch.arange(3, 3 + 40)[None]
     batch = Batch(docs=torch.tensor([0]), input_ids=ids, attention_mask=torch.ones_like(ids))
     if task == "masked-lm":
-        batch["masked"] = torch.arange(0, 40, 3)
+        batch["selected"] = torch.arange(0, 40, 3)
     return batch
 
 

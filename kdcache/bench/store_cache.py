@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.plans import EXAMPLE_COLUMNS, Array, Plan, PlanConfig, cut, round_up
+from kdcache.plans import DOCUMENT_COLUMNS, Array, Plan, PlanConfig, cut, round_up
 from kdcache.signals import ModelSizes, parse_all
 from kdcache.store import Cache
 from kdcache.store.commits.writer import Writer
@@ -46,17 +46,17 @@ def _plan(rng: np.random.Generator, documents: int, seed: int) -> Plan:
     bounds, size = cut(lengths, PART_TOKENS)
     parts = len(bounds) - 1
     per_part = round_up(int(np.diff(bounds).max()))
-    rows: dict[Space, int] = {"example": per_part, "token": size}
-    examples = {n: np.zeros(parts * per_part, dtype) for n, dtype in EXAMPLE_COLUMNS.items()}
+    rows: dict[Space, int] = {"document": per_part, "token": size}
+    per_document = {n: np.zeros(parts * per_part, dtype) for n, dtype in DOCUMENT_COLUMNS.items()}
     for part in range(parts):
         own = lengths[bounds[part] : bounds[part + 1]]
         place = slice(part * per_part, part * per_part + len(own))
-        examples["doc_len"][place] = examples["pair_start"][place] = own
-        examples["doc_start"][place] = part * size + np.cumsum(own) - own
-        examples["doc_id"][place] = np.arange(bounds[part], bounds[part + 1])
+        per_document["doc_len"][place] = per_document["pair_start"][place] = own
+        per_document["doc_start"][place] = part * size + np.cumsum(own) - own
+        per_document["doc_id"][place] = np.arange(bounds[part], bounds[part + 1])
     config = PlanConfig(
         task="causal-lm",
-        problem="tokens",
+        label_kind="tokens",
         tokenizer={
             "name": "none", "sha256": "", "vocab_size": SHAPE.outputs, "pad_id": 0,
             "mask_id": None, "type_ids": False,
@@ -71,7 +71,7 @@ def _plan(rng: np.random.Generator, documents: int, seed: int) -> Plan:
     )  # fmt: skip
     tokens = rng.integers(0, SHAPE.outputs, parts * size).astype(np.uint16)
     return Plan(
-        config=config, parts=parts, rows=rows, examples=examples, columns={"tokens": tokens}
+        config=config, parts=parts, rows=rows, per_document=per_document, columns={"tokens": tokens}
     )
 
 

@@ -50,7 +50,7 @@ def cases(source: Source, seed: int = 0) -> list[Case]:
 
 def _batches(plan: Plan, docs: Array) -> list[Array]:
     """Documents in runs of BATCH_TOKENS tokens or a little less; one run if there are fewer."""
-    ends = np.cumsum(plan.examples["doc_len"][docs])
+    ends = np.cumsum(plan.per_document["doc_len"][docs])
     bounds, done = [0], 0
     while bounds[-1] < len(docs) and ends[-1] - done >= BATCH_TOKENS:
         stop = int(np.searchsorted(ends, done + BATCH_TOKENS, side="right"))
@@ -69,7 +69,7 @@ def _case(name: str, source: Source, batches: Sequence[Array]) -> Case:
         batches=[
             Wanted(docs, {s: _joined(*plan.spans(docs, s)) for s in spaces}) for docs in batches
         ],
-        tokens=[int(plan.examples["doc_len"][docs].sum()) for docs in batches],
+        tokens=[int(plan.per_document["doc_len"][docs].sum()) for docs in batches],
     )
 
 

@@ -119,7 +119,7 @@ def load(source: Source, repeats: int) -> list[Json]:
     """Whole epochs through the loader, up to tensors of a batch: its first, and later ones."""
     plan = source.cache.plan
     docs = np.concatenate([plan.part_docs(part) for part in range(source.parts)])
-    tokens = int(plan.examples["doc_len"][docs].sum())
+    tokens = int(plan.per_document["doc_len"][docs].sum())
     size = max(1, BATCH_TOKENS * len(docs) // tokens)
     turns: dict[str, list[float]] = {OURS: [], FIRST: []}
     for _ in range(repeats):

@@ -22,7 +22,7 @@ Spans = Mapping[RowSpace, tuple[Array, Array]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """Documents, by their rows in the example space, and where their rows lie."""
+    """Documents, by their rows in the document space, and where their rows lie."""
 
     docs: Array
     spans: Spans
@@ -64,7 +64,7 @@ class Source:
 
     def out(self) -> dict[str, Array]:
         """Memory for a batch, touched beforehand as a training loop's has been."""
-        rows = max(BATCH_TOKENS, int(self.cache.plan.examples["doc_len"].max()))
+        rows = max(BATCH_TOKENS, int(self.cache.plan.per_document["doc_len"].max()))
         found = {}
         for name, layout in self.layouts.items():
             found[name] = aligned((rows, *layout.row_shape), layout.dtype)

@@ -111,7 +111,7 @@ def own_order(source: Source, scratch: Path, repeats: int) -> list[Json]:
     What a package is made for: its order is less random than one over all documents.
     """
     docs = _docs(source)
-    tokens = int(source.cache.plan.examples["doc_len"][docs].sum())
+    tokens = int(source.cache.plan.per_document["doc_len"][docs].sum())
     turns: dict[str, list[float]] = {}
     for _ in range(repeats):
         for name, (make, package, size) in ORDERS.items():

@@ -20,7 +20,7 @@ from kdcache.tasks import Space
 
 PROVEN = 4
 """Documents that projections are proven on."""
-COLUMNS: dict[str, Space] = {"tokens": "token", "masked_label": "masked"}
+COLUMNS: dict[str, Space] = {"tokens": "token", "masked_label": "selected"}
 
 
 def artifact_sources(plan: Plan, teacher: Teacher) -> ArtifactSources:

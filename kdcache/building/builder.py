@@ -23,7 +23,7 @@ from kdcache.interrupts import held_interrupts
 from kdcache.labels import UNKNOWN, kind_of
 from kdcache.manifest import NAMED, Json
 from kdcache.models import Teacher, Tokenizer, check_taps, load_config, load_teacher, load_tokenizer
-from kdcache.models.auto import problem_of, require_problem
+from kdcache.models.auto import problem_type_of, require_label_kind
 from kdcache.models.teacher import check_fit, model_sizes
 from kdcache.models.token_map import own_tokenizer, processing_difference
 from kdcache.models.tokenizer import outputs_of
@@ -159,7 +159,7 @@ def _check(
     wanted = parse_all(signals or task.signals)
     config = load_config(teacher, trust_remote_code=trust_remote_code)
     if task.labelled:
-        require_problem(config, teacher)
+        require_label_kind(config, teacher)
         wanted = _as_given(wanted, config, teacher)
     shape = model_sizes(config, task)
     for signal in wanted.values():
@@ -183,7 +183,7 @@ def _check(
 
 def _as_given(signals: dict[str, Signal], config: Any, teacher: str | Path) -> dict[str, Signal]:
     """Signals that keep outputs as what they are: those of several classes or values are raw."""
-    kind = kind_of(problem_of(config), int(config.num_labels))
+    kind = kind_of(problem_type_of(config), int(config.num_labels))
     assert kind is not None
     return {
         name: as_outputs(signal, kind, f"the teacher {teacher}") for name, signal in signals.items()
@@ -297,7 +297,7 @@ def _fill(writer: Writer, teacher: Teacher, batch_tokens: int, progress: Progres
         )
     if missing:
         capture = Capture(cache, teacher, batch_tokens, progress)
-        if cache.plan.config.label_kind.numbered:
+        if cache.plan.label_kind.numbered:
             capture.numbering = Numbering()
         _run_parts(writer, missing, capture, progress)
         _say_renumbering(capture, progress)

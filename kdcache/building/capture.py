@@ -40,7 +40,7 @@ class Capture:
         self.plan = cache.plan
         self.numbering: Numbering | None = None
         self.taps = taps_of(cache.signals.values())
-        if self.plan.config.label_kind.numbered:
+        if self.plan.label_kind.numbered:
             self.taps.add(LOGITS)  # for `numbering`
         self.spaces = {name: cache.space_of(name) for name in cache.signals}
         self.sampled = {space: _sampled(self.plan, space) for space in set(self.spaces.values())}
@@ -139,7 +139,7 @@ class Capture:
 
     def _before(self, part: int, space: RowSpace) -> int:
         """Real rows of a space in the parts before this one."""
-        docs = self.plan.docs[: np.searchsorted(self.plan.docs, part * self.plan.rows["example"])]
+        docs = self.plan.docs[: np.searchsorted(self.plan.docs, part * self.plan.rows["document"])]
         return self.plan.extent(docs, space)
 
     def _require_finite(self, activations: RowActivations, docs: Docs) -> None:
@@ -155,9 +155,9 @@ class Capture:
         counts = self.plan.spans(docs, space)[1]
         doc = docs[int(np.searchsorted(np.cumsum(counts), row, side="right"))]
         raise ModelError(
-            f"the teacher's {what} are not finite for row {self.plan.examples['doc_id'][doc]} of "
-            "the corpus (0 is the first); nothing of that part was stored: "
-            "try --dtype fp32, or leave the document out"
+            f"the teacher's {what} are not finite for row "
+            f"{self.plan.per_document['doc_id'][doc]} of the corpus (0 is the first); nothing of "
+            "that part was stored: try --dtype fp32, or leave the document out"
         )
 
 

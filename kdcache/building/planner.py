@@ -172,9 +172,9 @@ def make_plan(
             corpus_names=opened.class_names,
             new=new_classes,
         )
-        if not LABEL_KINDS[labels.problem].serves(task):
+        if not LABEL_KINDS[labels.kind].serves(task):
             raise CorpusError(
-                f"the labels are {labels.problem}, which {task} has none of: its kinds of label "
+                f"the labels are {labels.kind}, which {task} has none of: its kinds of label "
                 f"are {', '.join(task.kinds)}; name another column with --label-column"
             )
         found["classes"] = labels.classes
@@ -182,7 +182,7 @@ def make_plan(
             progress.say(note)
     config = replace(
         config,
-        problem=labels.problem if labels else "tokens",
+        label_kind=labels.kind if labels else "tokens",
         corpus={**config.corpus, **found},
     )
     with writing(scratch.parent):
@@ -236,7 +236,7 @@ def _config(task: Task, corpus: Corpus, tokenizer: Tokenizer, options: PlanOptio
     given: dict[str, Any] = {"mask_probability": probability, "views": views}
     return PlanConfig(
         task=task.name,
-        problem="tokens",
+        label_kind="tokens",
         tokenizer=tokenizer.identity | {name: getattr(tokenizer, name) for name in task.ids},
         corpus={
             "text_columns": list(corpus.text_columns),

@@ -15,7 +15,7 @@ from kdcache.corpora.documents import Document
 from kdcache.errors import CorpusError
 from kdcache.labels import LABEL_KINDS, LabelReader, Labels
 from kdcache.models import Tokenizer
-from kdcache.plans import LABEL_DTYPE, Array, Plan, PlanConfig, cut, example_columns, round_up
+from kdcache.plans import LABEL_DTYPE, Array, Plan, PlanConfig, cut, document_columns, round_up
 from kdcache.tasks import TASKS, Entry, Space
 
 BATCH = 512  # documents tokenised at once
@@ -30,7 +30,7 @@ class PlanBuilder:
         self.dtype = np.dtype("uint16" if tokenizer.vocab_size <= 65536 else "uint32")
         self.labels = LabelReader()
         self.docs, self.lens, self.pairs = array("q"), array("i"), array("i")
-        self.views, self.masked = array("h"), array("i")
+        self.views, self.selected = array("h"), array("i")
 
     def fill(self, documents: Iterable[Document], config: PlanConfig) -> dict[str, Any]:
         """Tokenise everything; returns documents, truncated and SHA-256 of the corpus."""
@@ -67,39 +67,41 @@ class PlanBuilder:
         self.lens.append(len(entry.tokens))
         self.pairs.append(entry.pair_start)
         self.views.append(entry.view)
-        self.masked.append(len(entry.positions))
+        self.selected.append(len(entry.positions))
 
     def arrange(self, config: PlanConfig, labels: Labels | None) -> Plan:
         """Permute the documents by the plan's seed and cut them into parts."""
         lens = np.asarray(self.lens, np.int64)
-        masked = np.asarray(self.masked, np.int64)
+        selected = np.asarray(self.selected, np.int64)
         order = np.random.default_rng(config.seed).permutation(len(lens))
         bounds, part_tokens = cut(lens[order], config.part_tokens)
         parts = len(bounds) - 1
         task = TASKS[config.task]
-        if task.selects and not masked.any():
+        if task.selects and not selected.any():
             raise CorpusError(f"no document of the corpus has a row to learn from: {task.selected}")
         if task.selects and labels is not None:
             self._name_words(labels)
         most = {
-            "example": int(np.diff(bounds).max()),
-            "masked": max(int(masked[order[a:b]].sum()) for a, b in _pairs(bounds)),
+            "document": int(np.diff(bounds).max()),
+            "selected": max(int(selected[order[a:b]].sum()) for a, b in _pairs(bounds)),
         }
-        rows: dict[Space, int] = {"example": round_up(most["example"]), "token": part_tokens}
+        rows: dict[Space, int] = {"document": round_up(most["document"]), "token": part_tokens}
         if task.selects:
-            rows["masked"] = round_up(most["masked"])
-        examples = self._examples(config, order, bounds, rows, lens, masked, labels)
+            rows["selected"] = round_up(most["selected"])
+        per_document = self._per_document(config, order, bounds, rows, lens, selected, labels)
         starts = np.cumsum(lens) - lens
         columns = {
             "tokens": self._sorted("tokens", self.dtype, order, bounds, part_tokens, starts, lens)
         }
-        if "masked" in rows:
-            begins = np.cumsum(masked) - masked
+        if "selected" in rows:
+            begins = np.cumsum(selected) - selected
             label = np.dtype(LABEL_DTYPE) if task.labelled else self.dtype
             for name, kind in (("masked_position", np.dtype(np.int32)), ("masked_label", label)):
-                size = rows["masked"]
-                columns[name] = self._sorted(name, kind, order, bounds, size, begins, masked)
-        return Plan(config=config, parts=parts, rows=rows, examples=examples, columns=columns)
+                size = rows["selected"]
+                columns[name] = self._sorted(name, kind, order, bounds, size, begins, selected)
+        return Plan(
+            config=config, parts=parts, rows=rows, per_document=per_document, columns=columns
+        )
 
     def _name_words(self, labels: Labels) -> None:
         """Put the label of each word in the place of its number."""
@@ -107,22 +109,22 @@ class PlanBuilder:
         named = labels.rows[np.fromfile(path, np.int64)]
         path.write_bytes(named.astype(LABEL_DTYPE).tobytes())
 
-    def _examples(
+    def _per_document(
         self,
         config: PlanConfig,
         order: Array,
         bounds: Array,
         rows: dict[Space, int],
         lens: Array,
-        masked: Array,
+        selected: Array,
         labels: Labels | None,
     ) -> dict[str, Array]:
-        size = rows["example"]
+        size = rows["document"]
         out = {
             name: np.full(((len(bounds) - 1) * size, *column.shape), column.fill, column.dtype)
-            for name, column in example_columns(config).items()
+            for name, column in document_columns(config).items()
         }
-        column = LABEL_KINDS[labels.problem].column if labels else ""
+        column = LABEL_KINDS[labels.kind].column if labels else ""
         docs = np.asarray(self.docs, np.int64)
         for part, (a, b) in enumerate(_pairs(bounds)):
             chosen, at = order[a:b], slice(part * size, part * size + b - a)
@@ -131,10 +133,10 @@ class PlanBuilder:
             out["doc_id"][at] = docs[chosen]
             out["pair_start"][at] = np.asarray(self.pairs, np.int32)[chosen]
             out["view"][at] = np.asarray(self.views, np.int16)[chosen]
-            first = part * rows.get("masked", 0)
-            out["masked_start"][at] = first + np.cumsum(masked[chosen]) - masked[chosen]
-            out["masked_len"][at] = masked[chosen]
-            if labels is not None and "masked" not in rows:
+            first = part * rows.get("selected", 0)
+            out["masked_start"][at] = first + np.cumsum(selected[chosen]) - selected[chosen]
+            out["masked_len"][at] = selected[chosen]
+            if labels is not None and "selected" not in rows:
                 out[column][at] = labels.rows[docs[chosen]]
         return out
 

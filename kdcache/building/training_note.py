@@ -42,7 +42,7 @@ def require_trained_vocabulary(model: str | Path, tokenizer: Tokenizer) -> None:
 def length_note(model: str | Path, plan: Plan) -> str | None:
     """What a person should know of documents longer than any that a classifier was trained on."""
     trained = _training_plan(_note(model)).get("max_length")
-    longest = int(plan.examples["doc_len"].max())
+    longest = int(plan.per_document["doc_len"].max())
     if not plan.task.labelled or trained is None or longest <= trained:
         return None
     return (

@@ -27,7 +27,7 @@ class Agreement:
         self.plan, self.cache = plan, cache
         held = {key: doc for doc, key in document_keys(cache.plan)}
         self.rows = {doc: held[key] for doc, key in document_keys(plan) if key in held}
-        self.kind = plan.config.label_kind
+        self.kind = plan.label_kind
         self._count, self._same, self._apart, self._asked = 0, 0.0, 0.0, True
 
     def add(self, docs: Docs, logits: torch.Tensor) -> None:
@@ -75,10 +75,10 @@ def _require_comparable(plan: Plan, cache: Cache, outputs: int) -> None:
     task, theirs = plan.task, cache.plan.config
     if theirs.task != task.name:
         raise ConfigError(f"the model is for {task}; the cache {cache.path} is for {theirs.task}")
-    if theirs.problem != plan.config.problem:
+    if theirs.label_kind != plan.config.label_kind:
         raise ModelError(
-            f"the model is a {plan.config.label_kind.called} and the cache's teacher a "
-            f"{theirs.label_kind.called}: they cannot be compared; leave --cache out"
+            f"the model is a {plan.label_kind.called} and the cache's teacher a "
+            f"{cache.plan.label_kind.called}: they cannot be compared; leave --cache out"
         )
     ours, known = plan.config.classes or [], theirs.classes or []
     if ours != known and sorted(ours) == sorted(known):

@@ -36,7 +36,7 @@ from kdcache.evaluation.scoring import (
 )
 from kdcache.manifest import Json
 from kdcache.models import Teacher, Tokenizer, classes_of, load_config, load_teacher, load_tokenizer
-from kdcache.models.auto import require_problem
+from kdcache.models.auto import require_label_kind
 from kdcache.models.token_map import vocabulary_apart
 from kdcache.plans import Docs, Plan
 from kdcache.plans.batch import length_batches
@@ -90,7 +90,7 @@ def evaluate(
     task.require()
     if task.labelled:
         for source in (model, *([] if teacher is None else [teacher])):
-            require_problem(load_config(source), source)
+            require_label_kind(load_config(source), source)
     if predictions is not None:
         if not task.predicted:
             able = " and ".join(name for name, known in TASKS.items() if known.predicted)
@@ -201,7 +201,7 @@ def _predict(
 
 
 def _say_renumbering(plan: Plan, result: Predictions, progress: Progress) -> None:
-    if plan.config.label_kind.numbered:
+    if plan.label_kind.numbered:
         numbering = Numbering()
         numbering.add(plan.labels(plan.docs), result.logits.argmax(1))
         if (warning := numbering.warning(plan.config.classes)) is not None:

@@ -18,12 +18,12 @@ def write_predictions(path: Path, plan: Plan, logits: Floats) -> None:
 
     `logits` are [rows, C]. Raises ConfigError for a language model, which predicts tokens.
     """
-    kind = plan.config.label_kind
+    kind = plan.label_kind
     if kind.predictions is None:
         raise ConfigError(f"predictions are not written for {plan.task}")
     told = kind.predictions(logits, plan.labels(plan.docs), plan.config.classes or [])
     counts = plan.spans(plan.docs, plan.task.rows)[1]
-    ids = np.repeat(plan.examples["doc_id"][plan.docs], counts)
+    ids = np.repeat(plan.per_document["doc_id"][plan.docs], counts)
     rows: list[Sequence[object]] = list(told.rows)
     numbered = ("row",) if plan.task.selects else ()
     if numbered:

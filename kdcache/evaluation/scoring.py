@@ -38,7 +38,7 @@ class Predictions:
     """What a model says of D documents; of a language model's, scores of each row only.
 
     Attributes:
-        docs: [D] int64, rows of the plan's example space, rising.
+        docs: [D] int64, rows of the plan's document space, rising.
         logits: [D, C] float32, or a row for each selected token; [0, 0] for language models.
         nats: [rows] float64, cross-entropy of each labelled row; language models only.
         correct: [rows], whether the likeliest token is right; language models only.
@@ -118,11 +118,11 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 
 def scores(plan: Plan, found: Predictions) -> Json:
     """The metrics of the task, see `metrics`, over the documents of `found` that have labels."""
-    if plan.config.problem == "tokens":
+    if plan.config.label_kind == "tokens":
         if not len(found.nats):
             raise CorpusError("no document has a token to predict")
         return {"rows": len(found.nats), **language(found.nats, found.correct)}
-    kind = plan.config.label_kind
+    kind = plan.label_kind
     assert kind.scores is not None
     labels, names = plan.labels(found.docs), plan.config.classes or []
     there = known(labels)
@@ -135,7 +135,7 @@ def scores(plan: Plan, found: Predictions) -> Json:
 
 def metric_of(plan: Plan, docs: Docs) -> str:
     """The metric that students are chosen by on labelled documents of a plan."""
-    kind = plan.config.label_kind
+    kind = plan.label_kind
     assert kind.metric is not None
     own = plan.task.metric(plan.config.classes or [])
     return own or kind.metric(plan.labels(docs) if kind.column else docs)
@@ -151,7 +151,7 @@ def require_fit(model: Any, plan: Plan, name: str) -> None:
     """Raise ModelError unless the model called `name` takes every token of the plan."""
     way = "put the tokenizer it was trained with into its folder, or leave the document out"
     require_ids(plan, model.config.get_text_config().vocab_size, name, way)
-    limit, longest = most_tokens(model), int(plan.examples["doc_len"].max())
+    limit, longest = most_tokens(model), int(plan.per_document["doc_len"].max())
     if limit is not None and longest > limit:
         raise ModelError(f"{name} takes {limit} tokens, not {longest}; pass --max-length {limit}")
     require_token_types(model.config, plan, name)

@@ -43,8 +43,8 @@ __all__ = [
 LABEL_KINDS: dict[str, LabelKind] = {
     kind.name: kind for kind in (VALUES, CLASSES, TOKENS, MULTI_LABEL, VECTORS)
 }
-"""Every kind by the name that plans give it, `PlanConfig.problem`; labels that nobody says anything
-of are of the first that they can be."""
+"""Every kind by the name that plans give it, `PlanConfig.label_kind`; labels that nobody says
+anything of are of the first that they can be."""
 
 
 def kind_of(problem_type: str | None, outputs: int) -> LabelKind | None:

@@ -71,13 +71,13 @@ class Labels:
     """The labels of N documents.
 
     Attributes:
-        problem: name of their kind.
+        kind: name of their kind.
         classes: names of the outputs they are for; None where they have none.
         rows: [N, ...], a label each; IGNORE_INDEX, or NaN, where there is none.
         notes: what was guessed and what was taken as no label, a line each.
     """
 
-    problem: str
+    kind: str
     classes: list[str] | None
     rows: Array = field(repr=False)
     notes: tuple[str, ...] = ()
@@ -150,7 +150,7 @@ class LabelKind:
         called: what a model of such outputs is called.
         problem_type: what transformers calls it.
         means: whether outputs of a model are of this kind, by its `problem_type` and their number.
-        column: the array of a plan's example space that holds the labels; "": the task makes them.
+        column: the array of a plan's document space that holds the labels; "": the task makes them.
         dtype: of that array.
         wide: whether it has a value for every output, rather than one.
         numbered: whether a label is the number of one class, which another model may number
@@ -203,9 +203,9 @@ class LabelKind:
         """Whether a task can have such labels."""
         return self.name in task.kinds or (not task.kinds and bool(self.column))
 
-    def of(self, examples: Mapping[str, Array], docs: Array) -> Array:
-        """The labels of documents, by their rows in a plan's example space."""
-        return examples[self.column][docs]
+    def of(self, per_document: Mapping[str, Array], docs: Array) -> Array:
+        """The labels of documents, by their rows in a plan's document space."""
+        return per_document[self.column][docs]
 
     def fill(self) -> float | int:
         """What stands for no label."""

@@ -26,23 +26,23 @@ def several_classes(logits: Floats, labels: Array, names: Sequence[str]) -> Json
     """
     from sklearn import metrics as sk
 
-    said = (logits > 0).astype(np.int64)
+    predicted = (logits > 0).astype(np.int64)
     truth = labels.astype(np.int64)
-    micro = sk.precision_recall_fscore_support(truth, said, average="micro", zero_division=0)
-    each = sk.precision_recall_fscore_support(truth, said, average=None, zero_division=0)
-    exact = float((said == truth).all(1).mean())
+    micro = sk.precision_recall_fscore_support(truth, predicted, average="micro", zero_division=0)
+    each = sk.precision_recall_fscore_support(truth, predicted, average=None, zero_division=0)
+    exact = float((predicted == truth).all(1).mean())
     ranked = _each(sk.average_precision_score, truth, logits, lambda column: column.any())
     area = _each(sk.roc_auc_score, truth, logits, lambda column: len(np.unique(column)) > 1)
     nats = np.logaddexp(0.0, np.where(truth == 1, -1.0, 1.0) * logits.astype(np.float64))
     return {
         "micro_f1": float(micro[2]),
-        "micro_f1_interval": _interval(truth, said),
+        "micro_f1_interval": _interval(truth, predicted),
         "macro_f1": float(each[2].mean()),
         "micro_precision": float(micro[0]),
         "micro_recall": float(micro[1]),
         "exact_match": exact,
         "exact_match_interval": list(wilson(exact, len(truth))),
-        "hamming_loss": float(sk.hamming_loss(truth, said)),
+        "hamming_loss": float(sk.hamming_loss(truth, predicted)),
         "average_precision": _mean(ranked),
         "roc_auc": _mean(area),
         "cross_entropy": float(nats.sum(1).mean()),
@@ -75,9 +75,9 @@ def several_values(outputs: Floats, labels: Array, names: Sequence[str]) -> Json
     }
 
 
-def _interval(truth: Array, said: Array) -> list[float]:
+def _interval(truth: Array, predicted: Array) -> list[float]:
     """The bootstrap's 95% interval of micro-F1, documents alike in what it counts drawn at once."""
-    found = np.stack([(truth & said).sum(1), (truth ^ said).sum(1)], 1)
+    found = np.stack([(truth & predicted).sum(1), (truth ^ predicted).sum(1)], 1)
     alike, counts = np.unique(found, axis=0, return_counts=True)
     drawn = np.random.default_rng(0).multinomial(len(truth), counts / len(truth), RESAMPLES)
     right, wrong = (drawn @ alike).T
@@ -93,7 +93,7 @@ def _each(
 ) -> list[float | None]:
     """A score of every class by itself; None of one that has nothing to tell apart."""
     columns = zip(truth.T, logits.T, strict=True)
-    return [float(score(one, said)) if serves(one) else None for one, said in columns]
+    return [float(score(one, predicted)) if serves(one) else None for one, predicted in columns]
 
 
 def _mean(found: Iterable[float | None]) -> float | None:

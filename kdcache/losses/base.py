@@ -36,7 +36,8 @@ class Match(NamedTuple):
         student: what is read out of the student: `logits` may come as the head that makes them,
             see `losses.passes`.
         teacher: what the teacher computed, or LABELS, or PEERS.
-        positions: of the rows of tokens: "cls", "mean", "all", "masked"; "": what the cache holds.
+        positions: of the rows of tokens: "cls", "mean", "all", "selected"; "": what the cache
+            holds.
         project: name of a learned linear map from the student's width to the teacher's. Matches of
             one name share it, "" is a name, and None is no map: both widths have to be one.
         signal: name of the signal; "": the first that holds the teacher's value.

@@ -13,7 +13,7 @@ from kdcache.losses.base import Match, Over, Pair, Step, check_number
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LAYER_MAPS, LayerMap, explicit_pairs, layer_pairs
 from kdcache.signals import POSITIONS, LayerRows, ModelSizes, Tap
-from kdcache.signals.taps import OTHER_NAMES
+from kdcache.signals.taps import positions_of
 from kdcache_kernels import hidden_mse
 
 NORMALIZE = ("none", "l2", "layernorm")
@@ -40,7 +40,7 @@ class HiddenMSE:
         weight: factor in the objective; 0 leaves the loss out. PKD takes 10 to 1000.
         layer_map: "skip", "last", "first", "uniform", "middle", or pairs of a student and a teacher
             layer such as "1:2,2:4".
-        positions: "cls", "mean", "all", "selected" (or "masked"), or "cache": what the cache holds.
+        positions: "cls", "mean", "all", "selected", or "cache": what the cache holds.
         normalize: of each row, on both sides: "none", "l2" or "layernorm".
         projection: "linear" learns a map from the student's width to the teacher's, "none" learns
             none, "auto" learns one where the widths differ. It is thrown away after training.
@@ -67,7 +67,7 @@ class HiddenMSE:
             one_of("layer map", self.layer_map, LAYER_MAPS)
         else:
             explicit_pairs(self.layer_map)
-        object.__setattr__(self, "positions", OTHER_NAMES.get(self.positions, self.positions))
+        object.__setattr__(self, "positions", positions_of(self.positions))
         for name, options in (
             ("positions", ("cache", *POSITIONS)),
             ("normalize", NORMALIZE),

@@ -13,11 +13,12 @@ from kdcache.plans.batch import Rows
 from kdcache.signals import LOGITS, POSITIONS, TAP_KINDS, ModelSizes, SoftUse, Tap, holder
 from kdcache.signals.attention import PROJECTED
 from kdcache.signals.base import check_positions
+from kdcache.signals.taps import positions_of
 from kdcache.tasks import RowSpace, Subset
 
-OF_DOCUMENTS = tuple(name for name, space in POSITIONS.items() if space == "example")
+OF_DOCUMENTS = tuple(name for name, space in POSITIONS.items() if space == "document")
 """Positions that are one of a document."""
-SERVES = {"all": ("all", "cls", "masked")}
+SERVES = {"all": ("all", "cls", "selected")}
 """Positions that can be picked out of what a cache holds; others serve themselves only."""
 
 CALLED = {"logits": "soft labels", "hidden": "hidden states"}
@@ -79,8 +80,8 @@ class Matching(NamedTuple):
 
     def _check_labelled(self) -> None:
         """See to it that there is a label, where a loss reads labels beside a teacher."""
-        beside = any(match.teacher != LABELS for match in self.matches)
-        if beside and not self.cache.labelled:
+        others = any(match.teacher != LABELS for match in self.matches)
+        if others and not self.cache.labelled:
             raise ConfigError(
                 f"losses.{self.name} takes labels beside what the teacher says, and the corpus has "
                 "none: leave the loss out, or build a cache of labelled documents"
@@ -188,7 +189,7 @@ class Matching(NamedTuple):
 
     def _positions(self, match: Match, signal: Any, stored: str) -> str:
         """Positions to compare; those that a cache holds a fraction of serve no others."""
-        wanted = match.positions or stored
+        wanted = positions_of(match.positions) or stored
         fraction = getattr(signal, "fraction", 1)
         if wanted:
             try:
@@ -224,7 +225,7 @@ class Matching(NamedTuple):
     def _check_rows(self, match: Match, positions: str) -> None:
         """See to it that a token of the student is held against a token, a document against one."""
         per = TAP_KINDS[match.student.name].per
-        if per == "document" and self.cache.task.rows != "example":
+        if per == "document" and self.cache.task.rows != "document":
             raise ConfigError(
                 f"losses.{self.name} reads {match.student}, which is a classifier's; the task of "
                 f"the cache is {self.cache.task}: choose another loss"
@@ -274,4 +275,4 @@ def _rows(signal: str, space: RowSpace, stored: str, positions: str) -> Rows:
         return Rows(space.of, sampled_rows=f"{signal}/kept")
     if positions == stored:
         return Rows(space)
-    return Rows("example" if positions == "cls" else "masked")
+    return Rows("document" if positions == "cls" else "selected")

@@ -13,7 +13,7 @@ from kdcache.losses.base import Match, Over, Pair, Step, check_number, even, exa
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LayerMap, layer_pairs
 from kdcache.signals import POSITIONS, ModelSizes, Tap
-from kdcache.signals.taps import OTHER_NAMES
+from kdcache.signals.taps import positions_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Moments:
             weight 100.
         variance: factor of the variances; the published code takes 5.
         layer_map: "skip", "last", "first", "uniform", or pairs such as "1:2,2:4".
-        positions: "cls", "mean", "all", "selected" (or "masked"), or "cache": what the cache holds.
+        positions: "cls", "mean", "all", "selected", or "cache": what the cache holds.
         layers: how the mapped layers become one number: "mean", "sum", or another of COMBINE.
         signal: name of the signal it learns from, of a cache that has several such; "": the first.
     """
@@ -50,7 +50,7 @@ class Moments:
         check_number("weight of a moments loss", self.weight)
         check_number("mean of moments", self.mean)
         check_number("variance of moments", self.variance)
-        object.__setattr__(self, "positions", OTHER_NAMES.get(self.positions, self.positions))
+        object.__setattr__(self, "positions", positions_of(self.positions))
         one_of("positions of moments", self.positions, ("cache", *POSITIONS))
         one_of("layers of moments", self.layers, COMBINE)
 

@@ -90,7 +90,7 @@ class Pairs:
         rows: LayerRows = match.held.decode(stored, match.teacher, match.source.shape)
         if match.positions == match.stored:
             return rows
-        index = self._first if match.positions == "cls" else self._masked
+        index = self._first if match.positions == "cls" else self._selected
         scale = None if rows.scale is None else rows.scale[index]
         return LayerRows(codes=rows.codes[index], scale=scale)
 
@@ -112,10 +112,10 @@ class Pairs:
         return self._token[:: self.activations.mask.shape[1]]
 
     @property
-    def _masked(self) -> torch.Tensor:
-        """Rows of masked tokens among those of all tokens."""
-        assert self.activations.masked is not None
-        return self._token[self.activations.masked]
+    def _selected(self) -> torch.Tensor:
+        """Rows of selected tokens among those of all tokens."""
+        assert self.activations.selected is not None
+        return self._token[self.activations.selected]
 
 
 def _first(logits_or_head: Any, outputs: int | None) -> Any:

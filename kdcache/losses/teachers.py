@@ -53,12 +53,12 @@ class Policy(NamedTuple):
     Attributes:
         shares: what each counts for in a batch.
         labels: whether it asks for their cross-entropies on the labels.
-        draws: whether it draws them with the probabilities of a recipe.
+        samples: whether it draws them with the probabilities of a recipe.
     """
 
     shares: Callable[[Asked], Shares]
     labels: bool = False
-    draws: bool = False
+    samples: bool = False
 
 
 def mean(asked: Asked) -> Shares:
@@ -99,8 +99,8 @@ def by_cross_entropy(asked: Asked) -> Shares:
 CHOOSERS: dict[str, Policy] = {
     "all": Policy(mean),
     "sum": Policy(total),
-    "sampled": Policy(of_the_step, draws=True),
-    "sampled-documents": Policy(of_each_document, draws=True),
+    "sampled": Policy(of_the_step, samples=True),
+    "sampled-documents": Policy(of_each_document, samples=True),
     "inverse-ce": Policy(by_cross_entropy, labels=True),
 }
 """Every policy a recipe can name."""
@@ -129,8 +129,8 @@ class Teaching:
             )
         if len(set(self.named)) < len(self.named):
             raise ConfigError(f"teachers names one twice: {', '.join(self.named)}")
-        if self.probability and not CHOOSERS[self.choose].draws:
-            drawing = [name for name, policy in CHOOSERS.items() if policy.draws]
+        if self.probability and not CHOOSERS[self.choose].samples:
+            drawing = [name for name, policy in CHOOSERS.items() if policy.samples]
             raise ConfigError(
                 f"probability is for drawing teachers, and choose={self.choose} draws none: leave "
                 f"it out, or draw with choose={' or '.join(drawing)}"

@@ -1,8 +1,8 @@
 """Write a cache for other tools: a safetensors or Parquet file for each part.
 
 Columns are the documents' ids, tokens and labels, and every signal: as it is decoded here, or the
-arrays as they are stored. Rows belong to documents in their order: one each (`example`), or
-`doc_len` (`token`) or `masked_len` (`masked`) of them. Where a signal has a fraction of those,
+arrays as they are stored. Rows belong to documents in their order: one each (`document`), or
+`doc_len` (`token`) or `masked_len` (`selected`) of them. Where a signal has a fraction of those,
 `SIGNAL.kept` numbers them within their document and `SIGNAL.kept_len` counts them.
 """
 
@@ -21,7 +21,7 @@ from kdcache.plans import Array, column_space
 from kdcache.progress import Shown, short, shown
 from kdcache.store import Cache, Place, open_cache
 from kdcache.store.io.durable_writes import occupied, sync_folder, write_synced, writing
-from kdcache.tasks import RowSpace, Subset
+from kdcache.tasks import RowSpace, Subset, stored_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +112,10 @@ def part_columns(cache: Cache, part: int, *, raw: bool) -> dict[str, Column]:
 def _plan_columns(cache: Cache, part: int, docs: Array) -> Iterator[tuple[str, Column]]:
     plan = cache.plan
     names = ["doc_id", "doc_len"]
-    names += filter(None, [] if plan.task.selects else [plan.config.label_kind.column])
-    names += ["masked_len"] if "masked" in plan.rows else []
+    names += filter(None, [] if plan.task.selects else [plan.label_kind.column])
+    names += ["masked_len"] if "selected" in plan.rows else []
     for name in names:
-        yield name, Column(space="example", rows=plan.examples[name][docs])
+        yield name, Column(space="document", rows=plan.per_document[name][docs])
     for name, column in plan.columns.items():
         space = column_space(name)
         start = part * plan.rows[space]
@@ -129,7 +129,7 @@ def _sampled_columns(cache: Cache, docs: Array, signal: str) -> Iterator[tuple[s
         (_, lens), (_, counts) = (cache.plan.spans(docs, s) for s in (space.of, space))
         before = np.repeat(np.cumsum(lens, dtype=np.int64) - lens, counts)
         yield f"{signal}.kept", Column(space=space, rows=cache.sampled_rows(signal, docs) - before)
-        yield f"{signal}.kept_len", Column(space="example", rows=counts)
+        yield f"{signal}.kept_len", Column(space="document", rows=counts)
 
 
 def _decoded(cache: Cache, docs: Array) -> Iterator[tuple[str, Column]]:
@@ -154,7 +154,7 @@ def _metadata(cache: Cache, part: int, raw: bool) -> Json:
 def _safetensors(columns: Columns, metadata: Json) -> bytes:
     from safetensors.numpy import save
 
-    spaces = {name: str(column.space) for name, column in columns.items()}
+    spaces = {name: stored_name(column.space) for name, column in columns.items()}
     description = canonical({**metadata, "spaces": spaces}).decode()
     tensors = {name: np.ascontiguousarray(column.rows) for name, column in columns.items()}
     data: bytes = save(tensors, metadata={"kdcache": description})
@@ -167,14 +167,14 @@ def _parquet(columns: Columns, metadata: Json) -> bytes:
 
     counts: dict[RowSpace, Array] = {"token": columns["doc_len"].rows}
     if "masked_len" in columns:
-        counts["masked"] = columns["masked_len"].rows
+        counts["selected"] = columns["masked_len"].rows
     for name, column in columns.items():
         if name.endswith(".kept"):
             counts[column.space] = columns[f"{name}_len"].rows
     arrays = {}
     for name, column in columns.items():
         values = _rows(pa, column.rows)
-        if column.space != "example":
+        if column.space != "document":
             offsets = np.concatenate([[0], np.cumsum(counts[column.space])]).astype(np.int64)
             values = pa.LargeListArray.from_arrays(offsets, values)
         arrays[name] = values

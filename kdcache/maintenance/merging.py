@@ -242,8 +242,8 @@ def _manifest(sources: Sequence[_Source], objects: Json) -> Json:
                 table["signals"][own] = to_record(own, signal)
         table["shape"] = {**table["shape"], **theirs["shape"]}  # each tells what its signals need
         if not has_configuration(theirs["teacher"]):  # what one of them lacks, nobody vouches for
-            kept = {key: value for key, value in table["teacher"].items() if key not in FUNCTION}
-            table["teacher"] = kept
+            known = {key: value for key, value in table["teacher"].items() if key not in FUNCTION}
+            table["teacher"] = known
     teachers = {PurePosixPath(prefix).name: table for prefix, table in tables.items() if prefix}
     return {
         **{name: oldest[name] for name in ("format", "kind", "plan")},

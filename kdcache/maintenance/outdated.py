@@ -36,16 +36,16 @@ class Made:
     @cached_property
     def config(self) -> Json:
         """The values of its config.json, those of the text model within it before its own."""
-        kept: Any = json.loads(self.cache.file("teacher/config.json"))
-        if not isinstance(kept, dict):
+        config: Any = json.loads(self.cache.file("teacher/config.json"))
+        if not isinstance(config, dict):
             raise DamageError(f"{self.cache.path} keeps no configuration of its teacher")
-        text = kept.get("text_config")
-        return {**kept, **text} if isinstance(text, dict) else kept
+        text = config.get("text_config")
+        return {**config, **text} if isinstance(text, dict) else config
 
     @property
     def classifies(self) -> bool:
         """Whether documents were classified or scored."""
-        return self.cache.plan.task.rows == "example"
+        return self.cache.plan.task.rows == "document"
 
 
 def _many_at_once(made: Made) -> bool:
@@ -83,7 +83,9 @@ def _label_order(made: Made) -> bool:
 def _values_dropped(made: Made) -> bool:
     plan = made.cache.plan
     labelled = plan.config.corpus.get("label_column")
-    return plan.config.problem == "regression" and bool(labelled) and plan.labelled < plan.documents
+    return (
+        plan.config.label_kind == "regression" and bool(labelled) and plan.labelled < plan.documents
+    )
 
 
 FAULTS: dict[str, Callable[[Made], bool]] = {

@@ -13,6 +13,7 @@ from typing import Any
 from kdcache.building.builder import cache_files, is_plan
 from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.errors import ConfigError, DamageError, MismatchError
+from kdcache.labels import LABEL_KINDS
 from kdcache.manifest import Json
 from kdcache.models import Teacher, Tokenizer, classes_of, load_tokenizer
 from kdcache.models.teacher_again import load_same_teacher
@@ -205,7 +206,7 @@ def plan_options(config: PlanConfig) -> PlanOptions:
     options = PlanOptions(
         text_columns=config.corpus["text_columns"],
         label_column=config.corpus["label_column"] or "",
-        label_type=config.label_kind.label_type or "auto",
+        label_type=LABEL_KINDS[config.label_kind].label_type or "auto",
         limit=config.corpus["documents"],
         max_length=config.max_length,
         part_tokens=config.part_tokens,

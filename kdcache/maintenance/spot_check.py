@@ -138,7 +138,7 @@ def spot_check(
 def _hold(cache: Cache, teacher: Teacher, drawn: Docs, advance: Advance) -> Iterator[Figure]:
     """The figures of one teacher, part by part."""
     stored, dtype = stored_fidelity(cache), teacher.identity["dtype"]
-    parts = drawn // cache.plan.rows["example"]
+    parts = drawn // cache.plan.rows["document"]
     for part in np.unique(parts):
         chosen = np.sort(drawn[parts == part])
         for name, stats in _distance(cache, teacher, chosen).items():

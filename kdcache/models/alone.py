@@ -95,7 +95,7 @@ def _require_steady(config: Any, plan: Plan, name: str) -> None:
     if getattr(config, "attention_type", None) != "block_sparse":
         return
     enough = (5 + 2 * config.num_random_blocks) * config.block_size
-    longest = int(plan.examples["doc_len"].max())
+    longest = int(plan.per_document["doc_len"].max())
     if longest > enough:
         raise ModelError(
             f"{name} attends sparsely to documents of more than {enough} tokens, until it has seen "
@@ -107,7 +107,7 @@ def _require_steady(config: Any, plan: Plan, name: str) -> None:
 def _documents(plan: Plan) -> list[Batch]:
     """Documents of rising length, each a batch of its own: whole where such short ones are."""
     docs = plan.docs[:SAMPLE]
-    lens = plan.examples["doc_len"][docs]
+    lens = plan.per_document["doc_len"][docs]
     docs = docs[np.argsort(lens, kind="stable")]
     chosen = []
     for number, length in enumerate(LENGTHS):
@@ -133,7 +133,7 @@ def _cut(batch: Batch, length: int) -> Batch:
         if name in batch
     }
     return Batch(
-        cut | {"masked": torch.tensor(sorted({0, len(positions) // 2, len(positions) - 1}))}
+        cut | {"selected": torch.tensor(sorted({0, len(positions) // 2, len(positions) - 1}))}
     )
 
 
@@ -146,17 +146,17 @@ def _turned(doc: Batch) -> Batch:
 
 def _say(model: Any, task: Task, docs: Sequence[Batch], name: str, hidden: bool) -> list[Outputs]:
     """What a model says of each document of one padded batch."""
-    classifies = task.rows == "example"
+    classifies = task.rows == "document"
     hidden = hidden and "hidden" in readers_of(model)
     batch, taps = _together(docs), [LOGITS, *([Tap("hidden")] if hidden else [])]
     try:
-        found = run(model, batch, taps, task=task if classifies else replace(task, rows="masked"))
+        found = run(model, batch, taps, task=task if classifies else replace(task, rows="selected"))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, LookupError, AssertionError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ModelError(f"{name} cannot be run on a document of the plan: {first}") from error
-    rows = found[LOGITS].split([1 if classifies else len(doc["masked"]) for doc in docs])
+    rows = found[LOGITS].split([1 if classifies else len(doc["selected"]) for doc in docs])
     lengths = [doc["input_ids"].shape[1] for doc in docs]
     layers = [
         layer for layer in found.layers("hidden") if layer.shape[:2] == batch["input_ids"].shape
@@ -174,10 +174,10 @@ def _together(docs: Sequence[Batch]) -> Batch:
         {
             name: torch.cat([_widened(doc[name], width) for doc in docs])
             for name in docs[0]
-            if name != "masked"
+            if name != "selected"
         }
     )
-    batch["masked"] = torch.cat([doc["masked"] + i * width for i, doc in enumerate(docs)])
+    batch["selected"] = torch.cat([doc["selected"] + i * width for i, doc in enumerate(docs)])
     return batch
 
 

@@ -73,22 +73,22 @@ def require_direction(config: Any, task: Task, source: str | Path) -> None:
         )
 
 
-def problem_of(config: Any) -> str | None:
+def problem_type_of(config: Any) -> str | None:
     """What transformers calls the outputs of a classifier; None: its configuration does not say."""
     found: str | None = getattr(config, "problem_type", None)
     return found
 
 
-def require_problem(config: Any, source: str | Path) -> None:
+def require_label_kind(config: Any, source: str | Path) -> None:
     """Raise ModelError for a classifier whose outputs mean nothing that is known.
 
     Where `problem_type` says nothing, one output is a value and several are classes.
     """
-    problem, outputs = problem_of(config), int(config.num_labels)
-    if kind_of(problem, outputs) is None:
+    problem_type, outputs = problem_type_of(config), int(config.num_labels)
+    if kind_of(problem_type, outputs) is None:
         raise ModelError(
-            f"{source} says problem_type={problem} with 1 output, which tells no classes apart: "
-            "where it gives a value, write regression for problem_type in its config.json"
+            f"{source} says problem_type={problem_type} with 1 output, which tells no classes "
+            "apart: where it gives a value, write regression for problem_type in its config.json"
         )
 
 

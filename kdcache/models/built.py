@@ -54,7 +54,7 @@ def _made(cache: Cache, source: str) -> tuple[nn.Module, bool]:
     """A student, and whether it is to get the teacher's embeddings."""
     name, _, text = source.partition(":")
     kind = STUDENTS[one_of("student", name, STUDENTS)]
-    if cache.plan.task.rows != "example":
+    if cache.plan.task.rows != "document":
         raise ConfigError(
             f"--student {name} classifies documents and the cache is for {cache.plan.task}: "
             "choose a checkpoint (--student FOLDER), or teacher layers (--init-from-teacher)"

@@ -187,7 +187,7 @@ class _Given(NamedTuple):
 
 def _given(out: StudentOutput, config: Any, batch: Batch, cache: Cache) -> Iterator[_Given]:
     documents, length = batch["input_ids"].shape
-    per_token = cache.plan.task.rows != "example"
+    per_token = cache.plan.task.rows != "document"
     space = (documents, length) if per_token else (documents,)
     yield _Given(
         LOGITS.name, out.logits, (*space, cache.shape.outputs), "the cache's teacher gives"
@@ -208,7 +208,7 @@ def _given(out: StudentOutput, config: Any, batch: Batch, cache: Cache) -> Itera
 def _documents(cache: Cache, vocabulary: int) -> Batch:
     """The longest and the shortest document, with the largest id there may be among them."""
     docs = cache.plan.docs
-    lengths = cache.plan.examples["doc_len"][docs]
+    lengths = cache.plan.per_document["doc_len"][docs]
     batch = cache.batch(docs[[int(lengths.argmax()), int(lengths.argmin())]], [])
     batch["input_ids"] = batch["input_ids"].clone()
     batch["input_ids"][0, lengths.max() // 2] = vocabulary - 1

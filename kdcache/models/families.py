@@ -18,11 +18,11 @@ def decodes(model_type: str) -> bool:
     return causal and config not in transformers.MODEL_FOR_MASKED_LM_MAPPING
 
 
-ALL: tuple[Space, ...] = ("example", "token", "masked")
+ALL: tuple[Space, ...] = ("document", "token", "selected")
 SWAYED: dict[str, tuple[Space, ...]] = {
     "convbert": ALL,  # its convolutions reach over the mask
-    "funnel": ("masked",),  # pools tokens two by two
-    "xlnet": ("example",),  # reads the last position, a pad or not
+    "funnel": ("selected",),  # pools tokens two by two
+    "xlnet": ("document",),  # reads the last position, a pad or not
     "yoso": ALL,  # hashes all of a batch
 }
 """Families whose models padding changes though they take a mask, and of which rows it does."""

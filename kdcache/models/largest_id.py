@@ -30,7 +30,7 @@ def _first_beyond(plan: Plan, vocabulary: int) -> tuple[int, int] | None:
         return None
     columns: list[tuple[str, Space]] = [("tokens", "token")]
     if plan.task.selects and not plan.task.labelled:  # labels are tokens
-        columns.append(("masked_label", "masked"))
+        columns.append(("masked_label", "selected"))
     for part in range(plan.parts):
         for name, space in columns:
             start = part * plan.rows[space]
@@ -46,4 +46,4 @@ def _document(plan: Plan, part: int, space: Space, row: int) -> int:
     docs = plan.part_docs(part)
     starts, counts = plan.spans(docs, space)
     inside = (starts <= row) & (row < starts + counts)
-    return int(plan.examples["doc_id"][docs[int(inside.argmax())]])
+    return int(plan.per_document["doc_id"][docs[int(inside.argmax())]])

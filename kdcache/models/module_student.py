@@ -111,10 +111,10 @@ def _plain_names(_model: nn.Module, state: Any, prefix: str, _metadata: Any) -> 
 
 def _own_names(model: nn.Module, state: Any, prefix: str, *_: Any) -> None:
     """The other way round, for what a folder or a checkpoint holds."""
-    beside = [name for name, _ in model.named_children() if name + "." != INSIDE]
+    outer = [name for name, _ in model.named_children() if name + "." != INSIDE]
     for name in [name for name in state if name.startswith(prefix)]:
         plain = name.removeprefix(prefix)
-        moved = "" if plain.partition(".")[0] in beside else INSIDE
+        moved = "" if plain.partition(".")[0] in outer else INSIDE
         state[prefix + moved + plain] = state.pop(name)
 
 

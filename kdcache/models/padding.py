@@ -90,17 +90,17 @@ def by_length(batch: Batch) -> list[Piece]:
             for name in ("input_ids", "attention_mask", "token_type_ids")
             if name in batch
         }
-        if "masked" in batch:
-            inputs["masked"] = _masked(batch["masked"], docs, length, mask.shape[1])
+        if "selected" in batch:
+            inputs["selected"] = _selected(batch["selected"], docs, length, mask.shape[1])
         pieces.append(Piece(docs, Batch(inputs)))
     return pieces
 
 
-def _masked(masked: torch.Tensor, docs: torch.Tensor, length: int, width: int) -> torch.Tensor:
+def _selected(selected: torch.Tensor, docs: torch.Tensor, length: int, width: int) -> torch.Tensor:
     """Flat indices into some documents of one length, from those into a batch of that width."""
-    doc = masked // width
-    selected = torch.isin(doc, docs)
-    return torch.searchsorted(docs, doc[selected]) * length + masked[selected] % width
+    doc = selected // width
+    inside = torch.isin(doc, docs)
+    return torch.searchsorted(docs, doc[inside]) * length + selected[inside] % width
 
 
 def joined(
@@ -126,7 +126,7 @@ def joined(
     return Activations(
         values=values,
         mask=batch.mask,
-        masked=batch.get("masked"),
+        selected=batch.get("selected"),
         head=activations[0].head and replace(activations[0].head, hidden=values[HEAD]),
         attention={
             layer: _joined_attention([one.attention[layer] for one in activations], pieces, width)
@@ -150,8 +150,8 @@ def _joined_attention(parts: Sequence[Attention], pieces: Sequence[Piece], width
 
 def _doc_of_row(space: Space, batch: Batch) -> torch.Tensor:
     """Which document of the batch each row of a space is of."""
-    if space == "masked":
-        return batch["masked"] // batch["attention_mask"].shape[1]
+    if space == "selected":
+        return batch["selected"] // batch["attention_mask"].shape[1]
     if space == "token":
         return batch.mask.nonzero()[:, 0]
     return torch.arange(len(batch["input_ids"]), device=batch.mask.device)

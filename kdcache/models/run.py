@@ -37,7 +37,7 @@ EQUAL = "kdcache_equal_lengths"  # attribute of a model whose documents are not 
 def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None) -> Activations:
     """What a transformers model, teacher or student, computes for a batch: exactly the `taps`.
 
-    Logits have exactly the task's rows: one per document, masked position or token. A language
+    Logits have exactly the task's rows: one per document, token or selected token. A language
     model's head runs on those rows only, so [B, L, V] never exists. Where `head` is asked for and
     `logits` are not, it does not run at all. Gradients flow through every tap.
 
@@ -52,7 +52,7 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None)
         model: also inside DistributedDataParallel. Of students trained as one model, the first's
             activations are returned, with those of the others as its peers. Of several heads,
             that of the batch's cache is run.
-        task: whose rows the logits have; None: those of a classifier's documents, of the masked
+        task: whose rows the logits have; None: those of a classifier's documents, of the selected
             positions if the batch has some, or of every token.
 
     Raises:
@@ -97,7 +97,7 @@ def _run(model: Any, space: Space, batch: Batch, taps: Taps) -> Activations:
     return Activations(
         values=values,
         mask=mask,
-        masked=batch.get("masked"),
+        selected=batch.get("selected"),
         head=_unapplied(forward, values),
         attention={layer: call.attention for layer, call in calls.items() if call.values},
     )
@@ -105,8 +105,8 @@ def _run(model: Any, space: Space, batch: Batch, taps: Taps) -> Activations:
 
 def _rows(space: Space, batch: Batch) -> torch.Tensor | None:
     """The rows of a space among B * L; None: a row per document."""
-    if space == "masked":
-        return batch["masked"]
+    if space == "selected":
+        return batch["selected"]
     return batch.mask.flatten().nonzero().squeeze(1) if space == "token" else None
 
 
@@ -126,8 +126,8 @@ def _unapplied(forward: Forward, values: dict[Tap, torch.Tensor]) -> Head | None
 def _space_of(model: Any, batch: Batch) -> Space:
     """The rows that the logits of a model have: only language models name an output layer."""
     if model.get_output_embeddings() is None:
-        return "example"
-    return "masked" if "masked" in batch else "token"
+        return "document"
+    return "selected" if "selected" in batch else "token"
 
 
 _PROVEN: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()

@@ -135,7 +135,7 @@ def _fit(config: Any, spec: StudentSpec, cache: Cache) -> None:
     plan = cache.plan.config
     require_direction(config, cache.plan.task, spec.checkpoint or spec.config or "the student")
     if cache.plan.task.labelled:
-        _set_classes(config, plan.label_kind, plan.classes, cache.shape.outputs)
+        _set_classes(config, cache.plan.label_kind, plan.classes, cache.shape.outputs)
     require_tokens(config, cache)
 
 
@@ -184,7 +184,7 @@ def _shared(cache: Cache, config: Any, spec: StudentSpec) -> Any:
 
 def require_length(student: Any, cache: Cache) -> None:
     """Raise ModelError if a cache has longer documents than a student takes."""
-    limit, longest = most_tokens(student), int(cache.plan.examples["doc_len"].max())
+    limit, longest = most_tokens(student), int(cache.plan.per_document["doc_len"].max())
     if limit is not None and longest > limit:
         raise ModelError(
             f"the student takes {limit} tokens, the cache has documents of {longest}; choose a "
@@ -278,7 +278,7 @@ def _from_teacher(cache: Cache, config: Any, layers: tuple[int, ...]) -> Any:
 
 def _document(cache: Cache) -> Batch:
     """The longest document that takes no time to run; the shortest if all are long."""
-    lengths = cache.plan.examples["doc_len"][cache.plan.docs]
+    lengths = cache.plan.per_document["doc_len"][cache.plan.docs]
     short = np.where(lengths <= COMPARED_TOKENS, lengths, -lengths)
     return cache.batch(cache.plan.docs[[int(short.argmax())]], [])
 

@@ -16,7 +16,7 @@ from kdcache.students import STUDENTS
 
 RECORD = "kdcache_student.json"
 FORMAT = 1
-KEPT = (
+RECORDED = (
     "student",
     "settings",
     "tap_widths",
@@ -28,7 +28,7 @@ KEPT = (
 )
 """What the file holds of a configuration, beside the format and the names of the classes."""
 
-NOT_KEPT = ("trusted", "members", "heads")
+UNRECORDED = ("trusted", "members", "heads")
 MADE_HERE = {"projected": ("kdcache.models.projected", "Projected")}
 """Students that nobody asks for by name: what some losses leave, with the module they are in."""
 
@@ -74,7 +74,7 @@ class StudentConfig(transformers.PretrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """All values but for what a person vouched for, and other configurations."""
         values = super().to_dict()
-        return {name: value for name, value in values.items() if name not in NOT_KEPT}
+        return {name: value for name, value in values.items() if name not in UNRECORDED}
 
     def save_pretrained(self, save_directory: Any, **_: Any) -> None:  # type: ignore[override]  # no pushing
         """Write `kdcache_student.json` into a folder."""
@@ -82,7 +82,7 @@ class StudentConfig(transformers.PretrainedConfig):
         labels = [str(names[i]) for i in range(len(names))]
         record = {
             "format": FORMAT,
-            **{name: getattr(self, name) for name in KEPT},
+            **{name: getattr(self, name) for name in RECORDED},
             "labels": labels,
         }
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
@@ -102,7 +102,7 @@ def read_config(folder: Path, *, trusted: bool) -> StudentConfig:
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{folder / RECORD} is no description of a student: {error}") from error
     labels = dict(enumerate(record["labels"]))
-    values = {name: record[name] for name in KEPT}
+    values = {name: record[name] for name in RECORDED}
     config = StudentConfig(
         **values, id2label=labels, label2id={name: i for i, name in labels.items()}
     )
@@ -118,7 +118,7 @@ def _check(record: Json) -> None:
     for name, kind in kinds.items():
         if not isinstance(record[name], kind):
             raise TypeError(f"{name} is {record[name]!r}")
-    missing = [name for name in KEPT if name not in record]
+    missing = [name for name in RECORDED if name not in record]
     if missing:
         raise KeyError(missing[0])
 

@@ -18,7 +18,7 @@ from kdcache.manifest import Json
 from kdcache.models.auto import (
     auto_class,
     load_config,
-    problem_of,
+    problem_type_of,
     require_direction,
     require_sizes,
     require_token_types,
@@ -206,7 +206,7 @@ def check_fit(teacher: Teacher, plan: Plan, tokens: Tokenizer, own: Tokenizer | 
         )
     who = f"the teacher {teacher.identity['name']}"
     require_ids(plan, vocab, who, "plan with its own tokenizer, or leave the document out")
-    limit, longest = most_tokens(teacher.model), int(plan.examples["doc_len"].max())
+    limit, longest = most_tokens(teacher.model), int(plan.per_document["doc_len"].max())
     if limit is not None and longest > limit:
         raise ModelError(
             f"the teacher takes {limit} tokens, not {longest}; plan with --max-length {limit}"
@@ -233,9 +233,9 @@ def _check_labels(teacher: Teacher, plan: Plan) -> None:
         teacher.identity["classes"],
         plan.config.classes,
     )
-    planned, problem = plan.config.label_kind, problem_of(teacher.model.config)
-    given = kind_of(problem, outputs)
-    if given is not None and not planned.means(problem, outputs):
+    planned, problem_type = plan.label_kind, problem_type_of(teacher.model.config)
+    given = kind_of(problem_type, outputs)
+    if given is not None and not planned.means(problem_type, outputs):
         raise ModelError(
             f"the teacher is a {given.called} ({outputs} outputs), and the plan's labels are for a "
             f"{planned.called}: plan with --label-type {given.label_type}, and the teacher's "

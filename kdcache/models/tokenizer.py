@@ -19,8 +19,8 @@ from kdcache.manifest import Json
 from kdcache.models.auto import (
     has_config,
     load_config,
-    problem_of,
-    require_problem,
+    problem_type_of,
+    require_label_kind,
     unreadable,
 )
 from kdcache.tasks import Task
@@ -256,14 +256,14 @@ def classes_of(source: str | Path, task: Task) -> Outputs:
 def outputs_of(config: Any) -> Outputs:
     """What is known of the outputs of a classifier, by its configuration."""
     count = int(config.num_labels)
-    return Outputs(class_names(config), count, kind_of(problem_of(config), count))
+    return Outputs(class_names(config), count, kind_of(problem_type_of(config), count))
 
 
 def check_classifier(source: str | Path, task: Task) -> None:
     """Raise ModelError where `source` is also a classifier that can be no teacher of a task."""
     config = _classifier(source, task)
     if config is not None:
-        require_problem(config, source)
+        require_label_kind(config, source)
 
 
 def _classifier(source: str | Path, task: Task) -> Any:

@@ -1,7 +1,7 @@
 """Plans: a tokenised corpus in a seeded order, its rows, and batches of it."""
 
 from kdcache.plans.plan import (
-    EXAMPLE_COLUMNS,
+    DOCUMENT_COLUMNS,
     LABEL_DTYPE,
     Array,
     Column,
@@ -10,13 +10,13 @@ from kdcache.plans.plan import (
     PlanConfig,
     column_space,
     cut,
-    example_columns,
+    document_columns,
     part_rows,
     round_up,
 )
 
 __all__ = [
-    "EXAMPLE_COLUMNS",
+    "DOCUMENT_COLUMNS",
     "LABEL_DTYPE",
     "Array",
     "Column",
@@ -25,7 +25,7 @@ __all__ = [
     "PlanConfig",
     "column_space",
     "cut",
-    "example_columns",
+    "document_columns",
     "part_rows",
     "round_up",
 ]

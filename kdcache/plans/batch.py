@@ -12,7 +12,7 @@ from kdcache.errors import ConfigError, DamageError
 from kdcache.labels import known, known_rows
 from kdcache.labels.base import MAX_CLASSES
 from kdcache.plans import Array, Docs, Plan
-from kdcache.tasks import IGNORE_INDEX, Space
+from kdcache.tasks import IGNORE_INDEX, STORED, Space
 
 WEIGHTS = "example_weight"
 """Name of the weights of documents in a batch."""
@@ -40,10 +40,10 @@ class Batch(dict[str, torch.Tensor]):
 
     Always: `docs` [B], `input_ids`, `attention_mask` [B, L] int64. As the task has them:
     `token_type_ids` [B, L]; `labels` [B] class ids or float values, [M] tokens or classes at the
-    selected positions, or [tokens] next tokens; `masked` [M], flat indices into B * L of the
-    selected positions, masked ones or first tokens of words. Signal arrays keep their names in the
-    cache ("logits/ids") and hold one row per document, token or selected position, documents one
-    after the other. Where a signal has but a fraction of them, "logits/kept" [rows] int64 says
+    selected positions, or [tokens] next tokens; `selected` [M], flat indices into B * L of the
+    selected positions: masked tokens, or first tokens of words. Signal arrays keep their names in
+    the cache ("logits/ids") and hold one row per document, token or selected position, documents
+    one after the other. Where a signal has but a fraction of them, "logits/kept" [rows] int64 says
     which, as `Cache.sampled_rows`.
 
     Attributes:
@@ -61,6 +61,8 @@ class Batch(dict[str, torch.Tensor]):
     _source: Batch | None = None  # what it was before it was moved, for sums nobody waits for
 
     def __missing__(self, name: object) -> torch.Tensor:
+        if name == STORED["selected"]:  # its former name
+            return self["selected"]
         if name == 0:  # a collate function that wants single documents
             raise ConfigError(
                 "a Batch is read and padded already; give the DataLoader, or the Trainer as its "
@@ -89,7 +91,7 @@ class Batch(dict[str, torch.Tensor]):
         if self.idle:
             return 0.0
         if rows.padded:
-            positions = self.total(Rows("example")) * self["attention_mask"].shape[1]
+            positions = self.total(Rows("document")) * self["attention_mask"].shape[1]
             tokens = self.total(Rows(rows.space))
             return positions * self.total(rows._replace(padded=False)) / tokens if tokens else 0.0
         if WEIGHTS not in self:
@@ -113,7 +115,7 @@ class Batch(dict[str, torch.Tensor]):
             return len(self[rows.sampled_rows])
         if rows.space == "token":
             return self.tokens
-        return len(self["docs" if rows.space == "example" else "masked"])
+        return len(self["docs" if rows.space == "document" else "selected"])
 
     def _weights(self, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
         """The weight of the document of each row; 0 for a row whose label is asked for in vain."""
@@ -136,8 +138,8 @@ class Batch(dict[str, torch.Tensor]):
         if rows.space == "token":  # a size that is told need not be waited for
             lengths = self["attention_mask"].sum(1)
             values = values.repeat_interleave(lengths, output_size=self.tokens)
-        elif rows.space == "masked":
-            values = values[self["masked"] // self["attention_mask"].shape[1]]
+        elif rows.space == "selected":
+            values = values[self["selected"] // self["attention_mask"].shape[1]]
         return values[self[rows.sampled_rows]] if rows.sampled_rows else values
 
     @property
@@ -167,11 +169,11 @@ def epoch_order(
 
 def length_batches(plan: Plan, docs: Docs, batch_tokens: int) -> Iterator[Docs]:
     """Documents, longest first, in batches of at most `batch_tokens` tokens with padding."""
-    lens: Any = plan.examples["doc_len"][docs]
+    lens: Any = plan.per_document["doc_len"][docs]
     order = docs[np.argsort(-lens, kind="stable")]
     start = 0
     while start < len(order):
-        longest = int(plan.examples["doc_len"][order[start]])
+        longest = int(plan.per_document["doc_len"][order[start]])
         size = max(1, batch_tokens // longest)
         yield order[start : start + size]
         start += size
@@ -196,11 +198,11 @@ def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
         attention_mask=torch.from_numpy(mask.astype(np.int64)),
     )
     if plan.config.tokenizer["type_ids"]:
-        second = np.arange(lens.max())[None, :] >= plan.examples["pair_start"][docs][:, None]
+        second = np.arange(lens.max())[None, :] >= plan.per_document["pair_start"][docs][:, None]
         batch["token_type_ids"] = torch.from_numpy((second & mask).astype(np.int64))
     batch.tokens = len(flat)
     if plan.task.selects:
-        labels = _add_masked(batch, plan, docs, mask.shape[1])
+        labels = _add_selected(batch, plan, docs, mask.shape[1])
         batch.labelled = int(np.count_nonzero(known(labels)))
     elif plan.task.causal:
         labels = _next_tokens(flat, lens)
@@ -215,7 +217,7 @@ def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
 
 def _labels(plan: Plan, docs: Docs) -> Array:
     """The labels of documents as torch takes them: whole numbers are int64."""
-    found = plan.config.label_kind.of(plan.examples, docs)
+    found = plan.label_kind.of(plan.per_document, docs)
     return found if found.dtype.kind == "f" else found.astype(np.int64)
 
 
@@ -225,13 +227,13 @@ def _next_tokens(flat: Array, lens: Array) -> Array:
     return following
 
 
-def _add_masked(batch: Batch, plan: Plan, docs: Docs, width: int) -> Array:
+def _add_selected(batch: Batch, plan: Plan, docs: Docs, width: int) -> Array:
     """Lay the selected positions into a batch; returns a token or a class for each, [M] int64."""
-    starts, counts = plan.spans(docs, "masked")
+    starts, counts = plan.spans(docs, "selected")
     rows = np.repeat(np.arange(len(docs)), counts)
     positions = _read(plan, "masked_position", starts, counts)
-    _require_below(plan.examples["doc_len"][docs][rows], positions, "masked_position")
-    batch["masked"] = torch.from_numpy(rows * width + positions)
+    _require_below(plan.per_document["doc_len"][docs][rows], positions, "masked_position")
+    batch["selected"] = torch.from_numpy(rows * width + positions)
     labels = _read(plan, "masked_label", starts, counts).astype(np.int64)
     if plan.task.labelled:
         most = len(plan.config.classes or ()) or MAX_CLASSES

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from kdcache.labels import LABEL_KINDS, LabelKind, known
 from kdcache.manifest import FORMAT, NAMED, Json, canonical
 from kdcache.plans.subsample import random_below, sampled_count, spread
-from kdcache.tasks import IGNORE_INDEX, TASKS, RowSpace, Space, Subset, Task
+from kdcache.tasks import IGNORE_INDEX, STORED, TASKS, RowSpace, Space, Subset, Task
 
 Array = npt.NDArray[Any]
 Docs = npt.NDArray[np.int64]
@@ -28,7 +28,7 @@ LARGE = 16_384  # beyond this, in multiples of 1,024: an inner chunk must divide
 
 LABEL_DTYPE = "int32"
 """Of the labels that words have, where people label words."""
-EXAMPLE_COLUMNS = {
+DOCUMENT_COLUMNS = {
     "doc_start": "int64",
     "doc_len": "int32",
     "doc_id": "int64",
@@ -45,22 +45,23 @@ of a part."""
 FILL = {"doc_id": -1, "label": IGNORE_INDEX, "value": np.nan}
 
 
-def example_columns(config: PlanConfig) -> dict[str, ExampleColumn]:
-    """The arrays of a plan with a row per document: EXAMPLE_COLUMNS, and labels of several values.
+def document_columns(config: PlanConfig) -> dict[str, DocumentColumn]:
+    """The arrays of a plan with a row per document: DOCUMENT_COLUMNS, and labels of several values.
 
     Empty rows, at the end of a part, hold `fill`.
     """
     found = {
-        name: ExampleColumn(dtype, (), FILL.get(name, 0)) for name, dtype in EXAMPLE_COLUMNS.items()
+        name: DocumentColumn(dtype, (), FILL.get(name, 0))
+        for name, dtype in DOCUMENT_COLUMNS.items()
     }
-    kind = config.label_kind
+    kind = LABEL_KINDS[config.label_kind]
     if kind.wide:
         shape = (len(config.classes or ()),)
-        found[kind.column] = ExampleColumn(kind.dtype, shape, kind.fill())
+        found[kind.column] = DocumentColumn(kind.dtype, shape, kind.fill())
     return found
 
 
-class ExampleColumn(NamedTuple):
+class DocumentColumn(NamedTuple):
     """Type and shape of a row, and what a row without a document holds."""
 
     dtype: str
@@ -77,12 +78,16 @@ class Column(Protocol):
     def __getitem__(self, rows: slice, /) -> Array: ...
 
 
+LABEL_KIND = "problem"
+"""What manifests call the kind of labels."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     """What a plan was made from: equal configurations and corpora give equal plans."""
 
     task: str
-    problem: str  # name of the kind of its labels, see LABEL_KINDS
+    label_kind: str  # name of the kind of its labels, see LABEL_KINDS
     tokenizer: Json  # name, sha256, vocab_size, pad_id, mask_id, type_ids
     corpus: Json  # source, sha256, documents, text_columns, label_column, truncated, classes
     max_length: int
@@ -92,13 +97,15 @@ class PlanConfig:
     views: int = 1
 
     def to_json(self) -> Json:
-        """The configuration as JSON values."""
-        return asdict(self)
+        """The configuration as manifests have it."""
+        names = {"label_kind": LABEL_KIND}
+        return {names.get(name, name): value for name, value in asdict(self).items()}
 
-    @property
-    def label_kind(self) -> LabelKind:
-        """The kind of its labels."""
-        return LABEL_KINDS[self.problem]
+    @classmethod
+    def from_json(cls, record: Json) -> PlanConfig:
+        """Read a configuration back; TypeError for fields that it does not have."""
+        values = dict(record)
+        return cls(label_kind=values.pop(LABEL_KIND), **values)
 
     @property
     def classes(self) -> list[str] | None:
@@ -113,17 +120,17 @@ class Plan:
 
     Attributes:
         rows: rows per part in each space.
-        examples: the arrays of `example_columns`, each [parts * rows["example"], ...].
+        per_document: the arrays of `document_columns`, each [parts * rows["document"], ...].
         columns: `tokens` [parts * rows["token"]]; where the task selects tokens also
             `masked_position` (int32, within the document) and `masked_label`, the token that was
-            there or the class of the word, [parts * rows["masked"]].
+            there or the class of the word, [parts * rows["selected"]].
         format: of the store it lies in; a new plan's is that of new stores.
     """
 
     config: PlanConfig
     parts: int
     rows: Mapping[Space, int]
-    examples: Mapping[str, Array]
+    per_document: Mapping[str, Array]
     columns: Mapping[str, Column] = field(repr=False)
     format: int = FORMAT
 
@@ -132,10 +139,20 @@ class Plan:
         """What the teacher is run for."""
         return TASKS[self.config.task]
 
+    @property
+    def label_kind(self) -> LabelKind:
+        """The kind of its labels."""
+        return LABEL_KINDS[self.config.label_kind]
+
+    @property
+    def stored_rows(self) -> dict[str, int]:
+        """Rows per part in each space, by the names that manifests have for them."""
+        return {STORED[space]: rows for space, rows in self.rows.items()}
+
     @cached_property
     def docs(self) -> npt.NDArray[np.int64]:
-        """Rows of the example space that hold a document (the rest is padding)."""
-        return np.flatnonzero(self.examples["doc_len"]).astype(np.int64)
+        """Rows of the document space that hold a document (the rest is padding)."""
+        return np.flatnonzero(self.per_document["doc_len"]).astype(np.int64)
 
     @property
     def documents(self) -> int:
@@ -145,19 +162,19 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Tokens of all documents, padding left out."""
-        return int(self.examples["doc_len"].sum(dtype=np.int64))
+        return int(self.per_document["doc_len"].sum(dtype=np.int64))
 
     @property
-    def masked(self) -> int:
-        """Masked positions of all documents."""
-        return int(self.examples["masked_len"].sum(dtype=np.int64))
+    def selected(self) -> int:
+        """Selected positions of all documents."""
+        return int(self.per_document["masked_len"].sum(dtype=np.int64))
 
     @property
     def token_types(self) -> int:
         """Token types its documents have: 0 where the tokenizer knows none, 2 for text pairs."""
         if not self.config.tokenizer["type_ids"]:
             return 0
-        return 1 + bool((self.examples["pair_start"] < self.examples["doc_len"]).any())
+        return 1 + bool((self.per_document["pair_start"] < self.per_document["doc_len"]).any())
 
     def part_rows(self, space: RowSpace) -> int:
         """Rows per part in a space, padding included."""
@@ -167,11 +184,11 @@ class Plan:
         """Real rows (padding left out) of a space."""
         if isinstance(space, Subset):
             return self.extent(self.docs, space)
-        return {"example": self.documents, "token": self.tokens, "masked": self.masked}[space]
+        return {"document": self.documents, "token": self.tokens, "selected": self.selected}[space]
 
     def part_docs(self, part: int) -> npt.NDArray[np.int64]:
-        """Rows of the example space that hold the documents of one part."""
-        size = self.rows["example"]
+        """Rows of the document space that hold the documents of one part."""
+        size = self.rows["document"]
         low, high = np.searchsorted(self.docs, [part * size, (part + 1) * size])
         return self.docs[low:high]
 
@@ -179,14 +196,14 @@ class Plan:
         """First row and number of rows of each document in a space."""
         if isinstance(space, Subset):
             return self._subset_spans(docs, space)
-        if space == "example":
+        if space == "document":
             return docs, np.ones(len(docs), np.int64)
         name = "doc" if space == "token" else "masked"
-        return self.examples[f"{name}_start"][docs], self.examples[f"{name}_len"][docs]
+        return self.per_document[f"{name}_start"][docs], self.per_document[f"{name}_len"][docs]
 
     def _subset_spans(self, docs: npt.NDArray[np.int64], space: Subset) -> tuple[Array, Array]:
         starts, counts = self.spans(docs, space.of)
-        part = docs // self.rows["example"]
+        part = docs // self.rows["document"]
         begin = starts - part * self.rows[space.of]
         first, end = (sampled_count(rows, space.fraction) for rows in (begin, begin + counts))
         return part * self.part_rows(space) + first, end - first
@@ -204,27 +221,27 @@ class Plan:
 
     def extent(self, docs: npt.NDArray[np.int64], space: RowSpace) -> int:
         """Rows the documents of one part fill in a space, from the part's first row."""
-        if space == "example":
+        if space == "document":
             return len(docs)
         return int(self.spans(docs, space)[1].sum(dtype=np.int64))
 
     def labels(self, docs: npt.NDArray[np.int64]) -> Array:
         """The labels that people gave the rows which the task's logits have in documents."""
         if not self.task.selects:
-            return self.config.label_kind.of(self.examples, docs)
+            return self.label_kind.of(self.per_document, docs)
         reader: Any = self.columns["masked_label"]
-        found: Array = reader.read(*self.spans(docs, "masked"))
+        found: Array = reader.read(*self.spans(docs, "selected"))
         return found
 
     @cached_property
     def labelled_docs(self) -> npt.NDArray[np.int64]:
-        """Rows of the example space that hold a document with a hard label."""
-        if not self.config.label_kind.column:
+        """Rows of the document space that hold a document with a hard label."""
+        if not self.label_kind.column:
             return self.docs
         rows = known(self.labels(self.docs))
         if not self.task.selects:
             return self.docs[rows]
-        document = np.repeat(np.arange(len(self.docs)), self.examples["masked_len"][self.docs])
+        document = np.repeat(np.arange(len(self.docs)), self.per_document["masked_len"][self.docs])
         return self.docs[np.bincount(document[rows], minlength=len(self.docs)) > 0]
 
     @property
@@ -247,9 +264,9 @@ class Plan:
             config["tokenizer"]["name"] = name
         if form >= NAMED:
             config["tokenizer"].pop("name", None)
-        state = hashlib.sha256(canonical([config, self.parts, dict(self.rows)]))
-        for name in example_columns(self.config):
-            state.update(self.examples[name].tobytes())
+        state = hashlib.sha256(canonical([config, self.parts, self.stored_rows]))
+        for name in document_columns(self.config):
+            state.update(self.per_document[name].tobytes())
         for name in sorted(self.columns):
             for part in range(self.parts):
                 size = self.rows[column_space(name)]
@@ -257,10 +274,10 @@ class Plan:
         return state.hexdigest()
 
     def __repr__(self) -> str:
-        masked = f", {self.masked:,} {self.task.selected}" if self.masked else ""
+        selected = f", {self.selected:,} {self.task.selected}" if self.selected else ""
         return (
             f"<Plan {self.config.task}: {self.documents:,} documents, {self.tokens:,} tokens"
-            f"{masked}, {self.parts} part{'s' if self.parts != 1 else ''}, "
+            f"{selected}, {self.parts} part{'s' if self.parts != 1 else ''}, "
             f"sha256 {self.sha256[:12]}>"
         )
 
@@ -274,7 +291,7 @@ def part_rows(rows: Mapping[Space, int], space: RowSpace) -> int:
 
 def column_space(name: str) -> Space:
     """The row space a plan column lives in."""
-    return "token" if name == "tokens" else "masked"
+    return "token" if name == "tokens" else "selected"
 
 
 def round_up(rows: int) -> int:

@@ -12,10 +12,10 @@ from kdcache.tasks import Space
 
 
 def document_keys(plan: Plan) -> Iterator[tuple[int, bytes]]:
-    """Each document's row and a digest of what a model is given: tokens and masked positions."""
+    """Each document's row and a digest of what a model is given: tokens and selected positions."""
     columns: list[tuple[str, Space]] = [("tokens", "token")]
-    if "masked" in plan.rows:
-        columns.append(("masked_position", "masked"))
+    if "selected" in plan.rows:
+        columns.append(("masked_position", "selected"))
     for part in range(plan.parts):
         docs = plan.part_docs(part)
         states = [hashlib.blake2b(digest_size=16) for _ in docs]
@@ -43,11 +43,11 @@ def _rows(plan: Plan, part: int, name: str, space: Space) -> Array:
 
 def _unmask(tokens: Array, plan: Plan, docs: Docs, part: int) -> None:
     """Put the tokens that masked positions held back to where they were."""
-    counts = plan.spans(docs, "masked")[1]
+    counts = plan.spans(docs, "selected")[1]
     filled = int(counts.sum())  # documents of a part lie one after the other
-    within = _rows(plan, part, "masked_position", "masked")[:filled]
+    within = _rows(plan, part, "masked_position", "selected")[:filled]
     starts = plan.spans(docs, "token")[0] - part * plan.rows["token"]
-    tokens[np.repeat(starts, counts) + within] = _rows(plan, part, "masked_label", "masked")[
+    tokens[np.repeat(starts, counts) + within] = _rows(plan, part, "masked_label", "selected")[
         :filled
     ]
 

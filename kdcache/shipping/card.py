@@ -42,11 +42,11 @@ def write_card(folder: Path, name: str, report: Json) -> None:
 
 def _summary(report: Json) -> str:
     what = f"A {LABEL_KINDS[report['problem']].called}"
-    says = f": {', '.join(report['labels'])}" if len(report["labels"]) > 1 else ""
+    labels = f": {', '.join(report['labels'])}" if len(report["labels"]) > 1 else ""
     kind = "weights and embeddings in 8 bits" if report["int8"] else "weights in float32"
     fidelity = report["fidelity"]
     return (
-        f"{what}{says}: {report['parameters']:,} parameters, {kind}, "
+        f"{what}{labels}: {report['parameters']:,} parameters, {kind}, "
         f"{report['model_bytes'] / 1e6:.1f} MB of ONNX, texts of up to {report['max_length']} "
         f"tokens. In float32 its logits differ from those of the torch model by "
         f"{fidelity['difference']:.1g} at most, on {fidelity['texts']} texts alone and in padded "

@@ -44,7 +44,7 @@ class Documents:
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
         """Tokens of each document, [documents]."""
-        lengths: npt.NDArray[np.int32] = self.plan.examples["doc_len"][self.plan.docs]
+        lengths: npt.NDArray[np.int32] = self.plan.per_document["doc_len"][self.plan.docs]
         return lengths
 
 
@@ -84,7 +84,7 @@ def read_documents(
         limit=options.get("limit"),
     )
     found = [(document.text, document.pair) for document in corpus]
-    rows = [found[row] for row in plan.examples["doc_id"][plan.docs]]
+    rows = [found[row] for row in plan.per_document["doc_id"][plan.docs]]
     pairs = [pair or "" for _, pair in rows] if len(columns) > 1 else None
     return Documents(plan, [text for text, _ in rows], pairs)
 

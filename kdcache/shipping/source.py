@@ -23,7 +23,7 @@ from kdcache.evaluation.scoring import forward, require_finite, require_fit, set
 from kdcache.labels import kind_of
 from kdcache.manifest import Json
 from kdcache.models import Teacher, Tokenizer, load_config, load_teacher, load_tokenizer
-from kdcache.models.auto import problem_of, require_problem
+from kdcache.models.auto import problem_type_of, require_label_kind
 from kdcache.models.padding import pad_of
 from kdcache.models.teacher import most_tokens
 from kdcache.models.tokenizer import UNBOUNDED, load_plain
@@ -75,7 +75,7 @@ def require_classifier(folder: str | Path) -> None:
             f"(models for {able}): serve it as it is with transformers or a server for language "
             "models"
         )
-    require_problem(load_config(folder), folder)
+    require_label_kind(load_config(folder), folder)
 
 
 def load_source(
@@ -157,7 +157,7 @@ def _settings(model: Teacher, tokenizer: Tokenizer, length: int) -> Json:
             "pad_token_id into its config.json"
         )
     count = int(config.num_labels)
-    kind = kind_of(problem_of(config), count)
+    kind = kind_of(problem_type_of(config), count)
     assert kind is not None  # `require_classifier` has asked
     return {
         "problem": kind.name,

@@ -13,7 +13,7 @@ import torch
 from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json
 from kdcache.signals.codecs.linear_file import Linear
-from kdcache.signals.taps import POSITIONS, Activations, ModelSizes, Tap
+from kdcache.signals.taps import POSITIONS, Activations, ModelSizes, Tap, positions_of
 from kdcache.tasks import TASKS, RowSpace, Space, Subset, Task, axis_of
 
 Arrays = dict[str, torch.Tensor]
@@ -225,9 +225,9 @@ def row_space(what: str, space: Space, fraction: float) -> RowSpace:
     """
     if fraction == 1:
         return space
-    if space == "example":
+    if space == "document":
         raise ConfigError(
-            f"fraction={fraction:g} of {what} is for rows of tokens or masked positions; here a "
+            f"fraction={fraction:g} of {what} is for rows of tokens or selected positions; here a "
             "document has a single row: leave fraction out"
         )
     return Subset(space, fraction)
@@ -256,10 +256,12 @@ def check_positions(positions: str, task: Task) -> Space:
 
 def settings_text(values: Mapping[str, Any], between: str = ",") -> str:
     """Settings as `--signal` takes them, such as layers=2-4,dtype=int8; None is left out."""
+    given = {name: value for name, value in values.items() if value is not None}
+    if "positions" in given:
+        given["positions"] = positions_of(given["positions"])
     return between.join(
         f"{name}={'-'.join(map(str, value)) if isinstance(value, list | tuple) else value}"
-        for name, value in values.items()
-        if value is not None
+        for name, value in given.items()
     )
 
 

@@ -22,7 +22,15 @@ from kdcache.signals.base import (
 )
 from kdcache.signals.codecs.linear_file import LinearFile, most_bytes, save
 from kdcache.signals.codecs.quantised import LayerRows, RowCodec
-from kdcache.signals.taps import OTHER_NAMES, POSITIONS, TAP_KINDS, Activations, ModelSizes, Tap
+from kdcache.signals.taps import (
+    POSITIONS,
+    TAP_KINDS,
+    Activations,
+    ModelSizes,
+    Tap,
+    positions_of,
+    stored_positions,
+)
 from kdcache.tasks import RowSpace, Task
 
 SILENT = (("compress", "none"), ("fraction", 1.0))
@@ -76,6 +84,8 @@ class DocumentVectors:
         chosen = {name: value for name, value in values.items() if (name, value) not in SILENT}
         if "layers" in chosen:
             chosen["layers"] = list(chosen["layers"])
+        if "positions" in chosen:
+            chosen["positions"] = stored_positions(chosen["positions"])
         return chosen | {"codec": self.codec}
 
     def check(self, task: Task, shape: ModelSizes) -> None:
@@ -85,9 +95,9 @@ class DocumentVectors:
 
     def space(self, task: Task) -> RowSpace:
         """Where its rows lie; ConfigError if the task has none there."""
-        if task.rows != "example":
+        if task.rows != "document":
             raise ConfigError(f"{self.kind} is what a classifier reads; the task is {task}")
-        return "example"
+        return "document"
 
     def taps(self) -> tuple[Tap, ...]:
         """All that is stored."""
@@ -151,8 +161,8 @@ class DocumentVectors:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenVectors(DocumentVectors):
-    """A vector for each token at `positions`: the first, their mean, all, or selected ones, which
-    are also called masked.
+    """A vector for each token at `positions`: cls, the first; mean, over all; all; or selected,
+    those that the task selects, which manifests call masked.
 
     `fraction` keeps that share of the positions, spread over every document (docs/decisions/0014).
     """
@@ -161,7 +171,7 @@ class TokenVectors(DocumentVectors):
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "positions", OTHER_NAMES.get(self.positions, self.positions))
+        object.__setattr__(self, "positions", positions_of(self.positions))
         super().__post_init__()
         one_of(f"positions of {self.kind}", self.positions, POSITIONS)
         check_fraction(self.kind, self.fraction)

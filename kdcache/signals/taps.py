@@ -12,17 +12,27 @@ from typing import Any, Literal
 import torch
 
 from kdcache.errors import ConfigError
-from kdcache.tasks import RowSpace, Space, Subset, Task
+from kdcache.tasks import STORED, RowSpace, Space, Subset, Task
 
 POSITIONS: dict[str, Space] = {
-    "cls": "example",
-    "mean": "example",
+    "cls": "document",
+    "mean": "document",
     "all": "token",
-    "masked": "masked",
+    "selected": "selected",
 }
 """Which tokens of a document are stored, and the row space they make."""
-OTHER_NAMES = {"selected": "masked"}
-"""What positions are called beside their names in manifests, which masked-lm has given them."""
+OTHER_NAMES = {STORED["selected"]: "selected"}
+"""What positions may also be called: their names in manifests, which masked-lm has given them."""
+
+
+def positions_of(name: str) -> str:
+    """Positions by their name, given that or what they are called in manifests."""
+    return OTHER_NAMES.get(name, name)
+
+
+def stored_positions(positions: str) -> str:
+    """What manifests call positions."""
+    return next((old for old, name in OTHER_NAMES.items() if name == positions), positions)
 
 
 @total_ordering
@@ -32,7 +42,7 @@ class Tap:
 
     | name         | layer  | shape                | what it is                                    |
     |--------------|--------|----------------------|-----------------------------------------------|
-    | `logits`     |        | [rows, outputs]      | a row per document, masked position or token  |
+    | `logits`     |        | [rows, outputs]      | a row per document, token or selected token  |
     | `head`       |        | [rows, H]            | what a language model's output layer reads    |
     | `hidden`     | 0 to N | [B, L, H]            | hidden states; layer 0: the embedding output  |
     | `embeddings` |        | [B, L, H]            | the same as layer 0 of `hidden`               |
@@ -233,7 +243,7 @@ class Activations:
     Attributes:
         values: the tensors that were asked for; `Tap` says their shapes.
         mask: [B, L] bool, True where there is a token.
-        masked: flat indices into B * L of the masked positions, for masked-lm.
+        selected: flat indices into B * L of the positions that the task selects, if it does.
         head: where `head` was asked for, that and the weights it would have met.
         attention: by layer, how queries and keys make scores, where one of them was asked for.
         peers: what the students computed that are trained with this one.
@@ -241,7 +251,7 @@ class Activations:
 
     values: Mapping[Tap, torch.Tensor]
     mask: torch.Tensor
-    masked: torch.Tensor | None = None
+    selected: torch.Tensor | None = None
     head: Head | None = None
     attention: Mapping[int, Attention] = field(default_factory=dict)
     peers: tuple[Activations, ...] = ()
@@ -283,10 +293,10 @@ class Activations:
         states = self.states(tap)
         if states.dim() == 2:
             return states
-        return select(states, positions, self.mask, self.masked)
+        return select(states, positions, self.mask, self.selected)
 
     def at_rows(self, task: Task, space: RowSpace, rows: torch.Tensor | None) -> Activations:
-        """These at the rows of a subset of a space: `mask` or `masked` has only those.
+        """These at the rows of a subset of a space: `mask` or `selected` has only those.
 
         `rows` [n] int64 are numbers among all rows of the batch, as `Plan.sampled_rows` gives them.
         Where `space` is no subset nothing changes.
@@ -294,7 +304,7 @@ class Activations:
         if not isinstance(space, Subset):
             return self
         assert rows is not None, "which rows a subset keeps is to be read with it"
-        chosen = of_subset(self.mask, self.masked, space, rows)
+        chosen = of_subset(self.mask, self.selected, space, rows)
         if task.rows != space.of:
             return replace(self, **chosen)
         values = {
@@ -306,9 +316,9 @@ class Activations:
 
 
 def select(
-    hidden: torch.Tensor, positions: str, mask: torch.Tensor, masked: torch.Tensor | None
+    hidden: torch.Tensor, positions: str, mask: torch.Tensor, selected: torch.Tensor | None
 ) -> torch.Tensor:
-    """Rows of a layer [B, L, H] at `positions`: [B, H], [tokens, H] or [masked, H].
+    """Rows of a layer [B, L, H] at `positions`: [B, H], [tokens, H] or [selected, H].
 
     Means are float32 at least: what half precision holds of a token it need not hold of their sum.
     """
@@ -320,18 +330,18 @@ def select(
         return (hidden.to(wide) * weights).sum(1) / weights.sum(1)
     if positions == "all":
         return hidden[mask]
-    if masked is None:
-        raise ConfigError("positions=masked needs a task that selects tokens, such as masked-lm")
-    return hidden.flatten(0, 1)[masked]
+    if selected is None:
+        raise ConfigError("positions=selected needs a task that selects tokens, such as masked-lm")
+    return hidden.flatten(0, 1)[selected]
 
 
 def of_subset(
-    mask: torch.Tensor, masked: torch.Tensor | None, space: Subset, rows: torch.Tensor
+    mask: torch.Tensor, selected: torch.Tensor | None, space: Subset, rows: torch.Tensor
 ) -> dict[str, Any]:
-    """`mask` [B, L], or `masked`, with no more than the `rows` of a subset, by its name."""
+    """`mask` [B, L], or `selected`, with no more than the `rows` of a subset, by its name."""
     if space.of == "token":
         flat = mask.flatten().nonzero().squeeze(1)[rows]
         mask_of_rows = torch.zeros_like(mask).flatten().index_fill(0, flat, True)
         return {"mask": mask_of_rows.view_as(mask)}
-    assert masked is not None
-    return {"masked": masked[rows]}
+    assert selected is not None
+    return {"selected": selected[rows]}

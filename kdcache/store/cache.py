@@ -14,7 +14,7 @@ import torch
 
 from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError, one_of
 from kdcache.manifest import Json, digest
-from kdcache.plans import Array, Docs, Plan, example_columns
+from kdcache.plans import Array, Docs, Plan, document_columns
 from kdcache.plans.batch import Batch, collate, epoch_order
 from kdcache.signals import (
     FEATURES,
@@ -44,7 +44,7 @@ from kdcache.store.format.compressed_reader import reader_of, stored_bytes
 from kdcache.store.format.manifest_schema import (
     ManifestSchema,
     check_counts,
-    check_examples,
+    check_documents,
     check_parts,
     plan_specs,
     read_schema,
@@ -75,20 +75,20 @@ def open_plan(path: Place) -> Plan:
 def _plan(root: Root, schema: ManifestSchema, objects: Mapping[str, Json]) -> Plan:
     check_parts(schema, objects, root)
     committed = PlanFingerprints(objects, root)
-    columns, examples = {}, {}
-    documents = example_columns(schema.config)
+    columns, per_document = {}, {}
+    documents = document_columns(schema.config)
     for spec in plan_specs(schema.plan):
         layout = read_layout(root, spec.name, schema.parts, objects)
         schema.require_fit(layout, spec, root)
         name, reader = spec.name.removeprefix("plan/"), ArrayReader(root, layout, committed)
         if name in documents:
             reader.require_whole()
-            examples[name] = reader[0 : layout.shape[0]]
+            per_document[name] = reader[0 : layout.shape[0]]
         else:
             columns[name] = reader
-    plan = dataclasses.replace(schema.plan, examples=examples, columns=columns)
+    plan = dataclasses.replace(schema.plan, per_document=per_document, columns=columns)
     outputs = None if schema.shape is None else schema.shape.outputs
-    check_examples(plan, root, outputs)
+    check_documents(plan, root, outputs)
     check_counts(schema, plan, root)
     return plan
 
@@ -108,7 +108,7 @@ def open_cache(path: Place, *, teacher: str | None = None) -> Cache:
 class Cache:
     """A cache on disk: a plan and, for each of its documents, outputs of the teacher.
 
-    A document is named by its row in the example space (`plan.docs` lists them). Rows come back in
+    A document is named by its row in the document space (`plan.docs` lists them). Rows come back in
     the order of the documents asked for. Of a merged cache one teacher is seen; arrays and files
     have the names they had where they came from. Seen as its first, rows of the others' arrays are
     read under the names they have in the store, "teachers/NAME/logits/values".
@@ -309,8 +309,9 @@ class Cache:
         return self.spaces[self.arrays_of(signal)[0]]
 
     def sampled_rows(self, signal: str, docs: Docs) -> Array:
-        """Which of the documents' tokens or masked positions a signal has a row for: their numbers,
-        counted over all of `docs`, one document after the other. All of them without `fraction`.
+        """Which of the documents' tokens or selected positions a signal has a row for: their
+        numbers, counted over all of `docs`, one document after the other. All of them without
+        `fraction`.
         """
         return self.plan.sampled_rows(np.asarray(docs, np.int64), self.space_of(signal))
 
@@ -357,7 +358,7 @@ class Cache:
         """
         decoded: SoftLabels | TeacherOutputs = self.stored(docs, LOGITS)
         if isinstance(decoded, TeacherOutputs):
-            kind = self.plan.config.label_kind.called
+            kind = self.plan.label_kind.called
             raise ConfigError(
                 f"{self.path}: the teacher is a {kind}, which gives no probabilities that sum to "
                 "one: read its outputs with stored(docs, LOGITS).values"
@@ -467,11 +468,11 @@ def newer_layouts(root: Root, schema: ManifestSchema, objects: Mapping[str, Json
 
 
 def require_documents(plan: Plan, docs: Docs) -> None:
-    """ConfigError for rows of the example space that hold no document.
+    """ConfigError for rows of the document space that hold no document.
 
     Those of padding hold zeros that look like outputs of a teacher: they are not for reading.
     """
-    lens = plan.examples["doc_len"]
+    lens = plan.per_document["doc_len"]
     inside = (docs >= 0) & (docs < len(lens))
     wrong = docs[~inside] if not inside.all() else docs[lens[docs] == 0]
     if len(wrong):

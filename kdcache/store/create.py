@@ -47,10 +47,10 @@ def plan_record(plan: Plan) -> Json:
         "plan": {
             "sha256": plan.sha256 if plan.format >= NAMED else plan.sha256_in(FORMAT),
             "parts": plan.parts,
-            "rows": dict(plan.rows),
+            "rows": plan.stored_rows,
             "documents": plan.documents,
             "tokens": plan.tokens,
-            "masked": plan.masked,
+            "masked": plan.selected,
             "config": plan.config.to_json(),
         },
     }
@@ -268,7 +268,7 @@ def plan_commit(manifest: Json, objects: Mapping[str, Json]) -> Json:
 
 def _column(plan: Plan, array: str) -> Column | Array:
     name = array.removeprefix("plan/")
-    return plan.examples[name] if name in plan.examples else plan.columns[name]
+    return plan.per_document[name] if name in plan.per_document else plan.columns[name]
 
 
 def write_column(root: Path, layout: Layout, plan: Plan) -> dict[str, Json]:

@@ -4,12 +4,14 @@ from kdcache.errors import one_of
 from kdcache.tasks.base import (
     IGNORE_INDEX,
     ROW_AXIS,
+    STORED,
     Entry,
     RowSpace,
     Space,
     Subset,
     Task,
     axis_of,
+    stored_name,
 )
 from kdcache.tasks.causal_lm import CAUSAL_LM
 from kdcache.tasks.masked_lm import MASKED_LM
@@ -19,6 +21,7 @@ from kdcache.tasks.token_classification import TOKEN_CLASSIFICATION
 __all__ = [
     "IGNORE_INDEX",
     "ROW_AXIS",
+    "STORED",
     "TASKS",
     "Entry",
     "RowSpace",
@@ -27,6 +30,7 @@ __all__ = [
     "Task",
     "as_task",
     "axis_of",
+    "stored_name",
 ]
 
 TASKS: dict[str, Task] = {

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from kdcache.models import Tokenizer
     from kdcache.plans import PlanConfig
 
-Space = Literal["example", "token", "masked"]
-"""`example`: a row per document; `token`: a row per token; `masked`: a row per masked position."""
+Space = Literal["document", "token", "selected"]
+"""A row per document, per token, or per token that the task selects."""
+
+STORED: dict[Space, str] = {"document": "example", "token": "token", "selected": "masked"}
+"""What manifests, and the identity of a plan, call the spaces: as their first version did."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,14 @@ class Subset:
 RowSpace = Space | Subset
 """What the rows of an array belong to."""
 
-ROW_AXIS: dict[Space, str] = {"example": "document", "token": "token", "masked": "masked"}
+ROW_AXIS: dict[Space, str] = {**STORED, "document": "document"}
+"""What the dimension is called that the rows of a space make."""
+
+
+def stored_name(space: RowSpace) -> str:
+    """What exported files call a space."""
+    name = STORED[space.of if isinstance(space, Subset) else space]
+    return f"{name}:fraction={space.fraction}" if isinstance(space, Subset) else name
 
 
 def axis_of(space: RowSpace) -> str:
@@ -173,12 +183,12 @@ class Task:
     @property
     def selects(self) -> bool:
         """Whether it has rows of selected tokens."""
-        return self.rows == "masked"
+        return self.rows == "selected"
 
     @property
     def spaces(self) -> tuple[Space, ...]:
         """The spaces its rows may lie in."""
-        return ("example", "token", *(("masked",) if self.selects else ()))
+        return ("document", "token", *(("selected",) if self.selects else ()))
 
     def own(self, values: Any) -> dict[str, Any]:
         """Those options of a plan that only some tasks have, read from its configuration."""

@@ -45,7 +45,7 @@ MASKED_LM = Task(
     name="masked-lm",
     auto="AutoModelForMaskedLM",
     heads=("ForMaskedLM",),
-    rows="masked",
+    rows="selected",
     kinds=("tokens",),
     signals=("logits:topk,k=64",),
     pipeline="fill-mask",

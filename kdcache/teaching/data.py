@@ -31,7 +31,7 @@ SHOWN = 4
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents of a plan, by their rows in its example space."""
+    """Documents of a plan, by their rows in its document space."""
 
     plan: Plan = field(repr=False)
     docs: Docs
@@ -42,7 +42,7 @@ class Documents:
     @property
     def kind(self) -> LabelKind:
         """The kind of the labels."""
-        return self.plan.config.label_kind
+        return self.plan.label_kind
 
     @property
     def teaching(self) -> Teaching:
@@ -53,7 +53,7 @@ class Documents:
     @cached_property
     def labels(self) -> Array:
         """The labels of the documents, [N, ...], as their kind has them."""
-        return np.asarray(self.kind.of(self.plan.examples, self.docs))
+        return np.asarray(self.kind.of(self.plan.per_document, self.docs))
 
     @property
     def classes(self) -> Docs:
@@ -146,7 +146,7 @@ def _plan(
     known = UNKNOWN
     if classes:
         names = classes.config.classes
-        known = Outputs(names, len(names or [0]), classes.config.label_kind)
+        known = Outputs(names, len(names or [0]), classes.label_kind)
     made = make_plan(
         corpus,
         tokenizer,
@@ -170,7 +170,7 @@ def _known(plan: Plan, dev: Any, options: PlanOptions) -> PlanOptions:
     labels = label_columns(corpus["label_column"])
     if labels and set(labels) <= set(columns):
         known["label_column"] = labels
-    known["label_type"] = plan.config.label_kind.label_type or "auto"
+    known["label_type"] = plan.label_kind.label_type or "auto"
     return known
 
 

@@ -50,7 +50,7 @@ def load_encoder(
     Raises ModelError if it cannot be loaded, lacks weights of the encoder itself, or does not take
     the documents of `plans`.
     """
-    _set_labels(config, names, plans[0].config.label_kind)
+    _set_labels(config, names, plans[0].label_kind)
     options = {
         "config": config,
         "dtype": torch.float32,

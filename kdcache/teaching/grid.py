@@ -174,7 +174,7 @@ class Grid:
         points: list[Any] = [{k: v for k, v in p.items() if k != "weights"} for p in run.finished]
         return {
             "task": train.plan.task.name,
-            "problem": train.plan.config.problem,
+            "problem": train.plan.config.label_kind,
             "classes": names,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "encoder": {

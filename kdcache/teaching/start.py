@@ -173,7 +173,7 @@ def _batches(model: Any, documents: Documents) -> Iterator[Docs]:
     if not getattr(model, EQUAL, False):
         yield from batches_of(documents)
         return
-    lengths = documents.plan.examples["doc_len"][documents.docs]
+    lengths = documents.plan.per_document["doc_len"][documents.docs]
     for length in np.unique(lengths):
         yield from batches_of(documents.of(lengths == length))
 

@@ -53,9 +53,9 @@ class PlannedDocuments(Dataset[Batch]):
         self.epoch = epoch
 
     def batches(self) -> Iterator[list[int]]:
-        """Rows of the plan's example space, batch by batch."""
+        """Rows of the plan's document space, batch by batch."""
         docs = self.documents.docs
-        lengths = self.documents.plan.examples["doc_len"][docs]
+        lengths = self.documents.plan.per_document["doc_len"][docs]
         order = document_order(
             len(docs),
             seed=self.seed,

@@ -37,10 +37,10 @@ class DevSet:
 
     Attributes:
         plan: where they lie.
-        docs: [D] int64, their rows in its example space; labelled ones.
+        docs: [D] int64, their rows in its document space; labelled ones.
         metric: what the student is chosen by.
         source: where they come from, in words.
-        left_out: rows of the cache's example space that are not trained on.
+        left_out: rows of the cache's document space that are not trained on.
         same: how many of those are left out for their text alone.
         texts: what tells a document with the text of one of these.
     """
@@ -128,7 +128,7 @@ def _held_out(share: float, cache: Cache, docs: Docs, seed: int) -> DevSet:
     """A share of the labelled rows of the corpus, with all views and windows of each."""
     plan = cache.plan
     labelled = np.intersect1d(docs, plan.labelled_docs)
-    rows = np.unique(plan.examples["doc_id"][labelled])
+    rows = np.unique(plan.per_document["doc_id"][labelled])
     count = round(share * len(rows))
     if count == 0:
         raise ConfigError(
@@ -136,7 +136,7 @@ def _held_out(share: float, cache: Cache, docs: Docs, seed: int) -> DevSet:
             "share, or a file (--dev)"
         )
     drawn = np.random.default_rng((seed, SPLIT)).permutation(rows)[:count]
-    held = labelled[np.isin(plan.examples["doc_id"][labelled], drawn)]
+    held = labelled[np.isin(plan.per_document["doc_id"][labelled], drawn)]
     keys = dict(text_keys(plan))
     texts = frozenset(keys[doc] for doc in held.tolist())
     same = np.setdiff1d(_with_text(texts, keys, docs), held)

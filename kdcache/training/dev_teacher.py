@@ -94,14 +94,14 @@ def _lacks_rows(dev: DevSet, cache: Cache, rows: dict[int, int]) -> bool:
 
 def _cached_score(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json:
     """The score of the soft labels that the cache holds."""
-    if dev.plan.config.label_kind.compare is not None:
+    if dev.plan.label_kind.compare is not None:
         return {"value": _of_outputs(dev, cache, rows), "source": FROM_CACHE}
     if dev.plan.task.metric(dev.plan.config.classes or []):
         return {"value": _of_rows(dev, cache, rows), "source": FROM_CACHE}
     found, exact = [], True
     for docs in length_batches(dev.plan, dev.docs, BUDGET):
         held = _held(rows, docs)
-        values, whole = SCORES[dev.plan.config.problem](dev.plan, cache, docs, held)
+        values, whole = SCORES[dev.plan.config.label_kind](dev.plan, cache, docs, held)
         found.append(values)
         exact = exact and whole
     score: Json = {"value": float(np.concatenate(found).mean()), "source": FROM_CACHE}

@@ -98,7 +98,7 @@ class CachedDocuments(Dataset[Batch]):
         epoch: epoch whose order places count in.
         batch: documents of one training step over all ranks.
         window: batches among which documents are sorted by length; 0: they are not.
-        docs: rows of the plan's example space that are read; by default all documents.
+        docs: rows of the plan's document space that are read; by default all documents.
         rank, ranks: which part of every batch this process reads, of how many.
         skip: batches at the start of `epoch` that are left out: those a resumed run has seen.
         drop_last: leave out the documents that do not fill a batch. Else they are shared among
@@ -166,7 +166,7 @@ class CachedDocuments(Dataset[Batch]):
         return self.read(order[chosen])
 
     def read(self, docs: Sequence[int] | Docs) -> Batch:
-        """The batch of documents named by their rows in the plan's example space."""
+        """The batch of documents named by their rows in the plan's document space."""
         return self.cache.batch(np.asarray(docs, np.int64), self.arrays)
 
     def turn(self, docs: Sequence[int]) -> Batch:
@@ -196,13 +196,13 @@ class CachedDocuments(Dataset[Batch]):
 
     @property
     def order(self) -> Docs:
-        """Documents (rows of the plan's example space) in the order of the epoch, this rank's."""
+        """Documents (rows of the plan's document space) in the order of the epoch, this rank's."""
         order = document_order(
             len(self.docs),
             seed=self.seed,
             epoch=self.epoch,
             batch=self.batch,
-            lengths=self.cache.plan.examples["doc_len"][self.docs],
+            lengths=self.cache.plan.per_document["doc_len"][self.docs],
             window=self.window,
         )
         return self.docs[self._share(order)]

@@ -18,9 +18,9 @@ def idle_parameters(
     """What is trained and has no part in a step of a cache: heads and maps of other caches."""
     maps = {id(p): p for one in objectives for p in one.projections.parameters()}
     own = {id(parameter) for parameter in objectives[turn].projections.parameters()}
-    beside = [parameter for key, parameter in maps.items() if key not in own]
+    others = [parameter for key, parameter in maps.items() if key not in own]
     heads = model.idle(turn) if isinstance(model, HeadsModel) else []
-    return [parameter for parameter in (*heads, *beside) if parameter.requires_grad]
+    return [parameter for parameter in (*heads, *others) if parameter.requires_grad]
 
 
 class LeaveIdle(transformers.TrainerCallback):

@@ -114,7 +114,7 @@ class MixedDocuments(Dataset[Batch]):
         self.sets, self.mix, self.seed, self.window = list(sets), mix, seed, window
         self.epoch, self.batch, self.epochs = 0, 1, 1
         self.batches = StepBatches
-        sizes = [len(one.cache.plan.examples["doc_len"]) for one in sets]
+        sizes = [len(one.cache.plan.per_document["doc_len"]) for one in sets]
         self.starts = np.cumsum([0, *sizes])
 
     def __len__(self) -> int:
@@ -182,7 +182,7 @@ class MixedDocuments(Dataset[Batch]):
             )
         ]
         if self.window:
-            lengths: Array = one.cache.plan.examples["doc_len"][chosen]
+            lengths: Array = one.cache.plan.per_document["doc_len"][chosen]
             order = {"seed": self.seed, "epoch": self.epoch, "batch": self.batch}
             chosen = chosen[document_order(count, lengths=lengths, window=self.window, **order)]
         numbered: Docs = self.starts[cache] + chosen

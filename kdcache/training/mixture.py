@@ -72,10 +72,10 @@ class Mixture:
         if not self.others:
             return None
         caches = [cache_identity(cache, None) for cache in self.caches]
-        kept = [{key: identity[key] for key in IDENTITY} for identity in caches]
+        identities = [{key: identity[key] for key in IDENTITY} for identity in caches]
         heads = {"heads": list(self.heads)} if self.heads else {}
         mix = list(self.mix) if isinstance(self.mix, tuple) else self.mix
-        return {"mix": mix, "caches": kept, **heads}
+        return {"mix": mix, "caches": identities, **heads}
 
     @property
     def by_head(self) -> dict[str, Cache]:

@@ -110,7 +110,7 @@ class Objective:
         )
         self.state = nn.ModuleDict(
             {
-                name: _Kept(make(student, cache.shape))
+                name: _LossState(make(student, cache.shape))
                 for name, loss in self.losses.items()
                 if (make := getattr(loss, "state", None)) is not None
             }
@@ -176,8 +176,8 @@ class Objective:
             )
             parts.append(total)
             terms |= {one.name: value for one, value in zip(losses, values, strict=True)}
-        for name, kept in self.state.items():
-            typing.cast(_Kept, kept).keep(steps[name].state)
+        for name, state in self.state.items():
+            typing.cast(_LossState, state).keep(steps[name].state)
         parts += self._idle()
         return torch.stack(parts).sum(), terms
 
@@ -211,15 +211,15 @@ class Objective:
                 activations=activations,
                 rows=one.rows,
                 total=total,
-                state=self.kept(name),
+                state=self.state_of(name),
                 learned=self.projections[name] if name in self._learned else None,
             )
             for (name, one), total in zip(self.bound.items(), whole, strict=True)
         }
 
-    def kept(self, name: str) -> dict[str, torch.Tensor]:
+    def state_of(self, name: str) -> dict[str, torch.Tensor]:
         """What a loss has kept of the steps so far, by name."""
-        return typing.cast(_Kept, self.state[name]).now() if name in self.state else {}
+        return typing.cast(_LossState, self.state[name]).now() if name in self.state else {}
 
     def _idle(self) -> list[torch.Tensor]:
         """Zeros that depend on the maps of teachers that were not chosen: DDP waits for a gradient
@@ -235,7 +235,7 @@ class Objective:
         return projected
 
 
-class _Kept(nn.Module):
+class _LossState(nn.Module):
     """What a loss keeps between steps, as buffers: a checkpoint holds them, a device gets them."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -274,8 +274,8 @@ def _notes(bound: Mapping[str, BoundLoss], student: ModelSizes) -> list[str]:
         for match in one.matches:
             if match.outputs is None:
                 continue
-            theirs, beside = match.source.shape.outputs, match.source.prefix
-            teacher = f"teacher {match.source.name}" if beside else "the teacher"
+            theirs, prefix = match.source.shape.outputs, match.source.prefix
+            teacher = f"teacher {match.source.name}" if prefix else "the teacher"
             note = (
                 f"{teacher} has {theirs:,} outputs and the student {student.outputs:,}: they are "
                 f"compared in the {match.outputs:,} that both have"

@@ -57,7 +57,7 @@ def agree(parts: Parts) -> Parts:
 
 
 def documents_of(cache: Cache, parts: Parts) -> Docs:
-    """Documents (rows of the plan's example space) of the parts of a run."""
+    """Documents (rows of the plan's document space) of the parts of a run."""
     return cache.plan.docs if parts is None else part_documents(cache, parts)
 
 

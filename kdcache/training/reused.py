@@ -39,7 +39,7 @@ class Reused:
     def layers(self) -> list[Layer]:
         """The projector as it is now, and the classifier behind it."""
         projector: Any = self.objective.projections[self.name]
-        found = projector.layers(self.objective.kept(self.name))
+        found = projector.layers(self.objective.state_of(self.name))
         device = found[0].weight.device
         weight, bias = self.classifier
         last = weight.to(device), None if bias is None else bias.to(device), False

@@ -226,8 +226,8 @@ class Run:
             only_trained(student, self.recipe.trainable),
             one_layer_trained(student, self.recipe.layer, self.recipe.below) as slowed,
         ):
-            beside = {PROJECTIONS: self.projections, STATE: self.state}
-            added = {name: found for name, found in beside.items() if name == PROJECTIONS or found}
+            modules = {PROJECTIONS: self.projections, STATE: self.state}
+            added = {name: found for name, found in modules.items() if name == PROJECTIONS or found}
             for name, found in added.items():
                 setattr(student, name, found)
             if self.reused is not None:
@@ -395,7 +395,7 @@ def cache_spec(cache: Cache, labelled: int, *, several: bool = False) -> CacheSp
     specs = {
         name: CacheSpec(
             task=cache.plan.task,
-            label_kind=cache.plan.config.problem,
+            label_kind=cache.plan.config.label_kind,
             signals=view.signals,
             shape=view.shape,
             labelled=labelled,

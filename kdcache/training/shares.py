@@ -137,13 +137,14 @@ class Shares:
     def _dead(self, name: str, share: float, objective: float | None, epoch: int) -> str:
         """What a person should know of a loss that does not count, and do."""
         field = f"{self.prefix}losses.{name}.weight"
-        beside = "" if objective is None else f", and {objective:.1%} of the objective"
+        objective_share = "" if objective is None else f", and {objective:.1%} of the objective"
         loss: Any = self._bound[name].loss
         more = loss.weight * ALIVE / (1 - ALIVE) * (1 - share) / share if share else 0.0
         way = f"raise {field} from {loss.weight:g} to {more:.2g} for a tenth" if more else ""
         return (
-            f"losses.{name} gives {share:.1%} of the gradient in epoch {epoch}{beside}: training "
-            f"is much as without it; {' or '.join(filter(None, [way, 'leave the loss out']))}"
+            f"losses.{name} gives {share:.1%} of the gradient in epoch {epoch}{objective_share}: "
+            f"training is much as without it; "
+            f"{' or '.join(filter(None, [way, 'leave the loss out']))}"
         )
 
 

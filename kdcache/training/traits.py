@@ -31,7 +31,7 @@ TRAITS: Mapping[str, Trait] = {
 
 OF_A_HEAD: Mapping[str, Callable[[Cache], Any]] = {
     "task": lambda cache: cache.plan.task.name,
-    "kind of label": lambda cache: cache.plan.config.problem,
+    "kind of label": lambda cache: cache.plan.config.label_kind,
     "classes": lambda cache: cache.plan.config.classes,
     "number of outputs": lambda cache: cache.shape.outputs if cache.plan.task.labelled else None,
 }

@@ -64,7 +64,7 @@ def documents(task: Any, *, empty: bool = False) -> Given:
         masked=masked if task == "masked-lm" else None,
         soft=softened(rng, rows),
         taught=teacher,
-        positions={"text-classification": "cls", "masked-lm": "masked", "causal-lm": "all"}[task],
+        positions={"text-classification": "cls", "masked-lm": "selected", "causal-lm": "all"}[task],
         others=others,
         peer=2 * rng.standard_normal((rows, OUTPUTS)).astype(np.float32),
     )

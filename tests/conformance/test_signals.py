@@ -290,7 +290,9 @@ def test_it_is_merged_with_another_signal(example: Example, walk_of: WalkOf) -> 
 @pytest.fixture(scope="session")
 def sparse(caches: Caches, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cache, Columns]:
     """All signals of documents of which most have no masked position, and what is exported."""
-    texts = [e.called(positions="masked") for e in caches.given("masked-lm", positions="masked")]
+    texts = [
+        e.called(positions="selected") for e in caches.given("masked-lm", positions="selected")
+    ]
     cache = caches.build("masked-lm", texts, unknown=True)
     folder = tmp_path_factory.mktemp("sparse")
     kdcache.export(cache, folder / "tables", form="parquet")

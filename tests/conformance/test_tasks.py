@@ -120,7 +120,7 @@ class Walk:
 
     @property
     def places(self) -> str:
-        return {"example": "cls", "token": "all", "masked": "selected"}[self.task.rows]
+        return {"document": "cls", "token": "all", "selected": "selected"}[self.task.rows]
 
     @cached_property
     def cache(self) -> Any:
@@ -184,8 +184,8 @@ def test_rows_are_what_the_model_says_at_them(name: str, walks: dict[str, Walk])
         inputs = {key: batch[key] for key in INPUTS if key in batch}
         with torch.inference_mode():
             out = model(**inputs, output_hidden_states=True)
-        of_rows = {"example": [0], "token": ..., "masked": batch.get("masked")}[walk.task.rows]
-        logits = out.logits if walk.task.rows == "example" else out.logits[0][of_rows]
+        of_rows = {"document": [0], "token": ..., "selected": batch.get("selected")}[walk.task.rows]
+        logits = out.logits if walk.task.rows == "document" else out.logits[0][of_rows]
         soft = walk.cache.soft_labels(np.asarray([doc]))
         wanted = logits.log_softmax(-1).gather(1, soft.ids.clamp(min=0))
         torch.testing.assert_close(soft.logprobs, wanted, atol=0.05, rtol=0.02)
@@ -225,7 +225,7 @@ def test_a_cache_is_checked_repaired_merged_and_exported(
     assert sum(table.num_rows for table in tables) == cache.plan.documents
     if walk.task.selects:
         lists = [row for table in tables for row in table["masked_label"].to_pylist()]
-        assert sum(map(len, lists)) == cache.plan.masked
+        assert sum(map(len, lists)) == cache.plan.selected
 
 
 @long_way
@@ -344,8 +344,8 @@ def test_a_task_of_ones_own_is_a_line_of_the_table(
     command = ("train", walk.cache.path, "--recipe", "mlm-kd", "--init-from-teacher", "2-4")
     trained = told(*command, *QUICK, "--out", tmp_path / "student", "--dev-split", "0.25")
     assert trained["metrics"]["dev"]["metric"] == "cross_entropy"
-    lens = walk.cache.plan.examples["doc_len"][walk.cache.plan.docs]
-    assert walk.cache.plan.masked == ((lens - 1) // 2).sum()
+    lens = walk.cache.plan.per_document["doc_len"][walk.cache.plan.docs]
+    assert walk.cache.plan.selected == ((lens - 1) // 2).sum()
 
 
 def test_first_tokens_of_words_are_selected_and_labelled(walks: dict[str, Walk]) -> None:
@@ -355,12 +355,12 @@ def test_first_tokens_of_words_are_selected_and_labelled(walks: dict[str, Walk])
     rows = [json.loads(line) for line in walk.corpus.read_text("utf-8").splitlines()]
     plan = walk.cache.plan
     for doc in plan.docs:
-        row = rows[plan.examples["doc_id"][doc]]
+        row = rows[plan.per_document["doc_id"][doc]]
         pieces = [plain.encode(word, add_special_tokens=False) for word in row["tokens"]]
         starts = 1 + np.cumsum([0, *map(len, pieces)])[:-1]
         there = starts < 31  # the last of 32 tokens ends the text
         batch = walk.cache.batch(np.asarray([doc]))
-        assert batch["masked"].tolist() == starts[there].tolist()
+        assert batch["selected"].tolist() == starts[there].tolist()
         wanted = [NAMES.index(tag) for tag, kept in zip(row["tags"], there, strict=True) if kept]
         assert batch["labels"].tolist() == wanted
         assert batch.labelled == len(wanted)
@@ -439,7 +439,7 @@ def test_a_conll_file_gives_the_plan_of_the_same_lists(
             max_length=32, part_tokens=256,
         )  # fmt: skip
         for column in ("tokens", "masked_position", "masked_label"):
-            size = plan.parts * plan.rows["token" if column == "tokens" else "masked"]
+            size = plan.parts * plan.rows["token" if column == "tokens" else "selected"]
             ours, theirs = plan.columns[column][0:size], walk.cache.plan.columns[column][0:size]
             assert np.array_equal(ours, theirs)
 
@@ -461,7 +461,8 @@ def test_numbers_of_tags_are_called_what_their_data_set_calls_them(
         out = tmp_path / f"{number}.plan"
         plan = kdcache.plan(corpus, tokenizer=walk.teacher, task=walk.name, out=out)
         labels = {
-            int(plan.examples["doc_id"][doc]): plan.labels(np.asarray([doc])) for doc in plan.docs
+            int(plan.per_document["doc_id"][doc]): plan.labels(np.asarray([doc]))
+            for doc in plan.docs
         }
         assert labels[0].tolist() == [0, 3]
         assert labels[1].tolist() == [1, 0]
@@ -476,7 +477,7 @@ def test_documents_without_any_tag_are_not_labelled(walks: dict[str, Walk], tmp_
     plan = kdcache.plan(
         tmp_path / "some.jsonl", tokenizer=walk.teacher, task=walk.name, out=tmp_path / "plan"
     )
-    assert sorted(plan.examples["doc_id"][plan.labelled_docs].tolist()) == [0, 2]
+    assert sorted(plan.per_document["doc_id"][plan.labelled_docs].tolist()) == [0, 2]
     assert plan.labelled == 2
 
 

@@ -132,13 +132,13 @@ def value(
 
     Args:
         pairs: of documents of so many `lengths` tokens, in the order of the loss's matches.
-        space: of their rows: "token", or "example" for rows of documents.
+        space: of their rows: "token", or "document" for rows of documents.
         labels: hard labels, where the loss is a mean over the rows that have one.
         heads: those of the student's attention, where the pairs are of queries and keys.
         more: further fields of the step.
     """
     over = loss.over
-    rows = Rows("example") if over in ("documents", "batch") else Rows(space)
+    rows = Rows("document") if over in ("documents", "batch") else Rows(space)
     rows = rows._replace(padded=over == "padded", labelled=labels is not None)
     batch = batch_of(lengths, labels)
     student = pairs[0].student

@@ -15,10 +15,10 @@ def attended(given: Given) -> Found:
     sizes = one_each(len(students[0]))
     each = [[Pair(ours, theirs) for theirs in teachers] for ours in students]
     return Found(
-        loss=value(loss, [pair for pairs in each for pair in pairs], sizes, space="example"),
+        loss=value(loss, [pair for pairs in each for pair in pairs], sizes, space="document"),
         parts={
             "out_per_layer": torch.stack(
-                [value(loss, pairs, sizes, space="example") for pairs in each]
+                [value(loss, pairs, sizes, space="document") for pairs in each]
             )
         },
     )

@@ -19,7 +19,7 @@ def growing(given: Given) -> Found:
     sizes = one_each(len(given["s_logits"]))
     steps = torch.stack(
         [
-            value(numbers(LogitMSE(), {"scale": phi}), [pair], sizes, space="example")
+            value(numbers(LogitMSE(), {"scale": phi}), [pair], sizes, space="document")
             for phi in scales
         ]
     )

@@ -46,7 +46,7 @@ def blocks(given: Given, sizes: torch.Tensor) -> Found:
     state = weights(given)
     heads = given["s_scores"].new_empty(len(sizes), given["s_scores"].shape[2], 0, 0)
     activations = Activations(values={Tap("query", 1): heads}, mask=batch_of(sizes).mask)
-    found = value(loss, pairs, sizes, space="example", activations=activations, state=state)
+    found = value(loss, pairs, sizes, space="document", activations=activations, state=state)
     moved, embeddings = moves(pairs, step_of(sizes, activations, weights(given)))
     parts = {"out_embedding": embeddings} if "out_embedding" in given else {}
     for kind, short in SHORT.items():
@@ -61,7 +61,7 @@ def blocks(given: Given, sizes: torch.Tensor) -> Found:
 
 def step_of(sizes: torch.Tensor, activations: Activations, state: dict[str, torch.Tensor]) -> Step:
     """What the loss knows of the documents."""
-    rows = Rows("example")
+    rows = Rows("document")
     batch = batch_of(sizes)
     return Step(
         batch=batch,
@@ -117,9 +117,9 @@ def prediction(given: Given) -> torch.Tensor:
     alpha, temperature = given.number("alpha"), given.number("temperature")
     sizes = one_each(len(logits))
     loss = SoftKL(temperature=temperature, reduction="element")
-    soft = value(loss, [Pair(logits, dense(theirs))], sizes, space="example")
+    soft = value(loss, [Pair(logits, dense(theirs))], sizes, space="document")
     more = temperature**2 * entropy(theirs, temperature).mean() / logits.shape[1]
-    hard = value(Hard(), [Pair(logits, labels)], sizes, space="example", labels=labels)
+    hard = value(Hard(), [Pair(logits, labels)], sizes, space="document", labels=labels)
     return alpha / given.number("reduce_T") * (soft + more) + (1 - alpha) * hard
 
 

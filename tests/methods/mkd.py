@@ -10,8 +10,8 @@ def logits(given: Given) -> Found:
         Pair(given["s_logits"], dense(given["t_logits"])),
         one_each(len(given["s_logits"])),
     )
-    found = value(LogitMSE(), [pair], sizes, space="example")
-    summed = value(LogitMSE(reduction="row"), [pair], sizes, space="example")
+    found = value(LogitMSE(), [pair], sizes, space="document")
+    summed = value(LogitMSE(reduction="row"), [pair], sizes, space="document")
     return Found(loss=found, parts={"out_loss_sum": summed})
 
 

@@ -31,7 +31,7 @@ def several(given: Given) -> Found:
         cross_entropy=lambda name: cross_entropy(teachers[int(name)], labels, reduction="none"),
     )
     shares = CHOOSERS["inverse-ce"].shares(asked)
-    hard = value(Hard(), [Pair(given["s_logits"], labels)], sizes, space="example", labels=labels)
+    hard = value(Hard(), [Pair(given["s_logits"], labels)], sizes, space="document", labels=labels)
     found = [hard]
     for name, share in shares.items():
         found += [soft_labels(given, int(name), share), hidden_states(given, int(name))]
@@ -49,7 +49,7 @@ def soft_labels(given: Given, place: int, share: object) -> torch.Tensor:
     theirs, temperature = given["t_logits"][place], given.number("temperature")
     loss = SoftKL(temperature=temperature, t_squared=False)
     pair = Pair(given["s_logits"], dense(theirs))
-    found = value(loss, [pair], one_each(len(theirs)), space="example", share=share)
+    found = value(loss, [pair], one_each(len(theirs)), space="document", share=share)
     return found + (share * entropy(theirs, temperature)).mean()
 
 

@@ -15,13 +15,13 @@ def together(given: Given) -> Found:
     for place, ours in enumerate(students):
         peers = [peer.detach() for i, peer in enumerate(students) if i != place]
         parts = [
-            value(Hard(), [Pair(ours, labels)], sizes, space="example", labels=labels),
-            value(Mutual(temperature=temperature), [Pair(ours, peers)], sizes, space="example"),
+            value(Hard(), [Pair(ours, labels)], sizes, space="document", labels=labels),
+            value(Mutual(temperature=temperature), [Pair(ours, peers)], sizes, space="document"),
         ]
         if "t_logits" in given:
             loss = SoftKL(temperature=temperature)
             parts.append(
-                value(loss, [Pair(ours, dense(given["t_logits"]))], sizes, space="example")
+                value(loss, [Pair(ours, dense(given["t_logits"]))], sizes, space="document")
             )
         found.append(torch.stack(parts).sum())
     each = torch.stack(found)

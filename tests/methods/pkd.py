@@ -23,7 +23,7 @@ def of_three(given: Given, ours: torch.Tensor, theirs: torch.Tensor, reduction: 
     alpha, beta, sizes = given.number("alpha"), given.number("beta"), one_each(ours.shape[1])
     soft, hard = outputs(given, reduction)
     pairs = [Pair(of, layer_rows(to)) for of, to in zip(ours, theirs, strict=True)]
-    patience = value(HiddenMSE(positions="cls", normalize="l2"), pairs, sizes, space="example")
+    patience = value(HiddenMSE(positions="cls", normalize="l2"), pairs, sizes, space="document")
     return Found(
         loss=alpha * soft + (1 - alpha) * hard + beta * patience,
         parts={"out_kd": soft, "out_hard": hard, "out_patience": patience},
@@ -35,8 +35,8 @@ def outputs(given: Given, reduction: str) -> tuple[torch.Tensor, torch.Tensor]:
     logits, labels = given["s_logits"], given["labels"]
     loss = SoftKL(temperature=given.number("temperature"), reduction=reduction)
     sizes = one_each(len(logits))
-    soft = value(loss, [Pair(logits, dense(given["t_logits"]))], sizes, space="example")
-    return soft, value(Hard(), [Pair(logits, labels)], sizes, space="example", labels=labels)
+    soft = value(loss, [Pair(logits, dense(given["t_logits"]))], sizes, space="document")
+    return soft, value(Hard(), [Pair(logits, labels)], sizes, space="document", labels=labels)
 
 
 def hinton(given: Given) -> Found:

@@ -17,7 +17,7 @@ def pretraining(given: Given) -> Found:
     nn.init.zeros_(layer.bias)
     pairs = [Pair(logits, theirs), Pair(logits, labels)]
     sizes = one_each(len(labels))
-    found = value(PTP(**bounds), pairs, sizes, space="example", labels=labels, learned=layer)
+    found = value(PTP(**bounds), pairs, sizes, space="document", labels=labels, learned=layer)
     kinds = predictions(theirs, labels, **bounds)
     return Found(loss=found, parts={"out_ptp_label": kinds.to(torch.float64)})
 

@@ -12,7 +12,7 @@ def relations(given: Given) -> Found:
     pair = Pair(student, layer_rows(teacher))
     distance, angle = relation_losses(student, teacher)
     return Found(
-        loss=value(loss, [pair], one_each(len(student)), space="example"),
+        loss=value(loss, [pair], one_each(len(student)), space="document"),
         parts={"out_distance": distance, "out_angle": angle},
     )
 

@@ -23,7 +23,7 @@ def features(given: Given) -> Found:
         put(projector.shifts, str(place), given[f"c{place + 1}"])
     state = loss.state(student, teacher)
     pairs, sizes = [Pair(ours, layer_rows(theirs))], one_each(len(ours))
-    found = value(loss, pairs, sizes, space="example", learned=projector, state=state)
+    found = value(loss, pairs, sizes, space="document", learned=projector, state=state)
     share = torch.full((len(ours),), 1 / len(ours), dtype=ours.dtype)
     projected = projector(ours, share, dict(state))
     logits = linear(projected, given["t_cls_weight"], given["t_cls_bias"])

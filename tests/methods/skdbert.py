@@ -15,11 +15,11 @@ def sampled(given: Given) -> Found:
     soft = SoftKL(temperature=given.number("temperature"))
     divergence = torch.stack(
         [
-            value(soft, [Pair(student, dense(given["t_logits"][place]))], sizes, space="example")
+            value(soft, [Pair(student, dense(given["t_logits"][place]))], sizes, space="document")
             for place in places
         ]
     )
-    hard = value(Hard(), [Pair(student, labels)], sizes, space="example", labels=labels)
+    hard = value(Hard(), [Pair(student, labels)], sizes, space="document", labels=labels)
     return Found(
         loss=(alpha * divergence + (1 - alpha) * hard).sum(),
         parts={

@@ -15,7 +15,7 @@ def first_tokens(given: Given) -> Found:
     """Its patient loss is a sum over the width, where a hidden loss is a mean."""
     ours, theirs = given["s_hidden"][:, 0], given["t_hidden"][:, 0]
     loss, pair = HiddenMSE(positions="cls", normalize="l2"), Pair(ours, layer_rows(theirs))
-    found = value(loss, [pair], one_each(len(ours)), space="example")
+    found = value(loss, [pair], one_each(len(ours)), space="document")
     return Found(loss=ours.shape[1] * found)
 
 
@@ -24,7 +24,7 @@ def soft_labels(given: Given) -> Found:
     ours, theirs = (given[name].flatten(0, 1) for name in ("s_logits", "t_logits"))
     temperature = given.number("temperature")
     loss = SoftKL(temperature=temperature, t_squared=False)
-    found = value(loss, [Pair(ours, dense(theirs))], one_each(len(ours)), space="example")
+    found = value(loss, [Pair(ours, dense(theirs))], one_each(len(ours)), space="document")
     return Found(loss=found + entropy(theirs, temperature).mean())
 
 

@@ -27,6 +27,6 @@ def parts_in_place(cache: Cache) -> list[int]:
 
 
 def part_documents(cache: Cache, parts: Iterable[int]) -> Docs:
-    """Documents (rows of the plan's example space) of some parts, in plan order."""
+    """Documents (rows of the plan's document space) of some parts, in plan order."""
     found = [cache.plan.part_docs(part) for part in sorted(parts)]
     return np.concatenate([np.empty(0, np.int64), *found])

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from kdcache.errors import CacheError, ConfigError, DamageError
 from kdcache.labels import LABEL_KINDS
 from kdcache.manifest import FIRST, FORMAT, FORMATS, NAMED, Json
-from kdcache.plans import LABEL_DTYPE, Array, Plan, PlanConfig, example_columns, part_rows
+from kdcache.plans import LABEL_DTYPE, Array, Plan, PlanConfig, document_columns, part_rows
 from kdcache.plans.identity import has_configuration
 from kdcache.signals import (
     ArraySpec,
@@ -40,11 +40,12 @@ from kdcache.store.format.fields import (
 )
 from kdcache.store.format.layout import Layout
 from kdcache.store.io.object_path import Root
-from kdcache.tasks import IGNORE_INDEX, TASKS, Space
+from kdcache.tasks import IGNORE_INDEX, STORED, TASKS, Space
 
 TOTAL = 2**48  # rows of an array
 TEACHER = re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # name of a teacher in a merged cache
-COUNTS = ("documents", "tokens", "masked")
+COUNTS: dict[str, Space] = {"documents": "document", "tokens": "token", "masked": "selected"}
+"""What the manifest counts of a plan: rows of which space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class ManifestSchema:
 
     `newer` says of signals that this version does not know what it is that it does not know.
 
-    `counts` are the plan's documents, tokens and masked positions. `teachers` are those that a
+    `counts` are the plan's documents, tokens and selected positions. `teachers` are those that a
     merged cache holds beside its first, by name; their arrays lie in a folder of their own
     (docs/decisions/0009).
     """
@@ -98,7 +99,7 @@ class ManifestSchema:
             config=self.config,
             parts=self.parts,
             rows=self.rows,
-            examples={},
+            per_document={},
             columns={},
             format=self.format,
         )
@@ -137,18 +138,18 @@ def plan_specs(plan: Plan) -> list[ArraySpec]:
     token = "uint16" if plan.config.tokenizer["vocab_size"] <= 65536 else "uint32"
     columns: list[tuple[str, Space, str]] = [("tokens", "token", token)]
     if plan.task.selects:
-        columns.append(("plan/masked_position", "masked", "int32"))
+        columns.append(("plan/masked_position", "selected", "int32"))
         label = LABEL_DTYPE if plan.task.labelled else token
-        columns.append(("plan/masked_label", "masked", label))
+        columns.append(("plan/masked_label", "selected", label))
     return [
         ArraySpec(
             name=f"plan/{name}",
-            space="example",
+            space="document",
             row_shape=column.shape,
             axes=("output",) * len(column.shape),
             dtype=column.dtype,
         )
-        for name, column in example_columns(plan.config).items()
+        for name, column in document_columns(plan.config).items()
     ] + [
         ArraySpec(name=name, space=space, row_shape=(), dtype=dtype, chunk_rows=65_536)
         for name, space, dtype in columns
@@ -215,8 +216,8 @@ def _only(value: Json, names: Any) -> Json:
 def _plan(record: Json, where: Root) -> tuple[PlanConfig, int, dict[Space, int]]:
     task = TASKS[record["config"]["task"]]
     spaces = task.spaces
-    conform(record["rows"], {space: whole(1, ROWS) for space in spaces}, where, "plan.rows")
-    rows = {space: record["rows"][space] for space in spaces}
+    conform(record["rows"], {STORED[s]: whole(1, ROWS) for s in spaces}, where, "plan.rows")
+    rows = {space: record["rows"][STORED[space]] for space in spaces}
     if record["parts"] * max(rows.values()) > TOTAL:
         raise DamageError(
             f"{where} is damaged: {record['parts']} parts of {rows} rows are too many"
@@ -232,7 +233,7 @@ def _plan(record: Json, where: Root) -> tuple[PlanConfig, int, dict[Space, int]]
     if LABEL_KINDS[config["problem"]].wide and not 0 < len(classes or ()) <= WIDTH:
         raise damaged(where, "plan.config.corpus.classes", classes, "a name for each output")
     try:
-        return PlanConfig(**record["config"]), record["parts"], rows
+        return PlanConfig.from_json(record["config"]), record["parts"], rows
     except TypeError as error:
         raise DamageError(f"{where} is damaged: plan.config: {error}") from error
 
@@ -271,16 +272,16 @@ def check_parts(schema: ManifestSchema, objects: Iterable[str], root: Root) -> N
 
 
 def check_counts(schema: ManifestSchema, plan: Plan, root: Root) -> None:
-    """DamageError if the manifest counts other documents, tokens or masked positions than the plan
-    holds.
+    """DamageError if the manifest counts other documents, tokens or selected positions than the
+    plan holds.
     """
     for name, count in schema.counts.items():
-        if getattr(plan, name) != count:
-            found = f"{getattr(plan, name)}, as many as the plan holds"
+        if plan.count(COUNTS[name]) != count:
+            found = f"{plan.count(COUNTS[name])}, as many as the plan holds"
             raise damaged(root / "zarr.json", f"plan.{name}", count, found)
 
 
-def check_examples(plan: Plan, root: Root, outputs: int | None) -> None:
+def check_documents(plan: Plan, root: Root, outputs: int | None) -> None:
     """DamageError if documents lie outside their part, or there are none, or a label is none of
     the teacher's `outputs` classes.
 
@@ -289,25 +290,25 @@ def check_examples(plan: Plan, root: Root, outputs: int | None) -> None:
     """
     if not len(plan.docs):
         raise DamageError(f"{root} is damaged: its plan holds no document")
-    part = plan.docs // plan.rows["example"]
+    part = plan.docs // plan.rows["document"]
     spaces: list[tuple[str, Space]] = [("doc", "token")]
-    if "masked" in plan.rows:
-        spaces.append(("masked", "masked"))
+    if "selected" in plan.rows:
+        spaces.append(("masked", "selected"))
     for name, space in spaces:
-        starts = plan.examples[f"{name}_start"][plan.docs]
-        counts = plan.examples[f"{name}_len"][plan.docs]
+        starts = plan.per_document[f"{name}_start"][plan.docs]
+        counts = plan.per_document[f"{name}_len"][plan.docs]
         first, size = part * plan.rows[space], plan.rows[space]
         inside = (starts >= first) & (counts >= 0) & (counts <= size)
         _require(inside & (starts - first <= size - counts), plan, root, f"{name}_start")
-    pairs, lens = (plan.examples[name][plan.docs] for name in ("pair_start", "doc_len"))
+    pairs, lens = (plan.per_document[name][plan.docs] for name in ("pair_start", "doc_len"))
     _require((lens > 0) & (pairs >= 0) & (pairs <= lens), plan, root, "pair_start")
-    if plan.config.problem == "classes":
-        labels, most = plan.examples["label"][plan.docs], outputs or 2**31
+    if plan.config.label_kind == "classes":
+        labels, most = plan.per_document["label"][plan.docs], outputs or 2**31
         sound = (labels == IGNORE_INDEX) | (labels >= 0) & (labels < most)
         _require(sound, plan, root, "label")
-    kind = plan.config.label_kind
+    kind = plan.label_kind
     if kind.sound is not None:
-        _require(kind.sound(kind.of(plan.examples, plan.docs)), plan, root, kind.column)
+        _require(kind.sound(kind.of(plan.per_document, plan.docs)), plan, root, kind.column)
 
 
 def _require(sound: Array, plan: Plan, root: Root, column: str) -> None:
@@ -315,5 +316,5 @@ def _require(sound: Array, plan: Plan, root: Root, column: str) -> None:
         row = int(plan.docs[int((~sound).argmax())])
         raise DamageError(
             f"{root / 'plan' / column} is damaged: row {row}, of part "
-            f"{row // plan.rows['example']}, says what cannot be"
+            f"{row // plan.rows['document']}, says what cannot be"
         )

@@ -34,6 +34,7 @@ SHIPPED = [
     "simkd",
     "skdbert",
     "sp",
+    "vid",
 ]
 
 
@@ -46,7 +47,7 @@ def test_a_shipped_recipe_says_what_it_is_and_where_from(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.description
-    assert "arXiv:" in recipe.paper
+    assert "arXiv:" in recipe.paper or "doi:" in recipe.paper
     for stage in recipe.in_stages():
         assert any(loss.weight > 0 for loss in stage.losses.values())
     assert recipe.training["learning_rate"] > 0
@@ -166,7 +167,7 @@ def test_a_wrong_override_is_refused_with_the_way_out(override, message):
     ],
 )
 def test_an_unknown_recipe_names_those_it_may_be(name, suggested):
-    with pytest.raises(ConfigError, match=rf"'{name}'; did you mean {suggested}\? \(known: alp-kd"):
+    with pytest.raises(ConfigError, match=rf"'{name}'; did you mean {suggested}\? \(`kdcache rec"):
         load_recipe(name)
 
 

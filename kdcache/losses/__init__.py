@@ -26,6 +26,7 @@ from kdcache.losses.rkd import RKD
 from kdcache.losses.schedules import SCHEDULES, Moment, Schedule
 from kdcache.losses.simkd import SimKD
 from kdcache.losses.sp import SP
+from kdcache.losses.vid import VID
 
 __all__ = [
     "ALP",
@@ -42,6 +43,7 @@ __all__ = [
     "RKD",
     "SCHEDULES",
     "SP",
+    "VID",
     "BatchRelations",
     "CacheSpec",
     "Contrast",
@@ -82,6 +84,7 @@ LOSSES: dict[str, type[Loss]] = {
         AT,
         NST,
         FSP,
+        VID,
         Distances,
         BatchRelations,
         Contrast,

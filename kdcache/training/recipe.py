@@ -186,8 +186,8 @@ def _read(recipe: str | Path) -> Json:
     elif name.endswith(".toml") or "/" in name:
         raise ConfigError(f"no recipe file {name}; shipped recipes: {', '.join(shipped)}")
     else:
-        one_of("recipe", name, shipped)
-        raise AssertionError(name)
+        meant = did_you_mean(near(name, shipped))
+        raise ConfigError(f"unknown recipe {name!r}{meant} (`kdcache recipes` lists them)")
     return {"name": Path(name).stem, **table}
 
 

@@ -225,6 +225,22 @@ def fsp(given: Given) -> float:
     return float(total / len(given.lengths))
 
 
+def vid(given: Given) -> float:
+    """Half of squared differences over variances and their logs, from three maps: mean, summed."""
+    layers = layers_of(given)
+    sizes = [(WIDTH,), *[(WIDTH, WIDTH)] * 3] * len(layers)
+    learned, total = drawn(*sizes), 0.0
+    for place, (ours, theirs) in enumerate(layers):
+        scale, *maps = (x.astype(np.float64) for x in learned[4 * place : 4 * place + 4])
+        found = given.rows_at(ours.astype(np.float64), "all")
+        for number, weight in enumerate(maps):
+            found = (np.maximum(found, 0) if number else found) @ weight.T
+        variance = np.log1p(np.exp(scale)) + 1e-5
+        apart = found - given.rows_at(theirs.astype(np.float64), "all")
+        total += (np.square(apart) / variance + np.log(variance)).mean() / 2
+    return float(total)
+
+
 def distances(given: Given) -> float:
     """Between tokens of a document over their mean in the batch, mean over documents, summed."""
     total = 0.0
@@ -394,6 +410,7 @@ FORMULAS: dict[str, Formula] = {
     "cc": cc,
     "nst": nst,
     "fsp": fsp,
+    "vid": vid,
     "distances": distances,
     "batch_relations": batch_relations,
     "contrast": contrast,

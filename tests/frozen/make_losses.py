@@ -222,6 +222,7 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "sp": related,
     "simkd": read_by_classifiers,
     "skdbert": lambda rng: of_two(rng, classes(rng, 10.0), classes(rng, 10.0)),
+    "vid": projected,
 }
 """A batch for every shipped recipe, by its name; what follows a dot tells batches apart, or is the
 stage of the recipe."""

@@ -19,6 +19,7 @@ from kdcache.losses.logit_mse import LogitMSE, logit_mse
 from kdcache.losses.moments import Moments
 from kdcache.losses.mutual import Mutual, mutual_rows
 from kdcache.losses.nst import NST
+from kdcache.losses.one import ONE
 from kdcache.losses.pkt import PKT
 from kdcache.losses.ptp import PTP
 from kdcache.losses.relations import Relations
@@ -37,6 +38,7 @@ __all__ = [
     "LABELS",
     "LOSSES",
     "NST",
+    "ONE",
     "PEERS",
     "PKT",
     "PTP",
@@ -89,6 +91,7 @@ LOSSES: dict[str, type[Loss]] = {
         BatchRelations,
         Contrast,
         Mutual,
+        ONE,
         PTP,
         SimKD,
         EMD,

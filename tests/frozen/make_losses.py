@@ -89,6 +89,11 @@ def related(rng: np.random.Generator) -> Given:
     return _with(classes(rng), taught=states(rng, TEACHER, WIDTH + 2), positions="cls")
 
 
+def with_a_peer(rng: np.random.Generator) -> Given:
+    """Documents of classes, and what another student says of them."""
+    return _with(classes(rng), peer=spread(rng, len(LENGTHS), CLASSES, 1.0))
+
+
 def projected(rng: np.random.Generator, wider: int = 2, positions: str = "all") -> Given:
     """Those of TinyBERT: every token's state of a teacher that is wider."""
     given = classes(rng)
@@ -194,6 +199,7 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "bert-emd": attended,
     "causal-kd": causal,
     "cc": lambda rng: projected(rng, positions="cls"),
+    "dml": with_a_peer,
     "finetune": classes,
     "finetune.masked": masked,
     "finetune.values": values,
@@ -213,6 +219,7 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "mlm-kd": masked,
     "mt-bert": wider_and_wider,
     "nst": projected,
+    "one": with_a_peer,
     "pea-kd.patient": patient,
     "pea-kd.predictions": read_by_classifiers,
     "pkd-last": patient,

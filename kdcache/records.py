@@ -22,6 +22,7 @@ NAMES: dict[Any, str] = {
     int: "a whole number",
     bool: "true or false",
     str: "a text",
+    dict: "a table",
     types.NoneType: "left out",
 }
 """What a value of a type is called in messages; whatever else is a list."""
@@ -158,4 +159,4 @@ def _number(text: str, hint: Any, wrong: str) -> Any:
 def _name(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
         return " or ".join(_name(option) for option in typing.get_args(hint))
-    return NAMES.get(hint, "a list")
+    return NAMES.get(typing.get_origin(hint) or hint, "a list")

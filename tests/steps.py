@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from kdcache.losses import Hard, HiddenMSE, LogitMSE, Loss, SoftKL
+from kdcache.losses.pool import Pool
 from kdcache.models import run as run_model
 from kdcache.models.run import EQUAL
 from kdcache.plans import Docs
@@ -24,6 +25,7 @@ from kdcache.training.ranks import Ranks
 from kdcache.training.recipe import Recipe
 from kdcache.training.run import PROJECTIONS, cache_spec
 from kdcache.training.trainer import DistillationTrainer, Reporter
+from kdcache.training.weighing import Weigher, weighting_of
 
 BATCH, TURNS = 3, 4
 DOCUMENTS = {torch.float64: 19, torch.float32: 13}
@@ -143,6 +145,21 @@ class Student:
         total.backward()
         told = {name: float(term) for name, term in terms.items()}
         return float(total.detach()), told, gradients(self.model)
+
+
+def weigh(student: Student, trainer: DistillationTrainer, way: str) -> Weigher:
+    """Let a trainer weigh its documents; what it weighs them by."""
+    weighting = weighting_of(way)
+    assert weighting is not None
+    cache, data = student.cache, student.data()
+    pool = Pool(cache.plan, data.docs)
+    spec = cache_spec(cache, len(cache.plan.labelled_docs))
+    made = Weigher(weighting, cache, spec, pool, cache.shape, seed=0)
+    trainer.weighers, dataset = [made], trainer.dataset
+    assert isinstance(dataset, CachedDocuments)
+    dataset.weighed = True
+    dataset.arrays = list(dict.fromkeys([*dataset.arrays, *made.arrays]))
+    return made
 
 
 def steps_of(data: CachedDocuments, size: int) -> list[Docs]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from kdcache.errors import ConfigError, MismatchError
 from kdcache.training import run
@@ -119,6 +120,46 @@ def test_a_stage_goes_on_from_the_student_and_the_maps_of_the_one_before(whole):
     log = log_of(whole.folder)
     drawn_anew = log[0]["loss_states"]
     assert log[3]["loss_states"] < log[2]["loss_states"] < drawn_anew
+
+
+def test_a_map_goes_on_over_a_stage_that_has_none(recipe, cache, narrow, tmp_path):
+    """The third stage learns the states of the first, by the map as the first has left it."""
+    third = ["stages.head.losses.states.kind=hidden", "stages.head.trainable=['*']"]
+    overrides = [
+        "stages.both.losses={kl={}}",
+        *third,
+        "training.max_steps=1",
+        "stages.both.training.learning_rate=0",
+    ]
+    out = train(cache, recipe=recipe, out=tmp_path / "run", config=narrow, overrides=overrides)
+    second = load_file(out.folder / "stages" / "both" / "projections.safetensors")
+    first = load_file(out.folder / "stages" / "states" / "projections.safetensors")
+    assert second.keys() == first.keys()
+    assert all(torch.equal(second[name], first[name]) for name in first)
+    assert first
+    log = log_of(out.folder)
+    assert log[2]["loss_states"] < log[0]["loss_states"]
+
+
+def test_every_stage_is_checked_once_and_seeds_are_set_when_it_begins(
+    recipe, cache, narrow, tmp_path, monkeypatch
+):
+    made, seeded = [], []
+    build, seed = run.Run.__init__, run.set_seed
+
+    def noted(self, *args, **options):
+        torch.manual_seed(7)
+        before = torch.get_rng_state()
+        build(self, *args, **options)
+        assert torch.equal(torch.get_rng_state(), before)
+        made.append(options["stage"])
+
+    monkeypatch.setattr(run.Run, "__init__", noted)
+    monkeypatch.setattr(run, "set_seed", lambda number: seeded.append(len(made)) or seed(number))
+    one = ["training.max_steps=1"]
+    train(cache, recipe=recipe, out=tmp_path / "run", config=narrow, overrides=one)
+    assert made == ["head", "both", "states"]
+    assert seeded == [3, 3, 3]
 
 
 def test_parameters_that_are_not_trainable_stay_as_they_are_to_the_bit(whole):
@@ -269,7 +310,10 @@ def test_dev_documents_are_held_out_of_all_stages_and_choose_in_the_last(
     assert spied
     assert all(one is left_out for one in spied)
     assert told["documents"] == 60
-    assert {point["step"] for point in told["points"]} == {3}
+    assert {point["step"] for point in told["points"]} == {9}  # as the log and its curves count
+    assert {point["step"] for point in result.metrics["stages"]["head"]["dev"]["points"]} == {3}
+    card = (out / "README.md").read_text("utf-8")
+    assert f"those of step 9 (epoch {told['best']['epoch']:.3g} of stage head), the best" in card
     assert "dev" not in result.metrics["stages"]["states"]
 
 

@@ -149,6 +149,7 @@ def still(folder, classifier):
 WHOLE = ["training.num_train_epochs=1", "training.logging_steps=1", "training.learning_rate=1e-3"]
 
 
+TOLD = CASES.index(("cache", "three", torch.float64))
 CHOOSING = ["--dev-split", "25%", "--dev-every", "1"]
 
 
@@ -174,6 +175,7 @@ def two_ranks(request, tmp_path_factory, cache, masked_cache, still):
         }
         for place, name, dtype in CASES
     ]
+    jobs.append({**jobs[TOLD], "weights": "teacher-probability"})
     stopped = {"cache": str(cache.path), "recipe": "kd", "out": str(out / "run"), "config": still}
     stopped["overrides"] = [*WHOLE, "training.per_device_train_batch_size=8"]
     command = ["train", str(cache.path), "--recipe", "kd", "--out", str(out / "by command")]
@@ -205,6 +207,28 @@ def test_two_ranks_are_the_whole_batch(case, two_ranks, request):
     whole = Student(cache, config, ALL[name], dtype)
     compare(whole, dtype, whole.arguments(two_ranks[0]), list(zip(entries, taken, strict=True)))
     assert seen == documents_and_tokens(whole)
+
+
+def test_two_ranks_of_weighed_documents_are_the_whole_batch(two_ranks, cache, classifier):
+    entries, taken, _ = torch.load(two_ranks[0] / f"{len(CASES)}.pt")
+    whole = Student(cache, classifier, ALL["three"], torch.float64)
+    trainer, _ = whole.trainer(two_ranks[0] / "weighed", turns=1)
+    weigher = steps.weigh(whole, trainer, "teacher-probability")
+    read = CachedDocuments.read
+    plain = whole.data
+
+    def data():
+        found = plain()
+        found.arrays = trainer.dataset.arrays
+        found.read = lambda docs: weigh(read(found, docs))
+        return found
+
+    def weigh(batch):
+        weigher.weigh(batch, 0)
+        return batch
+
+    whole.data = data
+    compare(whole, torch.float64, trainer.args, list(zip(entries, taken, strict=True)))
 
 
 def test_torchrun_trains_one_student_and_one_rank_tells(two_ranks):

@@ -89,6 +89,28 @@ def test_a_recipe_may_name_students_that_are_trained_together(cache: Cache, tmp_
             load_recipe("kd", [f"student.together={wrong}"])
 
 
+def test_parameters_of_students_that_are_trained_together_go_by_their_place(
+    cache: Cache, tmp_path: Path
+) -> None:
+    def run(name: str, *trainable: str) -> Path:
+        both = 'student.together=["static:embedding=8,dense=8", "static:embedding=8,dense=8"]'
+        overrides = [
+            both,
+            "training.max_grad_norm=0",
+            *steps(2),
+            *(f"trainable=['{glob}']" for glob in trainable),
+        ]
+        out = tmp_path / name
+        return kdcache.train(cache, recipe="kd", out=out, overrides=overrides, **QUICK).folder
+
+    moved, still = run("all"), run("second", "members.1.*")
+    assert_same_weights(moved / "student-2", still / "student-2")
+    with pytest.raises(AssertionError):
+        assert_same_weights(moved / "student-1", still / "student-1")
+    with pytest.raises(ConfigError, match=r"'member.1.\*'; did you mean 'members\.0\."):
+        run("wrong", "member.1.*")
+
+
 def test_a_resumed_run_of_several_equals_the_unbroken_one(cache: Cache, tmp_path: Path) -> None:
     def run(name: str, **more: Any) -> Path:
         both = Together([student(1, dropout=0.1), student(2)])

@@ -16,7 +16,7 @@ import transformers
 from kdcache.store import open_cache
 from kdcache.training.train import train
 from kdcache_cli.main import main
-from tests.steps import ALL, TURNS, Student, run
+from tests.steps import ALL, TURNS, Student, run, weigh
 
 RANK = int(os.environ["RANK"])
 
@@ -34,6 +34,8 @@ def steps(jobs: list[dict[str, str]], out: Path) -> None:
         dtype = getattr(torch, job["dtype"])
         student = Student(open_cache(job["cache"]), job["config"], ALL[job["name"]], dtype)
         trainer, taken = student.trainer(out / f"run {number}", turns=TURNS // 2)
+        if way := job.get("weights"):
+            weigh(student, trainer, way)
         found = (*run(trainer, taken), trainer.seen())
         if RANK == 0:
             torch.save(found, out / f"{number}.pt")

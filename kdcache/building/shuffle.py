@@ -45,7 +45,7 @@ class PlanBuilder:
             for batch in _batched(documents, BATCH):
                 starts: list[int] = []
                 for document in batch:
-                    state.update(repr(document[:3]).encode())
+                    state.update(document.content)
                     starts.append(len(self.labels))
                     for label in task.labels_of(document) if task.labelled else ():
                         self.labels.add(label, document.where)

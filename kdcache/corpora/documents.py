@@ -22,7 +22,7 @@ from kdcache.corpora.columns import (
 )
 from kdcache.corpora.readers import Unit as Unit
 from kdcache.corpora.readers import name_of, tables_of
-from kdcache.corpora.tables import Table
+from kdcache.corpora.tables import Row, Table
 from kdcache.corpora.words import tags_of, text_of_words
 from kdcache.errors import ConfigError, CorpusError, one_of
 from kdcache.labels import Cells
@@ -42,6 +42,11 @@ class Document(NamedTuple):
     def words(self) -> list[str]:
         """Of a document of words: these are lines of its text."""
         return self.text.split("\n") if self.text else []
+
+    @property
+    def content(self) -> bytes:
+        """What a digest of the corpus is made of."""
+        return repr(self[:3]).encode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +80,21 @@ class Corpus:
         return as_noted(self.label_columns)
 
     def __iter__(self) -> Iterator[Document]:
-        documents = (document for table in self.tables for document in self._documents(table))
-        return islice(documents, self.limit)
+        return (self.document(where, row) for where, row in self.rows())
 
-    def _documents(self, table: Table) -> Iterator[Document]:
-        wanted = [*self.text_columns, *self.label_columns]
+    def rows(self, *more: str) -> Iterator[Row]:
+        """What `document` makes documents of, with the columns of `more` besides."""
+        wanted = [*self.text_columns, *self.label_columns, *more]
+        return islice(
+            (row for table in self.tables for row in self._rows(table, wanted)), self.limit
+        )
+
+    def _rows(self, table: Table, wanted: Sequence[str]) -> Iterator[Row]:
         known = self._known if table.columns is None else None
         for where, row in table.rows(wanted):
             if known is not None and not row.keys() <= known:
                 self._note_late(where, row, known)
-            yield self._document(where, row)
+            yield where, row
 
     def _note_late(self, where: str, row: Mapping[str, Any], known: frozenset[str]) -> None:
         for column in row.keys() - known:
@@ -96,7 +106,8 @@ class Corpus:
                 )
             self.late.setdefault(column, where)
 
-    def _document(self, where: str, row: Mapping[str, Any]) -> Document:
+    def document(self, where: str, row: Mapping[str, Any]) -> Document:
+        """The document of a row."""
         read = self._words if self.words else self._text
         texts = [read(where, row, column) for column in self.text_columns]
         labels = [self._label(where, row, column) for column in self.label_columns]

@@ -28,7 +28,7 @@ def value_of(one: BoundLoss, pairs: Pairs, step: Step, seed: int, number: int) -
         batch=step.batch,
         seed=seed,
         step=number,
-        cross_entropy=lambda name: _on_labels(one.soft[name], pairs),
+        cross_entropy=lambda name: nats_on_labels(one.soft[name], pairs),
     )
     found = []
     for name, share in CHOOSERS[one.choose].shares(asked).items():
@@ -40,14 +40,14 @@ def value_of(one: BoundLoss, pairs: Pairs, step: Step, seed: int, number: int) -
     return torch.stack(found).sum()
 
 
-def _on_labels(soft: Bound, pairs: Pairs) -> torch.Tensor:
+def nats_on_labels(soft: Bound, pairs: Pairs) -> torch.Tensor:
     """Cross-entropy of a teacher on each document's labels, [B], the mean over its rows.
 
     A document without a label has that of a teacher that knows nothing, whose logits are all zero.
     """
     found, batch, kind = pairs.teacher_of(soft), pairs.batch, soft.source.labels
     known = found.dense() if isinstance(found, HeadLabels) else found
-    outputs, labels = soft.source.shape.outputs, _labels_at(batch, soft.rows)
+    outputs, labels = soft.source.shape.outputs, labels_at(batch, soft.rows)
     if kind.divergence is None:
         nats, nothing = label_nats(known, labels, outputs), math.log(outputs)
     else:  # probabilities of each class by itself
@@ -55,14 +55,25 @@ def _on_labels(soft: Bound, pairs: Pairs) -> torch.Tensor:
         nats, nothing = kind.hard_rows(exact(known.values), labels), outputs * math.log(2)
         nats = nats.masked_fill(~known_rows(labels), torch.inf)
     there = nats.isfinite()
+    return of_documents(batch, soft.rows, nats.masked_fill(~there, 0.0), there, nothing)
+
+
+def of_documents(
+    batch: Batch, rows: Rows, values: torch.Tensor, there: torch.Tensor | None, nothing: float
+) -> torch.Tensor:
+    """Of values of rows, [N], the mean over those of each document that are `there`, [B]; `nothing`
+    of a document that has none, None: all rows are there.
+    """
     documents = len(batch["docs"])
-    owner = batch.of_rows(torch.arange(documents, device=nats.device), soft.rows)
-    counts = nats.new_zeros(documents).index_add(0, owner, there.to(nats.dtype))
-    sums = nats.new_zeros(documents).index_add(0, owner, nats.masked_fill(~there, 0.0))
+    owner = batch.of_rows(torch.arange(documents, device=values.device), rows)
+    counted = torch.ones_like(values) if there is None else there.to(values.dtype)
+    counts = values.new_zeros(documents).index_add(0, owner, counted)
+    sums = values.new_zeros(documents).index_add(0, owner, values * counted)
     return torch.where(counts > 0, sums / counts.clamp(min=1), nothing)
 
 
-def _labels_at(batch: Batch, rows: Rows) -> torch.Tensor:
+def labels_at(batch: Batch, rows: Rows) -> torch.Tensor:
+    """The labels of rows of the logits, all or those that a signal has a fraction of."""
     return batch["labels"][batch[rows.sampled_rows]] if rows.sampled_rows else batch["labels"]
 
 

@@ -40,13 +40,7 @@ def require_parameters(
     """Raise ConfigError for a glob that no parameter of such a student has; no weight is made."""
     if not globs:
         return
-    if spec.module is not None:
-        names = [name for name, _ in named(adapted(spec.module, config))]
-    elif config.heads if isinstance(config, StudentConfig) else ():
-        names = [name for name, _ in named(drawn_heads(config, caches))]
-    else:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]), silent_transformers():
-            names = [name for name, _ in named(auto_class(caches[0].plan.task).from_config(config))]
+    names = _names(spec, config, caches)
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
             like = near(glob, names)[:SHOWN] or names[:SHOWN]
@@ -54,6 +48,29 @@ def require_parameters(
                 f"trainable: no parameter of the student is called {glob!r}{did_you_mean(like)} "
                 "(globs such as 'classifier.*' are over their whole names)"
             )
+
+
+def _names(spec: StudentSpec, config: Any, caches: Sequence[Cache]) -> list[str]:
+    """Names of the parameters of a student; of several trained together as their model has them."""
+    if config.heads if isinstance(config, StudentConfig) else ():
+        return [name for name, _ in named(drawn_heads(config, caches))]
+    if not spec.together:
+        return [name for name, _ in named(_model(spec, config, caches[0]))]
+    each = zip(spec.each, config.members, strict=True)
+    models = (_model(one, own, caches[0]) for one, own in each)
+    return [
+        f"members.{i}.{n}" for i, model in enumerate(models) for n, _ in model.named_parameters()
+    ]
+
+
+def _model(spec: StudentSpec, config: Any, cache: Cache) -> torch.nn.Module:
+    """A student without weights."""
+    if spec.module is not None:
+        module: torch.nn.Module = adapted(spec.module, config)
+        return module
+    with torch.device("meta"), torch.random.fork_rng(devices=[]), silent_transformers():
+        made: torch.nn.Module = auto_class(cache.plan.task).from_config(config)
+        return made
 
 
 @contextmanager

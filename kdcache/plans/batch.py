@@ -52,12 +52,17 @@ class Batch(dict[str, torch.Tensor]):
             waits for a device to know them.
         idle: it stands in for a rank whose turn has no documents, and nothing in it counts.
         cache: which cache it was read from, where a student learns from several.
+        weighed: whether its documents are weighed once it is known which step they are of, on the
+            host: where it is moved, what it was stays there.
+        counted: whether a mean over its rows divides by their number, whatever they weigh.
     """
 
     tokens: int = 0
     labelled: int = 0
     idle: bool = False
     cache: int = 0
+    weighed: bool = False
+    counted: bool = False
     _source: Batch | None = None  # what it was before it was moved, for sums nobody waits for
 
     def __missing__(self, name: object) -> torch.Tensor:
@@ -82,9 +87,20 @@ class Batch(dict[str, torch.Tensor]):
         """The same documents as other tensors."""
         made = Batch(tensors)
         made.tokens, made.labelled, made.idle = self.tokens, self.labelled, self.idle
-        made.cache = self.cache
-        made._source = (self._source or self) if WEIGHTS in self else None
+        made.cache, made.weighed, made.counted = self.cache, self.weighed, self.counted
+        made._source = self.on_host if self.weighed or WEIGHTS in self else None
         return made
+
+    @property
+    def on_host(self) -> Batch:
+        """What it was before it was moved, if that is kept."""
+        return self if self._source is None else self._source
+
+    def weigh(self, weights: torch.Tensor, *, counted: bool = False) -> None:
+        """Let documents count for `weights`, [B] on the host; with `counted`, see there."""
+        self.on_host[WEIGHTS] = weights
+        self[WEIGHTS] = weights.to(self["docs"].device, non_blocking=True)
+        self.counted = counted
 
     def total(self, rows: Rows) -> float:
         """What rows of the batch count for together, known to the host: their number, or weight."""
@@ -94,9 +110,9 @@ class Batch(dict[str, torch.Tensor]):
             positions = self.total(Rows("document")) * self["attention_mask"].shape[1]
             tokens = self.total(Rows(rows.space))
             return positions * self.total(rows._replace(padded=False)) / tokens if tokens else 0.0
-        if WEIGHTS not in self:
+        if WEIGHTS not in self or self.counted:
             return float(self.labelled if rows.labelled else self._number(rows))
-        return float((self._source or self)._weights(rows, torch.float64).sum())
+        return float(self.on_host._weights(rows, torch.float64).sum())
 
     def row_weights(self, rows: Rows, total: float, dtype: torch.dtype) -> torch.Tensor:
         """What each row counts for in a mean over rows that count for `total`, [N] of `dtype`.

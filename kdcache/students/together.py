@@ -15,8 +15,8 @@ class Together(nn.Module):
 
     With the loss `mutual` each learns from the logits of the others too. The objective is the sum
     over students, which share no weight: each is trained as it would be alone but for that loss,
-    and for the clipping of gradients, which is that of all. They are saved to folders of their own,
-    `student-1` and on.
+    for the clipping of gradients, which is that of all, and for dropout, whose masks are drawn for
+    one after the other. They are saved to folders of their own, `student-1` and on.
 
     Source: Zhang et al. 2018, Deep Mutual Learning, arXiv:1706.00384.
 

@@ -23,6 +23,7 @@ from kdcache.training.mixture import Mixture
 from kdcache.training.objective import Objective
 from kdcache.training.recipe import Recipe
 from kdcache.training.scale import step_documents
+from kdcache.training.weighing import Weigher
 
 
 def without(
@@ -64,15 +65,19 @@ def documents_read(
     seed: int,
     window: int,
     args: transformers.TrainingArguments,
+    weighers: Sequence[Weigher] = (),
 ) -> CachedDocuments | MixedDocuments:
     """The data set of a run whose objectives learn from documents of each cache.
 
-    Raises ConfigError for a cache that has nothing to teach.
+    `weighers`, if any, weigh the documents of each cache. Raises ConfigError for a cache that has
+    nothing to teach.
     """
     sets = [
         CachedDocuments(cache, one.arrays, seed=seed, window=window, docs=there)
         for cache, one, there in zip(mixture.caches, objectives, docs, strict=True)
     ]
+    for one, weigher in zip(sets, weighers, strict=False):
+        one.arrays, one.weighed = list(dict.fromkeys([*one.arrays, *weigher.arrays])), True
     if len(sets) == 1:
         return sets[0]
     for one in sets:

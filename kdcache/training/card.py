@@ -105,6 +105,12 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
         yield "trained with", f"a head for each of {', '.join(heads)}, on one encoder"
     yield "initialised from", _start(recipe.student)
     yield "losses", _losses(recipe)
+    for stage, one in metrics.get("stages", {"": metrics}).items():
+        if balance := one.get("balance"):
+            weights = ", ".join(f"{name} × {w:.3g}" for name, w in balance["weights"].items())
+            yield f"weights set{stage and f' in stage {stage}'}", f"{weights} ({balance['way']})"
+    if told := _weights(recipe):
+        yield "documents weighed by", told
     if told := "; ".join(_teachers(cache, recipe)):
         yield "teachers", told
     yield "steps", f"{metrics['steps']:,} ({metrics['epochs']:.3g} epochs)"
@@ -125,6 +131,13 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
     yield "SHA-256 of the plan", f"`{cache.manifest['plan']['sha256']}`"
 
 
+def _weights(recipe: Recipe) -> str:
+    """What documents count for, in every stage that does not let them count alike."""
+    names = [f"{stage.name}: " for stage in recipe.stages] or [""]
+    each = zip(names, recipe.in_stages(), strict=True)
+    return "; ".join(f"{name}{one.data.weighting}" for name, one in each if one.data.weighting)
+
+
 def _teachers(cache: Cache, recipe: Recipe) -> Iterator[str]:
     """Who teaches the losses that name their teachers, and how these count."""
     known = (cache.teacher,) if cache.teacher else (cache.first, *cache.teachers)
@@ -139,8 +152,9 @@ def _choice(dev: Json) -> str:
     teacher = dev["teacher"]
     about = "about " if teacher is not None and teacher.get("estimate") else ""
     theirs = "" if teacher is None else f"; the teacher's is {about}{teacher['value']:.4g}"
+    stage = f" of stage {dev['stage']}" if "stage" in dev else ""
     return (
-        f"those of step {best['step']:,} (epoch {best['epoch']:.3g}), the best of "
+        f"those of step {best['step']:,} (epoch {best['epoch']:.3g}{stage}), the best of "
         f"{len(dev['points'])} by {metric} ({best['value']:.4g}{theirs}) on {dev['documents']:,} "
         f"dev documents that were not trained on: {dev['source']}"
     )

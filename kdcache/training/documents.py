@@ -112,9 +112,11 @@ class CachedDocuments(Dataset[Batch]):
 
     Attributes:
         ahead: whether kdcache's own loader reads the next batch in a thread while one is used.
+        weighed: whether whoever trains weighs the documents of its turns, see `Batch.weighed`.
     """
 
     ahead = True
+    weighed = False
     batches: Any = None  # what cuts its epochs into turns; kdcache's loader knows what does
 
     def __init__(
@@ -172,7 +174,7 @@ class CachedDocuments(Dataset[Batch]):
     def turn(self, docs: Sequence[int]) -> Batch:
         """The batch of a rank's turn; of one without documents, one stands in and is idle."""
         batch = self.read(docs or self.docs[:1])
-        batch.idle = not docs
+        batch.idle, batch.weighed = not docs, self.weighed
         return batch
 
     def collate(self, batch: Batch | Sequence[Batch]) -> Batch:

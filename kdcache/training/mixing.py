@@ -201,7 +201,7 @@ class MixedDocuments(Dataset[Batch]):
         rows = ~rows if idle else rows
         cache = int(np.searchsorted(self.starts, rows[0], "right")) - 1
         batch = self.sets[cache].read(rows - self.starts[cache])
-        batch.cache, batch.idle = cache, idle
+        batch.cache, batch.idle, batch.weighed = cache, idle, self.sets[cache].weighed
         return batch
 
     def set_epoch(self, epoch: int) -> None:

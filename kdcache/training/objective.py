@@ -137,6 +137,12 @@ class Objective:
                 self.bound[name] = self.bound[name]._replace(loss=numbers(loss, now))
                 self._passes = passes(self.bound)
 
+    def reweigh(self, weights: Mapping[str, float]) -> None:
+        """Give losses other weights, by name."""
+        for name, one in self.bound.items():
+            self.bound[name] = one._replace(loss=numbers(one.loss, {"weight": weights[name]}))
+        self._passes = passes(self.bound)
+
     def scheduled(self) -> dict[str, float]:
         """Numbers that have a schedule as they are now, by "NAME.FIELD"."""
         return {

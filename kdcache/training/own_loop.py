@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdcache.errors import ConfigError
@@ -55,6 +56,7 @@ def make_objective(
     recipe: str | Path | Recipe,
     student: nn.Module,
     overrides: Sequence[str] = (),
+    seed: int = 0,
 ) -> Objective:
     """The losses of a recipe on a cache, for a student that is there.
 
@@ -62,6 +64,7 @@ def make_objective(
         recipe: a shipped one's name, a file, or a Recipe, of which the losses are read.
         student: a model, as `make_student` gives it, or a module as `train` takes it.
         overrides: fields of the recipe, such as "losses.kl.temperature=4".
+        seed: of the draws of teachers, and of the new weights of learned maps.
 
     Raises ConfigError if cache or student cannot serve a loss, ModelError for a tap that the
     student does not give.
@@ -73,10 +76,18 @@ def make_objective(
             f"recipe {chosen.name} has {len(chosen.stages)} stages, and an objective is of one: "
             "give it one of load_recipe(...).in_stages()"
         )
+    if chosen.balance is not None:
+        raise ConfigError(
+            f"recipe {chosen.name} sets the weights of its losses by their gradients (balance), "
+            "which kdcache.train measures: give weights, and leave balance out"
+        )
     config = module_config(source, student)
     several = bool(chosen.teaching)
     known = cache_spec(source, len(source.plan.labelled_docs), several=several)
     sizes = model_sizes(config, source.plan.task)
-    objective = Objective(chosen.losses, known, sizes, chosen.schedules, teaching=chosen.teaching)
+    options: Any = {"teaching": chosen.teaching, "seed": seed}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        objective = Objective(chosen.losses, known, sizes, chosen.schedules, **options)
     check_taps(config, objective.reads)
     return objective

@@ -6,8 +6,10 @@
                 it may be a schedule, { start, stop, shape, per, levels }
 [training]      any field of transformers.TrainingArguments
 [data]          the order of documents: group_by_length, window
-[[stages]]      stages it goes through one after the other: name, losses, training, data, trainable
+[[stages]]      stages it goes through one after the other: name, losses, training, data, trainable,
+                balance
 trainable       globs over names of parameters, of the recipe or a stage
+[balance]       how the weights of losses are set, of the recipe or a stage: by, shares, steps
 [dev]           the documents its weights are chosen on: file, files or split, every, patience
 """
 
@@ -23,12 +25,13 @@ from typing import Any
 
 from kdcache.errors import SUGGESTED, ConfigError, did_you_mean, near, one_of, require_path
 from kdcache.losses import LOSSES, Loss
-from kdcache.losses.schedules import Schedules, weight_text
+from kdcache.losses.schedules import Schedules, is_on, weight_text
 from kdcache.losses.teachers import Teaching
 from kdcache.manifest import Json
 from kdcache.models.sharing import SHARED
 from kdcache.models.student import WAYS
 from kdcache.records import make, parse_toml, read_toml, settings_of, to_toml
+from kdcache.training.balance import Balance, balance_of
 from kdcache.training.data_order import DataOrder
 from kdcache.training.dev_options import DevOptions, dev_table
 from kdcache.training.loss_tables import losses_json, losses_of
@@ -44,9 +47,10 @@ SECTIONS = (
     "data",
     "dev",
     "trainable",
+    "balance",
     "stages",
 )
-OF_STAGES = ("training", "data", "trainable")  # what a stage may have of its own
+OF_STAGES = ("training", "data", "trainable", "balance")  # what a stage may have of its own
 DEV_SETS = {"file", "files", "split"}  # fields of [dev], of which a call names another
 OPTIONS = ("same_tokenizer", "shared")  # what is said of a student beside where it comes from
 STUDENT = (*WAYS, *OPTIONS)
@@ -68,8 +72,10 @@ class Recipe:
             stages, the last one chooses, and none of them trains on those documents.
         trainable: globs over names of the student's parameters; others stay as they are. Empty:
             all are trained.
+        balance: how the weights of the losses are set in the first steps; None: they are given.
         stages: what it goes through, one after the other; such a recipe has no losses of its own,
-            and its [training], [data] and trainable are those of every stage that has no other.
+            and its [training], [data], trainable and balance are those of every stage that has no
+            other.
     """
 
     name: str
@@ -83,6 +89,7 @@ class Recipe:
     data: DataOrder = field(default_factory=DataOrder)
     dev: DevOptions | None = None
     trainable: tuple[str, ...] = ()
+    balance: Balance | None = None
     stages: tuple[Stage, ...] = ()
     layer: int = field(default=0, compare=False)
     below: float = field(default=1.0, compare=False)
@@ -99,6 +106,7 @@ class Recipe:
             "training": dict(self.training),
             "data": asdict(self.data),
             **({"trainable": list(self.trainable)} if self.trainable else {}),
+            **({} if self.balance is None else {"balance": self.balance.to_json()}),
             **({"stages": [stage.to_json() for stage in self.stages]} if self.stages else {}),
             **dev,
         }
@@ -123,6 +131,7 @@ class Recipe:
             trainable=stage.trainable or self.trainable,
             layer=stage.layer,
             below=stage.below,
+            balance=stage.balance or self.balance,
             stages=(),
         )
 
@@ -247,6 +256,7 @@ def _settable(table: Json) -> Iterator[str]:
     yield from (f"student.{name}" for name in STUDENT)
     yield from (f"data.{name}" for name in settings_of(DataOrder))
     yield from (f"dev.{name}" for name in settings_of(DevOptions))
+    yield from ("balance", *(f"balance.{name}" for name in settings_of(Balance)))
     yield from _of_losses(table, "")
     for stage in plain_stages(table.get("stages")):
         yield from _of_losses(stage, f"stages.{stage.get('name')}.")
@@ -282,8 +292,13 @@ def _recipe(table: Json) -> Recipe:
     table["data"] = make(DataOrder, table["data"], "data")
     if table.setdefault("dev") is not None:
         table["dev"] = make(DevOptions, dev_table(table["dev"]), "dev")
+    table["balance"] = balance_of(table.get("balance"))
     found = make(Recipe, table, "recipe")
-    found.in_stages()  # checks what they change
+    names = [f"stage {stage.name!r}" for stage in found.stages] or [f"recipe {found.name}"]
+    for where, one in zip(names, found.in_stages(), strict=True):  # which checks what they change
+        if one.balance is not None:
+            on = {n: loss for n, loss in one.losses.items() if is_on(n, loss, one.schedules)}
+            one.balance.check(on, one.schedules, where)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -42,11 +43,17 @@ SUMS = ("steps", "steps_run", "seconds", "documents", "tokens", "data_wait_secon
 """Figures of a run that are those of its stages, added up."""
 
 
-def joined_metrics(stages: Mapping[str, Json]) -> Json:
-    """Figures of a run of several stages: the last one's losses, sums, and all under "stages"."""
+def joined_metrics(stages: Mapping[str, Json], logs: Mapping[str, Sequence[Json]]) -> Json:
+    """Figures of a run of several stages: the last one's losses, sums, and all under "stages".
+
+    Steps of its scores on a dev set are counted as `joined_logs` counts them.
+    """
     *_, last = stages.values()
     if len(stages) == 1:
         return last
+    if "dev" in last:
+        *_, name = stages
+        last = {**last, "dev": _moved(last["dev"], _begins(logs)[name], name)}
     sums = {name: sum(stage[name] for stage in stages.values()) for name in SUMS}
     rates = {f"{what}_per_second": sums[what] / sums["seconds"] for what in ("documents", "tokens")}
     sums["epochs"] = sum(stage["epochs"] for stage in stages.values())
@@ -57,12 +64,24 @@ def joined_logs(stages: Mapping[str, Sequence[Json]]) -> list[Json]:
     """The log of a run: each entry with its stage, and its step counted from the first stage's."""
     if list(stages) == [""]:
         return list(stages[""])
-    joined: list[Json] = []
-    before = 0
-    for name, entries in stages.items():
-        joined += [{**e, "step": before + e["step"], "stage": name} for e in entries]
-        before += max((entry["step"] for entry in entries), default=0)
-    return joined
+    return [
+        {**entry, "step": before + entry["step"], "stage": name}
+        for (name, entries), before in zip(stages.items(), _begins(stages).values(), strict=True)
+        for entry in entries
+    ]
+
+
+def _begins(stages: Mapping[str, Sequence[Json]]) -> dict[str, int]:
+    """The steps that were taken before each stage, by its name."""
+    taken = [max((entry["step"] for entry in entries), default=0) for entries in stages.values()]
+    return dict(zip(stages, accumulate([0, *taken]), strict=False))
+
+
+def _moved(dev: Json, before: int, stage: str) -> Json:
+    """What a stage tells of its choice, with the steps of the stages before it counted."""
+    points = [{**point, "step": before + point["step"]} for point in dev["points"]]
+    best = {**dev["best"], "step": before + dev["best"]["step"]}
+    return {**dev, "points": points, "best": best, "stage": stage}
 
 
 def run_metrics(trainer: DistillationTrainer, reporter: Reporter, seconds: float) -> Json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from kdcache.progress import Progress, quiet
 from kdcache.signals import TAP_KINDS
 from kdcache.store import Cache
 from kdcache.training.arguments import choose_by, training_arguments
+from kdcache.training.balance import Balancer, require_measured, require_several
 from kdcache.training.bound import bind_all, documents_read, learned_modules, without
 from kdcache.training.choosing import Choice, has_ended
 from kdcache.training.dev import DevSet, make_dev
@@ -46,7 +48,13 @@ from kdcache.training.ranks import Ranks
 from kdcache.training.recipe import Recipe
 from kdcache.training.result import run_metrics
 from kdcache.training.reused import reused
-from kdcache.training.run_folder import RECIPE, Standing, place_of, require_same_dev
+from kdcache.training.run_folder import (
+    RECIPE,
+    Standing,
+    place_of,
+    require_same_dev,
+    require_same_weights,
+)
 from kdcache.training.scale import (
     RUN,
     keep_scale,
@@ -55,14 +63,15 @@ from kdcache.training.scale import (
     stored_scale,
 )
 from kdcache.training.trainer import DistillationTrainer, Reporter, make_trainer
+from kdcache.training.weighing import weighers_of, weights_record
 
-PROJECTIONS, STATE = "kdcache_projections", "kdcache_state"
+PROJECTIONS, STATE, BALANCE = "kdcache_projections", "kdcache_state", "kdcache_balance"
 
 
 class Run:
     """The training of one stage, checked in full when made, from configurations and manifests.
 
-    A dev file is read and tokenised for that, too.
+    A dev file is read and tokenised for that, too. Seeds are set when it begins.
 
     Args:
         recipe: of one stage.
@@ -96,20 +105,15 @@ class Run:
         self.place = place_of(folder, stage)
         self.checkpoint, self.resumed = standing.checkpoint, resumed
         self.spec = student_spec(recipe, module, trust_remote_code=trust_remote_code)
-        scored = recipe if chooses else dataclasses.replace(recipe, dev=None)
-        self.args = training_arguments(scored, self.place)
+        self.scored = recipe if chooses else dataclasses.replace(recipe, dev=None)
+        self.args, self.notes = self._arguments()
         self.progress = progress if self.first else quiet
         if mixture.heads and (self.args.fsdp or self.args.deepspeed):
             raise ConfigError(
                 f"{len(mixture.heads)} heads of one encoder are not sharded: train without "
                 "training.fsdp and training.deepspeed"
             )
-        self.notes = self._same_steps()
         seed = self.args.seed
-        if self.args.full_determinism:
-            enable_full_determinism(seed)
-        else:
-            set_seed(seed)
         self.parts = agree(parts)
         self.config = mixture.config(self.spec)
         require_one(self.config, self.args.world_size, dev=recipe.dev)
@@ -126,30 +130,78 @@ class Run:
             np.intersect1d(found, one.plan.labelled_docs)
             for found, one in zip(docs, mixture.caches, strict=True)
         ]
+        weighting = recipe.data.weighting
         specs = cache_specs(mixture, [len(found) for found in labelled], recipe)
         sizes = mixture.sizes(self.config)
-        self.objectives = bind_all(mixture, recipe, specs, sizes, seed=seed)
-        self.objective = self.objectives[0]
+        self._bind = partial(bind_all, mixture, recipe, specs, sizes, seed=seed)
+        with torch.random.fork_rng(devices=[]):
+            self._learn()
         for config, objective in zip(mixture.configs(self.config), self.objectives, strict=True):
             check_taps(config, objective.reads)
-        self.reused = reused(self.objectives, cache, self.config, heads=mixture.heads)
-        self.projections = learned_modules(mixture, [one.projections for one in self.objectives])
-        self.state = learned_modules(mixture, [one.state for one in self.objectives])
+        read = [
+            some if objective.hard_only else found
+            for found, some, objective in zip(docs, labelled, self.objectives, strict=True)
+        ]
+        self.weighers = weighers_of(weighting, mixture.caches, specs, read, sizes, seed=seed)
+        if recipe.balance is not None:
+            require_measured(self.args, self.config)
+            require_several(self.objective.losses, f"{stage or recipe.name} on {cache.path}")
+        if resumed:
+            require_same_weights(folder, stage, weights_record(self.weighers))
         self.dataset = documents_read(
             mixture,
             self.objectives,
-            [
-                some if objective.hard_only else found
-                for found, some, objective in zip(docs, labelled, self.objectives, strict=True)
-            ],
+            read,
             seed=seed if self.args.data_seed is None else self.args.data_seed,
             window=recipe.data.window if recipe.data.group_by_length else 0,
             args=self.args,
+            weighers=self.weighers,
         )
         for one, documents in zip(mixture.caches, self.counts, strict=True):
             require_step(self.args, documents, one.path)
         require_whole(self.args, recipe)
         wait_for_everyone()  # or the first could hold and write what another still checks
+
+    @property
+    def objective(self) -> Objective:
+        """The losses as they are bound to the first cache, with the learned maps of all."""
+        return self.objectives[0]
+
+    def _arguments(self) -> tuple[transformers.TrainingArguments, list[str]]:
+        """The arguments of transformers', and what a person should know of the steps they make.
+
+        What is made of them is global in part: the arguments that are made last are in force.
+        """
+        args = training_arguments(self.scored, self.place)
+        return args, self._same_steps(args)
+
+    def begin(self) -> None:
+        """Put the arguments and seeds of this stage in force, and draw its learned maps."""
+        self.args, _ = self._arguments()
+        if self.choice is not None:
+            choose_by(self.args, self.choice.dev.metric)
+            self.choice.args = self.args
+        if self.args.full_determinism:
+            enable_full_determinism(self.args.seed)
+        else:
+            set_seed(self.args.seed)
+        self._learn()
+        self.balancer = self._balancer()
+
+    def _learn(self) -> None:
+        """Bind the losses to every cache, and draw what they learn."""
+        mixture = self.mixture
+        self.objectives: list[Objective] = self._bind()
+        self.reused = reused(self.objectives, self.cache, self.config, heads=mixture.heads)
+        self.projections = learned_modules(mixture, [one.projections for one in self.objectives])
+        self.state = learned_modules(mixture, [one.state for one in self.objectives])
+
+    def _balancer(self) -> Balancer | None:
+        """What sets the weights of the losses of all caches, if anything does."""
+        if self.recipe.balance is None:
+            return None
+        losses = {name: loss for one in self.objectives for name, loss in one.losses.items()}
+        return Balancer(self.recipe.balance, {n: float(one.weight) for n, one in losses.items()})
 
     def _dev(
         self, docs: Sequence[Docs], known: DevSet | HeadDevs | None
@@ -178,13 +230,13 @@ class Run:
         choose_by(self.args, self.dev.metric)
         return Choice(self.dev, self.recipe.dev.patience, self.args)
 
-    def _same_steps(self) -> list[str]:
+    def _same_steps(self, args: transformers.TrainingArguments) -> list[str]:
         """Let a resumed run keep the documents of a step; what a person should know of it."""
         record = self.place / RUN
         if not self.resumed or not (record.exists() or self.checkpoint):
             return []
         stored = stored_scale(record, self.folder / RECIPE, self.checkpoint)
-        return list(filter(None, [keep_scale(self.args, stored)]))
+        return list(filter(None, [keep_scale(args, stored)]))
 
     @property
     def first(self) -> bool:
@@ -199,12 +251,13 @@ class Run:
         return f"training {self.folder.name} by {made}{stage}"
 
     def prepare(self, student: Any, teacher: Any = None) -> Any:
-        """Say what a person should know, and see to it that the student can be trained.
+        """Begin: say what a person should know, and see to it that the student can be trained.
 
         `student` is what comes out of the stage before; None: it is made. `teacher` is a folder or
         hub name, to be scored on the dev set where the weights are chosen on one; one for each
         head by its name, where there are several.
         """
+        self.begin()
         left_out = [] if self.dev is None else self.dev.notes
         taught = dict.fromkeys(note for one in self.objectives for note in one.notes)
         for note in [*taught, *self._committed_parts(), *left_out, *self.notes]:
@@ -222,19 +275,22 @@ class Run:
         reporter = Reporter(self.progress, self.label, Ranks(self.args))
         choosing = [] if self.choice is None else self.choice.callbacks(reporter.ranks)
         callbacks = [*callbacks, reporter, *choosing]
+        parts: dict[str, torch.nn.Module] = {PROJECTIONS: self.projections}
+        if self.state:
+            parts[STATE] = self.state
+        if self.balancer is not None:
+            parts[BALANCE] = self.balancer.to(self.args.device)
         with (
             only_trained(student, self.recipe.trainable),
             one_layer_trained(student, self.recipe.layer, self.recipe.below) as slowed,
         ):
-            modules = {PROJECTIONS: self.projections, STATE: self.state}
-            added = {name: found for name, found in modules.items() if name == PROJECTIONS or found}
-            for name, found in added.items():
-                setattr(student, name, found)
+            for name, part in parts.items():  # which lie in checkpoints with it
+                setattr(student, name, part)
             if self.reused is not None:
                 self.reused.begin(student)
             trainer = self._trainer(student, reporter.ranks, callbacks, slowed)
             metrics = self._fit(trainer, reporter)
-        for name in added:
+        for name in parts:
             delattr(student, name)
         _without_autocast(student)
         if keeps_cache is not None:
@@ -246,11 +302,19 @@ class Run:
             metrics["partial"] = {**used, "parts": self.parts}
         if self.mixture.others:
             metrics["caches"] = self.mixture.report(self.counts)
+        if self.weighers:
+            told = {"way": str(self.recipe.data.weighting), "mean": trainer.mean_weight()}
+            metrics["example_weights"] = told
         if self.choice is not None:
             metrics["dev"] = self.choice.report(trainer.state, trainer.diverged, self.progress)
         trainer.shares.end(-(-trainer.state.global_step // trainer.epoch_steps))
         if trainer.shares.last:
             metrics["shares"] = trainer.shares.last
+        if self.balancer is not None:
+            metrics["balance"] = {
+                "way": str(self.recipe.balance),
+                "weights": self.balancer.weights(),
+            }
         metrics["parameters"] = _parameters(student)
         if getattr(self.config, "members", ()):
             metrics["heads" if self.mixture.heads else "students"] = {
@@ -282,6 +346,8 @@ class Run:
             head=self._fused(student),
             objective=self.objective,
             others=self.objectives[1:],
+            balancer=self.balancer,
+            weighers=self.weighers,
             dataset=self.dataset,
             ranks=ranks,
             dev=None if self.choice is None else self.choice.dev,
@@ -378,7 +444,8 @@ def _parameters(student: Any) -> int:
 
 def cache_specs(mixture: Mixture, labelled: Sequence[int], recipe: Recipe) -> list[CacheSpec]:
     """What losses ask of each cache; one head has labels where any cache has some."""
-    several = bool(recipe.teaching)
+    weighting = recipe.data.weighting
+    several = bool(recipe.teaching) or bool(weighting and weighting.teacher)
     counts = labelled if mixture.heads else [sum(labelled)] * len(labelled)
     return [
         cache_spec(cache, count, several=several)

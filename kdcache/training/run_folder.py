@@ -153,8 +153,10 @@ def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
     for table in (stored, wanted):
         for training in [table, *table.get("stages", [])]:  # a step may be cut otherwise
             training["training"].pop("per_device_train_batch_size", None)
-        for name in ("file", "files"):  # what they hold is asked for, not where they lie
-            table.get("dev", {}).pop(name, None)
+        places = [table.get("dev"), *(_weights(one) for one in [table, *table.get("stages", [])])]
+        for place in filter(None, places):
+            for name in ("file", "files"):  # what they hold is asked for, not where they lie
+                place.pop(name, None)
     identity = json.loads((folder / CACHE).read_text("utf-8"))
     found = differences(stored, wanted)
     identity["teacher"] = _portable(identity["teacher"])
@@ -168,6 +170,23 @@ def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
         raise MismatchError(
             f"{folder} holds a run with {name} = {have!r}; now it is {want!r}: resume with the "
             "settings it was started with, or choose another folder"
+        )
+
+
+def _weights(table: Json) -> Json:
+    """How a recipe, or a stage, weighs documents, if that is a table."""
+    found = table["data"].get("example_weights")
+    return found if isinstance(found, dict) else {}
+
+
+def require_same_weights(folder: Path, stage: str, record: list[Json]) -> None:
+    """Raise MismatchError if a stage of the run to be resumed was to be weighed by other values."""
+    stored = read_json(folder / CACHE).get("example_weights", {}).get(stage, [])
+    if stored != record:
+        columns = ", ".join(dict.fromkeys(name for one in [*stored, *record] for name in one))
+        raise MismatchError(
+            f"{folder} holds a run that weighs documents by other values of {columns}: put the "
+            "file back as it was (data.example_weights.file), or choose another folder"
         )
 
 
@@ -189,13 +208,19 @@ def start_folder(
     parts: Parts,
     dev: Json | None,
     several: Json | None = None,
+    weights: Json | None = None,
 ) -> None:
-    """Write what the run is made of, so that it can be resumed as it was started."""
+    """Write what the run is made of, so that it can be resumed as it was started.
+
+    `weights` is what the documents of a stage are weighed by, by its name.
+    """
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(recipe.to_toml(), "utf-8")
     record = _cache_record(cache, parts)
     if several is not None:
         record["several"] = several
+    if weights:
+        record["example_weights"] = weights
     write_json(folder / CACHE, record if dev is None else {**record, "dev": dev})
 
 

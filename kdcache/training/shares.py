@@ -18,8 +18,17 @@ from kdcache.signals import Activations
 from kdcache.training.objective import Objective
 
 AN_EPOCH = 3  # measurements of the gradient
-APART = 60  # steps between two, for each loss: one costs up to half a step for each
+APART = 60  # steps between two, for each loss
+COST = 0.3  # of a step, for each loss: what a measurement was seen to take
 DEAD, ALIVE = 0.02, 0.1  # shares of the gradient: what is named, and what is proposed
+
+
+def apart(losses: int, epoch_steps: int) -> int:
+    """Steps from one measurement of so many losses to the next; the first step is measured.
+
+    So measuring costs a hundredth of a stage at most, or it is done once.
+    """
+    return max(-(-epoch_steps // AN_EPOCH), APART * losses)
 
 
 def meeting_parameters(student: nn.Module) -> list[nn.Parameter]:
@@ -48,6 +57,7 @@ class Shares:
         say: takes a line for people.
         prefix: what fields of the losses begin with, such as "stages.first.".
         others: objectives of further caches; `objective` becomes that of the step.
+        balanced: whether weights are set by gradients.
 
     Attributes:
         last: of the last epoch, or the end of it, by loss: "objective" and "gradient".
@@ -62,7 +72,9 @@ class Shares:
         prefix: str = "",
         *,
         others: Sequence[Objective] = (),
+        balanced: bool = False,
     ) -> None:
+        self.balanced = balanced
         self.objective, self.say, self.prefix = objective, say, prefix
         self.all = [objective, *others]
         whole = not (args.fsdp or args.deepspeed or args.gradient_checkpointing)
@@ -76,20 +88,25 @@ class Shares:
 
     def due(self, step: int, epoch_steps: int) -> bool:
         """Whether the gradient is measured in a step."""
-        apart = max(-(-epoch_steps // AN_EPOCH), APART * len(self.objective.losses))
-        return bool(self.parameters) and step % apart == 0
+        return bool(self.parameters) and step % apart(len(self.objective.losses), epoch_steps) == 0
 
-    def measure(
+    def norms(
         self, activations: Activations, batch: Batch, totals: Sequence[float] | None
-    ) -> None:
-        """Measure the gradient of every loss in a batch, whose graph stays as it is."""
-        norms = {}
+    ) -> dict[str, float]:
+        """The norm of the gradient of every loss that has one, times its weight, in a batch, whose
+        graph stays as it is.
+        """
+        norms: dict[str, torch.Tensor] = {}
         for name, part in self.objective.parts(activations, batch, totals).items():
             if part.requires_grad and (norm := self._norm(part)) is not None:
                 norms[name] = norm
+        found = torch.stack(list(norms.values())).tolist() if norms else []
+        return dict(zip(norms, found, strict=True))
+
+    def note(self, norms: Mapping[str, float]) -> None:
+        """Take in the norms that were measured in a step."""
         if len(norms) > 1:
-            found = torch.stack(list(norms.values())).tolist()
-            shares = _shares(dict(zip(norms, found, strict=True)))
+            shares = _shares(norms)
             self._gradient.append(shares)
             self._unlogged.append(shares)
 
@@ -141,6 +158,8 @@ class Shares:
         loss: Any = self._bound[name].loss
         more = loss.weight * ALIVE / (1 - ALIVE) * (1 - share) / share if share else 0.0
         way = f"raise {field} from {loss.weight:g} to {more:.2g} for a tenth" if more else ""
+        if self.balanced:
+            way = f"give it a larger share ({self.prefix}balance.shares.{name})"
         return (
             f"losses.{name} gives {share:.1%} of the gradient in epoch {epoch}{objective_share}: "
             f"training is much as without it; "

@@ -12,9 +12,20 @@ from kdcache.losses.schedules import Schedules
 from kdcache.losses.teachers import Teaching
 from kdcache.manifest import Json
 from kdcache.records import make
+from kdcache.training.balance import Balance, balance_of
 from kdcache.training.loss_tables import Losses, losses_json, losses_of
 
-FIELDS = ("name", "losses", "training", "data", "trainable", "progressive", "layer", "below")
+FIELDS = (
+    "name",
+    "losses",
+    "training",
+    "data",
+    "trainable",
+    "balance",
+    "progressive",
+    "layer",
+    "below",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +40,7 @@ class Stage:
         training: fields of [training] that are others than the recipe's.
         data: fields of [data] that are others than the recipe's.
         trainable: globs over names of parameters; the others stay as they are. Empty: the recipe's.
+        balance: how the weights of its losses are set; None: as the recipe says.
         progressive: it stands for a stage for each layer of the student, the lowest first, that has
             the layer's pairs of the losses' layer maps.
         layer: the block that is trained, 1 the lowest, with the embeddings; 0: all of the student.
@@ -42,6 +54,7 @@ class Stage:
     training: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     trainable: tuple[str, ...] = ()
+    balance: Balance | None = None
     progressive: bool = False
     layer: int = 0
     below: float = 1.0
@@ -68,6 +81,7 @@ class Stage:
             "data": dict(self.data),
             "trainable": list(self.trainable),
             **(own if self.progressive or self.layer else {}),
+            **({} if self.balance is None else {"balance": self.balance.to_json()}),
         }
 
 
@@ -97,7 +111,8 @@ def _stage(table: Json, number: int) -> Stage:
             raise ConfigError(f"[stages.{key}] of a recipe is a table; got {table[key]!r}")
     prefix = f"stages.{name}."
     read = losses_of(table.get("losses", {}), f"stage {name!r}", prefix)
-    return make(Stage, {**table, **read}, f"stages.{name}")
+    balance = balance_of(table.get("balance"), f"{prefix}balance")
+    return make(Stage, {**table, **read, "balance": balance}, f"stages.{name}")
 
 
 def stage_table(tables: Any, name: str) -> Json:

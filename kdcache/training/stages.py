@@ -10,6 +10,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import wait_for_everyone
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -49,8 +50,10 @@ from kdcache.training.run_folder import (
     write_json,
 )
 from kdcache.training.scale import RUN, scale_record
+from kdcache.training.weighing import weights_record
 
 MAPS = "projections.safetensors"
+Tensors = dict[str, torch.Tensor]
 
 
 class Stages:
@@ -58,7 +61,8 @@ class Stages:
 
     A recipe without stages has one, whose name is "". The student of a stage is what came out of
     the one before, in memory; a run that is resumed between two reads it from the folder of the
-    first, which holds the same. Learned maps that two stages have of one name and shape go on.
+    first, which holds the same. Learned maps that two stages have of one name and shape go on,
+    over stages between them that have none.
 
     Attributes:
         run: the stage that is next, or that the training is in.
@@ -90,8 +94,11 @@ class Stages:
         self.parts = parts
         numbers = range(len(self.names) - 1, self.standing.done - 1, -1)
         self.dev: DevSet | HeadDevs | None = None  # the last stage's, which all leave out
-        runs = [self._run(number) for number in numbers]  # the next comes last, with its seeds set
+        self.runs = {number: self._run(number) for number in numbers}
+        runs = list(self.runs.values())  # the next comes last
         self.scales = {run.stage: scale_record(run.args) for run in runs}
+        weighed = {run.stage: weights_record(run.weighers) for run in runs}
+        self.weights = {stage: record for stage, record in weighed.items() if record}
         self.run, self.choice = runs[-1], runs[0].choice
         self.parts, self.config, self.first = self.run.parts, self.run.config, self.run.first
         self.progress = self.run.progress
@@ -134,7 +141,7 @@ class Stages:
         with self._writing():
             for number in range(done, len(self.names)):
                 if number > done:
-                    self.run = self._run(number)
+                    self.run = self.runs[number]
                     student = self.run.prepare(student, teacher)
                 student = self._stage(number, student, callbacks)
             return self._finish(student)
@@ -155,14 +162,14 @@ class Stages:
         """Train a stage, and write what it comes to; returns the student it comes to."""
         name, last = self.names[number], number == len(self.names) - 1
         maps: nn.Module = self.run.projections
-        if number:
-            _go_on(maps, stage_folder(self.folder, self.names[number - 1]) / MAPS)
+        before = _maps(stage_folder(self.folder, self.names[number - 1])) if number else {}
+        _go_on(maps, before)
         student, metrics, log = self.run.train(student, callbacks)
         self.metrics[name], self.logs[name] = metrics, log
         with held_interrupts() as check:
             if self.first and name:
                 with writing(self.folder):
-                    self._tell(name, student, maps, whole=not last)
+                    self._tell(name, student, {**before, **maps.state_dict()}, whole=not last)
             if not last:
                 wait_for_everyone()
                 check()
@@ -170,7 +177,7 @@ class Stages:
 
     def _finish(self, student: Any) -> Json:
         """Write the student's folder; the metrics of all stages."""
-        metrics = joined_metrics(self.metrics)
+        metrics = joined_metrics(self.metrics, self.logs)
         if self.first:
             log, title = (
                 joined_logs(self.logs),
@@ -182,8 +189,10 @@ class Stages:
             remove_tree(self.folder / CHECKPOINTS)
         return metrics
 
-    def _tell(self, name: str, student: Any, maps: nn.Module, *, whole: bool) -> None:
-        """Write the folder of a stage, all at once; `whole`, with the student and learned maps."""
+    def _tell(self, name: str, student: Any, maps: Tensors, *, whole: bool) -> None:
+        """Write the folder of a stage, all at once; `whole`, with the student and all learned maps,
+        those of stages before among them.
+        """
         folder = stage_folder(self.folder, name)
         scratch = folder.with_name(f".{folder.name}")
         remove_tree(scratch)
@@ -195,9 +204,7 @@ class Stages:
         dev = self.metrics[name].get("dev")
         if whole:
             finish_folder(scratch, student, self._caches, log, title, dev)
-            save_file(
-                {k: v.cpu().contiguous() for k, v in maps.state_dict().items()}, scratch / MAPS
-            )
+            save_file({k: v.cpu().contiguous() for k, v in maps.items()}, scratch / MAPS)
         else:
             tell_folder(scratch, log, title, dev)
         write_json(scratch / METRICS, self.metrics[name])
@@ -247,7 +254,7 @@ class Stages:
                 with writing(self.folder):
                     stack.enter_context(one_run(self.folder, self.folder / CHECKPOINTS))
                     check_folder(*known, resume=self.standing.begun, several=several)
-                    start_folder(*known, dev, several=several)
+                    start_folder(*known, dev, several=several, weights=self.weights)
                     self._tell_scales()
                 yield
         except ConfigError:  # of what transformers only then refuses
@@ -256,8 +263,14 @@ class Stages:
             raise
 
 
-def _go_on(maps: nn.Module, file: Path) -> None:
-    """Give learned maps the values of those of one name and shape in a file."""
-    known, own = load_file(file), maps.state_dict()
+def _maps(folder: Path) -> Tensors:
+    """The learned maps that a stage, or one before it, left in its folder."""
+    found: Tensors = load_file(folder / MAPS)
+    return found
+
+
+def _go_on(maps: nn.Module, known: Tensors) -> None:
+    """Give learned maps the values of known ones of one name and shape."""
+    own = maps.state_dict()
     same = {n: v for n, v in known.items() if n in own and own[n].shape == v.shape}
     maps.load_state_dict({**own, **same})

@@ -31,6 +31,7 @@ from kdcache.plans.batch import Batch
 from kdcache.progress import Progress
 from kdcache.signals import LOGITS, Activations, Tap
 from kdcache.tasks import Task, as_task
+from kdcache.training.balance import Balancer
 from kdcache.training.choosing import best_checkpoint
 from kdcache.training.dev import DevSet, value_of
 from kdcache.training.dev_heads import HeadDevs
@@ -39,6 +40,7 @@ from kdcache.training.loader import Documents, make_loader
 from kdcache.training.objective import Objective, Terms
 from kdcache.training.ranks import Ranks
 from kdcache.training.shares import Shares
+from kdcache.training.weighing import Weigher
 
 
 class DistillationTrainer(transformers.Trainer):
@@ -51,6 +53,8 @@ class DistillationTrainer(transformers.Trainer):
 
     Attributes:
         objective: that of the cache whose documents the step has; `others` are of further caches.
+        weighers: what weighs the documents of each cache; none: they count alike.
+        balancer: what sets the weights of the losses in the first steps; None: they are given.
         teacher_logs: scores of the teacher that are logged with every score on the dev set.
         shares: what each loss counts for; `say` takes a line about those that do not.
         diverged: the step whose loss was no number, after which a student that had been scored
@@ -65,6 +69,8 @@ class DistillationTrainer(transformers.Trainer):
         dataset: Documents,
         ranks: Ranks | None = None,
         others: Sequence[Objective] = (),
+        weighers: Sequence[Weigher] = (),
+        balancer: Balancer | None = None,
         head: bool | Sequence[bool] = False,
         dev: DevSet | HeadDevs | None = None,
         teacher_logs: Mapping[str, float] = MappingProxyType({}),
@@ -79,7 +85,7 @@ class DistillationTrainer(transformers.Trainer):
         self.loss_is_scaled_for_ga = True  # divide, a batch's loss is its part of the step's
         self.remove_callback(transformers.PrinterCallback)
         self.task: Task = as_task(task)
-        self.objectives = [objective, *others]
+        self.objectives, self.weighers = [objective, *others], weighers
         self.objective: Objective = objective
         self.dataset: Documents = dataset
         self.ranks = Ranks(self.args) if ranks is None else ranks
@@ -94,9 +100,15 @@ class DistillationTrainer(transformers.Trainer):
         self.turn = 0
         self.heads: Sequence[str] = getattr(model.config, "heads", ())
         met = heads_of(model)[0] if self.heads else model
-        self.shares = Shares(objective, met, self.args, say, prefix, others=others)
-        self._measured = False
+        balanced = balancer is not None
+        self.balancer = balancer
+        self.shares = Shares(
+            objective, met, self.args, say, prefix, others=others, balanced=balanced
+        )
+        self._due = self._balancing = False
+        self._balanced = not balanced  # whether losses have the weights they keep
         self._documents = self._tokens = 0
+        self._weight = 0.0
         self._terms: dict[tuple[int, str], torch.Tensor] = {}
         self._steps: Counter[int] = Counter()
         self.epoch_steps = 1
@@ -127,6 +139,8 @@ class DistillationTrainer(transformers.Trainer):
         batches = list(islice(epoch_iterator, num_batches))
         self.wait_seconds += time.perf_counter() - started
         for batch in batches:
+            if self.weighers:
+                self._weight += self.weighers[batch.cache].weigh(batch, self.state.global_step)
             if not batch.idle:
                 self._documents += len(batch["docs"])
                 self._tokens += batch.tokens
@@ -139,7 +153,11 @@ class DistillationTrainer(transformers.Trainer):
         step = self.state.global_step
         if step and step % self.epoch_steps == 0:
             self.shares.end(step // self.epoch_steps)
-        self._measured = not self.shares.due(step, self.epoch_steps)
+        if self.balancer is not None and not self._balanced:
+            self._reweigh(self.balancer)
+            self._balancing = self.balancer.due()
+            self._balanced = not self._balancing
+        self._due = self._balancing or self.shares.due(step, self.epoch_steps)
         if self.objective.schedules:
             self.objective.advance(self.moment())
         return batches, self.ranks.total(self.objective.totals(batches))
@@ -154,6 +172,11 @@ class DistillationTrainer(transformers.Trainer):
         """Documents and tokens, pads left out, trained on by all ranks; every rank has to ask."""
         documents, tokens = self.ranks.total([self._documents, self._tokens])
         return int(documents), int(tokens)
+
+    def mean_weight(self) -> float:
+        """What a document weighed on average, of all ranks; every rank has to ask."""
+        weight, documents = self.ranks.total([self._weight, self._documents])
+        return weight / documents
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args
@@ -187,9 +210,9 @@ class DistillationTrainer(transformers.Trainer):
     ) -> Any:
         task = self.objective.cache.task
         activations = run(model, inputs, self.taps[self.turn], task=task)
-        if not (self._measured or inputs.idle or len(activations.students) > 1):
-            self._measured = True  # in the first batch of a step alone
-            self.shares.measure(activations, inputs, num_items_in_batch)
+        if self._due and len(activations.students) == 1:
+            self._due = False  # in the first batch of a step alone
+            self._measure(activations, inputs, num_items_in_batch)
         loss, terms = self._loss(activations, inputs, num_items_in_batch)
         if self.ranks.size > 1:
             loss = loss * self.ranks.size  # DDP takes the mean of the ranks' gradients
@@ -201,6 +224,30 @@ class DistillationTrainer(transformers.Trainer):
             key = self.turn, name
             self._terms[key] = self._terms.get(key, 0) + value.float()
         return (loss, activations) if return_outputs else loss
+
+    def _measure(
+        self, activations: Activations, batch: Batch, totals: Sequence[float] | None
+    ) -> None:
+        """Measure the gradient of each loss, and set the weights by it where that is asked for;
+        then every rank has to.
+        """
+        norms = {} if batch.idle else self.shares.norms(activations, batch, totals)
+        if self._balancing and self.balancer is not None:
+            self._balancing = False
+            losses = {name: float(one.loss.weight) for name, one in self.objective.bound.items()}
+            own = {name: norm / losses[name] for name, norm in norms.items()}
+            self.balancer.require_finite(() if batch.idle else losses, own)
+            self.balancer.add(self.ranks.total([own.get(n, 0.0) for n in self.balancer.given]))
+            weights = self._reweigh(self.balancer)
+            norms = {name: norm * weights[name] for name, norm in own.items()}
+        self.shares.note(norms)
+
+    def _reweigh(self, balancer: Balancer) -> dict[str, float]:
+        """Give the losses the weights that a balancer has come to."""
+        weights = balancer.weights()
+        for one in self.objectives:
+            one.reweigh(weights)
+        return weights
 
     def _loss(
         self, activations: Activations, batch: Batch, totals: Sequence[float] | None
@@ -223,6 +270,8 @@ class DistillationTrainer(transformers.Trainer):
             means = self._means()
             logs |= {f"loss_{name}": mean for name, mean in (self._of_heads() or means).items()}
             logs |= self.shares.logs(means) | self.objective.scheduled()
+            if self.balancer is not None:
+                logs |= {f"{name}.weight": w for name, w in self.balancer.weights().items()}
             self._terms, self._steps = {}, Counter()
         super().log(logs, start_time)
 

@@ -103,6 +103,11 @@ a teacher that the cache has not | {TRAIN} --set losses.kl.teachers=large | loss
 teachers of a loss that has none | {TRAIN} --set losses.hard.weight=1 --set losses.hard.teachers=all | losses.hard learns from labels + leave them out
 a way to choose teachers that is none | {TRAIN} --set losses.kl.teachers=all --set losses.kl.choose=best | unknown choose 'best' + inverse-ce
 one probability for two teachers | {TRAIN} --set losses.kl.teachers=classifier --set losses.kl.choose=sampled --set "losses.kl.probability=[0.5, 0.5]" | has 2 numbers; its teachers are classifier
+weights of documents by a name that is none | {TRAIN} --set data.example_weights=balance | unknown data.example_weights 'balance' + did you mean 'class-balance'?
+weights by a column without its file | {TRAIN} --set "data.example_weights={name='column', column='weight'}" | data.example_weights needs file
+weights by a column that is not there | {TRAIN} --set "data.example_weights={name='column', column='weight', file='{corpus}'}" | has no column 'weight'; its columns are text, label
+weights by a column of another corpus | {TRAIN} --set "data.example_weights={name='column', column='label', file='{far.csv}'}" | far.csv is not the corpus of + add the column 'label' to the file that was planned
+an option that weights do not have | {TRAIN} --set "data.example_weights={name='class-balance', pwer=2}" | unknown field of data.example_weights 'pwer'; did you mean 'power'?
 a field that is taken | {TRAIN} --set training.output_dir=x | training.output_dir cannot be set + --out
 no value in --set | train {cache} --recipe kd --out {out} --set training.learning_rate | KEY=VALUE
 one field set twice | {TRAIN} --lr 1e-4 --set training.learning_rate=1e-3 | --lr and --set training.learning_rate=1e-3 + give one of the two

@@ -1,6 +1,6 @@
-"""A loss and a layer map of a user's own: a module with one class and one function, and a table
-entry for each, take a student from a recipe to curves and a card, beside a signal and a codec of a
-user's own. CONTRIBUTING promises no more.
+"""A loss, a layer map and weights of documents of a user's own: a module with one class and two
+functions, and a table entry for each, take a student from a recipe to curves and a card, beside a
+signal and a codec of a user's own. CONTRIBUTING promises no more.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kdcache.losses import LOSSES
+from kdcache.losses.example_weights import EXAMPLE_WEIGHTS, Way
 from kdcache.losses.layer_maps import LAYER_MAPS
 from kdcache_cli.main import app
 from tests.conformance import test_layer_maps, test_losses
@@ -66,6 +67,11 @@ class Direction:
 def ends(student, teacher):
     """The lowest layers and the topmost."""
     return (0, 0), *((layer, layer) for layer in range(1, student)), (student, teacher)
+
+
+def less(asked, *, even: float = 0.5):
+    """Every second document of the plan counts less."""
+    return 1 - (1 - even) * (asked.batch["docs"] % 2 == 0).double()
 '''
 
 RECIPE = """
@@ -85,6 +91,10 @@ weight = 2
 [losses.kl]
 weight = 0.5
 
+[data.example_weights]
+name = "less"
+even = 0.25
+
 [training]
 learning_rate = 1e-3
 per_device_train_batch_size = 6
@@ -95,12 +105,13 @@ logging_steps = 1
 
 @pytest.fixture
 def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module, its class and its function in their tables."""
+    """The module, its class and its functions in their tables."""
     (tmp_path / "cosine_of_ours.py").write_text(MODULE, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("cosine_of_ours")
     monkeypatch.setitem(LOSSES, "direction", module.Direction)
     monkeypatch.setitem(LAYER_MAPS, "ends", module.ends)
+    monkeypatch.setitem(EXAMPLE_WEIGHTS, "less", Way(module.less))
     return module
 
 
@@ -125,7 +136,11 @@ def test_a_recipe_that_names_them_trains_a_student_to_curves_and_card(
         terms = entry["loss_ends"] + 2 * entry["loss_mean"] + 0.5 * entry["loss_kl"]
         assert entry["loss"] == pytest.approx(terms, rel=1e-4)
     assert (out / "curves.png").stat().st_size > 10_000
-    assert "ends × 1, mean × 2, kl × 0.5" in (out / "README.md").read_text("utf-8")
+    card = (out / "README.md").read_text("utf-8")
+    assert "ends × 1, mean × 2, kl × 0.5" in card
+    assert "| documents weighed by | less (even=0.25) |" in card
+    weighed = json.loads((out / "metrics.json").read_text("utf-8"))["example_weights"]
+    assert 0.25 < weighed["mean"] < 1
 
 
 @pytest.mark.usefixtures("added")

@@ -1,0 +1,175 @@
+"""What each document counts for while a student trains. EXAMPLE_WEIGHTS is the table of all ways.
+
+A new one is a function and a line in it. Its keyword arguments are its options in a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+
+from kdcache.labels import known_rows
+from kdcache.losses.base import check_number, exact
+from kdcache.losses.bound import Bound
+from kdcache.losses.pairs import Pairs
+from kdcache.losses.pool import Files, Pool
+from kdcache.losses.taught import labels_at, nats_on_labels, of_documents
+from kdcache.plans.batch import Batch
+from kdcache.signals import HeadLabels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is known of B documents that are weighed.
+
+    What a document weighs is to depend on nothing but the document, the step and the seed: steps
+    are cut into batches, and dealt out to ranks, in ways that must not count.
+
+    Attributes:
+        batch: their inputs and labels, and what was read of the cache, on the host.
+        pool: all documents of the cache that the run trains on.
+        seed: of the run.
+        step: steps that the run has taken before this one.
+        soft: the teacher's soft labels in the batch, of a way that asks for them.
+        pairs: what decodes them.
+    """
+
+    batch: Batch
+    pool: Pool
+    seed: int
+    step: int
+    soft: Bound | None
+    pairs: Pairs
+
+    def numbers(self, column: str, file: Files) -> torch.Tensor:
+        """A column of the corpus that holds numbers, [B] float64."""
+        return torch.from_numpy(self.pool.numbers(column, file)[self.pool.row(self.batch["docs"])])
+
+    def cells(self, column: str, file: Files) -> list[Any]:
+        """A column of the corpus as its file has it: B texts, numbers or lists."""
+        found = self.pool.column(column, file)
+        return [found[row] for row in self.pool.row(self.batch["docs"])]
+
+    @cached_property
+    def soft_labels(self) -> Any:
+        """The teacher's soft labels, `SoftLabels` or `TeacherOutputs` of N rows."""
+        assert self.soft is not None
+        found = self.pairs.teacher_of(self.soft)
+        return found.dense() if isinstance(found, HeadLabels) else found
+
+    @cached_property
+    def nats(self) -> torch.Tensor:
+        """Cross-entropy of the teacher on each document's labels, [B], the mean over its rows; that
+        of a teacher that knows nothing where there is no label."""
+        assert self.soft is not None
+        return nats_on_labels(self.soft, self.pairs)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """The labels of the rows of `soft_labels`."""
+        assert self.soft is not None
+        return labels_at(self.batch, self.soft.rows)
+
+    def mean(
+        self, rows: torch.Tensor, there: torch.Tensor | None = None, nothing: float = 1.0
+    ) -> torch.Tensor:
+        """Of values of the rows of `soft_labels`, [N], the mean over those of each document that
+        are `there`, [B]; `nothing` where it has none."""
+        assert self.soft is not None
+        return of_documents(self.batch, self.soft.rows, rows, there, nothing)
+
+
+class Way(NamedTuple):
+    """How documents are weighed.
+
+    Attributes:
+        weights: what they count for, [B] floating, finite and 0 or more.
+        labels: whether it asks for hard labels.
+        soft: whether it asks for the teacher's soft labels: of the first teacher, or the one that
+            its option `teacher` names.
+    """
+
+    weights: Callable[..., torch.Tensor]
+    labels: bool = False
+    soft: bool = False
+
+
+def column(asked: Asked, *, column: str, file: Files) -> torch.Tensor:
+    """A column of the corpus, read from its file."""
+    return asked.numbers(column, file)
+
+
+def class_balance(asked: Asked, *, power: float = 1.0) -> torch.Tensor:
+    """By the class of a document: (D / (C * documents of the class)) ** power, of D documents that
+    have a label, and C classes; 1 without a label."""
+    check_number("power", power)
+    counts = asked.pool.class_counts.double()
+    of_class = (counts.sum() / (len(counts) * counts.clamp(min=1))) ** power
+    labels = asked.batch["labels"]
+    return torch.where(known_rows(labels), of_class[labels.clamp(min=0)], 1.0)
+
+
+def teacher_probability(asked: Asked, *, power: float = 1.0, teacher: str = "") -> torch.Tensor:
+    """The teacher's probability of the label, to a power; of several rows the geometric mean."""
+    check_number("power", power)
+    return (-asked.nats).exp() ** power
+
+
+def teacher_confidence(asked: Asked, *, power: float = 1.0, teacher: str = "") -> torch.Tensor:
+    """The teacher's largest probability, to a power; of several rows the mean.
+
+    With power 1 that is "confidence weighted by teacher max" (Furlanello et al. 2018,
+    arXiv:1805.04770), which divides by the sum of the weights as well.
+    """
+    check_number("power", power)
+    soft = asked.soft_labels
+    if hasattr(soft, "logprobs"):
+        largest = exact(soft.logprobs).amax(-1).exp()
+    else:  # a decision about each class by itself
+        largest = exact(soft.values).abs().sigmoid().mean(-1)
+    return asked.mean(largest) ** power
+
+
+def teacher_correct(asked: Asked, *, wrong: float = 0.0, teacher: str = "") -> torch.Tensor:
+    """1 where the teacher's likeliest class is the label, else `wrong`; of several rows, or several
+    classes, the mean. 1 without a label.
+
+    To learn from a teacher where it is right is half of conditional teacher-student learning
+    (Meng et al. 2019, arXiv:1904.12399).
+    """
+    check_number("wrong", wrong)
+    soft, labels = asked.soft_labels, asked.labels
+    if hasattr(soft, "logprobs"):
+        likeliest = soft.ids.gather(1, soft.logprobs.argmax(-1, keepdim=True))[:, 0]
+        right = (likeliest == labels).double()
+    else:
+        right = ((soft.values > 0) == (labels > 0)).double().mean(-1)
+    return asked.mean(right + (1 - right) * wrong, known_rows(labels))
+
+
+def expertise(
+    asked: Asked, *, prototype: str = "", file: Files = "", teacher: str = ""
+) -> torch.Tensor:
+    """(1 + prototype) / (1 + exp((1 - p)^2)) of the teacher's probability p of the label: Meta-KD
+    (Pan et al. 2021, arXiv:2012.01266), which divides by the number of documents.
+
+    `prototype` is a column with how near a document is to its domain; none: 0.
+    """
+    near = asked.numbers(prototype, file) if prototype else torch.zeros_like(asked.nats)
+    wrong = 1 - (-asked.nats).exp()
+    return (1 + near) / (1 + (wrong**2).exp())
+
+
+EXAMPLE_WEIGHTS: dict[str, Way] = {
+    "column": Way(column),
+    "class-balance": Way(class_balance, labels=True),
+    "teacher-probability": Way(teacher_probability, labels=True, soft=True),
+    "teacher-confidence": Way(teacher_confidence, soft=True),
+    "teacher-correct": Way(teacher_correct, labels=True, soft=True),
+    "expertise": Way(expertise, labels=True, soft=True),
+}
+"""Every way a recipe can name."""

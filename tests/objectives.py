@@ -305,6 +305,7 @@ def batch_of(given: Given) -> Batch:
     if given.masked is not None:
         made["selected"] = torch.from_numpy(given.masked)
     made.tokens, made.labelled = int(given.lengths.sum()), _labelled(given)
+    made.pairs = int(np.square(given.lengths).sum())
     return made
 
 

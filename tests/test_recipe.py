@@ -14,6 +14,7 @@ SHIPPED = [
     "bert-emd",
     "causal-kd",
     "cc",
+    "distilbert",
     "dml",
     "finetune",
     "fitnet",
@@ -36,6 +37,8 @@ SHIPPED = [
     "simkd",
     "skdbert",
     "sp",
+    "tinybert",
+    "tinybert-general",
     "vid",
 ]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from kdcache.losses.alp import ALP
 from kdcache.losses.at import AT
+from kdcache.losses.attention import AttentionScores
 from kdcache.losses.base import LABELS, PEERS, Loss, Match, Pair, Step
 from kdcache.losses.batch_relations import BatchRelations
 from kdcache.losses.cache_spec import CacheSpec
 from kdcache.losses.cc import CC
 from kdcache.losses.contrast import Contrast
+from kdcache.losses.cosine import Cosine
 from kdcache.losses.cross_entropy import Hard, hard_loss
 from kdcache.losses.distances import Distances
 from kdcache.losses.emd import EMD
@@ -46,9 +48,11 @@ __all__ = [
     "SCHEDULES",
     "SP",
     "VID",
+    "AttentionScores",
     "BatchRelations",
     "CacheSpec",
     "Contrast",
+    "Cosine",
     "Distances",
     "Hard",
     "HiddenMSE",
@@ -78,6 +82,8 @@ LOSSES: dict[str, type[Loss]] = {
         SoftKL,
         LogitMSE,
         HiddenMSE,
+        Cosine,
+        AttentionScores,
         ALP,
         RKD,
         SP,

@@ -16,10 +16,11 @@ from kdcache.labels import LabelKind
 from kdcache.plans.batch import Batch, Rows
 from kdcache.signals import Activations, ModelSizes, SoftUse, Tap
 
-Over = Literal["rows", "padded", "documents", "labelled", "batch"]
+Over = Literal["rows", "padded", "pairs", "documents", "labelled", "batch"]
 """What a loss is a mean over: the rows of its matches; padded positions, of which those rows are
-the ones that are no pads; documents, or those with a label; or, in a loss that compares the
-documents of a batch with each other, the documents of a batch that nobody may cut."""
+the ones that are no pads; pairs of two tokens of a document; documents, or those with a label; or,
+in a loss that compares the documents of a batch with each other, the documents of a batch that
+nobody may cut."""
 
 LABELS = Tap("labels")
 """The corpus's own labels, in the place of what a teacher computed."""
@@ -100,7 +101,8 @@ class Step:
     def weight(self) -> torch.Tensor:
         """What each row, or document, counts for, [N] floating: 0 where it is masked, else what its
         document weighs (`example_weight`), over `total`, and times its teacher's share. The sum of
-        the rows' values times these is the batch's part of the mean over the step.
+        the rows' values times these is the batch's part of the mean over the step. In a mean over
+        pairs it is what each pair of a document counts for, [B].
         """
         dtype = exact(next(iter(self.activations.values.values()))[:0]).dtype
         weights = self.batch.row_weights(self.rows, self.total, dtype)

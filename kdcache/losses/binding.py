@@ -47,9 +47,9 @@ def bind(
 
 def _rows_of(name: str, loss: Loss, matches: Sequence[Bound], *, several: bool) -> Rows:
     """The rows that a loss is a mean over; ConfigError where its matches have not the same."""
-    if loss.over in ("documents", "labelled", "batch") or not matches:
+    if loss.over in ("documents", "labelled", "pairs", "batch") or not matches:
         _check_classes(name, matches)
-        return Rows("document", labelled=loss.over == "labelled")
+        return Rows("document", labelled=loss.over == "labelled", paired=loss.over == "pairs")
     spaces = {match.rows for match in matches}
     if len(spaces) > 1:
         which = "its matches with all its teachers" if several else "its matches"

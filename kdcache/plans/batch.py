@@ -27,12 +27,14 @@ class Rows(NamedTuple):
             such as "logits/kept"; "": all rows.
         labelled: whether only those with a hard label count.
         padded: whether they count for the padded positions of which they are those without pads.
+        paired: whether documents count for their pairs of two tokens.
     """
 
     space: Space
     sampled_rows: str = ""
     labelled: bool = False
     padded: bool = False
+    paired: bool = False
 
 
 class Batch(dict[str, torch.Tensor]):
@@ -48,8 +50,9 @@ class Batch(dict[str, torch.Tensor]):
 
     Attributes:
         tokens: tokens of all documents, pads left out.
-        labelled: rows with a hard label. Both are counted where the batch is made, so that nobody
-            waits for a device to know them.
+        pairs: pairs of two tokens of a document, those of a token with itself included.
+        labelled: rows with a hard label. All three are counted where the batch is made, so that
+            nobody waits for a device to know them.
         idle: it stands in for a rank whose turn has no documents, and nothing in it counts.
         cache: which cache it was read from, where a student learns from several.
         weighed: whether its documents are weighed once it is known which step they are of, on the
@@ -58,6 +61,7 @@ class Batch(dict[str, torch.Tensor]):
     """
 
     tokens: int = 0
+    pairs: int = 0
     labelled: int = 0
     idle: bool = False
     cache: int = 0
@@ -87,6 +91,7 @@ class Batch(dict[str, torch.Tensor]):
         """The same documents as other tensors."""
         made = Batch(tensors)
         made.tokens, made.labelled, made.idle = self.tokens, self.labelled, self.idle
+        made.pairs = self.pairs
         made.cache, made.weighed, made.counted = self.cache, self.weighed, self.counted
         made._source = self.on_host if self.weighed or WEIGHTS in self else None
         return made
@@ -106,6 +111,8 @@ class Batch(dict[str, torch.Tensor]):
         """What rows of the batch count for together, known to the host: their number, or weight."""
         if self.idle:
             return 0.0
+        if rows.paired:
+            return self._pairs()
         if rows.padded:
             positions = self.total(Rows("document")) * self["attention_mask"].shape[1]
             tokens = self.total(Rows(rows.space))
@@ -113,6 +120,13 @@ class Batch(dict[str, torch.Tensor]):
         if WEIGHTS not in self or self.counted:
             return float(self.labelled if rows.labelled else self._number(rows))
         return float(self.on_host._weights(rows, torch.float64).sum())
+
+    def _pairs(self) -> float:
+        """What the pairs of two tokens of a document count for together."""
+        if WEIGHTS not in self or self.counted:
+            return float(self.pairs)
+        lengths = self.on_host["attention_mask"].sum(1).double()
+        return float((self.on_host[WEIGHTS].double() * lengths.square()).sum())
 
     def row_weights(self, rows: Rows, total: float, dtype: torch.dtype) -> torch.Tensor:
         """What each row counts for in a mean over rows that count for `total`, [N] of `dtype`.
@@ -216,7 +230,7 @@ def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
     if plan.config.tokenizer["type_ids"]:
         second = np.arange(lens.max())[None, :] >= plan.per_document["pair_start"][docs][:, None]
         batch["token_type_ids"] = torch.from_numpy((second & mask).astype(np.int64))
-    batch.tokens = len(flat)
+    batch.tokens, batch.pairs = len(flat), int(np.square(lens.astype(np.int64)).sum())
     if plan.task.selects:
         labels = _add_selected(batch, plan, docs, mask.shape[1])
         batch.labelled = int(np.count_nonzero(known(labels)))

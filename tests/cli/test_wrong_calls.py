@@ -177,6 +177,7 @@ a label column to score by that is not there | evaluate {classifier} {corpus} --
 words from a model that fills no gaps | augment {corpus} --masked-lm {classifier} --out {out}.jsonl | masked-lm
 more words replaced than there are | augment {corpus} --masked-lm {masked_lm} --out {out}.jsonl --probability 2 | above 0, and 1 at most
 further texts in a file of another kind | augment {corpus} --masked-lm {masked_lm} --out {out}.csv | call it *.jsonl
+attention of a cache that holds none | {TRAIN} --set losses.attention.weight=1 | losses.attention needs query + --signal attention:layers=2-4
 a label column to teach by that is not there | teach {classifier} {corpus} --out {out} --label-column mood | no column 'mood'
 a label column to measure by that is not there | ship {classifier} {out} --measure {corpus} --label-column mood | no column 'mood'
 a corpus without labels | evaluate {classifier} {unlabelled.csv} | --label-column

@@ -405,6 +405,37 @@ def moments(given: Given) -> float:
     return float(5000 * means + 5 * np.abs(student.var(-1) - teacher.var(-1)).mean())
 
 
+def attention(given: Given) -> float:
+    """Of every second teacher layer: the squared difference of scores, mean over heads and pairs of
+    tokens, sum over layers.
+    """
+    total = 0.0
+    for layer, (doc, n) in product(range(STUDENT), enumerate(given.lengths)):
+        ours, theirs = (
+            scores_of(*(given.others[kind][side][at, doc, :, :n] for kind in ("query", "key")))
+            for side, at in ((0, layer), (1, 2 * layer + 1))
+        )
+        total += np.square(ours - theirs).sum() / len(ours)
+    return float(total / np.square(given.lengths).sum())
+
+
+def scores_of(query: Array, key: Array) -> Array:
+    """Of each head the products of every two tokens, over the square root of their width."""
+    products = np.einsum("hid,hjd->hij", query.astype(np.float64), key.astype(np.float64))
+    return products / np.sqrt(query.shape[2])
+
+
+def cosine(given: Given) -> float:
+    """1 - cos of the last layers, mean over rows."""
+    assert given.taught is not None
+    ours, theirs = (
+        given.rows_at(layers[-1].astype(np.float64), given.positions)
+        for layers in (given.hidden, given.taught)
+    )
+    sizes = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return float((1 - (ours * theirs).sum(1) / sizes).mean())
+
+
 FORMULAS: dict[str, Formula] = {
     "hard": hard,
     "kl": kl,
@@ -429,6 +460,8 @@ FORMULAS: dict[str, Formula] = {
     "ptp": ptp,
     "simkd": simkd,
     "emd": emd,
+    "attention": attention,
+    "cosine": cosine,
 }
 """By kind: the loss of its defaults, in float64."""
 

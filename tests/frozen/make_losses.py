@@ -148,6 +148,12 @@ def attending(rng: np.random.Generator, heads: int = 2, width: int = 4) -> Given
     return _with(classes(rng), others=others)
 
 
+def every_token(given: Given, rng: np.random.Generator) -> Given:
+    """The same with every token's state, query and key of a teacher of the same width."""
+    taught, others = states(rng, TEACHER, WIDTH), attending(rng).others
+    return _with(given, taught=taught, positions="all", others=others)
+
+
 def values(rng: np.random.Generator) -> Given:
     """Documents with a value each, one of them without."""
     given = classes(rng)
@@ -203,6 +209,9 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "finetune": classes,
     "finetune.masked": masked,
     "finetune.values": values,
+    "distilbert": lambda rng: _with(
+        masked(rng), taught=states(rng, TEACHER, WIDTH), positions="selected"
+    ),
     "fitnet.hint": projected,
     "fitnet.labels": lambda rng: classes(rng, 3.0),
     "fsp.flow": projected,
@@ -228,6 +237,9 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "rkd": related,
     "sp": related,
     "simkd": read_by_classifiers,
+    "tinybert.intermediate": lambda rng: _with(projected(rng), others=attending(rng).others),
+    "tinybert.prediction": classes,
+    "tinybert-general": lambda rng: every_token(masked(rng), rng),
     "skdbert": lambda rng: of_two(rng, classes(rng, 10.0), classes(rng, 10.0)),
     "vid": projected,
 }

@@ -138,8 +138,10 @@ def value(
         more: further fields of the step.
     """
     over = loss.over
-    rows = Rows("document") if over in ("documents", "batch") else Rows(space)
-    rows = rows._replace(padded=over == "padded", labelled=labels is not None)
+    rows = Rows("document") if over in ("documents", "batch", "pairs") else Rows(space)
+    rows = rows._replace(
+        padded=over == "padded", paired=over == "pairs", labelled=labels is not None
+    )
     batch = batch_of(lengths, labels)
     student = pairs[0].student
     values = {LOGITS: student.detach() if isinstance(student, torch.Tensor) else torch.empty(0)}
@@ -161,7 +163,7 @@ def batch_of(lengths: torch.Tensor, labels: torch.Tensor | None = None) -> Batch
     """Documents of so many tokens, with their labels."""
     mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
     batch = Batch(docs=torch.arange(len(lengths)), attention_mask=mask.long())
-    batch.tokens = int(lengths.sum())
+    batch.tokens, batch.pairs = int(lengths.sum()), int(lengths.square().sum())
     if labels is not None:
         batch["labels"], batch.labelled = labels, int((labels >= 0).sum())
     return batch

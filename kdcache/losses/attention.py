@@ -1,0 +1,260 @@
+"""Attention scores of the student's layers against the teacher's, which no cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from kdcache.errors import ConfigError, one_of
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact
+from kdcache.losses.combine import COMBINE
+from kdcache.losses.layer_maps import LayerMap, layer_pairs
+from kdcache.signals import ModelSizes, Tap
+from kdcache_kernels import relation_kl
+from kdcache_kernels.relation_kl.pieces import Piece, pieces_of
+
+HEADS = ("each", "sum")
+CHUNK = {"cpu": 2**20}
+CHUNK_ELSEWHERE = 2**26
+"""Bytes of the scores that exist at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionScores:
+    """Attention of every mapped layer: scores, or the probabilities that softmax makes of them.
+
+    Scores are made of queries and keys while a student trains, a few documents at a time: q k^T
+    over the square root of the width of a head, between all tokens of a document. Pads take no
+    part. Neither does a causal mask: what a token may not attend to is compared all the same.
+
+    | paper                        | compare       | a mean over     | layers |
+    |------------------------------|---------------|-----------------|--------|
+    | TinyBERT, Jiao et al. 2020,  | scores        | heads, pairs of | sum    |
+    | arXiv:1909.10351             |               | tokens          |        |
+    | MobileBERT, Sun et al. 2020, | probabilities | heads, tokens   | mean   |
+    | arXiv:2004.02984             |               |                 |        |
+
+    The codes of both papers count pads, so their values depend on how far documents are padded.
+
+    Attributes:
+        weight: factor in the objective; 0 leaves the loss out.
+        compare: "scores", their squared error; or "probabilities", the divergence of the student's
+            from the teacher's, which has the gradient of their cross-entropy.
+        heads: "each" compares head by head, "sum" the scores of all heads added up.
+        layer_map: which layers: "uniform", "skip", "last", "first", or pairs of a student and a
+            teacher layer such as "1:3,2:6". Of a named map the embedding outputs, which do not
+            attend, are left out.
+        layers: how the mapped layers become one number: "sum", "mean", or another of COMBINE.
+        signal: name of the signal it learns from, of a cache that has several such; "": the first.
+    """
+
+    kind: ClassVar[str] = "attention"
+    weight: float = 1.0
+    compare: str = "scores"
+    heads: str = "each"
+    layer_map: LayerMap = "uniform"
+    layers: str = "sum"
+    signal: str = ""
+
+    def __post_init__(self) -> None:
+        check_number("weight of an attention loss", self.weight)
+        one_of("compare of attention", self.compare, COMPARE)
+        one_of("heads of attention", self.heads, HEADS)
+        one_of("layers of attention", self.layers, COMBINE)
+        if self.heads == "sum" and self.compare != "scores":
+            raise ConfigError(
+                f"heads=sum of attention adds scores up; got compare={self.compare}: set it to "
+                "scores, or heads to each"
+            )
+
+    @property
+    def over(self) -> Over:
+        """Pairs of two tokens of a document, or tokens."""
+        return "pairs" if self.compare == "scores" else "rows"
+
+    def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
+        """Queries and keys of every token at each of the mapped layers."""
+        _check_heads(student, teacher)
+        how: dict[str, Any] = {"positions": "all", "any_width": True, "whole": True}
+        return tuple(
+            Match(Tap(name, ours), Tap(name, theirs), signal=self.signal, **how)
+            for ours, theirs in self._pairs(student.layers, teacher.layers)
+            for name in ("query", "key")
+        )
+
+    def _pairs(self, student: int, teacher: int) -> list[tuple[int, int]]:
+        """The pairs of layers that attend."""
+        pairs = layer_pairs(self.layer_map, student, teacher)
+        found = [pair for pair in pairs if pair != (0, 0)]
+        named = isinstance(self.layer_map, str) and ":" not in self.layer_map
+        lowest = [pair for pair in (found if named else pairs) if 0 in pair]
+        if lowest or not found:
+            ours, theirs = (lowest or list(pairs))[0]
+            raise ConfigError(
+                f"layer_map of attention pairs layers that attend, from 1; got {ours}:{theirs}: 0 "
+                f"is the embedding output; give pairs such as '{student}:{teacher}'"
+            )
+        return found
+
+    def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
+        """Sum or mean over the mapped layers of each layer's sum over documents."""
+        lengths = step.batch["attention_mask"].sum(1).cpu()  # what is cut by them waits for them
+        heads = _heads_of(step)
+        weight = step.weight
+        if self.over == "rows":  # all rows of a document count for as much
+            weight = weight[(lengths.cumsum(0) - lengths).to(weight.device)]
+        found = [
+            COMPARE[self.compare](
+                queries, keys, lengths, heads, weight, together=self.heads == "sum"
+            )
+            for queries, keys in zip(pairs[::2], pairs[1::2], strict=True)
+        ]
+        return COMBINE[self.layers](torch.stack(found), step.state)
+
+
+def score_loss(
+    queries: Pair,
+    keys: Pair,
+    lengths: torch.Tensor,
+    heads: int,
+    weight: torch.Tensor | None = None,
+    *,
+    together: bool = False,
+) -> torch.Tensor:
+    """Sum over documents of weight times the sum over pairs of tokens of the mean over heads of the
+    squared difference of scores.
+
+    Args:
+        queries, keys: of the tokens of all documents, [N, heads * D], heads side by side.
+        lengths: tokens of each document, [B] int64, on the CPU.
+        heads: of both models.
+        weight: what a pair of each document counts for, [B]; None: one over the number of pairs.
+        together: whether the scores of all heads are added up instead.
+
+    Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351.
+    """
+    if weight is None:
+        share = 1 / max(1, int((lengths**2).sum()))
+        weight = exact(queries.student[:0]).new_full((len(lengths),), share)
+    sides = queries.student, keys.student, queries.teacher.dense(), keys.teacher.dense()
+    scales = tuple((side.shape[1] // heads) ** -0.5 for side in sides[::2])
+    need = torch.is_grad_enabled() and (sides[0].requires_grad or sides[1].requires_grad)
+    found: torch.Tensor = _ScoreError.apply(  # type: ignore[no-untyped-call]  # so in torch
+        *sides, lengths.tolist(), 1 if together else heads, scales, weight, need
+    )
+    return found
+
+
+class _ScoreError(torch.autograd.Function):
+    """Value and gradient of `score_loss` in one go over the documents: no scores are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        their_queries: torch.Tensor,
+        their_keys: torch.Tensor,
+        lengths: list[int],
+        heads: int,
+        scales: tuple[float, float],
+        weight: torch.Tensor,
+        need: bool,
+    ) -> torch.Tensor:
+        dtype = exact(queries[:0]).dtype
+        weight = weight.to(dtype) / heads
+        ours = [queries, keys]
+        gradients = [torch.empty_like(x) if need else x[:0] for x in ours]
+        total = weight.new_zeros(())
+        with torch.autocast(queries.device.type, enabled=False):
+            for piece in _pieces(lengths, heads, weight):
+                w = weight[piece.documents]
+                dead = (w == 0)[:, None, None, None]  # 0 times NaN would be NaN
+                x, y, t, u = (
+                    piece.read(side, heads, dtype).masked_fill(dead, 0).flatten(0, 1)
+                    for side in (*ours, their_queries, their_keys)
+                )
+                apart = torch.bmm(t, u.mT).mul_(-scales[1])
+                apart.baddbmm_(x, y.mT, alpha=scales[0])
+                rows = apart.view(len(w), -1)
+                total += (w * torch.linalg.vector_norm(rows, dim=1).square()).sum()
+                if need:
+                    factor = (2 * scales[0]) * w.repeat_interleave(len(x) // len(w))[:, None, None]
+                    piece.write(gradients[0], heads, (apart @ y).mul_(factor))
+                    piece.write(gradients[1], heads, (apart.mT @ x).mul_(factor))
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        made = (x * gradient.to(x.dtype) for x in ctx.saved_tensors)
+        return (*made, *(None,) * 7)
+
+
+def _pieces(lengths: list[int], heads: int, weight: torch.Tensor) -> Iterator[Piece]:
+    """Documents of one length, as many as there is room for their scores."""
+    room = CHUNK.get(weight.device.type, CHUNK_ELSEWHERE) // weight.itemsize
+    return pieces_of(lengths, heads, room)
+
+
+def probability_loss(
+    queries: Pair,
+    keys: Pair,
+    lengths: torch.Tensor,
+    heads: int,
+    weight: torch.Tensor,
+    *,
+    together: bool = False,
+) -> torch.Tensor:
+    """Sum over tokens of weight times the mean over heads of KL(teacher || student), in nats, of
+    what a token attends to.
+
+    Arguments are those of `score_loss`; `weight` [B] is what a token of each document counts for.
+
+    Source: Sun et al. 2020 (MobileBERT), arXiv:2004.02984, whose cross-entropy has this gradient.
+    """
+    return relation_kl(
+        queries.student,
+        queries.teacher.dense(),
+        lengths,
+        heads=heads,
+        student_keys=keys.student,
+        teacher_keys=keys.teacher.dense(),
+        weight=weight * lengths.to(weight),
+    )
+
+
+COMPARE: dict[str, Callable[..., torch.Tensor]] = {
+    "scores": score_loss,
+    "probabilities": probability_loss,
+}
+"""What is compared."""
+
+
+def _check_heads(student: ModelSizes, teacher: ModelSizes) -> None:
+    """Raise ConfigError unless all queries and keys have as many heads, as far as it is known."""
+    sides = {"student": student, "teacher": teacher}
+    heads = {
+        f"{who}'s {name}": count
+        for who, sizes in sides.items()
+        for name, count in (("queries", sizes.heads), ("keys", sizes.key_heads))
+        if count is not None
+    }
+    if len(set(heads.values())) > 1:
+        told = ", ".join(f"the {what} {count}" for what, count in heads.items())
+        raise ConfigError(
+            f"attention compares heads one by one, and they are not as many: {told}; choose a "
+            "student with as many heads as the teacher, or the loss relations, which cuts widths "
+            "into heads of its own"
+        )
+
+
+def _heads_of(step: Step) -> int:
+    """Heads of the student's attention, as many as the teacher's."""
+    values = step.activations.values
+    return next(values[tap].shape[1] for tap in values if tap.name == "query")

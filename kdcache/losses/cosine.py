@@ -1,0 +1,96 @@
+"""Hidden states that point where the teacher's do: DistilBERT's cosine loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from kdcache.errors import one_of
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, even, exact, weighted
+from kdcache.losses.combine import COMBINE
+from kdcache.losses.feature_mse import PROJECTIONS
+from kdcache.losses.layer_maps import LayerMap, layer_pairs
+from kdcache.signals import POSITIONS, ModelSizes, Tap
+from kdcache.signals.taps import positions_of
+
+EPS = 1e-12
+"""The least size of a row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """1 - cos between hidden states of the student and the teacher, mean over rows.
+
+    Source: DistilBERT, Sanh et al. 2019, arXiv:1910.01108, whose code takes the last layer of both
+    at all tokens. A row of zeros has no direction: it costs 1 and moves nothing.
+
+    Attributes:
+        weight: factor in the objective; 0 leaves the loss out.
+        layer_map: which layers; "": the last of both; else as in a hidden loss, "uniform" or pairs
+            such as "1:2,2:4".
+        positions: "cls", "mean", "all", "selected" (or "masked"), or "cache": what the cache holds.
+        projection: "linear" learns a map from the student's width to the teacher's, "none" learns
+            none, "auto" learns one where the widths differ.
+        shared_projection: one map for all layers rather than one for each.
+        layers: how the mapped layers become one number: "mean", "sum", or another of COMBINE.
+        signal: name of the signal it learns from, of a cache that has several such; "": the first.
+    """
+
+    kind: ClassVar[str] = "cosine"
+    over: ClassVar[Over] = "rows"
+    weight: float = 1.0
+    layer_map: LayerMap = ""
+    positions: str = "cache"
+    projection: str = "auto"
+    shared_projection: bool = False
+    layers: str = "mean"
+    signal: str = ""
+
+    def __post_init__(self) -> None:
+        check_number("weight of a cosine loss", self.weight)
+        object.__setattr__(self, "positions", positions_of(self.positions))
+        one_of("positions of cosine", self.positions, ("cache", *POSITIONS))
+        one_of("projection of cosine", self.projection, PROJECTIONS)
+        one_of("layers of cosine", self.layers, COMBINE)
+
+    def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
+        """The mapped layers at the wanted positions, and a projection where widths differ."""
+        last = f"{student.layers}:{teacher.layers}"
+        pairs = layer_pairs(self.layer_map or last, student.layers, teacher.layers)
+        learned = self.projection == "linear" or (
+            self.projection == "auto"
+            and any(student.width("hidden", ours) != teacher.hidden for ours, _ in pairs)
+        )
+        return tuple(
+            Match(
+                Tap("hidden", ours),
+                Tap("hidden", theirs),
+                positions="" if self.positions == "cache" else self.positions,
+                signal=self.signal,
+                project=None if not learned else "" if self.shared_projection else str(ours),
+            )
+            for ours, theirs in pairs
+        )
+
+    def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
+        """Mean or sum over the mapped layers of each layer's sum over rows."""
+        found = [cosine_loss(p.student, p.teacher.dense(), step.weight) for p in pairs]
+        return COMBINE[self.layers](torch.stack(found), step.state)
+
+
+def cosine_loss(
+    student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sum over rows of weight times 1 - cos; both are [N, H], `weight` [N], None: 1 / N.
+
+    Source: Sanh et al. 2019 (DistilBERT), arXiv:1910.01108.
+    """
+    weight = even(student) if weight is None else weight
+    live = (weight != 0)[:, None]  # a row that does not count may hold anything
+    ours = exact(student).where(live, 0)
+    theirs = teacher.to(ours.dtype).where(live, 0)
+    return weighted(1 - cosine_similarity(ours, theirs, eps=EPS), weight)

@@ -265,6 +265,9 @@ def test_a_merged_cache_is_repaired_share_by_share(
         "hidden",
         "teachers/other/logits",
     }
+    merge([tmp_path / "0", tmp_path / "1"], tmp_path / "two")
+    merge([tmp_path / "two", tmp_path / "2"], tmp_path / "steps")
+    assert files_of(tmp_path / "steps") == whole
 
 
 @pytest.mark.parametrize("name", ["cache", "masked_cache", "causal_cache"])

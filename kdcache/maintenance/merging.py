@@ -121,6 +121,49 @@ class _Source:
         """Its signals by the names they get."""
         return {self.prefix + name: signal for name, signal in self.cache.signals.items()}
 
+    @property
+    def _entries(self) -> dict[int, Json]:
+        """What its cache tells of the builds it was merged from that are of this teacher, each with
+        its number; none of a cache that is one build.
+        """
+        merged = self.cache.manifest.get("merged", [])
+        prefix = self.cache.prefix.rstrip("/")
+        return {
+            number: entry
+            for number, entry in enumerate(merged)
+            if entry["signals"][0].rpartition("/")[0] == prefix
+        }
+
+    def builds(self, joined: Collection[str]) -> Iterator[Json]:
+        """Who made its signals, by the names they get; of those that others have layers of, too,
+        with the layers that are of each build.
+        """
+        if not self._entries:
+            yield self._build(list(self.cache.signals), {}, joined) | {
+                "software": self.cache.manifest["software"],
+                "contents": (self.cache.completion or {})["contents"],
+            }
+        for entry in self._entries.values():
+            own = [name.rpartition("/")[2] for name in entry["signals"]]
+            layers = {n.rpartition("/")[2]: found for n, found in entry.get("layers", {}).items()}
+            rest = {name: entry[name] for name in ("software", "contents")}
+            yield self._build(own, layers, joined) | rest
+
+    def _build(self, names: list[str], layers: Mapping[str, Any], joined: Collection[str]) -> Json:
+        held: dict[str, Any] = {**self.cache.signals}
+        several = [name for name in names if name in layers or self.prefix + name in joined]
+        found = {self.prefix + n: list(layers.get(n, held[n].layers)) for n in several}
+        return {
+            "signals": [self.prefix + name for name in names],
+            **({"layers": found} if found else {}),
+        }
+
+    def forwards(self, commit: Json) -> list[Json]:
+        """How the teacher was run for a part, by each of its builds."""
+        if not self._entries:
+            return [commit["forward"]]
+        return [commit["forwards"][number] for number in self._entries]
+
     def before_parts(self) -> Iterator[Item]:
         """Metadata of its arrays, and its files."""
         for name, layout in self.cache.layouts.items():
@@ -249,24 +292,9 @@ def _manifest(sources: Sequence[_Source], objects: Json) -> Json:
         **{name: oldest[name] for name in ("format", "kind", "plan")},
         **tables[""],
         **({"teachers": teachers} if teachers else {}),
-        "merged": [
-            {
-                "signals": list(source.signals),
-                **_layers(source, joined),
-                "software": source.cache.manifest["software"],
-                "contents": (source.cache.completion or {})["contents"],
-            }
-            for source in sources
-        ],
+        "merged": [build for source in sources for build in source.builds(joined)],
         "contents": digest(objects),
     }
-
-
-def _layers(source: _Source, joined: Collection[str]) -> Json:
-    """Which layers of a signal that several builds have made are a source's."""
-    held: dict[str, Any] = {**source.held}
-    found = {name: list(held[name].layers) for name in joined if name in held}
-    return {"layers": found} if found else {}
 
 
 def joined_sums(builds: Iterable[Mapping[str, Json]]) -> Json:
@@ -285,7 +313,11 @@ def _part_record(sources: Sequence[_Source], part: int, items: Sequence[Item]) -
         {n: commit["fidelity"][t] for n, t in source.signals.items() if t in commit["fidelity"]}
         for source, commit in zip(sources, commits, strict=True)
     )
-    forwards = [commit["forward"] for commit in commits]
+    forwards = [
+        forward
+        for source, commit in zip(sources, commits, strict=True)
+        for forward in source.forwards(commit)
+    ]
     return merged_commit(
         commits[0], {item.key: item.fingerprint for item in items}, fidelity, forwards
     )

@@ -163,8 +163,10 @@ class _Survey:
         layouts = [
             next(self._layout(made.name, schema.parts, objects), made)
             for made, _ in spec_layouts(schema.plan, schema.array_specs())
-        ] + self._newer(schema, objects)
-        commit_log = CommitLog(self.root, layouts, schema.parts, old=schema.old)
+        ]
+        newer, unread = newer_layouts(self.root, schema, objects)  # damage has been noted
+        layouts += newer
+        commit_log = CommitLog(self.root, layouts, schema.parts, unread=unread, old=schema.old)
         readers = [reader_of(self.root, layout, commit_log.fingerprint) for layout in layouts]
         commits, missing = [], []
         for part in range(schema.parts):
@@ -179,13 +181,6 @@ class _Survey:
                     shards = reader.layout.part_shards(part)
                     self.jobs += [_Job(reader, shard, part) for shard in shards]
         self._completion(commit_log, missing, commits)
-
-    def _newer(self, schema: ManifestSchema, objects: Mapping[str, Json]) -> list[Layout]:
-        """Layouts of what only a newer version can read: its bytes are checked all the same."""
-        try:
-            return newer_layouts(self.root, schema, objects)
-        except DamageError:
-            return []  # which metadata is unsound has been noted
 
     def _completion(self, commit_log: CommitLog, missing: list[int], commits: list[Json]) -> None:
         parts = commit_log.parts

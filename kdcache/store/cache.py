@@ -132,9 +132,9 @@ class Cache:
         self.teachers = tuple(schema.teachers)
         self.plan = _plan(path, schema, self.objects)
         layouts = _layouts(path, schema, self.objects)
-        others = newer_layouts(path, schema, self.objects)
-        every = [*layouts.values(), *others]
-        self.commit_log = CommitLog(path, every, self.plan.parts, old=schema.old)
+        self._newer, unread = newer_layouts(path, schema, self.objects)
+        every = [*layouts.values(), *self._newer]
+        self.commit_log = CommitLog(path, every, self.plan.parts, unread=unread, old=schema.old)
         self.completion = read_completion(path, self.plan.parts, old=schema.old)
         self.first = teacher_name(self.manifest["teacher"]["name"])
         self.teacher = None if teacher == self.first else teacher
@@ -210,11 +210,14 @@ class Cache:
 
     @property
     def bytes(self) -> dict[str, int]:
-        """Bytes of every array once complete, plan included.
+        """Bytes of every array once complete, by name: the plan's, and all of this teacher's.
 
-        Those of packed arrays are known of committed parts only, and counted for those.
+        Those of packed arrays are known of committed parts only, and counted for those. An array
+        that only a newer version can read is among them if its metadata can be read.
         """
-        layouts = [*plan_layouts(self.plan), *self.layouts.values()]
+        own = tuple(f"{self.prefix}{name}/" for name in self.newer)
+        newer = [layout for layout in self._newer if layout.name.startswith(own)]
+        layouts = [*plan_layouts(self.plan), *self.layouts.values(), *newer]
         return {layout.name: self._bytes(layout) for layout in layouts}
 
     @cached_property
@@ -458,13 +461,24 @@ def _layouts(root: Root, schema: ManifestSchema, objects: Mapping[str, Json]) ->
     return found
 
 
-def newer_layouts(root: Root, schema: ManifestSchema, objects: Mapping[str, Json]) -> list[Layout]:
-    """Layouts of what only a newer version can read, of all teachers, as the store has them."""
+def newer_layouts(
+    root: Root, schema: ManifestSchema, objects: Mapping[str, Json]
+) -> tuple[list[Layout], list[str]]:
+    """Layouts of what only a newer version can read, of all teachers, as the store has them.
+
+    Behind them the names of arrays whose metadata is damaged, or says what only that version knows.
+    """
     names = {key.removesuffix("/zarr.json") for key in objects if key.endswith("/zarr.json")}
     groups = {name.rpartition("/")[0] for name in names}
     starts = tuple(f"{name}/" for name in schema.newer_names())
     own = sorted(name for name in names - groups if f"{name}/".startswith(starts))
-    return [read_layout(root, name, schema.parts, objects) for name in own]
+    layouts, unread = [], []
+    for name in own:
+        try:
+            layouts.append(read_layout(root, name, schema.parts, objects))
+        except DamageError:
+            unread.append(name)
+    return layouts, unread
 
 
 def require_documents(plan: Plan, docs: Docs) -> None:

@@ -400,6 +400,11 @@ def test_beside_a_newer_signal_the_others_are_exported_inspected_and_trained_on(
     shard = next(p for p in (root / "hidden/L1/codes/c").rglob("*") if p.is_file())
     flip(shard, 99)
     assert "hidden/L1/codes" in kdcache.verify(root, full=True)[0]
+    assert cache.bytes == whole.bytes
+    flip(root / "hidden/L1/codes/zarr.json", 99)
+    found = kdcache.verify(root)
+    assert [str(root / "hidden/L1/codes/zarr.json") in found[0], len(found)] == [True, 1]
+    assert kdcache.open_cache(root).read("logits/values", cache.plan.docs[:3]).any()
 
 
 def test_beside_a_newer_signal_the_others_are_repaired_and_no_record_is_made_without_it(

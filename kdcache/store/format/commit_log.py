@@ -69,13 +69,21 @@ def read_completion(root: Root, parts: int, *, old: bool = False) -> Json | None
 class CommitLog:
     """The commits of the parts of a store whose signal arrays have `layouts`.
 
-    `old` is whether the store is of the first format.
+    `unread` are names of arrays whose layout is not known: which shards they have only a commit
+    tells. `old` is whether the store is of the first format.
     """
 
     def __init__(
-        self, root: Root, layouts: Iterable[Layout], parts: int, *, old: bool = False
+        self,
+        root: Root,
+        layouts: Iterable[Layout],
+        parts: int,
+        *,
+        unread: Iterable[str] = (),
+        old: bool = False,
     ) -> None:
         self.root, self.layouts, self.parts, self.old = root, list(layouts), parts, old
+        self.unread = tuple(f"{name}/c/" for name in unread)
         self._known: dict[int, Mapping[str, Json]] = {}
 
     def keys(self, part: int) -> list[str]:
@@ -91,7 +99,7 @@ class CommitLog:
         objects = _objects(record.get("objects"), where, self.old)
         if record.get("part") != part:
             raise DamageError(f"{where} is damaged: it is the commit of part {record.get('part')}")
-        if set(objects) != set(self.keys(part)):
+        if {key for key in objects if not key.startswith(self.unread)} != set(self.keys(part)):
             raise DamageError(f"{where} is damaged: its objects are not those of part {part}")
         if record.get("attempt") != digest(objects)[:16] or not _sums(record.get("fidelity")):
             raise DamageError(f"{where} is damaged: its attempt or fidelity makes no sense")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -120,6 +121,21 @@ def test_a_language_model_that_cannot_be_told_from_a_classifier_is_refused(batch
         run(model, batch, [Tap("logits")])
     found = run(model, batch, [Tap("logits")], task="masked-lm")
     assert found[Tap("logits")].shape == (len(batch["selected"]), 600)
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "DistilBert", "ModernBert", "Llama"])
+def test_pooled_is_proven_in_the_precision_that_a_student_is_trained_in(
+    family: str, batch: Batch
+) -> None:
+    """Accelerate puts autocast around the forward alone, and makes the logits float32 again."""
+    model = model_of(family)
+    exact = run(model, batch, [Tap("pooled")])[Tap("pooled")]
+    model = model_of(family)
+    cast = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
+    model.forward = convert_outputs_to_fp32(cast)
+    found = run(model, batch, [Tap("pooled"), Tap("logits")])
+    assert found[Tap("logits")].dtype == torch.float32
+    torch.testing.assert_close(found[Tap("pooled")].float(), exact, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("space", ["token", "selected"])

@@ -21,6 +21,7 @@ from kdcache.models.recording import (
     Found,
     Record,
     Taps,
+    autocast_of,
     name_of,
     replaced,
     unwrapped,
@@ -131,9 +132,7 @@ def head_reads(model: Any, taps: Taps) -> Iterator[list[dict[str, Any]]]:
     seen: list[dict[str, Any]] = []
 
     def keep(x: torch.Tensor) -> torch.Tensor:
-        kind = x.device.type
-        on = torch.is_autocast_enabled(kind)
-        seen.append({"input": x, "autocast": torch.get_autocast_dtype(kind) if on else None})
+        seen.append({"input": x, "autocast": autocast_of(x.device.type)})
         output: torch.Tensor = apply(x)
         return output
 

@@ -59,6 +59,11 @@ def choose_head(model: Any, number: int) -> None:
         inside(model).turn = number
 
 
+def autocast_of(kind: str) -> torch.dtype | None:
+    """The dtype that autocast makes of products on a type of device now; None: it is off."""
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def name_of(model: Any) -> str:
     """The class of a transformers model, for messages."""
     return type(unwrapped(model)).__name__

@@ -15,12 +15,13 @@ from torch import nn
 
 from kdcache.errors import ModelError
 from kdcache.models.attentions import Call, attention_calls
-from kdcache.models.classifiers import classify
+from kdcache.models.classifiers import classifier_of, classify
 from kdcache.models.hooks import TAPS, check_taps, head_reads, read, readers_of
 from kdcache.models.padding import by_length, joined, padded
 from kdcache.models.recording import (
     Forward,
     Taps,
+    autocast_of,
     choose_head,
     members_of,
     name_of,
@@ -156,11 +157,20 @@ def _prove_head(model: Any, space: Space, batch: Batch) -> None:
 
 
 def _prove_pooled(model: Any, space: Space, batch: Batch) -> None:
-    with untouched(model):
-        found = _activations(model, space, batch, [Tap("pooled"), LOGITS])
-        logits, made = found[LOGITS], classify(model, found[Tap("pooled")])
+    kind = batch.mask.device.type
+    seen: list[torch.dtype | None] = []
+    part = classifier_of(model)
+    handle = part.register_forward_hook(lambda *_: seen.append(autocast_of(kind)))
+    try:
+        with untouched(model):
+            found = _activations(model, space, batch, [Tap("pooled"), LOGITS])
+            cast = seen[0]  # of what is around the model's forward, which is not around this
+            with torch.autocast(kind, dtype=cast, enabled=cast is not None):
+                logits, made = found[LOGITS], classify(model, found[Tap("pooled")])
+    finally:
+        handle.remove()
     apart, largest = float((logits - made).abs().max()), float(logits.abs().max())
-    if not apart <= ROUNDING[logits.dtype] * largest:
+    if not apart <= ROUNDING[cast or logits.dtype] * largest:
         raise ModelError(
             f"{name_of(model)} gives no pooled: its logits are not what its classifier makes of "
             f"one vector of a document (off by {apart:.2g} of {largest:.2g}); take hidden states "

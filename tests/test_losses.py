@@ -290,6 +290,18 @@ def test_projections_are_learned_where_they_are_asked_for(student, projection, s
         assert module.weight.grad.abs().sum() > 0
 
 
+def test_two_losses_that_would_share_a_learned_map_by_name_are_refused():
+    losses = {
+        "hidden": HiddenMSE(layer_map="1:2"),
+        "hidden_1": HiddenMSE(layer_map="2:4", shared_projection=True),
+    }
+    signal = Hidden(layers=(2, 4), dtype="fp32")
+    with pytest.raises(ConfigError, match=r"hidden and losses.hidden_1 would both .* hidden_1,"):
+        Objective(losses, cache_spec(signal), NARROW)
+    apart = {"hidden": losses["hidden"], "more": losses["hidden_1"]}
+    assert list(Objective(apart, cache_spec(signal), NARROW).projections) == ["hidden_1", "more"]
+
+
 def test_only_arrays_of_mapped_layers_are_read():
     signals = (DenseLogits(), Hidden(layers=(0, 1, 2, 4), dtype="int8"))
     hidden = Objective({"h": HiddenMSE(layer_map="1:2")}, cache_spec(*signals), STUDENT)

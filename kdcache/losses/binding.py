@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from kdcache.errors import ConfigError
 from kdcache.labels import LabelKind
@@ -79,3 +79,23 @@ def _one_class(labels: LabelKind) -> bool:
 
 def _rows_text(rows: Rows) -> str:
     return f"{rows.space} ({rows.sampled_rows})" if rows.sampled_rows else rows.space
+
+
+def learned_maps(bound: Mapping[str, BoundLoss], others: Collection[str]) -> dict[str, Bound]:
+    """The matches with a learned map, by its name; `others` are losses that learn a module.
+
+    Raises ConfigError where two losses would train one map: the name of a loss, with that of one of
+    its maps behind it, may be that of another loss.
+    """
+    found: dict[str, Bound] = {}
+    owners = {name: name for name in others}
+    for name, one in bound.items():
+        for match in one.matches:
+            if match.project and owners.setdefault(match.project, name) != name:
+                raise ConfigError(
+                    f"losses.{owners[match.project]} and losses.{name} would both call a learned "
+                    f"map {match.project}, and share it: give one of them another name"
+                )
+            if match.project:
+                found[match.project] = match
+    return found

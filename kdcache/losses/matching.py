@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 from kdcache.errors import ConfigError
 from kdcache.losses.base import LABELS, PEERS, Loss, Match, layers_text
 from kdcache.losses.bound import Bound
 from kdcache.losses.cache_spec import CacheSpec
 from kdcache.plans.batch import Rows
-from kdcache.signals import LOGITS, POSITIONS, TAP_KINDS, ModelSizes, SoftUse, Tap, holder
+from kdcache.signals import (
+    LOGITS,
+    POSITIONS,
+    TAP_KINDS,
+    ModelSizes,
+    Signal,
+    SoftSignal,
+    SoftUse,
+    Tap,
+    holder,
+)
 from kdcache.signals.attention import PROJECTED
 from kdcache.signals.base import check_positions
 from kdcache.signals.taps import positions_of
@@ -111,7 +121,7 @@ class Matching(NamedTuple):
         space, both = self.cache.task.rows, self.cache.shared(self.student)
         return Bound(match.student, match.teacher, "", self.cache, both, space, "", "", Rows(space))
 
-    def _signal(self, match: Match) -> tuple[str, Any]:
+    def _signal(self, match: Match) -> tuple[str, Signal]:
         """The signal that has the teacher's side, by the name it goes under in the cache."""
         tap, signals = match.teacher, self.cache.signals
         able = [n for n, s in signals.items() if tap.name in {known.name for known in s.gives()}]
@@ -147,14 +157,14 @@ class Matching(NamedTuple):
         layers = {match.teacher.layer for match in self.matches if match.teacher.name == name}
         return sorted(layer for layer in layers if layer is not None)
 
-    def _check_use(self, match: Match, signal: Any) -> None:
+    def _check_use(self, match: Match, signal: Signal) -> None:
         """See to it that soft labels are what the loss makes of them."""
         if match.use is None:
             return
         cache, student = self.cache, self.student
         if cache.labels.no_divergence and not match.use.raw:
             raise ConfigError(f"losses.{self.name}: {cache.labels.no_divergence}")
-        lacks = signal.lacks(match.use, cache.shape.outputs)
+        lacks = cast(SoftSignal, signal).lacks(match.use, cache.shape.outputs)
         if match.use.raw and lacks:
             raise ConfigError(
                 f"losses.{self.name} {lacks}; the cache holds {cache.held()}: use the loss kl, or "
@@ -170,10 +180,11 @@ class Matching(NamedTuple):
                 f"{student.outputs} and the cached teacher {cache.shape.outputs}"
             )
 
-    def _check_layers(self, match: Match, signal: Any) -> None:
+    def _check_layers(self, match: Match, signal: Signal) -> None:
         if match.teacher in signal.gives():
             return
-        there = [tap.layer for tap in signal.gives() if tap.name == match.teacher.name]
+        layers = [tap.layer for tap in signal.gives() if tap.name == match.teacher.name]
+        there = [layer for layer in layers if layer is not None]
         wanted = self._layers(match.teacher.name)
         lacking = [layer for layer in wanted if layer not in there]
         map_, hint = getattr(self.loss, "layer_map", ""), ""
@@ -187,7 +198,7 @@ class Matching(NamedTuple):
             f"layers={layers_text(wanted)}"
         )
 
-    def _positions(self, match: Match, signal: Any, stored: str) -> str:
+    def _positions(self, match: Match, signal: Signal, stored: str) -> str:
         """Positions to compare; those that a cache holds a fraction of serve no others."""
         wanted = positions_of(match.positions) or stored
         fraction = getattr(signal, "fraction", 1)

@@ -31,7 +31,7 @@ from kdcache.signals.codecs.sampled import SampledLogits
 from kdcache.signals.codecs.topk import TopKLogits
 from kdcache.signals.codecs.topk_small import SmallTopK
 from kdcache.signals.features import FEATURES, DocumentVectors, LayerVectors, TokenVectors
-from kdcache.signals.soft_labels import SoftLabels, SoftUse, TeacherOutputs
+from kdcache.signals.soft_labels import SoftLabels, SoftSignal, SoftUse, TeacherOutputs
 from kdcache.signals.taps import (
     HEAD,
     LOGITS,
@@ -76,6 +76,7 @@ __all__ = [
     "Signal",
     "SmallTopK",
     "SoftLabels",
+    "SoftSignal",
     "SoftUse",
     "Tap",
     "TapKind",

@@ -6,12 +6,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
 from kdcache.manifest import Json
-from kdcache.signals.base import Arrays, Columns, Stats, of_signal
+from kdcache.signals.base import Arrays, Columns, Signal, Stats, of_signal
 from kdcache.signals.codecs.sampling import distinct
 from kdcache.signals.taps import LOGITS, Activations, ModelSizes, Tap
 
@@ -37,6 +37,14 @@ class SoftUse(NamedTuple):
     temperature: float = 1.0
     tail: str = "bucket"
     raw: bool = False
+
+
+class SoftSignal(Signal, Protocol):
+    """A signal that gives the logits, or what losses take in their place."""
+
+    def lacks(self, use: SoftUse, outputs: int) -> str:
+        """What a use of the labels lacks here, `{loss}` for the loss's name; "" if nothing."""
+        ...
 
 
 NO_RAW = "needs raw logits (logits:dense)"

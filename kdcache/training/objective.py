@@ -12,7 +12,7 @@ from torch import nn
 
 from kdcache.errors import ConfigError
 from kdcache.losses.base import Loss, Step
-from kdcache.losses.binding import bind
+from kdcache.losses.binding import bind, learned_maps
 from kdcache.losses.bound import BoundLoss
 from kdcache.losses.cache_spec import CacheSpec
 from kdcache.losses.pairs import Pairs
@@ -84,9 +84,9 @@ class Objective:
         self.arrays = list(dict.fromkeys(name for match in read for name in match.arrays))
         self.reads = list(dict.fromkeys(match.student for match in matches))
         self.matrix = makes_logits(self.bound)
-        learned = {match.project: match for match in matches if match.project}
         own = {name: _own(one, student) for name, one in self.bound.items()}
         modules = {name: module for name, module in own.items() if module is not None}
+        learned = learned_maps(self.bound, modules)
         self._learned = modules.keys()
         if student.peers and modules:
             raise ConfigError(

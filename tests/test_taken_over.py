@@ -56,6 +56,10 @@ class Keep(transformers.TrainerCallback):
         self.batch = cache.batch(cache.plan.docs[:8], [])
         self.logits = self.read = torch.empty(0)
         self.learned: dict[str, torch.Tensor] = {}
+        self.rates: set[float] = set()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self.rates = {group["lr"] for group in given["optimizer"].param_groups}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         model = given["model"].eval()
@@ -88,6 +92,7 @@ def test_the_folder_says_what_the_teachers_classifier_makes_of_the_projected_stu
         overrides=[f"losses.simkd.projector={projector}", *more],
         callbacks=[keep],
     )
+    assert max(keep.rates) == pytest.approx(20 * min(keep.rates))
     rows, known = keep.read, keep.learned
     layers = 1 if projector == "linear" else 3
     for place in range(layers):

@@ -117,7 +117,8 @@ class Loss(Protocol):
     One that keeps something between steps has a method `state(student, teacher)` of the two
     ModelSizes, too: tensors by name, as they are before the first step. They lie in checkpoints.
     One that learns more than linear maps between widths has a method `learned` of the same two: the
-    module, which is trained with the student and thrown away.
+    module, which is trained with the student and thrown away, at the learning rate times a field
+    `rate` where it has one.
     """
 
     kind: ClassVar[str]

@@ -42,6 +42,8 @@ class SimKD:
         factor: how many times narrower than the teacher the bottleneck is.
         relu: a ReLU at the end too, as in the paper's networks, whose features are never negative.
             BERT's are, so that it could not reach them.
+        rate: factor of the projector's own learning rate: it is drawn anew, where the student's
+            layers often are not.
         signal: name of the signal it learns from, of a cache that has several such; "": the first.
     """
 
@@ -53,10 +55,12 @@ class SimKD:
     projector: str = "linear"
     factor: int = 2
     relu: bool = False
+    rate: float = 1.0
     signal: str = ""
 
     def __post_init__(self) -> None:
         check_number("weight of a simkd loss", self.weight)
+        check_number("rate of simkd", self.rate, positive=True)
         one_of("projector of simkd", self.projector, PROJECTORS)
         if self.factor < 1:
             raise ConfigError(f"factor of simkd must be 1 or more; got {self.factor}")

@@ -223,6 +223,17 @@ class Objective:
             for (name, one), total in zip(self.bound.items(), whole, strict=True)
         }
 
+    @property
+    def rates(self) -> dict[nn.Parameter, float]:
+        """Factors on the learning rate of what losses learn beside the student, where not 1."""
+        factors = {name: getattr(self.losses[name], "rate", 1.0) for name in self._learned}
+        return {
+            parameter: factor
+            for name, factor in factors.items()
+            if factor != 1
+            for parameter in self.projections[name].parameters()
+        }
+
     def state_of(self, name: str) -> dict[str, torch.Tensor]:
         """What a loss has kept of the steps so far, by name."""
         return typing.cast(_LossState, self.state[name]).now() if name in self.state else {}

@@ -288,7 +288,8 @@ class Run:
                 setattr(student, name, part)
             if self.reused is not None:
                 self.reused.begin(student)
-            trainer = self._trainer(student, reporter.ranks, callbacks, slowed)
+            rates = slowed | {p: r for one in self.objectives for p, r in one.rates.items()}
+            trainer = self._trainer(student, reporter.ranks, callbacks, rates)
             metrics = self._fit(trainer, reporter)
         for name in parts:
             delattr(student, name)

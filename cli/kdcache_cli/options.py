@@ -78,6 +78,17 @@ def one_named(values: list[str] | None, flag: str) -> Any:
     return found[0] if isinstance(found, list) and found else found or None
 
 
+def of_heads(values: list[str] | None, caches: Any, flag: str) -> dict[str, Any]:
+    """What an option says of each named cache, by its name; of caches without names, under ""."""
+    found = one_named(values, flag)
+    names = [*caches] if isinstance(caches, dict) else []
+    if not isinstance(found, dict):
+        return dict.fromkeys(names or [""], found)
+    for name in found:
+        one_of(f"name of a cache in {flag}", name, names)
+    return found
+
+
 PLAN_OPTIONS = {
     "text_column": "text_columns",
     **{

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kdcache.errors import ConfigError
+from kdcache.tasks import TASKS
 from kdcache_cli import options as o
 from kdcache_cli.config import read_config
 from kdcache_cli.output import print_json
@@ -206,6 +207,15 @@ def build(
             "its teacher's configuration has changed: it has not.",
         ),
     ] = False,
+    teacher_task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            help="Of a language model over a plan of classes or values: what it says of every "
+            "token of the texts as they are. `kdcache merge` joins it as a further teacher.",
+            callback=o.known("task", TASKS),
+        ),
+    ] = None,
     text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
     ignore_columns: o.IgnoreColumns = None,
@@ -230,6 +240,7 @@ def build(
         "signals": signal or (),
         "tokenizer": tokenizer,
         "trust_remote_code": trust_remote_code,
+        "teacher_task": teacher_task,
         "progress": context.obj,
         **o.plan_options(context),
     }

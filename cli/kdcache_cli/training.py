@@ -144,7 +144,13 @@ def train(
             "--allow-partial", help="Train on the parts that are committed if some are missing."
         ),
     ] = False,
-    teacher: o.OfTeacher = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of a merged cache: the teacher, if not the first; HEAD=NAME for that of a head.",
+        ),
+    ] = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Train a student from a cache, or from several.
@@ -157,10 +163,11 @@ def train(
     from kdcache.training.train import train as run
 
     caches = o.named(cache, "CACHE")
+    teachers = o.of_heads(teacher, caches, "--teacher")
     opened: Any = (
-        {name: open_cache(one, teacher=teacher) for name, one in caches.items()}
+        {name: open_cache(one, teacher=teachers.get(name)) for name, one in caches.items()}
         if isinstance(caches, dict)
-        else [open_cache(one, teacher=teacher) for one in caches]
+        else [open_cache(one, teacher=teachers.get("")) for one in caches]
     )
     result = run(
         opened,

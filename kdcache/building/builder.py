@@ -44,8 +44,9 @@ from kdcache.store import (
     open_plan,
     signal_layouts,
 )
+from kdcache.store.format.manifest_schema import OF_TASK
 from kdcache.store.io.durable_writes import writing
-from kdcache.tasks import Task, as_task
+from kdcache.tasks import Task, as_task, over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ def build(
     trust_remote_code: bool = False,
     keep_teacher_weights: bool = False,
     same_teacher: bool = False,
+    teacher_task: str | None = None,
     progress: Shown = None,
     **options: Unpack[PlanOptions],
 ) -> Cache:
@@ -92,6 +94,9 @@ def build(
         keep_teacher_weights: store the weights too, for students made of teacher layers elsewhere.
         same_teacher: go on with an unfinished cache from before format 3, which does not tell the
             configuration of its teacher: the caller vouches that it has not changed.
+        teacher_task: of a teacher of another task than the plan: a language model over a plan of
+            classes or values says what it does at every token of its documents, none of which is
+            masked. `corpus` is then a plan.
         options: see `PlanOptions`.
 
     Raises ConfigError, CorpusError, ModelError; MismatchError if `out` holds another cache, or one
@@ -101,13 +106,15 @@ def build(
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens must be 1 or more; got {batch_tokens}")
     task = as_task(task)
-    wanted = _check(corpus, teacher, task, signals, trust_remote_code, options)
+    reading = _reading(corpus, task, teacher_task)
+    wanted = _check(corpus, teacher, task, reading, signals, trust_remote_code, options)
     loaded = load_teacher(
-        teacher, task=task, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+        teacher, task=reading, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     )
     tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
     with _planned(corpus, tokens, task, loaded.model.config, out, progress, options) as plan:
         _require_planned(plan, tokens)
+        plan = plan.read_as(reading)
         own = tokens if tokenizer is None else own_tokenizer(teacher)
         check_fit(loaded, plan, tokens, own)
         if own is not None and (parts := processing_difference(tokens, own)):
@@ -132,38 +139,42 @@ def estimate(
     signals: Sequence[str] = (),
     tokenizer: str | Path | None = None,
     trust_remote_code: bool = False,
+    teacher_task: str | None = None,
     progress: Shown = None,
     **options: Unpack[PlanOptions],
 ) -> Estimate:
     """Plan a build, reading the teacher's configuration but not its weights; nothing is written."""
     progress = shown(progress)
     task = as_task(task)
-    wanted = _check(corpus, teacher, task, signals, trust_remote_code, options)
+    reading = _reading(corpus, task, teacher_task)
+    wanted = _check(corpus, teacher, task, reading, signals, trust_remote_code, options)
     config = load_config(teacher, trust_remote_code=trust_remote_code)
     tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
     with _planned(corpus, tokens, task, config, None, progress, options) as plan:
         assert plan.sha256  # cached while tokens and labels are still there
         assert plan.labelled >= 0
-    return Estimate(plan=plan, signals=wanted, shape=model_sizes(config, task))
+    sizes = model_sizes(config, reading)
+    return Estimate(plan=plan.read_as(reading), signals=wanted, shape=sizes)
 
 
 def _check(
     corpus: Any,
     teacher: str | Path,
     task: Task,
+    reading: Task,
     signals: Sequence[str],
     trust_remote_code: bool,
     options: PlanOptions,
 ) -> dict[str, Signal]:
-    """Refuse what cannot work before anything heavy is loaded."""
-    wanted = parse_all(signals or task.signals)
+    """Refuse what cannot work before anything heavy is loaded; `reading` is the teacher's task."""
+    wanted = parse_all(signals or reading.signals)
     config = load_config(teacher, trust_remote_code=trust_remote_code)
-    if task.labelled:
+    if reading.labelled:
         require_label_kind(config, teacher)
         wanted = _as_given(wanted, config, teacher)
-    shape = model_sizes(config, task)
+    shape = model_sizes(config, reading)
     for signal in wanted.values():
-        signal.check(task, shape)
+        signal.check(reading, shape)
     check_taps(config, taps_of(wanted.values()))
     if is_plan(corpus):
         if options:
@@ -179,6 +190,17 @@ def _check(
     elif task.words:
         check_words(corpus, task, options)
     return wanted
+
+
+def _reading(corpus: Any, task: Task, teacher: str | None) -> Task:
+    """What the teacher is run for over a plan of `task`; ConfigError where it cannot be."""
+    reading = task if teacher is None else over(task, as_task(teacher))
+    if reading != task and not is_plan(corpus):
+        raise ConfigError(
+            f"--teacher-task {teacher} runs a teacher over a plan for {task} that is there: make "
+            "it first (`kdcache plan --out PLAN`), and give its folder"
+        )
+    return reading
 
 
 def _as_given(signals: dict[str, Signal], config: Any, teacher: str | Path) -> dict[str, Signal]:
@@ -240,8 +262,10 @@ def _create(
     tokenizer: Tokenizer,
     keep_weights: bool,
 ) -> None:
+    of_task = {} if plan.read_for is None else {OF_TASK: plan.task.name}
+    identity = {**teacher.identity, **of_task}
     record = cache_record(
-        plan, teacher=teacher.identity, shape=teacher.shape, signals=signals, software=software()
+        plan, teacher=identity, shape=teacher.shape, signals=signals, software=software()
     )
     files = cache_files(plan, teacher, signals, tokenizer, weights=keep_weights)
     create(out, record, plan, signal_layouts(plan, signals, teacher.shape), files)

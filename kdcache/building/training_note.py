@@ -20,7 +20,13 @@ CACHE, TAUGHT = "cache.json", "taught.json"
 
 
 def trained_plan(model: str | Path, cache: Cache | None, task: Task) -> Json:
-    """The plan's configuration a model was trained with, where its folder or the cache tells."""
+    """The plan's configuration a model was trained with, where its folder or the cache tells.
+
+    Nothing of one whose teacher was of another task than the plan.
+    """
+    teacher = _training(_note(model)).get("teacher")
+    if isinstance(teacher, dict) and "task" in teacher:
+        return {}
     config = _training_plan(_note(model))
     if not config and cache is not None:
         config = cache.plan.config.to_json()

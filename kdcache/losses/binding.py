@@ -24,6 +24,12 @@ def bind(
     for place, teacher in enumerate(names):
         source = cache.teachers[teacher]
         wanted = tuple(loss.matches(student, source.shape))
+        if source.task.rows != cache.task.rows and any(match.use is not None for match in wanted):
+            raise ConfigError(
+                f"losses.{name} learns the soft labels of {teacher}, a teacher for {source.task} "
+                f"with outputs for every token, and the student's are for {cache.task}: give it a "
+                f"head of its own (kdcache train one=CACHE two=CACHE --teacher two={teacher})"
+            )
         mark = f"_t{place}" if len(names) > 1 else ""
         sides[teacher] = Matching(name, loss, wanted, source, student, mark)
     taught = {t: tuple(map(where.bind, where.matches)) for t, where in sides.items()}

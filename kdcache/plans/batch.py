@@ -231,7 +231,9 @@ def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
         second = np.arange(lens.max())[None, :] >= plan.per_document["pair_start"][docs][:, None]
         batch["token_type_ids"] = torch.from_numpy((second & mask).astype(np.int64))
     batch.tokens, batch.pairs = len(flat), int(np.square(lens.astype(np.int64)).sum())
-    if plan.task.selects:
+    if plan.read_for is not None:
+        labels = plan.labels(docs)
+    elif plan.task.selects:
         labels = _add_selected(batch, plan, docs, mask.shape[1])
         batch.labelled = int(np.count_nonzero(known(labels)))
     elif plan.task.causal:

@@ -12,8 +12,8 @@ from typing import Any
 from kdcache.manifest import NAMED, Json, differences
 from kdcache.progress import Progress
 
-ELSEWHERE = ("name", "source")
-"""Of a teacher: where it lies."""
+ELSEWHERE = ("name", "source", "task")
+"""Of a teacher: where it lies, and what it was run for where that is not the plan's task."""
 FUNCTION = ("config", "implied", "code_sha256")
 """Of a teacher: what beside its weights makes it the function it is; none before format 3."""
 

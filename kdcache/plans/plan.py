@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -125,6 +125,7 @@ class Plan:
             `masked_position` (int32, within the document) and `masked_label`, the token that was
             there or the class of the word, [parts * rows["selected"]].
         format: of the store it lies in; a new plan's is that of new stores.
+        read_for: what a teacher of another task is run for over it; None: its own task.
     """
 
     config: PlanConfig
@@ -133,21 +134,32 @@ class Plan:
     per_document: Mapping[str, Array]
     columns: Mapping[str, Column] = field(repr=False)
     format: int = FORMAT
+    read_for: Task | None = None
 
     @property
     def task(self) -> Task:
         """What the teacher is run for."""
+        return self.read_for or self.own_task
+
+    @property
+    def own_task(self) -> Task:
+        """What it was made for, and has labels for."""
         return TASKS[self.config.task]
 
     @property
     def label_kind(self) -> LabelKind:
-        """The kind of its labels."""
-        return LABEL_KINDS[self.config.label_kind]
+        """The kind of its labels, as the teacher reads it."""
+        own = self.config.label_kind
+        return LABEL_KINDS[own if self.read_for is None else self.read_for.kinds[0]]
 
     @property
     def stored_rows(self) -> dict[str, int]:
         """Rows per part in each space, by the names that manifests have for them."""
         return {STORED[space]: rows for space, rows in self.rows.items()}
+
+    def read_as(self, task: Task) -> Plan:
+        """The plan as a teacher that is run for `task` over it reads it: see `tasks.over`."""
+        return self if task == self.own_task else replace(self, read_for=task)
 
     @cached_property
     def docs(self) -> npt.NDArray[np.int64]:
@@ -226,7 +238,13 @@ class Plan:
         return int(self.spans(docs, space)[1].sum(dtype=np.int64))
 
     def labels(self, docs: npt.NDArray[np.int64]) -> Array:
-        """The labels that people gave the rows which the task's logits have in documents."""
+        """The labels that people gave the rows which the task's logits have in documents.
+
+        None of a teacher of another task: a row of IGNORE_INDEX for each of its rows.
+        """
+        if self.read_for is not None:
+            rows = self.spans(docs, self.read_for.rows)[1].sum(dtype=np.int64)
+            return np.full(rows, IGNORE_INDEX, np.int64)
         if not self.task.selects:
             return self.label_kind.of(self.per_document, docs)
         reader: Any = self.columns["masked_label"]
@@ -236,6 +254,8 @@ class Plan:
     @cached_property
     def labelled_docs(self) -> npt.NDArray[np.int64]:
         """Rows of the document space that hold a document with a hard label."""
+        if self.read_for is not None:
+            return self.docs[:0]
         if not self.label_kind.column:
             return self.docs
         rows = known(self.labels(self.docs))

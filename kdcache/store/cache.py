@@ -144,6 +144,7 @@ class Cache:
             self.manifest = {**self.manifest, **self.manifest["teachers"][self.teacher]}
             self.prefix, more_teachers = teacher_prefix(self.teacher), {}
         assert schema.shape is not None
+        self.plan = self.plan.read_as(schema.task)
         self.shape, self.newer = schema.shape, schema.newer
         self.spaces = _spaces(self.plan, schema)
         self.layouts: dict[str, Layout] = {n: layouts[self.prefix + n] for n in self.spaces}
@@ -437,7 +438,7 @@ class Cache:
 def _spaces(plan: Plan, schema: ManifestSchema) -> dict[str, RowSpace]:
     """The row spaces of a teacher's arrays, by their own names."""
     assert schema.shape is not None
-    specs = signal_layouts(plan, schema.signals, schema.shape)
+    specs = signal_layouts(plan.read_as(schema.task), schema.signals, schema.shape)
     return {spec.name: spec.space for _, spec in specs}
 
 

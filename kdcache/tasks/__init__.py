@@ -15,6 +15,7 @@ from kdcache.tasks.base import (
 )
 from kdcache.tasks.causal_lm import CAUSAL_LM
 from kdcache.tasks.masked_lm import MASKED_LM
+from kdcache.tasks.over import over
 from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
 from kdcache.tasks.token_classification import TOKEN_CLASSIFICATION
 
@@ -30,6 +31,7 @@ __all__ = [
     "Task",
     "as_task",
     "axis_of",
+    "over",
     "stored_name",
 ]
 

@@ -34,7 +34,7 @@ def without(
     Raises ConfigError if nothing of a cache is left.
     """
     left, notes = list(docs), []
-    for number, one in enumerate(dev.each):
+    for number, one in dev.each.items():
         left[number] = np.setdiff1d(left[number], one.left_out)
         for place, cache in enumerate(mixture.caches):
             if place == number:

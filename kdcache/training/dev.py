@@ -70,9 +70,9 @@ class DevSet:
         return len(self.left_out)
 
     @property
-    def each(self) -> list[DevSet]:
-        """The dev set of each model that is scored."""
-        return [self]
+    def each(self) -> dict[int, DevSet]:
+        """The dev set of each model that is scored, by its number among the heads."""
+        return {0: self}
 
     @property
     def notes(self) -> list[str]:

@@ -35,10 +35,12 @@ class HeadDevs:
     probabilities of the right tokens, which lies in [0, 1] too.
 
     Attributes:
-        sets: by name of the head, in the order of the heads.
+        sets: by name of the head; a head without labels has none.
+        heads: names of all heads.
     """
 
     sets: Mapping[str, DevSet]
+    heads: tuple[str, ...]
     metric: str = MEAN
 
     @property
@@ -67,17 +69,18 @@ class HeadDevs:
         return ", ".join(f"{name}: {dev.source}" for name, dev in self.sets.items())
 
     @property
-    def each(self) -> list[DevSet]:
-        """The dev set of each model that is scored."""
-        return list(self.sets.values())
+    def each(self) -> dict[int, DevSet]:
+        """The dev set of each model that is scored, by its number among the heads."""
+        return {self.heads.index(name): dev for name, dev in self.sets.items()}
 
     def score(self, model: Any, *, batch_size: int, rank: int = 0, ranks: int = 1) -> Json:
         """Every metric of every head as "HEAD_METRIC", and the mean of those they are chosen by."""
         where: Any = {"batch_size": batch_size, "rank": rank, "ranks": ranks}
         told: Json = {}
         values = {}
-        for (name, dev), head in zip(self.sets.items(), heads_of(model), strict=True):
-            scored = dev.score(head, **where)
+        for number, dev in self.each.items():
+            name = self.heads[number]
+            scored = dev.score(heads_of(model)[number], **where)
             values[name] = scored[dev.metric] = value_of(scored, dev.metric)
             told |= {f"{name}_{metric}": value for metric, value in scored.items()}
         return {self.metric: self.mean(values), **told}
@@ -134,26 +137,32 @@ def make_head_devs(
     Raises ConfigError or CorpusError where one would be empty, or leave nothing to train on.
     """
     made = {
-        name: make_dev(
-            options_of(options, name),
-            cache,
-            docs[name],
-            seed=seed,
-            config=configs[name],
-            progress=progress,
-        )
+        name: make_dev(own, cache, docs[name], seed=seed, config=configs[name], progress=progress)
         for name, cache in caches.items()
+        if cache.plan.read_for is None and (own := options_of(options, name)) is not None
     }
-    return HeadDevs(sets=made)
+    if not made:
+        raise ConfigError(
+            f"no head of {', '.join(caches)} has labels to be chosen by: train without --dev and "
+            "--dev-split"
+        )
+    return HeadDevs(sets=made, heads=tuple(caches))
 
 
-def options_of(options: DevOptions, head: str) -> DevOptions:
-    """The dev options of one head."""
-    return replace(options, file=options.files[head], files={}) if options.files else options
+def options_of(options: DevOptions | None, head: str) -> DevOptions | None:
+    """The dev options of one head; None of one that has no dev file."""
+    if options is None or not options.files:
+        return options
+    file = options.files.get(head)
+    return None if file is None else replace(options, file=file, files={})
 
 
-def require_dev_files(options: DevOptions | None, heads: tuple[str, ...]) -> None:
-    """Raise ConfigError unless a dev file is named for each head, and for nothing else."""
+def require_dev_files(options: DevOptions | None, caches: Mapping[str, Cache]) -> None:
+    """Raise ConfigError unless a dev file is named for each head that can be scored, and no more.
+
+    `caches` are those of the heads; none where all have one.
+    """
+    heads = [name for name, cache in caches.items() if cache.plan.read_for is None]
     if options is None or options.split is not None:
         return
     if not heads and options.files:
@@ -167,6 +176,18 @@ def require_dev_files(options: DevOptions | None, heads: tuple[str, ...]) -> Non
             f"the student has heads {', '.join(heads)}, and is chosen by the mean of their scores: "
             f"name a dev file for each ({wanted}), or hold a share of each cache out (--dev-split)"
         )
+
+
+def require_scored(files: Mapping[str, Any], caches: Mapping[str, Cache]) -> None:
+    """Raise ConfigError for documents to score a head on whose cache has no labels of its kind."""
+    for name in files:
+        plan = caches[name].plan
+        if plan.read_for is not None:
+            raise ConfigError(
+                f"head {name} learns from a teacher for {plan.task} over a plan for "
+                f"{plan.own_task}, and is not scored here: leave --eval {name} out, and score the "
+                f"model when it is done (kdcache evaluate OUT/{name} FILE)"
+            )
 
 
 def of_heads(given: Any, heads: Sequence[str], flag: str) -> dict[str, Any]:

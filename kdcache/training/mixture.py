@@ -175,7 +175,7 @@ def open_mixture(caches: Any, mix: Sequence[float] | str | None) -> Mixture:
     opened = tuple(c if isinstance(c, Cache) else open_cache(c) for c in several)
     shares = None if mix is None else _shares(mix, opened)
     for number, cache in enumerate(opened):
-        if any(str(cache.path) == str(other.path) for other in opened[:number]):
+        if any(_place(cache) == _place(other) for other in opened[:number]):
             raise ConfigError(f"{cache.path} is named twice: name it once, or weigh it with --mix")
         require_together(opened[0], cache)
     if isinstance(caches, Mapping):
@@ -206,8 +206,15 @@ def head_names(names: Sequence[str], caches: Sequence[Cache]) -> tuple[str, ...]
     return tuple(names)
 
 
+def _place(cache: Cache) -> tuple[str, str]:
+    """What is learned from: a cache as one of its teachers."""
+    return str(cache.path), cache.teacher or cache.first
+
+
 def _name(cache: Cache) -> str:
     """What the head of a cache is called that nobody has named."""
+    if cache.teacher:
+        return re.sub(r"[^\w-]+", "-", cache.teacher)
     last = str(cache.path).rstrip("/").rpartition("/")[2]
     return re.sub(r"[^\w-]+", "-", last.removesuffix(".cache"))
 

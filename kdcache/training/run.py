@@ -402,9 +402,9 @@ class Run:
                 "not keep step on documents of one length at a time: train with one process, or "
                 "choose another student"
             )
-        scored = [] if self.choice is None else self.choice.dev.each
-        for one, dev, cache in zip(heads_of(student), scored, self.mixture.caches, strict=False):
-            if dev.plan is not cache.plan:
+        for number, dev in ({} if self.choice is None else self.choice.dev.each).items():
+            one = heads_of(student)[number]
+            if dev.plan is not self.mixture.caches[number].plan:
                 require_fit(one, dev.plan, "the student")
                 apart |= settle(one, dev.plan, "the student", self.progress)
                 setattr(one, EQUAL, apart)
@@ -462,8 +462,8 @@ def cache_spec(cache: Cache, labelled: int, *, several: bool = False) -> CacheSp
     views = cache.views if several else {cache.teacher or cache.first: cache}
     specs = {
         name: CacheSpec(
-            task=cache.plan.task,
-            label_kind=cache.plan.config.label_kind,
+            task=view.plan.task,
+            label_kind=view.plan.label_kind.name,
             signals=view.signals,
             shape=view.shape,
             labelled=labelled,

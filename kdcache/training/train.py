@@ -18,7 +18,7 @@ from kdcache.progress import Shown, short, shown
 from kdcache.store import Cache, Place
 from kdcache.training.arguments import meant_fields
 from kdcache.training.dev import file_plan, require_untested
-from kdcache.training.dev_heads import of_heads, options_of, require_dev_files
+from kdcache.training.dev_heads import of_heads, options_of, require_dev_files, require_scored
 from kdcache.training.evaluation import check_evaluation, check_labels, same_columns
 from kdcache.training.mixture import open_mixture
 from kdcache.training.options import (
@@ -140,15 +140,16 @@ def train(
     given = {"seed": seed, "epochs": epochs, "lr": lr, "batch_size": batch_size, "device": device}
     chosen = with_shorthands(chosen, given, overrides)
     called = check_callbacks(callbacks)
-    require_dev_files(chosen.dev, mixture.heads)
+    require_dev_files(chosen.dev, mixture.by_head)
     files = of_heads(eval_file, mixture.heads, "--eval")
     teachers = of_heads(eval_teacher, mixture.heads, "--eval-teacher")
+    require_scored(files, mixture.by_name)
     evaluations = {
         name: check_evaluation(
             files.get(name),
             teachers.get(name),
             cache.plan.config,
-            chosen.dev and options_of(chosen.dev, name),
+            options_of(chosen.dev, name),
         )
         for name, cache in mixture.by_name.items()
     }
@@ -177,10 +178,11 @@ def train(
         if corpus is not None and task.labelled:
             check_labels(corpus, configs[name], task)
     if run.choice is not None:
-        devs = dict(zip(mixture.by_name, run.choice.dev.each, strict=True))
-        for name, file in files.items():
-            tested = file_plan(file, mixture.by_name[name], configs[name], run.progress)
-            run.run.notes += require_untested(devs[name], tested, file)
+        devs = run.choice.dev.each
+        for number, (name, cache) in enumerate(mixture.by_name.items()):
+            if name in files:
+                tested = file_plan(files[name], cache, configs[name], run.progress)
+                run.run.notes += require_untested(devs[number], tested, files[name])
     metrics = run.train(called, teachers if mixture.heads else eval_teacher)
     if files and run.first:
         for name, file in files.items():

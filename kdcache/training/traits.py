@@ -31,8 +31,8 @@ TRAITS: Mapping[str, Trait] = {
 
 OF_A_HEAD: Mapping[str, Callable[[Cache], Any]] = {
     "task": lambda cache: cache.plan.task.name,
-    "kind of label": lambda cache: cache.plan.config.label_kind,
-    "classes": lambda cache: cache.plan.config.classes,
+    "kind of label": lambda cache: cache.plan.label_kind.name,
+    "classes": lambda cache: cache.plan.config.classes if cache.plan.task.labelled else None,
     "number of outputs": lambda cache: cache.shape.outputs if cache.plan.task.labelled else None,
 }
 """What caches have alike whose student has one head, by name."""

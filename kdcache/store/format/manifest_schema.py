@@ -40,10 +40,11 @@ from kdcache.store.format.fields import (
 )
 from kdcache.store.format.layout import Layout
 from kdcache.store.io.object_path import Root
-from kdcache.tasks import IGNORE_INDEX, STORED, TASKS, Space
+from kdcache.tasks import IGNORE_INDEX, STORED, TASKS, Space, Task, over
 
 TOTAL = 2**48  # rows of an array
 TEACHER = re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # name of a teacher in a merged cache
+OF_TASK = "task"  # of a teacher that is of another task than the plan
 COUNTS: dict[str, Space] = {"documents": "document", "tokens": "token", "masked": "selected"}
 """What the manifest counts of a plan: rows of which space."""
 
@@ -63,6 +64,7 @@ class ManifestSchema:
     parts: int
     rows: Mapping[Space, int]
     shape: ModelSizes | None
+    task: Task
     signals: Mapping[str, Signal]
     newer: Mapping[str, str]
     counts: Mapping[str, int]
@@ -78,7 +80,7 @@ class ManifestSchema:
         """The arrays of all signals of all teachers, as they are named in the store."""
         if self.shape is None:
             return []
-        return named_arrays(self.signals, TASKS[self.config.task], self.shape) + [
+        return named_arrays(self.signals, self.task, self.shape) + [
             replace(spec, name=teacher_prefix(name) + spec.name)
             for name, teacher in self.teachers.items()
             for spec in teacher.array_specs()
@@ -137,9 +139,9 @@ def plan_specs(plan: Plan) -> list[ArraySpec]:
     """The plan's own arrays."""
     token = "uint16" if plan.config.tokenizer["vocab_size"] <= 65536 else "uint32"
     columns: list[tuple[str, Space, str]] = [("tokens", "token", token)]
-    if plan.task.selects:
+    if plan.own_task.selects:
         columns.append(("plan/masked_position", "selected", "int32"))
-        label = LABEL_DTYPE if plan.task.labelled else token
+        label = LABEL_DTYPE if plan.own_task.labelled else token
         columns.append(("plan/masked_label", "selected", label))
     return [
         ArraySpec(
@@ -166,15 +168,16 @@ def read_schema(record: Json, root: Root) -> ManifestSchema:
         )
     conform(record, {"plan": PLAN}, where)
     config, parts, rows = _plan(record["plan"], where)
-    shape: ModelSizes | None = None
+    shape, task = None, TASKS[config.task]
     signals, newer = _Signals({}, {})
     if record.get("kind") == "cache":
-        shape, (signals, newer) = _teacher(record, config, where, record["format"])
+        shape, task, (signals, newer) = _teacher(record, config, where, record["format"])
     plain = ManifestSchema(
         config=config,
         parts=parts,
         rows=rows,
         shape=shape,
+        task=task,
         signals=signals,
         newer=newer,
         counts=_only(record["plan"], COUNTS),
@@ -185,7 +188,7 @@ def read_schema(record: Json, root: Root) -> ManifestSchema:
 
 def _teacher(
     record: Json, config: PlanConfig, where: Root, form: int, name: str = ""
-) -> tuple[ModelSizes, _Signals]:
+) -> tuple[ModelSizes, Task, _Signals]:
     conform(record, CACHE, where, name)
     if form >= NAMED or has_configuration(
         record["teacher"]
@@ -194,7 +197,22 @@ def _teacher(
     attention = {key: kind for key, kind in ATTENTION.items() if key in record["shape"]}
     conform(record["shape"], attention, where, f"{name}.shape" if name else "shape")
     shape = ModelSizes(**_only(record["shape"], (*CACHE["shape"], *attention)))
-    return shape, _signals(record["signals"], config, shape, where)
+    task = _task(record["teacher"], config, where)
+    return shape, task, _signals(record["signals"], task, shape, where)
+
+
+def _task(teacher: Json, config: PlanConfig, where: Root) -> Task:
+    """What a teacher is run for: the plan's task, unless it is of another."""
+    own = TASKS[config.task]
+    if OF_TASK not in teacher:
+        return own
+    name = teacher[OF_TASK]
+    if name not in TASKS:
+        raise damaged(where, f"teacher.{OF_TASK}", name, f"one of {', '.join(TASKS)}")
+    try:
+        return over(own, TASKS[name])
+    except ConfigError as error:
+        raise DamageError(f"{where} is damaged: teacher.{OF_TASK}: {error}") from error
 
 
 def _teachers(table: Any, plain: ManifestSchema, where: Root) -> dict[str, ManifestSchema]:
@@ -202,10 +220,10 @@ def _teachers(table: Any, plain: ManifestSchema, where: Root) -> dict[str, Manif
         raise damaged(where, "teachers", table, "a table of teachers by name")
     found = {}
     for name, record in table.items():
-        shape, (signals, newer) = _teacher(
+        shape, task, (signals, newer) = _teacher(
             record, plain.config, where, plain.format, f"teachers.{name}"
         )
-        found[name] = replace(plain, shape=shape, signals=signals, newer=newer)
+        found[name] = replace(plain, shape=shape, task=task, signals=signals, newer=newer)
     return found
 
 
@@ -245,7 +263,7 @@ class _Signals(NamedTuple):
     newer: dict[str, str]
 
 
-def _signals(table: Json, config: PlanConfig, shape: ModelSizes, where: Root) -> _Signals:
+def _signals(table: Json, task: Task, shape: ModelSizes, where: Root) -> _Signals:
     found = _Signals({}, {})
     for name, values in table.items():
         if not isinstance(values, dict):
@@ -255,7 +273,7 @@ def _signals(table: Json, config: PlanConfig, shape: ModelSizes, where: Root) ->
                 found.newer[check_name(name, name)] = news
                 continue
             found.known[name] = from_json(name, values)
-            found.known[name].check(TASKS[config.task], shape)
+            found.known[name].check(task, shape)
         except (ConfigError, TypeError, ValueError, AttributeError) as error:
             raise DamageError(f"{where} is damaged: signals.{name}: {error}") from error
     return found

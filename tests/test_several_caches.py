@@ -337,7 +337,7 @@ def test_caches_of_other_tasks_or_classes_need_a_head_each(cache: Cache, other: 
     names = [*(cache.plan.config.classes or [])]
     config: dict[str, dict[str, Any]] = {
         "task": {"task": "masked-lm"},
-        "kind of label": {"problem": "regression"},
+        "kind of label": {"label_kind": "regression"},
         "classes": {"corpus": {**cache.plan.config.corpus, "classes": names[::-1]}},
     }
     made = {name: changed(other, **values) for name, values in config.items()}

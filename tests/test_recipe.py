@@ -25,6 +25,7 @@ SHIPPED = [
     "minilm",
     "minilmv2",
     "mkd",
+    "mlkd-bert",
     "mlm-kd",
     "mt-bert",
     "nst",

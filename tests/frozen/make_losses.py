@@ -225,6 +225,8 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "mkd.values": values,
     "minilm.relations": attending,
     "minilmv2.relations": lambda rng: attending(rng, heads=2, width=24),
+    "mlkd-bert.intermediate": lambda rng: _with(projected(rng), others=attending(rng).others),
+    "mlkd-bert.prediction": lambda rng: projected(rng, wider=4),
     "mlm-kd": masked,
     "mt-bert": wider_and_wider,
     "nst": projected,

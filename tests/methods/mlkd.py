@@ -1,13 +1,21 @@
 """MLKD-BERT (Zhang et al. 2024), by the code of a prototype."""
 
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import linear
+
 from kdcache.losses import (
     RKD,
+    AttentionScores,
     BatchRelations,
     Contrast,
     Distances,
+    HiddenMSE,
     Pair,
     SoftKL,
 )
+from kdcache.losses.relations import relation_loss
 from kdcache.signals import POSITIONS
 from tests.methods import (
     Found,
@@ -20,6 +28,40 @@ from tests.methods import (
     tokens,
     value,
 )
+
+
+def intermediate(given: Given) -> Found:
+    """The code takes pads for tokens, so they are some here; scores of masked keys become 0."""
+    length = int(given.lengths.max())
+    lengths = torch.full_like(given.lengths, length)
+    block = (len(given["t_hidden"]) - 1) // (len(given["s_hidden"]) - 1)
+    weight, bias = given["proj_weight"], given["proj_bias"]
+    hidden = [
+        Pair(linear(tokens(ours, lengths), weight, bias), layer_rows(tokens(theirs, lengths)))
+        for ours, theirs in zip(given["s_hidden"], given["t_hidden"][::block], strict=True)
+    ]
+    attended = []
+    for layer in zip(given["s_scores"], given["t_scores"][block - 1 :: block], strict=True):
+        attended += scored([scores.masked_fill(scores <= -100, 0) for scores in layer], lengths)
+    heads, loss = given["s_scores"].shape[2], HiddenMSE(positions="all", layers="sum")
+    counted = {
+        "out_hidden": value(loss, hidden, lengths),
+        "out_hidden_distance": value(Distances(), hidden, lengths),
+        "out_attention": value(AttentionScores(), attended, lengths, heads=heads),
+        "out_attention_distance": value(Distances(of="attention"), attended, lengths, heads=heads),
+    }
+    split = [
+        relation_loss(pair, pair, lengths, heads=int(given.number("relation_heads")))
+        for pair in hidden
+    ]
+    parts = {**counted, "out_relation_split": torch.stack(split).sum()}
+    return Found(loss=torch.stack(list(counted.values())).sum(), parts=parts)
+
+
+def scored(scores: Sequence[torch.Tensor], lengths: torch.Tensor) -> list[Pair]:
+    """Pairs of queries and of keys whose scores are those of student and teacher."""
+    sides = [query_and_key(one, lengths) for one in scores]
+    return [Pair(ours, layer_rows(theirs)) for ours, theirs in zip(*sides, strict=True)]
 
 
 def prediction(given: Given) -> Found:
@@ -59,14 +101,14 @@ def of_attention(given: Given) -> Found:
     """Distances between rows of scores, of real tokens."""
     pairs = []
     for layer in zip(given["s_scores"], given["t_scores"], strict=True):
-        sides = [query_and_key(scores, given.lengths) for scores in layer]
-        pairs += [Pair(ours, layer_rows(theirs)) for ours, theirs in zip(*sides, strict=True)]
+        pairs += scored(layer, given.lengths)
     heads = given["s_scores"].shape[2]
     loss = Distances(of="attention")
     return Found(loss=value(loss, pairs, given.lengths, heads=heads))
 
 
 CASES = {
+    "mlkd.stage1": intermediate,
     "mlkd.stage2": prediction,
     "mlkd.ragged_hidden": of_hidden,
     "mlkd.ragged_attention": of_attention,

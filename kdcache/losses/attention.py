@@ -78,7 +78,7 @@ class AttentionScores:
 
     def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """Queries and keys of every token at each of the mapped layers."""
-        _check_heads(student, teacher)
+        check_heads(self.kind, student, teacher)
         how: dict[str, Any] = {"positions": "all", "any_width": True, "whole": True}
         return tuple(
             Match(Tap(name, ours), Tap(name, theirs), signal=self.signal, **how)
@@ -103,7 +103,7 @@ class AttentionScores:
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
         """Sum or mean over the mapped layers of each layer's sum over documents."""
         lengths = step.batch["attention_mask"].sum(1).cpu()  # what is cut by them waits for them
-        heads = _heads_of(step)
+        heads = heads_of(step)
         weight = step.weight
         if self.over == "rows":  # all rows of a document count for as much
             weight = weight[(lengths.cumsum(0) - lengths).to(weight.device)]
@@ -171,7 +171,7 @@ class _ScoreError(torch.autograd.Function):
         gradients = [torch.empty_like(x) if need else x[:0] for x in ours]
         total = weight.new_zeros(())
         with torch.autocast(queries.device.type, enabled=False):
-            for piece in _pieces(lengths, heads, weight):
+            for piece in pieces(lengths, heads, weight):
                 w = weight[piece.documents]
                 dead = (w == 0)[:, None, None, None]  # 0 times NaN would be NaN
                 x, y, t, u = (
@@ -196,10 +196,12 @@ class _ScoreError(torch.autograd.Function):
         return (*made, *(None,) * 7)
 
 
-def _pieces(lengths: list[int], heads: int, weight: torch.Tensor) -> Iterator[Piece]:
-    """Documents of one length, as many as there is room for their scores."""
+def pieces(
+    lengths: list[int], heads: int, weight: torch.Tensor, *, layers: int = 1
+) -> Iterator[Piece]:
+    """Documents of one length, as many as there is room for their scores at so many layers."""
     room = CHUNK.get(weight.device.type, CHUNK_ELSEWHERE) // weight.itemsize
-    return pieces_of(lengths, heads, room)
+    return pieces_of(lengths, heads, room // layers)
 
 
 def probability_loss(
@@ -236,8 +238,10 @@ COMPARE: dict[str, Callable[..., torch.Tensor]] = {
 """What is compared."""
 
 
-def _check_heads(student: ModelSizes, teacher: ModelSizes) -> None:
-    """Raise ConfigError unless all queries and keys have as many heads, as far as it is known."""
+def check_heads(loss: str, student: ModelSizes, teacher: ModelSizes) -> None:
+    """Raise ConfigError, naming a kind of loss, unless all queries and keys have as many heads, as
+    far as it is known.
+    """
     sides = {"student": student, "teacher": teacher}
     heads = {
         f"{who}'s {name}": count
@@ -248,13 +252,13 @@ def _check_heads(student: ModelSizes, teacher: ModelSizes) -> None:
     if len(set(heads.values())) > 1:
         told = ", ".join(f"the {what} {count}" for what, count in heads.items())
         raise ConfigError(
-            f"attention compares heads one by one, and they are not as many: {told}; choose a "
+            f"{loss} compares heads one by one, and they are not as many: {told}; choose a "
             "student with as many heads as the teacher, or the loss relations, which cuts widths "
             "into heads of its own"
         )
 
 
-def _heads_of(step: Step) -> int:
+def heads_of(step: Step) -> int:
     """Heads of the student's attention, as many as the teacher's."""
     values = step.activations.values
     return next(values[tap].shape[1] for tap in values if tap.name == "query")

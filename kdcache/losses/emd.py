@@ -11,9 +11,11 @@ import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses import transport
+from kdcache.losses.attention import check_heads, heads_of, pieces
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact
 from kdcache.losses.feature_mse import PROJECTIONS
 from kdcache.signals import ModelSizes, Tap
+from kdcache_kernels.relation_kl.pieces import Piece
 
 KINDS = ("attention", "hidden")
 State = dict[str, torch.Tensor]
@@ -60,7 +62,12 @@ class EMD:
         """Embeddings; then hidden states, queries and keys of all blocks: the last of the student
         stand beside all of the teacher's that are left, or the other way round.
         """
-        _check_heads(student, teacher)
+        if student.layers < 1:
+            raise ConfigError(
+                "emd compares blocks, and the student has none: choose a transformer, or another "
+                "loss"
+            )
+        check_heads(self.kind, student, teacher)
         learned = self.projection == "linear" or (
             self.projection == "auto" and student.hidden != teacher.hidden
         )
@@ -77,6 +84,7 @@ class EMD:
                 signal=self.signal,
                 project="" if learned and name == "hidden" else None,
                 any_width=name != "hidden",
+                whole=True,
             )
             for name, ours, theirs in places
         )
@@ -131,19 +139,6 @@ def moves(pairs: Sequence[Pair], step: Step) -> tuple[dict[str, Move], torch.Ten
     return moved, squared(ours, theirs, weight)
 
 
-def _check_heads(student: ModelSizes, teacher: ModelSizes) -> None:
-    ours, theirs = student.heads, teacher.heads
-    if student.layers < 1:
-        raise ConfigError(
-            "emd compares blocks, and the student has none: choose a transformer, or leave it out"
-        )
-    if ours is not None and theirs is not None and ours != theirs:
-        raise ConfigError(
-            f"emd compares attention scores head by head; the student has {ours} heads and the "
-            f"cached teacher {theirs}: choose a student with as many"
-        )
-
-
 Chunk = tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]
 """Values [rows, ...] of each block of the student, and of the teacher, and what a row counts for in
 the mean over values, [rows]."""
@@ -184,45 +179,29 @@ class _Documents(NamedTuple):
     def scores(
         self, query: Sequence[Pair], key: Sequence[Pair], depths: tuple[int, int]
     ) -> Iterator[Chunk]:
-        """Attention scores of a document after the other, [n, heads, n]: rows are queries."""
-        activations = self.step.activations
-        heads = activations.values[Tap("query", 1)].shape[1]
-        known = [activations.attention.get(block + 1) for block in range(depths[0])]
-        scaling = [None if one is None else one.scaling for one in known]
-        weight = self._even([length * length for length in self.lengths], heads)
+        """Attention scores of some documents of one length, [documents, heads, n, n]."""
+        heads = heads_of(self.step)
         blocks = list(zip(query, key, strict=True))
         student = [(exact(q.student), exact(k.student)) for q, k in blocks[: depths[0]]]
-        teacher = [
-            tuple(side.teacher.dense().to(student[0][0].dtype) for side in block)
-            for block in blocks[: depths[1]]
-        ]
-        start = 0
-        for document, length in enumerate(self.lengths):
-            rows = slice(start, start + length)
-            ours = [
-                scores(q[rows], k[rows], heads, factor)
-                for (q, k), factor in zip(student, scaling, strict=True)
-            ]
-            theirs = [scores(q[rows], k[rows], heads) for q, k in teacher]
-            yield ours, theirs, weight[document].expand(length)
-            start += length
+        teacher = [(q.teacher.dense(), k.teacher.dense()) for q, k in blocks[: depths[1]]]
+        weight = self._even([length * length for length in self.lengths], heads)
+        dtype = student[0][0].dtype
+        for piece in pieces(self.lengths, heads, weight, layers=sum(depths)):
+            ours, theirs = (
+                [_scores(piece, heads, dtype, *block) for block in side]
+                for side in (student, teacher)
+            )
+            yield ours, theirs, weight[piece.documents]
 
 
-def scores(
-    query: torch.Tensor, key: torch.Tensor, heads: int, scaling: float | None = None
+def _scores(
+    piece: Piece, heads: int, dtype: torch.dtype, query: torch.Tensor, key: torch.Tensor
 ) -> torch.Tensor:
-    """What a block takes the softmax of, of one document of n tokens: [n, heads, n].
-
-    `query` is [n, heads * D], `key` [n, key heads * D]; `scaling` None: one over the square root
-    of D.
-    """
-    size = query.shape[1] // heads
-    factor = size**-0.5 if scaling is None else scaling
-    queries, keys = (rows.view(len(rows), -1, size).transpose(0, 1) for rows in (query, key))
-    keys = keys.repeat_interleave(len(queries) // len(keys), 0)
+    """What a block takes the softmax of, of queries and keys of all tokens, [N, heads * D]."""
+    queries, keys = (piece.read(rows, heads, dtype) for rows in (query, key))
     with torch.autocast(query.device.type, enabled=False):  # which would round the scores
-        found = queries * factor @ keys.transpose(1, 2)
-    return found.transpose(0, 1)
+        found: torch.Tensor = queries * queries.shape[-1] ** -0.5 @ keys.mT
+    return found
 
 
 def squared(ours: torch.Tensor, theirs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -101,9 +101,12 @@ def augment(
 
     The same seed gives the same texts for the same documents and model.
 
-    Raises, before anything is written, ConfigError for a setting that cannot work, CorpusError or
-    ModelError for a corpus or a model that cannot be read, MismatchError if `out` is there already
-    or was begun with other settings.
+    Raises:
+        ConfigError: a setting cannot work.
+        CorpusError: a corpus cannot be read.
+        ModelError: a model cannot be loaded.
+        MismatchError: `out` is there already, or was begun with other settings. Nothing is written
+            where one of these is raised.
     """
     _check(
         probability,

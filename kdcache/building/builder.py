@@ -99,8 +99,12 @@ def build(
             masked. `corpus` is then a plan.
         options: see `PlanOptions`.
 
-    Raises ConfigError, CorpusError, ModelError; MismatchError if `out` holds another cache, or one
-    that only `same_teacher` goes on with.
+    Raises:
+        ConfigError: a signal or option cannot be served.
+        CorpusError: the corpus cannot be read, or its labels are not what the teacher knows.
+        ModelError: the teacher cannot be loaded, or does not give what a signal is made of.
+        MismatchError: `out` holds another cache, or one that only `same_teacher` goes on with.
+        CacheError: `out` cannot be written.
     """
     progress = shown(progress)
     if batch_tokens < 1:

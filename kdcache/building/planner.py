@@ -77,7 +77,11 @@ def plan(
         out: folder or URL to write; the same plan there already is left as it is.
         options: see `PlanOptions`.
 
-    Raises CorpusError, ConfigError or ModelError; MismatchError if `out` holds another plan.
+    Raises:
+        CorpusError: the corpus cannot be read, or its labels cannot be learnt from.
+        ConfigError: an option that the task does not have, or that is out of range.
+        ModelError: the tokenizer cannot be loaded, or lacks what the task needs.
+        MismatchError: `out` holds another plan.
     """
     progress = shown(progress)
     task = as_task(task)

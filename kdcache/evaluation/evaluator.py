@@ -81,7 +81,11 @@ def evaluate(
     Returns the scores by name: see `metrics`; cross-entropies and divergences in nats, speed in
     documents a second.
 
-    Raises ConfigError, ModelError, CorpusError (a label never seen in training), CacheError.
+    Raises:
+        ConfigError: options or models that do not go together.
+        ModelError: a model cannot be loaded, or does not take the documents.
+        CorpusError: the documents cannot be read, or have a label never seen in training.
+        CacheError: the cache cannot be read.
     """
     progress = shown(progress)
     if batch_size < 1:

@@ -21,7 +21,9 @@ def copy(source: Place, out: Place, *, progress: Shown = None) -> Transfer:
     again. Of a cache that is still being built the committed parts are copied; `build` can go on
     in the copy, and copying again adds what is new.
 
-    Raises CacheError if there is nothing to copy or something else at `out`; DamageError.
+    Raises:
+        CacheError: there is nothing to copy, or something else at `out`.
+        DamageError: an object is not what was committed.
     """
     progress = shown(progress)
     root, target = locate(source), locate(out)

@@ -62,7 +62,10 @@ def export(
     the metadata `kdcache` of each file. A Parquet file has a row per document, whose tokens and
     other rows are lists.
 
-    Raises ConfigError for an unknown format or a folder in use; IncompleteError, DamageError.
+    Raises:
+        ConfigError: an unknown format, or a folder in use.
+        IncompleteError: parts of the cache are missing.
+        DamageError: its bytes are not what was written.
     """
     progress = shown(progress)
     encode, folder = FORMS[one_of("format", form, FORMS)], Path(out)

@@ -46,9 +46,13 @@ def merge(sources: Sequence[Place], out: Place, *, progress: Shown = None) -> Tr
 
     Caches of the second format and of the third make one of the second.
 
-    Raises MismatchError, naming the field, if the plans differ, or teachers with the same weights
-    in their configurations; ConfigError if two caches hold signals of one name and teacher that
-    are not layers of one; IncompleteError; DamageError.
+    Raises:
+        MismatchError: the plans differ, or teachers with the same weights in their configurations;
+            the field is named.
+        ConfigError: two caches hold signals of one name and teacher that are not layers of one.
+        CacheError: a signal that only a newer version knows, or something else at `out`.
+        IncompleteError: a cache lacks parts.
+        DamageError: an object is not what was committed.
     """
     progress = shown(progress)
     given = [sources] if isinstance(sources, Place) else list(sources)

@@ -60,6 +60,9 @@ def verify(path: Place, *, full: bool = False, progress: Shown = None) -> list[s
     """Problems of the cache at `path`, each naming object and part; empty if there are none.
 
     As `find_damage`, one line each.
+
+    Raises:
+        CacheError: there is no cache; what is wrong with one is returned.
     """
     progress = shown(progress)
     return [str(finding) for finding in find_damage(path, full=full, progress=progress)]

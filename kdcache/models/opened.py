@@ -20,8 +20,9 @@ def open_student(folder: str | Path, *, trust_remote_code: bool = False) -> nn.M
         folder: one with a `kdcache_student.json`; others are loaded by transformers.
         trust_remote_code: import the class of a student that is none of kdcache's.
 
-    Raises ModelError for any other folder, a class that is not trusted or not there, and weights
-    that are not its.
+    Raises:
+        ModelError: any other folder, a class that is not trusted or not there, and weights that
+            are not its.
     """
     if not is_student(folder):
         raise ModelError(f"{folder} holds no {RECORD}: load it with transformers' Auto classes")

@@ -69,8 +69,12 @@ def ship(
     of a call with one text on one thread, "tokenise_p50_ms" of it, "peak_bytes" of its process,
     the scores of `evaluate`, and "agreement" with the torch model (a share of the documents).
 
-    Raises MissingExtraError without the extra `onnx`, ConfigError, ModelError, CorpusError,
-    CacheError where `out` cannot be written. Nothing is left behind.
+    Raises:
+        MissingExtraError: the extra `onnx` is not installed.
+        ConfigError: options that do not go together.
+        ModelError: the student cannot be loaded, or its graph does not say what it says.
+        CorpusError: the documents cannot be read.
+        CacheError: `out` cannot be written. Nothing is left behind.
     """
     shipped = KINDS[int8]
     options: PlanOptions = {

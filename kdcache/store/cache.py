@@ -63,7 +63,9 @@ Content = bytes  # the class has a property of that name
 def open_plan(path: Place) -> Plan:
     """Open the plan at `path`: folder or URL of a plan or a cache.
 
-    Raises CacheError if there is none, DamageError if its bytes are not what was written.
+    Raises:
+        CacheError: there is no plan.
+        DamageError: its bytes are not what was written.
     """
     root = locate(path)
     record = read_record(root)
@@ -99,8 +101,10 @@ def open_cache(path: Place, *, teacher: str | None = None) -> Cache:
     A merged cache holds outputs of several teachers; `teacher` names one of them, by default the
     first.
 
-    Raises CacheError if there is no cache, DamageError if its bytes are not what was written,
-    ConfigError if there is no such teacher.
+    Raises:
+        CacheError: there is no cache.
+        DamageError: its bytes are not what was written.
+        ConfigError: there is no such teacher.
     """
     return Cache(locate(path), teacher=teacher)
 
@@ -243,7 +247,12 @@ class Cache:
         return self.commit_log.commit(part)
 
     def require_complete(self) -> None:
-        """Raise IncompleteError unless every part is there."""
+        """See to it that every part is there.
+
+        Raises:
+            IncompleteError: not every part is there.
+            DamageError: the commits are not those it was finished with.
+        """
         if not self.complete:
             done, parts = len(self.committed), self.plan.parts
             raise IncompleteError(
@@ -254,7 +263,12 @@ class Cache:
         self.commit_log.require_commits(self.completion)
 
     def signal(self, name: str) -> Signal:
-        """A signal by its name; ConfigError if there is none, CacheError if it is a newer one's."""
+        """A signal by its name.
+
+        Raises:
+            ConfigError: there is none of that name.
+            CacheError: it is of a newer version.
+        """
         if name in self.newer:
             others = ", ".join(self.signals) or "none"
             raise CacheError(
@@ -280,6 +294,11 @@ class Cache:
 
         Of the logits these are `SoftLabels`, whatever their codec, of a layer `LayerRows`. `signal`
         names one of several that give the tap.
+
+        Raises:
+            ConfigError: the cache holds no such tap, or an array that it is decoded from was not
+                read.
+            CacheError: the signal is of a newer version.
         """
         name = signal or self.holder(tap) or tap.name
         made = self.signal(name)
@@ -322,7 +341,10 @@ class Cache:
     def read(self, array: str, docs: Docs) -> Array:
         """Stored rows of an array for documents, one document after the other.
 
-        Raises ConfigError for a row that holds no document, DamageError, IncompleteError.
+        Raises:
+            ConfigError: a row that holds no document, or an array that is not there.
+            DamageError: bytes are not what was written.
+            IncompleteError: the part is not there.
         """
         return self.rows(docs, [array])[array]
 
@@ -339,7 +361,10 @@ class Cache:
         of the same dtype and at least as many rows for each name, the rows are read into its
         beginning, which is returned.
 
-        Raises ConfigError for a row that holds no document, DamageError, IncompleteError.
+        Raises:
+            ConfigError: a row that holds no document, or an array that is not there.
+            DamageError: bytes are not what was written.
+            IncompleteError: the part is not there.
         """
         docs = np.asarray(docs, np.int64)
         require_documents(self.plan, docs)
@@ -357,8 +382,9 @@ class Cache:
     def soft_labels(self, docs: Docs) -> SoftLabels:
         """Decoded soft labels of documents.
 
-        Raises ConfigError if the cache has no logits, or such as are no classes of which a document
-        has one: `stored(docs, LOGITS).values` are those.
+        Raises:
+            ConfigError: the cache has no logits, or such as are no classes of which a document has
+                one: `stored(docs, LOGITS).values` are those.
         """
         decoded: SoftLabels | TeacherOutputs = self.stored(docs, LOGITS)
         if isinstance(decoded, TeacherOutputs):
@@ -388,7 +414,11 @@ class Cache:
     def batches(
         self, size: int, *, seed: int = 0, epoch: int = 0, arrays: list[str] | None = None
     ) -> Iterator[Batch]:
-        """One epoch of batches of `size` documents, in an order fixed by (seed, epoch)."""
+        """One epoch of batches of `size` documents, in an order fixed by (seed, epoch).
+
+        Raises:
+            ConfigError: a batch of no document.
+        """
         if size < 1:
             raise ConfigError(f"a batch holds 1 document or more; got size={size}")
         order = self.plan.docs[epoch_order(self.plan.documents, seed=seed, epoch=epoch)]

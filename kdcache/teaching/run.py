@@ -106,9 +106,13 @@ def teach(
     The same seed gives the same weights on a CPU, bit for bit. Seeds torch's, numpy's and Python's
     global generators.
 
-    Raises, before anything is written, ConfigError for a setting that cannot work or a folder that
-    cannot be used, CorpusError for labels that cannot be learnt from, ModelError for an encoder
-    that does not fit, MismatchError if `out` holds a run with other settings.
+    Raises:
+        ConfigError: a setting cannot work, or a folder cannot be used.
+        CorpusError: labels cannot be learnt from.
+        ModelError: the encoder does not fit.
+        MismatchError: `out` holds a run with other settings. Nothing is written where one of these
+            is raised.
+        CacheError: the folder cannot be written.
     """
     progress, folder = shown(progress), Path(out)
     require_path("the encoder", encoder)

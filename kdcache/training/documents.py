@@ -181,6 +181,9 @@ class CachedDocuments(Dataset[Batch]):
         """The `collate_fn` of a DataLoader: a Batch as it is, single documents as one Batch.
 
         A loader that goes through another data set (a ConcatDataset, say) has single documents.
+
+        Raises:
+            ConfigError: what is given is neither a Batch nor documents of this data set.
         """
         if isinstance(batch, Batch):
             return batch

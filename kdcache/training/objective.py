@@ -47,8 +47,9 @@ class Objective:
         seed: of the run, for policies that draw teachers.
         step: steps of the run before the one that is computed; whoever trains counts them.
 
-    Raises ConfigError if the cache, or a student of this shape, cannot serve a loss. Nothing is
-    read for that, so it can be made before anything is loaded.
+    Raises:
+        ConfigError: the cache, or a student of this shape, cannot serve a loss. Nothing is read
+            for that, so it can be made before anything is loaded.
     """
 
     def __init__(

@@ -40,7 +40,9 @@ def make_student(
     Args:
         seed: of new weights.
 
-    Raises ConfigError or ModelError for a student that cannot be made, or does not fit the cache.
+    Raises:
+        ConfigError: options that do not go together.
+        ModelError: a student that cannot be made, or does not fit the cache.
     """
     source = cache if isinstance(cache, Cache) else open_cache(cache)
     recipe = with_student(
@@ -66,8 +68,9 @@ def make_objective(
         overrides: fields of the recipe, such as "losses.kl.temperature=4".
         seed: of the draws of teachers, and of the new weights of learned maps.
 
-    Raises ConfigError if cache or student cannot serve a loss, ModelError for a tap that the
-    student does not give.
+    Raises:
+        ConfigError: the cache, or a student of this shape, cannot serve a loss.
+        ModelError: the student does not give a tap.
     """
     source = cache if isinstance(cache, Cache) else open_cache(cache)
     chosen = load_recipe(recipe, overrides)

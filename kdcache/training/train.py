@@ -117,10 +117,13 @@ def train(
     Seeds torch's, numpy's and Python's global generators. Stopped by Ctrl-C or SIGTERM, all ranks
     finish the same step, write a checkpoint and raise KeyboardInterrupt.
 
-    Raises, before anything is loaded, ConfigError for a recipe that cache and student cannot serve
-    or a folder that cannot be used, MismatchError for caches that do not go together,
-    IncompleteError for a cache that lacks parts; ModelError for a
-    student that does not fit or a loss that is no longer finite.
+    Raises:
+        ConfigError: cache and student cannot serve the recipe, or a folder cannot be used: before
+            anything is loaded.
+        MismatchError: caches do not go together, or a run that is resumed had other settings.
+        IncompleteError: a cache lacks parts.
+        CorpusError: files to choose or evaluate on cannot be read, or are what is trained on.
+        ModelError: a student does not fit, or a loss is no longer finite.
     """
     progress = shown(progress)
     require_path("the student's folder", out, "path")

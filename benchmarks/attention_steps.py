@@ -1,4 +1,5 @@
-"""What a step costs that learns from attention: relations of MiniLM, against a step on soft labels.
+"""What a step costs that learns from attention, against a step on soft labels: relations of MiniLM,
+and the first stage of TinyBERT, which learns from scores and hidden states.
 
     python benchmarks/attention_steps.py [--mrpc FOLDER] [--repeats 5] [--threads 2]
 
@@ -36,7 +37,18 @@ from kdcache_kernels.relation_kl.reference import relation_kl as plain_relations
 
 DOCUMENTS, STEPS, LENGTH = 32, 8, 128
 STUDENT = (3, 6)  # blocks of the teacher
-ALLOWED = {"minilmv2, 12 heads": 1.25, "minilmv2, 48 heads": 1.6, "minilm": 1.25}
+ALLOWED = {
+    "minilmv2, 12 heads": 1.25,
+    "minilmv2, 48 heads": 1.6,
+    "minilm": 1.25,
+    "tinybert, stage 1": 1.25,
+}
+SIGNALS = [
+    "logits:dense",
+    "attention:layers=6,dtype=fp16",
+    "hidden:layers=0-3-6,positions=all",
+    "scores=attention:layers=3-6",
+]
 KINDS = ("query", "key", "value")
 
 
@@ -50,7 +62,8 @@ def recipes() -> dict[str, Recipe]:
 
     found = {"kd": load_recipe("kd", ["losses.kl.temperature=2"])}
     found |= {f"minilmv2, {heads} heads": first("minilmv2", heads=heads) for heads in (12, 48)}
-    return found | {"minilm": first("minilm")}
+    layers = load_recipe("tinybert", ["stages.intermediate.losses.attention.signal=scores"])
+    return found | {"minilm": first("minilm"), "tinybert, stage 1": layers.in_stages()[0]}
 
 
 def texts(mrpc: Path | None) -> dict[str, list[Json]]:
@@ -79,7 +92,7 @@ def make_cache(rows: list[Json], folder: Path) -> Cache:
     transformers.AutoTokenizer.from_pretrained(encoder_folder()).save_pretrained(teacher)
     return kdcache.build(
         corpus, teacher=teacher, task="text-classification", out=folder / "cache.zarr",
-        signals=["logits:dense", "attention:layers=6,dtype=fp16"], max_length=LENGTH,
+        signals=SIGNALS, max_length=LENGTH,
         text_columns=[name for name in rows[0] if name != "label"], progress=False,
     )  # fmt: skip
 
@@ -95,7 +108,7 @@ def check(cache: Cache, heads: int) -> Json:
     loss, _ = objective(ours, batch)
     found = torch.autograd.grad(loss, [ours[tap] for tap in taps])
     teacher = transformers.AutoModelForSequenceClassification.from_pretrained(
-        cache.plan.path.parent / "teacher"
+        cache.path.parent / "teacher"
     ).eval()
     with torch.no_grad():
         theirs = run(teacher, batch, [Tap(kind, 6) for kind in KINDS])

@@ -11,10 +11,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kdcache.errors import CacheError, ConfigError, DamageError
 from kdcache.labels import LABEL_KINDS
+from kdcache.labels.base import MAX_CLASSES
 from kdcache.manifest import FIRST, FORMAT, FORMATS, NAMED, Json
-from kdcache.plans import LABEL_DTYPE, Array, Plan, PlanConfig, document_columns, part_rows
+from kdcache.plans import LABEL_DTYPE, Array, Docs, Plan, PlanConfig, document_columns, part_rows
 from kdcache.plans.identity import has_configuration
 from kdcache.signals import (
     ArraySpec,
@@ -300,8 +303,8 @@ def check_counts(schema: ManifestSchema, plan: Plan, root: Root) -> None:
 
 
 def check_documents(plan: Plan, root: Root, outputs: int | None) -> None:
-    """DamageError if documents lie outside their part, or there are none, or a label is none of
-    the teacher's `outputs` classes.
+    """DamageError if documents lie outside their part, or there are none, or a label,
+    of a document or a word, is none of the teacher's `outputs` classes.
 
     The rows have passed their checksums; this keeps a plan made by something else from pointing a
     reader anywhere.
@@ -320,18 +323,31 @@ def check_documents(plan: Plan, root: Root, outputs: int | None) -> None:
         _require(inside & (starts - first <= size - counts), plan, root, f"{name}_start")
     pairs, lens = (plan.per_document[name][plan.docs] for name in ("pair_start", "doc_len"))
     _require((lens > 0) & (pairs >= 0) & (pairs <= lens), plan, root, "pair_start")
-    if plan.config.label_kind == "classes":
-        labels, most = plan.per_document["label"][plan.docs], outputs or 2**31
-        sound = (labels == IGNORE_INDEX) | (labels >= 0) & (labels < most)
-        _require(sound, plan, root, "label")
+    if plan.task.labelled:
+        # Words have more labels than should be in memory at once.
+        parts = map(plan.part_docs, range(plan.parts)) if plan.task.selects else [plan.docs]
+        for docs in parts:
+            _check_labels(plan, docs, root, outputs)
+
+
+def _check_labels(plan: Plan, docs: Docs, root: Root, outputs: int | None) -> None:
+    """DamageError if a label of documents, or of one of their words, is none that there can be."""
     kind = plan.label_kind
-    if kind.sound is not None:
-        _require(kind.sound(kind.of(plan.per_document, plan.docs)), plan, root, kind.column)
+    if kind.sound is None and not kind.numbered:
+        return
+    labels = plan.labels(docs)
+    sound = np.ones(len(labels), np.bool_) if kind.sound is None else kind.sound(labels)
+    if kind.numbered:
+        most = outputs or len(plan.config.classes or ()) or MAX_CLASSES
+        sound &= (labels == IGNORE_INDEX) | (labels >= 0) & (labels < most)
+    owners = np.repeat(docs, plan.spans(docs, plan.task.rows)[1])
+    _require(sound, plan, root, "masked_label" if plan.task.selects else kind.column, owners)
 
 
-def _require(sound: Array, plan: Plan, root: Root, column: str) -> None:
+def _require(sound: Array, plan: Plan, root: Root, column: str, owners: Docs | None = None) -> None:
+    """DamageError for the first that is not `sound` of what `owners` have, or each document."""
     if not sound.all():
-        row = int(plan.docs[int((~sound).argmax())])
+        row = int((plan.docs if owners is None else owners)[int((~sound).argmax())])
         raise DamageError(
             f"{root / 'plan' / column} is damaged: row {row}, of part "
             f"{row // plan.rows['document']}, says what cannot be"

@@ -118,7 +118,7 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 
 def scores(plan: Plan, found: Predictions) -> Json:
     """The metrics of the task, see `metrics`, over the documents of `found` that have labels."""
-    if plan.config.label_kind == "tokens":
+    if not plan.task.labelled:
         if not len(found.nats):
             raise CorpusError("no document has a token to predict")
         return {"rows": len(found.nats), **language(found.nats, found.correct)}
@@ -174,12 +174,15 @@ def score_teacher(
     batch_size: int,
     device: str,
     progress: Progress,
+    trust_remote_code: bool = False,
 ) -> tuple[Teacher, Json]:
     """Load the teacher in `source`, and score it on `docs` of a plan that `tokenizer` made.
 
     Raises ModelError if it cannot be loaded or is no teacher of such documents.
     """
-    loaded = load_teacher(source, task=plan.task, device=device)
+    loaded = load_teacher(
+        source, task=plan.task, device=device, trust_remote_code=trust_remote_code
+    )
     check_fit(loaded, plan, tokenizer, load_tokenizer(source))
     name = loaded.identity["name"]
     settle(loaded.model, plan, name, progress)

@@ -55,7 +55,7 @@ class CacheSpec:
         Language models pad their output layers to sizes that suit their machines; what lies beyond
         the vocabulary means nothing, and seldom has as many rows in a teacher and its student.
         """
-        if self.label_kind != "tokens" or student.outputs == self.shape.outputs:
+        if self.task.labelled or student.outputs == self.shape.outputs:
             return None
         return min(student.outputs, self.shape.outputs)
 

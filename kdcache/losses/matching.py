@@ -174,7 +174,7 @@ class Matching(NamedTuple):
             raise ConfigError(
                 f"losses.{self.name}: " + lacks.replace("{loss}", f"losses.{self.name}")
             )
-        if cache.label_kind != "tokens" and student.outputs != cache.shape.outputs:
+        if cache.task.labelled and student.outputs != cache.shape.outputs:
             raise ConfigError(
                 f"losses.{self.name} compares outputs one by one; the student has "
                 f"{student.outputs} and the cached teacher {cache.shape.outputs}"

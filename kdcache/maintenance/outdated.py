@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from kdcache.errors import CacheError, DamageError
+from kdcache.labels import kind_of
 from kdcache.manifest import NAMED, Json
 from kdcache.plans.identity import has_configuration
 from kdcache.store import Cache, Place, locate
@@ -49,9 +50,8 @@ class Made:
 
 
 def _many_at_once(made: Made) -> bool:
-    kind = made.config.get("problem_type")
-    several = kind == "regression" and made.cache.shape.outputs > 1
-    return made.classifies and (several or kind == "multi_label_classification")
+    kind = kind_of(made.config.get("problem_type"), made.cache.shape.outputs)
+    return made.classifies and kind is not None and kind.wide
 
 
 def _other_pad(made: Made) -> bool:
@@ -82,10 +82,9 @@ def _label_order(made: Made) -> bool:
 
 def _values_dropped(made: Made) -> bool:
     plan = made.cache.plan
-    labelled = plan.config.corpus.get("label_column")
-    return (
-        plan.config.label_kind == "regression" and bool(labelled) and plan.labelled < plan.documents
-    )
+    labelled = bool(plan.config.corpus.get("label_column"))
+    values = bool(plan.label_kind.no_divergence)
+    return values and labelled and plan.labelled < plan.documents
 
 
 FAULTS: dict[str, Callable[[Made], bool]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdcache.labels import LABEL_KINDS
 from kdcache.manifest import Json
 from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
 from kdcache.training.card import CARD, SCORES, each_output, front_matter, score_cell, table, usage
@@ -45,8 +46,9 @@ def _summary(metrics: Json) -> str:
 
 def _origin(metrics: Json) -> Iterator[tuple[str, str]]:
     data, settings = metrics["data"], metrics["settings"]
-    what = "values" if metrics["problem"] == "vectors" else "classes"
-    yield what, ", ".join(metrics["classes"]) or "one value (regression)"
+    kind = LABEL_KINDS[metrics["problem"]]
+    what = "values" if kind.no_divergence else "classes"
+    yield what, ", ".join(metrics["classes"]) or f"one value ({kind.name})"
     yield "parameters", f"{metrics['parameters']:,}"
     yield "taught on", f"{data['train']:,} labelled documents"
     yield "chosen on", f"{data['dev']:,} documents, {_aside(data, settings)}"

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdcache.evaluation.scoring import BATCH, token_budget
+from kdcache.evaluation.scoring import BATCH, LOWER_IS_BETTER, token_budget
 from kdcache.evaluation.scoring import predict as outputs_of
 from kdcache.labels import LabelKind
-from kdcache.labels.metrics import classification
 from kdcache.manifest import Json
 from kdcache.models.run import untouched
 from kdcache.plans import Array, Docs
@@ -46,15 +45,16 @@ def score(outputs: Floats, documents: Documents) -> Json | None:
     if not np.isfinite(outputs).all():
         return None
     names, kind = documents.plan.config.classes or [], documents.kind
+    assert kind.scores is not None
+    found = kind.scores(outputs, documents.labels, names)
     if not kind.numbered:
-        assert kind.scores is not None
-        return kind.scores(outputs, documents.labels, names)
+        return found
     labels, size = documents.classes, outputs.shape[1]
     table = np.zeros((size, size), np.int64)
     np.add.at(table, (labels, outputs.argmax(1)), 1)
     there = np.flatnonzero(table.sum(1))
     return {
-        **classification(outputs, labels),
+        **found,
         "macro_f1": float(_macro_f1(table)),
         "macro_f1_interval": _interval(table),
         "recall": {names[i]: float(table[i, i] / table[i].sum()) for i in there},
@@ -91,9 +91,8 @@ def merit(scores: Json | None, by: str) -> tuple[float, float]:
     """What the best scores are largest in: the criterion, then cross-entropy where that is even."""
     if scores is None or scores[by] is None:
         return WORST
-    if by == "mse":
-        return -scores["mse"], 0.0
-    return scores[by], -scores["cross_entropy"]
+    better = -scores[by] if by in LOWER_IS_BETTER else scores[by]
+    return better, -scores.get("cross_entropy", 0.0)
 
 
 def step_loss(

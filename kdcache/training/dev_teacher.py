@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -53,13 +54,14 @@ def teacher_score(
         )
         return {"value": value_of(scored, dev.metric), "source": f"run: {Path(teacher).name}"}
     rows = _rows(dev, cache)
-    if rows is None or cache.holder(LOGITS) is None or _lacks_rows(dev, cache, rows):
+    held = rows is not None and cache.holder(LOGITS) is not None
+    score = _cached_score(dev, cache, rows or {}) if held else None
+    if score is None:
         progress.say(
             "the teacher's score on the dev set is unknown, for the cache does not hold its soft "
             "labels there: --eval-teacher names a teacher to run"
         )
         return None
-    score = _cached_score(dev, cache, rows)
     if score.get("estimate"):
         progress.say(
             "the teacher's score on the dev set is an estimate, for the cache does not hold all "
@@ -83,36 +85,38 @@ def _held(rows: dict[int, int], docs: Docs) -> Docs:
     return np.asarray([rows[int(doc)] for doc in docs])
 
 
-def _lacks_rows(dev: DevSet, cache: Cache, rows: dict[int, int]) -> bool:
-    """Whether the cache holds some rows only of documents that are scored as a whole."""
-    if not dev.plan.task.metric(dev.plan.config.classes or []):
-        return False
-    held = _held(rows, dev.docs)
+def _lacks_rows(dev: DevSet, cache: Cache, held: Docs) -> bool:
+    """Whether the cache holds but some rows of documents."""
     counts = dev.plan.spans(dev.docs, dev.plan.task.rows)[1]
     return bool(len(cache.sampled_rows(cache.holder(LOGITS) or "", held)) < counts.sum())
 
 
-def _cached_score(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json:
-    """The score of the soft labels that the cache holds."""
-    if dev.plan.label_kind.compare is not None:
-        return {"value": _of_outputs(dev, cache, rows), "source": FROM_CACHE}
-    if dev.plan.task.metric(dev.plan.config.classes or []):
-        return {"value": _of_rows(dev, cache, rows), "source": FROM_CACHE}
+def _cached_score(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json | None:
+    """The score of the soft labels that the cache holds; None where they do not tell it."""
+    if dev.metric in MEANS and dev.plan.label_kind.compare is None:
+        return _mean_score(dev, cache, rows)
+    held = _held(rows, dev.docs)
+    own = bool(dev.plan.task.metric(dev.plan.config.classes or []))
+    whole = None if _lacks_rows(dev, cache, held) else (_of_rows if own else _of_outputs)
+    value = whole(dev, cache, held) if whole else None
+    return None if value is None else {"value": value, "source": FROM_CACHE}
+
+
+def _mean_score(dev: DevSet, cache: Cache, rows: dict[int, int]) -> Json:
+    """A score that is a mean over rows, of those that the cache has."""
     found, exact = [], True
     for docs in length_batches(dev.plan, dev.docs, BUDGET):
-        held = _held(rows, docs)
-        values, whole = SCORES[dev.plan.config.label_kind](dev.plan, cache, docs, held)
+        values, whole = MEANS[dev.metric](dev.plan, cache, docs, _held(rows, docs))
         found.append(values)
         exact = exact and whole
     score: Json = {"value": float(np.concatenate(found).mean()), "source": FROM_CACHE}
     return score if exact else score | {"estimate": True}
 
 
-def _of_rows(dev: DevSet, cache: Cache, rows: dict[int, int]) -> float:
+def _of_rows(dev: DevSet, cache: Cache, held: Docs) -> float:
     """The score that the task alone has, of the likeliest class of every row."""
     plan = dev.plan
     counts = plan.spans(dev.docs, plan.task.rows)[1]
-    held = _held(rows, dev.docs)
     pieces = np.array_split(held, math.ceil(len(held) / OUTPUTS))
     likeliest = np.concatenate([_likeliest(cache, some) for some in pieces])
     told = plan.task.scores(likeliest, plan.labels(dev.docs), counts, plan.config.classes or [])
@@ -126,15 +130,25 @@ def _likeliest(cache: Cache, held: Docs) -> np.ndarray:
     return top
 
 
-def _of_outputs(dev: DevSet, cache: Cache, rows: dict[int, int]) -> float:
-    """The score of the teacher's own outputs."""
-    found, held = [], _held(rows, dev.docs)
+def _of_outputs(dev: DevSet, cache: Cache, held: Docs) -> float | None:
+    """The score of the teacher's own outputs; None where only the likeliest are there."""
+    found = []
     for some in np.array_split(held, math.ceil(len(held) / OUTPUTS)):
-        values = cache.stored(some, LOGITS).values
-        assert values is not None
+        values = _outputs(cache.stored(some, LOGITS), cache.shape.outputs)
+        if values is None:
+            return None
         found.append(values.double().numpy())
     told = Predictions(dev.docs, np.concatenate(found), np.empty(0), np.empty(0, np.bool_))
     return value_of(scores(dev.plan, told), dev.metric)
+
+
+def _outputs(stored: Any, outputs: int) -> torch.Tensor | None:
+    """All outputs of the teacher, [N, C], or their log-probabilities; None: some are not there."""
+    if stored.values is not None:
+        return cast(torch.Tensor, stored.values)
+    if stored.ids.shape[1] < outputs:
+        return None
+    return torch.empty_like(stored.logprobs).scatter_(1, stored.ids, stored.logprobs)
 
 
 def _correct(plan: Plan, cache: Cache, docs: Docs, held: Docs) -> tuple[np.ndarray, bool]:
@@ -170,5 +184,6 @@ def _tail_nats(soft: SoftLabels, outputs: int) -> torch.Tensor:
     return math.log(outputs - soft.ids.shape[1]) - soft.tail_logmass
 
 
-SCORES = {"classes": _correct, "tokens": _nats}
-"""Where teachers give probabilities: what these come to, and whether they say all there is."""
+MEANS = {"accuracy": _correct, "cross_entropy": _nats}
+"""Scores that are means over rows, where teachers give probabilities: what the soft labels of some
+documents come to, and whether they say all there is."""

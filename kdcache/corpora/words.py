@@ -13,7 +13,7 @@ from kdcache.corpora.text_tables import named
 from kdcache.errors import CorpusError
 
 COLUMNS = ("tokens", "tags")
-_COMMENT = re.compile(r"# ?[\w:.-]+ = ")
+_COMMENT = re.compile(r"# ?[\w:.-]+ = |# ?new(doc|par)\s*$")  # as CoNLL-U has them
 _BOUNDARY = "-DOCSTART-"
 _BLANKS = re.compile(" +")  # other spaces may be within a word, as the one in 10 000
 
@@ -56,8 +56,9 @@ def tags_of(where: str, tags: Any, text: str, column: str) -> list[Any] | None:
 def conll_table(path: Path) -> Table:
     """Open a CoNLL file: a word a line, its tag in the last column, blank lines between documents.
 
-    Columns are separated by tabs or else by blanks. Lines `# name = value` are left out, and so is
-    -DOCSTART-, which ends a document, too.
+    Columns are separated by tabs or else by blanks. Comments are left out, and so is -DOCSTART-,
+    which ends a document, too. A comment is `# name = value` or `# newdoc`, or begins with `#` and
+    a blank and has not the columns of the file's first word: another number of them, or no tabs.
     """
     return Table(name=str(path), columns=COLUMNS, rows=lambda wanted: _sentences(path, wanted))
 
@@ -65,8 +66,10 @@ def conll_table(path: Path) -> Table:
 def _sentences(path: Path, wanted: Wanted) -> Iterator[Row]:
     start, rows, seen = 1, list[Sequence[str]](), False
     with named(path), open_text(path) as file:
+        like = next(filter(None, map(_columns, file)), None)
+    with named(path), open_text(path) as file:
         for number, line in enumerate(file, 1):
-            cells = _cells(path, number, line)
+            cells = [] if _is_comment(line, like) else _cells(path, number, line)
             if cells:
                 start = start if rows else number
                 rows.append(cells)
@@ -92,15 +95,34 @@ def _require_words(path: Path, start: int, rows: Sequence[Sequence[str]]) -> boo
 
 def _cells(path: Path, number: int, line: str) -> list[str]:
     """The columns of a line; none of one that holds no word."""
-    if not line.strip() or _COMMENT.match(line) or line.startswith(_BOUNDARY):
+    if not line.strip() or line.startswith(_BOUNDARY):
         return []
-    cells = line.rstrip("\r\n").split("\t") if "\t" in line else _BLANKS.split(line.strip())
+    cells = _split(line)
     if len(cells) < 2 or not cells[0].strip():
         raise CorpusError(
             f"{path}:{number}: malformed: expected a word and a tag, separated by a tab or blanks; "
             f"got {line.strip()!r:.40}"
         )
     return [cell.strip() for cell in cells]
+
+
+def _split(line: str) -> list[str]:
+    return line.rstrip("\r\n").split("\t") if "\t" in line else _BLANKS.split(line.strip())
+
+
+def _columns(line: str) -> tuple[bool, int] | None:
+    """Whether tabs separate the columns of a line that holds a word for sure, and their number."""
+    if not line.strip() or line.startswith(("#", _BOUNDARY)):
+        return None
+    return "\t" in line, len(_split(line))
+
+
+def _is_comment(line: str, like: tuple[bool, int] | None) -> bool:
+    """Whether a line is a comment in a file whose words have such columns."""
+    if not line.startswith("#"):
+        return False
+    alone = _split(line)[0] == "#"  # else it may be a word, as #this
+    return bool(_COMMENT.match(line)) or (alone and ("\t" in line, len(_split(line))) != like)
 
 
 def _row(path: Path, start: int, rows: Sequence[Sequence[str]]) -> Row:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from record import save
 
-from kdcache.building import builder
+from kdcache.building import filling
 from kdcache.building.builder import build
 from kdcache.models import load_teacher, run
 from kdcache.plans.batch import length_batches
@@ -46,7 +46,7 @@ def fill(source: Path, target: Path, teacher: Any) -> float:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
     started = time.perf_counter()
-    builder._fill(Writer(target), teacher, BATCH_TOKENS, quiet)
+    filling.fill(Writer(target), teacher, BATCH_TOKENS, quiet)
     return time.perf_counter() - started
 
 

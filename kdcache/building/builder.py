@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Unpack
 
-import torch
-
 from kdcache.building.artifacts import artifact_sources
-from kdcache.building.capture import Capture
-from kdcache.building.planner import PlanOptions, check_words, make_plan, scratch_folder
+from kdcache.building.filling import fill
+from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.building.training_note import length_note
-from kdcache.corpora.numbering import Numbering
-from kdcache.errors import ConfigError, KdcacheError, MismatchError, ModelError
-from kdcache.interrupts import held_interrupts
+from kdcache.errors import ConfigError, MismatchError, ModelError
 from kdcache.labels import UNKNOWN, kind_of
 from kdcache.manifest import NAMED, Json
 from kdcache.models import Teacher, Tokenizer, check_taps, load_config, load_teacher, load_tokenizer
@@ -33,7 +29,6 @@ from kdcache.progress import Progress, Shown, shown
 from kdcache.signals import ModelSizes, Signal, artifacts, as_outputs, parse_all, taps_of
 from kdcache.store import (
     Cache,
-    Claims,
     Place,
     Root,
     Writer,
@@ -45,7 +40,6 @@ from kdcache.store import (
     signal_layouts,
 )
 from kdcache.store.format.manifest_schema import OF_TASK
-from kdcache.store.io.durable_writes import writing
 from kdcache.tasks import Task, as_task, over
 
 
@@ -112,13 +106,21 @@ def build(
     task = as_task(task)
     reading = _reading(corpus, task, teacher_task)
     wanted = _check(corpus, teacher, task, reading, signals, trust_remote_code, options)
-    loaded = load_teacher(
-        teacher, task=reading, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    load = partial(
+        load_teacher,
+        teacher,
+        task=reading,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
     )
+    loaded = None if task.words else load()  # tags that are none are found before it is loaded
+    config = load_config(teacher, trust_remote_code=trust_remote_code)
     tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
-    with _planned(corpus, tokens, task, loaded.model.config, out, progress, options) as plan:
+    with _planned(corpus, tokens, task, config, out, progress, options) as plan:
         _require_planned(plan, tokens)
         plan = plan.read_as(reading)
+        loaded = loaded or load()
         own = tokens if tokenizer is None else own_tokenizer(teacher)
         check_fit(loaded, plan, tokens, own)
         if own is not None and (parts := processing_difference(tokens, own)):
@@ -131,7 +133,7 @@ def build(
         _create(locate(out), plan, loaded, wanted, tokens, keep_teacher_weights)
     writer = Writer(locate(out))
     _require_vouched(writer.cache, same_teacher, progress)
-    _fill(writer, loaded, batch_tokens, progress)
+    fill(writer, loaded, batch_tokens, progress)
     return open_cache(out)
 
 
@@ -191,8 +193,6 @@ def _check(
             raise ConfigError(
                 f"{corpus} is a plan for {planned}, not {task}: give --task {planned}, or plan anew"
             )
-    elif task.words:
-        check_words(corpus, task, options)
     return wanted
 
 
@@ -308,91 +308,3 @@ def software() -> Json:
     """Versions that can change what a teacher says."""
     names = ("kdcache", "torch", "transformers", "tokenizers")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def _fill(writer: Writer, teacher: Teacher, batch_tokens: int, progress: Progress) -> None:
-    """Run the teacher over every part that is not committed, then mark the cache complete."""
-    writer.republish()
-    cache, missing = writer.cache, writer.cache.missing
-    parts = cache.plan.parts
-    if cache.complete:
-        progress.say(f"{writer.path} is complete: {parts} of {parts} parts; nothing to do")
-        return
-    if len(missing) < parts:
-        progress.say(
-            f"resuming {writer.path}: {parts - len(missing)} of {parts} parts are committed; "
-            f"going on with part {missing[0]}"
-        )
-    if missing:
-        capture = Capture(cache, teacher, batch_tokens, progress)
-        if cache.plan.label_kind.numbered:
-            capture.numbering = Numbering()
-        _run_parts(writer, missing, capture, progress)
-        _say_renumbering(capture, progress)
-        writer.republish()  # another builder of the cache may have been killed meanwhile
-    writer.finalize()
-
-
-def _say_renumbering(capture: Capture, progress: Progress) -> None:
-    """Warn, once, if the teacher seems to number its classes otherwise than the labels do."""
-    if capture.numbering is not None:
-        warning = capture.numbering.warning(capture.plan.config.classes)
-        capture.numbering = None
-        if warning is not None:
-            progress.say(warning)
-
-
-@contextmanager
-def _claims(writer: Writer) -> Iterator[Claims]:
-    """This builder's claims, given up in the end whatever happens."""
-    claims = Claims(writer.staging / "claims")
-    with writing(writer.path):
-        try:
-            yield claims
-        finally:
-            claims.drop()
-
-
-def _run_parts(writer: Writer, parts: list[int], capture: Capture, progress: Progress) -> None:
-    """Run the teacher over `parts`, leaving out those that another builder commits meanwhile."""
-    plan = writer.cache.plan
-    tokens = {part: plan.extent(plan.part_docs(part), "token") for part in parts}
-    pending: Future[None] | None = None
-    label = f"running the teacher {capture.teacher.identity['name']} for {writer.path.name}"
-    with (
-        ThreadPoolExecutor(1, "kdcache-writer") as thread,
-        progress.bar(label, unit="tokens", total=sum(tokens.values())) as advance,
-        _claims(writer) as claims,
-        held_interrupts() as check,
-    ):
-
-        def step(tokens: int) -> None:
-            advance(tokens)
-            check()
-
-        try:
-            left = list(parts)
-            while (part := claims.take(left)) is not None:
-                arrays, fidelity = capture.part(part, step)
-                if capture.numbering is not None and capture.numbering.enough:
-                    _say_renumbering(capture, progress)
-                left.remove(part)
-                if pending is not None:
-                    pending.result()
-                pending = thread.submit(writer.write_part, part, arrays, fidelity, capture.forward)
-                for other in set(left).difference(writer.cache.missing):
-                    left.remove(other)
-                    advance(tokens[other])
-            if pending is not None:
-                pending.result()
-        except KeyboardInterrupt as stop:
-            if pending is not None:
-                pending.result()
-            done = plan.parts - len(writer.cache.missing)
-            raise KeyboardInterrupt(
-                f"{done} of {plan.parts} parts are committed; run the same command again to go on"
-            ) from stop
-        except torch.cuda.OutOfMemoryError as error:
-            raise KdcacheError(
-                "the GPU's memory is full; run the same command again with a smaller --batch-tokens"
-            ) from error

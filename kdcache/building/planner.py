@@ -193,12 +193,6 @@ def make_plan(
         return builder.arrange(config, labels)
 
 
-def check_words(corpus: Any, task: Task, options: PlanOptions) -> None:
-    """Raise CorpusError or ConfigError for documents that are no lists of words with a tag each."""
-    for _ in _opened(corpus, task, options, ()):
-        pass
-
-
 def _opened(corpus: Any, task: Task, options: PlanOptions, like: Sequence[str]) -> Corpus:
     return open_corpus(
         corpus,

@@ -172,7 +172,7 @@ class _Source:
         """Metadata of its arrays, and its files."""
         for name, layout in self.cache.layouts.items():
             yield from _below(self.cache, layout.name, self.prefix + name)
-        for name, where in self.cache.file_locations.items():
+        for name, where in self.cache.stored_files.locations.items():
             prefix = "" if name.startswith("tokenizer/") else self.prefix
             yield from _below(self.cache, f"files/{where}", f"files/{prefix}{name}")
 

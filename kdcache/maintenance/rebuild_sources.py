@@ -173,11 +173,11 @@ class Sources:
                 self.teacher(teacher, "cpu"),
                 cache.signals,
                 self.tokenizer(),
-                weights=any(WEIGHTS.fullmatch(name) for name in cache.file_locations),
+                weights=any(WEIGHTS.fullmatch(name) for name in cache.stored_files.locations),
             )
             found |= {
-                cache.file_locations[name]: made[name]
-                for name in cache.file_locations.keys() & made.keys()
+                cache.stored_files.locations[name]: made[name]
+                for name in cache.stored_files.locations.keys() & made.keys()
             }
         return found
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from kdcache.errors import CacheError, DamageError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.progress import Progress, Shown, quiet, short, shown
-from kdcache.store.cache import Cache, newer_layouts
+from kdcache.store.cache import Cache
 from kdcache.store.create import spec_layouts
 from kdcache.store.format.array_reader import ArrayReader, Layout
 from kdcache.store.format.commit_log import (
@@ -28,6 +28,7 @@ from kdcache.store.format.manifest_schema import (
 )
 from kdcache.store.format.zarr_metadata import read_layout, read_object, require_record
 from kdcache.store.io.object_path import Place, Root, locate
+from kdcache.store.opening import newer_layouts
 
 MANIFEST, PLAN, COMPLETE = "zarr.json", "commits/plan/zarr.json", "complete/zarr.json"
 

@@ -1,6 +1,6 @@
 """The store: plans and caches as Zarr v3 groups with checked, whole, committed shards."""
 
-from kdcache.store.cache import Cache, open_cache, open_plan
+from kdcache.store.cache import Cache, open_cache
 from kdcache.store.commits.claims import Claims
 from kdcache.store.commits.writer import Writer
 from kdcache.store.create import (
@@ -13,6 +13,7 @@ from kdcache.store.create import (
 )
 from kdcache.store.format.array_reader import Layout
 from kdcache.store.io.object_path import Place, Root, locate
+from kdcache.store.opening import open_plan
 
 __all__ = [
     "Cache",

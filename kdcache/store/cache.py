@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.errors import CacheError, ConfigError, DamageError, IncompleteError, one_of
+from kdcache.errors import CacheError, ConfigError, IncompleteError, one_of
 from kdcache.manifest import Json, digest
-from kdcache.plans import Array, Docs, Plan, document_columns
+from kdcache.plans import Array, Docs, Plan
 from kdcache.plans.batch import Batch, collate, epoch_order
 from kdcache.signals import (
     FEATURES,
@@ -31,68 +29,29 @@ from kdcache.signals import (
     with_artifacts,
 )
 from kdcache.signals.base import settings_text
-from kdcache.store.create import plan_layouts, signal_layouts
-from kdcache.store.format.array_reader import ArrayReader, Layout
+from kdcache.store.create import plan_layouts
+from kdcache.store.format.array_reader import Layout
 from kdcache.store.format.commit_log import (
     CommitLog,
-    PlanFingerprints,
     part_name,
     plan_objects,
     read_completion,
 )
 from kdcache.store.format.compressed_reader import reader_of, stored_bytes
 from kdcache.store.format.manifest_schema import (
-    ManifestSchema,
-    check_counts,
-    check_documents,
-    check_parts,
-    plan_specs,
     read_schema,
     signal_of,
     teacher_name,
     teacher_prefix,
 )
 from kdcache.store.format.spans import Pieces, cut_spans
-from kdcache.store.format.zarr_metadata import read_layout, read_object, read_record, require_record
+from kdcache.store.format.zarr_metadata import require_record
 from kdcache.store.io.object_path import Place, Root, absolute, locate
+from kdcache.store.opening import layouts_of, newer_layouts, plan_in, spaces_of
+from kdcache.store.stored_files import StoredFiles
 from kdcache.tasks import RowSpace, Subset
 
 Content = bytes  # the class has a property of that name
-
-
-def open_plan(path: Place) -> Plan:
-    """Open the plan at `path`: folder or URL of a plan or a cache.
-
-    Raises:
-        CacheError: there is no plan.
-        DamageError: its bytes are not what was written.
-    """
-    root = locate(path)
-    record = read_record(root)
-    if record is None:
-        raise CacheError(f"{root} is not a kdcache plan: it holds no zarr.json")
-    return _plan(root, read_schema(record, root), plan_objects(root, record))
-
-
-def _plan(root: Root, schema: ManifestSchema, objects: Mapping[str, Json]) -> Plan:
-    check_parts(schema, objects, root)
-    committed = PlanFingerprints(objects, root)
-    columns, per_document = {}, {}
-    documents = document_columns(schema.config)
-    for spec in plan_specs(schema.plan):
-        layout = read_layout(root, spec.name, schema.parts, objects)
-        schema.require_fit(layout, spec, root)
-        name, reader = spec.name.removeprefix("plan/"), ArrayReader(root, layout, committed)
-        if name in documents:
-            reader.require_whole()
-            per_document[name] = reader[0 : layout.shape[0]]
-        else:
-            columns[name] = reader
-    plan = dataclasses.replace(schema.plan, per_document=per_document, columns=columns)
-    outputs = None if schema.shape is None else schema.shape.outputs
-    check_documents(plan, root, outputs)
-    check_counts(schema, plan, root)
-    return plan
 
 
 def open_cache(path: Place, *, teacher: str | None = None) -> Cache:
@@ -134,8 +93,8 @@ class Cache:
         self.objects = plan_objects(path, self.manifest)
         schema = read_schema(self.manifest, path)
         self.teachers = tuple(schema.teachers)
-        self.plan = _plan(path, schema, self.objects)
-        layouts = _layouts(path, schema, self.objects)
+        self.plan = plan_in(path, schema, self.objects)
+        layouts = layouts_of(path, schema, self.objects)
         self._newer, unread = newer_layouts(path, schema, self.objects)
         every = [*layouts.values(), *self._newer]
         self.commit_log = CommitLog(path, every, self.plan.parts, unread=unread, old=schema.old)
@@ -150,12 +109,12 @@ class Cache:
         assert schema.shape is not None
         self.plan = self.plan.read_as(schema.task)
         self.shape, self.newer = schema.shape, schema.newer
-        self.spaces = _spaces(self.plan, schema)
+        self.spaces = spaces_of(self.plan, schema)
         self.layouts: dict[str, Layout] = {n: layouts[self.prefix + n] for n in self.spaces}
         self.signals: dict[str, Signal] = with_artifacts(schema.signals, self.shape, self.file)
         readable = dict(self.layouts)
         for start, theirs in more_teachers.items():
-            found = {start + name: space for name, space in _spaces(self.plan, theirs).items()}
+            found = {start + name: space for name, space in spaces_of(self.plan, theirs).items()}
             self.spaces |= found
             readable |= {name: layouts[name] for name in found}
         self._readers = {
@@ -226,16 +185,9 @@ class Cache:
         return {layout.name: self._bytes(layout) for layout in layouts}
 
     @cached_property
-    def file_locations(self) -> dict[str, str]:
-        """Files of this teacher, and the tokenizer's, by name: where each lies in the store."""
-        shards = [key for key in self.objects if key.startswith("files/") and "/c/" in key]
-        names = {key.removeprefix("files/").rpartition("/c/")[0] for key in shards}
-        found = {name: name for name in names if name.startswith("tokenizer/")}
-        for name in names:
-            own = name.removeprefix(self.prefix)
-            if name.startswith(self.prefix) and not own.startswith("teachers/"):
-                found[own] = name
-        return dict(sorted(found.items()))
+    def stored_files(self) -> StoredFiles:
+        """The files of this teacher, and the tokenizer's."""
+        return StoredFiles(self.path, self.objects, self.prefix)
 
     def _bytes(self, layout: Layout) -> int:
         if not layout.packing:
@@ -424,36 +376,22 @@ class Cache:
         order = self.plan.docs[epoch_order(self.plan.documents, seed=seed, epoch=epoch)]
         return (self.batch(order[i : i + size], arrays) for i in range(0, len(order), size))
 
-    @cached_property
+    @property
     def files(self) -> Mapping[str, int]:
         """Files stored in the cache (tokenizer, configuration, weights) and their bytes."""
-        return {name: self._file_bytes(name) for name in self.file_locations}
-
-    def _file_bytes(self, name: str) -> int:
-        key = f"files/{self.file_locations[name]}/zarr.json"
-        node = json.loads(read_object(self.path, key, self.objects))
-        return int(node["attributes"]["bytes"])
+        return self.stored_files.sizes
 
     def file(self, name: str) -> Content:
-        """A file stored in the cache; DamageError if it is not there or not what was stored."""
-        return b"".join(self._blocks(name))
+        """A file stored in the cache.
 
-    def _blocks(self, name: str) -> Iterator[Content]:
-        if name not in self.files:
-            raise DamageError(f"{self.path} holds no file {name!r}")
-        layout = read_layout(self.path, f"files/{self.file_locations[name]}", 1, self.objects)
-        reader = ArrayReader(self.path, layout, PlanFingerprints(self.objects, self.path))
-        size = self.files[name]
-        for start in range(0, size, 2**24):
-            yield reader[start : min(size, start + 2**24)].tobytes()
+        Raises:
+            DamageError: it is not there, or not what was stored.
+        """
+        return self.stored_files.read(name)
 
     def extract(self, folder: Path, names: list[str]) -> None:
         """Write files stored in the cache into `folder`, without the folder they have in common."""
-        for name in names:
-            target = folder / name.partition("/")[2]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as file:
-                file.writelines(self._blocks(name))
+        self.stored_files.extract(folder, names)
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else f"{len(self.committed)}/{self.plan.parts} parts"
@@ -465,13 +403,6 @@ class Cache:
         )
 
 
-def _spaces(plan: Plan, schema: ManifestSchema) -> dict[str, RowSpace]:
-    """The row spaces of a teacher's arrays, by their own names."""
-    assert schema.shape is not None
-    specs = signal_layouts(plan.read_as(schema.task), schema.signals, schema.shape)
-    return {spec.name: spec.space for _, spec in specs}
-
-
 def _reopen(path: Root, teacher: str | None, manifest: str) -> Cache:
     """The cache of that manifest; CacheError if it is gone or another took its place."""
     cache = Cache(path, teacher)
@@ -481,35 +412,6 @@ def _reopen(path: Root, teacher: str | None, manifest: str) -> Cache:
             "open it there with open_cache"
         )
     return cache
-
-
-def _layouts(root: Root, schema: ManifestSchema, objects: Mapping[str, Json]) -> dict[str, Layout]:
-    """Layouts of the arrays of all teachers, as they are named in the store."""
-    found = {}
-    for spec in schema.array_specs():
-        layout = found[spec.name] = read_layout(root, spec.name, schema.parts, objects)
-        schema.require_fit(layout, spec, root)
-    return found
-
-
-def newer_layouts(
-    root: Root, schema: ManifestSchema, objects: Mapping[str, Json]
-) -> tuple[list[Layout], list[str]]:
-    """Layouts of what only a newer version can read, of all teachers, as the store has them.
-
-    Behind them the names of arrays whose metadata is damaged, or says what only that version knows.
-    """
-    names = {key.removesuffix("/zarr.json") for key in objects if key.endswith("/zarr.json")}
-    groups = {name.rpartition("/")[0] for name in names}
-    starts = tuple(f"{name}/" for name in schema.newer_names())
-    own = sorted(name for name in names - groups if f"{name}/".startswith(starts))
-    layouts, unread = [], []
-    for name in own:
-        try:
-            layouts.append(read_layout(root, name, schema.parts, objects))
-        except DamageError:
-            unread.append(name)
-    return layouts, unread
 
 
 def require_documents(plan: Plan, docs: Docs) -> None:

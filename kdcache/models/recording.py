@@ -33,14 +33,16 @@ class Forward(NamedTuple):
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model inside DistributedDataParallel; of several heads, the active one."""
+    """The transformers model inside all that wraps one; of several heads, the active one."""
     inner = inside(model)
     return getattr(inner, "active_head", inner)
 
 
 def inside(model: Any) -> Any:
-    """What lies in DistributedDataParallel."""
-    return getattr(model, "module", model)
+    """What lies in DistributedDataParallel and in what torch.compile makes."""
+    for name in ("_orig_mod", "module", "_orig_mod"):
+        model = getattr(model, name, model)
+    return model
 
 
 def members_of(model: Any) -> list[Any]:
@@ -69,16 +71,23 @@ def name_of(model: Any) -> str:
     return type(unwrapped(model)).__name__
 
 
-def require_plain(model: Any, what: str) -> None:
-    """Raise ModelError for a model that torch.compile has compiled: it may run past every hook."""
+def is_compiled(model: Any) -> bool:
+    """Whether torch.compile has compiled a model, or a part of it: it may run past every hook."""
     if "torch._dynamo" not in sys.modules:
-        return  # nothing is compiled in a process without the compiler
-    for module in model.modules():
-        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
-            raise ModelError(
-                f"{what} cannot be read out of a model that torch.compile has compiled: leave "
-                "training.torch_compile out, or the signal or loss that reads it"
-            )
+        return False  # nothing is compiled in a process without the compiler
+    return any(
+        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+
+
+def require_plain(model: Any, what: str) -> None:
+    """Raise ModelError for a model that torch.compile has compiled."""
+    if is_compiled(model):
+        raise ModelError(
+            f"{what} cannot be read out of a model that torch.compile has compiled: leave "
+            "training.torch_compile out, or the signal or loss that reads it"
+        )
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from kdcache.models.recording import (
     Taps,
     autocast_of,
     choose_head,
+    is_compiled,
     members_of,
     name_of,
     unwrapped,
@@ -50,9 +51,9 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None)
     attention functions that keep their arguments while it runs. Else nothing is put into a model.
 
     Args:
-        model: also inside DistributedDataParallel. Of students trained as one model, the first's
-            activations are returned, with those of the others as its peers. Of several heads,
-            that of the batch's cache is run.
+        model: also inside DistributedDataParallel, or compiled. Of students trained as one model,
+            the first's activations are returned, with those of the others as its peers. Of several
+            heads, that of the batch's cache is run.
         task: whose rows the logits have; None: those of a classifier's documents, of the selected
             positions if the batch has some, or of every token.
 
@@ -239,9 +240,12 @@ def _forward(model: Any, batch: Batch, rows: torch.Tensor | None, *, hidden: boo
 
 @contextmanager
 def _head_rows(model: Any, rows: torch.Tensor | None) -> Iterator[None]:
-    """Let the head see [1, rows, H] instead of [B, L, H]: language-model heads work row by row."""
+    """Let the head see [1, rows, H] instead of [B, L, H]: language-model heads work row by row.
+
+    That of a compiled model, which may run past the hook or keep the first batch's, sees all.
+    """
     inner = unwrapped(model).base_model
-    if rows is None or inner is unwrapped(model):
+    if rows is None or inner is unwrapped(model) or is_compiled(model):
         yield
         return
 

@@ -16,6 +16,7 @@ from torch import nn
 
 import kdcache
 from kdcache.errors import ConfigError, MismatchError, ModelError
+from kdcache.maintenance.spot_check import spot_check
 from kdcache.store import Cache
 from tests.conftest import Lines, bert_config
 from tests.test_trainer import Watcher, assert_same_weights, log_of
@@ -61,6 +62,13 @@ class Tensor(Averaging):
 def made(kind: type[Averaging] = Averaging, **settings: Any) -> Averaging:
     torch.manual_seed(5)
     return kind(**settings)
+
+
+def undropped() -> Averaging:
+    """One without dropout, which no two splits of a batch draw alike."""
+    student = made()
+    student.dropout.p = 0.0
+    return student
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +194,47 @@ def test_a_module_without_settings_says_what_its_folder_is_for(
     assert any("holds its weights for code of your own" in line for line in told.messages)
     with pytest.raises(ModelError, match=r"whose class tells no `settings`"):
         kdcache.open_student(folder, trust_remote_code=True)
+
+
+def test_a_module_is_a_teacher_of_its_outputs_and_taps(
+    trained: tuple[Path, Averaging], corpus: Path, tmp_path: Path
+) -> None:
+    folder, student = trained
+    options: Any = {"teacher": folder, "task": "text-classification", "max_length": 48, "limit": 24}
+    signals = ["logits:dense", "hidden:layers=1,positions=mean,dtype=fp32"]
+    with pytest.raises(ModelError, match="say --trust-remote-code"):
+        kdcache.build(corpus, out=tmp_path / "no", signals=signals, **options)
+    options["trust_remote_code"] = True
+    with pytest.raises(ConfigError, match="the model gives no query: it declares logits, "):
+        kdcache.build(corpus, out=tmp_path / "no", signals=["query:layers=1"], **options)
+    assert not (tmp_path / "no").exists()
+    taught = kdcache.build(corpus, out=tmp_path / "cache", signals=signals, **options)
+    assert kdcache.verify(taught.path, full=True) == []
+    docs = taught.plan.docs[:5]
+    batch = taught.batch(docs)
+    with torch.no_grad():
+        said = student.eval()(batch["input_ids"], batch["attention_mask"])
+    torch.testing.assert_close(
+        taught.soft_labels(docs).values, said["logits"], atol=1e-5, rtol=1e-5
+    )
+    mask = batch["attention_mask"].unsqueeze(-1)
+    means = (said["hidden"][1] * mask).sum(1) / mask.sum(1)
+    torch.testing.assert_close(taught.hidden(1, docs).dense(), means, atol=1e-5, rtol=1e-5)
+    out = kdcache.train(
+        taught, recipe="kd", student="static:embedding=8,dense=8", out=tmp_path / "out",
+        overrides=steps(1), **QUICK,
+    ).folder  # fmt: skip
+    report = kdcache.evaluate(
+        out, corpus, teacher=folder, limit=24, trust_remote_code=True, device="cpu"
+    )
+    assert report["teacher"]["accuracy"] > 0
+    for one in ({"init_from_teacher": [1]}, {"student": "static:embeddings=teacher"}):
+        with pytest.raises(
+            ModelError, match="is a module, of which students take no layers and no"
+        ):
+            kdcache.train(taught, recipe="kd", out=tmp_path / "no", **one, **QUICK)
+    with pytest.raises(ModelError, match="Averaging, whose code is not run again here"):
+        spot_check(taught.path, 3)
 
 
 class Odd(Averaging):

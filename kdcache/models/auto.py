@@ -114,6 +114,20 @@ def require_sizes(info: Mapping[str, Any], source: str | Path) -> None:
         )
 
 
+def require_weights(info: Mapping[str, Any], source: str | Path) -> None:
+    """Raise ModelError unless transformers found the weights of a model, all of them and no others.
+
+    Weights that are tied are there once, and none of them is missing.
+    """
+    require_sizes(info, source)
+    for what, names in (("lacks", info["missing_keys"]), ("has", info["unexpected_keys"])):
+        if names:
+            raise ModelError(
+                f"{source} {what} the weights {', '.join(sorted(names)[:3])}, and is no such model "
+                "as was saved there: put the folder back as it was"
+            )
+
+
 def unreadable(what: str, source: str | Path, error: Exception) -> str:
     """One line for what transformers says in many."""
     text = repr(error) if isinstance(error, KeyError) else str(error)  # else only the bare key

@@ -68,13 +68,9 @@ class ModuleStudent(transformers.PreTrainedModel):
     ) -> Any:
         """The student in a folder, in evaluation mode, as a model of transformers' would be."""
         model = cls(config)
-        missing, unexpected = load_model(model.student, Path(source) / WEIGHTS, strict=False)
-        if unexpected:
-            raise ModelError(
-                f"the weights have {sorted(unexpected)[0]}, which {config.student} does not"
-            )
+        load_weights(model.student, Path(source) / WEIGHTS)
         nn.Module.to(model, dtype or torch.float32).train(False)
-        info = {"missing_keys": sorted(missing), "mismatched_keys": []}
+        info: dict[str, Any] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
         return (model, info) if output_loading_info else model
 
     def save_pretrained(  # type: ignore[override]  # what a Trainer and a run ask for
@@ -100,6 +96,27 @@ class ModuleStudent(transformers.PreTrainedModel):
         return StudentOutput(
             logits=part(out, LOGITS.name),
             taps={name: layers_of(part(out, name)) for name in self.config.tap_widths},
+        )
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Give a module the weights in a file, in which tied ones are once.
+
+    Raises:
+        ModelError: the file lacks one of the module's weights, or has one that it has not, or of
+            another shape.
+    """
+    try:
+        missing, unexpected = load_model(module, file, strict=False)
+    except RuntimeError as error:  # of another shape: torch says so in several lines
+        text = " ".join(str(error).split())
+        raise ModelError(f"{file} does not fit {type(module).__name__}: {text}") from error
+    apart = [("lacks", missing), ("has", unexpected)]
+    told = [f"{what} {', '.join(sorted(names)[:3])}" for what, names in apart if names]
+    if told:
+        raise ModelError(
+            f"{file} is not of this {type(module).__name__}, by the names of its weights: it "
+            f"{' and '.join(told)}; give the class and settings that it was saved with"
         )
 
 

@@ -123,6 +123,11 @@ def _check(record: Json) -> None:
         raise KeyError(missing[0])
 
 
+def is_foreign(config: Any) -> bool:
+    """Whether a configuration is of a student whose class is none of kdcache's."""
+    return isinstance(config, StudentConfig) and config.student not in STUDENTS
+
+
 def name_of_class(kind: type) -> str:
     """What a folder calls a class: its name in STUDENTS, or where it is imported from."""
     ours = (name for name, known in STUDENTS.items() if known is kind)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from kdcache.errors import MismatchError, ModelError
 from kdcache.manifest import Json, brief
+from kdcache.models.auto import load_config
+from kdcache.models.student_config import is_foreign
 from kdcache.models.teacher import Teacher, load_teacher
 from kdcache.plans.identity import teacher_differences
 from kdcache.tasks import Task
@@ -24,6 +26,11 @@ def load_same_teacher(
     if source is None and Path(place).is_absolute() and not Path(place).exists():
         raise ModelError(
             f"the teacher is no longer at {place}; say where it is now (--teacher FOLDER)"
+        )
+    if is_foreign(config := load_config(place)):
+        raise ModelError(
+            f"the teacher in {place} is a {config.student}, whose code is not run again here: a "
+            "cache of it cannot be compared with it, or repaired; build it anew"
         )
     teacher = load_teacher(place, task=task, device=device, dtype=identity["dtype"])
     require_same_teacher(

@@ -41,11 +41,6 @@ def token_map(tokenizer: Any) -> TokenMap:
     return TokenMap(tokenizer.get_vocab(), frozenset(tokenizer.get_added_vocab()))
 
 
-def load_token_map(source: str | Path) -> TokenMap:
-    """The tokens of the tokenizer in a folder or of a hub name; ModelError if there is none."""
-    return token_map(load_plain(source))
-
-
 def difference(one: TokenMap, other: TokenMap) -> str:
     """Where two vocabularies differ, in words; empty if they are one.
 

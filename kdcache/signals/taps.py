@@ -148,8 +148,8 @@ class ModelSizes:
         if not widths or (layer is not None and layer not in widths):
             names = ", ".join((LOGITS.name, *declared))
             raise ConfigError(
-                f"the student gives no {Tap(tap, layer)}, which a loss reads: it declares {names} "
-                "(the widths of further taps go into its attribute `taps`)"
+                f"the model gives no {Tap(tap, layer)}: it declares {names} (the widths of further "
+                "taps go into its attribute `taps`)"
             )
         return widths[max(widths) if layer is None else layer]
 

@@ -13,13 +13,8 @@ from kdcache.errors import ConfigError, ModelError
 from kdcache.manifest import Json
 from kdcache.models.heads import heads_config, load_heads
 from kdcache.models.recording import heads_of, members_of
-from kdcache.models.student import (
-    StudentSpec,
-    load_student,
-    require_length,
-    require_tokens,
-    student_config,
-)
+from kdcache.models.student import StudentSpec, load_student, student_config
+from kdcache.models.student_fit import require_length, require_tokens
 from kdcache.models.teacher import model_sizes
 from kdcache.progress import short
 from kdcache.signals import ModelSizes

@@ -18,8 +18,8 @@ from kdcache.losses.matching import NOT_CACHED, SERVES
 from kdcache.losses.schedules import is_on
 from kdcache.manifest import Json
 from kdcache.models.auto import load_config
+from kdcache.models.cached_teacher import teacher_config
 from kdcache.models.projections import MADE_OF_STATES
-from kdcache.models.student import teacher_config
 from kdcache.models.teacher import model_sizes
 from kdcache.signals import LOGITS, TAP_KINDS, ModelSizes, SoftUse, parse, parse_all
 from kdcache.signals.attention import PROJECTED

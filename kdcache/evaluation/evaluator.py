@@ -76,7 +76,7 @@ def evaluate(
         max_length: tokens a document may have; what the model was trained with, else 128.
         predictions: for classification, a CSV file to write each document's label, prediction and
             confidence to, in the order of `file`.
-        trust_remote_code: import the class of a student that is a module of somebody's own.
+        trust_remote_code: import the class of a student or teacher that is somebody's own module.
 
     Returns the scores by name: see `metrics`; cross-entropies and divergences in nats, speed in
     documents a second.
@@ -91,7 +91,7 @@ def evaluate(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be 1 or more; got {batch_size}")
     task = task_of(model)
-    task.require()
+    task.require(classes_of(model, task).names or [])
     if task.labelled:
         for source in (model, *([] if teacher is None else [teacher])):
             require_label_kind(load_config(source), source)
@@ -123,8 +123,10 @@ def evaluate(
         with progress.bar(label, unit="documents", total=total) as advance:
             result = _predict(student, plan, budget, agreement, advance)
         _say_renumbering(plan, result, progress)
+        told = task.scored(plan.config.classes or [])
         report = {
             "task": task.name,
+            **({"scored": told} if told else {}),
             "documents": plan.documents,
             "parameters": student.identity["parameters"],
             **scores(plan, result),
@@ -134,7 +136,8 @@ def evaluate(
         if predictions is not None:
             with writing(Path(predictions)):
                 write_predictions(Path(predictions), plan, result.logits)
-        report.update(_speed(student, plan, tokenizer, batch_size, teacher, device, progress))
+        trust = trust_remote_code
+        report |= _speed(student, plan, tokenizer, batch_size, teacher, device, trust, progress)
     return report
 
 
@@ -219,6 +222,7 @@ def _speed(
     batch_size: int,
     teacher: str | Path | None,
     device: str,
+    trust_remote_code: bool,
     progress: Progress,
 ) -> Json:
     """Documents a second of the student, and of the teacher with its scores where it is given."""
@@ -233,6 +237,7 @@ def _speed(
             batch_size=batch_size,
             device=device,
             progress=progress,
+            trust_remote_code=trust_remote_code,
         )
         rate = _rate(loaded, plan, budget)
         parameters = loaded.identity["parameters"]

@@ -111,7 +111,12 @@ def no_scores(predicted: Ids, labels: Ids, counts: Ids, names: Sequence[str]) ->
     return {}
 
 
-def nothing_needed() -> None:
+def no_words(names: Sequence[str]) -> str:
+    """Nothing to say beyond what its kind of labels tells."""
+    return ""
+
+
+def nothing_needed(names: Sequence[str]) -> None:
     """All that it needs is there."""
 
 
@@ -143,7 +148,9 @@ class Task:
             [rows], the rows of each document, and the names of the classes.
         metric: the score that students are chosen by, given the names of the classes; "": that of
             the kind of labels.
-        require: raises MissingExtraError where a package that its scores need is missing.
+        scored: in words what its scores are of, and why, given the names of the classes.
+        require: given the names of the classes, raises MissingExtraError where a package that its
+            scores need is missing, ModelError for names that cannot be scored.
         taught: whether `teach` makes its teachers.
         shipped: whether `ship` makes ONNX of its models.
         told: what people call the scores that it alone has.
@@ -169,7 +176,8 @@ class Task:
     encode: Encode = encode_texts
     scores: Callable[[Ids, Ids, Ids, Sequence[str]], Json] = no_scores
     metric: Callable[[Sequence[str]], str] = lambda names: ""
-    require: Callable[[], None] = nothing_needed
+    scored: Callable[[Sequence[str]], str] = no_words
+    require: Callable[[Sequence[str]], None] = nothing_needed
     taught: bool = False
     shipped: bool = False
     told: tuple[tuple[str, str], ...] = ()

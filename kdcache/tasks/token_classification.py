@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kdcache.errors import MissingExtraError
+from kdcache.errors import MissingExtraError, ModelError
 from kdcache.manifest import Json
 from kdcache.tasks.base import Entry, Ids, Task
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from kdcache.models import Tokenizer
     from kdcache.plans import PlanConfig
 
-PREFIXES = ("B", "I", "E", "S")
+SCHEMES = {"IOB": "BI", "IOBES": "BIES", "BILOU": "BILU"}
+"""Schemes of tags, and the letters that say where in an entity a word is; O is in none."""
+SAME = {"L": "E", "U": "S"}
+"""What BILOU calls the last word of an entity and the only one, and IOBES, which seqeval reads."""
 METRICS = {
     "entity_f1": "f1_score",
     "entity_precision": "precision_score",
@@ -58,30 +61,68 @@ def first_of_words(words: Sequence[int | None]) -> tuple[Ids, Ids]:
     return found[:, 0], found[:, 1]
 
 
-def has_entities(names: Sequence[str]) -> bool:
-    """Whether tags mark entities: O, and B-, I- and the like before the entity's kind."""
+class Tag(NamedTuple):
+    """A tag of an entity: where in it a word is, one letter, and the kind of the entity."""
+
+    place: str
+    kind: str
+
+
+def tag_of(name: str) -> Tag | None:
+    """What the name of a class says as a tag; None of what is none, and of O."""
+    place, _, kind = name.partition("-")
+    known = any(place in letters for letters in SCHEMES.values()) and len(place) == 1
+    return Tag(place, kind) if known and kind else None
+
+
+def scheme_of(names: Sequence[str]) -> str:
+    """The scheme of the tags that classes are; "": they are not all tags, and words are scored.
+
+    Raises:
+        ModelError: tags of two schemes.
+    """
+    inner = [tag_of(name) for name in names if name != "O"]
+    tags = [tag for tag in inner if tag is not None]
+    if not tags or len(tags) < len(inner):
+        return ""
+    places = {tag.place for tag in tags}
+    found = next((name for name, known in SCHEMES.items() if places <= set(known)), None)
+    if found is None:
+        known = ", ".join(f"{name} ({'- '.join(known)}-)" for name, known in SCHEMES.items())
+        raise ModelError(
+            f"the classes mix schemes of tags ({'- '.join(sorted(places))}-): entities are told "
+            f"apart by one of {known}; name the classes so in id2label of the model's config.json"
+        )
+    return found
+
+
+def scored(names: Sequence[str]) -> str:
+    """Whether entities or words are scored, and why."""
+    if scheme := scheme_of(names):
+        return f"entities, tagged in {scheme}"
     inner = [name for name in names if name != "O"]
-    return bool(inner) and all(
-        name.partition("-")[0] in PREFIXES and name.partition("-")[2] for name in inner
-    )
+    others = [name for name in inner if tag_of(name) is None]
+    if len(others) < len(inner):
+        return f"words, for the class {others[0]!r} is no tag of an entity"
+    return "words, for the classes are no tags of entities"
 
 
 def entity_scores(predicted: Ids, labels: Ids, counts: Ids, names: Sequence[str]) -> Json:
     """F1, precision and recall of whole entities, as seqeval has them by default (Nakayama 2018).
 
     `predicted` and `labels` [rows] are class ids, `counts` the rows of each document; a row without
-    a label is left out. Nothing where the names are none of entities.
+    a label is left out. Nothing where the names are not all tags of entities. Those of BILOU are
+    read as IOBES.
     """
-    if not has_entities(names):
+    if not scheme_of(names):
         return {}
-    require_seqeval()
     from seqeval import metrics
 
     known = labels >= 0
     before = np.concatenate([[0], np.cumsum(known)])
     ends = before[np.cumsum(counts)[:-1]]  # of documents, among the rows with a label
     unnamed = ["O"] * (int(predicted.max(initial=0)) + 1 - len(names))
-    tags = np.asarray([*names, *unnamed], object)
+    tags = np.asarray([*map(_as_seqeval, names), *unnamed], object)
     told: list[Any] = [
         [tags[ids].tolist() for ids in np.split(rows[known], ends)] for rows in (labels, predicted)
     ]
@@ -91,8 +132,15 @@ def entity_scores(predicted: Ids, labels: Ids, counts: Ids, names: Sequence[str]
     }
 
 
-def require_seqeval() -> None:
-    """Raise MissingExtraError unless what scores entities can be imported."""
+def _as_seqeval(name: str) -> str:
+    tag = tag_of(name)
+    return name if tag is None else f"{SAME.get(tag.place, tag.place)}-{tag.kind}"
+
+
+def require_seqeval(names: Sequence[str]) -> None:
+    """Raise MissingExtraError unless what scores entities, if any, can be imported."""
+    if not scheme_of(names):
+        return
     try:
         import seqeval  # noqa: F401  # to see that it is there
     except ImportError as error:
@@ -116,7 +164,8 @@ TOKEN_CLASSIFICATION = Task(
     tags=("tags", "ner_tags", "labels"),
     encode=encode_words,
     scores=entity_scores,
-    metric=lambda names: "entity_f1" if has_entities(names) else "",
+    metric=lambda names: "entity_f1" if scheme_of(names) else "",
+    scored=scored,
     require=require_seqeval,
     told=tuple((name, name.replace("_f1", " F1").replace("_", " ")) for name in METRICS),
     predicted=True,

@@ -207,7 +207,8 @@ def _scores(evaluation: Json | None) -> str:
         if evaluation.get(name) is not None
     ]
     file = f"`{evaluation['file']}`, " if "file" in evaluation else ""
-    text = f"On {file}{evaluation['documents']:,} documents; intervals are of 95%.\n\n"
+    text = f"On {file}{evaluation['documents']:,} documents; intervals are of 95%."
+    text += f" Scored are {evaluation['scored']}.\n\n" if "scored" in evaluation else "\n\n"
     note = "" if teacher else "\n\nThe teacher was not scored on this file (`--eval-teacher`)."
     return text + table(head, rows) + note + each_output(evaluation)
 

@@ -77,10 +77,14 @@ class DevSet:
     @property
     def notes(self) -> list[str]:
         """What a person should know of them."""
-        if not self.same:
-            return []
-        documents = f"{self.same:,} document{'s' if self.same > 1 else ''}"
-        return [f"{documents} of the cache are left out of training: their text is in the dev set"]
+        scored = self.plan.task.scored(self.plan.config.classes or [])
+        notes = [f"the dev set scores {scored}"] if scored else []
+        if self.same:
+            documents = f"{self.same:,} document{'s' if self.same > 1 else ''}"
+            notes.append(
+                f"{documents} of the cache are left out of training: their text is in the dev set"
+            )
+        return notes
 
     def score(self, model: Any, *, batch_size: int, rank: int = 0, ranks: int = 1) -> Json:
         """Every metric of `model` on the documents, shared among `ranks`, which all have to ask.

@@ -52,7 +52,7 @@ def _labelled(file: Any, config: PlanConfig, flag: str, kind: str) -> Corpus:
     if named and not Path(file).exists() and "*" not in str(file):
         raise CorpusError(f"no {kind} file {file}; {flag} names a file of labelled documents")
     task = TASKS[config.task]
-    task.require()
+    task.require(config.classes or [])
     labelled, columns = task.labelled, same_columns(config.corpus, file)
     corpus = open_corpus(file, labelled=labelled, words=task.words, tags=task.tags, **columns)
     require_as_many_texts(corpus.text_columns, config.corpus["text_columns"], file, flag)

@@ -6,6 +6,7 @@ moment it is listed; and a task of anybody's own, from a module that is imported
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -22,18 +23,21 @@ import pytest
 import torch
 import transformers
 from seqeval.metrics import classification_report
+from seqeval.scheme import BILOU, IOBES
 
 import kdcache
 from kdcache.corpora.documents import open_corpus
-from kdcache.errors import CorpusError
+from kdcache.errors import CorpusError, DamageError
 from kdcache.losses import HiddenMSE
 from kdcache.maintenance.repair import repair
 from kdcache.maintenance.spot_check import spot_check
 from kdcache.models import load_tokenizer
 from kdcache.models.auto import auto_class
+from kdcache.plans.plan import column_space
 from kdcache.signals import parse
+from kdcache.store import create, plan_record
 from kdcache.tasks import TASKS, Task
-from kdcache.tasks.token_classification import entity_scores, first_of_words
+from kdcache.tasks.token_classification import entity_scores, first_of_words, scheme_of
 from kdcache.training.dev import DevSet
 from kdcache.training.dev_teacher import _correct, _lacks_rows
 from kdcache_cli.main import main
@@ -394,6 +398,78 @@ def test_entities_are_counted_whole() -> None:
     assert entity_scores(predicted, labels, np.asarray([4, 2]), ["NOUN", "VERB", "X", "Y"]) == {}
 
 
+WITHIN = {
+    "IOBES": (IOBES, {1: ["S"], 2: ["B", "E"], 3: ["B", "I", "E"]}),
+    "BILOU": (BILOU, {1: ["U"], 2: ["B", "L"], 3: ["B", "I", "L"]}),
+}
+"""seqeval's scheme, and the places of the words of an entity of one, two and three."""
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_entities_of_other_schemes_are_scored_as_seqeval_scores_them_strictly(name: str) -> None:
+    scheme, places = WITHIN[name]
+    rng = np.random.default_rng(3)
+
+    def sentence() -> list[str]:
+        """12 words: entities of one, two and three of them, with words of none between."""
+        tags: list[str] = []
+        for words in rng.permutation([1, 2, 3, 1]):
+            kind = rng.choice(["PER", "LOC"])
+            tags += [*(f"{place}-{kind}" for place in places[words]), "O"]
+        return [*tags, "O"]
+
+    right, found = ([sentence() for _ in range(40)] for _ in range(2))
+    names = sorted({tag for tags in right for tag in tags})
+    labels, predicted = (
+        np.asarray([names.index(tag) for tags in side for tag in tags]) for side in (right, found)
+    )
+    assert scheme_of(names) == name
+    assert TASKS["token-classification"].metric(names) == "entity_f1"
+    scores = entity_scores(predicted, labels, np.full(40, 12), names)
+    report = classification_report(
+        right, found, mode="strict", scheme=scheme, output_dict=True, zero_division=0
+    )["micro avg"]
+    assert 0 < report["f1-score"] < 1
+    assert scores["entity_f1"] == pytest.approx(report["f1-score"])
+    assert scores["entity_recall"] == pytest.approx(report["recall"])
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["O", "B-PER", "I-PER"], "entities, tagged in IOB"),
+        (["O", "B-PER", "L-PER", "U-PER"], "entities, tagged in BILOU"),
+        (["O", "B-PER", "I-PER", "X"], "words, for the class 'X' is no tag of an entity"),
+        (["NOUN", "VERB"], "words, for the classes are no tags of entities"),
+    ],
+)
+def test_a_report_tells_whether_entities_or_words_are_scored_and_why(
+    names: list[str], words: str, walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    walk, model = walks["token-classification"], tmp_path / "model"
+    torch.manual_seed(1)
+    config = transformers.BertConfig.from_pretrained(
+        walk.teacher, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
+    )
+    save_teacher(model, walk.tokenizer, auto_class(walk.task).from_config(config))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"tokens": names, "tags": names}))
+    report = told("evaluate", model, tmp_path / "a.jsonl")
+    assert report["scored"] == words
+    assert ("entity_f1" in report) == words.startswith("entities")
+
+
+def test_tags_of_two_schemes_are_refused_before_anything_loads(
+    walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    walk = walks["token-classification"]
+    config = json.loads((walk.teacher / "config.json").read_text("utf-8"))
+    config["id2label"] = dict(enumerate(["O", "B-PER", "L-PER", "S-PER"]))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    line = refused("evaluate", tmp_path, walk.held_out)
+    assert "the classes mix schemes of tags (B- L- S-)" in line
+    assert "IOB (B- I-), IOBES (B- I- E- S-), BILOU (B- I- L- U-)" in line
+
+
 def test_entity_f1_of_a_model_is_seqevals(walks: dict[str, Walk], tmp_path: Path) -> None:
     walk = walks["token-classification"]
     out = tmp_path / "out.csv"
@@ -489,6 +565,10 @@ def test_documents_without_any_tag_are_not_labelled(walks: dict[str, Walk], tmp_
         ('{"tokens": "a b", "tags": ["O"]}', "must hold lists of words; got str"),
         ('{"tokens": ["a", ""], "tags": ["O", "O"]}', "words, which are texts of one line; got ''"),
         (r'{"tokens": ["a", "b\n"], "tags": ["O", "O"]}', "texts of one line; got 'b\\n'"),
+        (
+            '{"tokens": ["a"], "tags": ["B-ORG"]}',
+            ":1: label 'B-ORG' is not one of the 4 known classes",
+        ),
         ('{"text": "a b", "tags": ["O"]}', "no column holds lists of words (tokens or words)"),
     ],
 )
@@ -538,6 +618,54 @@ def test_a_conll_file_whose_first_column_numbers_words_is_refused(tmp_path: Path
     assert [one.words for one in open_corpus(path, **CONLL)] == [["1"], ["EU", "and"], ["1", "2"]]
 
 
+def test_comments_of_a_conll_file_are_no_words(tmp_path: Path) -> None:
+    """Whatever they say; a word that is # has the columns of words."""
+    path, words = tmp_path / "a.conll", [(["Anna", "#", "#go"], ["B-PER", "O", "O"])]
+    comments = "# a text of five words\n#\n# sent_id = 3\n# newdoc\n# Anna O B-PER\n"
+    for between in ("\t", " "):
+        lines = "".join(f"{word}{between}{tag}\n" for word, tag in zip(*words[0], strict=True))
+        path.write_text(
+            f"{comments}\n{comments}{lines}# said at last by her\n\n{comments}", "utf-8"
+        )
+        assert [(one.words, one.label) for one in open_corpus(path, **CONLL)] == words
+    path.write_text("# text O\nAnna\tB-PER\n#\tO\n", "utf-8")
+    assert [one.words for one in open_corpus(path, **CONLL)] == [["Anna", "#"]]
+
+
+_opened: list[str] = []
+sys.addaudithook(lambda event, given: _opened.append(str(given[0])) if event == "open" else None)
+
+
+def test_a_build_reads_a_corpus_as_often_as_its_plan(
+    walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    walk, times, corpus = walks["token-classification"], [], tmp_path / "corpus.jsonl"
+    corpus.write_bytes(walk.corpus.read_bytes())
+    options: Any = {"task": walk.name, "max_length": 32, "part_tokens": 256}
+    for make, told_by in ((kdcache.plan, "tokenizer"), (kdcache.build, "teacher")):
+        _opened.clear()
+        make(corpus, out=tmp_path / told_by, **{told_by: walk.teacher}, **options)
+        times.append(_opened.count(str(corpus)))
+    assert times[0] == times[1] > 0
+
+
+@pytest.mark.parametrize("tag", [len(NAMES), 2**31 - 1, -7])
+def test_a_tag_that_is_no_class_of_the_teacher_is_refused_when_a_cache_is_opened(
+    tag: int, walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    cache = walks["token-classification"].cache
+    plan, columns = cache.plan, dict[str, Any]()
+    for name, reader in plan.columns.items():
+        columns[name] = reader[0 : plan.parts * plan.rows[column_space(name)]].copy()
+    doc = plan.docs[5]
+    columns["masked_label"][plan.per_document["masked_start"][doc] + 1] = tag
+    forged = dataclasses.replace(plan, columns=columns)
+    record = {n: v for n, v in cache.manifest.items() if n != "contents"} | plan_record(forged)
+    create(tmp_path / "c", {**record, "kind": "cache"}, forged)
+    with pytest.raises(DamageError, match=rf"plan/masked_label is damaged: row {doc}, of part"):
+        kdcache.open_cache(tmp_path / "c")
+
+
 def test_a_word_that_is_cut_in_two_on_the_left_has_no_row(tokenizer: Path) -> None:
     words = [["the", "unparenthesizable", "parser"]]
     loaded = load_tokenizer(tokenizer)
@@ -571,7 +699,6 @@ def test_the_teachers_score_of_words_is_that_of_words_with_a_label(
         plan=plan, docs=docs, metric="accuracy", source="", left_out=docs, same=0,
         texts=frozenset(),
     )  # fmt: skip
-    held = {int(doc): int(doc) for doc in docs}
     found = _correct(plan, cache, docs, docs)
     sampled = cache.sampled_rows("logits", docs)
     soft, labels = cache.soft_labels(docs), plan.labels(docs)[sampled]
@@ -579,7 +706,7 @@ def test_the_teachers_score_of_words_is_that_of_words_with_a_label(
     assert found[0].mean() == pytest.approx(right[labels >= 0].mean())
     assert len(found[0]) == (labels >= 0).sum() < len(labels)
     assert found[1] == (not part)
-    assert _lacks_rows(dev, cache, held) == bool(part)
+    assert _lacks_rows(dev, cache, docs) == bool(part)
 
 
 def test_a_task_says_of_itself_what_the_suite_needs() -> None:

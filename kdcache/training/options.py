@@ -35,16 +35,7 @@ def with_shorthands(recipe: Recipe, given: Mapping[str, Any], overrides: Sequenc
 
     Raises ConfigError where an override sets the same field, or one that takes its effect away.
     """
-    values = {name: _plain(value) for name, value in given.items() if value is not None}
-    texts = [overrides] if isinstance(overrides, str) else overrides
-    set_too = {override.partition("=")[0].strip(): override for override in texts}
-    for name in values:
-        override = set_too.get(f"training.{SHORTHANDS[name]}")
-        if override is not None:
-            raise ConfigError(
-                f"{_flag(name)} and --set {override} set the same field, "
-                f"training.{SHORTHANDS[name]}; give one of the two"
-            )
+    values = _given(given, "training", SHORTHANDS, overrides)
     stages = [stage.to_json() for stage in recipe.stages]
     for name in values:
         require_reached(stages, ("training", SHORTHANDS[name]), _flag(name))
@@ -69,7 +60,7 @@ def dev_fields(given: Mapping[str, Any], overrides: Sequence[str]) -> Json:
 
     Raises ConfigError where it names two dev sets, or an override sets the same field.
     """
-    values = {name: _plain(value) for name, value in given.items() if value is not None}
+    values = _given(given, "dev", DEV, overrides)
     files = values.get("dev", {})
     for file in files.values() if isinstance(files, Mapping) else [files]:
         require_path("the dev file", file, "path, which the run keeps in its recipe")
@@ -79,16 +70,32 @@ def dev_fields(given: Mapping[str, Any], overrides: Sequence[str]) -> Json:
         values["dev"] = str(files)
     if {"dev", "dev_split"} <= values.keys():
         raise ConfigError("--dev and --dev-split both name the dev set; give one of the two")
-    texts = [overrides] if isinstance(overrides, str) else overrides
-    set_too = {override.partition("=")[0].strip(): override for override in texts}
-    for name in values:
-        if (override := set_too.get(f"dev.{DEV[name]}")) is not None:
-            raise ConfigError(
-                f"{_flag(name)} and --set {override} set the same field, dev.{DEV[name]}; give one "
-                "of the two"
-            )
     fields = {**DEV, "dev": "files"} if isinstance(files, Mapping) else DEV
     return {fields[name]: value for name, value in values.items()}
+
+
+def _given(
+    given: Mapping[str, Any], table: str, fields: Mapping[str, str], overrides: Sequence[str]
+) -> Json:
+    """The keywords that are given, with plain values; ConfigError where an override sets the field
+    of `table` that one stands for.
+    """
+    values = {name: _plain(value) for name, value in given.items() if value is not None}
+    set_too = _by_field(overrides)
+    for name in values:
+        field = f"{table}.{fields[name]}"
+        if field in set_too:
+            raise ConfigError(
+                f"{_flag(name)} and --set {set_too[field]} set the same field, {field}; give one "
+                "of the two"
+            )
+    return values
+
+
+def _by_field(overrides: Sequence[str]) -> dict[str, str]:
+    """Overrides by the field that each sets."""
+    texts = [overrides] if isinstance(overrides, str) else overrides
+    return {override.partition("=")[0].strip(): override for override in texts}
 
 
 def _flag(name: str) -> str:
@@ -121,8 +128,7 @@ def require_one_student(
     """Raise ConfigError if an override says where the student comes from, and the call does too."""
     given = {"--student": student, "--init-from-teacher": layers, "--config": config}
     flags = [flag for flag, value in given.items() if value is not None]
-    for override in [overrides] if isinstance(overrides, str) else overrides:
-        name = override.partition("=")[0].strip()
+    for name, override in _by_field(overrides).items():
         if flags and name in {f"student.{source}" for source in WAYS}:
             raise ConfigError(
                 f"{flags[0]} and --set {override} both say where the student comes from; give one "

@@ -157,7 +157,7 @@ def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
         for place in filter(None, places):
             for name in ("file", "files"):  # what they hold is asked for, not where they lie
                 place.pop(name, None)
-    identity = json.loads((folder / CACHE).read_text("utf-8"))
+    identity = read_json(folder / CACHE)
     found = differences(stored, wanted)
     identity["teacher"] = _portable(identity["teacher"])
     compared = {"plan", "contents", "teacher", "signals", "several"}
@@ -192,7 +192,7 @@ def require_same_weights(folder: Path, stage: str, record: list[Json]) -> None:
 
 def require_same_dev(folder: Path, dev: Json) -> None:
     """Raise MismatchError if the run to be resumed was scored on other documents."""
-    stored = json.loads((folder / CACHE).read_text("utf-8")).get("dev", {})
+    stored = read_json(folder / CACHE).get("dev", {})
     if found := differences({"dev": stored}, {"dev": dev}):
         name, have, want = found[0]
         raise MismatchError(

@@ -29,10 +29,13 @@ from kdcache.training.loader import make_loader
 from kdcache.training.mixing import MixedDocuments, pass_documents, steps_of
 from kdcache.training.objective import Objective
 from kdcache.training.recipe import load_recipe
+from kdcache.training.result import TrainResult
 from kdcache.training.run import cache_spec
 from kdcache.training.train import train
 from kdcache.training.traits import OF_A_HEAD, TRAITS, apart, require_together
 from tests.conftest import write_csv
+from tests.test_stages import At
+from tests.test_trainer import assert_same_weights
 
 DENSE = ["logits/values"]
 
@@ -397,3 +400,47 @@ def test_documents_of_a_dev_file_are_left_out_of_every_cache(
     told = run.metrics["caches"]
     assert [row["documents_an_epoch"] for row in told] == [77 - 14, cache.plan.documents - 40]
     assert run.metrics["dev"]["documents"] == 40
+
+
+STAGES = """
+[training]
+max_steps = 3
+logging_steps = 1
+per_device_train_batch_size = 16
+
+[[stages]]
+name = "soft"
+[stages.losses.kl]
+
+[[stages]]
+name = "hard"
+[stages.losses.hard]
+"""
+
+
+def test_stages_learn_from_several_caches_and_a_run_that_died_between_them_goes_on(
+    cache: Cache, other: Cache, narrow_config: str, tmp_path: Path
+) -> None:
+    (tmp_path / "two.toml").write_text(STAGES, "utf-8")
+
+    def run(name: str, **more: Any) -> TrainResult:
+        options = {"recipe": tmp_path / "two.toml", "config": narrow_config, "device": "cpu"}
+        return train([cache, other], mix="0.5,0.5", out=tmp_path / name, **options, **more)
+
+    def die() -> None:
+        raise RuntimeError("stopped")
+
+    whole = run("whole")
+    for stage in whole.metrics["stages"].values():
+        assert [round(row["share"], 1) for row in stage["caches"]] == [0.5, 0.5]
+    with pytest.raises(RuntimeError, match="stopped"):
+        run("broken", progress=At("hard", 1, die))
+    with pytest.raises(MismatchError, match="several"):
+        train(
+            [cache, other], mix="0.6,0.4", recipe=tmp_path / "two.toml", config=narrow_config,
+            device="cpu", out=tmp_path / "broken", resume=True,
+        )  # fmt: skip
+    again = At()
+    resumed = run("broken", resume=True, progress=again)
+    assert [label.rpartition(" ")[2] for label in again.labels] == ["hard"]
+    assert_same_weights(whole.folder, resumed.folder)

@@ -11,16 +11,19 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import nn
 
 import kdcache
 from kdcache.errors import ConfigError
+from kdcache.models.module_student import WEIGHTS
 from kdcache.store import Cache
 from kdcache.students import BiLSTM, StaticEmbeddings, Together
 from kdcache.training.recipe import load_recipe
 from kdcache_cli.main import main
 from tests.conftest import bert_config
 from tests.test_module_students import QUICK, steps
+from tests.test_stages import At
 from tests.test_trainer import Watcher, assert_same_weights, log_of
 
 MUTUAL = "losses.mutual.weight=1"
@@ -125,6 +128,52 @@ def test_a_resumed_run_of_several_equals_the_unbroken_one(cache: Cache, tmp_path
         assert_same_weights(whole / name, resumed / name)
 
 
+STAGES = """
+[training]
+learning_rate = 1e-2
+max_steps = 3
+logging_steps = 1
+per_device_train_batch_size = 16
+
+[[stages]]
+name = "apart"
+[stages.losses.kl]
+
+[[stages]]
+name = "near"
+[stages.losses.kl]
+[stages.losses.mutual]
+"""
+
+
+def test_students_go_through_stages_together_and_a_run_that_died_between_them_goes_on(
+    cache: Cache, tmp_path: Path
+) -> None:
+    (tmp_path / "two.toml").write_text(STAGES, "utf-8")
+
+    def run(name: str, **more: Any) -> Path:
+        both = Together([student(1, dropout=0.1), student(2)])
+        options = {"recipe": tmp_path / "two.toml", "device": "cpu", **more}
+        return kdcache.train(cache, student=both, out=tmp_path / name, **options).folder
+
+    def die() -> None:
+        raise RuntimeError("stopped")
+
+    whole = run("whole")
+    assert [entry["stage"] for entry in log_of(whole)] == ["apart"] * 3 + ["near"] * 3
+    assert [("loss_mutual" in entry) for entry in log_of(whole)] == [False] * 3 + [True] * 3
+    for name in ("student-1", "student-2"):
+        first, last = (load_file(f / name / WEIGHTS) for f in (whole / "stages" / "apart", whole))
+        assert not any(torch.equal(first[key], last[key]) for key in first)
+    with pytest.raises(RuntimeError, match="stopped"):
+        run("broken", progress=At("near", 1, die))
+    again = At()
+    resumed = run("broken", resume=True, progress=again)
+    assert [label.rpartition(" ")[2] for label in again.labels] == ["near"]
+    for name in ("student-1", "student-2"):
+        assert_same_weights(whole / name, resumed / name)
+
+
 def test_what_cannot_be_together_is_refused(cache: Cache, corpus: Path, tmp_path: Path) -> None:
     one = student(1)
     for students in ([one], [], [one, "static"], [one, one]):
@@ -141,4 +190,4 @@ def test_what_cannot_be_together_is_refused(cache: Cache, corpus: Path, tmp_path
     refused("--eval scores one student, and 2 are trained together", both, eval_file=corpus)
     refused("--dev scores one student, and 2 are trained together", both, dev_split="10%")
     hidden = ("losses.hidden.layer_map=0:0",)
-    refused("the student gives no", both, *hidden)
+    refused("the model gives no", both, *hidden)

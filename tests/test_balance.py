@@ -189,6 +189,17 @@ def test_runs_without_measured_gradients_are_refused_before_anything_loads(
     )
     with pytest.raises(ConfigError, match=r"which kdcache\.train measures: give weights"):
         make_objective(cache, "kd", student, ["losses.hard.weight=1", "balance=gradient"])
+    weighs = "data.example_weights=teacher-confidence"
+    with pytest.raises(ConfigError, match=r"weighs documents .* leave it out, overrides="):
+        make_objective(cache, "kd", student, [weighs])
+    drawn = ["losses.hidden.layer_map=uniform", "losses.hidden.projection=linear"]
+    maps = [
+        make_objective(cache, "kd", student, drawn, seed=seed).projections.state_dict()
+        for seed in (0, 0, 1)
+    ]
+    for name in maps[0]:
+        assert torch.equal(maps[0][name], maps[1][name])
+        assert not torch.equal(maps[0][name], maps[2][name])
 
 
 @pytest.mark.parametrize("losses", [2, 3, 5])

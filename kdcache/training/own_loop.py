@@ -84,6 +84,12 @@ def make_objective(
             f"recipe {chosen.name} sets the weights of its losses by their gradients (balance), "
             "which kdcache.train measures: give weights, and leave balance out"
         )
+    if chosen.data.weighting is not None:
+        raise ConfigError(
+            f"recipe {chosen.name} weighs documents (data.example_weights), which is for "
+            'kdcache.train: put weights into batch["example_weight"], and leave it out, '
+            'overrides=["data.example_weights="]'
+        )
     config = module_config(source, student)
     several = bool(chosen.teaching)
     known = cache_spec(source, len(source.plan.labelled_docs), several=several)

@@ -266,7 +266,9 @@ def test_two_ranks_train_and_choose_heads_as_one_does(
     for head in caches:
         found = load_file(two_ranks[0] / "heads" / head / "model.safetensors")
         for name, weight in load_file(alone.folder / head / "model.safetensors").items():
-            assert torch.allclose(found[name], weight, atol=1e-5), name
+            # Keys' biases shift all scores of a query alike: their gradients are rounding alone.
+            bound = 1e-3 if name.endswith("key.bias") else 1e-5
+            assert torch.allclose(found[name], weight, atol=bound), name
 
 
 def test_all_ranks_stop_together_when_one_is_told_to(two_ranks):

@@ -18,6 +18,7 @@ from kdcache.progress import quiet
 from kdcache.signals import ModelSizes
 from kdcache.store import Cache
 from kdcache.training.arguments import training_arguments
+from kdcache.training.balance import Balance, Balancer
 from kdcache.training.documents import CachedDocuments
 from kdcache.training.fused_head import fused_head
 from kdcache.training.objective import Objective
@@ -102,8 +103,10 @@ class Student:
         return CachedDocuments(self.cache, self.objective.arrays, seed=5, docs=docs)
 
     def trainer(
-        self, folder: Path, *, turns: int, **more: Any
+        self, folder: Path, *, turns: int, balance: Balance | None = None, **more: Any
     ) -> tuple[DistillationTrainer, Taken]:
+        losses = self.objective.losses.items()
+        given = {name: float(loss.weight) for name, loss in losses}
         args = self.arguments(folder, turns, **more)
         taken, ranks = Taken(), Ranks(args)
         made = DistillationTrainer(
@@ -112,6 +115,7 @@ class Student:
             objective=self.objective,
             dataset=self.data(),
             ranks=ranks,
+            balancer=None if balance is None else Balancer(balance, given),
             model=self.model,
             args=args,
             callbacks=[taken, Reporter(quiet, "steps", ranks)],

@@ -19,6 +19,7 @@ from kdcache.building.builder import build
 from kdcache.errors import ConfigError, MismatchError
 from kdcache.losses import LABELS, HiddenMSE, Match
 from kdcache.signals import Tap
+from kdcache.training.balance import Balance
 from kdcache.training.documents import CachedDocuments
 from kdcache.training.recipe import DataOrder, Recipe
 from kdcache.training.scale import keep_scale, require_whole
@@ -176,6 +177,7 @@ def two_ranks(request, tmp_path_factory, cache, masked_cache, still):
         for place, name, dtype in CASES
     ]
     jobs.append({**jobs[TOLD], "weights": "teacher-probability"})
+    jobs.append({**jobs[TOLD], "balance": "gradient"})
     stopped = {"cache": str(cache.path), "recipe": "kd", "out": str(out / "run"), "config": still}
     stopped["overrides"] = [*WHOLE, "training.per_device_train_batch_size=8"]
     command = ["train", str(cache.path), "--recipe", "kd", "--out", str(out / "by command")]
@@ -229,6 +231,19 @@ def test_two_ranks_of_weighed_documents_are_the_whole_batch(two_ranks, cache, cl
 
     whole.data = data
     compare(whole, torch.float64, trainer.args, list(zip(entries, taken, strict=True)))
+
+
+def test_two_ranks_come_to_the_same_weights_of_losses(two_ranks, cache, classifier, tmp_path):
+    """Of documents that are not those of one process's first batches, so to about the same."""
+    first, second = (
+        json.loads((two_ranks[0] / f"weights {rank}.json").read_text("utf-8")) for rank in (0, 1)
+    )
+    assert first == second
+    student = Student(cache, classifier, ALL["three"], torch.float64)
+    trainer, taken = student.trainer(tmp_path, turns=TURNS, balance=Balance())
+    steps.run(trainer, taken)
+    assert first == pytest.approx(trainer.balancer.weights(), rel=0.5)
+    assert first != pytest.approx({n: loss.weight for n, loss in ALL["three"].items()}, rel=0.5)
 
 
 def test_torchrun_trains_one_student_and_one_rank_tells(two_ranks):

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from kdcache.store import open_cache
+from kdcache.training.balance import Balance
 from kdcache.training.train import train
 from kdcache_cli.main import main
 from tests.steps import ALL, TURNS, Student, run, weigh
@@ -33,10 +34,14 @@ def steps(jobs: list[dict[str, str]], out: Path) -> None:
     for number, job in enumerate(jobs):
         dtype = getattr(torch, job["dtype"])
         student = Student(open_cache(job["cache"]), job["config"], ALL[job["name"]], dtype)
-        trainer, taken = student.trainer(out / f"run {number}", turns=TURNS // 2)
+        balance = Balance() if job.get("balance") else None
+        trainer, taken = student.trainer(out / f"run {number}", turns=TURNS // 2, balance=balance)
         if way := job.get("weights"):
             weigh(student, trainer, way)
         found = (*run(trainer, taken), trainer.seen())
+        if trainer.balancer is not None:
+            weights = json.dumps(trainer.balancer.weights())
+            (out / f"weights {RANK}.json").write_text(weights, "utf-8")
         if RANK == 0:
             torch.save(found, out / f"{number}.pt")
 

@@ -27,6 +27,7 @@ from kdcache.training.train import train
 from tests import steps
 from tests.conftest import write_csv
 from tests.steps import ALL, BATCH, TURNS, Student, steps_of
+from tests.test_module_students import HIDDEN, undropped
 from tests.test_trainer import Watcher, log_of
 
 ROOT = Path(__file__).parents[1]
@@ -163,6 +164,15 @@ HEADS: dict[str, Any] = {
 }
 
 
+def of_module(batch):
+    """Options of a run on soft labels and hidden states, which a map is learnt for."""
+    return {
+        "recipe": "kd",
+        "batch_size": batch,
+        "overrides": [*WHOLE, "training.max_steps=3", *HIDDEN],
+    }
+
+
 @pytest.fixture(scope="module")
 def two_ranks(request, tmp_path_factory, cache, masked_cache, still):
     """All that two ranks do, by one launch of torchrun: its folder and what it printed."""
@@ -184,7 +194,8 @@ def two_ranks(request, tmp_path_factory, cache, masked_cache, still):
     command += ["--config", still, "--set", "training.max_steps=2", *CHOOSING]
     heads = {"caches": {"packages": str(cache.path), "words": str(masked_cache.path)}}
     heads |= {"out": str(out / "heads"), "config": still, "batch_size": 8, **HEADS}
-    told = {"steps": jobs, "stopped": stopped, "command": command, "heads": heads}
+    module = {"cache": str(cache.path), "out": str(out / "module"), **of_module(8)}
+    told = {"steps": jobs, "stopped": stopped, "command": command, "heads": heads, "module": module}
     (out / "jobs.json").write_text(json.dumps(told), "utf-8")
     paths = os.pathsep.join(str(ROOT / where) for where in (".", "kernels", "cli"))
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -284,6 +295,15 @@ def test_two_ranks_train_and_choose_heads_as_one_does(
             # Keys' biases shift all scores of a query alike: their gradients are rounding alone.
             bound = 1e-3 if name.endswith("key.bias") else 1e-5
             assert torch.allclose(found[name], weight, atol=bound), name
+
+
+def test_two_ranks_train_a_module_as_one_does(two_ranks, cache, tmp_path):
+    train(cache, student=undropped(), out=tmp_path / "alone", **of_module(16))
+    found = load_file(two_ranks[0] / "module" / "model.safetensors")
+    for name, weight in load_file(tmp_path / "alone" / "model.safetensors").items():
+        assert torch.allclose(found[name], weight, atol=1e-5), name
+    moved = undropped().state_dict()
+    assert not any(torch.equal(found[name], weight) for name, weight in moved.items())
 
 
 def test_all_ranks_stop_together_when_one_is_told_to(two_ranks):

@@ -18,6 +18,7 @@ from kdcache.training.balance import Balance
 from kdcache.training.train import train
 from kdcache_cli.main import main
 from tests.steps import ALL, TURNS, Student, run, weigh
+from tests.test_module_students import undropped
 
 RANK = int(os.environ["RANK"])
 
@@ -57,6 +58,10 @@ def heads(job: dict[str, Any]) -> None:
     train(job.pop("caches"), **job)
 
 
+def module(job: dict[str, Any]) -> None:
+    train(job.pop("cache"), student=undropped(), **job)
+
+
 if __name__ == "__main__":
     gc.freeze()  # every trainer collects garbage, and would walk through all of torch
     jobs = json.loads(Path(sys.argv[1]).read_text("utf-8"))
@@ -64,4 +69,5 @@ if __name__ == "__main__":
     steps(jobs["steps"], out)
     stopped(jobs["stopped"], out)
     heads(jobs["heads"])
+    module(jobs["module"])
     sys.exit(main(jobs["command"]))

@@ -141,6 +141,15 @@ def test_a_recipe_that_names_them_trains_a_student_to_curves_and_card(
     assert "| documents weighed by | less (even=0.25) |" in card
     weighed = json.loads((out / "metrics.json").read_text("utf-8"))["example_weights"]
     assert 0.25 < weighed["mean"] < 1
+    scores = ["evaluate", str(out), str(caches.corpora[TASK]), "--limit", "12", "--json"]
+    ours, dense = (
+        json.loads(CliRunner().invoke(app, [*scores, "--cache", str(found.path)]).stdout)
+        for found in (cache, caches.build(TASK, ["logits:dense"]))
+    )
+    rows, exact = ours["teacher_rows"], dense["teacher_rows"]
+    assert rows["documents"] == exact["documents"] == cache.plan.documents
+    assert rows["agreement"] == pytest.approx(exact["agreement"], abs=0.1)
+    assert rows["divergence"] == pytest.approx(exact["divergence"], abs=0.02)
 
 
 @pytest.mark.usefixtures("added")

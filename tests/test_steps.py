@@ -160,7 +160,8 @@ HEADS: dict[str, Any] = {
     "mix": "even",
     "dev_split": 0.25,
     "dev_every": 2,
-    "overrides": ["training.max_steps=4", "training.learning_rate=1e-3"],
+    # Not Adam, which makes steps of the rounding where a gradient is none, as that of a key's bias.
+    "overrides": ["training.max_steps=4", "training.learning_rate=0.1", "training.optim=sgd"],
 }
 
 
@@ -292,9 +293,7 @@ def test_two_ranks_train_and_choose_heads_as_one_does(
     for head in caches:
         found = load_file(two_ranks[0] / "heads" / head / "model.safetensors")
         for name, weight in load_file(alone.folder / head / "model.safetensors").items():
-            # Keys' biases shift all scores of a query alike: their gradients are rounding alone.
-            bound = 1e-3 if name.endswith("key.bias") else 1e-5
-            assert torch.allclose(found[name], weight, atol=bound), name
+            assert torch.allclose(found[name], weight, atol=1e-6), name
 
 
 def test_two_ranks_train_a_module_as_one_does(two_ranks, cache, tmp_path):

@@ -18,7 +18,7 @@ from kdcache.training.recipe import load_recipe
 from kdcache.training.trainer import at_rates
 from tests.taps import model_of
 from tests.test_stages import At
-from tests.test_trainer import assert_same_weights, narrow, weights
+from tests.test_trainer import assert_same_weights, log_of, narrow, weights
 
 __all__ = ["narrow"]  # a fixture
 
@@ -159,3 +159,43 @@ def test_what_makes_no_sense_of_layers_is_refused(
     with pytest.raises(ConfigError, match=message):
         kdcache.train(cache, progress=False, **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_mobilebert_moves_each_layer_towards_its_own_of_the_teacher(
+    corpus: Path, classifier: Path, tmp_path: Path
+) -> None:
+    cache = kdcache.build(
+        corpus,
+        teacher=classifier,
+        task="text-classification",
+        out=tmp_path / "cache.zarr",
+        signals=["logits:dense", "attention:layers=2-4", "hidden:layers=2-4,positions=all"],
+        max_length=24,
+        limit=64,
+        keep_teacher_weights=True,
+        progress=False,
+    )
+    done = kdcache.train(
+        cache,
+        recipe="mobilebert",
+        out=tmp_path / "run",
+        init_from_teacher=[1, 3],
+        progress=False,
+        batch_size=64,
+        overrides=[
+            "training.max_steps=6",
+            "stages.labels.training.learning_rate=3e-3",
+            "stages.layer.training.learning_rate=3e-3",
+            "training.logging_steps=1",
+            "training.save_strategy=no",
+        ],
+    )
+    log = log_of(done.folder)
+    for stage, names in (
+        ("layer-1", {"hidden", "attention", "moments"}),
+        ("layer-2", {"hidden", "attention", "moments"}),
+        ("labels", {"kl", "hard"}),
+    ):
+        found = [entry for entry in log if entry["stage"] == stage]
+        assert {n.removeprefix("loss_") for n in found[0] if n.startswith("loss_")} == names
+        assert found[-1]["loss"] < found[0]["loss"]

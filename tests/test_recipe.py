@@ -27,6 +27,7 @@ SHIPPED = [
     "mkd",
     "mlkd-bert",
     "mlm-kd",
+    "mobilebert",
     "mt-bert",
     "nst",
     "one",

@@ -228,6 +228,8 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "mlkd-bert.intermediate": lambda rng: _with(projected(rng), others=attending(rng).others),
     "mlkd-bert.prediction": lambda rng: projected(rng, wider=4),
     "mlm-kd": masked,
+    "mobilebert.layer": lambda rng: _with(projected(rng, wider=0), others=attending(rng).others),
+    "mobilebert.labels": classes,
     "mt-bert": wider_and_wider,
     "nst": projected,
     "one": with_a_peer,

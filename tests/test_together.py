@@ -190,4 +190,4 @@ def test_what_cannot_be_together_is_refused(cache: Cache, corpus: Path, tmp_path
     refused("--eval scores one student, and 2 are trained together", both, eval_file=corpus)
     refused("--dev scores one student, and 2 are trained together", both, dev_split="10%")
     hidden = ("losses.hidden.layer_map=0:0",)
-    refused("the model gives no", both, *hidden)
+    refused("the student gives none", both, *hidden)

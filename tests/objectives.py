@@ -270,6 +270,7 @@ def _spec(given: Given, name: str, prefix: str = "") -> CacheSpec:
             **_heads(given),
         ),
         labelled=int(given.labelled),
+        documents=len(given.lengths),
         name=name,
         prefix=prefix,
     )

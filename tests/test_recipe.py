@@ -14,6 +14,7 @@ SHIPPED = [
     "bert-emd",
     "causal-kd",
     "cc",
+    "crd",
     "distilbert",
     "dml",
     "finetune",

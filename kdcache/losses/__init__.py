@@ -11,6 +11,7 @@ from kdcache.losses.cache_spec import CacheSpec
 from kdcache.losses.cc import CC
 from kdcache.losses.contrast import Contrast
 from kdcache.losses.cosine import Cosine
+from kdcache.losses.crd import CRD
 from kdcache.losses.cross_entropy import Hard, hard_loss
 from kdcache.losses.distances import Distances
 from kdcache.losses.emd import EMD
@@ -35,6 +36,7 @@ __all__ = [
     "ALP",
     "AT",
     "CC",
+    "CRD",
     "EMD",
     "FSP",
     "LABELS",
@@ -89,6 +91,7 @@ LOSSES: dict[str, type[Loss]] = {
         SP,
         PKT,
         CC,
+        CRD,
         AT,
         NST,
         FSP,

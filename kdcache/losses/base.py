@@ -86,6 +86,8 @@ class Step:
         state: what the loss keeps between steps, if it declares any (`Loss`): a tensor that is put
             in the place of another, of its shape, is there in the next step.
         learned: what the loss learns beside the student, if it declares any (`Loss`).
+        seed: of the run, for what a loss draws.
+        number: steps of the run before this one.
     """
 
     batch: Batch
@@ -96,6 +98,8 @@ class Step:
     share: torch.Tensor | None = None
     state: dict[str, torch.Tensor] = field(default_factory=dict)
     learned: nn.Module | None = None
+    seed: int = 0
+    number: int = 0
 
     @cached_property
     def weight(self) -> torch.Tensor:
@@ -116,6 +120,7 @@ class Loss(Protocol):
 
     One that keeps something between steps has a method `state(student, teacher)` of the two
     ModelSizes, too: tensors by name, as they are before the first step. They lie in checkpoints.
+    One that remembers documents has `remembered(documents)` of their number in its place.
     One that learns more than linear maps between widths has a method `learned` of the same two: the
     module, which is trained with the student and thrown away, at the learning rate times a field
     `rate` where it has one.

@@ -22,6 +22,7 @@ class CacheSpec:
         name: of the teacher.
         prefix: what the names of its arrays begin with in a batch.
         others: the same of the cache's further teachers, by name.
+        documents: how many there are, by whose numbers a loss may remember them.
     """
 
     task: Task
@@ -32,6 +33,7 @@ class CacheSpec:
     name: str = ""
     prefix: str = ""
     others: Mapping[str, CacheSpec] = field(default_factory=dict)
+    documents: int = 0
 
     @property
     def teachers(self) -> Mapping[str, CacheSpec]:

@@ -157,6 +157,12 @@ def _share_maps(one: Objective, other: Objective, pair: str) -> None:
             f"the first and to {others.get(name)} in the second, for their teachers' widths "
             "differ: leave the loss out, or one of the caches"
         )
+    remembers = [name for name, loss in one.losses.items() if hasattr(loss, "remembered")]
+    if remembers:
+        raise ConfigError(
+            f"losses.{remembers[0]} remembers the documents of one cache, and {pair} are two: "
+            "leave the loss out, or one of the caches"
+        )
     other.projections = one.projections
     other.state = one.state  # one that is on the device, and in the checkpoint
 

@@ -111,9 +111,9 @@ class Objective:
         )
         self.state = nn.ModuleDict(
             {
-                name: _LossState(make(student, cache.shape))
+                name: _LossState(state)
                 for name, loss in self.losses.items()
-                if (make := getattr(loss, "state", None)) is not None
+                if (state := _first_state(loss, student, cache)) is not None
             }
         )
         self._applied: set[str] = set()
@@ -220,6 +220,8 @@ class Objective:
                 total=total,
                 state=self.state_of(name),
                 learned=self.projections[name] if name in self._learned else None,
+                seed=self.seed,
+                number=self.step,
             )
             for (name, one), total in zip(self.bound.items(), whole, strict=True)
         }
@@ -269,6 +271,16 @@ class _LossState(nn.Module):
         """Take over what a loss has made of them."""
         for name, buffer in self.named_buffers():
             buffer.copy_(state[name].detach())
+
+
+def _first_state(
+    loss: Any, student: ModelSizes, cache: CacheSpec
+) -> Mapping[str, torch.Tensor] | None:
+    """What a loss keeps between steps, before the first; None if it keeps nothing."""
+    if hasattr(loss, "remembered"):
+        found: Mapping[str, torch.Tensor] = loss.remembered(cache.documents)
+        return found
+    return loss.state(student, cache.shape) if hasattr(loss, "state") else None
 
 
 def _own(one: BoundLoss, student: ModelSizes) -> nn.Module | None:

@@ -467,6 +467,7 @@ def cache_spec(cache: Cache, labelled: int, *, several: bool = False) -> CacheSp
             signals=view.signals,
             shape=view.shape,
             labelled=labelled,
+            documents=cache.plan.documents,
             name=name,
             prefix="" if view is cache else view.prefix,
         )

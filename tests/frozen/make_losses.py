@@ -205,6 +205,7 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "bert-emd": attended,
     "causal-kd": causal,
     "cc": lambda rng: projected(rng, positions="cls"),
+    "crd": related,
     "dml": with_a_peer,
     "finetune": classes,
     "finetune.masked": masked,

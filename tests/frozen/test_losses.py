@@ -16,6 +16,8 @@ from tests.frozen.make_losses import CASES, FILE, numbers, recipe_of, unflat
 from tests.objectives import Array, evaluate
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
+LOOSE = {"crd": 1e-4}
+"""In float32: exponentials of products over 0.07, whose gradients cancel."""
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +45,11 @@ def test_a_recipe_has_the_losses_and_gradients_it_had(
     losses, options = recipe_of(name)
     found = numbers(evaluate(losses, given, dtype, **options))
     assert found.keys() == wanted.keys()
+    tolerance = LOOSE.get(name, 0.0) if dtype == torch.float32 else 0.0
+    tolerance = max(tolerance, TOLERANCE[dtype])
     for key, values in found.items():
         error = np.abs(values.astype(np.float64) - wanted[key]).max()
-        assert error <= TOLERANCE[dtype] * np.abs(wanted[key]).max(), key
+        assert error <= tolerance * np.abs(wanted[key]).max(), key
 
 
 @pytest.mark.parametrize("name", CASES)

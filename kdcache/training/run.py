@@ -16,21 +16,17 @@ from accelerate.utils import wait_for_everyone
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
-from kdcache.errors import ConfigError, ModelError
-from kdcache.evaluation.scoring import require_fit, settle
+from kdcache.errors import ConfigError
 from kdcache.losses import CacheSpec
 from kdcache.manifest import Json
-from kdcache.models import check_alone, check_taps
+from kdcache.models import check_taps
 from kdcache.models.auto import silent_transformers
 from kdcache.models.layer_rates import Slowed, one_layer_trained
 from kdcache.models.parameters import only_trained, require_parameters
-from kdcache.models.recording import heads_of
-from kdcache.models.run import EQUAL
 from kdcache.models.student_config import unloadable
 from kdcache.models.together import homes, require_one
 from kdcache.plans import Docs
 from kdcache.progress import Progress, quiet
-from kdcache.signals import TAP_KINDS
 from kdcache.store import Cache
 from kdcache.training.arguments import choose_by, training_arguments
 from kdcache.training.balance import Balancer, require_measured, require_several
@@ -39,7 +35,7 @@ from kdcache.training.choosing import Choice, has_ended
 from kdcache.training.dev import DevSet, make_dev
 from kdcache.training.dev_heads import HeadDevs, make_head_devs
 from kdcache.training.dev_options import DevOptions
-from kdcache.training.fused_head import fused_head
+from kdcache.training.fused_head import fused_heads
 from kdcache.training.mixture import Mixture
 from kdcache.training.objective import Objective
 from kdcache.training.options import student_spec
@@ -62,6 +58,7 @@ from kdcache.training.scale import (
     require_whole,
     stored_scale,
 )
+from kdcache.training.settling import settle_student
 from kdcache.training.trainer import DistillationTrainer, Reporter, make_trainer
 from kdcache.training.weighing import weighers_of, weights_record
 
@@ -266,7 +263,9 @@ class Run:
             self.choice.ask(self.mixture, teacher, self.progress)
         if student is None:
             student = self.mixture.load(self.config, self.spec, seed=self.args.seed)
-        self._settle(student)
+        scored = {} if self.choice is None else self.choice.dev.each
+        taps = [tap for one in self.objectives for tap in one.reads]
+        settle_student(student, self.mixture, scored, taps, self.args, self.progress)
         return student
 
     def train(self, student: Any, callbacks: Sequence[Any]) -> tuple[Any, Json, list[Json]]:
@@ -344,7 +343,7 @@ class Run:
         return make_trainer(
             self.recipe.name,
             task=self.cache.plan.task,
-            head=self._fused(student),
+            head=fused_heads(student, self.mixture, self.objectives, self.args, self.progress.say),
             objective=self.objective,
             others=self.objectives[1:],
             balancer=self.balancer,
@@ -360,54 +359,6 @@ class Run:
             prefix=f"stages.{self.stage}." if self.stage else "",
             slowed=slowed,
         )
-
-    def _fused(self, student: Any) -> list[bool]:
-        """Of each cache, whether its losses take the student's head in the place of logits."""
-        if not self.mixture.heads:
-            strictest = max(self.objectives, key=lambda one: one.matrix)
-            return [self._fuses(student, self.cache, strictest)] * len(self.objectives)
-        each = zip(heads_of(student), self.mixture.caches, self.objectives, strict=True)
-        return [self._fuses(head, cache, objective) for head, cache, objective in each]
-
-    def _fuses(self, model: Any, cache: Cache, objective: Objective) -> bool:
-        sample = cache.batch(cache.plan.docs[:1], []).to(model.device)
-        head, note = fused_head(model, cache.plan.task, sample, objective, self.args)
-        if note:
-            self.progress.say(note)
-        return head
-
-    def _settle(self, student: Any) -> None:
-        """See to it, on the device it trains on, that the student reads every document alone."""
-        if not (self.args.fsdp or self.args.deepspeed):  # which place it themselves
-            student.to(self.args.device)
-        hidden = any(
-            TAP_KINDS[tap.name].per != "row" for one in self.objectives for tap in one.reads
-        )
-        apart = False
-        for one, (first, *others) in self.mixture.readers(student):
-            apart |= check_alone(
-                one,
-                first.plan.task,
-                first.plan,
-                name="the student",
-                hidden=hidden,
-                progress=self.progress,
-            )
-            for other in others:
-                apart |= settle(one, other.plan, "the student", self.progress)
-                setattr(one, EQUAL, apart)
-        if apart and self.args.world_size > 1:
-            raise ModelError(
-                "the student says something else of documents that are padded, and processes do "
-                "not keep step on documents of one length at a time: train with one process, or "
-                "choose another student"
-            )
-        for number, dev in ({} if self.choice is None else self.choice.dev.each).items():
-            one = heads_of(student)[number]
-            if dev.plan is not self.mixture.caches[number].plan:
-                require_fit(one, dev.plan, "the student")
-                apart |= settle(one, dev.plan, "the student", self.progress)
-                setattr(one, EQUAL, apart)
 
     def _fit(self, trainer: DistillationTrainer, reporter: Reporter) -> Json:
         if self.checkpoint is not None:

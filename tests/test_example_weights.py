@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from scipy.special import softmax
 
 from kdcache.errors import ConfigError, CorpusError, KdcacheError, MismatchError
@@ -300,6 +301,29 @@ def test_stages_weigh_each_their_way_and_go_on_exactly_and_only_by_the_same_colu
     assert_same_weights(whole.folder, resumed.folder)
     card = (resumed.folder / "README.md").read_text("utf-8")
     assert "own: teacher-confidence; column: column (column=weight) |" in card
+
+
+class StopAt(transformers.TrainerCallback):
+    """Ends the process's work after a step, as a cluster does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_was_stopped_behind_its_last_step_is_finished(
+    cache: Cache, weighed: Path, narrow: str, tmp_path: Path
+) -> None:
+    table = f'data.example_weights={{name="column", column="weight", file="{weighed}"}}'
+    options: dict[str, Any] = {"config": narrow, "overrides": [*SHORT, table]}
+    with pytest.raises(KeyboardInterrupt):
+        train(cache, out=tmp_path / "run", callbacks=[StopAt(2)], **options)
+    run = train(cache, out=tmp_path / "run", resume=True, **options)
+    assert run.metrics["steps_run"] == 0
+    assert run.metrics["example_weights"]["mean"] is None
 
 
 def test_each_of_several_caches_is_weighed_by_its_own_corpus(

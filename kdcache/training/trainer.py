@@ -173,10 +173,12 @@ class DistillationTrainer(transformers.Trainer):
         documents, tokens = self.ranks.total([self._documents, self._tokens])
         return int(documents), int(tokens)
 
-    def mean_weight(self) -> float:
-        """What a document weighed on average, of all ranks; every rank has to ask."""
+    def mean_weight(self) -> float | None:
+        """What a document weighed on average, of all ranks; every rank has to ask. None of a run
+        that had been trained to its end when it was resumed.
+        """
         weight, documents = self.ranks.total([self._weight, self._documents])
-        return weight / documents
+        return weight / documents if documents else None
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args

@@ -6,6 +6,7 @@ Small versions; `benchmarks/store_safety.py` runs the large ones and keeps the c
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import random
 import shutil
@@ -29,6 +30,7 @@ import kdcache
 from kdcache.building.builder import build
 from kdcache.errors import CacheError, DamageError, IncompleteError, KdcacheError, MismatchError
 from kdcache.maintenance.verifying import verify
+from kdcache.manifest import seal
 from kdcache.plans import Array
 from kdcache.store import Cache, Claims, create, open_cache, open_plan, plan_record
 from kdcache.store.commits.committed_parts import part_documents, parts_in_place
@@ -566,6 +568,16 @@ def test_a_record_in_other_bytes_is_no_record(cache: Cache, tmp_path: Path) -> N
     root = copy_of(cache, tmp_path)
     path = root / "commits/000000/zarr.json"
     path.write_bytes(path.read_bytes().replace(b'"zarr_format": 3', b'"zarr_format":  3'))
+    assert "bytes are not those of its record" in named(root, "commits/000000/zarr.json")
+
+
+def test_a_sound_record_of_tables_too_deep_to_write_is_damage(cache: Cache, tmp_path: Path) -> None:
+    root = copy_of(cache, tmp_path)
+    deep: dict[str, Any] = {}
+    for _ in range(600):
+        deep = {"a": deep}
+    node = {"attributes": seal(deep), "zarr_format": 3, "node_type": "group"}
+    (root / "commits/000000/zarr.json").write_text(json.dumps(node, indent=2), "utf-8")
     assert "bytes are not those of its record" in named(root, "commits/000000/zarr.json")
 
 

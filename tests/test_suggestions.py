@@ -20,7 +20,7 @@ from kdcache_cli.usage import MEANT as MEANT_FLAGS
 from kdcache_cli.usage import usage_message
 
 ROOT = Path(__file__).parents[1]
-SUGGESTED = re.compile(r"did you mean '([\w.]+)'\?")
+SUGGESTED = re.compile(r"did you mean '([\w.]+)'")
 PIP = (
     "--dest --disable-pip-version-check --hash --no-binary --no-build-isolation --no-deps "
     "--no-input --require-hashes --requirement --retries"
@@ -102,7 +102,7 @@ def test_options_of_other_programs_lead_to_options_of_ours() -> None:
         (["build", "--output-dir", "1"], "did you mean --out?"),
         (["train", "--weight-decay", "1"], "did you mean --set training.weight_decay=...?"),
         (["build", "--batch-size", "1"], "did you mean --batch-tokens?"),
-        (["build", "--foo", "1"], "`kdcache build --help` shows how"),
+        (["build", "--qqq", "1"], "`kdcache build --help` shows how"),
         (["plan", "--max", "1"], "did you mean --max-length?"),
         (["train", "--init", "1"], "did you mean --init-from-teacher?"),
         (["evaluate", "--batch", "1"], "did you mean --batch-size?"),

@@ -41,7 +41,7 @@ def whole(folder: Path, corpus: Path, classifier: Path) -> Cache:
         corpus,
         teacher=classifier,
         task="text-classification",
-        out=folder / "whole.zarr",
+        out=folder / "taken_over.zarr",
         signals=SIGNALS,
         keep_teacher_weights=True,
         max_length=24,

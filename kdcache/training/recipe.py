@@ -236,11 +236,9 @@ def _value(text: str) -> Any:
 
 
 def _unknown_key(key: str, table: Json, training: Mapping[str, str]) -> str:
-    known: dict[str, list[str]] = {}
+    known = {name: [f"training.{meant}"] for name, meant in training.items()}
     for path in _settable(table):
         known.setdefault(path.rpartition(".")[2], []).append(path)
-    for name, meant in training.items():
-        known.setdefault(name, []).append(f"training.{meant}")
     last = key.rpartition(".")[2]
     names = [last] if last in known else near(last, known)
     paths = [path for name in names for path in known[name]]

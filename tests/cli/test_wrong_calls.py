@@ -164,7 +164,7 @@ halves of a student without blocks | train {cache} --recipe kd --out {out} --stu
 what a classifier reads of a cache without it | {TRAIN} --recipe simkd | losses.simkd needs pooled + --signal pooled
 a projector that there is not | {TRAIN} --recipe simkd --set losses.simkd.projector=liner | did you mean 'linear'?
 a sure teacher beyond certainty | {TRAIN} --recipe pea-kd --set stages.predictions.losses.ptp.right=2 | right of ptp must be 0 or more and below 1; got 2
-all layers of a cache of first tokens | {TRAIN} --recipe bert-emd | losses.emd needs + --signal
+all layers of a cache of first tokens | {TRAIN} --recipe bert-emd | losses.emd needs + positions=all
 a student of no width | train {cache} --recipe kd --out {out} --student static:embedding=0 | embedding is a whole number, 1 or more; got 0
 likeliest classes of a teacher of several at once | build {corpus} {AS_BUILD} --teacher {multi} --signal logits:topk,k=2 | logits:topk keeps probabilities that sum to one + take logits:dense
 lists of labels for a teacher of one class | build {lists.jsonl} {AS_BUILD} --teacher {classifier} | lists.jsonl:1 + a list of labels, where one is wanted

@@ -1,10 +1,11 @@
 """kdcache: run the teacher once, train any number of students from its outputs.
 
 `plan` tokenises a corpus, `build` runs the teacher over it and writes a cache, `open_cache` reads
-one, `train` distils a student from it, `evaluate` measures a model and `ship` makes one that runs
-without torch; `teach` makes the teacher, where there are labels and none; `copy`, `merge` and
-`export` move caches. For training loops of your own there are `CachedDocuments`, a torch data set,
-`make_student`, `make_objective`, `run` and `DistillationTrainer` (docs/python.md).
+one, `train` distils a student from it, `evaluate` measures a model, `compare` puts it beside its
+teacher and `ship` makes one that runs without torch; `teach` makes the teacher, where there are
+labels and none; `copy`, `merge` and `export` move caches. For training loops of your own there are
+`CachedDocuments`, a torch data set, `make_student`, `make_objective`, `run` and
+`DistillationTrainer` (docs/python.md).
 Nothing heavy is imported until it is used.
 """
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from kdcache.building.builder import build
     from kdcache.building.planner import plan
     from kdcache.errors import KdcacheError
+    from kdcache.evaluation.comparing import compare
     from kdcache.evaluation.evaluator import evaluate
     from kdcache.maintenance.copying import copy
     from kdcache.maintenance.exporting import export
@@ -43,6 +45,7 @@ __all__ = [
     "Tap",
     "augment",
     "build",
+    "compare",
     "copy",
     "evaluate",
     "export",
@@ -68,6 +71,7 @@ _HOME = {
     "Tap": "signals",
     "augment": "augmenting",
     "build": "building.builder",
+    "compare": "evaluation.comparing",
     "copy": "maintenance.copying",
     "evaluate": "evaluation.evaluator",
     "export": "maintenance.exporting",

@@ -24,7 +24,7 @@ def test_the_examples_run_and_come_to_what_the_page_says(
     module = ModuleType("page")  # where a class of the page is imported from
     monkeypatch.setitem(sys.modules, "page", module)
     names = run_python(blocks(DOCS / "python.md", "python"), vars(module))
-    assert names["scores"]["documents"] == 240
+    assert names["scores"]["documents"] == names["beside"]["documents"] == 240
     assert type(names["again"]) is names["Convolutional"]
     for home in ("both/student-1", "both/student-2"):
         assert kdcache.open_student(home)

@@ -12,6 +12,7 @@ from kdcache_cli import (
     augmenting,
     bench,
     caches,
+    comparing,
     demo,
     moving,
     planning,
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "augment": augmenting.augment,
     "train": training.train,
     "evaluate": training.evaluate,
+    "compare": comparing.compare,
     "ship": shipping.ship,
     "recipes": training.recipes,
     "demo": demo.demo,
@@ -70,7 +72,8 @@ def program(
     """Run the teacher once, train any number of students from its outputs.
 
     plan tokenises a corpus, build runs the teacher over it and writes a cache, train distils a
-    student from the cache, evaluate measures it, ship makes it run without torch.
+    student from the cache, evaluate measures it, compare puts it beside the
+    teacher, ship makes it run without torch.
     """
     context.obj = silent if quiet else reporter()
 

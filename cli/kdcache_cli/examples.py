@@ -62,6 +62,10 @@ EXAMPLES = {
         "    --out student --set stages.labels.training.num_train_epochs=1",
     ),
     "evaluate": ("kdcache evaluate student dev.csv --cache train.cache",),
+    "compare": (
+        "kdcache compare student --cache train.cache",
+        "kdcache compare student dev.csv --teacher ./teacher --json",
+    ),
     "ship": (
         "kdcache ship student shipped --int8 --measure dev.csv --teacher ./teacher",
         'python shipped/infer.py "a text to classify"',

@@ -6,13 +6,15 @@ import numpy as np
 import torch
 
 from kdcache.errors import ConfigError, ModelError
+from kdcache.evaluation.beside import divergence, likeliest
+from kdcache.labels import Outputs
 from kdcache.losses.shared import within
 from kdcache.manifest import Json
 from kdcache.plans import Docs, Plan
 from kdcache.plans.same_texts import document_keys
-from kdcache.signals import LOGITS, SoftLabels
+from kdcache.signals import LOGITS
 from kdcache.store import Cache
-from kdcache_kernels import topk_kl_rows
+from kdcache.tasks import Task
 
 
 class Agreement:
@@ -23,10 +25,8 @@ class Agreement:
     """
 
     def __init__(self, plan: Plan, cache: Cache, outputs: int) -> None:
-        _require_comparable(plan, cache, outputs)
-        self.plan, self.cache = plan, cache
-        held = {key: doc for doc, key in document_keys(cache.plan)}
-        self.rows = {doc: held[key] for doc, key in document_keys(plan) if key in held}
+        require_comparable(plan.task, Outputs(plan.config.classes, outputs, plan.label_kind), cache)
+        self.plan, self.cache, self.rows = plan, cache, held_in(cache, plan)
         self.kind = plan.label_kind
         self._count, self._same, self._apart, self._asked = 0, 0.0, 0.0, True
 
@@ -51,10 +51,10 @@ class Agreement:
             self._apart += float(apart.sum())
             self._asked = same is not None
         else:
-            self._same += float((mine.argmax(-1) == _likeliest(theirs)).sum())
+            self._same += float((mine.argmax(-1) == likeliest(theirs)).sum())
             if mine.shape[1] < self.cache.shape.outputs:
                 theirs = within(theirs, mine.shape[1], 1.0, "bucket")
-            self._apart += float(_divergence(mine, theirs).double().sum())
+            self._apart += float(divergence(mine, theirs).double().sum())
 
     def report(self) -> Json:
         """Documents shared, share of rows with the same likeliest class or token (of documents of
@@ -71,34 +71,34 @@ class Agreement:
         }
 
 
-def _require_comparable(plan: Plan, cache: Cache, outputs: int) -> None:
-    task, theirs = plan.task, cache.plan.config
+def held_in(cache: Cache, plan: Plan) -> dict[int, int]:
+    """Documents of a plan that a cache has too: row in the plan -> row in the cache."""
+    held = {key: doc for doc, key in document_keys(cache.plan)}
+    return {doc: held[key] for doc, key in document_keys(plan) if key in held}
+
+
+def require_comparable(task: Task, model: Outputs, cache: Cache) -> None:
+    """Raise unless a model of a task, with such outputs, says what the teacher of a cache says.
+
+    ConfigError or ModelError if it does not, IncompleteError if parts of the cache are missing.
+    """
+    theirs, kind = cache.plan.config, model.kind
     if theirs.task != task.name:
         raise ConfigError(f"the model is for {task}; the cache {cache.path} is for {theirs.task}")
-    if theirs.label_kind != plan.config.label_kind:
+    if kind is None or kind.name != theirs.label_kind:
         raise ModelError(
-            f"the model is a {plan.label_kind.called} and the cache's teacher a "
-            f"{cache.plan.label_kind.called}: they cannot be compared; leave --cache out"
+            f"the model is a {kind.called if kind else 'model of no known labels'} and the cache's "
+            f"teacher a {cache.plan.label_kind.called}: they cannot be compared; leave --cache out"
         )
-    ours, known = plan.config.classes or [], theirs.classes or []
+    ours, known = model.names or [], theirs.classes or []
     if ours != known and sorted(ours) == sorted(known):
         raise ModelError(
             f"the model numbers its classes {', '.join(ours[:4])}, ... and the cache's teacher "
             f"{', '.join(known[:4])}, ...: they cannot be compared; leave --cache out"
         )
-    if task.labelled and cache.shape.outputs != outputs:
+    if task.labelled and cache.shape.outputs != model.count:
         raise ModelError(
-            f"the model has {outputs} outputs and the cache's teacher {cache.shape.outputs}: they "
-            "cannot be compared; leave --cache out"
+            f"the model has {model.count} outputs and the cache's teacher {cache.shape.outputs}: "
+            "they cannot be compared; leave --cache out"
         )
     cache.require_complete()
-
-
-def _likeliest(soft: SoftLabels) -> torch.Tensor:
-    return soft.ids.gather(1, soft.logprobs.argmax(-1, keepdim=True)).squeeze(1)
-
-
-def _divergence(logits: torch.Tensor, soft: SoftLabels) -> torch.Tensor:
-    """KL(teacher || model) of each row, in nats; what the cache left out is one outcome."""
-    rows = topk_kl_rows(logits, soft.ids, soft.logprobs, tail_logmass=soft.tail_logmass)
-    return rows[1]

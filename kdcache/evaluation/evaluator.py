@@ -9,18 +9,12 @@ from typing import Any
 
 import torch
 
-from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
-from kdcache.building.training_note import (
-    require_same_texts,
-    require_trained_vocabulary,
-    texts_of,
-    trained_plan,
-)
+from kdcache.building.planner import scratch_folder
 from kdcache.corpora.files import require_no_input
 from kdcache.corpora.numbering import Numbering
-from kdcache.corpora.readers import name_of
-from kdcache.errors import ConfigError, CorpusError, ModelError
+from kdcache.errors import ConfigError
 from kdcache.evaluation.agreement import Agreement
+from kdcache.evaluation.opened import Reading, opened, task_of
 from kdcache.evaluation.predictions import write_predictions
 from kdcache.evaluation.scoring import (
     BATCH,
@@ -28,22 +22,19 @@ from kdcache.evaluation.scoring import (
     forward,
     predict,
     require_finite,
-    require_fit,
     score_teacher,
     scores,
-    settle,
     token_budget,
 )
 from kdcache.manifest import Json
-from kdcache.models import Teacher, Tokenizer, classes_of, load_config, load_teacher, load_tokenizer
+from kdcache.models import Teacher, Tokenizer, classes_of, load_config
 from kdcache.models.auto import require_label_kind
-from kdcache.models.token_map import vocabulary_apart
 from kdcache.plans import Docs, Plan
 from kdcache.plans.batch import length_batches
 from kdcache.progress import Progress, Shown, short, shown
-from kdcache.store import Cache, Place, open_cache, open_plan, write_plan
+from kdcache.store import Cache, Place, open_cache
 from kdcache.store.io.durable_writes import require_writable, writing
-from kdcache.tasks import TASKS, Task
+from kdcache.tasks import TASKS
 
 TIMED_DOCS = 512
 
@@ -101,22 +92,19 @@ def evaluate(
             raise ConfigError(f"predictions are written for {able} only, not {task}")
         require_no_input(Path(predictions), file)
         require_writable(Path(predictions), file=True)
-    student = load_teacher(model, task=task, device=device, trust_remote_code=trust_remote_code)
     known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
-    trained = trained_plan(model, known, task)
-    options = _options(trained, task, max_length)
-    options["text_columns"], options["label_column"] = text_columns, label_column
-    options["ignore_columns"], options["limit"] = ignore_columns, limit
-    tokenizer = load_tokenizer(model)
-    require_trained_vocabulary(model, tokenizer)
-    if known is not None and (apart := vocabulary_apart(known, tokenizer.plain)):
-        raise ModelError(f"the model's tokenizer is not the cache's: {apart}; leave --cache out")
+    reading = Reading(
+        text_columns=text_columns,
+        label_column=label_column,
+        ignore_columns=ignore_columns,
+        limit=limit,
+        max_length=max_length,
+    )
+    made = opened(model, task, known, device=device, trust_remote_code=trust_remote_code)
+    student, tokenizer = made.loaded, made.tokenizer
     with scratch_folder(None) as scratch:
-        plan = _plan(file, model, tokenizer, task, scratch, options, texts_of(trained), progress)
-        _require_labels(plan, file)
-        require_fit(student.model, plan, student.identity["name"])
-        require_same_texts(model, texts_of(trained), plan, file)
-        settle(student.model, plan, student.identity["name"], progress)
+        plan = made.plan(file, reading, scratch, progress)
+        made.require_reads(plan, file, progress)
         agreement = Agreement(plan, known, student.shape.outputs) if known is not None else None
         budget = token_budget(plan, batch_size)
         label, total = f"evaluating {short(model)} on {short(file)}", plan.documents
@@ -139,56 +127,6 @@ def evaluate(
         trust = trust_remote_code
         report |= _speed(student, plan, tokenizer, batch_size, teacher, device, trust, progress)
     return report
-
-
-def task_of(model: str | Path) -> Task:
-    """The task of a model folder, from its architecture; ModelError if it is none of ours."""
-    heads = load_config(model).architectures or []
-    for head in heads:
-        for task in TASKS.values():
-            if head.endswith(task.heads):
-                return task
-    raise ModelError(f"{model} is a {', '.join(heads) or 'model without a head'}: not for any task")
-
-
-def _options(trained: Json, task: Task, length: int | None) -> PlanOptions:
-    """Documents are cut and masked as in training, where that is known."""
-    planned = trained.get("max_length", 128)
-    options: PlanOptions = {"max_length": planned if length is None else length}
-    if "mask_probability" in task.options and trained:
-        options["mask_probability"], options["seed"] = trained["mask_probability"], trained["seed"]
-    return options
-
-
-def _plan(
-    file: Any,
-    model: str | Path,
-    tokenizer: Tokenizer,
-    task: Task,
-    scratch: Path,
-    options: PlanOptions,
-    like: Sequence[str],
-    progress: Progress,
-) -> Plan:
-    made = make_plan(
-        file,
-        tokenizer,
-        scratch=scratch,
-        task=task,
-        classes=classes_of(model, task),
-        like=like,
-        progress=progress,
-        **options,
-    )
-    write_plan(scratch / "plan.zarr", made)
-    return open_plan(scratch / "plan.zarr")
-
-
-def _require_labels(plan: Plan, file: Any) -> None:
-    if plan.task.labelled and plan.labelled == 0:
-        raise CorpusError(
-            f"{name_of(file)} has no labels to score against; name them with --label-column"
-        )
 
 
 def _predict(

@@ -166,6 +166,14 @@ def settle(model: Any, plan: Plan, name: str, progress: Progress) -> bool:
 
 
 def score_teacher(
+    source: str | Path, plan: Plan, tokenizer: Tokenizer, docs: Docs, **options: Any
+) -> tuple[Teacher, Json]:
+    """Load the teacher in `source`, and score it on documents: see `run_teacher`."""
+    loaded, found = run_teacher(source, plan, tokenizer, docs, **options)
+    return loaded, scores(plan, found)
+
+
+def run_teacher(
     source: str | Path,
     plan: Plan,
     tokenizer: Tokenizer,
@@ -175,8 +183,8 @@ def score_teacher(
     device: str,
     progress: Progress,
     trust_remote_code: bool = False,
-) -> tuple[Teacher, Json]:
-    """Load the teacher in `source`, and score it on `docs` of a plan that `tokenizer` made.
+) -> tuple[Teacher, Predictions]:
+    """Load the teacher in `source`, and run it on `docs` of a plan that `tokenizer` made.
 
     Raises ModelError if it cannot be loaded or is no teacher of such documents.
     """
@@ -195,4 +203,4 @@ def score_teacher(
 
         batches = length_batches(plan, docs, token_budget(plan, batch_size))
         found = predict(loaded.model, plan, batches, seen)
-    return loaded, scores(plan, found)
+    return loaded, found

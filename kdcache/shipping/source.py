@@ -18,7 +18,7 @@ from kdcache.building.training_note import (
 )
 from kdcache.corpora.readers import name_of
 from kdcache.errors import ConfigError, CorpusError, ModelError
-from kdcache.evaluation.evaluator import task_of
+from kdcache.evaluation.opened import task_of
 from kdcache.evaluation.scoring import forward, require_finite, require_fit, settle
 from kdcache.labels import kind_of
 from kdcache.manifest import Json

@@ -286,6 +286,15 @@ an encoder of a folder without a model | teach {bare} {corpus} --out {out} | bar
 a teacher's test that is not there | {TEACH} --eval test.csv | no evaluation file test.csv + --eval
 a teacher's test set that chooses | {TEACH} --dev {mine.csv} --eval {again.csv} | mine.csv (--dev) + again.csv (--eval) are the same file
 a second GPU to teach on | {TEACH} --device cuda:7 | device 'cuda:7' is not there
+no teacher to compare with | compare {classifier} {corpus} | pass --cache CACHE, or FILE and --teacher FOLDER
+two teachers to compare with | compare {classifier} {corpus} --cache {cache} --teacher {classifier} | what the teacher says, once
+a teacher to compare on nothing | compare {classifier} --teacher {classifier} | documents of a FILE: name one
+columns of no file to compare on | compare {classifier} --cache {cache} --text-column text --limit 9 | --text-column, --limit: of the documents of a FILE
+a language model to compare | compare {masked_lm} {corpus} --teacher {masked_lm} | classifiers of texts + `kdcache evaluate --cache`
+a comparison of unlabelled documents | compare {classifier} {unlabelled.csv} --teacher {classifier} | no labels to score against + --label-column
+documents that the cache has not | compare {classifier} {mine.csv} --cache {cache} | none of the documents of + leave the file out + --teacher FOLDER
+another kind of labels to compare | compare {multi} --cache {cache} | they cannot be compared
+no rows of lengths | compare {classifier} --cache {cache} --bins 0 | '--bins' + `kdcache compare --help` shows how
 no batch | evaluate {classifier} {corpus} --batch-size 0 | '--batch-size' + `kdcache evaluate --help` shows how
 """  # noqa: E501 - a row is a line
 

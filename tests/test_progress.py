@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 REPORTING = [
     "augment",
     "build",
+    "compare",
     "copy",
     "evaluate",
     "export",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from kdcache.losses import Hard, HiddenMSE, LogitMSE, Loss, SoftKL
+from kdcache.losses import PTP, Hard, HiddenMSE, LogitMSE, Loss, SoftKL
 from kdcache.losses.pool import Pool
 from kdcache.models import run as run_model
 from kdcache.models.run import EQUAL
@@ -41,6 +41,7 @@ COMBINED: dict[str, dict[str, Loss]] = {
     "element": {"kl": SoftKL(reduction="element", t_squared=False, tail="renormalize")},
     "squares": {"logit_mse": LogitMSE(), "hard": Hard(weight=0.5)},
     "first token": {"hidden": HiddenMSE(layer_map="2:4", positions="cls", normalize="l2")},
+    "labels beside": {"ptp": PTP()},  # nothing of which is worked out from logits
 }
 ALL: dict[str, dict[str, Loss]] = {name: {name: loss} for name, loss in LOSSES.items()} | COMBINED
 SMALL = {

@@ -32,7 +32,7 @@ from tests.test_trainer import Watcher, log_of
 
 ROOT = Path(__file__).parents[1]
 ALONE = {
-    "cache": ["hard", "kl", "logit_mse", "hidden"],
+    "cache": ["hard", "kl", "logit_mse", "hidden", "labels beside"],
     "masked_cache": ["hard", "kl", "hidden"],
     "causal_cache": ["hard", "kl", "hidden"],
 }

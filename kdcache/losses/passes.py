@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kdcache.losses.base import LABELS, Match, Pair, Step
-from kdcache.losses.bound import BoundLoss
+from kdcache.losses.bound import Bound, BoundLoss
 from kdcache.losses.cross_entropy import Hard
 from kdcache.losses.kl import SoftKL, soft_and_hard
 
@@ -97,6 +97,6 @@ def makes_logits(losses: Mapping[str, BoundLoss]) -> bool:
     )
 
 
-def labels_only(matches: Sequence[Match]) -> bool:
+def labels_only(matches: Sequence[Match | Bound]) -> bool:
     """Whether a loss of these matches learns from the corpus's labels alone."""
     return bool(matches) and all(match.teacher == LABELS for match in matches)

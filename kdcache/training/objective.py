@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdcache.errors import ConfigError
-from kdcache.losses.base import Loss, Step
+from kdcache.losses.base import LABELS, Loss, Step
 from kdcache.losses.binding import bind, learned_maps
 from kdcache.losses.bound import BoundLoss
 from kdcache.losses.cache_spec import CacheSpec
@@ -122,8 +122,15 @@ class Objective:
 
     @property
     def logits(self) -> bool:
-        """Whether any loss reads the student's logits, or the head in their place."""
-        return LOGITS in self.reads
+        """Whether any loss is worked out from the student's logits, or the head in their place.
+
+        One that holds other values against labels reads the labels alone where the logits stand.
+        """
+        return any(
+            match.student == LOGITS and (match.teacher != LABELS or labels_only(one.matches))
+            for one in self.bound.values()
+            for match in one.matches
+        )
 
     def taps(self, *, head: bool = False) -> list[Tap]:
         """What to read out of the student; with `head`, that in the place of its logits."""

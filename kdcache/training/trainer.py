@@ -117,7 +117,7 @@ class DistillationTrainer(transformers.Trainer):
     def _read(self, objective: Objective, *, head: bool) -> list[Tap]:
         """What to read out of the student for an objective."""
         taps = objective.taps(head=head)
-        if self.ranks.size > 1 and not objective.logits:
+        if self.ranks.size > 1 and not objective.logits and LOGITS not in taps:
             taps.append(LOGITS)  # DDP waits for a gradient of every parameter
         return taps
 

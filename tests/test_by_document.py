@@ -95,6 +95,15 @@ def test_distances_of_some_documents_at_a_time_are_those_of_all(
     assert all(found.gradients[name].any() for name in moved)
 
 
+@pytest.mark.parametrize("layer_map", ["0:0", "0:2,1:4", "1:0"])
+def test_distances_of_attention_have_none_of_embedding_outputs(layer_map: str) -> None:
+    sizes = [ModelSizes(outputs=3, hidden=8, layers=n, heads=2, key_heads=2) for n in (2, 4)]
+    with pytest.raises(ConfigError, match="of distances pairs layers that attend, from 1; got"):
+        Distances(of="attention", layer_map=layer_map).matches(*sizes)
+    uniform = Distances(of="attention").matches(*sizes)
+    assert [match.student.layer for match in uniform] == [1, 1, 2, 2]
+
+
 def test_distances_of_attention_take_as_many_heads_on_both_sides() -> None:
     sizes = [ModelSizes(outputs=3, hidden=8, layers=2, heads=heads) for heads in (2, 4)]
     with pytest.raises(ConfigError, match="the student has 2 and the teacher 4: set of=hidden"):

@@ -82,23 +82,9 @@ class AttentionScores:
         how: dict[str, Any] = {"positions": "all", "any_width": True, "whole": True}
         return tuple(
             Match(Tap(name, ours), Tap(name, theirs), signal=self.signal, **how)
-            for ours, theirs in self._pairs(student.layers, teacher.layers)
+            for ours, theirs in attending(self.kind, self.layer_map, student, teacher)
             for name in ("query", "key")
         )
-
-    def _pairs(self, student: int, teacher: int) -> list[tuple[int, int]]:
-        """The pairs of layers that attend."""
-        pairs = layer_pairs(self.layer_map, student, teacher)
-        found = [pair for pair in pairs if pair != (0, 0)]
-        named = isinstance(self.layer_map, str) and ":" not in self.layer_map
-        lowest = [pair for pair in (found if named else pairs) if 0 in pair]
-        if lowest or not found:
-            ours, theirs = (lowest or list(pairs))[0]
-            raise ConfigError(
-                f"layer_map of attention pairs layers that attend, from 1; got {ours}:{theirs}: 0 "
-                f"is the embedding output; give pairs such as '{student}:{teacher}'"
-            )
-        return found
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
         """Sum or mean over the mapped layers of each layer's sum over documents."""
@@ -236,6 +222,26 @@ COMPARE: dict[str, Callable[..., torch.Tensor]] = {
     "probabilities": probability_loss,
 }
 """What is compared."""
+
+
+def attending(
+    loss: str, layer_map: LayerMap, student: ModelSizes, teacher: ModelSizes
+) -> list[tuple[int, int]]:
+    """The pairs of a layer map that attend; of a named one without the embedding outputs.
+
+    Raises ConfigError, naming a kind of loss, for others, or if none is left.
+    """
+    pairs = layer_pairs(layer_map, student.layers, teacher.layers)
+    found = [pair for pair in pairs if pair != (0, 0)]
+    named = isinstance(layer_map, str) and ":" not in layer_map
+    lowest = [pair for pair in (found if named else pairs) if 0 in pair]
+    if lowest or not found:
+        ours, theirs = (lowest or list(pairs))[0]
+        raise ConfigError(
+            f"layer_map of {loss} pairs layers that attend, from 1; got {ours}:{theirs}: 0 is the "
+            f"embedding output; give pairs such as '{student.layers}:{teacher.layers}'"
+        )
+    return found
 
 
 def check_heads(loss: str, student: ModelSizes, teacher: ModelSizes) -> None:

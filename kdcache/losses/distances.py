@@ -11,11 +11,12 @@ from torch.nn.functional import smooth_l1_loss
 from torch.utils.checkpoint import checkpoint
 
 from kdcache.errors import ConfigError, one_of
+from kdcache.losses.attention import attending
 from kdcache.losses.base import Match, Over, Pair, Step, check_number
 from kdcache.losses.between_documents import products, safe, shares, sides
 from kdcache.losses.by_document import ByDocument, by_document, token_matches
 from kdcache.losses.combine import COMBINE
-from kdcache.losses.layer_maps import LayerMap, layer_pairs
+from kdcache.losses.layer_maps import LayerMap
 from kdcache.signals import ModelSizes, Tap
 
 OF = ("hidden", "attention")
@@ -75,8 +76,7 @@ class Distances:
         how: dict[str, Any] = {"positions": "all", "any_width": True, "whole": True}
         return tuple(
             Match(Tap(kind, ours), Tap(kind, theirs), signal=self.signal, **how)
-            for ours, theirs in layer_pairs(self.layer_map, student.layers, teacher.layers)
-            if ours and theirs
+            for ours, theirs in attending(self.kind, self.layer_map, student, teacher)
             for kind in ("query", "key")
         )
 

@@ -277,6 +277,7 @@ def test_heads_of_teacher_layers_keep_their_teachers_heads(cache: Cache, values:
     )
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
 def test_what_heads_cannot_be_is_refused_before_anything_is_written(
     both: dict[str, Any], values: Cache, narrow: str, tmp_path: Path, corpus: Path
 ) -> None:
@@ -303,6 +304,8 @@ def test_what_heads_cannot_be_is_refused_before_anything_is_written(
     refused(ConfigError, "--dev a=FILE names a head", values, dev={"a": corpus})
     refused(ConfigError, "--mix takes shares .* one of even, sqrt", mix="half")
     refused(ConfigError, "are not sharded", overrides=["training.fsdp=full_shard"])
+    checkpointing = ["training.gradient_checkpointing=true"]
+    refused(ConfigError, "gradient_checkpointing is for a model", overrides=checkpointing)
     module = kdcache.students.StaticEmbeddings(vocabulary=600, outputs=1)
     refused(ConfigError, "a head for each of packages, lengths is made of", config=None,
             student=module)  # fmt: skip

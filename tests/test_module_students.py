@@ -339,3 +339,17 @@ def test_a_file_that_describes_no_student_is_refused(
         with pytest.raises(ModelError, match="is no description of a student"):
             kdcache.evaluate(tmp_path, corpus)
         assert number < len(broken)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
+def test_a_module_is_not_checkpointed_within_a_step(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="gradient_checkpointing is for a model"):
+        kdcache.train(
+            cache,
+            recipe="kd",
+            student=made(),
+            out=tmp_path / "out",
+            overrides=[*steps(1), "training.gradient_checkpointing=true"],
+            **QUICK,
+        )
+    assert not (tmp_path / "out").exists()

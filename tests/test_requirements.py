@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ import kdcache
 from kdcache.errors import ConfigError
 from kdcache.signals import parse_all
 from kdcache.store import Cache
+from kdcache.training.bound import require_own_state
+from kdcache.training.objective import Objective
 from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.requirements import served_by, signals_of_teacher
+from kdcache.training.run import cache_spec
 from kdcache_cli.shipped import read_recipes
 
 TASK = "text-classification"
@@ -79,3 +83,28 @@ def test_layers_of_the_first_token_are_those_that_no_recipe_wants_whole(classifi
     whole = {tap.layer for tap in signals["hidden"].gives()}
     other = {tap.layer for n, s in signals.items() if n == "hidden-cls" for tap in s.gives()}
     assert not whole & other
+
+
+def test_a_language_models_hidden_states_are_those_of_the_tokens_that_have_logits(
+    masked_lm: Path,
+) -> None:
+    (hidden,) = (
+        text
+        for text in signals_of_teacher([load_recipe("distilbert")], masked_lm, "masked-lm")
+        if text.startswith("hidden")
+    )
+    assert "positions=all" in hidden
+
+
+@pytest.mark.parametrize("recipe", ["bert-emd", "crd"])
+def test_what_a_loss_keeps_is_of_one_teacher(rich: Cache, recipe: str) -> None:
+    loss = {"bert-emd": "emd", "crd": "crd"}[recipe]
+    chosen = load_recipe(recipe, [f"losses.{loss}.teachers=all"])
+    known = cache_spec(rich, len(rich.plan.labelled_docs), several=True)
+    student = replace(known.shape, layers=2)
+    one = Objective(chosen.losses, known, student, teaching=chosen.teaching)
+    with pytest.raises(ConfigError, match=f"losses.{loss} keeps .* 2 are trained together"):
+        require_own_state(one, 2)
+    two = replace(known, others={"other": replace(known, name="other")})
+    with pytest.raises(ConfigError, match="learns from one teacher; 2 are named"):
+        Objective(chosen.losses, two, student, teaching=chosen.teaching)

@@ -24,6 +24,7 @@ from kdcache.store import Cache, open_cache, open_plan
 from kdcache.tasks import IGNORE_INDEX, TASKS, over
 from kdcache.training.train import train
 from kdcache_cli.main import main
+from tests.damage import forge_manifest
 
 CLASSES, WORDS = "text-classification", "masked-lm"
 SIGNALS = ["logits:topk,k=16", "hidden:layers=2,positions=all,dtype=fp32"]
@@ -175,12 +176,11 @@ def test_what_such_a_teacher_cannot_be_is_refused(
     assert over(TASKS[CLASSES], TASKS[CLASSES]) is TASKS[CLASSES]
 
 
-def test_a_manifest_with_a_task_that_there_is_not_is_damaged(words: Cache, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", ["chess", ["masked-lm"], "token-classification"])
+def test_a_manifest_with_a_task_that_cannot_be_is_damaged(
+    words: Cache, tmp_path: Path, wrong: Any
+) -> None:
     shutil.copytree(words.path, tmp_path / "c")
-    file = tmp_path / "c" / "zarr.json"
-    text = file.read_text("utf-8")
-    for wrong in ('"task": "chess"', f'"task": "{CLASSES[:-3]}"'):
-        assert '"task": "masked-lm"' in text
-        file.write_text(text.replace('"task": "masked-lm"', wrong), "utf-8")
-        with pytest.raises(DamageError, match="damaged"):
-            open_cache(tmp_path / "c")
+    forge_manifest(tmp_path / "c", lambda record: record["teacher"].update(task=wrong))
+    with pytest.raises(DamageError, match=r"teacher\.task"):
+        open_cache(tmp_path / "c")

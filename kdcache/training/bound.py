@@ -115,6 +115,7 @@ def bind_all(
             for (name, cache), spec, own in zip(mixture.by_head.items(), specs, sizes, strict=True)
         ]
     made = [Objective(recipe.losses, specs[0], sizes[0], **options)]
+    require_own_state(made[0], sizes[0].peers)
     for other, spec in zip(mixture.others, specs[1:], strict=True):
         pair = f"{mixture.first.path} and {other.path}"
         try:
@@ -127,6 +128,15 @@ def bind_all(
         _share_maps(made[0], found, pair)
         made.append(found)
     return made
+
+
+def require_own_state(objective: Objective, peers: int) -> None:
+    """ConfigError for losses that keep something where students trained together share it."""
+    if peers and len(objective.state):
+        raise ConfigError(
+            f"losses.{next(iter(objective.state))} keeps what it knows of one student from step to "
+            f"step, and {peers} are trained together: leave it out"
+        )
 
 
 def _bound_head(
@@ -157,6 +167,14 @@ def _share_maps(one: Objective, other: Objective, pair: str) -> None:
             f"the first and to {others.get(name)} in the second, for their teachers' widths "
             "differ: leave the loss out, or one of the caches"
         )
+    kept, others_kept = _shapes(one), _shapes(other)
+    if kept != others_kept:
+        name = next(name for name in kept if kept[name] != others_kept.get(name))
+        raise ConfigError(
+            f"{pair} do not go together: what losses.{name.partition('.')[0]} keeps from step to "
+            "step has another size for the second, for their teachers differ in depth: leave the "
+            "loss out, or one of the caches"
+        )
     remembers = [name for name, loss in one.losses.items() if hasattr(loss, "remembered")]
     if remembers:
         raise ConfigError(
@@ -170,3 +188,8 @@ def _share_maps(one: Objective, other: Objective, pair: str) -> None:
 def _widths(objective: Objective) -> dict[str, int]:
     learned: Mapping[str, Any] = dict(objective.projections.items())
     return {name: [*module.parameters()][-1].shape[0] for name, module in learned.items()}
+
+
+def _shapes(objective: Objective) -> dict[str, tuple[int, ...]]:
+    """Shapes of what losses keep between steps."""
+    return {name: tuple(kept.shape) for name, kept in objective.state.named_buffers()}

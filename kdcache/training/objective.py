@@ -112,8 +112,8 @@ class Objective:
         self.state = nn.ModuleDict(
             {
                 name: _LossState(state)
-                for name, loss in self.losses.items()
-                if (state := _first_state(loss, student, cache)) is not None
+                for name, one in self.bound.items()
+                if (state := _first_state(one, student, cache)) is not None
             }
         )
         self._applied: set[str] = set()
@@ -281,13 +281,19 @@ class _LossState(nn.Module):
 
 
 def _first_state(
-    loss: Any, student: ModelSizes, cache: CacheSpec
+    one: BoundLoss, student: ModelSizes, cache: CacheSpec
 ) -> Mapping[str, torch.Tensor] | None:
     """What a loss keeps between steps, before the first; None if it keeps nothing."""
+    loss: Any = one.loss
+    if not (hasattr(loss, "remembered") or hasattr(loss, "state")):
+        return None
+    _require_one(one)
     if hasattr(loss, "remembered"):
         found: Mapping[str, torch.Tensor] = loss.remembered(cache.documents)
         return found
-    return loss.state(student, cache.shape) if hasattr(loss, "state") else None
+    sizes = one.matches[0].source.shape if one.matches else cache.shape
+    first: Mapping[str, torch.Tensor] = loss.state(student, sizes)
+    return first
 
 
 def _own(one: BoundLoss, student: ModelSizes) -> nn.Module | None:
@@ -295,13 +301,18 @@ def _own(one: BoundLoss, student: ModelSizes) -> nn.Module | None:
     make = getattr(one.loss, "learned", None)
     if make is None:
         return None
+    _require_one(one)
+    made: nn.Module = make(student, one.matches[0].source.shape)
+    return made
+
+
+def _require_one(one: BoundLoss) -> None:
+    """ConfigError where several teachers would share what a loss learns or keeps."""
     if len(one.taught) > 1:
         raise ConfigError(
             f"losses.{one.name} learns from one teacher; {len(one.taught)} are named: make it one "
             "loss for each, with teachers = [NAME]"
         )
-    made: nn.Module = make(student, one.matches[0].source.shape)
-    return made
 
 
 def _notes(bound: Mapping[str, BoundLoss], student: ModelSizes) -> list[str]:

@@ -123,6 +123,7 @@ def attends(config: Any) -> bool:
 def unserved(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
     """Why a cache does not serve a recipe for a student of these sizes; "" if it does."""
     peers = len(recipe.student.get("together", ()))
+    cache = replace(cache, documents=min(cache.documents, 2))  # of which some losses keep a table
     try:
         for stage in recipe.in_stages():
             Objective(
@@ -170,7 +171,9 @@ def signals_for(
     places: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
     for match in matches:
         if match.use is None:
-            places[_place(match)] |= set() if match.teacher.layer is None else {match.teacher.layer}
+            places[_place(match, task)] |= (
+                set() if match.teacher.layer is None else {match.teacher.layer}
+            )
     ways = [soft + _texts(places)]
     if projected and _layers(places, PROJECTED):
         ways.append(soft + _projected(places, teacher))
@@ -187,10 +190,11 @@ def _token_bytes(texts: Sequence[str], task: Task, teacher: ModelSizes) -> int:
     )
 
 
-def _place(match: Match) -> tuple[str, str]:
-    """The tap and the positions that a match reads, the first token where a loss takes any."""
+def _place(match: Match, task: Task) -> tuple[str, str]:
+    """The tap and the positions that a match reads; where a loss takes any, those of the logits."""
     name = match.teacher.name
-    return name, (match.positions or "cls") if TAP_KINDS[name].per == "token" else ""
+    own = "cls" if task.rows == "document" else "all"
+    return name, (match.positions or own) if TAP_KINDS[name].per == "token" else ""
 
 
 def _soft(uses: Sequence[SoftUse], task: Task, outputs: int) -> list[str]:

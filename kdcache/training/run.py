@@ -114,6 +114,12 @@ class Run:
         self.parts = agree(parts)
         self.config = mixture.config(self.spec)
         require_one(self.config, self.args.world_size, dev=recipe.dev)
+        ours = mixture.heads or hasattr(self.config, "tap_widths")
+        if ours and self.args.gradient_checkpointing:
+            raise ConfigError(
+                "training.gradient_checkpointing is for a model of transformers' alone, and this "
+                "student is a module around one or several, or of your own: leave it out"
+            )
         if why := unloadable(self.config):
             self.notes.append(f"{why}: the folder holds its weights for code of your own")
         require_parameters(recipe.trainable, self.spec, self.config, mixture.caches)

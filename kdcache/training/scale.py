@@ -93,18 +93,22 @@ def require_step(args: transformers.TrainingArguments, documents: int, cache: ob
 
 
 def require_whole(args: transformers.TrainingArguments, recipe: Recipe) -> None:
-    """Raise ConfigError for a loss over pairs of documents whose steps are cut, unless allowed."""
+    """Raise ConfigError for a loss over pairs of documents whose steps are cut, unless allowed; and
+    for one that remembers documents.
+    """
     cut = args.world_size * args.gradient_accumulation_steps
-    pairs = [
-        name
-        for name, loss in recipe.losses.items()
-        if loss.over == "batch" and is_on(name, loss, recipe.schedules)
-    ]
+    on = {n: loss for n, loss in recipe.losses.items() if is_on(n, loss, recipe.schedules)}
+    parts = (
+        f"a step is cut into {cut} batches ({_ranks(args.world_size)} x accumulation "
+        f"{args.gradient_accumulation_steps}): train on one rank with "
+        "training.gradient_accumulation_steps=1"
+    )
+    for name, loss in on.items():
+        if hasattr(loss, "remembered") and cut > 1:
+            raise ConfigError(f"losses.{name} remembers documents from step to step, and {parts}")
+    pairs = [name for name, loss in on.items() if loss.over == "batch"]
     if pairs and cut > 1 and not recipe.data.split_pairs:
         raise ConfigError(
-            f"losses.{pairs[0]} compares the documents of a batch with each other, and a step is "
-            f"cut into {cut} batches ({_ranks(args.world_size)} x accumulation "
-            f"{args.gradient_accumulation_steps}): train on one rank with "
-            "training.gradient_accumulation_steps=1, or let it see the pairs within each batch "
-            "alone with data.split_pairs=true"
+            f"losses.{pairs[0]} compares the documents of a batch with each other, and {parts}, "
+            "or let it see the pairs within each batch alone with data.split_pairs=true"
         )

@@ -73,6 +73,7 @@ INPUTS: dict[str, str] = {
 }
 
 ROWS = """
+remembered documents in steps that are cut | {TRAIN} --recipe crd --set training.gradient_accumulation_steps=2 | losses.crd remembers documents + gradient_accumulation_steps=1
 recipes beside signals | plan {corpus} {AS_PLAN} --for kd --signal logits:dense | --for chooses the signals + leave --signal out
 an unknown recipe to keep signals for | build {corpus} {AS_BUILD} --for pkd | 'pkd-last' or 'pkd-skip'
 layers of a student that nothing asks for | plan {corpus} {AS_PLAN} --student-layers 2 | --student-layers is for --for

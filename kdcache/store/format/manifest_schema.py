@@ -210,7 +210,7 @@ def _task(teacher: Json, config: PlanConfig, where: Root) -> Task:
     if OF_TASK not in teacher:
         return own
     name = teacher[OF_TASK]
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise damaged(where, f"teacher.{OF_TASK}", name, f"one of {', '.join(TASKS)}")
     try:
         return over(own, TASKS[name])

@@ -383,6 +383,23 @@ def test_what_several_caches_cannot_serve_is_refused_before_anything_loads(
     refused(ConfigError, "--allow-partial is for one cache", both, allow_partial=True)
 
 
+def test_what_remembers_documents_is_refused_for_several_caches_of_any_sizes(
+    cache: Cache, corpus: Path, classifier: Path, narrow_config: str, tmp_path: Path
+) -> None:
+    few = build(
+        corpus,
+        teacher=classifier,
+        task="text-classification",
+        out=tmp_path / "few",
+        signals=["logits:dense", "hidden:layers=4,positions=cls"],
+        max_length=48,
+        limit=12,
+    )
+    with pytest.raises(ConfigError, match="losses.crd remembers the documents of one cache"):
+        train([cache, few], recipe="crd", out=tmp_path / "x", config=narrow_config)
+    assert not (tmp_path / "x").exists()
+
+
 def test_documents_of_a_dev_file_are_left_out_of_every_cache(
     cache: Cache, other: Cache, narrow_config: str, tmp_path: Path, corpus: Path
 ) -> None:

@@ -167,6 +167,12 @@ def _share_maps(one: Objective, other: Objective, pair: str) -> None:
             f"the first and to {others.get(name)} in the second, for their teachers' widths "
             "differ: leave the loss out, or one of the caches"
         )
+    remembers = [name for name, loss in one.losses.items() if hasattr(loss, "remembered")]
+    if remembers:
+        raise ConfigError(
+            f"losses.{remembers[0]} remembers the documents of one cache, and {pair} are two: "
+            "leave the loss out, or one of the caches"
+        )
     kept, others_kept = _shapes(one), _shapes(other)
     if kept != others_kept:
         name = next(name for name in kept if kept[name] != others_kept.get(name))
@@ -174,12 +180,6 @@ def _share_maps(one: Objective, other: Objective, pair: str) -> None:
             f"{pair} do not go together: what losses.{name.partition('.')[0]} keeps from step to "
             "step has another size for the second, for their teachers differ in depth: leave the "
             "loss out, or one of the caches"
-        )
-    remembers = [name for name, loss in one.losses.items() if hasattr(loss, "remembered")]
-    if remembers:
-        raise ConfigError(
-            f"losses.{remembers[0]} remembers the documents of one cache, and {pair} are two: "
-            "leave the loss out, or one of the caches"
         )
     other.projections = one.projections
     other.state = one.state  # one that is on the device, and in the checkpoint

@@ -12,7 +12,7 @@ import torch
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, even, exact, weighted
 from kdcache.losses.combine import COMBINE
-from kdcache.losses.feature_mse import PROJECTIONS
+from kdcache.losses.layer_matches import PROJECTIONS, learns
 from kdcache.signals import ModelSizes, Tap
 
 POSITIONS = ("cls", "mean")
@@ -63,9 +63,7 @@ class ALP:
                 f"teacher_layers of alp needs teacher layer {outside[0]}; the teacher has layers 0 "
                 f"(embedding output) to {teacher.layers}"
             )
-        learned = self.projection == "linear" or (
-            self.projection == "auto" and student.hidden != teacher.hidden
-        )
+        learned = learns(self.projection, [student.hidden != teacher.hidden])
         return tuple(
             Match(
                 Tap("hidden", ours),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -79,12 +79,8 @@ class AttentionScores:
     def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """Queries and keys of every token at each of the mapped layers."""
         check_heads(self.kind, student, teacher)
-        how: dict[str, Any] = {"positions": "all", "any_width": True, "whole": True}
-        return tuple(
-            Match(Tap(name, ours), Tap(name, theirs), signal=self.signal, **how)
-            for ours, theirs in attending(self.kind, self.layer_map, student, teacher)
-            for name in ("query", "key")
-        )
+        pairs = attending(self.kind, self.layer_map, student, teacher)
+        return attention_matches(pairs, ("query", "key"), self.signal)
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
         """Sum or mean over the mapped layers of each layer's sum over documents."""
@@ -242,6 +238,24 @@ def attending(
             f"embedding output; give pairs such as '{student.layers}:{teacher.layers}'"
         )
     return found
+
+
+def attention_matches(
+    pairs: Iterable[tuple[int, int]], names: Sequence[str], signal: str
+) -> tuple[Match, ...]:
+    """What is named of the attention of pairs of layers, of every token, pair by pair."""
+    return tuple(
+        Match(
+            Tap(name, ours),
+            Tap(name, theirs),
+            positions="all",
+            signal=signal,
+            any_width=True,
+            whole=True,
+        )
+        for ours, theirs in pairs
+        for name in names
+    )
 
 
 def check_heads(loss: str, student: ModelSizes, teacher: ModelSizes) -> None:

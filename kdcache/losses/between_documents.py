@@ -8,7 +8,8 @@ import torch
 
 from kdcache.errors import one_of
 from kdcache.losses.base import Match, check_number, even, exact
-from kdcache.losses.layer_maps import LayerMap, layer_pairs
+from kdcache.losses.layer_maps import LayerMap
+from kdcache.losses.layer_matches import learns, pairs_or_last
 from kdcache.signals import ModelSizes, Tap
 
 VECTORS = ("cls", "mean", "pooled")
@@ -46,24 +47,21 @@ def vector_matches(
     """
 
     def match(ours: Tap, theirs: Tap, positions: str = "") -> Match:
-        learned = projection == "linear" or (
-            projection == "auto"
-            and student.width(ours.name, ours.layer) != teacher.width(theirs.name)
-        )
+        taps = [(ours, theirs)]
+        differ = (student.width(s.name, s.layer) != teacher.width(t.name) for s, t in taps)
         name = "" if ours.layer is None else str(ours.layer)
         return Match(
             ours,
             theirs,
             positions=positions,
             signal=loss.signal,
-            project=name if learned else None,
+            project=name if learns(projection, differ) else None,
             any_width=not projection,
         )
 
     if loss.vectors == "pooled":
         return (match(Tap("pooled"), Tap("pooled")),)
-    last = f"{student.layers}:{teacher.layers}"
-    pairs = layer_pairs(loss.layer_map or last, student.layers, teacher.layers)
+    pairs = pairs_or_last(loss.layer_map, student, teacher)
     return tuple(match(Tap("hidden", s), Tap("hidden", t), loss.vectors) for s, t in pairs)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from kdcache.losses.base import Match, Step
 from kdcache.losses.layer_maps import LayerMap, layer_pairs
+from kdcache.losses.layer_matches import learns
 from kdcache.plans.batch import Rows
 from kdcache.signals import ModelSizes, Tap
 
@@ -73,7 +74,7 @@ def token_matches(
     found = []
     for ours, theirs in layer_pairs(layer_map, student.layers, teacher.layers):
         differ = student.width("hidden", ours) != teacher.hidden
-        learned = projection == "linear" or (projection == "auto" and differ)
+        learned = learns(projection, [differ])
         found.append(
             Match(
                 Tap("hidden", ours),

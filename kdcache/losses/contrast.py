@@ -19,8 +19,8 @@ from kdcache.losses.between_documents import (
     sides,
     vector_matches,
 )
-from kdcache.losses.feature_mse import PROJECTIONS
 from kdcache.losses.layer_maps import LayerMap
+from kdcache.losses.layer_matches import PROJECTIONS
 from kdcache.signals import LOGITS, ModelSizes
 
 ANCHORS = ("both", "student")

@@ -12,9 +12,9 @@ from torch.nn.functional import cosine_similarity
 from kdcache.errors import one_of
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, even, exact, weighted
 from kdcache.losses.combine import COMBINE
-from kdcache.losses.feature_mse import PROJECTIONS
-from kdcache.losses.layer_maps import LayerMap, layer_pairs
-from kdcache.signals import POSITIONS, ModelSizes, Tap
+from kdcache.losses.layer_maps import LayerMap
+from kdcache.losses.layer_matches import PROJECTIONS, hidden_matches, pairs_or_last
+from kdcache.signals import POSITIONS, ModelSizes
 from kdcache.signals.taps import positions_of
 
 EPS = 1e-12
@@ -59,21 +59,15 @@ class Cosine:
 
     def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """The mapped layers at the wanted positions, and a projection where widths differ."""
-        last = f"{student.layers}:{teacher.layers}"
-        pairs = layer_pairs(self.layer_map or last, student.layers, teacher.layers)
-        learned = self.projection == "linear" or (
-            self.projection == "auto"
-            and any(student.width("hidden", ours) != teacher.hidden for ours, _ in pairs)
-        )
-        return tuple(
-            Match(
-                Tap("hidden", ours),
-                Tap("hidden", theirs),
-                positions="" if self.positions == "cache" else self.positions,
-                signal=self.signal,
-                project=None if not learned else "" if self.shared_projection else str(ours),
-            )
-            for ours, theirs in pairs
+        pairs = pairs_or_last(self.layer_map, student, teacher)
+        return hidden_matches(
+            pairs,
+            student,
+            teacher,
+            positions=self.positions,
+            signal=self.signal,
+            projection=self.projection,
+            shared=self.shared_projection,
         )
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:

@@ -11,13 +11,13 @@ from torch.nn.functional import smooth_l1_loss
 from torch.utils.checkpoint import checkpoint
 
 from kdcache.errors import ConfigError, one_of
-from kdcache.losses.attention import attending
+from kdcache.losses.attention import attending, attention_matches, heads_of
 from kdcache.losses.base import Match, Over, Pair, Step, check_number
 from kdcache.losses.between_documents import products, safe, shares, sides
 from kdcache.losses.by_document import ByDocument, by_document, token_matches
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LayerMap
-from kdcache.signals import ModelSizes, Tap
+from kdcache.signals import ModelSizes
 
 OF = ("hidden", "attention")
 CHUNK_BYTES = 2**24
@@ -73,12 +73,8 @@ class Distances:
                 "distances between rows of attention take as many heads on both sides; the student "
                 f"has {student.heads} and the teacher {teacher.heads}: set of=hidden"
             )
-        how: dict[str, Any] = {"positions": "all", "any_width": True, "whole": True}
-        return tuple(
-            Match(Tap(kind, ours), Tap(kind, theirs), signal=self.signal, **how)
-            for ours, theirs in attending(self.kind, self.layer_map, student, teacher)
-            for kind in ("query", "key")
-        )
+        pairs = attending(self.kind, self.layer_map, student, teacher)
+        return attention_matches(pairs, ("query", "key"), self.signal)
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
         """Sum or mean over the mapped layers of the batch's share of the step times its loss."""
@@ -86,19 +82,13 @@ class Distances:
         if self.of == "hidden":
             layers = [_hidden(pair, documents) for pair in pairs]
         else:
-            heads = _heads(step)
+            heads = heads_of(step)
             layers = [
                 _scores(*both, documents, heads)
                 for both in zip(pairs[::2], pairs[1::2], strict=True)
             ]
         found = [distance_loss(*layer, documents, step.weight) for layer in layers]
         return COMBINE[self.layers](torch.stack(found), step.state)
-
-
-def _heads(step: Step) -> int:
-    """Heads of the student's attention, as many as the teacher's."""
-    values = step.activations.values
-    return next(values[tap].shape[1] for tap in values if tap.name == "query")
 
 
 def _hidden(pair: Pair, documents: ByDocument) -> tuple[Points, Points]:

@@ -13,7 +13,7 @@ from kdcache.errors import ConfigError, one_of
 from kdcache.losses import transport
 from kdcache.losses.attention import check_heads, heads_of, pieces
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact
-from kdcache.losses.feature_mse import PROJECTIONS
+from kdcache.losses.layer_matches import PROJECTIONS, learns
 from kdcache.signals import ModelSizes, Tap
 from kdcache_kernels.relation_kl.pieces import Piece
 
@@ -68,9 +68,7 @@ class EMD:
                 "loss"
             )
         check_heads(self.kind, student, teacher)
-        learned = self.projection == "linear" or (
-            self.projection == "auto" and student.hidden != teacher.hidden
-        )
+        learned = learns(self.projection, [student.hidden != teacher.hidden])
         blocks = [
             (min(block, student.layers), min(block, teacher.layers))
             for block in range(1, max(student.layers, teacher.layers) + 1)

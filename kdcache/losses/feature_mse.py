@@ -12,12 +12,12 @@ from kdcache.errors import ConfigError, one_of
 from kdcache.losses.base import Match, Over, Pair, Step, check_number
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LAYER_MAPS, LayerMap, explicit_pairs, layer_pairs
-from kdcache.signals import POSITIONS, LayerRows, ModelSizes, Tap
+from kdcache.losses.layer_matches import PROJECTIONS, hidden_matches
+from kdcache.signals import POSITIONS, LayerRows, ModelSizes
 from kdcache.signals.taps import positions_of
 from kdcache_kernels import hidden_mse
 
 NORMALIZE = ("none", "l2", "layernorm")
-PROJECTIONS = ("auto", "none", "linear")
 PADS = ("out", "count")
 
 
@@ -87,19 +87,14 @@ class HiddenMSE:
     def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """The mapped layers at the wanted positions, and a projection where widths differ."""
         pairs = layer_pairs(self.layer_map, student.layers, teacher.layers)
-        learned = self.projection == "linear" or (
-            self.projection == "auto"
-            and any(student.width("hidden", ours) != teacher.hidden for ours, _ in pairs)
-        )
-        return tuple(
-            Match(
-                Tap("hidden", ours),
-                Tap("hidden", theirs),
-                positions="" if self.positions == "cache" else self.positions,
-                signal=self.signal,
-                project=None if not learned else "" if self.shared_projection else str(ours),
-            )
-            for ours, theirs in pairs
+        return hidden_matches(
+            pairs,
+            student,
+            teacher,
+            positions=self.positions,
+            signal=self.signal,
+            projection=self.projection,
+            shared=self.shared_projection,
         )
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:

@@ -15,8 +15,8 @@ from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact, we
 from kdcache.losses.between_documents import products
 from kdcache.losses.by_document import ByDocument, by_document, token_matches
 from kdcache.losses.combine import COMBINE
-from kdcache.losses.feature_mse import PROJECTIONS
 from kdcache.losses.layer_maps import LayerMap
+from kdcache.losses.layer_matches import PROJECTIONS
 from kdcache.signals import ModelSizes
 
 

@@ -12,7 +12,8 @@ from kdcache.errors import one_of
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, even, exact, weighted
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LayerMap, layer_pairs
-from kdcache.signals import POSITIONS, ModelSizes, Tap
+from kdcache.losses.layer_matches import hidden_matches
+from kdcache.signals import POSITIONS, ModelSizes
 from kdcache.signals.taps import positions_of
 
 
@@ -56,15 +57,9 @@ class Moments:
 
     def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """The mapped layers at the wanted positions, of any widths."""
-        return tuple(
-            Match(
-                Tap("hidden", ours),
-                Tap("hidden", theirs),
-                positions="" if self.positions == "cache" else self.positions,
-                signal=self.signal,
-                any_width=True,
-            )
-            for ours, theirs in layer_pairs(self.layer_map, student.layers, teacher.layers)
+        pairs = layer_pairs(self.layer_map, student.layers, teacher.layers)
+        return hidden_matches(
+            pairs, student, teacher, positions=self.positions, signal=self.signal, any_width=True
         )
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:

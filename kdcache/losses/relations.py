@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from kdcache.errors import ConfigError, one_of
+from kdcache.losses.attention import attention_matches
 from kdcache.losses.base import Match, Over, Pair, Step, check_number
-from kdcache.losses.layer_maps import LayerMap, layer_pairs
-from kdcache.signals import TAP_KINDS, ModelSizes, Tap
+from kdcache.losses.layer_maps import LayerMap
+from kdcache.losses.layer_matches import pairs_or_last
+from kdcache.signals import TAP_KINDS, ModelSizes
 from kdcache_kernels import relation_kl
 
 KINDS = ("query", "key", "value")
@@ -81,21 +83,16 @@ class Relations:
 
     def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """Queries, keys or values of every token, of any widths that the heads divide."""
-        last = f"{student.layers}:{teacher.layers}"
-        pairs = layer_pairs(self.layer_map or last, student.layers, teacher.layers)
+        pairs = pairs_or_last(self.layer_map, student, teacher)
         lowest = [pair for pair in pairs if 0 in pair]
         if lowest:
             raise ConfigError(
                 f"layer_map of relations pairs layers that attend, from 1; got {lowest[0][0]}:"
-                f"{lowest[0][1]}: 0 is the embedding output; give pairs such as {last!r}"
+                f"{lowest[0][1]}: 0 is the embedding output; give pairs such as "
+                f"'{student.layers}:{teacher.layers}'"
             )
         self._check_widths(student, teacher, max(ours for ours, _ in pairs))
-        how: dict[str, Any] = {"positions": "all", "any_width": True, "whole": True}
-        return tuple(
-            Match(Tap(kind, ours), Tap(kind, theirs), signal=self.signal, **how)
-            for ours, theirs in pairs
-            for kind in self.kinds
-        )
+        return attention_matches(pairs, self.kinds, self.signal)
 
     def _check_widths(self, student: ModelSizes, teacher: ModelSizes, layer: int) -> None:
         """See to it that both sides can be cut into the heads, and that two kinds are as wide.

@@ -15,7 +15,8 @@ from kdcache.errors import one_of
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, weighted
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LayerMap, layer_pairs
-from kdcache.signals import ModelSizes, Tap
+from kdcache.losses.layer_matches import hidden_matches
+from kdcache.signals import ModelSizes
 
 POSITIONS = ("cls", "mean", "all")
 VARIANCE, LEAST = 5.0, 1e-5
@@ -53,15 +54,9 @@ class VID:
 
     def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """The mapped layers, of any widths."""
-        return tuple(
-            Match(
-                Tap("hidden", ours),
-                Tap("hidden", theirs),
-                positions=self.positions,
-                signal=self.signal,
-                any_width=True,
-            )
-            for ours, theirs in layer_pairs(self.layer_map, student.layers, teacher.layers)
+        pairs = layer_pairs(self.layer_map, student.layers, teacher.layers)
+        return hidden_matches(
+            pairs, student, teacher, positions=self.positions, signal=self.signal, any_width=True
         )
 
     def learned(self, student: ModelSizes, teacher: ModelSizes) -> nn.Module:

@@ -70,10 +70,7 @@ def augment(
         round_number=round_,
         seed=seed,
         device=device,
-        text_columns=tuple(text_column or ()),
-        label_column=o.one_or_several(label_column),
-        ignore_columns=tuple(ignore_columns or ()),
-        limit=limit,
+        **o.columns(context),
         progress=context.obj,
     )
     if as_json:

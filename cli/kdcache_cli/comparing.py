@@ -43,18 +43,13 @@ def compare(
     bins: Annotated[
         int, typer.Option(metavar="N", min=1, help="Rows of lengths, quantiles of the tokens.")
     ] = 4,
-    batch_size: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Documents of a forward.")
-    ] = 64,
+    batch_size: o.ForwardBatch = 64,
     device: o.Device = "auto",
     text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
     ignore_columns: o.IgnoreColumns = None,
     limit: o.Limit = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(metavar="TOKENS", help="Tokens of a document (as in its training, or 128)."),
-    ] = None,
+    max_length: o.ModelMaxLength = None,
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.AsJson = False,
 ) -> None:
@@ -74,10 +69,7 @@ def compare(
         bins=bins,
         batch_size=batch_size,
         device=device,
-        text_columns=tuple(text_column or ()),
-        label_column=o.one_or_several(label_column),
-        ignore_columns=tuple(ignore_columns or ()),
-        limit=limit,
+        **o.columns(context),
         max_length=max_length,
         trust_remote_code=trust_remote_code,
         progress=context.obj,

@@ -117,6 +117,20 @@ def plan_options(context: typer.Context) -> Any:
     return {field: value for field, value in values.items() if value not in (None, [], ())}
 
 
+COLUMNS = ("text_column", "label_column", "ignore_columns", "limit")
+
+
+def columns(context: typer.Context) -> Any:
+    """Which columns of a file are read, and how many documents, as functions take them."""
+    text, label, ignored, limit = (context.params[name] for name in COLUMNS)
+    return {
+        "text_columns": tuple(text or ()),
+        "label_column": one_or_several(label),
+        "ignore_columns": tuple(ignored or ()),
+        "limit": limit,
+    }
+
+
 def one_corpus(paths: list[str]) -> Any:
     """A path alone may be the folder of a plan; several are files of one corpus."""
     return paths[0] if len(paths) == 1 else paths
@@ -241,6 +255,11 @@ For = Annotated[
         help="Keep what these recipes need, as in tinybert,minilmv2, in the fewest bytes; in the "
         "place of --signal.",
     ),
+]
+ForwardBatch = Annotated[int, typer.Option(metavar="N", min=1, help="Documents of a forward.")]
+ModelMaxLength = Annotated[
+    int | None,
+    typer.Option(metavar="TOKENS", help="Tokens of a document (as in its training, or 128)."),
 ]
 StudentLayers = Annotated[
     int | None,

@@ -105,10 +105,7 @@ def teach(
         max_length=max_length,
         seed=seed,
         device=device,
-        text_columns=tuple(text_column or ()),
-        label_column=o.one_or_several(label_column),
-        ignore_columns=tuple(ignore_columns or ()),
-        limit=limit,
+        **o.columns(context),
         progress=context.obj,
         **{name: value for name, value in asked.items() if value is not None},
     )

@@ -215,18 +215,13 @@ def evaluate(
         str | None,
         typer.Option(metavar="FOLDER", help="Score and time this teacher on the same documents."),
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Documents of a forward.")
-    ] = 64,
+    batch_size: o.ForwardBatch = 64,
     device: o.Device = "auto",
     text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
     ignore_columns: o.IgnoreColumns = None,
     limit: o.Limit = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(metavar="TOKENS", help="Tokens of a document (as in its training, or 128)."),
-    ] = None,
+    max_length: o.ModelMaxLength = None,
     predictions: Annotated[
         Path | None,
         typer.Option(metavar="CSV", help="Write each document's label and prediction there."),
@@ -248,10 +243,7 @@ def evaluate(
         teacher=teacher,
         batch_size=batch_size,
         device=device,
-        text_columns=tuple(text_column or ()),
-        label_column=o.one_or_several(label_column),
-        ignore_columns=tuple(ignore_columns or ()),
-        limit=limit,
+        **o.columns(context),
         max_length=max_length,
         predictions=predictions,
         trust_remote_code=trust_remote_code,

@@ -76,10 +76,8 @@ def served_by(cache: Cache, recipes: Iterable[Recipe], layers: int | None = None
     for recipe in recipes:
         known = cache_spec(cache, labelled, several=bool(recipe.teaching))
         why = unserved(recipe, known, student)
-        found.append(Served(recipe=recipe.name, why=why))
-        if why:
-            signals = _remedy(recipe, known, student, teacher, config)
-            found[-1] = replace(found[-1], signals=signals)
+        signals = _remedy(recipe, known, student, teacher, config) if why else ()
+        found.append(Served(recipe=recipe.name, why=why, signals=signals))
     return found
 
 

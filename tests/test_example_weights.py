@@ -196,7 +196,8 @@ def test_a_step_of_weighed_documents_is_its_whole_batch_and_divides_by_what_is_s
     table = {"name": "column", "column": "weight", "file": str(weighed), "mean": mean}
     known = (cache, classifier, ALL["kl and hard"], torch.float64)
     trainer, taken = Student(*known).trainer(tmp_path, turns=TURNS)
-    trainer.weighers, trainer.dataset.weighed = [weigher(cache, table)], True  # type: ignore[attr-defined]
+    trainer.weighers = [weigher(cache, table)]
+    trainer.dataset.weighed = True  # type: ignore[attr-defined]  # of one cache, which has it
     (first, _), (gradients, _) = steps.run(trainer, taken)
     whole = Student(*known)
     batch = whole.data().read(steps_of(whole.data(), BATCH * TURNS)[0])

@@ -395,7 +395,7 @@ def test_what_remembers_documents_is_refused_for_several_caches_of_any_sizes(
         max_length=48,
         limit=12,
     )
-    with pytest.raises(ConfigError, match="losses.crd remembers the documents of one cache"):
+    with pytest.raises(ConfigError, match=r"losses\.crd remembers the documents of one cache"):
         train([cache, few], recipe="crd", out=tmp_path / "x", config=narrow_config)
     assert not (tmp_path / "x").exists()
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from kdcache.errors import one_of
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact, weighted
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, sides, weighted
 from kdcache.losses.by_document import ByDocument, by_document, token_matches
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.feature_mse import PADS
@@ -76,6 +76,5 @@ def attention_rows(
     `student` is [N, H], `teacher` [N, width]. Source: Zagoruyko and Komodakis 2017,
     arXiv:1612.03928.
     """
-    ours = exact(student)
-    maps = [documents.unit(rows.square().mean(1)) for rows in (ours, teacher.to(ours.dtype))]
+    maps = [documents.unit(rows.square().mean(1)) for rows in sides(student, teacher)]
     return (maps[0] - maps[1]).square()

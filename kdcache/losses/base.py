@@ -158,6 +158,17 @@ def exact(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def sides(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both sides in the precision that losses are worked out in."""
+    ours = exact(student)
+    return ours, teacher.to(ours.dtype)
+
+
+def safe(length: torch.Tensor) -> torch.Tensor:
+    """What to divide by: lengths, and 1 where there is none."""
+    return torch.where(length > 0, length, 1.0)
+
+
 def weighted(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The sum of the rows' values, each times its weight; autocast would round a product `@`."""
     return (rows * weight.to(rows.dtype)).sum()

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from kdcache.errors import one_of
-from kdcache.losses.base import Match, check_number, even, exact
+from kdcache.losses.base import Match, check_number, even, safe
 from kdcache.losses.layer_maps import LayerMap
 from kdcache.losses.layer_matches import learns, pairs_or_last
 from kdcache.signals import ModelSizes, Tap
@@ -89,21 +89,10 @@ def shares(vectors: torch.Tensor, weight: torch.Tensor | None) -> Shares:
     of_each = even(vectors) if weight is None else weight.to(vectors.dtype)
     total = of_each.sum()
     number = (of_each > 0).sum().clamp(min=1)
-    return Shares(total, of_each / torch.where(total > 0, total, 1.0), number)
-
-
-def sides(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both sides in the precision that losses are worked out in."""
-    ours = exact(student)
-    return ours, teacher.to(ours.dtype)
+    return Shares(total, of_each / safe(total), number)
 
 
 def products(vectors: torch.Tensor, others: torch.Tensor | None = None) -> torch.Tensor:
     """Products of every two of [..., B, H] and [..., C, H]: [..., B, C]; autocast rounds none."""
     with torch.autocast(vectors.device.type, enabled=False):
         return vectors @ (vectors if others is None else others).transpose(-1, -2)
-
-
-def safe(length: torch.Tensor) -> torch.Tensor:
-    """What to divide by: lengths, and 1 where there is none."""
-    return torch.where(length > 0, length, 1.0)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from kdcache.losses.base import Match, Step
+from kdcache.losses.base import Match, Step, safe
 from kdcache.losses.layer_maps import LayerMap, layer_pairs
 from kdcache.losses.layer_matches import learns
 from kdcache.plans.batch import Rows
@@ -38,7 +38,7 @@ class ByDocument(NamedTuple):
     def unit(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [N, ...] over the length that each column has in a document; zeros stay zeros."""
         squares = self.sums(rows.square())
-        return rows / torch.where(squares > 0, squares, 1.0).sqrt()[self.owner]
+        return rows / safe(squares).sqrt()[self.owner]
 
     def padded(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [N, ...] as [B, longest, ...], zeros at pads."""

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 
 from kdcache.errors import one_of
-from kdcache.losses.base import Match, Over, Pair, Step
-from kdcache.losses.between_documents import check_vectors, safe, shares, sides, vector_matches
+from kdcache.losses.base import Match, Over, Pair, Step, safe, sides
+from kdcache.losses.between_documents import check_vectors, shares, vector_matches
 from kdcache.losses.layer_maps import LayerMap
 from kdcache.losses.layer_matches import PROJECTIONS
 from kdcache.signals import ModelSizes

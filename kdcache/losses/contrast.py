@@ -11,14 +11,8 @@ from torch.nn.functional import normalize
 
 from kdcache.errors import one_of
 from kdcache.labels import known_rows
-from kdcache.losses.base import LABELS, Match, Over, Pair, Step, check_number
-from kdcache.losses.between_documents import (
-    check_vectors,
-    products,
-    shares,
-    sides,
-    vector_matches,
-)
+from kdcache.losses.base import LABELS, Match, Over, Pair, Step, check_number, safe, sides
+from kdcache.losses.between_documents import check_vectors, products, shares, vector_matches
 from kdcache.losses.layer_maps import LayerMap
 from kdcache.losses.layer_matches import PROJECTIONS
 from kdcache.signals import LOGITS, ModelSizes
@@ -121,7 +115,7 @@ def contrast_loss(
     logs = cosines - ((cosines.exp() * counts).sum(1, keepdim=True) + EPSILON).log()
     alike = _alike(labels).repeat(2, 2) * counts
     number = alike.sum(1)
-    rows = -(alike * logs).sum(1) / torch.where(number > 0, number, 1.0)
+    rows = -(alike * logs).sum(1) / safe(number)
     if anchors == "student":
         return of.total * (rows[: len(ours)] * of.share).sum()
     return of.total * (rows * of.share.repeat(2)).sum() / 2

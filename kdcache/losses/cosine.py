@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from kdcache.errors import one_of
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, even, exact, weighted
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, even, sides, weighted
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LayerMap
 from kdcache.losses.layer_matches import PROJECTIONS, hidden_matches, pairs_or_last
@@ -85,6 +85,5 @@ def cosine_loss(
     """
     weight = even(student) if weight is None else weight
     live = (weight != 0)[:, None]  # a row that does not count may hold anything
-    ours = exact(student).where(live, 0)
-    theirs = teacher.to(ours.dtype).where(live, 0)
+    ours, theirs = (rows.where(live, 0) for rows in sides(student, teacher))
     return weighted(1 - cosine_similarity(ours, theirs, eps=EPS), weight)

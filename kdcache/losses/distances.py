@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses.attention import attending, attention_matches, heads_of
-from kdcache.losses.base import Match, Over, Pair, Step, check_number
-from kdcache.losses.between_documents import products, safe, shares, sides
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, safe, sides
+from kdcache.losses.between_documents import products, shares
 from kdcache.losses.by_document import ByDocument, by_document, token_matches
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LayerMap

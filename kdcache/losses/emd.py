@@ -12,7 +12,7 @@ import torch
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses import transport
 from kdcache.losses.attention import check_heads, heads_of, pieces
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact, safe
 from kdcache.losses.layer_matches import PROJECTIONS, learns
 from kdcache.signals import ModelSizes, Tap
 from kdcache_kernels.relation_kl.pieces import Piece
@@ -159,12 +159,12 @@ class _Documents(NamedTuple):
     def of(cls, step: Step) -> _Documents:
         total = step.weight.sum()
         lengths = step.batch["attention_mask"].sum(1).tolist()
-        return cls(lengths, step.weight / _or_one(total), step)
+        return cls(lengths, step.weight / safe(total), step)
 
     def _even(self, counts: list[int], columns: int) -> torch.Tensor:
         """What a value counts for in each document, which has so many rows of so many values."""
         of_each = self.share.new_tensor(counts)
-        return self.share / _or_one((self.share * of_each).sum()) / columns
+        return self.share / safe((self.share * of_each).sum()) / columns
 
     def states(self, pairs: Sequence[Pair], depths: tuple[int, int]) -> Iterator[Chunk]:
         """Hidden states of all tokens at once, [tokens, H]."""
@@ -242,7 +242,7 @@ def _from_means(
     parts = []
     for one, flows in zip(ours, flow, strict=True):
         total = flows.sum()
-        mean = torch.tensordot(flows / _or_one(total), every, 1)
+        mean = torch.tensordot(flows / safe(total), every, 1)
         parts.append(total * squared(one, mean, weight))
     return torch.stack(parts).sum()
 
@@ -253,8 +253,3 @@ def _average(state: State) -> None:
         names = [f"{side}_{kind}" for kind in KINDS]
         both = torch.stack([state[name] for name in names]).mean(0)
         state |= dict.fromkeys(names, both)
-
-
-def _or_one(number: torch.Tensor) -> torch.Tensor:
-    """A number to divide by; 1 where it is 0."""
-    return torch.where(number > 0, number, 1.0)

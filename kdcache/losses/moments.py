@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from kdcache.errors import one_of
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, even, exact, weighted
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, even, sides, weighted
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LayerMap, layer_pairs
 from kdcache.losses.layer_matches import hidden_matches
@@ -84,9 +84,8 @@ def moment_losses(
 
     Source: Sun et al. 2020, arXiv:2004.02984.
     """
-    ours = exact(student)
-    (mean, variance), (known_mean, known_variance) = map(_moments, (ours, teacher.to(ours.dtype)))
-    rows = even(ours) if weight is None else weight
+    (mean, variance), (known_mean, known_variance) = map(_moments, sides(student, teacher))
+    rows = even(mean) if weight is None else weight
     squares = (mean - known_mean).square()
     return weighted(squares, rows), weighted((variance - known_variance).abs(), rows)
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 
 from kdcache.errors import one_of
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, weighted
-from kdcache.losses.between_documents import products, sides
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, sides, weighted
+from kdcache.losses.between_documents import products
 from kdcache.losses.by_document import ByDocument, by_document, token_matches
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LayerMap

@@ -9,15 +9,8 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import smooth_l1_loss
 
-from kdcache.losses.base import Match, Over, Pair, Step, check_number
-from kdcache.losses.between_documents import (
-    check_vectors,
-    products,
-    safe,
-    shares,
-    sides,
-    vector_matches,
-)
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, safe, sides
+from kdcache.losses.between_documents import check_vectors, products, shares, vector_matches
 from kdcache.losses.layer_maps import LayerMap
 from kdcache.signals import ModelSizes
 

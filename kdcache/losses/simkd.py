@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from kdcache.errors import ConfigError, one_of
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, weighted
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, safe, weighted
 from kdcache.signals import ModelSizes, Tap
 
 PROJECTORS = ("linear", "bottleneck")
@@ -131,7 +131,7 @@ class Projector(nn.Module):
     def forward(self, rows: torch.Tensor, weight: torch.Tensor, state: State) -> torch.Tensor:
         """Project rows [B, width] that count for `weight` [B], and update `state`."""
         total = weight.sum()
-        share = (weight / torch.where(total > 0, total, 1.0)).to(self.gains[0].dtype)
+        share = (weight / safe(total)).to(self.gains[0].dtype)
         found = rows.to(self.gains[0].dtype)
         with torch.autocast(rows.device.type, enabled=False):  # which would round the statistics
             for place, relu in enumerate(self.relus):
@@ -152,7 +152,7 @@ class Projector(nn.Module):
         variance = (share[:, None] * apart.square()).sum(0)
         _follow(state, f"mean{place}", mean, share)
         fewer = 1 - share.square().sum()  # 1 - 1/B of B documents that count alike
-        unbiased = variance / torch.where(fewer > 0, fewer, 1.0)
+        unbiased = variance / safe(fewer)
         _follow(state, f"variance{place}", unbiased, share)
         normal = apart * (variance + EPSILON).rsqrt()
         found: torch.Tensor = normal * self.gains[place] + self.shifts[place]

@@ -8,15 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from kdcache.losses.base import Match, Over, Pair, Step
-from kdcache.losses.between_documents import (
-    check_vectors,
-    products,
-    safe,
-    shares,
-    sides,
-    vector_matches,
-)
+from kdcache.losses.base import Match, Over, Pair, Step, safe, sides
+from kdcache.losses.between_documents import check_vectors, products, shares, vector_matches
 from kdcache.losses.layer_maps import LayerMap
 from kdcache.signals import ModelSizes
 

@@ -61,7 +61,8 @@ $(READY): FORCE
 endif
 
 # No build isolation: pip would fetch an unpinned setuptools, and the variable that could pin it,
-# PIP_CONSTRAINT, is split at spaces and ignored by newer versions of pip.
+# PIP_CONSTRAINT, is split at spaces and ignored by newer versions of pip. setuptools-scm is what
+# seqeval's source distribution, its only one, takes its version from.
 $(READY): pyproject.toml constraints.txt
 	@command -v "$(PYTHON)" >/dev/null || \
 		{ echo "error: no $(PYTHON) found; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3"; exit 1; }
@@ -72,7 +73,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PY) -c 'import pip' 2>/dev/null || \
 		{ echo "Creating .venv with $$("$(PYTHON)" -V)"; "$(PYTHON)" -m venv --clear .venv; }
 	@echo "Installing the pinned dependencies into .venv (1 to 3 minutes, PyTorch is the large one)"
-	@$(PIP) install $(PIP_ARGS) -c constraints.txt setuptools
+	@$(PIP) install $(PIP_ARGS) -c constraints.txt setuptools setuptools-scm
 	@$(PIP) install $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[demo,dev,ner,onnx,s3]'
 	@$(PY) -m kdcache.demo.reviews || true # the demo's corpus; offline the demo says what else to do
 	@printf '%s\n' "$(CURDIR)" > $@

@@ -16,7 +16,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,12 @@ from kdcache.models import Teacher, load_teacher, run
 from kdcache.plans import Docs
 from kdcache.plans.batch import Batch
 from kdcache.progress import quiet
-from kdcache.signals import LOGITS, ModelSizes, SoftLabels, Tap
-from kdcache.store import Cache
+from kdcache.signals import LOGITS, Activations, LayerRows, ModelSizes, SoftLabels, Tap
+from kdcache.store import Cache, open_cache
 from kdcache.training.documents import CachedDocuments
+from kdcache.training.mixture import Mixture
 from kdcache.training.recipe import load_recipe
-from kdcache.training.run import Run
+from kdcache.training.stages import Stages
 from kdcache_kernels import topk_encode
 
 WARM_UP = 5
@@ -45,44 +45,55 @@ class OnlineDocuments(CachedDocuments):
 
     ahead = False  # the teacher is timed in the loop, not beside it
 
-    def __init__(self, source: CachedDocuments, teacher: Teacher, k: int | None) -> None:
+    def __init__(self, source: CachedDocuments, teacher: Teacher) -> None:
         super().__init__(source.cache, [], seed=source.seed, window=source.window)
-        self.teacher, self.k = teacher, k
+        self.teacher = teacher
+        self.taps = tuple({tap: None for one in self.cache.signals.values() for tap in one.taps()})
         self.seconds: list[float] = []
 
     def read(self, docs: Sequence[int] | Docs) -> Batch:
         batch = super().read(docs)
         started = time.perf_counter()
         with torch.inference_mode():
-            task = self.cache.plan.config.task
-            logits = run(self.teacher.model, batch, [LOGITS], task=task)[LOGITS]
-            exact = {"values": logits}
-            if self.k is not None:
-                names = ("ids", "logprobs", "tail_logmass", "tail_stat")
-                exact = dict(zip(names, topk_encode(logits, self.k), strict=True))
+            given = run(self.teacher.model, batch, self.taps, task=self.cache.plan.config.task)
+            rows = {
+                f"{name}/{part}": values
+                for name, signal in self.cache.signals.items()
+                for part, values in signal.exact(given).items()
+            }
         self.seconds.append(time.perf_counter() - started)
-        batch.update({f"logits/{name}": value.clone() for name, value in exact.items()})
+        batch.update({name: values.clone() for name, values in rows.items()})
         return batch
 
 
-class OnlineLogits:
-    """Reads the teacher's values as they came; no codec in between.
+class Online:
+    """A signal whose rows come as the teacher gives them: no codec in between.
 
-    Its rows are those of `cached`, the signal it stands for.
+    All else about it is what `cached` says, the signal it stands for. Of soft labels the `k` most
+    likely are kept, where that is given.
     """
 
-    def __init__(self, cached: Any) -> None:
-        self.arrays = cached.arrays
+    def __init__(self, cached: Any, k: int | None) -> None:
+        self.cached, self.k = cached, k
 
-    def gives(self) -> tuple[Tap, ...]:
-        """Soft labels."""
-        return (LOGITS,)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cached, name)
 
-    def decode(self, rows: dict[str, torch.Tensor], tap: Tap, sizes: ModelSizes) -> SoftLabels:
-        """Soft labels of a batch that `OnlineDocuments` made."""
-        if "values" not in rows:
+    def exact(self, given: Activations) -> dict[str, torch.Tensor]:
+        """Rows of a batch: by tap, of truncated soft labels by their parts."""
+        rows = {str(tap): values for tap, values in self.cached.values(given).items()}
+        if self.k is None or str(LOGITS) not in rows:
+            return rows
+        names = ("ids", "logprobs", "tail_logmass", "tail_stat")
+        return dict(zip(names, topk_encode(rows[str(LOGITS)], self.k), strict=True))
+
+    def decode(self, rows: dict[str, torch.Tensor], tap: Tap, sizes: ModelSizes) -> Any:
+        """The teacher's side of a batch that `OnlineDocuments` made."""
+        if tap != LOGITS:
+            return LayerRows(codes=rows[str(tap)])
+        if str(LOGITS) not in rows:
             return SoftLabels(**rows)
-        values = rows["values"]
+        values = rows[str(LOGITS)]
         ids = torch.arange(sizes.outputs).expand(values.shape)
         return SoftLabels(ids=ids, logprobs=values.log_softmax(-1), values=values)
 
@@ -92,20 +103,23 @@ def train_once(
 ) -> dict[str, Any]:
     """Train one student; losses of every logged step, seconds of every step."""
     shutil.rmtree(out, ignore_errors=True)
-    run = Run(cache, None, recipe, out, resume=False, progress=quiet)
     if online is not None:
-        run.dataset = OnlineDocuments(run.dataset, *online)
-        signals = dict(run.objective.cache.signals)
-        signals["logits"] = OnlineLogits(signals["logits"])
-        run.objective.cache = replace(run.objective.cache, signals=signals)
-    metrics = run.train([])
+        teacher, k = online
+        cache = open_cache(cache.path)
+        cache.signals = {name: Online(signal, k) for name, signal in cache.signals.items()}
+    made = {"resume": False, "progress": quiet, "mixture": Mixture((cache,))}
+    stages = Stages(cache, None, recipe, out, **made)
+    dataset = stages.run.dataset
+    if online is not None:
+        dataset = stages.run.dataset = OnlineDocuments(dataset, teacher)
+    metrics = stages.train([])
     log = json.loads((out / "training_log.json").read_text())
     return {
         "losses": [entry["loss"] for entry in log if "loss" in entry],
         "step_seconds": metrics["step_seconds_median"],
         "data_wait_share": metrics["data_wait_share"],
         "teacher_seconds": (
-            statistics.median(run.dataset.seconds[WARM_UP:] or run.dataset.seconds)
+            statistics.median(dataset.seconds[WARM_UP:] or dataset.seconds)
             if online is not None
             else None
         ),

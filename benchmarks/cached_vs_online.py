@@ -2,6 +2,7 @@
 
     python benchmarks/cached_vs_online.py sst2 --data sst2 --teacher minilm-sst2
     python benchmarks/cached_vs_online.py masked-lm --data wikitext2 --teacher minilm-mlm
+    python benchmarks/cached_vs_online.py methods --data sst2 --teacher minilm-sst2 --limit 1280
 
 Order, seeds, student and losses are the same; only where the soft labels come from differs. Online,
 they are the teacher's exact values; in the cache they passed its codec.
@@ -109,10 +110,11 @@ def train_once(
         cache.signals = {name: Online(signal, k) for name, signal in cache.signals.items()}
     made = {"resume": False, "progress": quiet, "mixture": Mixture((cache,))}
     stages = Stages(cache, None, recipe, out, **made)
-    dataset = stages.run.dataset
     if online is not None:
-        dataset = stages.run.dataset = OnlineDocuments(dataset, teacher)
+        for stage in stages.runs.values():
+            stage.dataset = OnlineDocuments(stage.dataset, teacher)
     metrics = stages.train([])
+    dataset = stages.run.dataset
     log = json.loads((out / "training_log.json").read_text())
     return {
         "losses": [entry["loss"] for entry in log if "loss" in entry],
@@ -302,7 +304,51 @@ def masked_lm(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> d
     }
 
 
+METHODS = {"tinybert": "3,6", "minilmv2": "3,6", "pkd-skip": "1,2,3", "bert-emd": "3,6"}
+"""Recipes that learn from inside the teacher, and the teacher's layers that their student has."""
+
+
+def methods(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dict[str, Any]:
+    """Loss curves of methods that learn from hidden states and attention, in fp16 and in int8."""
+    task = "text-classification"
+    loaded = load_teacher(teacher, task=task)
+    last = loaded.model.config.num_hidden_layers
+    every = "-".join(map(str, range(1, last + 1)))
+    caches = {
+        dtype: build(
+            data / "train.tsv", teacher=teacher, task=task, out=out / f"{dtype}.zarr", limit=limit,
+            signals=[
+                "logits:dense",
+                f"hidden:layers=0-{every},positions=all,dtype={dtype}",
+                f"query:layers={every},dtype={dtype}",
+                f"key:layers={every},dtype={dtype}",
+                f"value:layers={last},dtype={dtype}",
+            ],
+        )
+        for dtype in ("fp16", "int8")
+    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for name, layers in METHODS.items():
+        recipe = load_recipe(name, [f"student.init_from_teacher=[{layers}]"])
+        short = {"num_train_epochs": 1, "save_strategy": "no", "logging_steps": 1}
+        stages = [f"stages.{one.name}." for one in recipe.stages] or [""]
+        own = [
+            f"{stage}training.{key}={value}"
+            for stage in ["", *stages]
+            for key, value in short.items()
+        ]
+        recipe = load_recipe(recipe, own)
+        online = train_once(caches["fp16"], recipe, out / "student", (loaded, None))["losses"]
+        found[name] = {"steps": len(online)}
+        for dtype, cache in caches.items():
+            cached = train_once(cache, recipe, out / "student", None)["losses"]
+            found[name][dtype] = apart(cached, online)
+        print(name, found[name], flush=True)
+    return {"documents": limit, "largest_loss_difference": found}
+
+
 PARTS = {
+    "methods": methods,
     "sst2": sst2,
     "sst2-steps": sst2_steps,
     "masked-lm": masked_lm,

@@ -1,13 +1,13 @@
 """Publish reports of `kdcache bench fidelity`: results, the plot and the table of `plan --budget`.
 
-kdcache bench fidelity valid.txt test.txt --teacher minilm-mlm --out masked
-python benchmarks/causal_teacher.py --out causal --steps 160
-kdcache bench fidelity causal/corpus.txt --teacher causal --task causal-lm --out causal-report
-python benchmarks/fidelity.py masked/fidelity.json causal-report/fidelity.json
+    kdcache bench fidelity valid.txt test.txt --teacher minilm-mlm --out masked
+    python benchmarks/causal_teacher.py --out causal --steps 160
+    kdcache bench fidelity causal/corpus.txt --teacher causal --task causal-lm --out causal-report
+    python benchmarks/fidelity.py masked/fidelity.json causal-report/fidelity.json
 
 A teacher with a large vocabulary, from `causal_teacher.py --tokenizer`, has a table of its own:
 
-python benchmarks/fidelity.py --wide wide-report/fidelity.json
+    python benchmarks/fidelity.py --wide wide-report/fidelity.json
 """
 
 from __future__ import annotations

@@ -14,34 +14,25 @@ result is kept in --out: a run that is stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from gain_corpora import CUTS, corpus
-from gain_intervals import Flags, paired
+from gain_intervals import paired
 from record import save, spread
+from trial import BATCH, CHOOSING, TASK, Trial, dev_score, right
 
 import kdcache
 from kdcache.building.describe import sizes
-from kdcache.demo.encoder import encoder_folder
-from kdcache.demo.sentences import write
 from kdcache.manifest import Json
 from kdcache.signals import parse_all
-from kdcache.store import Cache
 from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.requirements import served_by, signals_of_teacher
 
-LAYERS, STEPS, BATCH = (3, 6), 300, 32
+LAYERS, STEPS = (3, 6), 300
 RATES = (1e-4, 3e-4, 6e-4, 1.2e-3)
-CHOOSING = 1000  # the seed settings are chosen with, which no result is of
-TASK = "text-classification"
 ELSEWHERE = ("causal-kd", "mlm-kd", "mkd", "mt-bert", "skdbert", "tinybert-general", "distilbert")
 """Recipes of other tasks, or of several teachers or caches."""
 COMMON = ("hard", "kl", "logits")
@@ -54,74 +45,6 @@ def recipes() -> list[str]:
 
     names = [name for name in read_recipes() if name not in ELSEWHERE]
     return sorted(names, key=lambda name: (name not in ("finetune", "kd"), name))
-
-
-@dataclass(frozen=True)
-class Trial:
-    """The corpus, the teacher and the cache that all recipes share, in a folder."""
-
-    out: Path
-
-    @classmethod
-    def prepare(cls, out: Path, data: Path) -> Trial:
-        """Make what is not there yet."""
-        trial = cls(out)
-        if not (out / "ready").is_file():
-            cut = CUTS["sst2"]
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir(parents=True)
-            found = corpus(cut, data / "sst2", 0)
-            write(out / "train.csv", found.train)
-            write(out / "dev.csv", found.dev)
-            for domain, sentences in found.tests.items():
-                write(out / f"test-{domain}.csv", sentences)
-            kdcache.teach(
-                encoder_folder(), out / "train.csv", out=out / "teacher", dev=out / "dev.csv",
-                epochs=cut.teacher_epochs, learning_rates=1.5e-4, class_weights="none", seed=0,
-                progress=False,
-            )  # fmt: skip
-            wanted = [load_recipe(name) for name in recipes()]
-            kdcache.build(
-                out / "train.csv", teacher=out / "teacher", task=TASK, out=out / "cache.zarr",
-                signals=signals_of_teacher(wanted, out / "teacher", TASK, len(LAYERS)),
-                keep_teacher_weights=True,
-            )  # fmt: skip
-            (out / "ready").touch()
-        return trial
-
-    @property
-    def cache(self) -> Cache:
-        return kdcache.open_cache(self.out / "cache.zarr")
-
-    @property
-    def domains(self) -> list[str]:
-        """What students are scored on, home first."""
-        names = [path.stem.removeprefix("test-") for path in self.out.glob("test-*.csv")]
-        return sorted(names, key=lambda name: (name != "movies", name))
-
-    def train(self, recipe: Recipe, rate: float, seed: int, *overrides: str) -> Any:
-        """Train a student of the budget into a folder that is made anew."""
-        stages = max(1, len(recipe.stages))
-        steps = f"training.max_steps={STEPS // stages}"
-        own = [f"stages.{stage.name}.{steps}" for stage in recipe.stages] or [steps]
-        shutil.rmtree(self.out / "student", ignore_errors=True)
-        return kdcache.train(
-            self.out / "cache.zarr", recipe=recipe, out=self.out / "student", lr=rate, seed=seed,
-            batch_size=BATCH, init_from_teacher=LAYERS, dev=self.out / "dev.csv", progress=False,
-            overrides=[*own, *overrides],
-        )  # fmt: skip
-
-    def answers(self, model: Path) -> dict[str, list[tuple[str, str]]]:
-        """Labels and predictions of a model, by domain."""
-        found = {}
-        for domain in self.domains:
-            path = self.out / "predictions.csv"
-            kdcache.evaluate(
-                model, self.out / f"test-{domain}.csv", predictions=path, progress=False
-            )
-            with path.open(encoding="utf-8") as file:
-                found[domain] = [(r["label"], r["prediction"]) for r in csv.DictReader(file)]
-        return found
 
 
 def own_losses(recipe: Recipe) -> Iterator[str]:
@@ -143,15 +66,13 @@ def one_recipe(trial: Trial, name: str, seeds: int) -> Json:
     (served,) = served_by(trial.cache, [recipe], len(LAYERS))
     if served.why:
         return {"recipe": name, "refused": served.why}
-    dev = {
-        rate: trial.train(recipe, rate, CHOOSING).metrics["dev"]["best"]["value"] for rate in RATES
-    }
+    dev = {rate: dev_score(trial.train(recipe, rate, CHOOSING)) for rate in RATES}
     rate = max(dev, key=dev.__getitem__)
     answers, scores, seconds = [], [], []
     for seed in range(seeds):
         result = trial.train(recipe, rate, seed)
         seconds.append(result.metrics["step_seconds_median"])
-        scores.append(result.metrics["dev"]["best"]["value"])
+        scores.append(dev_score(result))
         answers.append(trial.answers(result.folder))
     found = {
         "recipe": name,
@@ -204,21 +125,15 @@ def summary(trial: Trial, found: dict[str, Json]) -> Json:
             "seconds": one["seconds"],
         }
         for where, domains in (("home", [home]), ("away", trial.domains[1:])):
-            right = _right(one, domains)
-            row[where] = spread(right.mean(1).tolist())
+            flags = right(one["answers"], domains)
+            row[where] = spread(flags.mean(1).tolist())
             row[f"{where}_gains"] = {
-                other: paired(_right(found[other], domains), right)
+                other: paired(right(found[other]["answers"], domains), flags)
                 for other in ("finetune", "kd")
                 if other in found and other != name
             }
         rows[name] = row
     return {"layers": LAYERS, "steps": STEPS, "batch": BATCH, "rates": RATES, "recipes": rows}
-
-
-def _right(one: Json, domains: list[str]) -> Flags:
-    return np.array(
-        [[a == b for domain in domains for a, b in seed[domain]] for seed in one["answers"]]
-    )
 
 
 def main() -> None:
@@ -230,12 +145,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--report", action="store_true", help="only write what was finished")
     given = parser.parse_args()
+    trial = Trial(out=given.out, layers=LAYERS, steps=STEPS)
     if not given.report:
-        trial = Trial.prepare(given.out, given.data)
+        trial.prepare(given.data, [load_recipe(name) for name in recipes()])
         for name in given.recipe or recipes():
             one = one_recipe(trial, name, given.seeds)
             print(name, one.get("refused") or f"{one['seconds']:.0f} s", flush=True)
-    trial = Trial(given.out)
     notes = {name: given.out / f"{name}.json" for name in recipes()}
     found = {name: json.loads(note.read_text()) for name, note in notes.items() if note.is_file()}
     save("methods", summary(trial, found))

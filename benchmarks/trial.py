@@ -1,0 +1,109 @@
+"""One corpus, one teacher, one cache and one budget in a folder: what recipes are compared on."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gain_corpora import CUTS, corpus
+from gain_intervals import Flags
+
+import kdcache
+from kdcache.demo.encoder import encoder_folder
+from kdcache.demo.sentences import write
+from kdcache.manifest import Json
+from kdcache.store import Cache
+from kdcache.training.recipe import Recipe
+from kdcache.training.requirements import signals_of_teacher
+
+BATCH = 32
+CHOOSING = 1000  # the seed settings are chosen with, which no result is of
+TASK = "text-classification"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """The corpus, the teacher and the cache that all recipes share, in a folder.
+
+    Attributes:
+        layers: of the teacher, that every student starts as.
+        steps: that a student is trained for, of BATCH documents.
+    """
+
+    out: Path
+    layers: tuple[int, ...]
+    steps: int
+
+    def prepare(self, data: Path, recipes: Sequence[Recipe]) -> Trial:
+        """Make what is not there yet: SST-2 of a folder, and a cache that serves the recipes."""
+        if (self.out / "ready").is_file():
+            return self
+        out, cut = self.out, CUTS["sst2"]
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        found = corpus(cut, data / "sst2", 0)
+        write(out / "train.csv", found.train)
+        write(out / "dev.csv", found.dev)
+        for domain, sentences in found.tests.items():
+            write(out / f"test-{domain}.csv", sentences)
+        kdcache.teach(
+            encoder_folder(), out / "train.csv", out=out / "teacher", dev=out / "dev.csv",
+            epochs=cut.teacher_epochs, learning_rates=1.5e-4, class_weights="none", seed=0,
+            progress=False,
+        )  # fmt: skip
+        kdcache.build(
+            out / "train.csv", teacher=out / "teacher", task=TASK, out=out / "cache.zarr",
+            signals=signals_of_teacher(recipes, out / "teacher", TASK, len(self.layers)),
+            keep_teacher_weights=True, progress=False,
+        )  # fmt: skip
+        (out / "ready").touch()
+        return self
+
+    @property
+    def cache(self) -> Cache:
+        return kdcache.open_cache(self.out / "cache.zarr")
+
+    @property
+    def domains(self) -> list[str]:
+        """What students are scored on, home first."""
+        names = [path.stem.removeprefix("test-") for path in self.out.glob("test-*.csv")]
+        return sorted(names, key=lambda name: (name != "movies", name))
+
+    def train(self, recipe: Recipe, rate: float, seed: int, *overrides: str) -> Any:
+        """Train a student of the budget into a folder that is made anew."""
+        stages = max(1, len(recipe.stages))
+        steps = f"training.max_steps={self.steps // stages}"
+        own = [f"stages.{stage.name}.{steps}" for stage in recipe.stages] or [steps]
+        shutil.rmtree(self.out / "student", ignore_errors=True)
+        return kdcache.train(
+            self.out / "cache.zarr", recipe=recipe, out=self.out / "student", lr=rate, seed=seed,
+            batch_size=BATCH, init_from_teacher=self.layers, dev=self.out / "dev.csv",
+            progress=False, overrides=[*own, *overrides],
+        )  # fmt: skip
+
+    def answers(self, model: Path) -> dict[str, list[tuple[str, str]]]:
+        """Labels and predictions of a model, by domain."""
+        found = {}
+        for domain in self.domains:
+            path = self.out / "predictions.csv"
+            kdcache.evaluate(
+                model, self.out / f"test-{domain}.csv", predictions=path, progress=False
+            )
+            with path.open(encoding="utf-8") as file:
+                found[domain] = [(r["label"], r["prediction"]) for r in csv.DictReader(file)]
+        return found
+
+
+def dev_score(result: Any) -> float:
+    """What a trained student scored on dev, by its best weights."""
+    return float(result.metrics["dev"]["best"]["value"])
+
+
+def right(answers: Sequence[Json], domains: Sequence[str]) -> Flags:
+    """What the student of each seed has right in some domains, [seeds, documents]."""
+    return np.array([[a == b for domain in domains for a, b in seed[domain]] for seed in answers])

@@ -88,6 +88,8 @@ def print_bytes(estimate: Json) -> None:
     total = (size(most), most) if exact else (f"{size(least)} to {size(most)}", "estimate")
     print_table(("array", "size", "bytes"), [*rows, ("total", *total)], right=(1, 2))
     print("The tokenizer's files and the metadata come on top.")
+    for name, forwards in estimate.get("forwards", {}).items():
+        print(f"{name} is a gradient: a build takes about {forwards} of the teacher's forwards.")
     for way in estimate.get("smaller", []):
         print(
             f"{size(way['bytes'])} less in place of {', '.join(way['signals'])}:",

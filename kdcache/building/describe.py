@@ -10,7 +10,7 @@ import numpy as np
 from kdcache.building.attention_ways import smaller_ways
 from kdcache.manifest import Json
 from kdcache.plans import Plan
-from kdcache.signals import ArraySpec, HasArtifacts, ModelSizes, Signal
+from kdcache.signals import ArraySpec, Differentiated, HasArtifacts, ModelSizes, Signal
 from kdcache.store import Cache, Layout, plan_layouts, signal_layouts
 
 BINS = 12  # rows of a length histogram, at most
@@ -68,6 +68,8 @@ def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes)
     `arrays` are exact. `estimates` are those of compressed arrays, [least, most] as measured on
     real teachers, and of the files that a signal needs; `total` counts the most, `least` the least.
     `smaller`, if there is such a way, are signals that say the same of attention in fewer bytes.
+    `forwards`, if there are such signals, is about how many of a teacher's forwards each takes that
+    is a gradient, the forward itself included.
     The tokenizer's files, the teacher's configuration and the JSON metadata come on top.
 
     Raises ConfigError if a teacher of this shape cannot give a signal.
@@ -76,11 +78,17 @@ def describe_bytes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes)
     smaller = smaller_ways(
         signals, plan_sizes["total"], lambda them: int(sizes(plan, them, shape)["total"])
     )
-    return {**plan_sizes, **({"smaller": smaller} if smaller else {})}
+    forwards = {
+        name: round(signal.forwards(shape), 1)
+        for name, signal in signals.items()
+        if isinstance(signal, Differentiated)
+    }
+    found = {"smaller": smaller, "forwards": forwards}
+    return {**plan_sizes, **{name: value for name, value in found.items() if value}}
 
 
 def sizes(plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes) -> Json:
-    """`describe_bytes` without `smaller`."""
+    """`describe_bytes` without `smaller` and `forwards`."""
     for signal in signals.values():
         signal.check(plan.task, shape)
     arrays = {layout.name: layout.bytes for layout in plan_layouts(plan)}

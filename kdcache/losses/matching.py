@@ -22,7 +22,7 @@ from kdcache.signals import (
     holder,
 )
 from kdcache.signals.attention import PROJECTED
-from kdcache.signals.base import check_positions
+from kdcache.signals.base import check_positions, settings_text
 from kdcache.signals.taps import positions_of
 from kdcache.tasks import RowSpace, Subset
 
@@ -143,6 +143,8 @@ class Matching(NamedTuple):
         name = f"{match.signal}=" if match.signal else ""
         if match.use is not None:
             return f"{name}logits:dense" + ("" if match.use.raw else f" or {name}logits:topk")
+        if tap.how is not None:
+            return f"{name}{tap.name}:{settings_text(tap.how.settings())}"
         if tap.name in PROJECTED:
             layers = {m.teacher.layer for m in self.matches if m.teacher.name in PROJECTED}
             return f"{name}attention:layers={layers_text(sorted(filter(None, layers)))}"
@@ -183,6 +185,15 @@ class Matching(NamedTuple):
     def _check_layers(self, match: Match, signal: Signal) -> None:
         if match.teacher in signal.gives():
             return
+        if match.teacher.how is not None:
+            held = next(tap.how for tap in signal.gives() if tap.name == match.teacher.name)
+            assert held is not None, "its taps are of one kind"
+            raise ConfigError(
+                f"losses.{self.name} needs {self._build(match)}; the cache holds "
+                f"{self.cache.held()}: set losses.{self.name}.views={held.views} and "
+                f"losses.{self.name}.ig_steps={held.ig_steps}, or build a cache with --signal "
+                f"{self._build(match)}"
+            )
         layers = [tap.layer for tap in signal.gives() if tap.name == match.teacher.name]
         there = [layer for layer in layers if layer is not None]
         wanted = self._layers(match.teacher.name)

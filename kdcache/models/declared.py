@@ -109,8 +109,10 @@ def declared_widths(module: nn.Module) -> Widths:
 
 
 def _declarable(kind: TapKind) -> bool:
-    """Logits it gives anyway; how query and key would meet, a width does not tell."""
-    return kind.per != "row" and "head_width" not in kind.width
+    """Logits it gives anyway, and gradients follow from its embeddings; how query and key would
+    meet, a width does not tell.
+    """
+    return kind.per != "row" and "head_width" not in kind.width and not kind.gradient
 
 
 def _widths(where: str, name: str, value: Any) -> list[int]:

@@ -16,6 +16,7 @@ import torch
 from kdcache.errors import ConfigError, ModelError, one_of
 from kdcache.models.attentions import QUERY_KEY_VALUE, apart, attention_calls, of_block, refusal
 from kdcache.models.classifiers import classifier_reads, pooled
+from kdcache.models.input_gradients import GRADIENTS, block_input, block_inputs
 from kdcache.models.recording import (
     Forward,
     Found,
@@ -24,6 +25,7 @@ from kdcache.models.recording import (
     autocast_of,
     name_of,
     replaced,
+    states_of,
     unwrapped,
 )
 from kdcache.signals.taps import LOGITS, TAP_KINDS, ModelSizes, Tap
@@ -37,11 +39,13 @@ class Reader:
         take: its values after a forward, by layer.
         record: what has to be recorded during the forward, if anything.
         hidden: whether the model has to return its hidden states.
+        gradient: in the place of `take`, what works a tap out by gradients of what was computed.
     """
 
-    take: Callable[[Forward], Found]
+    take: Callable[[Forward], Found] = lambda forward: {}
     record: Record | None = None
     hidden: bool = False
+    gradient: Callable[[Forward, Tap], torch.Tensor] | None = None
 
 
 def check_taps(config: Any, taps: Taps) -> None:
@@ -87,8 +91,11 @@ def _check_layer(tap: Tap, last: int | None, kind: str) -> None:
 
 
 def read(forward: Forward, name: str, taps: Taps) -> dict[Tap, torch.Tensor]:
-    """The values of a tap at the layers that are asked for."""
-    found = readers_of(forward.model)[name].take(forward)
+    """The values of a tap at the layers, or in the ways, that are asked for."""
+    reader = readers_of(forward.model)[name]
+    if reader.gradient is not None:
+        return {tap: reader.gradient(forward, tap) for tap in taps if tap.name == name}
+    found = reader.take(forward)
     layers = {tap.layer for tap in taps if tap.name == name}
     if None in layers:
         return {Tap(name, layer): value for layer, value in found.items()}
@@ -144,24 +151,12 @@ def _as_it_is(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _states(forward: Forward) -> list[torch.Tensor]:
-    """The hidden states a model tells of: those of its encoder, if it has a decoder besides."""
-    for name in ("hidden_states", "encoder_hidden_states"):
-        states = getattr(forward.out, name, None)
-        if states is not None:
-            return list(states)
-    raise ModelError(
-        f"{name_of(forward.model)} tells of no hidden states: leave out the signal "
-        "or the loss that reads them"
-    )
-
-
 def _hidden(forward: Forward) -> Found:
-    return dict(enumerate(_states(forward)))
+    return dict(enumerate(states_of(forward)))
 
 
 def _embeddings(forward: Forward) -> Found:
-    return {None: _states(forward)[0]}
+    return {None: states_of(forward)[0]}
 
 
 TAPS: dict[str, Reader] = {
@@ -173,6 +168,10 @@ TAPS: dict[str, Reader] = {
     **{
         kind: Reader(take=partial(of_block, kind), record=attention_calls)
         for kind in QUERY_KEY_VALUE
+    },
+    **{
+        kind: Reader(gradient=partial(of_kind, block_input), record=block_inputs, hidden=True)
+        for kind, of_kind in GRADIENTS.items()
     },
 }
 """How each of TAP_KINDS is read, by its name."""

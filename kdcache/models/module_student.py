@@ -17,9 +17,10 @@ from transformers.utils.generic import ModelOutput
 
 from kdcache.errors import ModelError
 from kdcache.models.hooks import Reader
+from kdcache.models.input_gradients import GRADIENTS, declared_embeddings
 from kdcache.models.recording import Forward, Found
 from kdcache.models.student_config import StudentConfig, make_student
-from kdcache.signals.taps import LOGITS, TAP_KINDS
+from kdcache.signals.taps import EMBEDDINGS, LOGITS, TAP_KINDS
 from kdcache.tasks import TASKS
 
 WEIGHTS = "model.safetensors"
@@ -55,6 +56,11 @@ class ModuleStudent(transformers.PreTrainedModel):
             name: Reader(take=partial(TAKE.get(name, _declared), name))
             for name in (LOGITS.name, *config.tap_widths)
         }
+        if EMBEDDINGS in config.tap_widths:
+            self.tap_readers |= {
+                name: Reader(gradient=partial(of_kind, declared_embeddings))
+                for name, of_kind in GRADIENTS.items()
+            }
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # from a folder, with its configuration

@@ -78,8 +78,11 @@ class Piece(NamedTuple):
     batch: Batch
 
 
-def by_length(batch: Batch) -> list[Piece]:
-    """The inputs of a batch as batches without a pad, the longest first."""
+def by_length(batch: Batch, space: Space) -> list[Piece]:
+    """The inputs of a batch as batches without a pad, the longest first.
+
+    Of documents, in a `space` of a row each, they have the labels too.
+    """
     mask = batch["attention_mask"]
     lengths = mask.sum(1)
     pieces = []
@@ -90,6 +93,8 @@ def by_length(batch: Batch) -> list[Piece]:
             for name in ("input_ids", "attention_mask", "token_type_ids")
             if name in batch
         }
+        if space == "document" and "labels" in batch:
+            inputs["labels"] = batch["labels"][docs]
         if "selected" in batch:
             inputs["selected"] = _selected(batch["selected"], docs, length, mask.shape[1])
         pieces.append(Piece(docs, Batch(inputs)))

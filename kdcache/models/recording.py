@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kdcache.errors import ModelError
+from kdcache.plans.batch import Batch
 from kdcache.signals import Tap
 
 Taps = Collection[Tap]
@@ -23,13 +24,17 @@ class Forward(NamedTuple):
     """What one forward has left to read taps from.
 
     `model` is the transformers model, `out` what it returned, `rows` the task's rows among B * L
-    (None: one per document), `recorded` what was recorded.
+    (None: one per document), `recorded` what was recorded, `batch` what it read. `again` runs the
+    model once more. With `graph`, what is read has a gradient.
     """
 
     model: Any
     out: Any
     rows: torch.Tensor | None
     recorded: Mapping[Record, Any]
+    batch: Batch
+    again: Callable[[], Any]
+    graph: bool
 
 
 def unwrapped(model: Any) -> Any:
@@ -69,6 +74,18 @@ def autocast_of(kind: str) -> torch.dtype | None:
 def name_of(model: Any) -> str:
     """The class of a transformers model, for messages."""
     return type(unwrapped(model)).__name__
+
+
+def states_of(forward: Forward) -> list[torch.Tensor]:
+    """The hidden states a model tells of: those of its encoder, if it has a decoder besides."""
+    for name in ("hidden_states", "encoder_hidden_states"):
+        states = getattr(forward.out, name, None)
+        if states is not None:
+            return list(states)
+    raise ModelError(
+        f"{name_of(forward.model)} tells of no hidden states: leave out the signal "
+        "or the loss that reads them"
+    )
 
 
 def is_compiled(model: Any) -> bool:

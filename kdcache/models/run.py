@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,8 @@ from torch import nn
 from kdcache.errors import ModelError
 from kdcache.models.attentions import Call, attention_calls
 from kdcache.models.classifiers import classifier_of, classify
-from kdcache.models.hooks import TAPS, check_taps, head_reads, read, readers_of
+from kdcache.models.hooks import TAPS, Reader, check_taps, head_reads, read, readers_of
+from kdcache.models.input_gradients import differentiable
 from kdcache.models.padding import by_length, joined, padded
 from kdcache.models.recording import (
     Forward,
@@ -48,7 +50,10 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None)
 
     The first time that a model is asked for `head` or `pooled`, it is run once more, dropout off,
     to see that its logits are made of that; for `query`, `key` or `value`, its blocks are given
-    attention functions that keep their arguments while it runs. Else nothing is put into a model.
+    attention functions that keep their arguments while it runs. For `jacobian` and `attribution`
+    its graph is kept, also where gradients are off; where they are on, these have a gradient in
+    turn, and attention runs as torch's own operations, as fused ones have no second derivative.
+    Else nothing is put into a model.
 
     Args:
         model: also inside DistributedDataParallel, or compiled. Of students trained as one model,
@@ -74,7 +79,7 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None)
 
 
 def _activations(model: Any, space: Space, batch: Batch, taps: Taps) -> Activations:
-    pieces = by_length(batch) if getattr(unwrapped(model), EQUAL, False) else []
+    pieces = by_length(batch, space) if getattr(unwrapped(model), EQUAL, False) else []
     if len(pieces) < 2:
         return _run(model, space, batch, taps)
     parts = [_run(model, space, piece.batch, taps) for piece in pieces]
@@ -85,7 +90,27 @@ def _run(model: Any, space: Space, batch: Batch, taps: Taps) -> Activations:
     names = list(dict.fromkeys(tap.name for tap in taps))
     table = readers_of(model)
     readers = [table[name] for name in names]
-    rows, mask = _rows(space, batch), batch.mask
+    graph, differentiated = torch.is_grad_enabled(), any(reader.gradient for reader in readers)
+    with differentiable(graph) if differentiated else nullcontext():
+        forward = _recorded(model, space, batch, taps, readers, graph=graph)
+        values = {tap: value for name in names for tap, value in read(forward, name, taps).items()}
+    if differentiated and not graph:
+        values = {tap: value.detach() for tap, value in values.items()}
+    calls: dict[int, Call] = forward.recorded.get(attention_calls, {})
+    return Activations(
+        values=values,
+        mask=batch.mask,
+        selected=batch.get("selected"),
+        head=_unapplied(forward, values),
+        attention={layer: call.attention for layer, call in calls.items() if call.values},
+    )
+
+
+def _recorded(
+    model: Any, space: Space, batch: Batch, taps: Taps, readers: Sequence[Reader], *, graph: bool
+) -> Forward:
+    """A forward of a model, and what was recorded for its readers."""
+    rows, inner = _rows(space, batch), unwrapped(model)
     with ExitStack() as stack:
         recorded = {
             record: stack.enter_context(record(model, taps))
@@ -93,16 +118,8 @@ def _run(model: Any, space: Space, batch: Batch, taps: Taps) -> Activations:
             if record is not None
         }
         out = _forward(model, batch, rows, hidden=any(reader.hidden for reader in readers))
-    forward = Forward(unwrapped(model), out, rows, recorded)
-    values = {tap: value for name in names for tap, value in read(forward, name, taps).items()}
-    calls: dict[int, Call] = recorded.get(attention_calls, {})
-    return Activations(
-        values=values,
-        mask=mask,
-        selected=batch.get("selected"),
-        head=_unapplied(forward, values),
-        attention={layer: call.attention for layer, call in calls.items() if call.values},
-    )
+    again = partial(_forward, inner, batch, rows, hidden=False)
+    return Forward(inner, out, rows, recorded, batch, again, graph)
 
 
 def _rows(space: Space, batch: Batch) -> torch.Tensor | None:

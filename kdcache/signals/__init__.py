@@ -12,11 +12,13 @@ from kdcache.labels import LabelKind
 from kdcache.manifest import Json
 from kdcache.records import from_texts, make, required, settings_of
 from kdcache.signals.attention import AttentionInputs
+from kdcache.signals.attributing import Attributing
 from kdcache.signals.base import (
     SAMPLED_ROWS,
     ArraySpec,
     ArtifactSources,
     Columns,
+    Differentiated,
     HasArtifacts,
     Packing,
     Signal,
@@ -31,6 +33,7 @@ from kdcache.signals.codecs.sampled import SampledLogits
 from kdcache.signals.codecs.topk import TopKLogits
 from kdcache.signals.codecs.topk_small import SmallTopK
 from kdcache.signals.features import FEATURES, DocumentVectors, LayerVectors, TokenVectors
+from kdcache.signals.gradients import Attributions, Jacobian
 from kdcache.signals.soft_labels import SoftLabels, SoftSignal, SoftUse, TeacherOutputs
 from kdcache.signals.taps import (
     HEAD,
@@ -60,14 +63,18 @@ __all__ = [
     "ArtifactSources",
     "Attention",
     "AttentionInputs",
+    "Attributing",
+    "Attributions",
     "Columns",
     "DenseLogits",
+    "Differentiated",
     "DocumentVectors",
     "HasArtifacts",
     "Head",
     "HeadLabels",
     "Hidden",
     "HiddenHead",
+    "Jacobian",
     "LayerRows",
     "LayerVectors",
     "ModelSizes",
@@ -112,6 +119,8 @@ SIGNALS: dict[str, dict[str, type[Any]]] = {
     },
     **{kind: {kind: vectors} for kind, vectors in FEATURES.items()},
     "attention": {"attention": AttentionInputs},
+    "jacobian": {"jacobian": Jacobian},
+    "attribution": {"attribution": Attributions},
 }
 """Every signal by its kind and codec."""
 Hidden = FEATURES["hidden"]
@@ -220,8 +229,14 @@ def as_outputs(signal: Signal, kind: LabelKind, teacher: str) -> Signal:
     """A signal as it keeps outputs of a kind: raw, where they are no softmax.
 
     Raises ConfigError, naming the teacher, for a codec of soft labels that keeps probabilities of
-    one class alone, or for a setting that says something else of the outputs.
+    one class alone, for what is of the odds of one class where there are several, or for a setting
+    that says something else of the outputs.
     """
+    if kind.wide and getattr(signal, "of_one", False):
+        raise ConfigError(
+            f"{signal.kind} is of the odds of one class, or of one value, and {teacher} is a "
+            f"{kind.called}: take hidden states instead (hidden:layers=...)"
+        )
     given = getattr(signal, "activation", "softmax")
     if given not in ("softmax", kind.activation):
         raise ConfigError(

@@ -168,6 +168,15 @@ class HasArtifacts(Protocol):
         ...
 
 
+@runtime_checkable
+class Differentiated(Protocol):
+    """A signal that is a gradient: the teacher takes longer to say it than to be run."""
+
+    def forwards(self, shape: ModelSizes) -> float:
+        """About how many forwards without gradients it takes, the forward itself included."""
+        ...
+
+
 def of_signal(rows: Mapping[str, Rows], name: str) -> dict[str, Rows]:
     """Those of some rows that are of a signal, by the names it has for its arrays."""
     start = f"{name}/"

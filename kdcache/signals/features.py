@@ -91,7 +91,11 @@ class DocumentVectors:
     def check(self, task: Task, shape: ModelSizes) -> None:
         """Raise ConfigError for what the teacher does not have at such rows."""
         self.space(task)
-        self.rows.check(shape.width(self.tap))
+        self.rows.check(self.width(shape))
+
+    def width(self, shape: ModelSizes) -> int:
+        """Values of a row."""
+        return shape.width(self.tap)
 
     def space(self, task: Task) -> RowSpace:
         """Where its rows lie; ConfigError if the task has none there."""
@@ -113,7 +117,7 @@ class DocumentVectors:
 
     def arrays(self, task: Task, shape: ModelSizes) -> list[ArraySpec]:
         """`codes` and, for integers, `scale`; of layer 2 `L2/codes` and `L2/scale`."""
-        space, width = self.space(task), shape.width(self.tap)
+        space, width = self.space(task), self.width(shape)
         axis = "hidden" if TAP_KINDS[self.tap].width == ("hidden",) else "width"
         return [
             spec

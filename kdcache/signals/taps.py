@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from kdcache.errors import ConfigError
+from kdcache.signals.attributing import Attributing
 from kdcache.tasks import STORED, RowSpace, Space, Subset, Task
 
 POSITIONS: dict[str, Space] = {
@@ -50,21 +51,35 @@ class Tap:
     | `query`      | 1 to N | [B, heads, L, D]     | as block `layer` multiplies it with the keys  |
     | `key`        | 1 to N | [B, key heads, L, D] | likewise; grouped-query models have fewer     |
     | `value`      | 1 to N | [B, key heads, L, D] | what that block's attention takes the mean of |
+    | `jacobian`   |        | [B, L, C H]          | the gradient of each of a classifier's C      |
+    |              |        |                      | logits at the embedding output, side by side  |
+    | `attribution`|        | [B, L, views]        | how much of that gradient lies along each     |
+    |              |        |                      | token's embedding: see below                  |
+
+    An attribution is the length of the product, value by value, of a token's embedding with the
+    gradient of the negative log-probability of a class at it, over the length of those of all
+    tokens of the document; 0 at pads. Up to that length the gradient is that of the class's odds,
+    which has digits where the probability has come to 1. Of a single output it is its own gradient.
+    What of it is taken, `how` says (AD-KD, Wu et al. 2023, arXiv:2305.10010).
 
     Query and key are taken after rotary embedding and norms, before scaling. At padded positions
     there is what the model computes for its pads, or zeros where it gets documents of one length
     at a time: finite, and of no meaning. Without a layer, a tap that has layers is all of them.
+
+    Attributes:
+        how: the way that one with several ways is taken; None: as `TapKind` says.
     """
 
     name: str
     layer: int | None = None
+    how: Attributing | None = None
 
     def __lt__(self, other: Tap) -> bool:
         return self._place < other._place
 
     @property
-    def _place(self) -> tuple[str, int]:
-        return self.name, -1 if self.layer is None else self.layer
+    def _place(self) -> tuple[str, int, str]:
+        return self.name, -1 if self.layer is None else self.layer, repr(self.how)
 
     def __str__(self) -> str:
         return self.name if self.layer is None else f"{self.name} of layer {self.layer}"
@@ -81,23 +96,30 @@ class TapKind:
         per: what its values have a row for: one of the task's logits, a document or a token.
         width: names of the `ModelSizes` whose product is the width of a row.
         first: number of its first layer; None: it has no layers.
+        gradient: whether it is a gradient of a classifier's logits at its embedding output.
+        how: the way it is taken where a `Tap` does not say.
     """
 
     per: Literal["row", "document", "token"]
     width: tuple[str, ...] = ("hidden",)
     first: int | None = None
+    gradient: bool = False
+    how: Attributing | None = None
 
 
 KEYS = ("key_heads", "head_width")
+EMBEDDINGS = "embeddings"
 TAP_KINDS: dict[str, TapKind] = {
     "logits": TapKind(per="row", width=("outputs",)),
     "head": TapKind(per="row"),
     "hidden": TapKind(per="token", first=0),
-    "embeddings": TapKind(per="token"),
+    EMBEDDINGS: TapKind(per="token"),
     "pooled": TapKind(per="document"),
     "query": TapKind(per="token", first=1, width=("heads", "head_width")),
     "key": TapKind(per="token", first=1, width=KEYS),
     "value": TapKind(per="token", first=1, width=KEYS),
+    "jacobian": TapKind(per="token", width=("outputs", "hidden"), gradient=True),
+    "attribution": TapKind(per="token", width=("outputs",), gradient=True, how=Attributing()),
 }
 """Every tap there is; `kdcache.models.TAPS` says how each is read."""
 
@@ -131,7 +153,10 @@ class ModelSizes:
     def width(self, tap: str, layer: int | None = None) -> int:
         """Values of a row of a tap; ConfigError if the configuration does not tell."""
         if self.declared is not None and tap != LOGITS.name:
-            return self._declared(tap, layer)
+            if not TAP_KINDS[tap].gradient:
+                return self._declared(tap, layer)
+            known = replace(self, declared=None, hidden=self._declared(EMBEDDINGS, None))
+            return known.width(tap)
         factors = {name: getattr(self, name) for name in TAP_KINDS[tap].width}
         unknown = [name for name, size in factors.items() if size is None]
         if unknown:

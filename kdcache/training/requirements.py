@@ -23,6 +23,7 @@ from kdcache.models.projections import MADE_OF_STATES
 from kdcache.models.teacher import model_sizes
 from kdcache.signals import LOGITS, TAP_KINDS, ModelSizes, SoftUse, parse, parse_all
 from kdcache.signals.attention import PROJECTED
+from kdcache.signals.base import settings_text
 from kdcache.store import Cache
 from kdcache.tasks import Task, as_task
 from kdcache.training.objective import Objective
@@ -168,13 +169,14 @@ def signals_for(
     soft = _soft([match.use for match in matches if match.use is not None], task, teacher.outputs)
     places: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
     for match in matches:
-        if match.use is None:
+        if match.use is None and match.teacher.how is None:
             places[_place(match, task)] |= (
                 set() if match.teacher.layer is None else {match.teacher.layer}
             )
-    ways = [soft + _texts(places)]
+    kept = soft + _attributions(matches)
+    ways = [kept + _texts(places)]
     if projected and _layers(places, PROJECTED):
-        ways.append(soft + _projected(places, teacher))
+        ways.append(kept + _projected(places, teacher))
     return min(ways, key=lambda texts: _token_bytes(texts, task, teacher))
 
 
@@ -204,6 +206,16 @@ def _soft(uses: Sequence[SoftUse], task: Task, outputs: int) -> list[str]:
         if LOGITS in signal.gives() and not any(signal.lacks(use, outputs) for use in uses):
             return [text]
     raise ConfigError("no soft labels serve all of these recipes: make a cache for each")
+
+
+def _attributions(matches: Iterable[Match]) -> list[str]:
+    """A signal for every way that attributions are taken, all but the first under a name."""
+    ways = list(dict.fromkeys(m.teacher for m in matches if m.teacher.how is not None))
+    return [
+        f"{f'{tap.name}-{place}=' if place else ''}{tap.name}:{settings_text(tap.how.settings())}"
+        for place, tap in enumerate(ways)
+        if tap.how is not None
+    ]
 
 
 def _layers(places: Places, taps: Iterable[str]) -> set[int]:

@@ -323,7 +323,8 @@ def test_a_fraction_of_it_is_the_whole_ones_rows(example: Example, caches: Cache
     if "fraction" not in example.options:
         pytest.skip("it has all its rows")
     task, most = caches.task_of(example), {"positions": "all"}
-    able = [other for other in caches.given(task, **most) if "fraction" in other.options]
+    given = caches.given(task, **most, fraction=0.3)
+    able = [other for other in given if "fraction" in other.options]
     whole = caches.build(task, [other.called(**most) for other in able])
     part = caches.build(task, [other.called(**most, fraction=0.3) for other in able])
     docs = part.plan.docs[[5, 0, 3]]

@@ -26,7 +26,8 @@ from kdcache.training.ranks import Ranks
 from kdcache.training.recipe import Recipe
 from kdcache.training.run import PROJECTIONS, cache_spec
 from kdcache.training.trainer import DistillationTrainer, Reporter
-from kdcache.training.weighing import Weigher, weighting_of
+from kdcache.training.weighing import Weigher
+from kdcache.training.weighting import weighting_of
 
 BATCH, TURNS = 3, 4
 DOCUMENTS = {torch.float64: 19, torch.float32: 13}

@@ -19,14 +19,16 @@ from scipy.special import softmax
 
 from kdcache.errors import ConfigError, CorpusError, KdcacheError, MismatchError
 from kdcache.losses import SoftKL
-from kdcache.losses.example_weights import EXAMPLE_WEIGHTS, Asked, Way, expertise
+from kdcache.losses.example_weights import EXAMPLE_WEIGHTS, SELECTED, Asked, Way, expertise
 from kdcache.losses.pairs import Pairs
 from kdcache.losses.pool import Pool
+from kdcache.plans.subsample import uniforms
 from kdcache.store import Cache
 from kdcache.training.recipe import load_recipe
 from kdcache.training.run import cache_spec
 from kdcache.training.train import train
-from kdcache.training.weighing import Weigher, weighting_of
+from kdcache.training.weighing import Weigher
+from kdcache.training.weighting import weighting_of
 from tests import steps
 from tests.conformance.test_losses import documents
 from tests.objectives import batch_of, bind
@@ -103,6 +105,7 @@ def test_every_way_is_its_formula(cache: Cache, weighed: Path) -> None:
             (1 + column) / (1 + np.exp((1 - true) ** 2)),
         ),
     }
+    expected["selector"] = ({"keep": 0.7}, (uniforms(docs, 0, 0, SELECTED) < 0.7) * 1.0)
     assert expected.keys() == EXAMPLE_WEIGHTS.keys()
     for name, (options, wanted) in expected.items():
         found = weights_of(cache, {"name": name, **options})

@@ -23,6 +23,7 @@ SHIPPED = [
     "hidden",
     "kd",
     "kd-mse",
+    "l2a",
     "minilm",
     "minilmv2",
     "mkd",

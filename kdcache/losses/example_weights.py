@@ -5,29 +5,40 @@ A new one is a function and a line in it. Its keyword arguments are its options 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import normalize, softplus
 
+from kdcache.errors import one_of
 from kdcache.labels import known_rows
 from kdcache.losses.base import check_number, exact
+from kdcache.losses.between_documents import VECTORS
 from kdcache.losses.bound import Bound
 from kdcache.losses.pairs import Pairs
 from kdcache.losses.pool import Files, Pool
+from kdcache.losses.selector import Selector
 from kdcache.losses.taught import labels_at, nats_on_labels, of_documents
 from kdcache.plans.batch import Batch
-from kdcache.signals import HeadLabels
+from kdcache.plans.subsample import uniforms
+from kdcache.signals import HeadLabels, ModelSizes
+
+SELECTED = 0x5E1
+"""Sets the draws of a selector apart from those of teachers."""
+FIRST = ("kept", "chosen")
+"""What becomes of the documents of the first of several caches."""
+LEAST = -1e4  # the logarithm of a probability that is as good as 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """What is known of B documents that are weighed.
 
-    What a document weighs is to depend on nothing but the document, the step and the seed: steps
-    are cut into batches, and dealt out to ranks, in ways that must not count.
+    What a document weighs is to depend on nothing but the document, the step, the seed and what was
+    learnt: steps are cut into batches, and dealt out to ranks, in ways that must not count.
 
     Attributes:
         batch: their inputs and labels, and what was read of the cache, on the host.
@@ -36,6 +47,8 @@ class Asked:
         step: steps that the run has taken before this one.
         soft: the teacher's soft labels in the batch, of a way that asks for them.
         pairs: what decodes them.
+        vectors: the teacher's vectors of documents, of a way that is asked for some.
+        selector: what the way has learnt so far, if it learns.
     """
 
     batch: Batch
@@ -44,6 +57,8 @@ class Asked:
     step: int
     soft: Bound | None
     pairs: Pairs
+    vectors: Bound | None = None
+    selector: Selector | None = None
 
     def numbers(self, column: str, file: Files) -> torch.Tensor:
         """A column of the corpus that holds numbers, [B] float64."""
@@ -91,11 +106,14 @@ class Way(NamedTuple):
         labels: whether it asks for hard labels.
         soft: whether it asks for the teacher's soft labels: of the first teacher, or the one that
             its option `teacher` names.
+        learns: makes what it learns from scores on the dev set, of the teacher's sizes and its
+            options.
     """
 
     weights: Callable[..., torch.Tensor]
     labels: bool = False
     soft: bool = False
+    learns: Callable[[ModelSizes, Mapping[str, Any]], Selector] | None = None
 
 
 def column(asked: Asked, *, column: str, file: Files) -> torch.Tensor:
@@ -126,12 +144,7 @@ def teacher_confidence(asked: Asked, *, power: float = 1.0, teacher: str = "") -
     arXiv:1805.04770), which divides by the sum of the weights as well.
     """
     check_number("power", power)
-    soft = asked.soft_labels
-    if hasattr(soft, "logprobs"):
-        largest = exact(soft.logprobs).amax(-1).exp()
-    else:  # a decision about each class by itself
-        largest = exact(soft.values).abs().sigmoid().mean(-1)
-    return asked.mean(largest) ** power
+    return confidence(asked) ** power
 
 
 def teacher_correct(asked: Asked, *, wrong: float = 0.0, teacher: str = "") -> torch.Tensor:
@@ -164,6 +177,81 @@ def expertise(
     return (1 + near) / (1 + (wrong**2).exp())
 
 
+def confidence(asked: Asked) -> torch.Tensor:
+    """The teacher's largest probability, [B]; of several rows the mean."""
+    soft = asked.soft_labels
+    if hasattr(soft, "logprobs"):
+        return asked.mean(exact(soft.logprobs).amax(-1).exp())
+    return asked.mean(exact(soft.values).abs().sigmoid().mean(-1))  # each class decided by itself
+
+
+def entropy(asked: Asked) -> torch.Tensor:
+    """Of what the teacher says, in nats, [B], over the classes that are stored; of several rows, or
+    classes decided by themselves, the mean."""
+    soft = asked.soft_labels
+    if hasattr(soft, "logprobs"):
+        logprobs = exact(soft.logprobs)
+        return asked.mean(-(logprobs.exp() * logprobs.clamp(min=LEAST)).sum(-1))
+    values = exact(soft.values)
+    return asked.mean((softplus(values) - values * values.sigmoid()).mean(-1))
+
+
+def length(asked: Asked) -> torch.Tensor:
+    """Natural logarithm of the number of tokens, [B]."""
+    return asked.batch["attention_mask"].sum(1).double().log()
+
+
+FEATURES: dict[str, Callable[[Asked], torch.Tensor]] = {
+    "confidence": confidence,
+    "entropy": entropy,
+    "cross-entropy": lambda asked: asked.nats,
+    "length": length,
+}
+"""What a selector may know of a document beside a vector: [B] each."""
+
+
+def selector(
+    asked: Asked,
+    *,
+    features: tuple[str, ...] = ("confidence", "entropy"),
+    vectors: str = "",
+    first: str = "kept",
+    keep: float = 0.5,
+    rate: float = 0.1,
+    memory: float = 0.5,
+    teacher: str = "",
+) -> torch.Tensor:
+    """1 or 0, drawn by a policy that learns from scores on the dev set, of which more is better:
+    L2A (Feng et al. 2021, arXiv:2101.08106).
+
+    `features` are of FEATURES, and `vectors`, "cls", "mean" or "pooled", are the teacher's behind
+    them, scaled to unit length. Of several caches the documents of the first are all "kept", or
+    "chosen" from like the others. `keep`, `rate` and `memory` are the policy's, see Selector.
+    """
+    assert asked.selector is not None
+    if first == FIRST[0] and asked.pool.caches > 1 and asked.pool.number == 0:
+        return torch.ones(len(asked.batch["docs"]), dtype=torch.float64)
+    known = [FEATURES[name](asked).double()[:, None] for name in features]
+    if asked.vectors is not None:
+        rows = asked.pairs.teacher_of(asked.vectors).dense()
+        known.append(normalize(rows.double(), dim=1))
+    draws = uniforms(asked.batch["docs"].numpy(), asked.seed, asked.step, SELECTED)
+    return asked.selector.decide(torch.cat(known, 1), torch.from_numpy(draws))
+
+
+def make_selector(teacher: ModelSizes, options: Mapping[str, Any]) -> Selector:
+    """The policy of `selector`, for features of documents of a teacher of these sizes."""
+    for name in options["features"]:
+        one_of("feature of a selector", name, FEATURES)
+    one_of("first of a selector", options["first"], FIRST)
+    vectors, wide = options["vectors"], 0
+    if vectors:
+        one_of("vectors of a selector", vectors, VECTORS)
+        wide = teacher.width("pooled" if vectors == "pooled" else "hidden")
+    policy = {name: options[name] for name in ("keep", "rate", "memory")}
+    return Selector(len(options["features"]) + wide, **policy)
+
+
 EXAMPLE_WEIGHTS: dict[str, Way] = {
     "column": Way(column),
     "class-balance": Way(class_balance, labels=True),
@@ -171,5 +259,6 @@ EXAMPLE_WEIGHTS: dict[str, Way] = {
     "teacher-confidence": Way(teacher_confidence, soft=True),
     "teacher-correct": Way(teacher_correct, labels=True, soft=True),
     "expertise": Way(expertise, labels=True, soft=True),
+    "selector": Way(selector, soft=True, learns=make_selector),
 }
 """Every way a recipe can name."""

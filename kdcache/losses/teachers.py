@@ -15,10 +15,7 @@ import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.plans.batch import Batch
-from kdcache.plans.subsample import random_below
-
-UNIFORM = 2**53
-"""A whole number below it, over it, is a float64 in [0, 1) that is exact."""
+from kdcache.plans.subsample import uniforms
 
 
 class Asked(NamedTuple):
@@ -82,9 +79,7 @@ def of_the_step(asked: Asked) -> Shares:
 
 def of_each_document(asked: Asked) -> Shares:
     """One drawn for each document in each step, whatever batch it is in."""
-    (start,) = np.random.SeedSequence((asked.seed, asked.step)).generate_state(1, np.uint64)
-    docs = asked.batch["docs"].cpu().numpy()
-    uniform = random_below(int(start), docs, np.full(len(docs), UNIFORM)) / UNIFORM
+    uniform = uniforms(asked.batch["docs"].cpu().numpy(), asked.seed, asked.step)
     index = torch.from_numpy(drawn(asked.probability, uniform)).to(asked.batch["docs"].device)
     return {name: (index == place).double() for place, name in enumerate(asked.teachers)}
 

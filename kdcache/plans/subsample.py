@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+UNIFORM = 2**53
+"""A whole number below it, over it, is a float64 in [0, 1) that is exact."""
 
 
 def sampled_count(rows: npt.NDArray[Any], fraction: float) -> Rows:
@@ -43,3 +45,12 @@ def random_below(seed: int, docs: Rows, below: Rows) -> Rows:
     x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX_2)
     x ^= x >> np.uint64(31)
     return (x % np.maximum(below, 1).astype(np.uint64)).astype(np.int64)
+
+
+def uniforms(docs: Rows, *entropy: int) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each document, whatever others there are: float64 of 53 bits.
+
+    `entropy` are numbers of 0 or more, such as a seed and a step.
+    """
+    (start,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return random_below(int(start), docs, np.full(len(docs), UNIFORM)) / UNIFORM

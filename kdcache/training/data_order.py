@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcache.errors import ConfigError
-from kdcache.training.weighing import Weighting, weighting_of
+from kdcache.training.weighting import Weighting, weighting_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,9 +60,10 @@ from kdcache.training.scale import (
 )
 from kdcache.training.settling import settle_student
 from kdcache.training.trainer import DistillationTrainer, Reporter, make_trainer
-from kdcache.training.weighing import weighers_of, weights_record
+from kdcache.training.weighing import require_scored, weighers_of, weights_record
 
 PROJECTIONS, STATE, BALANCE = "kdcache_projections", "kdcache_state", "kdcache_balance"
+SELECTOR = "kdcache_selector"
 
 
 class Run:
@@ -146,6 +147,7 @@ class Run:
             for found, some, objective in zip(docs, labelled, self.objectives, strict=True)
         ]
         self.weighers = weighers_of(weighting, mixture.caches, specs, read, sizes, seed=seed)
+        require_scored(self.weighers, scored=self.choice is not None, stage=stage)
         if recipe.balance is not None:
             require_measured(self.args, self.config)
             require_several(self.objective.losses, f"{stage or recipe.name} on {cache.path}")
@@ -285,6 +287,9 @@ class Run:
             parts[STATE] = self.state
         if self.balancer is not None:
             parts[BALANCE] = self.balancer.to(self.args.device)
+        selector = self.weighers[0].selector if self.weighers else None
+        if selector is not None:
+            parts[SELECTOR] = selector
         with (
             only_trained(student, self.recipe.trainable),
             one_layer_trained(student, self.recipe.layer, self.recipe.below) as slowed,
@@ -310,7 +315,7 @@ class Run:
             metrics["caches"] = self.mixture.report(self.counts)
         if self.weighers:
             told = {"way": str(self.recipe.data.weighting), "mean": trainer.mean_weight()}
-            metrics["example_weights"] = told
+            metrics["example_weights"] = told | self.weighers[0].learnt
         if self.choice is not None:
             metrics["dev"] = self.choice.report(trainer.state, trainer.diverged, self.progress)
         trainer.shares.end(-(-trainer.state.global_step // trainer.epoch_steps))

@@ -24,6 +24,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from kdcache.errors import ConfigError, KdcacheError, ModelError
 from kdcache.interrupts import handled_by
 from kdcache.losses import Moment
+from kdcache.losses.selector import Selector
 from kdcache.models import run
 from kdcache.models.layer_rates import Slowed
 from kdcache.models.recording import heads_of
@@ -144,6 +145,8 @@ class DistillationTrainer(transformers.Trainer):
             if not batch.idle:
                 self._documents += len(batch["docs"])
                 self._tokens += batch.tokens
+        if self.selector is not None:
+            self.selector.take(self.ranks.total(self.selector.pending.tolist()))
         if batches:
             self.turn = batches[0].cache  # that of the whole step
             self.objective = self.objectives[self.turn]
@@ -161,6 +164,11 @@ class DistillationTrainer(transformers.Trainer):
         if self.objective.schedules:
             self.objective.advance(self.moment())
         return batches, self.ranks.total(self.objective.totals(batches))
+
+    @property
+    def selector(self) -> Selector | None:
+        """What learns from scores on the dev set which documents count, if anything does."""
+        return self.weighers[0].selector if self.weighers else None
 
     def moment(self) -> Moment:
         """Where the run stands, of its steps and of its epochs."""
@@ -311,6 +319,9 @@ class DistillationTrainer(transformers.Trainer):
         where = {"rank": self.args.process_index, "ranks": self.args.world_size}
         scored = self.dev.score(self.model, batch_size=self.args.eval_batch_size, **where)
         scored[self.dev.metric] = value_of(scored, self.dev.metric)
+        if self.selector is not None:
+            score = scored[self.dev.metric]
+            self.selector.reward(score if self.args.greater_is_better else -score)
         plain = {name: value for name, value in scored.items() if isinstance(value, int | float)}
         logs = {f"{metric_key_prefix}_{name}": value for name, value in plain.items()}
         self.log(logs | dict(self.teacher_logs))

@@ -1,98 +1,29 @@
-"""The weights of documents that a recipe asks for, and those of the batches of a run."""
+"""What weighs the documents of the batches of a run."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from kdcache.errors import ConfigError, KdcacheError, one_of
-from kdcache.losses import CacheSpec, SoftKL
+from kdcache.losses import SP, CacheSpec, Loss, SoftKL
 from kdcache.losses.binding import bind
 from kdcache.losses.bound import Bound
-from kdcache.losses.example_weights import EXAMPLE_WEIGHTS, Asked, Way
+from kdcache.losses.example_weights import Asked
 from kdcache.losses.pairs import Pairs
 from kdcache.losses.pool import Pool
+from kdcache.losses.selector import Selector
 from kdcache.losses.teachers import Teaching
 from kdcache.manifest import Json
 from kdcache.plans import Docs
 from kdcache.plans.batch import Batch
-from kdcache.records import make
 from kdcache.signals import ModelSizes
 from kdcache.store import Cache
+from kdcache.training.weighting import FIELD, Weighting
 
-FIELD = "data.example_weights"
-MEANS = ("weights", "documents")
 SAMPLE = 8  # documents that are weighed before anything loads
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weighting:
-    """What documents count for, as [data] of a recipe says.
-
-    Attributes:
-        name: a way of EXAMPLE_WEIGHTS.
-        mean: what a loss's mean over a step divides by: the sum of the "weights", or the number of
-            "documents", whatever these weigh.
-        options: arguments of the way.
-    """
-
-    name: str
-    mean: str = "weights"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        one_of(FIELD, self.name, EXAMPLE_WEIGHTS)
-        one_of(f"{FIELD}.mean", self.mean, MEANS)
-        self.checked()
-
-    @property
-    def way(self) -> Way:
-        return EXAMPLE_WEIGHTS[self.name]
-
-    @property
-    def teacher(self) -> str:
-        """The teacher whose soft labels it asks for; "": the first."""
-        return str(self.options.get("teacher", ""))
-
-    def checked(self) -> dict[str, Any]:
-        """The arguments as the way takes them; ConfigError for one that it does not."""
-        made = make(_options(self.way), self.options, FIELD)
-        return {entry.name: getattr(made, entry.name) for entry in dataclasses.fields(made)}
-
-    def __str__(self) -> str:
-        told = {**self.options, **({} if self.mean == MEANS[0] else {"mean": self.mean})}
-        options = ", ".join(f"{name}={value}" for name, value in told.items() if name != "file")
-        return f"{self.name} ({options})" if options else self.name
-
-
-def _options(way: Way) -> Any:
-    """The keyword arguments of a way, as a configuration of that many fields."""
-    hints = typing.get_type_hints(way.weights)
-    found = []
-    for name, one in inspect.signature(way.weights).parameters.items():
-        if one.kind is one.KEYWORD_ONLY:
-            default = () if one.default is one.empty else (field(default=one.default),)
-            found.append((name, hints.get(name, object), *default))
-    return dataclasses.make_dataclass("Options", found, frozen=True, kw_only=True)
-
-
-def weighting_of(value: str | Mapping[str, Any]) -> Weighting | None:
-    """What [data] says of weights: a name, or a table of it and its options; "": nothing."""
-    if not value:
-        return None
-    table = {"name": value} if isinstance(value, str) else dict(value)
-    if not isinstance(table.get("name"), str):
-        raise ConfigError(
-            f"{FIELD} needs the name of a way ({', '.join(EXAMPLE_WEIGHTS)}); got {value!r}"
-        )
-    own = {key: table.pop(key) for key in ("name", "mean") if key in table}
-    return Weighting(**own, options=table)
 
 
 class Weigher:
@@ -100,6 +31,7 @@ class Weigher:
 
     Attributes:
         arrays: what has to be read of the cache for it.
+        selector: what it learns from scores on the dev set, if it learns; caches of a run share it.
         pool: the documents.
 
     Raises ConfigError, CorpusError or MismatchError where the cache cannot serve it.
@@ -121,15 +53,14 @@ class Weigher:
         if weighting.way.labels and not spec.labelled:
             raise ConfigError(f"{FIELD}={weighting.name} asks for labels, and the corpus has none")
         self.arrays = [] if self.soft is None else list(self.soft.arrays)
+        self.vectors: Bound | None = None
+        self.selector = self._learner(student)
         if len(pool.docs):
             self._try(cache.batch(pool.docs[:SAMPLE], self.arrays))
 
     def _soft(self, student: ModelSizes) -> Bound:
         """The soft labels of the teacher that is asked for."""
-        name, spec = self.weighting.name, self.spec
-        if self.weighting.teacher:
-            one_of(f"teacher in {FIELD}", self.weighting.teacher, spec.teachers)
-            spec = spec.teachers[self.weighting.teacher]
+        name, spec = self.weighting.name, self._teacher
         taps = {tap.name for signal in spec.signals.values() for tap in signal.gives()}
         if "logits" not in taps:
             raise ConfigError(
@@ -140,8 +71,33 @@ class Weigher:
             raise ConfigError(
                 f"{FIELD}={name} asks for a teacher's probabilities, and this one gives values"
             )
+        return self._bound(SoftKL(), student)
+
+    def _learner(self, student: ModelSizes) -> Selector | None:
+        """What the way learns, and the vectors that it reads for that."""
+        if self.weighting.way.learns is None:
+            return None
+        made = self.weighting.way.learns(self._teacher.shape, self.options)
+        if vectors := self.options.get("vectors"):
+            self.vectors = self._bound(SP(vectors=vectors), student)
+            self.arrays = list(dict.fromkeys([*self.arrays, *self.vectors.arrays]))
+        return made
+
+    @property
+    def _teacher(self) -> CacheSpec:
+        """The cache as the teacher that is asked for."""
+        if not self.weighting.teacher:
+            return self.spec
+        one_of(f"teacher in {FIELD}", self.weighting.teacher, self.spec.teachers)
+        return self.spec.teachers[self.weighting.teacher]
+
+    def _bound(self, loss: Loss, student: ModelSizes) -> Bound:
+        """What a loss would learn from that teacher."""
         teaching = Teaching(teachers=self.weighting.teacher)
-        return bind(FIELD, SoftKL(), self.spec, student, teaching).matches[0]
+        try:
+            return bind(FIELD, loss, self.spec, student, teaching).matches[0]
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(f"losses.{FIELD}", FIELD)) from error
 
     def _try(self, batch: Batch) -> None:
         """Weigh some documents before anything loads."""
@@ -172,11 +128,20 @@ class Weigher:
             step=step,
             soft=self.soft,
             pairs=Pairs(self.spec, host, nothing, project=nothing),
+            vectors=self.vectors,
+            selector=self.selector,
         )
         found = self.weighting.way.weights(asked, **self.options)
         self._check(found, len(host["docs"]))
         batch.weigh(found.double(), counted=self.weighting.mean == "documents")
         return float(found.sum())
+
+    @property
+    def learnt(self) -> Json:
+        """What it has learnt, as "selector", if it learns."""
+        if self.selector is None:
+            return {}
+        return {"selector": self.selector.told(self.options["features"])}
 
     def _check(self, found: Any, documents: int) -> None:
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
@@ -224,7 +189,40 @@ def weighers_of(
             if number == 0:
                 raise
             raise type(error)(f"{cache.path}: {error}") from error
+    _share_selector(made)
     return made
+
+
+def _share_selector(weighers: Sequence[Weigher]) -> None:
+    """Let what all caches learn be one; ConfigError where their documents differ in features."""
+    first, *others = weighers
+    if first.selector is None:
+        return
+    first.selector.forget()  # documents that were tried
+    features = len(first.selector.policy)
+    for other in others:
+        assert other.selector is not None
+        if len(other.selector.policy) != features:
+            raise ConfigError(
+                f"{first.pool.cache} and {other.pool.cache} do not go together in "
+                f"{FIELD}={first.weighting.name}: the vectors of their teachers differ in width; "
+                "leave vectors out, or one of the caches"
+            )
+        other.selector = first.selector
+
+
+def require_scored(weighers: Sequence[Weigher], *, scored: bool, stage: str) -> None:
+    """ConfigError where documents are weighed by what scores on a dev set teach, and there are
+    none."""
+    if scored or not weighers or weighers[0].selector is None:
+        return
+    why, what = "this run has none", "give one with --dev FILE or --dev-split 10%"
+    if stage:
+        why = f"stage {stage!r} takes none"
+        what += f", and {FIELD} to the last stage alone, which is scored"
+    raise ConfigError(
+        f"{FIELD}={weighers[0].weighting.name} learns from scores on a dev set, and {why}: {what}"
+    )
 
 
 def weights_record(weighers: Sequence[Weigher]) -> list[Json]:

@@ -222,6 +222,7 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "kd.masked": masked,
     "kd-mse": classes,
     "kd-mse.values": values,
+    "l2a": classes,
     "mkd": classes,
     "mkd.values": values,
     "minilm.relations": attending,

@@ -126,6 +126,7 @@ def value(
     labels: torch.Tensor | None = None,
     kind: LabelKind = CLASSES,
     heads: int = 0,
+    weights: torch.Tensor | None = None,
     **more: Any,
 ) -> torch.Tensor:
     """What a loss makes of both sides of its matches, as the objective asks for it.
@@ -135,6 +136,7 @@ def value(
         space: of their rows: "token", or "document" for rows of documents.
         labels: hard labels, where the loss is a mean over the rows that have one.
         heads: those of the student's attention, where the pairs are of queries and keys.
+        weights: what documents count for, [B] float64; None: alike.
         more: further fields of the step.
     """
     over = loss.over
@@ -143,6 +145,8 @@ def value(
         padded=over == "padded", paired=over == "pairs", labelled=labels is not None
     )
     batch = batch_of(lengths, labels)
+    if weights is not None:
+        batch.weigh(weights)
     student = pairs[0].student
     values = {LOGITS: student.detach() if isinstance(student, torch.Tensor) else torch.empty(0)}
     if heads:

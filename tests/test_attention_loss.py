@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from kdcache.errors import ConfigError
-from kdcache.losses import AttentionScores, Pair, attention
-from kdcache.losses.attention import score_loss
+from kdcache.losses import AttentionScores, Pair, attention_error
+from kdcache.losses.attention_error import probability_error, score_loss
 from kdcache.signals import LayerRows, ModelSizes
 from tests.conformance.test_losses import documents
 from tests.objectives import evaluate
@@ -61,7 +61,7 @@ def by_hand(queries: Pair, keys: Pair, lengths: list[int], *, together: bool) ->
 def test_pieces_of_any_size_give_the_loss_and_gradients_of_plain_torch(
     monkeypatch: pytest.MonkeyPatch, room: int, together: bool
 ) -> None:
-    monkeypatch.setitem(attention.CHUNK, "cpu", room)
+    monkeypatch.setitem(attention_error.CHUNK, "cpu", room)
     lengths = [5, 5, 1, 7, 2, 2, 2]
     queries, keys = drawn(lengths)
     leaves = [queries.student, keys.student]
@@ -69,6 +69,35 @@ def test_pieces_of_any_size_give_the_loss_and_gradients_of_plain_torch(
     found = score_loss(queries, keys, torch.tensor(lengths), 4, together=together)
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
     exact, made = (torch.autograd.grad(2.0 * loss, leaves) for loss in (wanted, found))
+    for one, other in zip(exact, made, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("room", [8, 2000, 2**20])
+def test_errors_of_probabilities_are_those_of_softmax_over_each_document(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setitem(attention_error.CHUNK, "cpu", room)
+    lengths = [5, 5, 1, 7, 2]
+    queries, keys = drawn(lengths)
+    weight = torch.tensor([0.5, 2.0, 1.0, 0.25, 0.0], dtype=torch.float64)
+    wanted, start = torch.zeros((), dtype=torch.float64), 0
+    for n, w in zip(lengths, weight, strict=True):
+        sides = [
+            torch.einsum(
+                "ihd,jhd->hij", *(x[start : start + n].unflatten(1, (4, -1)) for x in both)
+            )
+            for both in (
+                (queries.student, keys.student),
+                (queries.teacher.codes, keys.teacher.codes),
+            )
+        ]
+        ours, theirs = ((s / d**0.5).softmax(-1) for s, d in zip(sides, (3, 5), strict=True))
+        wanted, start = wanted + w * (ours - theirs).square().mean(0).sum(), start + n
+    found = probability_error(queries, keys, torch.tensor(lengths), 4, weight)
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
+    leaves = [queries.student, keys.student]
+    exact, made = (torch.autograd.grad(loss, leaves) for loss in (wanted, found))
     for one, other in zip(exact, made, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-14)
 
@@ -83,7 +112,7 @@ def test_no_more_scores_exist_than_there_is_room_for(monkeypatch: pytest.MonkeyP
         return found
 
     monkeypatch.setattr(torch, "bmm", counting)
-    monkeypatch.setitem(attention.CHUNK, "cpu", 8 * 300)
+    monkeypatch.setitem(attention_error.CHUNK, "cpu", 8 * 300)
     lengths = [9] * 6
     queries, keys = drawn(lengths)
     score_loss(queries, keys, torch.tensor(lengths), 4).backward()

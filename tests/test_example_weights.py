@@ -17,6 +17,7 @@ import torch
 import transformers
 from scipy.special import softmax
 
+import kdcache
 from kdcache.errors import ConfigError, CorpusError, KdcacheError, MismatchError
 from kdcache.losses import SoftKL
 from kdcache.losses.example_weights import EXAMPLE_WEIGHTS, SELECTED, Asked, Way, expertise
@@ -41,6 +42,7 @@ from tests.test_trainer import assert_same_weights, log_of, narrow
 
 __all__ = ["both", "narrow", "other", "part_labelled", "values"]  # fixtures
 
+TASK = "text-classification"
 SHORT = ("training.max_steps=2", "training.logging_steps=1", "training.learning_rate=1e-3")
 
 
@@ -75,10 +77,12 @@ def weigher(cache: Cache, table: Any) -> Weigher:
     return Weigher(weighting, cache, spec, pool, cache.shape, seed=0)
 
 
-def weights_of(cache: Cache, table: Any, step: int = 0) -> np.ndarray[Any, Any]:
+def weights_of(
+    cache: Cache, table: Any, step: int = 0, documents: int = 40
+) -> np.ndarray[Any, Any]:
     """What the first documents of a cache weigh."""
     made = weigher(cache, table)
-    batch = cache.batch(cache.plan.docs[:40], made.arrays)
+    batch = cache.batch(cache.plan.docs[:documents], made.arrays)
     assert made.weigh(batch, step) == pytest.approx(float(batch["example_weight"].sum()))
     return batch["example_weight"].numpy()
 
@@ -143,6 +147,75 @@ def test_expertise_is_that_of_meta_kd() -> None:
         pairs=Pairs(objective.cache, batch, nothing, project=nothing),
     )
     assert expertise(asked).tolist() == pytest.approx(published, rel=1e-6)
+
+
+def test_prototypes_of_domains_are_told_by_the_cached_vectors_in_one_pass(
+    corpus: Path, classifier: Path, cache: Cache, weighed: Path, tmp_path: Path
+) -> None:
+    signals = ["logits:dense", "hidden:layers=4,positions=all,dtype=fp32", "pooled:dtype=fp32"]
+    made = kdcache.build(
+        str(corpus), teacher=classifier, task=TASK, out=tmp_path / "c", signals=signals
+    )
+    docs, given = made.plan.docs, made.batch(made.plan.docs)
+    rows = np.split(given["hidden/L4/codes"].double().numpy(), np.cumsum(lengths_of(given))[:-1])
+    domain = made.plan.per_document["doc_id"][docs] % 3
+    plain = weights_of(made, "expertise", documents=len(docs))
+    vectors = {
+        "mean": np.stack([document.mean(0) for document in rows]),
+        "cls": np.stack([document[0] for document in rows]),
+        "pooled": given["pooled/codes"].double().numpy(),
+    }
+    for name, known in vectors.items():
+        means = np.stack([known[domain == place].mean(0) for place in range(3)])
+        others = (means.sum(0) - means) / 2
+        near = (cosines(known, means[domain]) + cosines(known, others[domain])) / 2
+        table = {"name": "expertise", "domain": "domain", "file": str(weighed), "vectors": name}
+        found = weights_of(made, table, documents=len(docs))
+        assert found == pytest.approx(plain * (1 + near), rel=1e-5), name
+        assert near.std() > 0
+
+
+def cosines(one: Any, other: Any) -> Any:
+    """Those of rows."""
+    return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+
+
+def lengths_of(batch: Any) -> Any:
+    """Tokens of each document."""
+    return batch["attention_mask"].sum(1).numpy()
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "error", "message"),
+    [
+        ("domian", {}, ConfigError, "has no column 'domian'; its columns are .*domain"),
+        ("one", {}, ConfigError, "all documents are of one, 'same': name a column of several"),
+        ("gaps", {}, CorpusError, "column 'gaps' is empty somewhere; every document needs one"),
+        ("domain", {"vectors": "first"}, ConfigError, "vectors of data.example_weights 'first'"),
+        ("domain", {"vectors": "pooled"}, ConfigError, "needs pooled; the cache holds logits"),
+        ("domain", {"prototype": "weight"}, ConfigError, "both say how near documents are"),
+        ("domain", {"file": ""}, ConfigError, "file = the corpus of each cache"),
+    ],
+)
+def test_domains_that_tell_nothing_are_refused(
+    cache: Cache,
+    weighed: Path,
+    column: str,
+    options: dict[str, str],
+    error: type[KdcacheError],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    with weighed.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    with (tmp_path / "more.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0], "one", "gaps"])
+        writer.writeheader()
+        for number, row in enumerate(rows):
+            writer.writerow({**row, "one": "same", "gaps": "d" if number != 9 else " "})
+    table = {"name": "expertise", "domain": column, "file": str(tmp_path / "more.csv")}
+    with pytest.raises(error, match=message):
+        weigher(cache, {"vectors": "cls", **table, **options})
 
 
 def test_documents_without_a_label_count_like_the_mean_or_as_nothing_is_known(

@@ -398,9 +398,9 @@ CLS = Hidden(layers=(2, 3))
         ),
         (
             {"h": HiddenMSE(layer_map="1:2", positions="mean")},
-            cache_spec(Hidden(layers=(2,), positions="all")),
+            cache_spec(CLS),
             STUDENT,
-            "holds positions=all: set losses.h.positions=cache",
+            "holds positions=cls: set losses.h.positions=cache",
         ),
         (
             {"h": HiddenMSE(layer_map="1:2", projection="none")},

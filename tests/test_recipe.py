@@ -24,6 +24,7 @@ SHIPPED = [
     "kd",
     "kd-mse",
     "l2a",
+    "meta-kd",
     "minilm",
     "minilmv2",
     "mkd",

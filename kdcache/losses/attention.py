@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from kdcache.errors import ConfigError, one_of
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact
+from kdcache.losses.attention_error import probability_error, score_loss
+from kdcache.losses.base import Match, Over, Pair, Step, check_number
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LayerMap, layer_pairs
 from kdcache.signals import ModelSizes, Tap
 from kdcache_kernels import relation_kl
-from kdcache_kernels.relation_kl.pieces import Piece, pieces_of
 
 HEADS = ("each", "sum")
-CHUNK = {"cpu": 2**20}
-CHUNK_ELSEWHERE = 2**26
-"""Bytes of the scores that exist at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +33,16 @@ class AttentionScores:
     | arXiv:1909.10351             |               | tokens          |        |
     | MobileBERT, Sun et al. 2020, | probabilities | heads, tokens   | mean   |
     | arXiv:2004.02984             |               |                 |        |
+    | Meta-KD, Pan et al. 2021,    | probability-  | heads, pairs of | sum    |
+    | arXiv:2012.01266             | mse           | tokens          |        |
 
-    The codes of both papers count pads, so their values depend on how far documents are padded.
+    The codes of these papers count pads, so their values depend on how far documents are padded.
 
     Attributes:
         weight: factor in the objective; 0 leaves the loss out.
-        compare: "scores", their squared error; or "probabilities", the divergence of the student's
-            from the teacher's, which has the gradient of their cross-entropy.
+        compare: "scores", their squared error; "probabilities", the divergence of the student's
+            from the teacher's, which has the gradient of their cross-entropy; or "probability-mse",
+            the squared error of probabilities.
         heads: "each" compares head by head, "sum" the scores of all heads added up.
         layer_map: which layers: "uniform", "skip", "last", "first", or pairs of a student and a
             teacher layer such as "1:3,2:6". Of a named map the embedding outputs, which do not
@@ -74,7 +73,7 @@ class AttentionScores:
     @property
     def over(self) -> Over:
         """Pairs of two tokens of a document, or tokens."""
-        return "pairs" if self.compare == "scores" else "rows"
+        return COMPARE[self.compare].over
 
     def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """Queries and keys of every token at each of the mapped layers."""
@@ -90,100 +89,12 @@ class AttentionScores:
         if self.over == "rows":  # all rows of a document count for as much
             weight = weight[(lengths.cumsum(0) - lengths).to(weight.device)]
         found = [
-            COMPARE[self.compare](
+            COMPARE[self.compare].value(
                 queries, keys, lengths, heads, weight, together=self.heads == "sum"
             )
             for queries, keys in zip(pairs[::2], pairs[1::2], strict=True)
         ]
         return COMBINE[self.layers](torch.stack(found), step.state)
-
-
-def score_loss(
-    queries: Pair,
-    keys: Pair,
-    lengths: torch.Tensor,
-    heads: int,
-    weight: torch.Tensor | None = None,
-    *,
-    together: bool = False,
-) -> torch.Tensor:
-    """Sum over documents of weight times the sum over pairs of tokens of the mean over heads of the
-    squared difference of scores.
-
-    Args:
-        queries, keys: of the tokens of all documents, [N, heads * D], heads side by side.
-        lengths: tokens of each document, [B] int64, on the CPU.
-        heads: of both models.
-        weight: what a pair of each document counts for, [B]; None: one over the number of pairs.
-        together: whether the scores of all heads are added up instead.
-
-    Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351.
-    """
-    if weight is None:
-        share = 1 / max(1, int((lengths**2).sum()))
-        weight = exact(queries.student[:0]).new_full((len(lengths),), share)
-    sides = queries.student, keys.student, queries.teacher.dense(), keys.teacher.dense()
-    scales = tuple((side.shape[1] // heads) ** -0.5 for side in sides[::2])
-    need = torch.is_grad_enabled() and (sides[0].requires_grad or sides[1].requires_grad)
-    found: torch.Tensor = _ScoreError.apply(  # type: ignore[no-untyped-call]  # so in torch
-        *sides, lengths.tolist(), 1 if together else heads, scales, weight, need
-    )
-    return found
-
-
-class _ScoreError(torch.autograd.Function):
-    """Value and gradient of `score_loss` in one go over the documents: no scores are kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        their_queries: torch.Tensor,
-        their_keys: torch.Tensor,
-        lengths: list[int],
-        heads: int,
-        scales: tuple[float, float],
-        weight: torch.Tensor,
-        need: bool,
-    ) -> torch.Tensor:
-        dtype = exact(queries[:0]).dtype
-        weight = weight.to(dtype) / heads
-        ours = [queries, keys]
-        gradients = [torch.empty_like(x) if need else x[:0] for x in ours]
-        total = weight.new_zeros(())
-        with torch.autocast(queries.device.type, enabled=False):
-            for piece in pieces(lengths, heads, weight):
-                w = weight[piece.documents]
-                dead = (w == 0)[:, None, None, None]  # 0 times NaN would be NaN
-                x, y, t, u = (
-                    piece.read(side, heads, dtype).masked_fill(dead, 0).flatten(0, 1)
-                    for side in (*ours, their_queries, their_keys)
-                )
-                apart = torch.bmm(t, u.mT).mul_(-scales[1])
-                apart.baddbmm_(x, y.mT, alpha=scales[0])
-                rows = apart.view(len(w), -1)
-                total += (w * torch.linalg.vector_norm(rows, dim=1).square()).sum()
-                if need:
-                    factor = (2 * scales[0]) * w.repeat_interleave(len(x) // len(w))[:, None, None]
-                    piece.write(gradients[0], heads, (apart @ y).mul_(factor))
-                    piece.write(gradients[1], heads, (apart.mT @ x).mul_(factor))
-        ctx.save_for_backward(*gradients)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        made = (x * gradient.to(x.dtype) for x in ctx.saved_tensors)
-        return (*made, *(None,) * 7)
-
-
-def pieces(
-    lengths: list[int], heads: int, weight: torch.Tensor, *, layers: int = 1
-) -> Iterator[Piece]:
-    """Documents of one length, as many as there is room for their scores at so many layers."""
-    room = CHUNK.get(weight.device.type, CHUNK_ELSEWHERE) // weight.itemsize
-    return pieces_of(lengths, heads, room // layers)
 
 
 def probability_loss(
@@ -213,11 +124,19 @@ def probability_loss(
     )
 
 
-COMPARE: dict[str, Callable[..., torch.Tensor]] = {
-    "scores": score_loss,
-    "probabilities": probability_loss,
+class Compared(NamedTuple):
+    """What is compared: the sum over documents, and what it is a mean over."""
+
+    value: Callable[..., torch.Tensor]
+    over: Over
+
+
+COMPARE = {
+    "scores": Compared(score_loss, "pairs"),
+    "probabilities": Compared(probability_loss, "rows"),
+    "probability-mse": Compared(probability_error, "pairs"),
 }
-"""What is compared."""
+"""Every way to compare."""
 
 
 def attending(

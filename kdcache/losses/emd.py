@@ -11,7 +11,8 @@ import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses import transport
-from kdcache.losses.attention import check_heads, heads_of, pieces
+from kdcache.losses.attention import check_heads, heads_of
+from kdcache.losses.attention_error import pieces
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact, safe
 from kdcache.losses.layer_matches import PROJECTIONS, learns
 from kdcache.signals import ModelSizes, Tap

@@ -5,7 +5,7 @@ A new one is a function and a line in it. Its keyword arguments are its options 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import normalize, softplus
 
-from kdcache.errors import one_of
+from kdcache.errors import ConfigError, CorpusError, one_of
 from kdcache.labels import known_rows
 from kdcache.losses.base import check_number, exact
 from kdcache.losses.between_documents import VECTORS
 from kdcache.losses.bound import Bound
 from kdcache.losses.pairs import Pairs
 from kdcache.losses.pool import Files, Pool
+from kdcache.losses.prototypes import nearness, prototypes
 from kdcache.losses.selector import Selector
 from kdcache.losses.taught import labels_at, nats_on_labels, of_documents
 from kdcache.plans.batch import Batch
@@ -47,8 +48,9 @@ class Asked:
         step: steps that the run has taken before this one.
         soft: the teacher's soft labels in the batch, of a way that asks for them.
         pairs: what decodes them.
-        vectors: the teacher's vectors of documents, of a way that is asked for some.
+        vectors: the teacher's vectors of the documents of the batch, of a way that asks for them.
         selector: what the way has learnt so far, if it learns.
+        every: the same of all documents of `pool`, a batch at a time, read anew at each call.
     """
 
     batch: Batch
@@ -59,6 +61,7 @@ class Asked:
     pairs: Pairs
     vectors: Bound | None = None
     selector: Selector | None = None
+    every: Callable[[], Iterator[Asked]] = lambda: iter(())
 
     def numbers(self, column: str, file: Files) -> torch.Tensor:
         """A column of the corpus that holds numbers, [B] float64."""
@@ -68,6 +71,22 @@ class Asked:
         """A column of the corpus as its file has it: B texts, numbers or lists."""
         found = self.pool.column(column, file)
         return [found[row] for row in self.pool.row(self.batch["docs"])]
+
+    def names(self, column: str, file: Files) -> list[str]:
+        """The same as texts; CorpusError for a document that has none."""
+        found = ["" if cell is None else str(cell).strip() for cell in self.cells(column, file)]
+        if not all(found):
+            raise CorpusError(
+                f"{file}: column {column!r} is empty somewhere; every document needs one"
+            )
+        return found
+
+    @property
+    def document_vectors(self) -> torch.Tensor:
+        """The teacher's vectors of the documents, [B, H] float32."""
+        assert self.vectors is not None
+        found: torch.Tensor = self.pairs.teacher_of(self.vectors).dense()
+        return found
 
     @cached_property
     def soft_labels(self) -> Any:
@@ -108,12 +127,15 @@ class Way(NamedTuple):
             its option `teacher` names.
         learns: makes what it learns from scores on the dev set, of the teacher's sizes and its
             options.
+        vectors: which vectors of documents of that teacher it asks for, by its options: a name of
+            `between_documents.VECTORS`, of the signal that an option `signal` names; "": none.
     """
 
     weights: Callable[..., torch.Tensor]
     labels: bool = False
     soft: bool = False
     learns: Callable[[ModelSizes, Mapping[str, Any]], Selector] | None = None
+    vectors: Callable[[Mapping[str, Any]], str] = lambda options: ""
 
 
 def column(asked: Asked, *, column: str, file: Files) -> torch.Tensor:
@@ -165,16 +187,46 @@ def teacher_correct(asked: Asked, *, wrong: float = 0.0, teacher: str = "") -> t
 
 
 def expertise(
-    asked: Asked, *, prototype: str = "", file: Files = "", teacher: str = ""
+    asked: Asked,
+    *,
+    prototype: str = "",
+    domain: str = "",
+    vectors: str = "mean",
+    file: Files = "",
+    teacher: str = "",
+    signal: str = "",
 ) -> torch.Tensor:
     """(1 + prototype) / (1 + exp((1 - p)^2)) of the teacher's probability p of the label: Meta-KD
     (Pan et al. 2021, arXiv:2012.01266), which divides by the number of documents.
 
-    `prototype` is a column with how near a document is to its domain; none: 0.
+    `domain` is a column with the domain of each document. How near a document is to its domain,
+    and to the others, is told by the teacher's `vectors` of all documents, read once before the
+    first step. Or `prototype` is a column that says it. With neither it is 0.
     """
-    near = asked.numbers(prototype, file) if prototype else torch.zeros_like(asked.nats)
-    wrong = 1 - (-asked.nats).exp()
+    if domain and prototype:
+        raise ConfigError("domain and prototype both say how near documents are; leave one out")
+    if prototype:
+        return expertise_of(asked.nats, asked.numbers(prototype, file))
+    if not domain:
+        return expertise_of(asked.nats, torch.zeros_like(asked.nats))
+    known = asked.pool.once(
+        ("prototypes", domain),
+        lambda: prototypes((a.names(domain, file), a.document_vectors) for a in asked.every()),
+    )
+    return expertise_of(
+        asked.nats, nearness(asked.names(domain, file), asked.document_vectors, known)
+    )
+
+
+def expertise_of(nats: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+    """The same of the teacher's cross-entropies on labels and the prototype weights, both [B]."""
+    wrong = 1 - (-nats).exp()
     return (1 + near) / (1 + (wrong**2).exp())
+
+
+def of_domains(options: Mapping[str, Any]) -> str:
+    """The vectors that `expertise` asks for: some where it is told of domains."""
+    return str(options["vectors"]) if options["domain"] else ""
 
 
 def confidence(asked: Asked) -> torch.Tensor:
@@ -233,8 +285,7 @@ def selector(
         return torch.ones(len(asked.batch["docs"]), dtype=torch.float64)
     known = [FEATURES[name](asked).double()[:, None] for name in features]
     if asked.vectors is not None:
-        rows = asked.pairs.teacher_of(asked.vectors).dense()
-        known.append(normalize(rows.double(), dim=1))
+        known.append(normalize(asked.document_vectors.double(), dim=1))
     draws = uniforms(asked.batch["docs"].numpy(), asked.seed, asked.step, SELECTED)
     return asked.selector.decide(torch.cat(known, 1), torch.from_numpy(draws))
 
@@ -258,7 +309,9 @@ EXAMPLE_WEIGHTS: dict[str, Way] = {
     "teacher-probability": Way(teacher_probability, labels=True, soft=True),
     "teacher-confidence": Way(teacher_confidence, soft=True),
     "teacher-correct": Way(teacher_correct, labels=True, soft=True),
-    "expertise": Way(expertise, labels=True, soft=True),
-    "selector": Way(selector, soft=True, learns=make_selector),
+    "expertise": Way(expertise, labels=True, soft=True, vectors=of_domains),
+    "selector": Way(
+        selector, soft=True, vectors=lambda options: str(options["vectors"]), learns=make_selector
+    ),
 }
 """Every way a recipe can name."""

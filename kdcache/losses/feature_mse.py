@@ -38,8 +38,8 @@ class HiddenMSE:
 
     Attributes:
         weight: factor in the objective; 0 leaves the loss out. PKD takes 10 to 1000.
-        layer_map: "skip", "last", "first", "uniform", "middle", or pairs of a student and a teacher
-            layer such as "1:2,2:4".
+        layer_map: "skip", "last", "first", "uniform", "middle", "top", or pairs of a student and a
+            teacher layer such as "1:2,2:4".
         positions: "cls", "mean", "all", "selected", or "cache": what the cache holds.
         normalize: of each row, on both sides: "none", "l2" or "layernorm".
         projection: "linear" learns a map from the student's width to the teacher's, "none" learns

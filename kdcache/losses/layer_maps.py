@@ -108,6 +108,11 @@ def middle(student: int, teacher: int) -> Pairs:
     return ((max(1, student // 2), max(1, teacher // 2)),)
 
 
+def top(student: int, teacher: int) -> Pairs:
+    """The last layer of both, and no other."""
+    return ((student, teacher),)
+
+
 def blocks(student: int, teacher: int) -> Pairs:
     """As `uniform`, without the embedding output: for what only blocks have, such as attention."""
     step = _step("blocks", student, teacher)
@@ -135,6 +140,7 @@ LAYER_MAPS: dict[str, Callable[[int, int], Pairs]] = {
     "first": first,
     "uniform": uniform,
     "middle": middle,
+    "top": top,
     "blocks": blocks,
 }
 """Every named map: (student layers, teacher layers) -> pairs."""

@@ -28,8 +28,8 @@ from kdcache.tasks import RowSpace, Subset
 
 OF_DOCUMENTS = tuple(name for name, space in POSITIONS.items() if space == "document")
 """Positions that are one of a document."""
-SERVES = {"all": ("all", "cls", "selected")}
-"""Positions that can be picked out of what a cache holds; others serve themselves only."""
+SERVES = {"all": ("all", "cls", "mean", "selected")}
+"""Positions that can be made of what a cache holds; others serve themselves only."""
 
 CALLED = {"logits": "soft labels", "hidden": "hidden states"}
 """What messages call a tap of the teacher that has another name to people."""
@@ -297,4 +297,4 @@ def _rows(signal: str, space: RowSpace, stored: str, positions: str) -> Rows:
         return Rows(space.of, sampled_rows=f"{signal}/kept")
     if positions == stored:
         return Rows(space)
-    return Rows("document" if positions == "cls" else "selected")
+    return Rows(POSITIONS[positions])

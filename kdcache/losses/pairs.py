@@ -90,6 +90,8 @@ class Pairs:
         rows: LayerRows = match.held.decode(stored, match.teacher, match.source.shape)
         if match.positions == match.stored:
             return rows
+        if match.positions == "mean":
+            return LayerRows(codes=self._means(rows.dense()))
         index = self._first if match.positions == "cls" else self._selected
         scale = None if rows.scale is None else rows.scale[index]
         return LayerRows(codes=rows.codes[index], scale=scale)
@@ -116,6 +118,14 @@ class Pairs:
         """Rows of selected tokens among those of all tokens."""
         assert self.activations.selected is not None
         return self._token[self.activations.selected]
+
+    def _means(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of rows of all tokens, [tokens, H], the mean of each document's, [B, H]."""
+        lengths = self.activations.mask.sum(1)
+        places = torch.arange(len(lengths), device=rows.device)
+        owner = places.repeat_interleave(lengths, output_size=len(rows))
+        sums = rows.new_zeros(len(lengths), rows.shape[1]).index_add(0, owner, rows)
+        return sums / lengths[:, None]
 
 
 def _first(logits_or_head: Any, outputs: int | None) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from kdcache.manifest import digest
 from kdcache.plans import Array, Docs, Plan, PlanConfig
 from kdcache.tasks import TASKS
 
+T = TypeVar("T")
 Files = str | tuple[str, ...]
 """The file of a corpus; of several caches the file of each."""
 
@@ -46,6 +48,7 @@ class Pool:
         self.cache, self.number, self.caches = cache, number, caches
         self._cells: dict[tuple[str, str], Cells] = {}
         self._numbers: dict[tuple[str, str], Array] = {}
+        self._once: dict[Hashable, Any] = {}
 
     @cached_property
     def class_counts(self) -> torch.Tensor:
@@ -76,6 +79,13 @@ class Pool:
         """Of documents of a batch, [B], the rows in the corpus: those of its columns."""
         rows: Array = self.plan.per_document["doc_id"][docs.numpy()]
         return rows
+
+    def once(self, what: Hashable, make: Callable[[], T]) -> T:
+        """What is worked out of all documents, the first time it is asked for."""
+        if what not in self._once:
+            self._once[what] = make()
+        found: T = self._once[what]
+        return found
 
     @property
     def record(self) -> dict[str, str]:

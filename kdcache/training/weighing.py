@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from kdcache.errors import ConfigError, KdcacheError, one_of
 from kdcache.losses import SP, CacheSpec, Loss, SoftKL
+from kdcache.losses.between_documents import VECTORS
 from kdcache.losses.binding import bind
 from kdcache.losses.bound import Bound
 from kdcache.losses.example_weights import Asked
@@ -19,11 +20,12 @@ from kdcache.losses.teachers import Teaching
 from kdcache.manifest import Json
 from kdcache.plans import Docs
 from kdcache.plans.batch import Batch
-from kdcache.signals import ModelSizes
+from kdcache.signals import Activations, ModelSizes
 from kdcache.store import Cache
 from kdcache.training.weighting import FIELD, Weighting
 
 SAMPLE = 8  # documents that are weighed before anything loads
+READ = 256  # documents that are read at once where all are
 
 
 class Weigher:
@@ -52,9 +54,11 @@ class Weigher:
         self.soft = self._soft(student) if weighting.way.soft else None
         if weighting.way.labels and not spec.labelled:
             raise ConfigError(f"{FIELD}={weighting.name} asks for labels, and the corpus has none")
-        self.arrays = [] if self.soft is None else list(self.soft.arrays)
-        self.vectors: Bound | None = None
-        self.selector = self._learner(student)
+        self.selector = self._learner()
+        self.vectors = self._vectors(student)
+        read = [one for one in (self.soft, self.vectors) if one is not None]
+        self.arrays = list(dict.fromkeys(name for one in read for name in one.arrays))
+        self._read = cache.batch
         if len(pool.docs):
             self._try(cache.batch(pool.docs[:SAMPLE], self.arrays))
 
@@ -73,15 +77,20 @@ class Weigher:
             )
         return self._bound(SoftKL(), student)
 
-    def _learner(self, student: ModelSizes) -> Selector | None:
-        """What the way learns, and the vectors that it reads for that."""
+    def _learner(self) -> Selector | None:
+        """What the way learns."""
         if self.weighting.way.learns is None:
             return None
-        made = self.weighting.way.learns(self._teacher.shape, self.options)
-        if vectors := self.options.get("vectors"):
-            self.vectors = self._bound(SP(vectors=vectors), student)
-            self.arrays = list(dict.fromkeys([*self.arrays, *self.vectors.arrays]))
-        return made
+        return self.weighting.way.learns(self._teacher.shape, self.options)
+
+    def _vectors(self, student: ModelSizes) -> Bound | None:
+        """The teacher's vectors of documents, if the way asks for some."""
+        vectors = self.weighting.way.vectors(self.options)
+        if not vectors:
+            return None
+        one_of(f"vectors of {FIELD}", vectors, VECTORS)
+        loss = SP(vectors=vectors, signal=str(self.options.get("signal", "")))
+        return self._bound(loss, student)
 
     @property
     def _teacher(self) -> CacheSpec:
@@ -120,21 +129,32 @@ class Weigher:
         if batch.idle:
             return 0.0
         host = batch.on_host
+        found = self.weighting.way.weights(self._asked(host, step), **self.options)
+        self._check(found, len(host["docs"]))
+        batch.weigh(found.double(), counted=self.weighting.mean == "documents")
+        return float(found.sum())
+
+    def _asked(self, batch: Batch, step: int) -> Asked:
+        """What a way is told of documents on the host."""
         nothing: Any = None
-        asked = Asked(
-            batch=host,
+        known = Activations(values={}, mask=batch.mask)
+        return Asked(
+            batch=batch,
             pool=self.pool,
             seed=self.seed,
             step=step,
             soft=self.soft,
-            pairs=Pairs(self.spec, host, nothing, project=nothing),
+            pairs=Pairs(self.spec, batch, known, project=nothing),
             vectors=self.vectors,
             selector=self.selector,
+            every=self._every,
         )
-        found = self.weighting.way.weights(asked, **self.options)
-        self._check(found, len(host["docs"]))
-        batch.weigh(found.double(), counted=self.weighting.mean == "documents")
-        return float(found.sum())
+
+    def _every(self) -> Iterator[Asked]:
+        """All documents, a batch at a time, in the order in which they lie."""
+        docs = self.pool.docs
+        for start in range(0, len(docs), READ):
+            yield self._asked(self._read(docs[start : start + READ], self.arrays), 0)
 
     @property
     def learnt(self) -> Json:

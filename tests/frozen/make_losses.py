@@ -223,6 +223,8 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "kd-mse": classes,
     "kd-mse.values": values,
     "l2a": classes,
+    "meta-kd.intermediate": lambda rng: _with(projected(rng), others=attending(rng).others),
+    "meta-kd.prediction": lambda rng: classes(rng, 2.0),
     "mkd": classes,
     "mkd.values": values,
     "minilm.relations": attending,

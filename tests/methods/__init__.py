@@ -89,11 +89,14 @@ class Found:
         cut: how many sequences were left out of `loss`, because the code counts pads. The runner
             then holds gradients at the other sequences alone against the file, which is a mean over
             all of them, and leaves those of parameters.
+        sum_to_one: inputs whose rows are probabilities. The gradient that is compared is that at
+            scores of which softmax makes them: a loss of scores cannot leave what adds up to 1.
     """
 
     loss: torch.Tensor
     parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
     cut: int = 0
+    sum_to_one: tuple[str, ...] = ()
 
 
 Case = Callable[[Given], Found]
@@ -127,6 +130,7 @@ def value(
     kind: LabelKind = CLASSES,
     heads: int = 0,
     weights: torch.Tensor | None = None,
+    counted: bool = False,
     **more: Any,
 ) -> torch.Tensor:
     """What a loss makes of both sides of its matches, as the objective asks for it.
@@ -137,6 +141,7 @@ def value(
         labels: hard labels, where the loss is a mean over the rows that have one.
         heads: those of the student's attention, where the pairs are of queries and keys.
         weights: what documents count for, [B] float64; None: alike.
+        counted: whether they are weighed in a mean over their number.
         more: further fields of the step.
     """
     over = loss.over
@@ -146,7 +151,7 @@ def value(
     )
     batch = batch_of(lengths, labels)
     if weights is not None:
-        batch.weigh(weights)
+        batch.weigh(weights, counted=counted)
     student = pairs[0].student
     values = {LOGITS: student.detach() if isinstance(student, torch.Tensor) else torch.empty(0)}
     if heads:

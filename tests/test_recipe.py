@@ -42,6 +42,7 @@ SHIPPED = [
     "simkd",
     "skdbert",
     "sp",
+    "text-smoothing",
     "tinybert",
     "tinybert-general",
     "vid",

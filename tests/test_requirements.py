@@ -9,6 +9,7 @@ import pytest
 
 import kdcache
 from kdcache.errors import ConfigError
+from kdcache.maintenance.merging import merge
 from kdcache.signals import parse_all
 from kdcache.store import Cache
 from kdcache.training.bound import require_own_state
@@ -31,13 +32,22 @@ def recipe_of(name: str) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def rich(folder: Path, corpus: Path, classifier: Path) -> Cache:
-    """A cache of all that the shipped recipes need for a student of two layers."""
+def rich(folder: Path, corpus: Path, classifier: Path, masked_lm: Path) -> Cache:
+    """A cache of all that the shipped recipes need for a student of two layers; a masked language
+    model is its second teacher.
+    """
     recipes = [recipe_of(name) for name in RECIPES]
     signals = signals_of_teacher(recipes, classifier, TASK, 2)
-    return kdcache.build(
-        str(corpus), teacher=classifier, task=TASK, out=folder / "rich", signals=signals, limit=24
-    )
+    plan = folder / "rich-plan"
+    kdcache.plan(corpus, tokenizer=classifier, task=TASK, out=plan, limit=24)
+    parts = {"classes": (classifier, signals, None), "words": (masked_lm, None, "masked-lm")}
+    for name, (teacher, kept, task) in parts.items():
+        out = folder / f"rich-{name}"
+        kdcache.build(
+            str(plan), teacher=teacher, task=TASK, teacher_task=task, out=out, signals=kept
+        )
+    merge([folder / f"rich-{name}" for name in parts], folder / "rich")
+    return kdcache.open_cache(folder / "rich")
 
 
 def test_a_cache_of_what_all_recipes_need_serves_them_all(rich: Cache) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses.base import Loss
 
-AnyLoss = TypeVar("AnyLoss", bound=Loss)
+Changed = TypeVar("Changed")
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda x: x,
@@ -95,8 +95,10 @@ def numbers(loss: Any, values: Mapping[str, float]) -> Any:
     return dataclasses.replace(loss, **values)
 
 
-def moments(loss: AnyLoss, schedules: Mapping[str, Schedule]) -> list[AnyLoss]:
-    """The loss with every value that each of its schedules takes, in turn; itself without any."""
+def moments(loss: Changed, schedules: Mapping[str, Schedule]) -> list[Changed]:
+    """A loss, or what else has numbers, with every value that each of its schedules takes, in turn;
+    itself without any.
+    """
     return [
         numbers(loss, {field: value})
         for field, schedule in schedules.items()

@@ -17,6 +17,7 @@ from torch import nn
 from kdcache.errors import ModelError
 from kdcache.models.attentions import Call, attention_calls
 from kdcache.models.classifiers import classifier_of, classify
+from kdcache.models.embedded import embedded
 from kdcache.models.hooks import TAPS, Reader, check_taps, head_reads, read, readers_of
 from kdcache.models.input_gradients import differentiable
 from kdcache.models.padding import by_length, joined, padded
@@ -46,7 +47,8 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None)
     `logits` are not, it does not run at all. Gradients flow through every tap.
 
     Pads are the model's own; a model that `check_alone` found to say something else with them
-    gets documents of one length at a time.
+    gets documents of one length at a time. What a batch has as `inputs_embeds`, [B, L, H], is read
+    in the place of its word embeddings.
 
     The first time that a model is asked for `head` or `pooled`, it is run once more, dropout off,
     to see that its logits are made of that; for `query`, `key` or `value`, its blocks are given
@@ -251,7 +253,8 @@ def _forward(model: Any, batch: Batch, rows: torch.Tensor | None, *, hidden: boo
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     config = unwrapped(model).config
-    with _head_rows(model, rows), padded(config, batch, pools=rows is None) as ids:
+    pools = rows is None
+    with _head_rows(model, rows), embedded(model, batch), padded(config, batch, pools=pools) as ids:
         return model(**(inputs | {"input_ids": ids}), output_hidden_states=hidden)
 
 

@@ -96,6 +96,10 @@ class Batch(dict[str, torch.Tensor]):
         made._source = self.on_host if self.weighed or WEIGHTS in self else None
         return made
 
+    def beside(self, **tensors: torch.Tensor) -> Batch:
+        """The same documents with further tensors."""
+        return self._of({**self, **tensors})
+
     @property
     def on_host(self) -> Batch:
         """What it was before it was moved, if that is kept."""

@@ -109,6 +109,7 @@ def bind_all(
     Raises ConfigError, naming both caches, where another than the first cannot serve the recipe.
     """
     options: Any = {"schedules": recipe.schedules, "teaching": recipe.teaching, "seed": seed}
+    options["inputs"] = recipe.inputs
     if mixture.heads:
         return [
             _bound_head(recipe, name, cache, spec, own, options)

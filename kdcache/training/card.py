@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,9 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
         if balance := one.get("balance"):
             weights = ", ".join(f"{name} × {w:.3g}" for name, w in balance["weights"].items())
             yield f"weights set{stage and f' in stage {stage}'}", f"{weights} ({balance['way']})"
-    if told := _weights(recipe):
+    if told := _of_stages(recipe, lambda one: one.inputs):
+        yield "in place of word embeddings", told
+    if told := _of_stages(recipe, lambda one: one.data.weighting):
         yield "documents weighed by", told
     if told := "; ".join(_teachers(cache, recipe)):
         yield "teachers", told
@@ -131,11 +133,11 @@ def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, 
     yield "SHA-256 of the plan", f"`{cache.manifest['plan']['sha256']}`"
 
 
-def _weights(recipe: Recipe) -> str:
-    """What documents count for, in every stage that does not let them count alike."""
+def _of_stages(recipe: Recipe, told: Callable[[Recipe], object]) -> str:
+    """What is told of every stage of which there is something to tell."""
     names = [f"{stage.name}: " for stage in recipe.stages] or [""]
-    each = zip(names, recipe.in_stages(), strict=True)
-    return "; ".join(f"{name}{one.data.weighting}" for name, one in each if one.data.weighting)
+    each = zip(names, map(told, recipe.in_stages()), strict=True)
+    return "; ".join(f"{name}{one}" for name, one in each if one)
 
 
 def _teachers(cache: Cache, recipe: Recipe) -> Iterator[str]:

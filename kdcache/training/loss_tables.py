@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses import LOSSES, Loss, Schedule
@@ -15,6 +15,7 @@ from kdcache.manifest import Json
 from kdcache.records import make, settings_of
 
 Losses = Mapping[str, Loss]
+Made = TypeVar("Made")
 
 
 def losses_json(losses: Losses, schedules: Schedules, teaching: Mapping[str, Teaching]) -> Json:
@@ -72,18 +73,28 @@ def _teaching(values: Json, where: str) -> Teaching:
 def _loss(name: str, values: Json, where: str) -> tuple[Loss, Mapping[str, Schedule]]:
     kind = one_of("loss", str(values.get("kind", name)), LOSSES)
     plain = {key: value for key, value in values.items() if key != "kind"}
-    known = typing.get_type_hints(LOSSES[kind])
+    return scheduled(LOSSES[kind], plain, where)
+
+
+def scheduled(
+    kind: type[Made], plain: Json, where: str
+) -> tuple[Made, Mapping[str, Schedule]]:
+    """An object of a table's values, with the numbers it starts with, and schedules by its field.
+
+    Raises ConfigError for values that make no sense, at any time of a schedule.
+    """
+    known = typing.get_type_hints(kind)
     changing = {
         key: make(Schedule, value, f"{where}.{key}")
         for key, value in plain.items()
         if isinstance(value, dict) and known.get(key) is float
     }
     try:
-        loss = make(LOSSES[kind], plain | {n: s.start for n, s in changing.items()}, where)
-        moments(loss, changing)
+        made = make(kind, plain | {n: s.start for n, s in changing.items()}, where)
+        moments(made, changing)
     except ConfigError as error:
         if not changing:
             raise
         ways = [f"{where}.{key} goes from {schedule}" for key, schedule in changing.items()]
         raise ConfigError(": ".join([*ways, str(error)])) from error
-    return loss, changing
+    return made, changing

@@ -22,6 +22,7 @@ from kdcache.losses.taught import value_of
 from kdcache.losses.teachers import FIRST, Teaching
 from kdcache.plans.batch import Batch
 from kdcache.signals import HEAD, LOGITS, Activations, ModelSizes, Tap
+from kdcache.training.inputs import BoundInputs, ChosenInputs
 
 Terms = dict[str, torch.Tensor]
 
@@ -42,6 +43,7 @@ class Objective:
         hard_only: whether documents without a label would teach nothing.
         state: what losses keep between steps, which whoever trains has to save.
         notes: what a person should know, such as a loss that was left out.
+        inputs: what stands in the place of the student's word embeddings; None: nothing does.
         schedules: of numbers of the losses, which `advance` changes; without it, they stay what
             they start with.
         seed: of the run, for policies that draw teachers.
@@ -60,9 +62,11 @@ class Objective:
         schedules: Schedules = MappingProxyType({}),
         *,
         teaching: Mapping[str, Teaching] = MappingProxyType({}),
+        inputs: ChosenInputs | None = None,
         seed: int = 0,
     ) -> None:
         self.cache, self.seed, self.step = cache, seed, 0
+        self.inputs = None if inputs is None else BoundInputs(inputs, cache, student)
         on = {name: loss for name, loss in losses.items() if is_on(name, loss, schedules)}
         if not on:
             raise ConfigError("every loss of the recipe has weight 0; give one of them a weight")
@@ -82,7 +86,8 @@ class Objective:
         matches = [match for one in self.bound.values() for match in one.matches]
         self.notes += [*_notes(self.bound, student), *_lone(self.bound, teaching)]
         read = [*matches, *(soft for one in self.bound.values() for soft in one.soft.values())]
-        self.arrays = list(dict.fromkeys(name for match in read for name in match.arrays))
+        more = [] if self.inputs is None else self.inputs.arrays
+        self.arrays = list(dict.fromkeys([*(n for match in read for n in match.arrays), *more]))
         self.reads = list(dict.fromkeys(match.student for match in matches))
         self.matrix = makes_logits(self.bound)
         own = {name: _own(one, student) for name, one in self.bound.items()}
@@ -136,8 +141,21 @@ class Objective:
         """What to read out of the student; with `head`, that in the place of its logits."""
         return [HEAD if head and tap == LOGITS else tap for tap in self.reads]
 
+    def prepared(self, model: Any, batch: Batch) -> Batch:
+        """The batch as a student reads it while it trains: itself, or with the embeddings that
+        stand in the place of its own, of which gradients flow into its table.
+        """
+        return batch if self.inputs is None else self.inputs.put(model, batch)
+
+    @property
+    def changes(self) -> bool:
+        """Whether any number has a schedule."""
+        return bool(self.schedules or (self.inputs and self.inputs.schedules))
+
     def advance(self, moment: Moment) -> None:
         """Give the numbers that have a schedule what they are at a moment of the stage."""
+        if self.inputs is not None:
+            self.inputs.advance(moment)
         for name, schedules in self.schedules.items():
             loss: Any = self.bound[name].loss
             now = {field: schedule.at(moment) for field, schedule in schedules.items()}
@@ -153,7 +171,8 @@ class Objective:
 
     def scheduled(self) -> dict[str, float]:
         """Numbers that have a schedule as they are now, by "NAME.FIELD"."""
-        return {
+        inputs = {} if self.inputs is None else self.inputs.scheduled()
+        return inputs | {
             f"{name}.{field}": float(getattr(self.bound[name].loss, field))
             for name, schedules in self.schedules.items()
             for field in schedules

@@ -91,10 +91,9 @@ def make_objective(
             'overrides=["data.example_weights="]'
         )
     config = module_config(source, student)
-    several = bool(chosen.teaching)
-    known = cache_spec(source, len(source.plan.labelled_docs), several=several)
+    known = cache_spec(source, len(source.plan.labelled_docs), several=chosen.several)
     sizes = model_sizes(config, source.plan.task)
-    options: Any = {"teaching": chosen.teaching, "seed": seed}
+    options: Any = {"teaching": chosen.teaching, "inputs": chosen.inputs, "seed": seed}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         objective = Objective(chosen.losses, known, sizes, chosen.schedules, **options)

@@ -6,8 +6,9 @@
                 it may be a schedule, { start, stop, shape, per, levels }
 [training]      any field of transformers.TrainingArguments
 [data]          the order of documents: group_by_length, window
-[[stages]]      stages it goes through one after the other: name, losses, training, data, trainable,
-                balance
+[inputs]        what it reads in the place of its word embeddings: kind, and its options
+[[stages]]      stages it goes through one after the other: name, losses, training, data, inputs,
+                trainable, balance
 trainable       globs over names of parameters, of the recipe or a stage
 [balance]       how the weights of losses are set, of the recipe or a stage: by, shares, steps
 [dev]           the documents its weights are chosen on: file, files or split, every, patience
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.errors import SUGGESTED, ConfigError, did_you_mean, near, one_of, require_path
+from kdcache.inputs import INPUTS
 from kdcache.losses import LOSSES, Loss
 from kdcache.losses.schedules import Schedules, is_on, weight_text
 from kdcache.losses.teachers import Teaching
@@ -34,6 +36,7 @@ from kdcache.records import make, parse_toml, read_toml, settings_of, to_toml
 from kdcache.training.balance import Balance, balance_of
 from kdcache.training.data_order import DataOrder
 from kdcache.training.dev_options import DevOptions, dev_table
+from kdcache.training.inputs import ChosenInputs, inputs_of
 from kdcache.training.loss_tables import losses_json, losses_of
 from kdcache.training.stage import Stage, plain_stages, require_reached, stage_table, stages_of
 
@@ -46,11 +49,12 @@ SECTIONS = (
     "training",
     "data",
     "dev",
+    "inputs",
     "trainable",
     "balance",
     "stages",
 )
-OF_STAGES = ("training", "data", "trainable", "balance")  # what a stage may have of its own
+OF_STAGES = ("training", "data", "inputs", "trainable", "balance")  # a stage may have its own
 DEV_SETS = {"file", "files", "split"}  # fields of [dev], of which a call names another
 OPTIONS = ("same_tokenizer", "shared")  # what is said of a student beside where it comes from
 STUDENT = (*WAYS, *OPTIONS)
@@ -70,12 +74,13 @@ class Recipe:
         training: fields of transformers.TrainingArguments, checked when training starts.
         dev: how its weights are chosen; None: they are those of the last step. Of a recipe with
             stages, the last one chooses, and none of them trains on those documents.
+        inputs: what it reads in the place of its word embeddings while it trains; None: these.
         trainable: globs over names of the student's parameters; others stay as they are. Empty:
             all are trained.
         balance: how the weights of the losses are set in the first steps; None: they are given.
         stages: what it goes through, one after the other; such a recipe has no losses of its own,
-            and its [training], [data], trainable and balance are those of every stage that has no
-            other.
+            and its [training], [data], [inputs], trainable and balance are those of every stage
+            that has no other.
     """
 
     name: str
@@ -88,6 +93,7 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=dict)
     data: DataOrder = field(default_factory=DataOrder)
     dev: DevOptions | None = None
+    inputs: ChosenInputs | None = None
     trainable: tuple[str, ...] = ()
     balance: Balance | None = None
     stages: tuple[Stage, ...] = ()
@@ -105,6 +111,7 @@ class Recipe:
             "losses": losses_json(self.losses, self.schedules, self.teaching),
             "training": dict(self.training),
             "data": asdict(self.data),
+            **({} if self.inputs is None else {"inputs": self.inputs.to_json()}),
             **({"trainable": list(self.trainable)} if self.trainable else {}),
             **({} if self.balance is None else {"balance": self.balance.to_json()}),
             **({"stages": [stage.to_json() for stage in self.stages]} if self.stages else {}),
@@ -128,11 +135,20 @@ class Recipe:
             teaching=stage.teaching,
             training={**self.training, **stage.training},
             data=data,
+            inputs=stage.inputs or self.inputs,
             trainable=stage.trainable or self.trainable,
             layer=stage.layer,
             below=stage.below,
             balance=stage.balance or self.balance,
             stages=(),
+        )
+
+    @property
+    def several(self) -> bool:
+        """Whether it reads what others than the first teacher of a cache gave."""
+        return any(
+            one.teaching or one.inputs or (one.data.weighting and one.data.weighting.teacher)
+            for one in self.in_stages()
         )
 
     def __repr__(self) -> str:
@@ -254,6 +270,8 @@ def _settable(table: Json) -> Iterator[str]:
     yield from (f"student.{name}" for name in STUDENT)
     yield from (f"data.{name}" for name in settings_of(DataOrder))
     yield from (f"dev.{name}" for name in settings_of(DevOptions))
+    yield from ("inputs", "inputs.kind")
+    yield from (f"inputs.{name}" for way in INPUTS.values() for name in settings_of(way))
     yield from ("balance", *(f"balance.{name}" for name in settings_of(Balance)))
     yield from _of_losses(table, "")
     for stage in plain_stages(table.get("stages")):
@@ -291,6 +309,7 @@ def _recipe(table: Json) -> Recipe:
     if table.setdefault("dev") is not None:
         table["dev"] = make(DevOptions, dev_table(table["dev"]), "dev")
     table["balance"] = balance_of(table.get("balance"))
+    table["inputs"] = inputs_of(table.get("inputs"))
     found = make(Recipe, table, "recipe")
     names = [f"stage {stage.name!r}" for stage in found.stages] or [f"recipe {found.name}"]
     for where, one in zip(names, found.in_stages(), strict=True):  # which checks what they change

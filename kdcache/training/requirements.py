@@ -75,7 +75,7 @@ def served_by(cache: Cache, recipes: Iterable[Recipe], layers: int | None = None
     labelled = len(cache.plan.labelled_docs)
     found = []
     for recipe in recipes:
-        known = cache_spec(cache, labelled, several=bool(recipe.teaching))
+        known = cache_spec(cache, labelled, several=recipe.several)
         why = unserved(recipe, known, student)
         signals = _remedy(recipe, known, student, teacher, config) if why else ()
         found.append(Served(recipe=recipe.name, why=why, signals=signals))
@@ -131,6 +131,7 @@ def unserved(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
                 replace(student, peers=peers),
                 stage.schedules,
                 teaching=stage.teaching,
+                inputs=stage.inputs,
             )
     except ConfigError as error:
         return str(error)

@@ -21,8 +21,10 @@ from kdcache.losses import CacheSpec
 from kdcache.manifest import Json
 from kdcache.models import check_taps
 from kdcache.models.auto import silent_transformers
+from kdcache.models.embedded import word_embeddings
 from kdcache.models.layer_rates import Slowed, one_layer_trained
 from kdcache.models.parameters import only_trained, require_parameters
+from kdcache.models.recording import heads_of
 from kdcache.models.student_config import unloadable
 from kdcache.models.together import homes, require_one
 from kdcache.plans import Docs
@@ -36,6 +38,7 @@ from kdcache.training.dev import DevSet, make_dev
 from kdcache.training.dev_heads import HeadDevs, make_head_devs
 from kdcache.training.dev_options import DevOptions
 from kdcache.training.fused_head import fused_heads
+from kdcache.training.inputs import require_table
 from kdcache.training.mixture import Mixture
 from kdcache.training.objective import Objective
 from kdcache.training.options import student_spec
@@ -121,6 +124,8 @@ class Run:
                 "training.gradient_checkpointing is for a model of transformers' alone, and this "
                 "student is a module around one or several, or of your own: leave it out"
             )
+        if recipe.inputs is not None:
+            require_table(self.args, self.config)
         if why := unloadable(self.config):
             self.notes.append(f"{why}: the folder holds its weights for code of your own")
         require_parameters(recipe.trainable, self.spec, self.config, mixture.caches)
@@ -271,6 +276,9 @@ class Run:
             self.choice.ask(self.mixture, teacher, self.progress)
         if student is None:
             student = self.mixture.load(self.config, self.spec, seed=self.args.seed)
+        if self.recipe.inputs is not None:
+            for one in heads_of(student):
+                word_embeddings(one)
         scored = {} if self.choice is None else self.choice.dev.each
         taps = [tap for one in self.objectives for tap in one.reads]
         settle_student(student, self.mixture, scored, taps, self.args, self.progress)
@@ -407,11 +415,9 @@ def _parameters(student: Any) -> int:
 
 def cache_specs(mixture: Mixture, labelled: Sequence[int], recipe: Recipe) -> list[CacheSpec]:
     """What losses ask of each cache; one head has labels where any cache has some."""
-    weighting = recipe.data.weighting
-    several = bool(recipe.teaching) or bool(weighting and weighting.teacher)
     counts = labelled if mixture.heads else [sum(labelled)] * len(labelled)
     return [
-        cache_spec(cache, count, several=several)
+        cache_spec(cache, count, several=recipe.several)
         for cache, count in zip(mixture.caches, counts, strict=True)
     ]
 

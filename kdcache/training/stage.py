@@ -13,6 +13,7 @@ from kdcache.losses.teachers import Teaching
 from kdcache.manifest import Json
 from kdcache.records import make
 from kdcache.training.balance import Balance, balance_of
+from kdcache.training.inputs import ChosenInputs, inputs_of
 from kdcache.training.loss_tables import Losses, losses_json, losses_of
 
 FIELDS = (
@@ -20,6 +21,7 @@ FIELDS = (
     "losses",
     "training",
     "data",
+    "inputs",
     "trainable",
     "balance",
     "progressive",
@@ -39,6 +41,7 @@ class Stage:
         teaching: who teaches a loss, by its name, where that is not the first teacher.
         training: fields of [training] that are others than the recipe's.
         data: fields of [data] that are others than the recipe's.
+        inputs: what it reads in the place of its word embeddings; None: as the recipe says.
         trainable: globs over names of parameters; the others stay as they are. Empty: the recipe's.
         balance: how the weights of its losses are set; None: as the recipe says.
         progressive: it stands for a stage for each layer of the student, the lowest first, that has
@@ -53,6 +56,7 @@ class Stage:
     teaching: Mapping[str, Teaching] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    inputs: ChosenInputs | None = None
     trainable: tuple[str, ...] = ()
     balance: Balance | None = None
     progressive: bool = False
@@ -81,6 +85,7 @@ class Stage:
             "data": dict(self.data),
             "trainable": list(self.trainable),
             **(own if self.progressive or self.layer else {}),
+            **({} if self.inputs is None else {"inputs": self.inputs.to_json()}),
             **({} if self.balance is None else {"balance": self.balance.to_json()}),
         }
 
@@ -112,7 +117,8 @@ def _stage(table: Json, number: int) -> Stage:
     prefix = f"stages.{name}."
     read = losses_of(table.get("losses", {}), f"stage {name!r}", prefix)
     balance = balance_of(table.get("balance"), f"{prefix}balance")
-    return make(Stage, {**table, **read, "balance": balance}, f"stages.{name}")
+    own = {"balance": balance, "inputs": inputs_of(table.get("inputs"), f"{prefix}inputs")}
+    return make(Stage, {**table, **read, **own}, f"stages.{name}")
 
 
 def stage_table(tables: Any, name: str) -> Json:

@@ -161,7 +161,7 @@ class DistillationTrainer(transformers.Trainer):
             self._balancing = self.balancer.due()
             self._balanced = not self._balancing
         self._due = self._balancing or self.shares.due(step, self.epoch_steps)
-        if self.objective.schedules:
+        if self.objective.changes:
             self.objective.advance(self.moment())
         return batches, self.ranks.total(self.objective.totals(batches))
 
@@ -219,7 +219,8 @@ class DistillationTrainer(transformers.Trainer):
         num_items_in_batch: list[float] | None = None,
     ) -> Any:
         task = self.objective.cache.task
-        activations = run(model, inputs, self.taps[self.turn], task=task)
+        read = self.objective.prepared(model, inputs)
+        activations = run(model, read, self.taps[self.turn], task=task)
         if self._due and len(activations.students) == 1:
             self._due = False  # in the first batch of a step alone
             self._measure(activations, inputs, num_items_in_batch)

@@ -245,6 +245,7 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "rkd": related,
     "sp": related,
     "simkd": read_by_classifiers,
+    "text-smoothing": classes,
     "tinybert.intermediate": lambda rng: _with(projected(rng), others=attending(rng).others),
     "tinybert.prediction": classes,
     "tinybert-general": lambda rng: every_token(masked(rng), rng),

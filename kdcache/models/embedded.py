@@ -1,0 +1,66 @@
+"""Word embeddings that a model reads in the place of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdcache.errors import ModelError
+from kdcache.models.recording import name_of, require_plain, unwrapped
+from kdcache.plans.batch import Batch
+
+EMBEDS = "inputs_embeds"
+"""Name in a batch of what is read in the place of word embeddings, [B, L, H]."""
+
+
+def word_embeddings(model: Any) -> nn.Embedding:
+    """The table of a model's word embeddings.
+
+    Raises ModelError for a model without one, or that does more than look tokens up in it.
+    """
+    try:
+        found = unwrapped(model).get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        found = None
+    if type(found) is not nn.Embedding:
+        kind = "none" if found is None else type(found).__name__
+        raise ModelError(
+            f"{name_of(model)} reads no plain table of word embeddings (it has {kind}), so nothing "
+            "can stand in their place: leave inputs out, or choose another student"
+        )
+    return found
+
+
+@contextmanager
+def embedded(model: Any, batch: Batch) -> Iterator[None]:
+    """Let a model read the `inputs_embeds` of a batch, if it has some, where there are tokens.
+
+    They stand where its table is looked up. Positions, types, norms and pads are then the model's
+    own, of the ids that it is given too: some models count positions by them, and pool by them.
+
+    Raises ModelError for a model that did not look its table up.
+    """
+    if EMBEDS not in batch:
+        yield
+        return
+    require_plain(model, "word embeddings")
+    read: list[torch.Tensor] = []
+
+    def instead(_module: Any, _inputs: Any, own: torch.Tensor) -> torch.Tensor:
+        read.append(torch.where(batch.mask.unsqueeze(-1), batch[EMBEDS].to(own.dtype), own))
+        return read[-1]
+
+    handle = word_embeddings(model).register_forward_hook(instead)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not read:
+        raise ModelError(
+            f"{name_of(model)} does not look its word embeddings up where they can be replaced: "
+            "leave inputs out, or choose another student"
+        )

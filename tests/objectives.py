@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kdcache.losses import CacheSpec, Loss
-from kdcache.plans.batch import Batch
+from kdcache.plans.batch import STUDENT_WORDS, TEACHER_WORDS, WORD_DOCS, Batch
 from kdcache.signals import (
     FEATURES,
     LOGITS,
@@ -220,7 +220,8 @@ def bind(losses: Mapping[str, Loss], given: Given, **options: Any) -> Objective:
         peers=int(given.peer is not None and not own),
         **_heads(given),
     )
-    objective = Objective(losses, known, student, **options)
+    by_words = any(getattr(loss, "by_words", False) for loss in losses.values())
+    objective = Objective(losses, replace(known, reworded=by_words), student, **options)
     sides = [given, *given.further.values()]
     objective.projections.eval()  # no dropout
     for name, module in objective.projections.items():
@@ -291,6 +292,25 @@ def _labelled(given: Given) -> int:
     return int((found if found.ndim == 1 else found.all(1)).sum())
 
 
+WORDS = (TEACHER_WORDS, STUDENT_WORDS, WORD_DOCS)
+
+
+def words_of(given: Given) -> tuple[Array, Array, Array]:
+    """The words of the teacher's tokens and of the student's, and the documents of words.
+
+    The first token is of none. A word has two of the teacher's and one of the student's tokens, as
+    far as the document goes; what is left over of the student's is of none.
+    """
+    theirs, mine, docs = [], [], []
+    for doc, length in enumerate(given.lengths):
+        places, words = np.arange(length), int(length) // 2
+        first = len(docs)
+        theirs.append(np.where(places > 0, first + (places - 1) // 2, -1))
+        mine.append(np.where((places > 0) & (places <= words), first + places - 1, -1))
+        docs += [doc] * words
+    return np.concatenate(theirs), np.concatenate(mine), np.asarray(docs, np.int64)
+
+
 def batch_of(given: Given) -> Batch:
     """What a loader would have read of the documents."""
     made = Batch(
@@ -305,6 +325,8 @@ def batch_of(given: Given) -> Batch:
         made["example_weight"] = torch.from_numpy(given.weights)
     if given.masked is not None:
         made["selected"] = torch.from_numpy(given.masked)
+    owners = words_of(given)
+    made.update({name: torch.from_numpy(each) for name, each in zip(WORDS, owners, strict=True)})
     made.tokens, made.labelled = int(given.lengths.sum()), _labelled(given)
     made.pairs = int(np.square(given.lengths).sum())
     return made

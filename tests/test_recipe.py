@@ -27,6 +27,7 @@ SHIPPED = [
     "meta-kd",
     "minilm",
     "minilmv2",
+    "mixed-vocab",
     "mkd",
     "mlkd-bert",
     "mlm-kd",

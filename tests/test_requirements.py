@@ -32,26 +32,36 @@ def recipe_of(name: str) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def rich(folder: Path, corpus: Path, classifier: Path, masked_lm: Path) -> Cache:
-    """A cache of all that the shipped recipes need for a student of two layers; a masked language
-    model is its second teacher.
-    """
+def plan(folder: Path, corpus: Path, classifier: Path) -> str:
+    out = folder / "rich-plan"
+    kdcache.plan(corpus, tokenizer=classifier, task=TASK, out=out, limit=24)
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def rich(folder: Path, plan: str, classifier: Path) -> Cache:
+    """A cache of all that the shipped recipes need of a classifier for a student of two layers."""
     recipes = [recipe_of(name) for name in RECIPES]
     signals = signals_of_teacher(recipes, classifier, TASK, 2)
-    plan = folder / "rich-plan"
-    kdcache.plan(corpus, tokenizer=classifier, task=TASK, out=plan, limit=24)
-    parts = {"classes": (classifier, signals, None), "words": (masked_lm, None, "masked-lm")}
-    for name, (teacher, kept, task) in parts.items():
-        out = folder / f"rich-{name}"
-        kdcache.build(
-            str(plan), teacher=teacher, task=TASK, teacher_task=task, out=out, signals=kept
-        )
-    merge([folder / f"rich-{name}" for name in parts], folder / "rich")
-    return kdcache.open_cache(folder / "rich")
+    return kdcache.build(plan, teacher=classifier, task=TASK, out=folder / "rich", signals=signals)
 
 
-def test_a_cache_of_what_all_recipes_need_serves_them_all(rich: Cache) -> None:
+@pytest.fixture(scope="module")
+def with_words(folder: Path, plan: str, rich: Cache, masked_lm: Path) -> Cache:
+    """The same beside what a masked language model says of every token."""
+    words = folder / "rich-words"
+    kdcache.build(plan, teacher=masked_lm, task=TASK, teacher_task="masked-lm", out=words)
+    merge([rich.path, words], folder / "rich-both")
+    return kdcache.open_cache(folder / "rich-both")
+
+
+def test_a_cache_of_what_all_recipes_need_serves_them_all(rich: Cache, with_words: Cache) -> None:
     found = served_by(rich, [recipe_of(name) for name in RECIPES], 2)
+    (words,) = (one for one in found if one.recipe == "text-smoothing")
+    assert "what a masked language model says of every token" in words.why
+    assert words.signals == ()
+    found = [one for one in found if one is not words]
+    found += served_by(with_words, [recipe_of("text-smoothing")], 2)
     assert {one.recipe: one.why for one in found} == dict.fromkeys(RECIPES, "")
 
 
@@ -61,7 +71,8 @@ def test_what_is_served_trains_and_what_is_not_is_refused_with_the_same_words(ca
     student = kdcache.make_student(cache, init_from_teacher=[2, 4])
     for one in found:
         for stage in recipe_of(one.recipe).in_stages():
-            if not one.why and "together" not in stage.student:
+            by_words = any(hasattr(loss, "by_words") for loss in stage.losses.values())
+            if not one.why and not by_words and "together" not in stage.student:
                 alike = replace(stage, data=DataOrder())  # weights of documents are for `train`
                 assert kdcache.make_objective(cache, alike, student).bound
         if one.why and len(recipe_of(one.recipe).in_stages()) == 1:

@@ -1,4 +1,4 @@
-"""Inputs smoothed by a masked language model: each token is partly what could stand in its place."""
+"""Inputs smoothed by a masked language model: tokens are partly what could stand in their place."""
 
 from __future__ import annotations
 
@@ -93,6 +93,6 @@ def smoothed(
         others = others.gather(1, places)
     there = (logprobs > -math.inf).any(1, keepdim=True)
     share = lam * torch.where(there, (logprobs / temperature).softmax(1), 0.0)
-    weights = torch.cat([share, torch.where(there, 1 - lam, 1.0)], 1).to(table.dtype)
+    weights = torch.cat([share, 1 - lam * there.to(share.dtype)], 1).to(table.dtype)
     bags = torch.cat([others.clamp(0, len(table) - 1), ids.unsqueeze(1)], 1)
     return embedding_bag(bags, table, mode="sum", per_sample_weights=weights)

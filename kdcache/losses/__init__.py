@@ -31,6 +31,7 @@ from kdcache.losses.schedules import SCHEDULES, Moment, Schedule
 from kdcache.losses.simkd import SimKD
 from kdcache.losses.sp import SP
 from kdcache.losses.vid import VID
+from kdcache.losses.words import Words
 
 __all__ = [
     "ALP",
@@ -70,6 +71,7 @@ __all__ = [
     "SimKD",
     "SoftKL",
     "Step",
+    "Words",
     "hard_loss",
     "hidden_loss",
     "logit_mse",
@@ -106,6 +108,7 @@ LOSSES: dict[str, type[Loss]] = {
         EMD,
         Relations,
         Moments,
+        Words,
     )
 }
 """Every loss a recipe can name: kind -> configuration."""

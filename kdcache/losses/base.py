@@ -124,6 +124,7 @@ class Loss(Protocol):
     One that learns more than linear maps between widths has a method `learned` of the same two: the
     module, which is trained with the student and thrown away, at the learning rate times a field
     `rate` where it has one.
+    One with a true `by_words` compares words of tokens that are not the same on both sides.
     """
 
     kind: ClassVar[str]

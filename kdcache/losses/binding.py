@@ -41,6 +41,7 @@ def bind(
             f"losses.{name} learns from labels: teachers and choose are for losses that learn from "
             "a teacher; leave them out"
         )
+    _check_words(name, loss, cache, matches)
     rows = _rows_of(name, loss, matches, several=len(names) > 1)
     found = BoundLoss(name, loss, taught, rows)
     if len(names) == 1 and teaching.choose == FIRST.choose:
@@ -65,6 +66,22 @@ def _rows_of(name: str, loss: Loss, matches: Sequence[Bound], *, several: bool) 
         )
     (rows,) = spaces
     return rows._replace(padded=loss.over == "padded")
+
+
+def _check_words(name: str, loss: Loss, cache: CacheSpec, matches: Sequence[Bound]) -> None:
+    """See to it that tokens are compared one by one where both have the same, and else by words."""
+    by_words = getattr(loss, "by_words", False)
+    if by_words and not cache.reworded:
+        raise ConfigError(
+            f"losses.{name} compares words that teacher and student cut into tokens of their own, "
+            "and both have one vocabulary: set student.tokenizer to the folder of another, or use "
+            "the loss hidden"
+        )
+    if cache.reworded and not by_words and any(m.rows.space != "document" for m in matches):
+        raise ConfigError(
+            f"losses.{name} compares token by token, and the student has a tokenizer of its own "
+            "(student.tokenizer): use the loss words, or one of documents"
+        )
 
 
 def _check_classes(name: str, matches: Sequence[Bound]) -> None:

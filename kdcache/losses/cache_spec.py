@@ -23,6 +23,7 @@ class CacheSpec:
         prefix: what the names of its arrays begin with in a batch.
         others: the same of the cache's further teachers, by name.
         documents: how many there are, by whose numbers a loss may remember them.
+        reworded: whether the student reads its texts in another vocabulary than the teacher.
     """
 
     task: Task
@@ -34,6 +35,7 @@ class CacheSpec:
     prefix: str = ""
     others: Mapping[str, CacheSpec] = field(default_factory=dict)
     documents: int = 0
+    reworded: bool = False
 
     @property
     def teachers(self) -> Mapping[str, CacheSpec]:

@@ -130,5 +130,5 @@ def require_same_vocabulary(cache: Cache, source: str, *, unless_none: bool) -> 
     if apart:
         raise ModelError(
             f"the tokenizer of {source} is not the cache's ({name}): {apart}; choose a student "
-            "with the teacher's tokenizer"
+            "with the teacher's tokenizer, or let it have its own (student.tokenizer)"
         )

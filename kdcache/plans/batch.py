@@ -16,6 +16,9 @@ from kdcache.tasks import IGNORE_INDEX, STORED, Space
 
 WEIGHTS = "example_weight"
 """Name of the weights of documents in a batch."""
+TEACHER_WORDS, STUDENT_WORDS, WORD_DOCS = "teacher_words", "student_words", "word_docs"
+"""Of a batch whose student has a tokenizer of its own: the word of each of the teacher's tokens and
+of the student's, one document after the other, -1 of one that is of none; each word's document."""
 
 
 class Rows(NamedTuple):

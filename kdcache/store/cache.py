@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -85,7 +85,10 @@ class Cache:
         teachers: names of the teachers beside the first.
         prefix: where the arrays of a teacher beside the first lie in the store.
         newer: signals that only a newer version can read, and what is new about each.
+        reworded: whether its texts are read in another vocabulary than the teacher's.
     """
+
+    reworded: ClassVar[bool] = False
 
     def __init__(self, path: Root, teacher: str | None = None) -> None:
         self.path = path

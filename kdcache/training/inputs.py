@@ -81,6 +81,12 @@ class BoundInputs:
                 f"{FIELD}.kind={chosen.way.kind} stands in the place of one student's word "
                 "embeddings, and several are trained together: leave it out, or train one student"
             )
+        if cache.reworded:
+            raise ConfigError(
+                f"{FIELD}.kind={chosen.way.kind} reads what is cached of the teacher's tokens, and "
+                "the student has a tokenizer of its own (student.tokenizer): leave one of the two "
+                "out"
+            )
         self.way, self.schedules = chosen.way, chosen.schedules
         for way in moments(chosen.way, chosen.schedules):
             self._words = words_of(way, cache)  # which refuses numbers it will come to

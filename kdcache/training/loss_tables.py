@@ -76,9 +76,7 @@ def _loss(name: str, values: Json, where: str) -> tuple[Loss, Mapping[str, Sched
     return scheduled(LOSSES[kind], plain, where)
 
 
-def scheduled(
-    kind: type[Made], plain: Json, where: str
-) -> tuple[Made, Mapping[str, Schedule]]:
+def scheduled(kind: type[Made], plain: Json, where: str) -> tuple[Made, Mapping[str, Schedule]]:
     """An object of a table's values, with the numbers it starts with, and schedules by its field.
 
     Raises ConfigError for values that make no sense, at any time of a schedule.

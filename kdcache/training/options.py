@@ -17,7 +17,7 @@ from kdcache.models import StudentSpec, pick_device
 from kdcache.models.built import is_built
 from kdcache.models.student import WAYS
 from kdcache.models.student_config import name_of_class
-from kdcache.training.recipe import Recipe, student_table
+from kdcache.training.recipe import KEPT, Recipe, student_table
 from kdcache.training.stage import require_reached
 
 SHORTHANDS = {
@@ -165,9 +165,8 @@ def with_student(
 
 
 def _kept(recipe: Recipe, chosen: Json) -> Json:
-    """A student that a call asks for, whose blocks share what a recipe says they do."""
-    shared = recipe.student.get("shared")
-    return {**chosen, "shared": shared} if shared else chosen
+    """A student that a call asks for, with what a recipe says of any."""
+    return {**chosen, **{name: recipe.student[name] for name in KEPT if recipe.student.get(name)}}
 
 
 def student_spec(
@@ -178,7 +177,7 @@ def student_spec(
     `module` is the student itself, where the recipe names the class of one. A recipe cannot trust
     in the place of a person.
     """
-    chosen = dict(recipe.student)
+    chosen = {name: value for name, value in recipe.student.items() if name != "tokenizer"}
     if chosen.get("init_from_teacher") is not None:
         chosen["init_from_teacher"] = tuple(chosen["init_from_teacher"])
     if chosen.get("together") is not None:

@@ -1,7 +1,8 @@
 """Recipes: a TOML file that says how a student is trained, with values that can be overridden.
 
 [student]       where the student comes from: checkpoint, config or init_from_teacher; whether its
-                upper half shares the parameters of the lower (shared = "shuffled")
+                upper half shares the parameters of the lower (shared = "shuffled"); a tokenizer
+                of its own
 [losses.NAME]   one table per loss; NAME is its kind, or the table says kind = "..."; any number of
                 it may be a schedule, { start, stop, shape, per, levels }
 [training]      any field of transformers.TrainingArguments
@@ -56,7 +57,12 @@ SECTIONS = (
 )
 OF_STAGES = ("training", "data", "inputs", "trainable", "balance")  # a stage may have its own
 DEV_SETS = {"file", "files", "split"}  # fields of [dev], of which a call names another
-OPTIONS = ("same_tokenizer", "shared")  # what is said of a student beside where it comes from
+OPTIONS = (
+    "same_tokenizer",
+    "shared",
+    "tokenizer",
+)  # what is said of a student beside where it comes from
+KEPT = ("shared", "tokenizer")  # those that stay where another student is named
 STUDENT = (*WAYS, *OPTIONS)
 
 
@@ -227,7 +233,7 @@ def _override(table: Json, override: str, training: Mapping[str, str]) -> None:
     if path[0] == "student" and path[1:] not in ([option] for option in OPTIONS):
         known = table.get("student")
         kept = known.items() if isinstance(known, dict) else ()
-        table["student"] = {key: value for key, value in kept if key == "shared"}
+        table["student"] = {key: value for key, value in kept if key in KEPT}
     inner = table
     if path[0] in OF_STAGES:
         require_reached(plain_stages(table.get("stages")), path, f"--set {override}")
@@ -270,12 +276,12 @@ def _settable(table: Json) -> Iterator[str]:
     yield from (f"student.{name}" for name in STUDENT)
     yield from (f"data.{name}" for name in settings_of(DataOrder))
     yield from (f"dev.{name}" for name in settings_of(DevOptions))
-    yield from ("inputs", "inputs.kind")
-    yield from (f"inputs.{name}" for way in INPUTS.values() for name in settings_of(way))
     yield from ("balance", *(f"balance.{name}" for name in settings_of(Balance)))
     yield from _of_losses(table, "")
     for stage in plain_stages(table.get("stages")):
         yield from _of_losses(stage, f"stages.{stage.get('name')}.")
+    yield from ("inputs", "inputs.kind")
+    yield from (f"inputs.{name}" for way in INPUTS.values() for name in settings_of(way))
 
 
 def _of_losses(table: Json, prefix: str) -> Iterator[str]:
@@ -326,6 +332,15 @@ def student_table(values: Json) -> Json:
     same = values.get("same_tokenizer", False)
     if not isinstance(same, bool):
         raise ConfigError(f"student.same_tokenizer must be true or false; got {same!r}")
+    tokenizer = values.get("tokenizer", "")
+    if not isinstance(tokenizer, str):
+        raise ConfigError(f"student.tokenizer is a folder or hub name; got {tokenizer!r}")
+    embeddings = "embeddings=teacher" in str(values.get("built", ""))
+    if tokenizer and (embeddings or values.get("init_from_teacher") is not None):
+        raise ConfigError(
+            "a student that starts from the teacher's embeddings has its tokens: choose a "
+            "checkpoint or a configuration (--student, --config), or leave student.tokenizer out"
+        )
     if values.get("shared"):
         one_of("way to share parameters (student.shared)", values["shared"], SHARED)
     several = values.get("together")

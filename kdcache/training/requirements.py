@@ -123,6 +123,12 @@ def unserved(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
     """Why a cache does not serve a recipe for a student of these sizes; "" if it does."""
     peers = len(recipe.student.get("together", ()))
     cache = replace(cache, documents=min(cache.documents, 2))  # of which some losses keep a table
+    by_words = any(
+        getattr(loss, "by_words", False)
+        for stage in recipe.in_stages()
+        for loss in stage.losses.values()
+    )
+    cache = replace(cache, reworded=by_words)  # such a recipe is for a tokenizer of one's own
     try:
         for stage in recipe.in_stages():
             Objective(

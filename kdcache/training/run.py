@@ -436,6 +436,7 @@ def cache_spec(cache: Cache, labelled: int, *, several: bool = False) -> CacheSp
             shape=view.shape,
             labelled=labelled,
             documents=cache.plan.documents,
+            reworded=cache.reworded,
             name=name,
             prefix="" if view is cache else view.prefix,
         )

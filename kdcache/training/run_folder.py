@@ -36,7 +36,9 @@ RECIPE, CACHE, METRICS, LOG, CURVES = (
 def cache_identity(cache: Cache, parts: Parts) -> Json:
     """What a student was trained from; `parts` is None for all of a cache."""
     record = cache.manifest
+    words = {"words": cache.plan.config.tokenizer["sha256"]} if cache.reworded else {}
     return {
+        **words,
         "plan": record["plan"]["sha256"],
         "plan_config": record["plan"]["config"],
         "contents": contents_of(cache, parts),
@@ -160,10 +162,10 @@ def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
     identity = read_json(folder / CACHE)
     found = differences(stored, wanted)
     identity["teacher"] = _portable(identity["teacher"])
-    compared = {"plan", "contents", "teacher", "signals", "several"}
+    compared = {"plan", "contents", "teacher", "signals", "several", "words"}
     found += differences(
         {f"cache.{key}": identity.get(key) for key in compared},
-        {f"cache.{key}": now[key] for key in compared},
+        {f"cache.{key}": now.get(key) for key in compared},
     )
     if found:
         name, have, want = found[0]

@@ -31,6 +31,7 @@ from kdcache.training.options import (
 from kdcache.training.parts import choose_parts
 from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.result import TrainResult
+from kdcache.training.reworded import in_other_words
 from kdcache.training.run_folder import CACHE
 from kdcache.training.stages import Stages
 
@@ -143,6 +144,14 @@ def train(
     given = {"seed": seed, "epochs": epochs, "lr": lr, "batch_size": batch_size, "device": device}
     chosen = with_shorthands(chosen, given, overrides)
     called = check_callbacks(callbacks)
+    if tokenizer := chosen.student.get("tokenizer"):
+        if eval_teacher is not None:
+            raise ConfigError(
+                "--eval-teacher scores teacher and student on the same tokens, and the student has "
+                "a tokenizer of its own: score the teacher by itself (kdcache evaluate)"
+            )
+        mixture = in_other_words(mixture, tokenizer, progress)
+        source = mixture.first
     require_dev_files(chosen.dev, mixture.by_head)
     files = of_heads(eval_file, mixture.heads, "--eval")
     teachers = of_heads(eval_teacher, mixture.heads, "--eval-teacher")

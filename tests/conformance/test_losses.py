@@ -21,7 +21,7 @@ from kdcache.errors import ConfigError
 from kdcache.losses import CRD, LOSSES, Loss
 from kdcache.losses.crd import drawn as crd_others
 from kdcache.signals import FEATURES, TAP_KINDS
-from tests.objectives import Array, Given, bind, counts, drawn, evaluate, value
+from tests.objectives import Array, Given, bind, counts, drawn, evaluate, value, words_of
 
 LENGTHS = np.array([5, 2, 1, 4])
 OUTPUTS, WIDTH, STUDENT, TEACHER = 6, 8, 2, 4
@@ -213,6 +213,23 @@ def layers_of(given: Given) -> list[tuple[Array, Array]]:
     """The mapped layers of student and teacher, [B, L, H] each."""
     assert given.taught is not None
     return list(zip(given.hidden, given.taught[:: TEACHER // STUDENT], strict=True))
+
+
+def words(given: Given) -> float:
+    """Of every second teacher layer, summed: means of the tokens of words, as `words_of` has them;
+    mean over width, the words of a document and documents.
+    """
+    total = 0.0
+    theirs, mine, docs = words_of(given)
+    for layers in layers_of(given):
+        one, other = (given.rows_at(states.astype(np.float64), "all") for states in layers)
+        apart = [
+            np.square(one[mine == word].mean(0) - other[theirs == word].mean(0)).mean()
+            for word in range(len(docs))
+        ]
+        for doc in set(docs.tolist()):
+            total += np.mean(np.asarray(apart)[docs == doc]) / len(given.lengths)
+    return float(total)
 
 
 def nst(given: Given) -> float:
@@ -484,6 +501,7 @@ FORMULAS: dict[str, Formula] = {
     "emd": emd,
     "attention": attention,
     "cosine": cosine,
+    "words": words,
 }
 """By kind: the loss of its defaults, in float64."""
 

@@ -229,6 +229,7 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "mkd.values": values,
     "minilm.relations": attending,
     "minilmv2.relations": lambda rng: attending(rng, heads=2, width=24),
+    "mixed-vocab": projected,
     "mlkd-bert.intermediate": lambda rng: _with(projected(rng), others=attending(rng).others),
     "mlkd-bert.prediction": lambda rng: projected(rng, wider=4),
     "mlm-kd": masked,

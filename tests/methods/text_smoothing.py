@@ -37,7 +37,9 @@ def smoothing(given: Given) -> Found:
     parts = {"out_embedding": all_, "out_embedding_topk": few}
     parts |= {"out_topk_id": places, "out_topk_prob": shares}
     there = torch.arange(given["input_ids"].shape[1])[None] < given.lengths[:, None]
-    return Found(loss=loss, parts={name: padded(rows, given, there, name) for name, rows in parts.items()})
+    return Found(
+        loss=loss, parts={name: padded(rows, given, there, name) for name, rows in parts.items()}
+    )
 
 
 def padded(rows: torch.Tensor, given: Given, there: torch.Tensor, name: str) -> torch.Tensor:

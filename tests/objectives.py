@@ -15,9 +15,10 @@ import torch
 
 from kdcache.losses import CacheSpec, Loss
 from kdcache.plans.batch import STUDENT_WORDS, TEACHER_WORDS, WORD_DOCS, Batch
+from kdcache.records import settings_of
 from kdcache.signals import (
-    FEATURES,
     LOGITS,
+    SIGNALS,
     TAP_KINDS,
     DenseLogits,
     ModelSizes,
@@ -179,13 +180,13 @@ def _signals(given: Given) -> tuple[dict[str, Signal], dict[str, torch.Tensor]]:
 
 def _vectors(kind: str, layers: int, positions: str) -> Signal:
     """The signal that stores vectors of that kind as they are, of so many layers if it has some."""
-    first = TAP_KINDS[kind].first
-    options: dict[str, Any] = {"dtype": "fp32"}
-    if TAP_KINDS[kind].per == "token":
+    first, how, made = TAP_KINDS[kind].first, TAP_KINDS[kind].how, SIGNALS[kind][kind]
+    options: dict[str, Any] = {"dtype": "fp32", **(how.settings() if how else {})}
+    if "positions" in settings_of(made):
         options["positions"] = positions
     if first is not None:
         options["layers"] = tuple(range(first, first + layers))
-    signal: Any = FEATURES[kind](**options)
+    signal: Any = made(**options)
     return signal  # type: ignore[no-any-return]  # a protocol's kind may be of any class
 
 
@@ -197,7 +198,7 @@ def _activations(given: Given, activations: Mapping[str, torch.Tensor]) -> Outpu
         if name == "logits":
             values[LOGITS] = layers
         elif first is None:
-            values[Tap(name)] = layers[0]
+            values[Tap(name, how=TAP_KINDS[name].how)] = layers[0]
         else:
             values |= {Tap(name, first + i): layer for i, layer in enumerate(layers.unbind(0))}
     masked = None if given.masked is None else torch.from_numpy(given.masked)

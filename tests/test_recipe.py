@@ -8,6 +8,7 @@ from kdcache.training.arguments import meant_fields
 from kdcache.training.recipe import load_recipe, shipped_recipes
 
 SHIPPED = [
+    "ad-kd",
     "alp-kd",
     "annealing-kd",
     "at",

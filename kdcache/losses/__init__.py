@@ -5,6 +5,7 @@ from __future__ import annotations
 from kdcache.losses.alp import ALP
 from kdcache.losses.at import AT
 from kdcache.losses.attention import AttentionScores
+from kdcache.losses.attribution import Attribution
 from kdcache.losses.base import LABELS, PEERS, Loss, Match, Pair, Step
 from kdcache.losses.batch_relations import BatchRelations
 from kdcache.losses.cache_spec import CacheSpec
@@ -52,6 +53,7 @@ __all__ = [
     "SP",
     "VID",
     "AttentionScores",
+    "Attribution",
     "BatchRelations",
     "CacheSpec",
     "Contrast",
@@ -88,6 +90,7 @@ LOSSES: dict[str, type[Loss]] = {
         HiddenMSE,
         Cosine,
         AttentionScores,
+        Attribution,
         ALP,
         RKD,
         SP,

@@ -24,6 +24,7 @@ from kdcache.signals import FEATURES, TAP_KINDS
 from tests.objectives import Array, Given, bind, counts, drawn, evaluate, value, words_of
 
 LENGTHS = np.array([5, 2, 1, 4])
+OF_CLASSIFIERS = ("pooled", "attribution")
 OUTPUTS, WIDTH, STUDENT, TEACHER = 6, 8, 2, 4
 
 
@@ -53,8 +54,8 @@ def documents(task: Any, *, empty: bool = False) -> Given:
     )
     others = {
         kind: (vectors(rng, kind, STUDENT, pads), vectors(rng, kind, TEACHER, pads))
-        for kind in FEATURES
-        if kind != "hidden" and (task == "text-classification" or kind != "pooled")
+        for kind in (*FEATURES, "attribution")
+        if kind != "hidden" and (task == "text-classification" or kind not in OF_CLASSIFIERS)
     }
     return Given(
         task=task,
@@ -74,7 +75,10 @@ def documents(task: Any, *, empty: bool = False) -> Given:
 def vectors(rng: np.random.Generator, kind: str, layers: int, pads: Array) -> Array:
     """What a model of that depth says of a kind, [layers, B, ...]; large at pads."""
     known, heads = TAP_KINDS[kind], 2
-    shape = [*pads.shape, WIDTH] if known.width == ("hidden",) else [4, heads, 5, WIDTH // heads]
+    sizes = {"hidden": WIDTH, "outputs": OUTPUTS}
+    shape = [4, heads, 5, WIDTH // heads]
+    if known.width[0] in sizes:
+        shape = [*pads.shape, sizes[known.width[0]]]
     if known.per == "document":
         shape = [4, WIDTH]
     found = rng.standard_normal([1 if known.first is None else layers, *shape])
@@ -474,6 +478,12 @@ def cosine(given: Given) -> float:
     return float((1 - (ours * theirs).sum(1) / sizes).mean())
 
 
+def attribution(given: Given) -> float:
+    """Squared differences of tokens, added up over the views, mean over tokens."""
+    ours, theirs = (x[0][given.mask].astype(np.float64) for x in given.others["attribution"])
+    return float(np.square(ours - theirs).sum(1).mean())
+
+
 FORMULAS: dict[str, Formula] = {
     "hard": hard,
     "kl": kl,
@@ -500,6 +510,7 @@ FORMULAS: dict[str, Formula] = {
     "simkd": simkd,
     "emd": emd,
     "attention": attention,
+    "attribution": attribution,
     "cosine": cosine,
     "words": words,
 }

@@ -111,6 +111,13 @@ def read_by_classifiers(rng: np.random.Generator) -> Given:
     return _with(given, others={"pooled": (ours, theirs)})
 
 
+def attributed(rng: np.random.Generator) -> Given:
+    """Documents of classes, with what either model attributes to each token for each of them."""
+    shape = 1, len(LENGTHS), int(LENGTHS.max()), CLASSES
+    ours, theirs = (rng.random(shape).astype(np.float32) for _ in SIDES)
+    return _with(classes(rng, 2.0), others={"attribution": (ours, theirs)})
+
+
 def attended(rng: np.random.Generator) -> Given:
     """Those of TinyBERT, with the queries and keys of every block, of two heads."""
     shape = len(LENGTHS), 2, int(LENGTHS.max()), WIDTH // 2
@@ -198,6 +205,7 @@ def _with(given: Given, **changes: Any) -> Given:
 
 
 CASES: dict[str, Callable[[np.random.Generator], Given]] = {
+    "ad-kd": attributed,
     "alp-kd": lambda rng: patient(rng, temperature=20.0),
     "annealing-kd.annealing": classes,
     "annealing-kd.labels": classes,

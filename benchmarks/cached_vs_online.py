@@ -304,8 +304,15 @@ def masked_lm(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> d
     }
 
 
-METHODS = {"tinybert": "3,6", "minilmv2": "3,6", "pkd-skip": "1,2,3", "bert-emd": "3,6"}
-"""Recipes that learn from inside the teacher, and the teacher's layers that their student has."""
+LAST = "student.init_from_teacher=[3,6]"
+METHODS = {
+    "tinybert": (LAST,),
+    "minilmv2": (LAST,),
+    "pkd-skip": ("student.init_from_teacher=[1,2,3]",),
+    "bert-emd": (LAST,),
+}
+"""Recipes that learn from inside the teacher, and what is set of each."""
+SHORT = {"num_train_epochs": 1, "save_strategy": "no", "logging_steps": 1}
 
 
 def methods(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dict[str, Any]:
@@ -320,23 +327,18 @@ def methods(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dic
             signals=[
                 "logits:dense",
                 f"hidden:layers=0-{every},positions=all,dtype={dtype}",
-                f"query:layers={every},dtype={dtype}",
-                f"key:layers={every},dtype={dtype}",
-                f"value:layers={last},dtype={dtype}",
+                f"query:layers={every},positions=all,dtype={dtype}",
+                f"key:layers={every},positions=all,dtype={dtype}",
+                f"value:layers={last},positions=all,dtype={dtype}",
             ],
         )
         for dtype in ("fp16", "int8")
     }  # fmt: skip
     found: dict[str, Any] = {}
-    for name, layers in METHODS.items():
-        recipe = load_recipe(name, [f"student.init_from_teacher=[{layers}]"])
-        short = {"num_train_epochs": 1, "save_strategy": "no", "logging_steps": 1}
-        stages = [f"stages.{one.name}." for one in recipe.stages] or [""]
-        own = [
-            f"{stage}training.{key}={value}"
-            for stage in ["", *stages]
-            for key, value in short.items()
-        ]
+    for name, chosen in METHODS.items():
+        recipe = load_recipe(name, chosen)
+        places = [f"stages.{one.name}." for one in recipe.stages] or [""]
+        own = [f"{place}training.{key}={value}" for place in places for key, value in SHORT.items()]
         recipe = load_recipe(recipe, own)
         online = train_once(caches["fp16"], recipe, out / "student", (loaded, None))["losses"]
         found[name] = {"steps": len(online)}

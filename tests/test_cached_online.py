@@ -1,0 +1,37 @@
+"""The benchmark with the teacher in the loop: what a cache holds is what the teacher says."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from kdcache.corpora.standard_library import Docstring
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+HEADS = "stages.relations.losses.relations.heads=4"
+OVERRIDES = {"pkd-skip": (), "tinybert": (), "minilmv2": (HEADS,), "bert-emd": ()}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OVERRIDES if name != "pkd-skip"]
+
+
+@pytest.mark.parametrize("name", ["pkd-skip", *SLOW])
+def test_losses_from_the_cache_are_those_with_the_teacher_in_the_loop(
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    classifier: Path,
+    sentences: list[Docstring],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    online = importlib.import_module("cached_vs_online")
+    assert set(online.METHODS) == set(OVERRIDES)
+    chosen = ("student.init_from_teacher=[2,4]", *OVERRIDES[name])
+    monkeypatch.setattr(online, "METHODS", {name: chosen})
+    lines = [f"{s.text}\t{s.package}" for s in sentences if "\t" not in s.text]
+    (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n", "utf-8")
+    found = online.methods(tmp_path, classifier, tmp_path, 1, 64)["largest_loss_difference"][name]
+    assert found["steps"] >= 2
+    assert 0 < found["fp16"] < min(0.01, found["int8"])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdcache.augmenting import augment
+    from kdcache.building.ascending import ascend
     from kdcache.building.builder import build
     from kdcache.building.planner import plan
     from kdcache.errors import KdcacheError
@@ -43,6 +44,7 @@ __all__ = [
     "KdcacheError",
     "Objective",
     "Tap",
+    "ascend",
     "augment",
     "build",
     "compare",
@@ -69,6 +71,7 @@ _HOME = {
     "KdcacheError": "errors",
     "Objective": "training.objective",
     "Tap": "signals",
+    "ascend": "building.ascending",
     "augment": "augmenting",
     "build": "building.builder",
     "compare": "evaluation.comparing",

@@ -12,6 +12,7 @@ SHIPPED = [
     "alp-kd",
     "annealing-kd",
     "at",
+    "backward-kd",
     "bert-emd",
     "causal-kd",
     "cc",

@@ -130,7 +130,7 @@ def build(
             )
         if (note := length_note(teacher, plan)) is not None:
             progress.say(note)
-        _create(locate(out), plan, loaded, wanted, tokens, keep_teacher_weights)
+        create_cache(locate(out), plan, loaded, wanted, tokens, keep_teacher_weights)
     writer = Writer(locate(out))
     _require_vouched(writer.cache, same_teacher, progress)
     fill(writer, loaded, batch_tokens, progress)
@@ -177,7 +177,7 @@ def _check(
     config = load_config(teacher, trust_remote_code=trust_remote_code)
     if reading.labelled:
         require_label_kind(config, teacher)
-        wanted = _as_given(wanted, config, teacher)
+        wanted = as_given(wanted, config, teacher)
     shape = model_sizes(config, reading)
     for signal in wanted.values():
         signal.check(reading, shape)
@@ -207,7 +207,7 @@ def _reading(corpus: Any, task: Task, teacher: str | None) -> Task:
     return reading
 
 
-def _as_given(signals: dict[str, Signal], config: Any, teacher: str | Path) -> dict[str, Signal]:
+def as_given(signals: dict[str, Signal], config: Any, teacher: str | Path) -> dict[str, Signal]:
     """Signals that keep outputs as what they are: those of several classes or values are raw."""
     kind = kind_of(problem_type_of(config), int(config.num_labels))
     assert kind is not None
@@ -258,7 +258,7 @@ def _require_planned(plan: Plan, tokens: Tokenizer) -> None:
         )
 
 
-def _create(
+def create_cache(
     out: Root,
     plan: Plan,
     teacher: Teacher,
@@ -266,6 +266,7 @@ def _create(
     tokenizer: Tokenizer,
     keep_weights: bool,
 ) -> None:
+    """Write a cache without a part, or see that what is there is the same; see `store.create`."""
     of_task = {} if plan.read_for is None else {OF_TASK: plan.task.name}
     identity = {**teacher.identity, **of_task}
     record = cache_record(

@@ -24,6 +24,7 @@ class CacheSpec:
         others: the same of the cache's further teachers, by name.
         documents: how many there are, by whose numbers a loss may remember them.
         reworded: whether the student reads its texts in another vocabulary than the teacher.
+        points: whether its documents are read at the points that it holds.
     """
 
     task: Task
@@ -36,6 +37,7 @@ class CacheSpec:
     others: Mapping[str, CacheSpec] = field(default_factory=dict)
     documents: int = 0
     reworded: bool = False
+    points: bool = False
 
     @property
     def teachers(self) -> Mapping[str, CacheSpec]:

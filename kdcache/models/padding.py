@@ -12,6 +12,7 @@ from torch import nn
 
 from kdcache.errors import ModelError
 from kdcache.models.embedded import EMBEDS
+from kdcache.models.points import POINTS
 from kdcache.plans.batch import Batch
 from kdcache.signals.taps import HEAD, TAP_KINDS, Activations, Attention, Tap
 from kdcache.tasks import Space
@@ -91,7 +92,7 @@ def by_length(batch: Batch, space: Space) -> list[Piece]:
         docs = (lengths == length).nonzero().squeeze(1)
         inputs = {
             name: batch[name][docs, :length]
-            for name in ("input_ids", "attention_mask", "token_type_ids", EMBEDS)
+            for name in ("input_ids", "attention_mask", "token_type_ids", EMBEDS, POINTS)
             if name in batch
         }
         if space == "document" and "labels" in batch:

@@ -21,6 +21,7 @@ from kdcache.models.embedded import embedded
 from kdcache.models.hooks import TAPS, Reader, check_taps, head_reads, read, readers_of
 from kdcache.models.input_gradients import differentiable
 from kdcache.models.padding import by_length, joined, padded
+from kdcache.models.points import at_points
 from kdcache.models.recording import (
     Forward,
     Taps,
@@ -48,7 +49,8 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None)
 
     Pads are the model's own; a model that `check_alone` found to say something else with them
     gets documents of one length at a time. What a batch has as `inputs_embeds`, [B, L, H], is read
-    in the place of its word embeddings.
+    in the place of its word embeddings, and what it has as `points`, likewise, in the place of its
+    embedding output.
 
     The first time that a model is asked for `head` or `pooled`, it is run once more, dropout off,
     to see that its logits are made of that; for `query`, `key` or `value`, its blocks are given
@@ -254,7 +256,8 @@ def _forward(model: Any, batch: Batch, rows: torch.Tensor | None, *, hidden: boo
         inputs["use_cache"] = False
     config = unwrapped(model).config
     pools = rows is None
-    with _head_rows(model, rows), embedded(model, batch), padded(config, batch, pools=pools) as ids:
+    read = embedded(model, batch), at_points(model, batch)
+    with _head_rows(model, rows), read[0], read[1], padded(config, batch, pools=pools) as ids:
         return model(**(inputs | {"input_ids": ids}), output_hidden_states=hidden)
 
 

@@ -23,6 +23,7 @@ from kdcache.losses.teachers import FIRST, Teaching
 from kdcache.plans.batch import Batch
 from kdcache.signals import HEAD, LOGITS, Activations, ModelSizes, Tap
 from kdcache.training.inputs import BoundInputs, ChosenInputs
+from kdcache.training.points import BoundPoints
 
 Terms = dict[str, torch.Tensor]
 
@@ -43,6 +44,7 @@ class Objective:
         hard_only: whether documents without a label would teach nothing.
         state: what losses keep between steps, which whoever trains has to save.
         notes: what a person should know, such as a loss that was left out.
+        points: where documents of the cache are read, if it says so; None: where their texts are.
         inputs: what stands in the place of the student's word embeddings; None: nothing does.
         schedules: of numbers of the losses, which `advance` changes; without it, they stay what
             they start with.
@@ -67,6 +69,12 @@ class Objective:
     ) -> None:
         self.cache, self.seed, self.step = cache, seed, 0
         self.inputs = None if inputs is None else BoundInputs(inputs, cache, student)
+        self.points = BoundPoints(cache, student) if cache.points else None
+        if self.points is not None and self.inputs is not None:
+            raise ConfigError(
+                "inputs stand in the place of word embeddings, and the documents of a cache that "
+                "`kdcache.ascend` wrote are read at points behind these: leave inputs out"
+            )
         on = {name: loss for name, loss in losses.items() if is_on(name, loss, schedules)}
         if not on:
             raise ConfigError("every loss of the recipe has weight 0; give one of them a weight")
@@ -86,7 +94,7 @@ class Objective:
         matches = [match for one in self.bound.values() for match in one.matches]
         self.notes += [*_notes(self.bound, student), *_lone(self.bound, teaching)]
         read = [*matches, *(soft for one in self.bound.values() for soft in one.soft.values())]
-        more = [] if self.inputs is None else self.inputs.arrays
+        more = [name for one in (self.inputs, self.points) if one for name in one.arrays]
         self.arrays = list(dict.fromkeys([*(n for match in read for n in match.arrays), *more]))
         self.reads = list(dict.fromkeys(match.student for match in matches))
         self.matrix = makes_logits(self.bound)
@@ -145,6 +153,8 @@ class Objective:
         """The batch as a student reads it while it trains: itself, or with the embeddings that
         stand in the place of its own, of which gradients flow into its table.
         """
+        if self.points is not None:
+            return self.points.put(batch)
         return batch if self.inputs is None else self.inputs.put(model, batch)
 
     @property

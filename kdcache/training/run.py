@@ -30,6 +30,7 @@ from kdcache.models.together import homes, require_one
 from kdcache.plans import Docs
 from kdcache.progress import Progress, quiet
 from kdcache.store import Cache
+from kdcache.store.format.manifest_schema import AT_POINTS
 from kdcache.training.arguments import choose_by, training_arguments
 from kdcache.training.balance import Balancer, require_measured, require_several
 from kdcache.training.bound import bind_all, documents_read, learned_modules, without
@@ -439,6 +440,7 @@ def cache_spec(cache: Cache, labelled: int, *, several: bool = False) -> CacheSp
             reworded=cache.reworded,
             name=name,
             prefix="" if view is cache else view.prefix,
+            points=AT_POINTS in view.manifest["teacher"],
         )
         for name, view in views.items()
     }

@@ -210,6 +210,7 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "annealing-kd.annealing": classes,
     "annealing-kd.labels": classes,
     "at": projected,
+    "backward-kd": classes,
     "bert-emd": attended,
     "causal-kd": causal,
     "cc": lambda rng: projected(rng, positions="cls"),

@@ -1,0 +1,51 @@
+"""The points at which the documents of a cache are read, of a second round of caching."""
+
+from __future__ import annotations
+
+from kdcache.errors import ConfigError
+from kdcache.losses import CacheSpec
+from kdcache.models.points import POINTS
+from kdcache.plans.batch import Batch
+from kdcache.signals import ModelSizes, Signal, Tap, of_signal
+
+EMBEDDINGS = Tap("embeddings")
+
+
+class BoundPoints:
+    """Where a cache's documents lie in the place of their embedding outputs (`kdcache.ascend`).
+
+    Attributes:
+        arrays: what has to be read of the cache for it.
+
+    Raises ConfigError for a student of another width, or with tokens of its own.
+    """
+
+    def __init__(self, cache: CacheSpec, student: ModelSizes) -> None:
+        self.cache = cache
+        if cache.reworded:
+            raise ConfigError(
+                "the cache holds points of its teacher's tokens, and the student cuts texts into "
+                "others: take a student with the teacher's tokenizer, or leave the cache out"
+            )
+        if student.peers or student.hidden != cache.shape.hidden:
+            one = f"{student.peers + 1} students" if student.peers else "the student"
+            raise ConfigError(
+                f"the cache holds points of width {cache.shape.hidden}, which one student of that "
+                f"width reads in the place of its embedding output; got {one} of {student.hidden}"
+            )
+        held = (name for name, one in cache.signals.items() if EMBEDDINGS in one.gives())
+        self.signal = next(held)
+        specs = self._held.arrays(cache.task, cache.shape)
+        self.arrays = [f"{self.signal}/{spec.name}" for spec in specs]
+
+    @property
+    def _held(self) -> Signal:
+        return self.cache.signals[self.signal]
+
+    def put(self, batch: Batch) -> Batch:
+        """The batch with the points of its tokens."""
+        rows = self._held.decode(
+            of_signal(batch, self.signal), EMBEDDINGS, self.cache.shape
+        ).dense()
+        room = rows.new_zeros(*batch.mask.shape, rows.shape[1])
+        return batch.beside(**{POINTS: room.masked_scatter(batch.mask.unsqueeze(-1), rows)})

@@ -237,6 +237,32 @@ def test_a_module_is_a_teacher_of_its_outputs_and_taps(
         spot_check(taught.path, 3)
 
 
+def test_a_teacher_of_ones_own_class_is_scored_where_it_is_trusted_and_refused_before_training(
+    trained: tuple[Path, Averaging], cache: Cache, corpus: Path, tmp_path: Path
+) -> None:
+    options: Any = {"student": "static:embedding=8", "eval_teacher": trained[0], **QUICK}
+    scored: tuple[Any, ...] = ({"dev_split": 0.2}, {"eval_file": corpus})
+    for where in scored:
+        with pytest.raises(ModelError, match=r"class tests.*:Averaging.*say --trust-remote-code"):
+            kdcache.train(cache, recipe="kd", out=tmp_path / "no", **where, **options)
+        assert not (tmp_path / "no").exists()
+    on_dev, on_file = (
+        kdcache.train(
+            cache,
+            recipe="kd",
+            out=tmp_path / f"out-{number}",
+            trust_remote_code=True,
+            overrides=steps(1),
+            **where,
+            **options,
+        ).metrics
+        for number, where in enumerate(scored)
+    )
+    assert on_dev["dev"]["teacher"]["source"] == "run: out"
+    own = kdcache.evaluate(trained[0], corpus, device="cpu", trust_remote_code=True)
+    assert on_file["evaluation"]["teacher"]["accuracy"] == own["accuracy"]
+
+
 class Odd(Averaging):
     """Gives its hidden states in another shape than it declares."""
 

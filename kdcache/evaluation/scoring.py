@@ -191,7 +191,8 @@ def run_teacher(
     loaded = load_teacher(
         source, task=plan.task, device=device, trust_remote_code=trust_remote_code
     )
-    check_fit(loaded, plan, tokenizer, load_tokenizer(source))
+    own = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    check_fit(loaded, plan, tokenizer, own)
     name = loaded.identity["name"]
     settle(loaded.model, plan, name, progress)
     label = f"evaluating the teacher {short(source)} on the same"

@@ -125,7 +125,7 @@ def _check(record: Json) -> None:
 
 def is_foreign(config: Any) -> bool:
     """Whether a configuration is of a student whose class is none of kdcache's."""
-    return isinstance(config, StudentConfig) and config.student not in STUDENTS
+    return isinstance(config, StudentConfig) and config.student not in {*STUDENTS, *MADE_HERE}
 
 
 def name_of_class(kind: type) -> str:
@@ -168,6 +168,16 @@ def make_student(config: StudentConfig) -> nn.Module:
     return made
 
 
+def require_trusted(config: Any) -> None:
+    """Raise ModelError for a student whose class is none of kdcache's and that nobody trusts."""
+    if is_foreign(config) and not config.trusted:
+        raise ModelError(
+            f"{config.name_or_path or config.student} is a student of the class {config.student}, "
+            "which is no code of kdcache's: say --trust-remote-code (trust_remote_code=True) to "
+            "import and run it"
+        )
+
+
 def _made_here(config: StudentConfig) -> Any:
     """A class of kdcache's that training makes; None for others."""
     place = MADE_HERE.get(config.student)
@@ -181,11 +191,7 @@ def _imported(config: StudentConfig, where: str) -> Any:
             f"{where}: there is no student {config.student!r}"
             f"{did_you_mean(near(config.student, STUDENTS))}"
         )
-    if not config.trusted:
-        raise ModelError(
-            f"{where} is a student of the class {config.student}, which is no code of kdcache's: "
-            "say --trust-remote-code (trust_remote_code=True) to import and run it"
-        )
+    require_trusted(config)
     try:
         return getattr(import_module(module), name)
     except Exception as error:  # importing runs the module

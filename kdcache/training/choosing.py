@@ -110,15 +110,19 @@ class Choice:
         self.dev, self.patience, self.args = dev, patience, args
         self.teacher: Json | None = None
 
-    def ask(self, mixture: Mixture, teacher: Any, progress: Progress) -> None:
+    def ask(
+        self, mixture: Mixture, teacher: Any, progress: Progress, *, trust_remote_code: bool
+    ) -> None:
         """Find out what the teacher scores, by running `teacher` where one is named.
 
-        Of several heads, `teacher` names one for each by the name of the head.
+        Of several heads, `teacher` names one for each by the name of the head. It may be a module
+        of somebody's own if that is trusted.
         """
         options: Any = {
             "batch_size": self.args.eval_batch_size,
             "device": str(self.args.device),
             "progress": progress,
+            "trust_remote_code": trust_remote_code,
         }
         if isinstance(self.dev, HeadDevs):
             self.teacher = self.dev.teacher(mixture.by_head, teacher, **options)

@@ -34,6 +34,7 @@ def teacher_score(
     batch_size: int,
     device: str,
     progress: Progress,
+    trust_remote_code: bool = False,
 ) -> Json | None:
     """ "value" and "source" of the teacher's score by the metric of `dev`; None: it is unknown.
 
@@ -51,6 +52,7 @@ def teacher_score(
             batch_size=batch_size,
             device=device,
             progress=progress,
+            trust_remote_code=trust_remote_code,
         )
         return {"value": value_of(scored, dev.metric), "source": f"run: {Path(teacher).name}"}
     rows = _rows(dev, cache)

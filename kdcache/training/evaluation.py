@@ -16,6 +16,7 @@ from kdcache.errors import ConfigError, CorpusError
 from kdcache.labels import LabelReader, resolve
 from kdcache.manifest import Json
 from kdcache.models import load_config
+from kdcache.models.student_config import require_trusted
 from kdcache.models.tokenizer import outputs_of
 from kdcache.plans import PlanConfig
 from kdcache.tasks import TASKS, Task
@@ -27,18 +28,22 @@ def check_evaluation(
     teacher: str | Path | None,
     config: PlanConfig,
     dev: DevOptions | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Corpus | None:
     """The documents of an evaluation, if there is one, with the columns it will read.
 
     Training takes long: a mistyped name or a file without labels shows before it, and so in a dev
-    file. Raises CorpusError, ConfigError or ModelError.
+    file, and a teacher whose code nobody trusts.
+
+    Raises CorpusError, ConfigError or ModelError.
     """
     if teacher is not None:
         if file is None and dev is None:
             raise ConfigError(
                 "a teacher is scored on an evaluation file (--eval) or a dev set (--dev): name one"
             )
-        load_config(teacher)
+        require_trusted(load_config(teacher, trust_remote_code=trust_remote_code))
     chosen_on = None if dev is None else dev.file
     if chosen_on is not None:
         _labelled(chosen_on, config, "--dev", "dev")

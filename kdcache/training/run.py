@@ -274,7 +274,8 @@ class Run:
         for note in [*taught, *self._committed_parts(), *left_out, *self.notes]:
             self.progress.say(note)
         if self.choice is not None and self.first:
-            self.choice.ask(self.mixture, teacher, self.progress)
+            trust = self.spec.trust_remote_code
+            self.choice.ask(self.mixture, teacher, self.progress, trust_remote_code=trust)
         if student is None:
             student = self.mixture.load(self.config, self.spec, seed=self.args.seed)
         if self.recipe.inputs is not None:

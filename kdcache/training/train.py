@@ -82,7 +82,8 @@ def train(
         config: folder or file of a configuration whose weights are drawn anew. None of the three
             leaves the choice to the recipe.
         same_tokenizer: your word that a checkpoint without a tokenizer has the cache's vocabulary.
-        trust_remote_code: import the class of a checkpoint that is a module of somebody's own.
+        trust_remote_code: import the class of a checkpoint, or of a teacher, that is a module of
+            somebody's own.
         eval_file: labelled documents to evaluate the student on when it is done, a corpus as in
             `plan`. It is never chosen on them. For heads a mapping by their names, and so are the
             next two.
@@ -162,6 +163,7 @@ def train(
             teachers.get(name),
             cache.plan.config,
             options_of(chosen.dev, name),
+            trust_remote_code=trust_remote_code,
         )
         for name, cache in mixture.by_name.items()
     }

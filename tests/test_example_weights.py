@@ -380,6 +380,22 @@ def test_stages_weigh_each_their_way_and_go_on_exactly_and_only_by_the_same_colu
     assert "own: teacher-confidence; column: column (column=weight) |" in card
 
 
+def test_a_run_that_goes_on_keeps_what_the_record_says_of_the_stages_that_are_over(
+    cache: Cache, weighed: Path, narrow: str, tmp_path: Path
+) -> None:
+    recipe, out = tmp_path / "stages.toml", tmp_path / "run"
+    own = '[stages.data]\nexample_weights = "teacher-confidence"\n'  # else as the recipe says
+    recipe.write_text(STAGES.replace("FILE", str(weighed)).replace(own, ""), "utf-8")
+    options: dict[str, Any] = {"recipe": recipe, "config": narrow, "out": out}
+    stop = At("column", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        train(cache, progress=stop, **options)
+    begun = json.loads((out / "cache.json").read_text("utf-8"))["example_weights"]
+    assert begun.keys() == {"own", "column"}
+    train(cache, resume=True, **options)
+    assert json.loads((out / "cache.json").read_text("utf-8"))["example_weights"] == begun
+
+
 class StopAt(transformers.TrainerCallback):
     """Ends the process's work after a step, as a cluster does."""
 

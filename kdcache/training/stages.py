@@ -98,12 +98,20 @@ class Stages:
         runs = list(self.runs.values())  # the next comes last
         self.scales = {run.stage: scale_record(run.args) for run in runs}
         weighed = {run.stage: weights_record(run.weighers) for run in runs}
-        self.weights = {stage: record for stage, record in weighed.items() if record}
+        self.weights = self._known_weights() | {n: one for n, one in weighed.items() if one}
         self.run, self.choice = runs[-1], runs[0].choice
         self.parts, self.config, self.first = self.run.parts, self.run.config, self.run.first
         self.progress = self.run.progress
         self.metrics: dict[str, Json] = {}
         self.logs: dict[str, list[Json]] = {}
+
+    def _known_weights(self) -> Json:
+        """What the record of a run that goes on says of the weights of its stages, those that are
+        over among them.
+        """
+        known = read_json(self.folder / CACHE) if self.standing.begun else {}
+        found: Json = known.get("example_weights", {})
+        return found
 
     def _run(self, number: int) -> Run:
         """The run of a stage."""

@@ -219,7 +219,7 @@ def bind(losses: Mapping[str, Loss], given: Given, **options: Any) -> Objective:
         hidden=given.hidden.shape[-1],
         layers=len(given.hidden) - 1,
         peers=int(given.peer is not None and not own),
-        **_heads(given),
+        **_heads(given, 0),
     )
     by_words = any(getattr(loss, "by_words", False) for loss in losses.values())
     objective = Objective(losses, replace(known, reworded=by_words), student, **options)
@@ -269,7 +269,7 @@ def _spec(given: Given, name: str, prefix: str = "") -> CacheSpec:
             outputs=given.logits.shape[1],
             hidden=width,
             layers=len(given.hidden if given.taught is None else given.taught) - 1,
-            **_heads(given),
+            **_heads(given, 1),
         ),
         labelled=int(given.labelled),
         documents=len(given.lengths),
@@ -278,11 +278,11 @@ def _spec(given: Given, name: str, prefix: str = "") -> CacheSpec:
     )
 
 
-def _heads(given: Given) -> dict[str, int]:
-    """Heads of both models, where the cache holds what they attend by."""
+def _heads(given: Given, side: int) -> dict[str, int]:
+    """Heads of the student, 0, or the teacher, where the cache holds what they attend by."""
     if "query" not in given.others:
         return {}
-    _, _, heads, _, width = given.others["query"][0].shape
+    _, _, heads, _, width = given.others["query"][side].shape
     return {"heads": heads, "key_heads": heads, "head_width": width}
 
 

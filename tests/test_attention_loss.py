@@ -13,6 +13,7 @@ import torch
 from kdcache.errors import ConfigError
 from kdcache.losses import AttentionScores, Pair, attention_error
 from kdcache.losses.attention_error import probability_error, score_loss
+from kdcache.losses.teachers import Teaching
 from kdcache.signals import LayerRows, ModelSizes
 from tests.conformance.test_losses import documents
 from tests.objectives import evaluate
@@ -34,24 +35,27 @@ def drawn(lengths: list[int], dtype: torch.dtype = torch.float64) -> tuple[Pair,
     return pair(), pair()
 
 
-def by_hand(queries: Pair, keys: Pair, lengths: list[int], *, together: bool) -> torch.Tensor:
+def by_hand(
+    queries: Pair, keys: Pair, lengths: list[int], *, together: bool, theirs: int = 4
+) -> torch.Tensor:
     """Document by document, head by head, in plain torch."""
     total, start = torch.zeros((), dtype=torch.float64), 0
     for n in lengths:
         own = slice(start, start + n)
-        apart = [
+        ours, others = (
             (
-                q[own].unflatten(1, (4, -1)).transpose(0, 1)
-                @ k[own].unflatten(1, (4, -1)).permute(1, 2, 0)
-                / math.sqrt(q.shape[1] // 4)
+                q[own].unflatten(1, (heads, -1)).transpose(0, 1)
+                @ k[own].unflatten(1, (heads, -1)).permute(1, 2, 0)
+                / math.sqrt(q.shape[1] // heads)
             )
-            for q, k in (
-                (queries.student, keys.student),
-                (queries.teacher.codes, keys.teacher.codes),
+            for q, k, heads in (
+                (queries.student, keys.student, 4),
+                (queries.teacher.codes, keys.teacher.codes, theirs),
             )
-        ]
-        difference = apart[0] - apart[1]
-        squares = difference.sum(0).square() if together else difference.square().mean(0)
+        )
+        squares = (
+            (ours.sum(0) - others.sum(0)).square() if together else (ours - others).square().mean(0)
+        )
         total, start = total + squares.sum(), start + n
     return total / sum(n * n for n in lengths)
 
@@ -100,6 +104,44 @@ def test_errors_of_probabilities_are_those_of_softmax_over_each_document(
     exact, made = (torch.autograd.grad(loss, leaves) for loss in (wanted, found))
     for one, other in zip(exact, made, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-14)
+
+
+def test_the_sums_of_any_numbers_of_heads_are_compared() -> None:
+    lengths = [5, 1, 7]
+    queries, keys = drawn(lengths)
+    wanted = by_hand(queries, keys, lengths, together=True, theirs=10)
+    found = score_loss(queries, keys, torch.tensor(lengths), 4, together=True, their_heads=10)
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
+    leaves = [queries.student, keys.student]
+    exact, made = (torch.autograd.grad(loss, leaves) for loss in (wanted, found))
+    for one, other in zip(exact, made, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-14)
+
+
+def test_a_student_and_a_teacher_of_any_numbers_of_heads_are_compared_by_their_sums() -> None:
+    plain = documents("text-classification")
+    halved = {}
+    for name in ("query", "key"):
+        ours, theirs = plain.others[name]
+        split = theirs.reshape(*theirs.shape[:-1], 2, -1).swapaxes(3, 4)
+        shape = (*theirs.shape[:2], 2 * theirs.shape[2], theirs.shape[3], -1)
+        halved[name] = ours, split.reshape(shape)
+    given = replace(plain, others={**plain.others, **halved})
+    total = 0.0
+    for doc, n in enumerate(given.lengths):
+        ours, theirs = (
+            np.einsum("hid,hjd->ij", q[doc, :, :n].astype(np.float64), k[doc, :, :n])
+            / math.sqrt(q.shape[-1])
+            for q, k in zip(*([sides[0][1], sides[1][3]] for sides in halved.values()), strict=True)
+        )
+        total += np.square(ours - theirs).sum()
+    loss = {"attention": AttentionScores(heads="sum", layer_map="2:4")}
+    found = evaluate(loss, given).total
+    assert found == pytest.approx(total / np.square(given.lengths).sum(), rel=1e-12)
+    taught = replace(given, further={"second": plain})
+    both = {"attention": Teaching(teachers="all")}
+    mean = (found + evaluate(loss, plain).total) / 2
+    assert evaluate(loss, taught, teaching=both).total == pytest.approx(mean, rel=1e-12)
 
 
 def test_no_more_scores_exist_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +219,7 @@ def test_probabilities_are_means_over_tokens_so_long_documents_count_for_more() 
     [
         ({}, {"heads": 2, "key_heads": 2}, "the student's queries 2, .* the teacher's keys 4"),
         ({}, {"key_heads": 1}, "not as many: .* the student's keys 1"),
+        ({"heads": "sum"}, {"key_heads": 1}, "the student has 4 heads of queries and 1 of keys"),
         ({"layer_map": "0:0,1:2"}, {}, "from 1; got 0:0: 0 is the embedding output"),
         ({"layer_map": "1:0"}, {}, "from 1; got 1:0"),
         ({"layer_map": "1:5"}, {}, "needs teacher layer 5"),

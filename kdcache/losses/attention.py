@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -43,7 +43,8 @@ class AttentionScores:
         compare: "scores", their squared error; "probabilities", the divergence of the student's
             from the teacher's, which has the gradient of their cross-entropy; or "probability-mse",
             the squared error of probabilities.
-        heads: "each" compares head by head, "sum" the scores of all heads added up.
+        heads: "each" compares head by head, "sum" the scores of all heads added up, of models that
+            may have any numbers of heads.
         layer_map: which layers: "uniform", "skip", "last", "first", or pairs of a student and a
             teacher layer such as "1:3,2:6". Of a named map the embedding outputs, which do not
             attend, are left out.
@@ -77,7 +78,10 @@ class AttentionScores:
 
     def matches(self, student: ModelSizes, teacher: ModelSizes) -> tuple[Match, ...]:
         """Queries and keys of every token at each of the mapped layers."""
-        check_heads(self.kind, student, teacher)
+        if self.heads == "each":
+            check_heads(self.kind, student, teacher)
+        else:
+            _check_keys(self.kind, student, teacher)
         pairs = attending(self.kind, self.layer_map, student, teacher)
         return attention_matches(pairs, ("query", "key"), self.signal)
 
@@ -88,10 +92,10 @@ class AttentionScores:
         weight = step.weight
         if self.over == "rows":  # all rows of a document count for as much
             weight = weight[(lengths.cumsum(0) - lengths).to(weight.device)]
+        theirs = None if step.teacher is None else step.teacher.heads
+        added: Any = {"together": True, "their_heads": theirs} if self.heads == "sum" else {}
         found = [
-            COMPARE[self.compare].value(
-                queries, keys, lengths, heads, weight, together=self.heads == "sum"
-            )
+            COMPARE[self.compare].value(queries, keys, lengths, heads, weight, **added)
             for queries, keys in zip(pairs[::2], pairs[1::2], strict=True)
         ]
         return COMBINE[self.layers](torch.stack(found), step.state)
@@ -103,8 +107,6 @@ def probability_loss(
     lengths: torch.Tensor,
     heads: int,
     weight: torch.Tensor,
-    *,
-    together: bool = False,
 ) -> torch.Tensor:
     """Sum over tokens of weight times the mean over heads of KL(teacher || student), in nats, of
     what a token attends to.
@@ -192,9 +194,23 @@ def check_heads(loss: str, student: ModelSizes, teacher: ModelSizes) -> None:
         told = ", ".join(f"the {what} {count}" for what, count in heads.items())
         raise ConfigError(
             f"{loss} compares heads one by one, and they are not as many: {told}; choose a "
-            "student with as many heads as the teacher, or the loss relations, which cuts widths "
-            "into heads of its own"
+            "student with as many heads as the teacher, the loss attention with heads=sum, which "
+            "adds their scores up, or the loss relations, which cuts widths into heads of its own"
         )
+
+
+def _check_keys(loss: str, student: ModelSizes, teacher: ModelSizes) -> None:
+    """Raise ConfigError, naming a kind of loss, for a model whose queries share keys, as far as it
+    is known: the sum of all its heads' scores is no product of what it gives.
+    """
+    for who, sizes in (("student", student), ("teacher", teacher)):
+        heads = {sizes.heads, sizes.key_heads} - {None}
+        if len(heads) > 1:
+            raise ConfigError(
+                f"{loss} adds the scores of all heads up, each of a query and a key of its own; "
+                f"the {who} has {sizes.heads} heads of queries and {sizes.key_heads} of keys: take "
+                "the loss relations, which cuts widths into heads of its own"
+            )
 
 
 def heads_of(step: Step) -> int:

@@ -24,6 +24,7 @@ def score_loss(
     weight: torch.Tensor | None = None,
     *,
     together: bool = False,
+    their_heads: int | None = None,
 ) -> torch.Tensor:
     """Sum over documents of weight times the sum over pairs of tokens of the mean over heads of the
     squared difference of scores.
@@ -31,13 +32,15 @@ def score_loss(
     Args:
         queries, keys: of the tokens of all documents, [N, heads * D], heads side by side.
         lengths: tokens of each document, [B] int64, on the CPU.
-        heads: of both models.
+        heads: of both models, or of the student.
         weight: what a pair of each document counts for, [B]; None: one over the number of pairs.
         together: whether the scores of all heads are added up instead.
+        their_heads: those of the teacher, which may be others then; None: as many.
 
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351.
     """
-    return _error(_scores, queries, keys, lengths, heads, weight, together)
+    split = heads, heads if their_heads is None else their_heads
+    return _error(_scores, queries, keys, lengths, split, weight, together)
 
 
 def probability_error(
@@ -46,15 +49,12 @@ def probability_error(
     lengths: torch.Tensor,
     heads: int,
     weight: torch.Tensor | None = None,
-    *,
-    together: bool = False,
 ) -> torch.Tensor:
     """The same of what softmax makes of the scores of every token, over all of its document.
 
     Source: Pan et al. 2021 (Meta-KD), arXiv:2012.01266.
     """
-    assert not together, "the loss refuses it"
-    return _error(_probabilities, queries, keys, lengths, heads, weight, together)
+    return _error(_probabilities, queries, keys, lengths, (heads, heads), weight, together=False)
 
 
 Sides = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -83,7 +83,7 @@ def _error(
     queries: Pair,
     keys: Pair,
     lengths: torch.Tensor,
-    heads: int,
+    heads: tuple[int, int],
     weight: torch.Tensor | None,
     together: bool,
 ) -> torch.Tensor:
@@ -91,10 +91,11 @@ def _error(
         share = 1 / max(1, int((lengths**2).sum()))
         weight = exact(queries.student[:0]).new_full((len(lengths),), share)
     sides = queries.student, keys.student, queries.teacher.dense(), keys.teacher.dense()
-    scales = tuple((side.shape[1] // heads) ** -0.5 for side in sides[::2])
+    widths = (side.shape[1] // own for side, own in zip(sides[::2], heads, strict=True))
+    scales = tuple(width**-0.5 for width in widths)
     need = torch.is_grad_enabled() and (sides[0].requires_grad or sides[1].requires_grad)
     found: torch.Tensor = _Error.apply(  # type: ignore[no-untyped-call]  # so in torch
-        *sides, way, lengths.tolist(), 1 if together else heads, scales, weight, need
+        *sides, way, lengths.tolist(), 1 if together else heads[0], scales, weight, need
     )
     return found
 

@@ -82,6 +82,7 @@ class Step:
         activations: all that was read out of the student.
         rows: the rows, or documents, that the loss is a mean over.
         total: what they count for in all batches of the step, on every rank; known to the host.
+        teacher: sizes of the teacher that the pairs are of; None: nothing is known of it.
         share: what the teacher counts for of each document, [B]; None: 1, as if it were alone.
         state: what the loss keeps between steps, if it declares any (`Loss`): a tensor that is put
             in the place of another, of its shape, is there in the next step.
@@ -95,6 +96,7 @@ class Step:
     activations: Activations
     rows: Rows
     total: float
+    teacher: ModelSizes | None = None
     share: torch.Tensor | None = None
     state: dict[str, torch.Tensor] = field(default_factory=dict)
     learned: nn.Module | None = None

@@ -32,11 +32,13 @@ def value_of(one: BoundLoss, pairs: Pairs, step: Step, seed: int, number: int) -
     )
     found = []
     for name, share in CHOOSERS[one.choose].shares(asked).items():
-        matched = [pairs.of(match) for match in one.taught[name]]
+        matches = one.taught[name]
+        matched = [pairs.of(match) for match in matches]
+        own = replace(step, teacher=matches[0].source.shape)
         if isinstance(share, torch.Tensor):
-            found.append(one.loss.value(matched, replace(step, share=share)))
+            found.append(one.loss.value(matched, replace(own, share=share)))
         else:
-            found.append(share * one.loss.value(matched, step))
+            found.append(share * one.loss.value(matched, own))
     return torch.stack(found).sum()
 
 

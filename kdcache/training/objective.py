@@ -254,6 +254,7 @@ class Objective:
                 activations=activations,
                 rows=one.rows,
                 total=total,
+                teacher=one.matches[0].source.shape if one.matches else None,
                 state=self.state_of(name),
                 learned=self.projections[name] if name in self._learned else None,
                 seed=self.seed,

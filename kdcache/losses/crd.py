@@ -109,11 +109,17 @@ class CRD:
             for side, rows in sides.items()
         }
         docs, documents = step.batch["docs"], len(step.state["student"])
-        others = drawn(step.seed, step.number, docs, documents, self.negatives)
-        index = torch.cat([docs[:, None], others], 1)
+        index = torch.cat([docs[:, None], self.others(step, documents)], 1)
         rows = contrast_rows(vectors, index, step.state, self.temperature)
         remember(step.state, docs[step.weight > 0], vectors, step.weight > 0, self.momentum)
         return weighted(rows, step.weight)
+
+    def others(self, step: Step, documents: int) -> torch.Tensor:
+        """Numbers of those that each document of a batch is told from, [B, negatives] int64; a loss
+        of one's own may choose them otherwise.
+        """
+        docs = step.batch["docs"]
+        return drawn(step.seed, step.number, docs, documents, self.negatives)
 
 
 def drawn(seed: int, step: int, docs: torch.Tensor, documents: int, number: int) -> torch.Tensor:

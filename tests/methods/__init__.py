@@ -131,6 +131,7 @@ def value(
     heads: int = 0,
     weights: torch.Tensor | None = None,
     counted: bool = False,
+    docs: torch.Tensor | None = None,
     **more: Any,
 ) -> torch.Tensor:
     """What a loss makes of both sides of its matches, as the objective asks for it.
@@ -142,6 +143,7 @@ def value(
         heads: those of the student's attention, where the pairs are of queries and keys.
         weights: what documents count for, [B] float64; None: alike.
         counted: whether they are weighed in a mean over their number.
+        docs: numbers of the documents in their cache; None: it has no others.
         more: further fields of the step.
     """
     over = loss.over
@@ -152,6 +154,8 @@ def value(
     batch = batch_of(lengths, labels)
     if weights is not None:
         batch.weigh(weights, counted=counted)
+    if docs is not None:
+        batch["docs"] = docs
     student = pairs[0].student
     values = {LOGITS: student.detach() if isinstance(student, torch.Tensor) else torch.empty(0)}
     if heads:

@@ -144,8 +144,8 @@ def test_a_map_goes_on_over_a_stage_that_has_none(recipe, cache, narrow, tmp_pat
 def test_every_stage_is_checked_once_and_seeds_are_set_when_it_begins(
     recipe, cache, narrow, tmp_path, monkeypatch
 ):
-    made, seeded = [], []
-    build, seed = run.Run.__init__, run.set_seed
+    made, seeded, bound = [], [], []
+    build, seed, bind = run.Run.__init__, run.set_seed, run.bind_all
 
     def noted(self, *args, **options):
         torch.manual_seed(7)
@@ -156,10 +156,12 @@ def test_every_stage_is_checked_once_and_seeds_are_set_when_it_begins(
 
     monkeypatch.setattr(run.Run, "__init__", noted)
     monkeypatch.setattr(run, "set_seed", lambda number: seeded.append(len(made)) or seed(number))
+    monkeypatch.setattr(run, "bind_all", lambda *a, **o: bound.append(len(made)) or bind(*a, **o))
     one = ["training.max_steps=1"]
     train(cache, recipe=recipe, out=tmp_path / "run", config=narrow, overrides=one)
     assert made == ["head", "both", "states"]
     assert seeded == [3, 3, 3]
+    assert bound == [0, 1, 2]  # what losses learn and remember is made once
 
 
 def test_parameters_that_are_not_trainable_stay_as_they_are_to_the_bit(whole):

@@ -29,6 +29,7 @@ from kdcache.models.student_config import unloadable
 from kdcache.models.together import homes, require_one
 from kdcache.plans import Docs
 from kdcache.progress import Progress, quiet
+from kdcache.signals import ModelSizes
 from kdcache.store import Cache
 from kdcache.store.format.manifest_schema import AT_POINTS
 from kdcache.training.arguments import choose_by, training_arguments
@@ -39,6 +40,7 @@ from kdcache.training.dev import DevSet, make_dev
 from kdcache.training.dev_heads import HeadDevs, make_head_devs
 from kdcache.training.dev_options import DevOptions
 from kdcache.training.fused_head import fused_heads
+from kdcache.training.generators import drawn_apart
 from kdcache.training.inputs import require_table
 from kdcache.training.mixture import Mixture
 from kdcache.training.objective import Objective
@@ -143,9 +145,7 @@ class Run:
         weighting = recipe.data.weighting
         specs = cache_specs(mixture, [len(found) for found in labelled], recipe)
         sizes = mixture.sizes(self.config)
-        self._bind = partial(bind_all, mixture, recipe, specs, sizes, seed=seed)
-        with torch.random.fork_rng(devices=[]):
-            self._learn()
+        self._drawn = drawn_apart(seed, partial(self._learn, specs, sizes, seed))
         for config, objective in zip(mixture.configs(self.config), self.objectives, strict=True):
             check_taps(config, objective.reads)
         read = [
@@ -187,7 +187,7 @@ class Run:
         return args, self._same_steps(args)
 
     def begin(self) -> None:
-        """Put the arguments and seeds of this stage in force, and draw its learned maps."""
+        """Put the arguments and seeds of this stage in force, as if its maps were drawn now."""
         self.args, _ = self._arguments()
         if self.choice is not None:
             choose_by(self.args, self.choice.dev.metric)
@@ -196,13 +196,13 @@ class Run:
             enable_full_determinism(self.args.seed)
         else:
             set_seed(self.args.seed)
-        self._learn()
+        self._drawn.put()
         self.balancer = self._balancer()
 
-    def _learn(self) -> None:
+    def _learn(self, specs: Sequence[CacheSpec], sizes: Sequence[ModelSizes], seed: int) -> None:
         """Bind the losses to every cache, and draw what they learn."""
         mixture = self.mixture
-        self.objectives: list[Objective] = self._bind()
+        self.objectives = bind_all(mixture, self.recipe, specs, sizes, seed=seed)
         self.reused = reused(self.objectives, self.cache, self.config, heads=mixture.heads)
         self.projections = learned_modules(mixture, [one.projections for one in self.objectives])
         self.state = learned_modules(mixture, [one.state for one in self.objectives])

@@ -117,7 +117,7 @@ class Student:
             objective=self.objective,
             dataset=self.data(),
             ranks=ranks,
-            balancer=None if balance is None else Balancer(balance, given),
+            balancers=[] if balance is None else [Balancer(balance, given)],
             model=self.model,
             args=args,
             callbacks=[taken, Reporter(quiet, "steps", ranks)],

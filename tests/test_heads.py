@@ -28,6 +28,7 @@ from kdcache.training.mixing import MixedDocuments
 from kdcache.training.objective import Objective
 from kdcache.training.recipe import load_recipe
 from kdcache.training.run import cache_spec
+from kdcache.training.shares import Shares
 from kdcache.training.train import train
 from kdcache_cli.main import main
 from tests.conftest import write_csv
@@ -243,6 +244,43 @@ def test_a_resumed_run_of_heads_is_the_unbroken_one_bit_for_bit_and_chooses_by_t
     assert dev["best"]["value"] == pytest.approx(mean, rel=1e-12)
     assert dev["best"]["value"] == max(point["value"] for point in dev["points"])
     assert dev["documents"] == sum(head["documents"] for head in kept.values())
+
+
+def test_the_losses_of_each_head_start_with_the_stated_shares_and_go_on_exactly(
+    both: dict[str, Any], narrow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shares, "due", lambda *_: True)
+    set_by = ["losses.hard.weight=1e-3", "balance.shares={kl = 1, hard = 3}", "balance.steps=2"]
+    options: dict[str, Any] = {
+        "recipe": "kd",
+        "config": narrow,
+        "mix": "even",
+        "batch_size": 16,
+        "overrides": [*steps(16, save_strategy="steps", save_steps=100), *set_by],
+    }
+    whole = train(both, out=tmp_path / "whole", **options)
+    told: dict[str, list[dict[str, float]]] = {head: [] for head in HEADS}
+    for entry in (e for e in recorded(whole.folder, "training_log.json") if "loss" in e):
+        (head,) = (head for head in HEADS if f"loss_{head}.kl" in entry)
+        told[head].append(entry)
+        parts = {n: entry[f"{head}.{n}.weight"] * entry[f"loss_{head}.{n}"] for n in ("kl", "hard")}
+        assert entry["loss"] == pytest.approx(sum(parts.values()), rel=1e-4)
+        assert entry["share_kl"] == pytest.approx(parts["kl"] / sum(parts.values()))
+    for head, entries in told.items():
+        assert entries[0]["gradient_hard"] == pytest.approx(0.75, rel=1e-5)  # of the head's first
+        kept = [entry[f"{head}.hard.weight"] for entry in entries[1:]]
+        assert len(kept) > 2
+        assert kept == [kept[0]] * len(kept)  # after two steps of its own
+        assert kept[0] != entries[0][f"{head}.hard.weight"]
+    weights = whole.metrics["balance"]["weights"]
+    assert weights.keys() == {f"{head}.{name}" for head in HEADS for name in ("kl", "hard")}
+    with pytest.raises(KeyboardInterrupt):
+        train(both, out=tmp_path / "broken", callbacks=[Stop()], **options)
+    again = train(both, out=tmp_path / "broken", resume=True, **options)
+    assert again.metrics["balance"] == whole.metrics["balance"]
+    for head in HEADS:
+        one, two = (load_file(r.folder / head / "model.safetensors") for r in (whole, again))
+        assert [name for name in one if not torch.equal(one[name], two[name])] == []
 
 
 def test_caches_that_differ_get_a_head_each_and_that_is_said(

@@ -254,7 +254,7 @@ def test_two_ranks_come_to_the_same_weights_of_losses(two_ranks, cache, classifi
     student = Student(cache, classifier, ALL["three"], torch.float64)
     trainer, taken = student.trainer(tmp_path, turns=TURNS, balance=Balance())
     steps.run(trainer, taken)
-    assert first == pytest.approx(trainer.balancer.weights(), rel=0.5)
+    assert first == pytest.approx(trainer.balancers[0].weights(), rel=0.5)
     assert first != pytest.approx({n: loss.weight for n, loss in ALL["three"].items()}, rel=0.5)
 
 

@@ -40,8 +40,8 @@ def steps(jobs: list[dict[str, str]], out: Path) -> None:
         if way := job.get("weights"):
             weigh(student, trainer, way)
         found = (*run(trainer, taken), trainer.seen())
-        if trainer.balancer is not None:
-            weights = json.dumps(trainer.balancer.weights())
+        for balancer in trainer.balancers:
+            weights = json.dumps(balancer.weights())
             (out / f"weights {RANK}.json").write_text(weights, "utf-8")
         if RANK == 0:
             torch.save(found, out / f"{number}.pt")

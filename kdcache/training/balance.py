@@ -26,8 +26,9 @@ class Balance:
     Attributes:
         by: what is shared out: the "gradient", its norm where all losses meet.
         shares: of each loss, by its name; they are put in proportion. None: all have as much.
-        steps: at the start of a stage in which the gradients are measured; weights are those that
-            the sums so far ask for, and stay as they are after the last of them.
+        steps: at the start of a stage in which the gradients are measured, of each head if there
+            are several; weights are those that the sums so far ask for, and stay as they are after
+            the last of them.
     """
 
     by: str = "gradient"
@@ -167,3 +168,13 @@ class Balancer(nn.Module):
                     f"the gradient of losses.{name} is {norms[name]} in the first steps: training "
                     "has diverged; lower training.learning_rate"
                 )
+
+
+def balanced_weights(balancers: Sequence[Balancer], heads: Sequence[str]) -> dict[str, float]:
+    """The weights that balancers have come to, by "NAME", or by "HEAD.NAME" of several heads."""
+    prefixes = [f"{head}." for head in heads] if len(balancers) > 1 else [""]
+    return {
+        f"{prefix}{name}": weight
+        for prefix, one in zip(prefixes, balancers, strict=False)
+        for name, weight in one.weights().items()
+    }

@@ -33,7 +33,12 @@ from kdcache.signals import ModelSizes
 from kdcache.store import Cache
 from kdcache.store.format.manifest_schema import AT_POINTS
 from kdcache.training.arguments import choose_by, training_arguments
-from kdcache.training.balance import Balancer, require_measured, require_several
+from kdcache.training.balance import (
+    Balancer,
+    balanced_weights,
+    require_measured,
+    require_several,
+)
 from kdcache.training.bound import bind_all, documents_read, learned_modules, without
 from kdcache.training.choosing import Choice, has_ended
 from kdcache.training.dev import DevSet, make_dev
@@ -197,7 +202,7 @@ class Run:
         else:
             set_seed(self.args.seed)
         self._drawn.put()
-        self.balancer = self._balancer()
+        self.balancers = list(self._balancers())
 
     def _learn(self, specs: Sequence[CacheSpec], sizes: Sequence[ModelSizes], seed: int) -> None:
         """Bind the losses to every cache, and draw what they learn."""
@@ -207,12 +212,15 @@ class Run:
         self.projections = learned_modules(mixture, [one.projections for one in self.objectives])
         self.state = learned_modules(mixture, [one.state for one in self.objectives])
 
-    def _balancer(self) -> Balancer | None:
-        """What sets the weights of the losses of all caches, if anything does."""
+    def _balancers(self) -> Iterator[Balancer]:
+        """What sets the weights of the losses, if anything does: of each head, or of all caches."""
         if self.recipe.balance is None:
-            return None
-        losses = {name: loss for one in self.objectives for name, loss in one.losses.items()}
-        return Balancer(self.recipe.balance, {n: float(one.weight) for n, one in losses.items()})
+            return
+        heads = len(self.mixture.heads) > 1
+        for some in [[one] for one in self.objectives] if heads else [self.objectives]:
+            losses = {name: loss for one in some for name, loss in one.losses.items()}
+            weights = {name: float(loss.weight) for name, loss in losses.items()}
+            yield Balancer(self.recipe.balance, weights)
 
     def _dev(
         self, docs: Sequence[Docs], known: DevSet | HeadDevs | None
@@ -295,8 +303,8 @@ class Run:
         parts: dict[str, torch.nn.Module] = {PROJECTIONS: self.projections}
         if self.state:
             parts[STATE] = self.state
-        if self.balancer is not None:
-            parts[BALANCE] = self.balancer.to(self.args.device)
+        if self.balancers:
+            parts[BALANCE] = torch.nn.ModuleList(self.balancers).to(self.args.device)
         selector = self.weighers[0].selector if self.weighers else None
         if selector is not None:
             parts[SELECTOR] = selector
@@ -331,11 +339,9 @@ class Run:
         trainer.shares.end(-(-trainer.state.global_step // trainer.epoch_steps))
         if trainer.shares.last:
             metrics["shares"] = trainer.shares.last
-        if self.balancer is not None:
-            metrics["balance"] = {
-                "way": str(self.recipe.balance),
-                "weights": self.balancer.weights(),
-            }
+        if self.balancers:
+            weights = balanced_weights(self.balancers, self.mixture.heads)
+            metrics["balance"] = {"way": str(self.recipe.balance), "weights": weights}
         metrics["parameters"] = _parameters(student)
         if getattr(self.config, "members", ()):
             metrics["heads" if self.mixture.heads else "students"] = {
@@ -367,7 +373,7 @@ class Run:
             head=fused_heads(student, self.mixture, self.objectives, self.args, self.progress.say),
             objective=self.objective,
             others=self.objectives[1:],
-            balancer=self.balancer,
+            balancers=self.balancers,
             weighers=self.weighers,
             dataset=self.dataset,
             ranks=ranks,

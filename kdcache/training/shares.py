@@ -118,12 +118,14 @@ class Shares:
         norms = [torch.linalg.vector_norm(g.float()) for g in gradients if g is not None]
         return torch.linalg.vector_norm(torch.stack(norms)) if norms else None
 
-    def logs(self, means: Mapping[str, float]) -> dict[str, float]:
-        """What to log beside the terms' means: "share_NAME", and "gradient_NAME" if measured."""
+    def logs(self, weighed: Mapping[str, float]) -> dict[str, float]:
+        """What to log beside the terms' means: "share_NAME", and "gradient_NAME" if measured.
+
+        `weighed` are these means, each times its weight.
+        """
         if not self.several:
             return {}
-        bound = self._bound
-        shares = _shares({n: float(bound[n].loss.weight) * mean for n, mean in means.items()})
+        shares = _shares(weighed)
         if shares:
             self._objective.append(shares)
         gradient, self._unlogged = _mean(self._unlogged), []

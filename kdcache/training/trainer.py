@@ -32,7 +32,7 @@ from kdcache.plans.batch import Batch
 from kdcache.progress import Progress
 from kdcache.signals import LOGITS, Activations, Tap
 from kdcache.tasks import Task, as_task
-from kdcache.training.balance import Balancer
+from kdcache.training.balance import Balancer, balanced_weights
 from kdcache.training.choosing import best_checkpoint
 from kdcache.training.dev import DevSet, value_of
 from kdcache.training.dev_heads import HeadDevs
@@ -55,7 +55,8 @@ class DistillationTrainer(transformers.Trainer):
     Attributes:
         objective: that of the cache whose documents the step has; `others` are of further caches.
         weighers: what weighs the documents of each cache; none: they count alike.
-        balancer: what sets the weights of the losses in the first steps; None: they are given.
+        balancers: what sets the weights of the losses in the first steps, of each head where there
+            are several; none: they are given.
         teacher_logs: scores of the teacher that are logged with every score on the dev set.
         shares: what each loss counts for; `say` takes a line about those that do not.
         diverged: the step whose loss was no number, after which a student that had been scored
@@ -71,7 +72,7 @@ class DistillationTrainer(transformers.Trainer):
         ranks: Ranks | None = None,
         others: Sequence[Objective] = (),
         weighers: Sequence[Weigher] = (),
-        balancer: Balancer | None = None,
+        balancers: Sequence[Balancer] = (),
         head: bool | Sequence[bool] = False,
         dev: DevSet | HeadDevs | None = None,
         teacher_logs: Mapping[str, float] = MappingProxyType({}),
@@ -101,13 +102,12 @@ class DistillationTrainer(transformers.Trainer):
         self.turn = 0
         self.heads: Sequence[str] = getattr(model.config, "heads", ())
         met = heads_of(model)[0] if self.heads else model
-        balanced = balancer is not None
-        self.balancer = balancer
+        self.balancers = balancers
         self.shares = Shares(
-            objective, met, self.args, say, prefix, others=others, balanced=balanced
+            objective, met, self.args, say, prefix, others=others, balanced=bool(balancers)
         )
         self._due = self._balancing = False
-        self._balanced = not balanced  # whether losses have the weights they keep
+        self._unbalanced = set(range(len(balancers)))  # whose losses may get other weights
         self._documents = self._tokens = 0
         self._weight = 0.0
         self._terms: dict[tuple[int, str], torch.Tensor] = {}
@@ -156,10 +156,11 @@ class DistillationTrainer(transformers.Trainer):
         step = self.state.global_step
         if step and step % self.epoch_steps == 0:
             self.shares.end(step // self.epoch_steps)
-        if self.balancer is not None and not self._balanced:
-            self._reweigh(self.balancer)
-            self._balancing = self.balancer.due()
-            self._balanced = not self._balancing
+        if self._head in self._unbalanced:
+            self._reweigh()
+            self._balancing = self.balancers[self._head].due()
+            if not self._balancing:
+                self._unbalanced.remove(self._head)
         self._due = self._balancing or self.shares.due(step, self.epoch_steps)
         if self.objective.changes:
             self.objective.advance(self.moment())
@@ -243,20 +244,25 @@ class DistillationTrainer(transformers.Trainer):
         then every rank has to.
         """
         norms = {} if batch.idle else self.shares.norms(activations, batch, totals)
-        if self._balancing and self.balancer is not None:
-            self._balancing = False
+        if self._balancing:
+            self._balancing, balancer = False, self.balancers[self._head]
             losses = {name: float(one.loss.weight) for name, one in self.objective.bound.items()}
             own = {name: norm / losses[name] for name, norm in norms.items()}
-            self.balancer.require_finite(() if batch.idle else losses, own)
-            self.balancer.add(self.ranks.total([own.get(n, 0.0) for n in self.balancer.given]))
-            weights = self._reweigh(self.balancer)
+            balancer.require_finite(() if batch.idle else losses, own)
+            balancer.add(self.ranks.total([own.get(name, 0.0) for name in balancer.given]))
+            weights = self._reweigh()
             norms = {name: norm * weights[name] for name, norm in own.items()}
         self.shares.note(norms)
 
-    def _reweigh(self, balancer: Balancer) -> dict[str, float]:
-        """Give the losses the weights that a balancer has come to."""
-        weights = balancer.weights()
-        for one in self.objectives:
+    @property
+    def _head(self) -> int:
+        """The number of the balancer that the step is of."""
+        return self.turn if len(self.balancers) > 1 else 0
+
+    def _reweigh(self) -> dict[str, float]:
+        """Give the losses of the step's head the weights that its balancer has come to."""
+        weights = self.balancers[self._head].weights()
+        for one in [self.objective] if len(self.balancers) > 1 else self.objectives:
             one.reweigh(weights)
         return weights
 
@@ -278,19 +284,21 @@ class DistillationTrainer(transformers.Trainer):
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 self._stop_diverged(logs["loss"])
-            means = self._means()
-            logs |= {f"loss_{name}": mean for name, mean in (self._of_heads() or means).items()}
-            logs |= self.shares.logs(means) | self.objective.scheduled()
-            if self.balancer is not None:
-                logs |= {f"{name}.weight": w for name, w in self.balancer.weights().items()}
+            means = self._of_heads() or self._means()
+            logs |= {f"loss_{name}": mean for name, mean in means.items()}
+            logs |= self.shares.logs(self._means(weighed=True)) | self.objective.scheduled()
+            weights = balanced_weights(self.balancers, self.heads)
+            logs |= {f"{name}.weight": weight for name, weight in weights.items()}
             self._terms, self._steps = {}, Counter()
         super().log(logs, start_time)
 
-    def _means(self) -> dict[str, float]:
-        """Each term's mean over all steps since the last log."""
+    def _means(self, *, weighed: bool = False) -> dict[str, float]:
+        """Each term's mean over all steps since the last log; times its weight now if `weighed`."""
         means: dict[str, float] = {}
-        for (_, name), value in self._terms.items():
-            means[name] = means.get(name, 0.0) + self._mean(value, self._steps.total())
+        for (turn, name), value in self._terms.items():
+            weight = float(self.objectives[turn].bound[name].loss.weight) if weighed else 1.0
+            mean = weight * self._mean(value, self._steps.total())
+            means[name] = means.get(name, 0.0) + mean
         return means
 
     def _of_heads(self) -> dict[str, float]:

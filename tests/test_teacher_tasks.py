@@ -173,6 +173,11 @@ def test_what_such_a_teacher_cannot_be_is_refused(
         "head words learns from a teacher for masked-lm over a plan for text-classification",
         lambda: train(pair, eval_file={"words": corpus}, **options),
     )
+    refused(
+        ConfigError,
+        r"the student learns from .* leave --eval out, .* \(kdcache evaluate OUT FILE\)",
+        lambda: train(pair["words"], eval_file=corpus, **options),
+    )
     assert over(TASKS[CLASSES], TASKS[CLASSES]) is TASKS[CLASSES]
 
 

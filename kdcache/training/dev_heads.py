@@ -183,10 +183,13 @@ def require_scored(files: Mapping[str, Any], caches: Mapping[str, Cache]) -> Non
     for name in files:
         plan = caches[name].plan
         if plan.read_for is not None:
+            who, which, where = (
+                (f"head {name}", f" {name}", f"/{name}") if name else ("the student", "", "")
+            )
             raise ConfigError(
-                f"head {name} learns from a teacher for {plan.task} over a plan for "
-                f"{plan.own_task}, and is not scored here: leave --eval {name} out, and score the "
-                f"model when it is done (kdcache evaluate OUT/{name} FILE)"
+                f"{who} learns from a teacher for {plan.task} over a plan for {plan.own_task}, and "
+                f"is not scored here: leave --eval{which} out, and score the model when it is done "
+                f"(kdcache evaluate OUT{where} FILE)"
             )
 
 

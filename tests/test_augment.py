@@ -67,6 +67,22 @@ def test_candidates_are_the_likeliest_whole_words_in_its_place(filling: FillIn) 
     assert all(word[0].isupper() for word in found[Place(0, 0, 3)])  # as the word was written
 
 
+def test_a_mask_that_a_text_holds_stays_and_no_word_is_filled_into_it(filling: FillIn) -> None:
+    import torch
+
+    texts = ["Fill [MASK] in", "[MASK] the parser"]
+    (found,) = filling.of([texts])
+    words = {texts[place.text][place.start : place.end] for place in found}
+    assert words == {"Fill", "in", "the", "parser"}
+    tokenizer = filling.tokenizer
+    ids = tokenizer("fill [MASK] in", "[MASK] the [MASK]", return_tensors="pt")
+    here = (ids["input_ids"][0] == tokenizer.mask_token_id).nonzero()[-1, 0]
+    with torch.inference_mode():
+        order = filling.model(**ids).logits[0, here].argsort(descending=True).tolist()
+    whole = [w for w in tokenizer.convert_ids_to_tokens(order) if w.isalpha() and w != "parser"]
+    assert found[Place(1, 11, 17)] == whole[:4]
+
+
 def test_words_beyond_what_the_model_sees_are_left(filling: FillIn) -> None:
     (found,) = filling.of([["word " * 40]])
     assert found[Place(0, 0, 4)]

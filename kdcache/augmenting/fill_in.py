@@ -24,12 +24,15 @@ class Place(NamedTuple):
     end: int
 
 
-def places_of(texts: Sequence[str]) -> list[Place]:
-    """The words of a document's texts."""
+def places_of(texts: Sequence[str], kept: Sequence[str] = ()) -> list[Place]:
+    """The words of a document's texts but those of what is `kept` where it stands, as "[MASK]"."""
+    longest = sorted(kept, key=len, reverse=True)
+    every = re.compile("|".join([*map(re.escape, longest), WORD.pattern]))
     return [
         Place(number, *found.span())
         for number, text in enumerate(texts)
-        for found in WORD.finditer(text)
+        for found in every.finditer(text)
+        if found[0] not in kept
     ]
 
 
@@ -37,7 +40,8 @@ class FillIn:
     """A masked language model that is asked for words.
 
     Each word of a document is masked by itself, however many tokens it is, and the likeliest whole
-    words in its place are taken; those that it is itself are left out.
+    words in its place are taken; those that it is itself are left out. Where a text holds what the
+    tokenizer reads as a token of its own, such as "[MASK]", that stays.
 
     Args:
         model, tokenizer: a masked LM and its fast tokenizer, as transformers has them.
@@ -57,21 +61,27 @@ class FillIn:
 
     def of(self, documents: Sequence[Sequence[str]]) -> list[dict[Place, list[str]]]:
         """For each document, a text or two, words for each of its words, the likeliest first."""
-        places = [(d, place) for d, texts in enumerate(documents) for place in places_of(texts)]
+        kept = self.tokenizer.all_special_tokens
+        places = [
+            (d, place) for d, texts in enumerate(documents) for place in places_of(texts, kept)
+        ]
         # Copies of like length share a batch.
         places.sort(key=lambda one: sum(map(len, documents[one[0]])))
         found: list[dict[Place, list[str]]] = [{} for _ in documents]
         for start in range(0, len(places), self.batch_size):
             some = places[start : start + self.batch_size]
             copies = [_masked(documents[d], place, self.tokenizer.mask_token) for d, place in some]
-            for (d, place), words in zip(some, self._words(copies), strict=True):
+            asked = self._words(copies, [place for _, place in some])
+            for (d, place), words in zip(some, asked, strict=True):
                 there = documents[d][place.text][place.start : place.end]
                 others = (_as_written(word, there) for word in words if word != there.lower())
                 found[d][place] = list(dict.fromkeys(others))[: self.candidates]
         return found
 
-    def _words(self, copies: Sequence[Sequence[str]]) -> Iterator[list[str]]:
-        """The likeliest words in the place of the mask, one more than there are to be."""
+    def _words(
+        self, copies: Sequence[Sequence[str]], places: Sequence[Place]
+    ) -> Iterator[list[str]]:
+        """The likeliest words in the place of each mask, one more than there are to be."""
         encoded = self.tokenizer(
             *map(list, zip(*copies, strict=True)),
             truncation=True,
@@ -79,15 +89,18 @@ class FillIn:
             padding=True,
             return_tensors="pt",
         ).to(self.model.device)
-        here = encoded["input_ids"] == self.tokenizer.mask_token_id
-        masked = here.any(1)  # else it was cut off
+        tokens = {  # of a place that was not cut off; a text may hold masks of its own
+            row: token
+            for row, place in enumerate(places)
+            if (token := encoded.char_to_token(row, place.start, place.text)) is not None
+        }
         with torch.inference_mode():
-            logits = self.model(**encoded).logits[masked, here[masked].int().argmax(1)].float()
+            logits = self.model(**encoded).logits[list(tokens), list(tokens.values())].float()
         many = min(self.candidates + 1, int((~self.barred).sum()))
         likeliest = logits.masked_fill(self.barred, -torch.inf).topk(many).indices.tolist()
-        rows = iter(likeliest)
-        for there in masked.tolist():
-            yield [self.words[i].lower() for i in next(rows)] if there else []
+        found = dict(zip(tokens, likeliest, strict=True))
+        for row in range(len(copies)):
+            yield [self.words[i].lower() for i in found.get(row, ())]
 
 
 def replaced(

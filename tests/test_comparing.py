@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 
 import kdcache
 from kdcache.building.builder import build
-from kdcache.errors import ConfigError, CorpusError
+from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.evaluation.beside import by_length, of_one_class
 from kdcache.store import Cache
 from kdcache_cli.main import main
@@ -159,6 +159,16 @@ def test_of_several_classes_a_document_is_right_in_all_and_each_class_by_itself(
         assert row["having_it"] == labels[:, i].sum()
     total = sum(row["divergence"] for row in found["classes"])
     assert total == pytest.approx(found["divergence"])
+
+
+def test_models_whose_classes_have_other_names_are_refused_before_they_are_loaded(
+    tmp_path: Path, tokenizer: Path, classifier: Path, cache: Cache, corpus: Path
+) -> None:
+    other = saved(tmp_path / "other", tokenizer, 3, ["asyncio", "mail", "tkinter"])
+    (other / "model.safetensors").unlink()
+    for sides in ({"cache": cache}, {"file": corpus, "teacher": classifier}):
+        with pytest.raises(ModelError, match=r"class 1 of .*other is mail, and of .* email: they"):
+            kdcache.compare(other, **sides)
 
 
 def test_values_and_documents_without_a_label_are_refused(

@@ -11,7 +11,7 @@ import torch
 
 from kdcache.building.planner import scratch_folder
 from kdcache.corpora.readers import name_of
-from kdcache.errors import ConfigError, CorpusError
+from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.evaluation.agreement import held_in, require_comparable
 from kdcache.evaluation.beside import SIDES, by_length
 from kdcache.evaluation.opened import Opened, Reading, opened, task_of
@@ -88,6 +88,8 @@ def compare(
     told = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
     if told is not None:
         _require_teacher(told, student, task)
+    elif teacher is not None and task.labelled:
+        _require_names(student, task, classes_of(teacher, task).names, str(teacher))
     made = opened(student, task, told, device=device, trust_remote_code=trust_remote_code)
     with scratch_folder(None) as scratch:
         if told is not None and file is None:
@@ -149,11 +151,33 @@ def _require_classifier(source: str | Path, task: Task) -> None:
 def _require_teacher(cache: Cache, student: str | Path, task: Task) -> None:
     """Raise unless the cache keeps what a teacher of the same classes says."""
     require_comparable(task, classes_of(student, task), cache)
+    _require_names(student, task, cache.plan.config.classes, f"the teacher of {cache.path}")
     if cache.holder(LOGITS) is None:
         raise ConfigError(
             f"{cache.path} holds no logits: build one with --signal logits:dense, or name a FILE "
             "and --teacher FOLDER in its place"
         )
+
+
+def _require_names(
+    student: str | Path, task: Task, theirs: Sequence[str] | None, whose: str
+) -> None:
+    """Raise ModelError where the classes of both have names, and others; numbers name nothing."""
+    ours = classes_of(student, task).names
+    if not (_are_names(ours) and _are_names(theirs)):
+        return
+    for number, (own, other) in enumerate(zip(ours or (), theirs or (), strict=False)):
+        if own != other:
+            raise ModelError(
+                f"class {number} of {student} is {own}, and of {whose} {other}: they cannot be "
+                "compared class by class; compare a student with its own teacher, or, where the "
+                "two mean the same, name them alike (id2label in the config.json of the student)"
+            )
+
+
+def _are_names(classes: Sequence[str] | None) -> bool:
+    """Whether classes are called something else than their numbers."""
+    return classes is not None and list(classes) != [str(i) for i in range(len(classes))]
 
 
 def _labelled(plan: Plan, rows: dict[int, int], cache: Cache | None, file: Any) -> Docs:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -52,22 +52,27 @@ def named(values: list[str] | None, what: str) -> Any:
 
     A path that is there is no name. Raises ConfigError where some have names, or two have one.
     """
-    pairs = [_name_and_value(value) for value in values or ()]
+    pairs = [_name_and_value(value, what) for value in values or ()]
     heads = [name for name, _ in pairs if name]
     if not heads:
         return [value for _, value in pairs]
-    if len(heads) < len(pairs) or len(set(heads)) < len(heads):
+    if len(heads) < len(pairs):
         raise ConfigError(
             f"{what} is given a name each, as in one=A two=B, or none; got {' '.join(values or ())}"
         )
+    if twice := [name for name in heads if heads.count(name) > 1]:
+        raise ConfigError(f"{what} names {twice[0]!r} twice: give each its own, as in one=A two=B")
     return dict(pairs)
 
 
-def _name_and_value(text: str) -> tuple[str, str]:
+def _name_and_value(text: str, what: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    if equals and re.fullmatch(r"[\w-]+", name) and not Path(text).exists():
-        return name, value
-    return "", text
+    if not equals or os.path.exists(text):
+        return "", text
+    if not (name and value):
+        where = "behind" if name else "before"
+        raise ConfigError(f"nothing stands {where} the = of {what} {text}: write it as in one=A")
+    return (name, value) if re.fullmatch(r"[\w-]+", name) else ("", text)
 
 
 def one_named(values: list[str] | None, flag: str) -> Any:
@@ -84,6 +89,11 @@ def of_heads(values: list[str] | None, caches: Any, flag: str) -> dict[str, Any]
     names = [*caches] if isinstance(caches, dict) else []
     if not isinstance(found, dict):
         return dict.fromkeys(names or [""], found)
+    if not names:
+        raise ConfigError(
+            f"{flag} {next(iter(found))}=... is for a cache of that name, and none has one: leave "
+            f"the name out, or give each cache one ({next(iter(found))}=CACHE)"
+        )
     for name in found:
         one_of(f"name of a cache in {flag}", name, names)
     return found

@@ -29,6 +29,7 @@ def check_evaluation(
     config: PlanConfig,
     dev: DevOptions | None = None,
     *,
+    head: str = "",
     trust_remote_code: bool = False,
 ) -> Corpus | None:
     """The documents of an evaluation, if there is one, with the columns it will read.
@@ -40,8 +41,10 @@ def check_evaluation(
     """
     if teacher is not None:
         if file is None and dev is None:
+            of, file_of = (f" of head {head}", f" {head}=FILE") if head else ("", "")
             raise ConfigError(
-                "a teacher is scored on an evaluation file (--eval) or a dev set (--dev): name one"
+                f"a teacher{of} is scored on an evaluation file (--eval{file_of}) or a dev set "
+                f"(--dev{file_of}): name one"
             )
         require_trusted(load_config(teacher, trust_remote_code=trust_remote_code))
     chosen_on = None if dev is None else dev.file

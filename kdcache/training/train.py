@@ -163,6 +163,7 @@ def train(
             teachers.get(name),
             cache.plan.config,
             options_of(chosen.dev, name),
+            head=name,
             trust_remote_code=trust_remote_code,
         )
         for name, cache in mixture.by_name.items()

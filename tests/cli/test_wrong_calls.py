@@ -25,6 +25,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 SHORT = {
     "TRAIN": "train {cache} --recipe kd --out {out} --init-from-teacher 1-2",
+    "HEADS": "train a={cache} b={words} --recipe kd --out {out} --config {classifier}",
     "AS_TOKENS": "--tokenizer {classifier} --task token-classification --out {out}",
     "AS_PLAN": "--tokenizer {classifier} --task text-classification --out {out}",
     "TEACH": "teach {classifier} {corpus} --out {out}",
@@ -243,6 +244,38 @@ another format | export {cache} {out} --format csv | unknown format 'csv' + safe
 an option without its name | export {cache} --out {out} | --out + kdcache export CACHE OUT
 an option of another program | {TRAIN} --learning-rate 1e-4 | did you mean --lr?
 a bucket of no kind we know | copy {cache} s4://bucket/c | 's4' + did you mean 's3'?
+two caches of one name | train a={cache} a={words} --recipe kd --out {out} --config {classifier} | CACHE names 'a' twice + one=A two=B
+one cache with a name and one without | train a={cache} {words} --recipe kd --out {out} --config {classifier} | CACHE is given a name each, as in one=A two=B, or none
+a cache behind no name | train ={cache} b={words} --recipe kd --out {out} --config {classifier} | nothing stands before the = of CACHE
+a name of no cache | train a= b={words} --recipe kd --out {out} --config {classifier} | nothing stands behind the = of CACHE a=
+a named cache that is not there | train a=nowhere.cache b={words} --recipe kd --out {out} --config {classifier} | nowhere.cache
+one cache with a name | train a={cache} --recipe kd --out {out} --config {classifier} | a is the only one: leave the name out
+a head by the name of a folder of the run | train stages={cache} b={words} --recipe kd --out {out} --config {classifier} | none of checkpoints, stages + got 'stages' + name it, as in sst2=sst2.cache
+one cache under two names | train a={cache} b={cache} --recipe kd --out {out} --config {classifier} | is named twice + --mix
+a plan under a name | train a={cache} b={plan} --recipe kd --out {out} --config {classifier} | is a kdcache plan, not a cache
+a dev file of a head that is not there | {HEADS} --dev a={corpus} --dev c={corpus} | the student has heads a, b + --dev a=FILE --dev b=FILE
+a dev file of one head of two | {HEADS} --dev a={corpus} | name a dev file for each (--dev a=FILE --dev b=FILE)
+a dev file of no head | {HEADS} --dev {corpus} | name a dev file for each (--dev a=FILE --dev b=FILE)
+two dev files of one head | {HEADS} --dev a={corpus} --dev a={one.csv} | --dev names 'a' twice
+dev files with a name and without | {HEADS} --dev a={corpus} --dev {one.csv} | --dev is given a name each
+a name of no dev file | {HEADS} --dev a= --dev b={corpus} | nothing stands behind the = of --dev a=
+a head's dev file that is not there | {HEADS} --dev a=nowhere.csv --dev b={corpus} | no dev file nowhere.csv + --dev
+a dev file of a head where there is one | {TRAIN} --dev a={corpus} | --dev a=FILE names a head + give a file alone
+two dev files of one student | {TRAIN} --dev {corpus} --dev {one.csv} | --dev is given once, or once for each head
+a test file of a head that is not there | {HEADS} --eval c={corpus} | unknown head in --eval 'c' + known: a, b
+a test file of no head | {HEADS} --eval {corpus} | say which one --eval is for, as in --eval a=
+two test files of one head | {HEADS} --eval a={corpus} --eval a={one.csv} | --eval names 'a' twice
+a head's test file that is not there | {HEADS} --eval a=nowhere.csv | no evaluation file nowhere.csv + --eval
+a test file behind no name | {HEADS} --eval ={corpus} | nothing stands before the = of --eval
+a test file of a head where there is one | {TRAIN} --eval a={corpus} | --eval a=... names a head + leave the name out
+a teacher to score of a head that is not there | {HEADS} --eval a={corpus} --eval-teacher c={classifier} | unknown head in --eval-teacher 'c' + known: a, b
+a teacher to score of no head | {HEADS} --eval a={corpus} --eval-teacher {classifier} | say which one --eval-teacher is for
+a teacher to score of a head that is not scored | {HEADS} --eval a={corpus} --eval-teacher b={classifier} | head b + (--eval b=FILE)
+a teacher to score that is not there | {HEADS} --eval a={corpus} --eval-teacher a=nowhere | nowhere
+a teacher of a cache that is not there | {HEADS} --teacher c=classifier | unknown name of a cache in --teacher 'c' + known: a, b
+a teacher that a named cache has not | {HEADS} --teacher a=nobody | nobody
+a teacher of a cache without a name | {TRAIN} --teacher a=classifier | --teacher a=... is for a cache of that name + leave the name out
+two teachers of one cache | {HEADS} --teacher a=one --teacher a=two | --teacher names 'a' twice
 two dev sets | {TRAIN} --dev {corpus} --dev-split 10% | --dev and --dev-split both name the dev set + give one of the two
 a dev set beside a recipe's | {TRAIN} --dev {corpus} --set dev.file=other.csv | --dev and --set dev.file=other.csv + give one of the two
 patience without a dev set | {TRAIN} --patience 2 | (--dev FILE) + (--dev-split 10%) + got neither
@@ -359,10 +392,12 @@ def places(
     made: tuple[Path, Path],
     classifier: Path,
     masked_lm: Path,
+    masked_cache: Cache,
 ) -> dict[str, Path]:
     """What rows name in braces, {out} apart."""
     return {
         "cache": cache.path,
+        "words": masked_cache.path,
         "plan": made[0],
         "corpus": corpus,
         "classifier": classifier,

@@ -112,6 +112,10 @@ def test_parameters_of_students_that_are_trained_together_go_by_their_place(
         assert_same_weights(moved / "student-1", still / "student-1")
     with pytest.raises(ConfigError, match=r"'member.1.\*'; did you mean 'members\.0\."):
         run("wrong", "member.1.*")
+    with pytest.raises(
+        ConfigError, match=r"'dense.*'; did you mean 'members\.0\..*such as 'members\.1\."
+    ):
+        run("wrong", "dense.*")
 
 
 def test_a_resumed_run_of_several_equals_the_unbroken_one(cache: Cache, tmp_path: Path) -> None:

@@ -43,10 +43,12 @@ def require_parameters(
     names = _names(spec, config, caches)
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
-            like = near(glob, names)[:SHOWN] or names[:SHOWN]
+            within = [name for name in names if fnmatchcase(name, f"*.{glob}")]
+            like = (within or near(glob, names) or names)[:SHOWN]
+            whole = names[-1].rpartition(".")[0] or names[-1]
             raise ConfigError(
                 f"trainable: no parameter of the student is called {glob!r}{did_you_mean(like)} "
-                "(globs such as 'classifier.*' are over their whole names)"
+                f"(globs such as '{whole}.*' are over their whole names)"
             )
 
 

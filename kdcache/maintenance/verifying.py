@@ -20,12 +20,8 @@ from kdcache.store.format.commit_log import (
     read_completion,
 )
 from kdcache.store.format.compressed_reader import PackedReader, reader_of
-from kdcache.store.format.manifest_schema import (
-    ManifestSchema,
-    check_parts,
-    plan_specs,
-    read_schema,
-)
+from kdcache.store.format.manifest_schema import ManifestSchema, plan_specs, read_schema
+from kdcache.store.format.plan_checks import check_parts
 from kdcache.store.format.zarr_metadata import read_layout, read_object, require_record
 from kdcache.store.io.object_path import Place, Root, locate
 from kdcache.store.opening import newer_layouts

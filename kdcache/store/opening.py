@@ -14,14 +14,8 @@ from kdcache.store.format.commit_log import (
     PlanFingerprints,
     plan_objects,
 )
-from kdcache.store.format.manifest_schema import (
-    ManifestSchema,
-    check_counts,
-    check_documents,
-    check_parts,
-    plan_specs,
-    read_schema,
-)
+from kdcache.store.format.manifest_schema import ManifestSchema, plan_specs, read_schema
+from kdcache.store.format.plan_checks import check_counts, check_documents, check_parts
 from kdcache.store.format.zarr_metadata import read_layout, read_record
 from kdcache.store.io.object_path import Place, Root, locate
 from kdcache.tasks import RowSpace

@@ -7,17 +7,14 @@ before anything is allocated or looped over; everything wrong is a DamageError n
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from kdcache.errors import CacheError, ConfigError, DamageError
 from kdcache.labels import LABEL_KINDS
-from kdcache.labels.base import MAX_CLASSES
 from kdcache.manifest import FIRST, FORMAT, FORMATS, NAMED, Json
-from kdcache.plans import LABEL_DTYPE, Array, Docs, Plan, PlanConfig, document_columns, part_rows
+from kdcache.plans import LABEL_DTYPE, Plan, PlanConfig, document_columns, part_rows
 from kdcache.plans.identity import has_configuration
 from kdcache.signals import (
     ArraySpec,
@@ -43,7 +40,7 @@ from kdcache.store.format.fields import (
 )
 from kdcache.store.format.layout import Layout
 from kdcache.store.io.object_path import Root
-from kdcache.tasks import IGNORE_INDEX, STORED, TASKS, Space, Task, over
+from kdcache.tasks import STORED, TASKS, Space, Task, over
 
 TOTAL = 2**48  # rows of an array
 TEACHER = re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # name of a teacher in a merged cache
@@ -281,75 +278,3 @@ def _signals(table: Json, task: Task, shape: ModelSizes, where: Root) -> _Signal
         except (ConfigError, TypeError, ValueError, AttributeError) as error:
             raise DamageError(f"{where} is damaged: signals.{name}: {error}") from error
     return found
-
-
-def check_parts(schema: ManifestSchema, objects: Iterable[str], root: Root) -> None:
-    """DamageError if there are more parts than the plan's commit names objects of their rows.
-
-    Whatever loops over parts is bounded by what was committed.
-    """
-    shards = sum(key.startswith("plan/doc_len/c/") for key in objects)
-    if schema.parts > shards:
-        raise damaged(root / "zarr.json", "plan.parts", schema.parts, f"{shards} at most")
-
-
-def check_counts(schema: ManifestSchema, plan: Plan, root: Root) -> None:
-    """DamageError if the manifest counts other documents, tokens or selected positions than the
-    plan holds.
-    """
-    for name, count in schema.counts.items():
-        if plan.count(COUNTS[name]) != count:
-            found = f"{plan.count(COUNTS[name])}, as many as the plan holds"
-            raise damaged(root / "zarr.json", f"plan.{name}", count, found)
-
-
-def check_documents(plan: Plan, root: Root, outputs: int | None) -> None:
-    """DamageError if documents lie outside their part, or there are none, or a label,
-    of a document or a word, is none of the teacher's `outputs` classes.
-
-    The rows have passed their checksums; this keeps a plan made by something else from pointing a
-    reader anywhere.
-    """
-    if not len(plan.docs):
-        raise DamageError(f"{root} is damaged: its plan holds no document")
-    part = plan.docs // plan.rows["document"]
-    spaces: list[tuple[str, Space]] = [("doc", "token")]
-    if "selected" in plan.rows:
-        spaces.append(("masked", "selected"))
-    for name, space in spaces:
-        starts = plan.per_document[f"{name}_start"][plan.docs]
-        counts = plan.per_document[f"{name}_len"][plan.docs]
-        first, size = part * plan.rows[space], plan.rows[space]
-        inside = (starts >= first) & (counts >= 0) & (counts <= size)
-        _require(inside & (starts - first <= size - counts), plan, root, f"{name}_start")
-    pairs, lens = (plan.per_document[name][plan.docs] for name in ("pair_start", "doc_len"))
-    _require((lens > 0) & (pairs >= 0) & (pairs <= lens), plan, root, "pair_start")
-    if plan.task.labelled:
-        # Words have more labels than should be in memory at once.
-        parts = map(plan.part_docs, range(plan.parts)) if plan.task.selects else [plan.docs]
-        for docs in parts:
-            _check_labels(plan, docs, root, outputs)
-
-
-def _check_labels(plan: Plan, docs: Docs, root: Root, outputs: int | None) -> None:
-    """DamageError if a label of documents, or of one of their words, is none that there can be."""
-    kind = plan.label_kind
-    if kind.sound is None and not kind.numbered:
-        return
-    labels = plan.labels(docs)
-    sound = np.ones(len(labels), np.bool_) if kind.sound is None else kind.sound(labels)
-    if kind.numbered:
-        most = outputs or len(plan.config.classes or ()) or MAX_CLASSES
-        sound &= (labels == IGNORE_INDEX) | (labels >= 0) & (labels < most)
-    owners = np.repeat(docs, plan.spans(docs, plan.task.rows)[1])
-    _require(sound, plan, root, "masked_label" if plan.task.selects else kind.column, owners)
-
-
-def _require(sound: Array, plan: Plan, root: Root, column: str, owners: Docs | None = None) -> None:
-    """DamageError for the first that is not `sound` of what `owners` have, or each document."""
-    if not sound.all():
-        row = int((plan.docs if owners is None else owners)[int((~sound).argmax())])
-        raise DamageError(
-            f"{root / 'plan' / column} is damaged: row {row}, of part "
-            f"{row // plan.rows['document']}, says what cannot be"
-        )

@@ -20,12 +20,14 @@ from kdcache.store import Cache
 from kdcache.training.arguments import training_arguments
 from kdcache.training.balance import Balance, Balancer
 from kdcache.training.documents import CachedDocuments
+from kdcache.training.fitting import PROJECTIONS
 from kdcache.training.fused_head import fused_head
 from kdcache.training.objective import Objective
 from kdcache.training.ranks import Ranks
 from kdcache.training.recipe import Recipe
-from kdcache.training.run import PROJECTIONS, cache_spec
-from kdcache.training.trainer import DistillationTrainer, Reporter
+from kdcache.training.reporter import Reporter
+from kdcache.training.run import cache_spec
+from kdcache.training.trainer import DistillationTrainer
 from kdcache.training.weighing import Weigher
 from kdcache.training.weighting import weighting_of
 

@@ -19,7 +19,7 @@ from kdcache.models import load_config, run
 from kdcache.models.auto import auto_class
 from kdcache.signals import LOGITS, Tap
 from kdcache.store import Cache
-from kdcache.training.run import PROJECTIONS, STATE
+from kdcache.training.fitting import PROJECTIONS, STATE
 from kdcache.training.train import train
 from tests.conftest import save_teacher
 from tests.test_stages import At

@@ -17,6 +17,7 @@ from kdcache.store import Cache
 from kdcache.training.dev import DevSet, make_dev, value_of
 from kdcache.training.dev_options import DevOptions
 from kdcache.training.dev_teacher import teacher_score
+from kdcache.training.mixture import Mixture
 
 MEAN = "mean_score"
 COMPARABLE: Mapping[str, Callable[[float], float]] = {
@@ -121,6 +122,20 @@ class HeadDevs:
 def comparable(metric: str, value: float) -> float:
     """A score of which more is better, in [0, 1]; correlations lie in [-1, 1]."""
     return COMPARABLE[metric](value) if metric in COMPARABLE else value
+
+
+def make_devs(
+    options: DevOptions, mixture: Mixture, config: Any, docs: Sequence[Docs], **given: Any
+) -> DevSet | HeadDevs:
+    """The dev set of a run that would train on `docs` of each cache, or those of its heads.
+
+    `config` is the student's, `given` are seed and progress. Raises as `make_dev`.
+    """
+    caches = mixture.by_head
+    if not caches:
+        return make_dev(options, mixture.first, docs[0], config=config, **given)
+    each = (dict(zip(caches, of, strict=True)) for of in (docs, mixture.configs(config)))
+    return make_head_devs(options, caches, *each, **given)
 
 
 def make_head_devs(

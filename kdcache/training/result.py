@@ -11,7 +11,8 @@ import torch
 
 from kdcache.manifest import Json
 from kdcache.memory import peak_rss_bytes
-from kdcache.training.trainer import DistillationTrainer, Reporter
+from kdcache.training.reporter import Reporter
+from kdcache.training.trainer import DistillationTrainer
 
 
 @dataclass(frozen=True)

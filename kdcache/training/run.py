@@ -1,9 +1,8 @@
-"""The training of one stage of a recipe: checked in full when made, then trained."""
+"""One stage of a recipe: checked in full when made, and prepared when it is its turn."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,47 +12,34 @@ import numpy as np
 import torch
 import transformers
 from accelerate.utils import wait_for_everyone
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
 from kdcache.errors import ConfigError
 from kdcache.losses import CacheSpec
-from kdcache.manifest import Json
 from kdcache.models import check_taps
-from kdcache.models.auto import silent_transformers
 from kdcache.models.embedded import word_embeddings
-from kdcache.models.layer_rates import Slowed, one_layer_trained
-from kdcache.models.parameters import only_trained, require_parameters
+from kdcache.models.parameters import require_parameters
 from kdcache.models.recording import heads_of
 from kdcache.models.student_config import unloadable
-from kdcache.models.together import homes, require_one
+from kdcache.models.together import require_one
 from kdcache.plans import Docs
 from kdcache.progress import Progress, quiet
 from kdcache.signals import ModelSizes
 from kdcache.store import Cache
 from kdcache.store.format.manifest_schema import AT_POINTS
 from kdcache.training.arguments import choose_by, training_arguments
-from kdcache.training.balance import (
-    Balancer,
-    balanced_weights,
-    require_measured,
-    require_several,
-)
+from kdcache.training.balance import Balancer, require_measured, require_several
 from kdcache.training.bound import bind_all, documents_read, learned_modules, without
-from kdcache.training.choosing import Choice, has_ended
-from kdcache.training.dev import DevSet, make_dev
-from kdcache.training.dev_heads import HeadDevs, make_head_devs
-from kdcache.training.dev_options import DevOptions
-from kdcache.training.fused_head import fused_heads
+from kdcache.training.choosing import Choice
+from kdcache.training.dev import DevSet
+from kdcache.training.dev_heads import HeadDevs, make_devs
 from kdcache.training.generators import drawn_apart
 from kdcache.training.inputs import require_table
 from kdcache.training.mixture import Mixture
 from kdcache.training.objective import Objective
 from kdcache.training.options import student_spec
 from kdcache.training.parts import Parts, agree, documents_of
-from kdcache.training.ranks import Ranks
 from kdcache.training.recipe import Recipe
-from kdcache.training.result import run_metrics
 from kdcache.training.reused import reused
 from kdcache.training.run_folder import (
     RECIPE,
@@ -70,15 +56,11 @@ from kdcache.training.scale import (
     stored_scale,
 )
 from kdcache.training.settling import settle_student
-from kdcache.training.trainer import DistillationTrainer, Reporter, make_trainer
 from kdcache.training.weighing import require_scored, weighers_of, weights_record
-
-PROJECTIONS, STATE, BALANCE = "kdcache_projections", "kdcache_state", "kdcache_balance"
-SELECTOR = "kdcache_selector"
 
 
 class Run:
-    """The training of one stage, checked in full when made, from configurations and manifests.
+    """One stage, checked in full when made, from configurations and manifests; `fit` trains it.
 
     A dev file is read and tokenised for that, too. Seeds are set when it begins.
 
@@ -229,19 +211,11 @@ class Run:
         options = self.recipe.dev
         if options is None:
             return None
-        dev = known or self._made_dev(options, docs)
+        given: Any = {"seed": self.args.seed, "progress": self.progress}
+        dev = known or make_devs(options, self.mixture, self.config, docs, **given)
         if self.standing.begun:
             require_same_dev(self.folder, dev.record)
         return dev
-
-    def _made_dev(self, options: DevOptions, docs: Sequence[Docs]) -> DevSet | HeadDevs:
-        told: Any = {"seed": self.args.seed, "progress": self.progress}
-        caches = self.mixture.by_head
-        if not caches:
-            return make_dev(options, self.cache, docs[0], config=self.config, **told)
-        configs = self.mixture.configs(self.config)
-        each = (dict(zip(caches, found, strict=True)) for found in (docs, configs))
-        return make_head_devs(options, caches, *each, **told)
 
     def _choice(self) -> Choice | None:
         if self.dev is None or self.recipe.dev is None:
@@ -294,62 +268,6 @@ class Run:
         settle_student(student, self.mixture, scored, taps, self.args, self.progress)
         return student
 
-    def train(self, student: Any, callbacks: Sequence[Any]) -> tuple[Any, Json, list[Json]]:
-        """Train the student; what it has become, metrics and log."""
-        keeps_cache = getattr(student.config, "use_cache", None)
-        reporter = Reporter(self.progress, self.label, Ranks(self.args))
-        choosing = [] if self.choice is None else self.choice.callbacks(reporter.ranks)
-        callbacks = [*callbacks, reporter, *choosing]
-        parts: dict[str, torch.nn.Module] = {PROJECTIONS: self.projections}
-        if self.state:
-            parts[STATE] = self.state
-        if self.balancers:
-            parts[BALANCE] = torch.nn.ModuleList(self.balancers).to(self.args.device)
-        selector = self.weighers[0].selector if self.weighers else None
-        if selector is not None:
-            parts[SELECTOR] = selector
-        with (
-            only_trained(student, self.recipe.trainable),
-            one_layer_trained(student, self.recipe.layer, self.recipe.below) as slowed,
-        ):
-            for name, part in parts.items():  # which lie in checkpoints with it
-                setattr(student, name, part)
-            if self.reused is not None:
-                self.reused.begin(student)
-            rates = slowed | {p: r for one in self.objectives for p, r in one.rates.items()}
-            trainer = self._trainer(student, reporter.ranks, callbacks, rates)
-            metrics = self._fit(trainer, reporter)
-        for name in parts:
-            delattr(student, name)
-        _without_autocast(student)
-        if keeps_cache is not None:
-            student.config.use_cache = keeps_cache  # the Trainer turns it off for training
-        if self.reused is not None:
-            student = self.reused.end(student)
-        if self.parts is not None:
-            used = {"documents": len(self.dataset), "of": self.cache.plan.documents}
-            metrics["partial"] = {**used, "parts": self.parts}
-        if self.mixture.others:
-            metrics["caches"] = self.mixture.report(self.counts)
-        if self.weighers:
-            told = {"way": str(self.recipe.data.weighting), "mean": trainer.mean_weight()}
-            metrics["example_weights"] = told | self.weighers[0].learnt
-        if self.choice is not None:
-            metrics["dev"] = self.choice.report(trainer.state, trainer.diverged, self.progress)
-        trainer.shares.end(-(-trainer.state.global_step // trainer.epoch_steps))
-        if trainer.shares.last:
-            metrics["shares"] = trainer.shares.last
-        if self.balancers:
-            weights = balanced_weights(self.balancers, self.mixture.heads)
-            metrics["balance"] = {"way": str(self.recipe.balance), "weights": weights}
-        metrics["parameters"] = _parameters(student)
-        if getattr(self.config, "members", ()):
-            metrics["heads" if self.mixture.heads else "students"] = {
-                home.name: {"parameters": _parameters(one)}
-                for home, one in homes(self.folder, student)
-            }
-        return student, metrics, trainer.state.log_history
-
     @property
     def counts(self) -> list[int]:
         """Documents of an epoch that are of each cache, the mean over all epochs."""
@@ -363,62 +281,6 @@ class Run:
                 f"training on {len(self.dataset):,} of {plan.documents:,} documents: "
                 f"{len(self.parts)} of {plan.parts} parts are there"
             )
-
-    def _trainer(
-        self, student: Any, ranks: Ranks, callbacks: Sequence[Any], slowed: Slowed
-    ) -> DistillationTrainer:
-        return make_trainer(
-            self.recipe.name,
-            task=self.cache.plan.task,
-            head=fused_heads(student, self.mixture, self.objectives, self.args, self.progress.say),
-            objective=self.objective,
-            others=self.objectives[1:],
-            balancers=self.balancers,
-            weighers=self.weighers,
-            dataset=self.dataset,
-            ranks=ranks,
-            dev=None if self.choice is None else self.choice.dev,
-            teacher_logs={} if self.choice is None else self.choice.teacher_logs,
-            model=student,
-            args=self.args,
-            callbacks=list(callbacks),
-            say=self.progress.say,
-            prefix=f"stages.{self.stage}." if self.stage else "",
-            slowed=slowed,
-        )
-
-    def _fit(self, trainer: DistillationTrainer, reporter: Reporter) -> Json:
-        if self.checkpoint is not None:
-            self.progress.say(f"resuming from {self.checkpoint.name.replace('-', ' ')}")
-        start = time.perf_counter()
-        with silent_transformers(), reporter.reporting():
-            if self.checkpoint is not None and self._ended(self.checkpoint):
-                trainer.restore(self.checkpoint)
-            else:
-                resume_from = None if self.checkpoint is None else str(self.checkpoint)
-                trainer.train(resume_from_checkpoint=resume_from)
-        if reporter.interrupted:
-            reporter.ranks.total([])  # every rank has written its part of the checkpoint
-            raise KeyboardInterrupt
-        return run_metrics(trainer, reporter, time.perf_counter() - start)
-
-    def _ended(self, checkpoint: Path) -> bool:
-        """Whether the run had been trained to its end when it was stopped: a step is too many."""
-        if self.args.fsdp or self.args.deepspeed:  # whose weights only their own training loads
-            return False
-        state = transformers.TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        return has_ended(state, None if self.choice is None else self.choice.patience)
-
-
-def _without_autocast(student: Any) -> None:
-    """Take off the autocast that accelerate put around a student: the next stage may have none."""
-    own = vars(student).pop("_original_forward", None)
-    if own is not None:
-        student.forward = own
-
-
-def _parameters(student: Any) -> int:
-    return sum(parameter.numel() for parameter in student.parameters())
 
 
 def cache_specs(mixture: Mixture, labelled: Sequence[int], recipe: Recipe) -> list[CacheSpec]:

@@ -25,6 +25,7 @@ from kdcache.store.io.durable_writes import remove_tree, writing
 from kdcache.training.card import write_card
 from kdcache.training.dev import DevSet
 from kdcache.training.dev_heads import HeadDevs
+from kdcache.training.fitting import fit
 from kdcache.training.lock import one_run, require_free
 from kdcache.training.mixture import Mixture
 from kdcache.training.parts import Parts
@@ -172,7 +173,7 @@ class Stages:
         maps: nn.Module = self.run.projections
         before = _maps(stage_folder(self.folder, self.names[number - 1])) if number else {}
         _go_on(maps, before)
-        student, metrics, log = self.run.train(student, callbacks)
+        student, metrics, log = fit(self.run, student, callbacks)
         self.metrics[name], self.logs[name] = metrics, log
         with held_interrupts() as check:
             if self.first and name:

@@ -42,6 +42,7 @@ SHIPPED = [
     "pkd-skip",
     "pkt",
     "rkd",
+    "rl-kd",
     "simkd",
     "skdbert",
     "sp",

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import kdcache
+from kdcache.errors import ConfigError
 from kdcache.losses.teachers import CHOOSERS, Policy
 from kdcache.store import Cache, open_cache
 from kdcache.training.train import train
@@ -129,3 +130,58 @@ def test_a_resumed_run_draws_the_teachers_that_the_unbroken_one_drew(
     assert log_of(whole)[-1]["grad_norm"] == log_of(resumed)[-1]["grad_norm"]
     assert "turns: classifier, small (in-turn)" in (resumed / "README.md").read_text("utf-8")
     assert (resumed / "curves.png").stat().st_size > 10_000
+
+
+SELECTED = """
+[losses.rl]
+temperature = 2.0
+teachers = ["classifier", "small"]
+semantic = "cls"
+baseline = 0.9
+rate = 10.0
+
+[losses.hard]
+weight = 0.5
+
+[training]
+max_steps = 6
+per_device_train_batch_size = 8
+learning_rate = 1e-3
+logging_steps = 1
+save_strategy = "steps"
+save_steps = 3
+"""
+
+
+def test_a_policy_that_was_stopped_goes_on_with_its_weights_draws_and_rewards(
+    both: Cache, narrow: str, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "selected.toml"
+    recipe.write_text(SELECTED, "utf-8")
+    known: dict[str, Any] = {"recipe": recipe, "config": narrow}
+    whole = train(both, out=tmp_path / "whole", **known).folder
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(both, out=tmp_path / "broken", progress=Watcher({4: stop}), **known)
+    resumed = train(both, out=tmp_path / "broken", resume=True, **known).folder
+    assert_same_weights(whole, resumed)
+    for name in ("loss_rl", "grad_norm"):
+        assert log_of(whole)[-1][name] == log_of(resumed)[-1][name]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("losses.rl.choose=sum", r"losses\.rl learns itself which of its teachers count"),
+        ("training.gradient_accumulation_steps=2", r"losses\.rl is rewarded by the step that"),
+        ("losses.rl.semantic=pooled", r"losses\.rl needs pooled; the cache holds"),
+        ("losses.rl.reward=label", "unknown reward of rl 'label'"),
+    ],
+)
+def test_a_policy_that_cannot_learn_is_refused_before_anything_loads(
+    both: Cache, narrow: str, tmp_path: Path, override: str, message: str
+) -> None:
+    recipe = tmp_path / "selected.toml"
+    recipe.write_text(SELECTED, "utf-8")
+    with pytest.raises(ConfigError, match=message):
+        train(both, recipe=recipe, out=tmp_path / "x", config=narrow, overrides=[override])
+    assert not (tmp_path / "x").exists()

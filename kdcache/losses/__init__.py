@@ -28,6 +28,7 @@ from kdcache.losses.pkt import PKT
 from kdcache.losses.ptp import PTP
 from kdcache.losses.relations import Relations
 from kdcache.losses.rkd import RKD
+from kdcache.losses.rl import RL
 from kdcache.losses.schedules import SCHEDULES, Moment, Schedule
 from kdcache.losses.simkd import SimKD
 from kdcache.losses.sp import SP
@@ -49,6 +50,7 @@ __all__ = [
     "PKT",
     "PTP",
     "RKD",
+    "RL",
     "SCHEDULES",
     "SP",
     "VID",
@@ -93,6 +95,7 @@ LOSSES: dict[str, type[Loss]] = {
         Attribution,
         ALP,
         RKD,
+        RL,
         SP,
         PKT,
         CC,

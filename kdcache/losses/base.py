@@ -127,6 +127,9 @@ class Loss(Protocol):
     module, which is trained with the student and thrown away, at the learning rate times a field
     `rate` where it has one.
     One with a true `by_words` compares words of tokens that are not the same on both sides.
+    One with a method `together` takes several teachers at once, the pairs of each by its name, in
+    the place of `value`; `state` and `learned` then get the sizes of each, and a method `beside`
+    names what it reads of the first besides.
     """
 
     kind: ClassVar[str]

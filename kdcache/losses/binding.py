@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from kdcache.errors import ConfigError
 from kdcache.labels import LabelKind
-from kdcache.losses.base import LABELS, Loss
+from kdcache.losses.base import LABELS, Loss, Match
 from kdcache.losses.bound import Bound, BoundLoss
 from kdcache.losses.cache_spec import CacheSpec
 from kdcache.losses.matching import Matching
@@ -20,10 +21,15 @@ def bind(
 ) -> BoundLoss:
     """The matches of losses.`name` on a cache; ConfigError if cache or student cannot serve one."""
     names = teaching.of(name, tuple(cache.teachers))
+    if hasattr(loss, "together") and (teaching.choose != FIRST.choose or teaching.probability):
+        raise ConfigError(
+            f"losses.{name} learns itself which of its teachers count: leave choose and "
+            "probability out"
+        )
     sides = {}
     for place, teacher in enumerate(names):
         source = cache.teachers[teacher]
-        wanted = tuple(loss.matches(student, source.shape))
+        wanted = wanted_of(loss, student, source.shape, first=place == 0)
         if source.task.rows != cache.task.rows and any(match.use is not None for match in wanted):
             raise ConfigError(
                 f"losses.{name} learns the soft labels of {teacher}, a teacher for {source.task} "
@@ -50,6 +56,15 @@ def bind(
     if CHOOSERS[teaching.choose].labels:
         soft = {t: where.on_labels(teaching.choose) for t, where in sides.items()}
     return found._replace(choose=teaching.choose, probability=teaching.probability, soft=soft)
+
+
+def wanted_of(
+    loss: Loss, student: ModelSizes, teacher: ModelSizes, *, first: bool
+) -> tuple[Match, ...]:
+    """The matches of a loss with a teacher, and those it has with the first one beside them."""
+    more: Any = getattr(loss, "beside", None)
+    found = tuple(loss.matches(student, teacher))
+    return (*found, *more(student, teacher)) if first and more is not None else found
 
 
 def _rows_of(name: str, loss: Loss, matches: Sequence[Bound], *, several: bool) -> Rows:

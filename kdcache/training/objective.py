@@ -238,6 +238,11 @@ class Objective:
     def _value(self, one: BoundLoss, pairs: Pairs, step: Step) -> torch.Tensor:
         """What a loss comes to by itself, before its weight."""
         self._applied |= self._learned & {one.name}
+        together: Any = getattr(one.loss, "together", None)
+        if together is not None:
+            taught = {n: [pairs.of(m) for m in found] for n, found in one.taught.items()}
+            value: torch.Tensor = together(taught, step)
+            return value
         if one.choose:
             return value_of(one, pairs, step, self.seed, self.step)
         return one.loss.value([pairs.of(match) for match in one.matches], step)
@@ -321,8 +326,7 @@ def _first_state(
     if hasattr(loss, "remembered"):
         found: Mapping[str, torch.Tensor] = loss.remembered(cache.documents)
         return found
-    sizes = one.matches[0].source.shape if one.matches else cache.shape
-    first: Mapping[str, torch.Tensor] = loss.state(student, sizes)
+    first: Mapping[str, torch.Tensor] = loss.state(student, *(_sizes(one) or (cache.shape,)))
     return first
 
 
@@ -332,13 +336,20 @@ def _own(one: BoundLoss, student: ModelSizes) -> nn.Module | None:
     if make is None:
         return None
     _require_one(one)
-    made: nn.Module = make(student, one.matches[0].source.shape)
+    made: nn.Module = make(student, *_sizes(one))
     return made
 
 
+def _sizes(one: BoundLoss) -> tuple[ModelSizes, ...]:
+    """Those of each of its teachers."""
+    return tuple(matches[0].source.shape for matches in one.taught.values() if matches)
+
+
 def _require_one(one: BoundLoss) -> None:
-    """ConfigError where several teachers would share what a loss learns or keeps."""
-    if len(one.taught) > 1:
+    """ConfigError where several teachers would share what a loss learns or keeps, unless it takes
+    them together.
+    """
+    if len(one.taught) > 1 and not hasattr(one.loss, "together"):
         raise ConfigError(
             f"losses.{one.name} learns from one teacher; {len(one.taught)} are named: make it one "
             "loss for each, with teachers = [NAME]"

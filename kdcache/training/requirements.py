@@ -13,6 +13,7 @@ import numpy as np
 
 from kdcache.errors import ConfigError
 from kdcache.losses.base import Match, layers_text
+from kdcache.losses.binding import wanted_of
 from kdcache.losses.cache_spec import CacheSpec
 from kdcache.losses.matching import NOT_CACHED, SERVES
 from kdcache.losses.schedules import is_on
@@ -170,7 +171,7 @@ def signals_for(
         for stage in recipe.in_stages()
         for name, loss in stage.losses.items()
         if is_on(name, loss, stage.schedules)
-        for match in loss.matches(student, teacher)
+        for match in wanted_of(loss, student, teacher, first=True)
         if match.teacher not in NOT_CACHED
     ]
     soft = _soft([match.use for match in matches if match.use is not None], task, teacher.outputs)

@@ -106,6 +106,8 @@ def require_whole(args: transformers.TrainingArguments, recipe: Recipe) -> None:
     for name, loss in on.items():
         if hasattr(loss, "remembered") and cut > 1:
             raise ConfigError(f"losses.{name} remembers documents from step to step, and {parts}")
+        if hasattr(loss, "together") and cut > 1:
+            raise ConfigError(f"losses.{name} is rewarded by the step that follows, and {parts}")
     pairs = [name for name, loss in on.items() if loss.over == "batch"]
     if pairs and cut > 1 and not recipe.data.split_pairs:
         raise ConfigError(

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax
 
 from kdcache.errors import ConfigError
 from kdcache.losses import CRD, LOSSES, Loss
 from kdcache.losses.crd import drawn as crd_others
+from kdcache.losses.rl import numbers
 from kdcache.signals import FEATURES, TAP_KINDS
 from tests.objectives import Array, Given, bind, counts, drawn, evaluate, value, words_of
 
@@ -293,6 +294,22 @@ def crd(given: Given) -> float:
     return float(total)
 
 
+def rl(given: Given) -> float:
+    """KL of the documents for which a policy of drawn weights takes the teacher, over all."""
+    logits, pooled = given.soft["values"].astype(np.float64), given.others["pooled"][1][0]
+    shapes = (1, WIDTH + 1), (1,), (1, OUTPUTS), (1,)
+    semantic, shift, soft, other = (x.astype(np.float64) for x in drawn(*shapes))
+    known = given.labels != -100
+    true = log_softmax(logits, axis=1)[np.arange(4), np.where(known, given.labels, 0)]
+    nats = np.where(known, -true, np.log(OUTPUTS))
+    found = np.c_[pooled, nats] @ semantic[0] + shift + logits @ soft[0] + other
+    taken = numbers(0, 0, torch.arange(4), 1)[:, 0].numpy() < expit(found)
+    assert taken.any()
+    logp = log_softmax(given.soft["logprobs"].astype(np.float64), axis=1)
+    logq = log_softmax(given.logits.astype(np.float64), axis=1)
+    return float((taken * (np.exp(logp) * (logp - logq)).sum(1)).mean())
+
+
 def distances(given: Given) -> float:
     """Between tokens of a document over their mean in the batch, mean over documents, summed."""
     total = 0.0
@@ -492,6 +509,7 @@ FORMULAS: dict[str, Formula] = {
     "relations": relations,
     "moments": moments,
     "rkd": rkd,
+    "rl": rl,
     "alp": alp,
     "at": at,
     "sp": sp,

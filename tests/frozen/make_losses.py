@@ -103,9 +103,9 @@ def projected(rng: np.random.Generator, wider: int = 2, positions: str = "all") 
     return _with(given, taught=taught, positions=positions, projection=(weight, bias))
 
 
-def read_by_classifiers(rng: np.random.Generator) -> Given:
+def read_by_classifiers(rng: np.random.Generator, temperature: float = 1.0) -> Given:
     """Documents of classes, with what the classifiers of both read."""
-    given = classes(rng)
+    given = classes(rng, temperature)
     pooled = tuple(rng.standard_normal((1, len(LENGTHS), WIDTH)) for _ in SIDES)
     ours, theirs = (values.astype(np.float32) for values in pooled)
     return _with(given, others={"pooled": (ours, theirs)})
@@ -253,6 +253,8 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "pkd-skip": patient,
     "pkt": related,
     "rkd": related,
+    "rl-kd.average": lambda rng: of_two(rng, classes(rng, 10.0), classes(rng, 10.0)),
+    "rl-kd.selected": lambda rng: of_two(rng, read_by_classifiers(rng, 10.0), classes(rng, 10.0)),
     "sp": related,
     "simkd": read_by_classifiers,
     "text-smoothing": classes,

@@ -187,7 +187,7 @@ def test_an_unknown_recipe_names_those_it_may_be(name, suggested):
 
 
 def test_a_missing_file_lists_what_ships(tmp_path):
-    with pytest.raises(ConfigError, match=r"no recipe file .*none\.toml; shipped recipes: alp-kd"):
+    with pytest.raises(ConfigError, match=r"no recipe file .*none\.toml; shipped recipes: ad-kd"):
         load_recipe(tmp_path / "none.toml")
 
 

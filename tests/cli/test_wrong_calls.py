@@ -85,7 +85,7 @@ a task's column missing | plan {wordless.jsonl} {AS_TOKENS} | no column holds li
 a word without a tag | plan {tagless.conll} {AS_TOKENS} | tagless.conll:2: malformed + expected a word and a tag
 hidden states of words that a task does not select | build {corpus} {AS_BUILD} --signal hidden:layers=1,positions=selected | needs the task masked-lm or token-classification
 half a recipe's name | train {cache} --recipe pkd --out {out} | 'pkd-last' or 'pkd-skip'
-a recipe file that is not there | train {cache} --recipe my.toml --out {out} | no recipe file my.toml + shipped recipes: alp-kd
+a recipe file that is not there | train {cache} --recipe my.toml --out {out} | no recipe file my.toml + shipped recipes: ad-kd
 a recipe that is no TOML | train {cache} --recipe {bad.toml} --out {out} | bad.toml is not TOML
 a recipe without a loss | train {cache} --recipe {lossless.toml} --out {out} | has no loss + [losses.kl]
 a stage without a loss | train {cache} --recipe {stageless.toml} --out {out} | stage 'two' has no loss + [stages.two.losses.kl]

@@ -20,9 +20,11 @@ from scipy.special import softmax
 import kdcache
 from kdcache.errors import ConfigError, CorpusError, KdcacheError, MismatchError
 from kdcache.losses import SoftKL
-from kdcache.losses.example_weights import EXAMPLE_WEIGHTS, SELECTED, Asked, Way, expertise
+from kdcache.losses.example_weights import EXAMPLE_WEIGHTS, Way, expertise
 from kdcache.losses.pairs import Pairs
 from kdcache.losses.pool import Pool
+from kdcache.losses.selecting import SELECTED
+from kdcache.losses.weighed import Asked
 from kdcache.plans.subsample import uniforms
 from kdcache.store import Cache
 from kdcache.training.recipe import load_recipe

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from kdcache.errors import ConfigError
-from kdcache.losses.example_weights import FEATURES, SELECTED
+from kdcache.losses.selecting import FEATURES, SELECTED
 from kdcache.losses.selector import Selector, policy_logits, policy_loss
 from kdcache.plans.subsample import uniforms
 from kdcache.store import Cache

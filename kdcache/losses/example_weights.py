@@ -5,116 +5,20 @@ A new one is a function and a line in it. Its keyword arguments are its options 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import normalize, softplus
 
-from kdcache.errors import ConfigError, CorpusError, one_of
+from kdcache.errors import ConfigError
 from kdcache.labels import known_rows
-from kdcache.losses.base import check_number, exact
-from kdcache.losses.between_documents import VECTORS
-from kdcache.losses.bound import Bound
-from kdcache.losses.pairs import Pairs
-from kdcache.losses.pool import Files, Pool
+from kdcache.losses.base import check_number
+from kdcache.losses.pool import Files
 from kdcache.losses.prototypes import nearness, prototypes
+from kdcache.losses.selecting import confidence, make_selector, selector
 from kdcache.losses.selector import Selector
-from kdcache.losses.taught import labels_at, nats_on_labels, of_documents
-from kdcache.plans.batch import Batch
-from kdcache.plans.subsample import uniforms
-from kdcache.signals import HeadLabels, ModelSizes
-
-SELECTED = 0x5E1
-"""Sets the draws of a selector apart from those of teachers."""
-FIRST = ("kept", "chosen")
-"""What becomes of the documents of the first of several caches."""
-LEAST = -1e4  # the logarithm of a probability that is as good as 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is known of B documents that are weighed.
-
-    What a document weighs is to depend on nothing but the document, the step, the seed and what was
-    learnt: steps are cut into batches, and dealt out to ranks, in ways that must not count.
-
-    Attributes:
-        batch: their inputs and labels, and what was read of the cache, on the host.
-        pool: all documents of the cache that the run trains on.
-        seed: of the run.
-        step: steps that the run has taken before this one.
-        soft: the teacher's soft labels in the batch, of a way that asks for them.
-        pairs: what decodes them.
-        vectors: the teacher's vectors of the documents of the batch, of a way that asks for them.
-        selector: what the way has learnt so far, if it learns.
-        every: the same of all documents of `pool`, a batch at a time, read anew at each call.
-    """
-
-    batch: Batch
-    pool: Pool
-    seed: int
-    step: int
-    soft: Bound | None
-    pairs: Pairs
-    vectors: Bound | None = None
-    selector: Selector | None = None
-    every: Callable[[], Iterator[Asked]] = lambda: iter(())
-
-    def numbers(self, column: str, file: Files) -> torch.Tensor:
-        """A column of the corpus that holds numbers, [B] float64."""
-        return torch.from_numpy(self.pool.numbers(column, file)[self.pool.row(self.batch["docs"])])
-
-    def cells(self, column: str, file: Files) -> list[Any]:
-        """A column of the corpus as its file has it: B texts, numbers or lists."""
-        found = self.pool.column(column, file)
-        return [found[row] for row in self.pool.row(self.batch["docs"])]
-
-    def names(self, column: str, file: Files) -> list[str]:
-        """The same as texts; CorpusError for a document that has none."""
-        found = ["" if cell is None else str(cell).strip() for cell in self.cells(column, file)]
-        if not all(found):
-            raise CorpusError(
-                f"{file}: column {column!r} is empty somewhere; every document needs one"
-            )
-        return found
-
-    @property
-    def document_vectors(self) -> torch.Tensor:
-        """The teacher's vectors of the documents, [B, H] float32."""
-        assert self.vectors is not None
-        found: torch.Tensor = self.pairs.teacher_of(self.vectors).dense()
-        return found
-
-    @cached_property
-    def soft_labels(self) -> Any:
-        """The teacher's soft labels, `SoftLabels` or `TeacherOutputs` of N rows."""
-        assert self.soft is not None
-        found = self.pairs.teacher_of(self.soft)
-        return found.dense() if isinstance(found, HeadLabels) else found
-
-    @cached_property
-    def nats(self) -> torch.Tensor:
-        """Cross-entropy of the teacher on each document's labels, [B], the mean over its rows; that
-        of a teacher that knows nothing where there is no label."""
-        assert self.soft is not None
-        return nats_on_labels(self.soft, self.pairs)
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """The labels of the rows of `soft_labels`."""
-        assert self.soft is not None
-        return labels_at(self.batch, self.soft.rows)
-
-    def mean(
-        self, rows: torch.Tensor, there: torch.Tensor | None = None, nothing: float = 1.0
-    ) -> torch.Tensor:
-        """Of values of the rows of `soft_labels`, [N], the mean over those of each document that
-        are `there`, [B]; `nothing` where it has none."""
-        assert self.soft is not None
-        return of_documents(self.batch, self.soft.rows, rows, there, nothing)
+from kdcache.losses.weighed import Asked
+from kdcache.signals import ModelSizes
 
 
 class Way(NamedTuple):
@@ -227,80 +131,6 @@ def expertise_of(nats: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
 def of_domains(options: Mapping[str, Any]) -> str:
     """The vectors that `expertise` asks for: some where it is told of domains."""
     return str(options["vectors"]) if options["domain"] else ""
-
-
-def confidence(asked: Asked) -> torch.Tensor:
-    """The teacher's largest probability, [B]; of several rows the mean."""
-    soft = asked.soft_labels
-    if hasattr(soft, "logprobs"):
-        return asked.mean(exact(soft.logprobs).amax(-1).exp())
-    return asked.mean(exact(soft.values).abs().sigmoid().mean(-1))  # each class decided by itself
-
-
-def entropy(asked: Asked) -> torch.Tensor:
-    """Of what the teacher says, in nats, [B], over the classes that are stored; of several rows, or
-    classes decided by themselves, the mean."""
-    soft = asked.soft_labels
-    if hasattr(soft, "logprobs"):
-        logprobs = exact(soft.logprobs)
-        return asked.mean(-(logprobs.exp() * logprobs.clamp(min=LEAST)).sum(-1))
-    values = exact(soft.values)
-    return asked.mean((softplus(values) - values * values.sigmoid()).mean(-1))
-
-
-def length(asked: Asked) -> torch.Tensor:
-    """Natural logarithm of the number of tokens, [B]."""
-    return asked.batch["attention_mask"].sum(1).double().log()
-
-
-FEATURES: dict[str, Callable[[Asked], torch.Tensor]] = {
-    "confidence": confidence,
-    "entropy": entropy,
-    "cross-entropy": lambda asked: asked.nats,
-    "length": length,
-}
-"""What a selector may know of a document beside a vector: [B] each."""
-
-
-def selector(
-    asked: Asked,
-    *,
-    features: tuple[str, ...] = ("confidence", "entropy"),
-    vectors: str = "",
-    first: str = "kept",
-    keep: float = 0.5,
-    rate: float = 0.1,
-    memory: float = 0.5,
-    teacher: str = "",
-) -> torch.Tensor:
-    """1 or 0, drawn by a policy that learns from scores on the dev set, of which more is better:
-    L2A (Feng et al. 2021, arXiv:2101.08106).
-
-    `features` are of FEATURES, and `vectors`, "cls", "mean" or "pooled", are the teacher's behind
-    them, scaled to unit length. Of several caches the documents of the first are all "kept", or
-    "chosen" from like the others. `keep`, `rate` and `memory` are the policy's, see Selector.
-    """
-    assert asked.selector is not None
-    if first == FIRST[0] and asked.pool.caches > 1 and asked.pool.number == 0:
-        return torch.ones(len(asked.batch["docs"]), dtype=torch.float64)
-    known = [FEATURES[name](asked).double()[:, None] for name in features]
-    if asked.vectors is not None:
-        known.append(normalize(asked.document_vectors.double(), dim=1))
-    draws = uniforms(asked.batch["docs"].numpy(), asked.seed, asked.step, SELECTED)
-    return asked.selector.decide(torch.cat(known, 1), torch.from_numpy(draws))
-
-
-def make_selector(teacher: ModelSizes, options: Mapping[str, Any]) -> Selector:
-    """The policy of `selector`, for features of documents of a teacher of these sizes."""
-    for name in options["features"]:
-        one_of("feature of a selector", name, FEATURES)
-    one_of("first of a selector", options["first"], FIRST)
-    vectors, wide = options["vectors"], 0
-    if vectors:
-        one_of("vectors of a selector", vectors, VECTORS)
-        wide = teacher.width("pooled" if vectors == "pooled" else "hidden")
-    policy = {name: options[name] for name in ("keep", "rate", "memory")}
-    return Selector(len(options["features"]) + wide, **policy)
 
 
 EXAMPLE_WEIGHTS: dict[str, Way] = {

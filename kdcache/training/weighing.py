@@ -12,11 +12,11 @@ from kdcache.losses import SP, CacheSpec, Loss, SoftKL
 from kdcache.losses.between_documents import VECTORS
 from kdcache.losses.binding import bind
 from kdcache.losses.bound import Bound
-from kdcache.losses.example_weights import Asked
 from kdcache.losses.pairs import Pairs
 from kdcache.losses.pool import Pool
 from kdcache.losses.selector import Selector
 from kdcache.losses.teachers import Teaching
+from kdcache.losses.weighed import Asked
 from kdcache.manifest import Json
 from kdcache.plans import Docs
 from kdcache.plans.batch import Batch

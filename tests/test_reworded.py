@@ -19,6 +19,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 import kdcache
 from kdcache.corpora.standard_library import prose
 from kdcache.errors import ConfigError, KdcacheError, MismatchError, ModelError
+from kdcache.losses.pairs import Pairs
 from kdcache.models import load_tokenizer
 from kdcache.plans.batch import STUDENT_WORDS, TEACHER_WORDS, WORD_DOCS
 from kdcache.progress import quiet
@@ -229,6 +230,23 @@ def test_the_loss_compares_means_of_the_tokens_of_words(
         of_docs[doc].append(float((one - other).detach().square().mean()))
     wanted = np.mean([np.mean(one) for one in of_docs])
     assert float(terms["words"]) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["cls", "mean"])
+def test_what_documents_are_to_the_teacher_is_made_of_its_own_tokens(
+    cache: Cache, reworded: RewordedCache, config: str, positions: str
+) -> None:
+    student = make_student(reworded, config=config).eval()
+    change = [f"losses.hidden.positions={positions}", "losses.hidden.layer_map=1:2"]
+    objective = make_objective(reworded, "hidden", student, change)
+    docs = reworded.plan.docs[[2, 5, 7, 11]]
+    batch, plain = reworded.batch(docs, objective.arrays), cache.batch(docs)
+    (match,) = objective.bound["hidden"].matches
+    found = kdcache.run(student, batch, objective.taps(), task=TASK)
+    pairs = Pairs(objective.cache, batch, found, project=lambda name, rows: rows)
+    theirs = cache.stored(docs, Tap("hidden", 2)).dense().split(plain.mask.sum(1).tolist())
+    wanted = torch.stack([one[0] if positions == "cls" else one.mean(0) for one in theirs])
+    assert torch.allclose(pairs.teacher_of(match).dense(), wanted, atol=1e-6)
 
 
 def test_a_student_is_trained_resumed_and_scored_with_its_own_tokenizer(

@@ -11,7 +11,7 @@ import torch
 from kdcache.losses.base import LABELS, PEERS, Pair
 from kdcache.losses.bound import Bound
 from kdcache.losses.cache_spec import CacheSpec
-from kdcache.plans.batch import Batch
+from kdcache.plans.batch import TEACHER_LENGTHS, Batch
 from kdcache.signals import HEAD, LOGITS, Activations, Head, LayerRows, of_signal
 
 Project = Callable[[str, torch.Tensor], torch.Tensor]
@@ -110,8 +110,14 @@ class Pairs:
 
     @property
     def _first(self) -> torch.Tensor:
-        """Rows of first tokens among those of all tokens."""
-        return self._token[:: self.activations.mask.shape[1]]
+        """The teacher's rows of first tokens among those of all tokens."""
+        return self._lengths.cumsum(0) - self._lengths
+
+    @property
+    def _lengths(self) -> torch.Tensor:
+        """The teacher's tokens of each document, [B]: the student's, unless it cuts texts anew."""
+        theirs = self.batch.get(TEACHER_LENGTHS)
+        return self.activations.mask.sum(1) if theirs is None else theirs
 
     @property
     def _selected(self) -> torch.Tensor:
@@ -121,7 +127,7 @@ class Pairs:
 
     def _means(self, rows: torch.Tensor) -> torch.Tensor:
         """Of rows of all tokens, [tokens, H], the mean of each document's, [B, H]."""
-        lengths = self.activations.mask.sum(1)
+        lengths = self._lengths
         places = torch.arange(len(lengths), device=rows.device)
         owner = places.repeat_interleave(lengths, output_size=len(rows))
         sums = rows.new_zeros(len(lengths), rows.shape[1]).index_add(0, owner, rows)

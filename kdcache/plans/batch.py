@@ -19,6 +19,8 @@ WEIGHTS = "example_weight"
 TEACHER_WORDS, STUDENT_WORDS, WORD_DOCS = "teacher_words", "student_words", "word_docs"
 """Of a batch whose student has a tokenizer of its own: the word of each of the teacher's tokens and
 of the student's, one document after the other, -1 of one that is of none; each word's document."""
+TEACHER_LENGTHS = "teacher_lengths"
+"""Of such a batch: the teacher's tokens of each document, [B] int64."""
 
 
 class Rows(NamedTuple):

@@ -23,7 +23,7 @@ from kdcache.errors import ConfigError, ModelError
 from kdcache.models import load_tokenizer
 from kdcache.models.token_map import cached_tokenizer
 from kdcache.plans import Array, Docs, Plan, round_up
-from kdcache.plans.batch import STUDENT_WORDS, TEACHER_WORDS, WORD_DOCS, Batch
+from kdcache.plans.batch import STUDENT_WORDS, TEACHER_LENGTHS, TEACHER_WORDS, WORD_DOCS, Batch
 from kdcache.progress import Progress, short
 from kdcache.store import Cache
 from kdcache.store.io.durable_writes import remove_tree
@@ -42,7 +42,8 @@ class RewordedCache(Cache):
     texts in the student's tokens, cut off where they are more than the plan's longest length, and
     `files` the student's tokenizer. A batch has beside that `teacher_words` and `student_words`,
     the word of each token among those that both sides have, -1 of a token without one, and
-    `word_docs`, the document of each word by its place in the batch.
+    `word_docs`, the document of each word by its place in the batch, and `teacher_lengths`, how
+    many tokens the teacher read of each document.
 
     Args:
         cache: of a classifier's documents, a text each.
@@ -156,6 +157,7 @@ class RewordedCache(Cache):
         names = TEACHER_WORDS, STUDENT_WORDS, WORD_DOCS
         found = aligned(self.cuts.numbers(ids, theirs), theirs, mine, lens)
         made.update({n: torch.from_numpy(x) for n, x in zip(names, found, strict=True)})
+        made[TEACHER_LENGTHS] = torch.from_numpy(theirs)
         return made
 
     @property

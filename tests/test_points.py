@@ -17,6 +17,7 @@ from kdcache.plans.batch import Batch
 from kdcache.signals import LOGITS, Tap
 from kdcache.store import Cache
 from kdcache.training.train import train
+from tests.conftest import write_csv
 from tests.test_trainer import log_of, narrow
 
 __all__ = ["narrow"]  # fixtures
@@ -97,6 +98,12 @@ def test_a_student_learns_at_texts_and_at_points(
     assert result.metrics["steps"] == 8
     alone = train(points, out=tmp_path / "alone", overrides=SHORT, **options)
     texts = train(cache, out=tmp_path / "texts", overrides=SHORT, **options)
+    tested = write_csv(tmp_path / "tested.csv", [(f"a text {i}", "email") for i in range(8)])
+    more: dict[str, Any] = {"dev_split": "10%", "eval_file": tested, "overrides": SHORT}
+    scored = train(points, out=tmp_path / "scored", **more, **options).metrics
+    assert scored["evaluation"]["documents"] == 8
+    assert "agreement" not in scored["evaluation"]
+    assert scored["dev"].get("teacher") is None
     first = [log_of(run.folder)[0]["loss_logit_mse"] for run in (alone, texts)]
     assert first[0] > first[1]
 
@@ -109,6 +116,7 @@ def test_what_no_points_are_of_is_refused(
     masked_cache: Cache,
     masked_lm: Path,
     narrow: str,
+    corpus: Path,
     tmp_path: Path,
 ) -> None:
     def refused(error: type[Exception], match: str, source: Cache = cache, **changes: Any) -> None:
@@ -127,4 +135,10 @@ def test_what_no_points_are_of_is_refused(
         train(points, out=tmp_path / "y", config=narrow)
     with pytest.raises(MismatchError):
         kdcache.ascend(cache, student=student, teacher=classifier, out=points.path, eta=0.25)
+    for compared in (
+        lambda: kdcache.evaluate(student, corpus, cache=points),
+        lambda: kdcache.compare(student, cache=points),
+    ):
+        with pytest.raises(ConfigError, match="holds what its teacher says at points"):
+            compared()
     assert np.isfinite(points.stored(points.plan.docs[:2], LOGITS).values.numpy()).all()

@@ -83,6 +83,11 @@ def require_comparable(task: Task, model: Outputs, cache: Cache) -> None:
     ConfigError or ModelError if it does not, IncompleteError if parts of the cache are missing.
     """
     theirs, kind = cache.plan.config, model.kind
+    if cache.at_points:
+        raise ConfigError(
+            f"the cache {cache.path} holds what its teacher says at points, and a model is scored "
+            "on texts as they are: name the cache that the points were found from"
+        )
     if theirs.task != task.name:
         raise ConfigError(f"the model is for {task}; the cache {cache.path} is for {theirs.task}")
     if kind is None or kind.name != theirs.label_kind:

@@ -39,6 +39,7 @@ from kdcache.store.format.commit_log import (
 )
 from kdcache.store.format.compressed_reader import reader_of, stored_bytes
 from kdcache.store.format.manifest_schema import (
+    AT_POINTS,
     read_schema,
     signal_of,
     teacher_name,
@@ -164,6 +165,11 @@ class Cache:
     def complete(self) -> bool:
         """Whether every part is committed and the cache was finished."""
         return self.completion is not None
+
+    @property
+    def at_points(self) -> bool:
+        """Whether its teacher was run at points found for a student, and not on the texts."""
+        return AT_POINTS in self.manifest["teacher"]
 
     @property
     def fidelity(self) -> Json:

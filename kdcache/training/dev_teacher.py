@@ -56,7 +56,7 @@ def teacher_score(
         )
         return {"value": value_of(scored, dev.metric), "source": f"run: {Path(teacher).name}"}
     rows = _rows(dev, cache)
-    held = rows is not None and cache.holder(LOGITS) is not None
+    held = rows is not None and not cache.at_points and cache.holder(LOGITS) is not None
     score = _cached_score(dev, cache, rows or {}) if held else None
     if score is None:
         progress.say(

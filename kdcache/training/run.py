@@ -26,7 +26,6 @@ from kdcache.plans import Docs
 from kdcache.progress import Progress, quiet
 from kdcache.signals import ModelSizes
 from kdcache.store import Cache
-from kdcache.store.format.manifest_schema import AT_POINTS
 from kdcache.training.arguments import choose_by, training_arguments
 from kdcache.training.balance import Balancer, require_measured, require_several
 from kdcache.training.bound import bind_all, documents_read, learned_modules, without
@@ -309,7 +308,7 @@ def cache_spec(cache: Cache, labelled: int, *, several: bool = False) -> CacheSp
             reworded=cache.reworded,
             name=name,
             prefix="" if view is cache else view.prefix,
-            points=AT_POINTS in view.manifest["teacher"],
+            points=view.at_points,
         )
         for name, view in views.items()
     }

@@ -211,7 +211,8 @@ def _evaluate(run: Stages, head: str, file: Any, teacher: str | Path | None, tru
     from kdcache.evaluation.evaluator import evaluate
 
     cache = run.mixture.by_name[head]
-    known = cache if run.parts is None else None  # the teacher's side may not all be there
+    # The teacher's side may not all be there, or be of points that no file holds.
+    known = cache if run.parts is None and not cache.at_points else None
     scores = evaluate(
         run.folder / head,
         file,

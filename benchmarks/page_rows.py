@@ -140,6 +140,16 @@ def online_rows() -> Iterator[Row]:
     )
 
 
+def inside_rows() -> Iterator[Row]:
+    """Methods that learn from inside the teacher: how far a cache takes their losses."""
+    for name, found in result("cached_vs_online_methods")["largest_loss_difference"].items():
+        yield (
+            f"`{name}`",
+            str(found["steps"]),
+            *(f"{100 * found[t]:.1g}%" for t in ("fp16", "int8")),
+        )
+
+
 def steps_rows() -> Iterator[Row]:
     for name, title in (("sst2", "SST-2"), ("masked_lm", "WikiText-2, masked")):
         found = result(f"cached_vs_online_{name}_steps")

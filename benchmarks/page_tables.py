@@ -22,6 +22,7 @@ from page_rows import (
     domains_rows,
     gpu_kernels_rows,
     hidden_rows,
+    inside_rows,
     kernels_rows,
     levels_rows,
     online_rows,
@@ -61,6 +62,7 @@ LEVELS_HEAD = (
     "outputs over labels, points (95% interval)",
     "hidden states over outputs",
 )
+INSIDE_HEAD = ("method", "steps", "largest difference of a loss, fp16", "int8")
 ONLINE_HEAD = (
     "compared",
     "SST-2, dense logits, 4,800 sentences, 3 seeds",
@@ -98,12 +100,13 @@ SHIP_HEAD = ("shipped", "on disk", "p50, ms", "p95, ms", "peak memory", "accurac
 
 ALL = (
     Table(STORE, "How fast it reads", "store", readers_head, readers_rows),
-    *(
-        Table(FIDELITY, title, name, BYTES_HEAD, partial(bytes_rows, name))
-        for title, name in (
-            ("Bytes against error", "fidelity"),
-            ("A large vocabulary", "fidelity_wide"),
-        )
+    Table(FIDELITY, "Bytes against error", "fidelity", BYTES_HEAD, partial(bytes_rows, "fidelity")),
+    Table(
+        FIDELITY,
+        "A large vocabulary",
+        "fidelity_wide",
+        ("of 128,256 tokens", *BYTES_HEAD[1:]),
+        partial(bytes_rows, "fidelity_wide"),
     ),
     Table(
         FIDELITY,
@@ -121,6 +124,13 @@ ALL = (
         "cached_vs_online_sst2",
         ONLINE_HEAD,
         online_rows,
+    ),
+    Table(
+        METHODS,
+        "From the cache or with the teacher in the loop",
+        "cached_vs_online_methods",
+        INSIDE_HEAD,
+        inside_rows,
     ),
     Table(METHODS, "What a step costs", SST2, STEPS_HEAD, steps_rows),
     Table(METHODS, "What a step costs", "steps", WAYS_HEAD, ways_rows),

@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 HEADS = "stages.relations.losses.relations.heads=4"
-OVERRIDES = {"pkd-skip": (), "tinybert": (), "minilmv2": (HEADS,), "bert-emd": ()}
+OVERRIDES = {"pkd-skip": (), "tinybert": (), "minilmv2": (HEADS,), "bert-emd": (), "ad-kd": ()}
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OVERRIDES if name != "pkd-skip"]
 
 

@@ -33,9 +33,9 @@ class RL:
     sign turned, rewards the draws of the batch before (REINFORCE): the policy is a layer that is
     trained with the student, at the learning rate times `rate`, and thrown away.
 
-    A batch is a step of one process, for draws are rewarded by the batch that follows. What is
-    kept from one to the next is as large as the policy, not as the batch: the gradient of what was
-    drawn, which the reward multiplies.
+    A batch is a step of one process, for draws are rewarded by the batch that follows, or the next
+    that has a label. What is kept from one to the next is as large as the policy, not as the batch:
+    the gradient of what was drawn, which the reward multiplies.
 
     | convention        | paper      | third-party code (GLMKD) |
     |-------------------|------------|--------------------------|
@@ -142,10 +142,12 @@ class RL:
         cost = step.labels.hard_rows(exact(first.student.detach()), labels.teacher)
         weight = step.weight * known_rows(labels.teacher)
         total = weight.sum()
-        reward = REWARDS[self.reward]((cost * weight).sum() / safe(total), nats)
+        said = (nats * weight.to(nats)[:, None]).sum(0) / safe(total)
+        reward = REWARDS[self.reward]((cost * weight).sum() / safe(total), said)
         rewarded = self._rewarded(reward, total > 0, policy, step.state)
-        step.state.update({f"slope{n}": slope for n, slope in enumerate(slopes)})
-        step.state["drawn"] = drawn.detach()
+        for name, value in (*((f"slope{n}", s) for n, s in enumerate(slopes)), ("drawn", drawn)):
+            waiting = torch.where(total > 0, 0.0, step.state[name])  # for a reward still to come
+            step.state[name] = (waiting + value).detach()
         return torch.stack(parts).sum() + rewarded
 
     def _rewarded(
@@ -213,10 +215,10 @@ def numbers(seed: int, step: int, docs: torch.Tensor, teachers: int) -> torch.Te
 
 
 REWARDS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "labels": lambda cost, nats: -cost,
-    "labels-and-teacher": lambda cost, nats: -cost - nats[:, -1].mean().to(cost.dtype),
+    "labels": lambda cost, said: -cost,
+    "labels-and-teacher": lambda cost, said: -cost - said[-1].to(cost),
 }
-"""From the student's mean cross-entropy on labels, and the teachers' [B, K]."""
+"""From the mean cross-entropies on labels, the student's and each teacher's [K]."""
 
 FORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "log": lambda likely: likely.clamp(min=torch.finfo(likely.dtype).tiny).log(),

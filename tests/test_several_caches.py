@@ -383,7 +383,7 @@ def test_what_several_caches_cannot_serve_is_refused_before_anything_loads(
     refused(ConfigError, "--allow-partial is for one cache", both, allow_partial=True)
 
 
-def test_what_remembers_documents_is_refused_for_several_caches_of_any_sizes(
+def test_what_is_learned_of_one_cache_is_refused_for_several_of_any_sizes(
     cache: Cache, corpus: Path, classifier: Path, narrow_config: str, tmp_path: Path
 ) -> None:
     few = build(
@@ -397,6 +397,9 @@ def test_what_remembers_documents_is_refused_for_several_caches_of_any_sizes(
     )
     with pytest.raises(ConfigError, match=r"losses\.crd remembers the documents of one cache"):
         train([cache, few], recipe="crd", out=tmp_path / "x", config=narrow_config)
+    policy = ["losses.rl.weight=1", "losses.rl.semantic=cls"]
+    with pytest.raises(ConfigError, match=r"losses\.rl learns which of a cache's teachers to take"):
+        train([cache, few], overrides=policy, out=tmp_path / "x", config=narrow_config)
     assert not (tmp_path / "x").exists()
 
 

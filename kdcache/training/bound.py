@@ -174,6 +174,12 @@ def _share_maps(one: Objective, other: Objective, pair: str) -> None:
             f"losses.{remembers[0]} remembers the documents of one cache, and {pair} are two: "
             "leave the loss out, or one of the caches"
         )
+    chooses = [name for name, loss in one.losses.items() if hasattr(loss, "together")]
+    if chooses:
+        raise ConfigError(
+            f"losses.{chooses[0]} learns which of a cache's teachers to take, and {pair} are two: "
+            "leave the loss out, or one of the caches"
+        )
     kept, others_kept = _shapes(one), _shapes(other)
     if kept != others_kept:
         name = next(name for name in kept if kept[name] != others_kept.get(name))

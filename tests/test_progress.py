@@ -25,6 +25,7 @@ from kdcache.store import Cache
 
 ROOT = Path(__file__).parents[1]
 REPORTING = [
+    "ascend",
     "augment",
     "build",
     "compare",

@@ -310,7 +310,7 @@ METHODS = {
     "minilmv2": (LAST,),
     "pkd-skip": ("student.init_from_teacher=[1,2,3]",),
     "bert-emd": (LAST,),
-    "ad-kd": (LAST,),
+    "ad-kd": (LAST, "losses.attribution.views=all"),
 }
 """Recipes that learn from inside the teacher, and what is set of each."""
 SHORT = {"num_train_epochs": 1, "save_strategy": "no", "logging_steps": 1}
@@ -331,7 +331,7 @@ def methods(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dic
                 f"query:layers={every},positions=all,dtype={dtype}",
                 f"key:layers={every},positions=all,dtype={dtype}",
                 f"value:layers={last},positions=all,dtype={dtype}",
-                "attribution",
+                "attribution:views=all",
             ],
         )
         for dtype in ("fp16", "int8")

@@ -13,7 +13,13 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 HEADS = "stages.relations.losses.relations.heads=4"
-OVERRIDES = {"pkd-skip": (), "tinybert": (), "minilmv2": (HEADS,), "bert-emd": (), "ad-kd": ()}
+OVERRIDES = {
+    "pkd-skip": (),
+    "tinybert": (),
+    "minilmv2": (HEADS,),
+    "bert-emd": (),
+    "ad-kd": ("losses.attribution.views=all",),
+}
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OVERRIDES if name != "pkd-skip"]
 
 
@@ -34,4 +40,5 @@ def test_losses_from_the_cache_are_those_with_the_teacher_in_the_loop(
     (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n", "utf-8")
     found = online.methods(tmp_path, classifier, tmp_path, 1, 64)["largest_loss_difference"][name]
     assert found["steps"] >= 2
-    assert 0 < found["fp16"] < min(0.01, found["int8"])
+    assert 0 < found["fp16"] < 0.01
+    assert found["fp16"] <= found["int8"]  # attributions are fp16 in both

@@ -68,14 +68,17 @@ def test_a_jacobian_is_the_slope_of_every_logit(family: str, batch: Batch) -> No
     states = found[Tap("embeddings")]
     torch.manual_seed(1)
     way = torch.randn_like(states)
-    step = 1e-4
-    slope = (logits_at(model, batch, step * way) - logits_at(model, batch, -step * way)) / (
-        2 * step
-    )
     own = found[JACOBIAN].unflatten(-1, (3, -1))
     assert not own.requires_grad
-    apart = torch.einsum("blch,blh->bc", own, way) - slope
-    assert apart.abs().max() < 2e-3 * slope.abs().max()  # some norms are float32 whatever is not
+    along = torch.einsum("blch,blh->bc", own, way)
+    slopes = [
+        (logits_at(model, batch, step * way) - logits_at(model, batch, -step * way)) / (2 * step)
+        for step in (1e-4, 1e-5)
+    ]
+    # The smaller step is for a ReLU that turns within the larger one, which is for norms that are
+    # float32 whatever is not.
+    apart = torch.stack([(along - slope).abs() for slope in slopes]).amin(0)
+    assert apart.max() < 2e-3 * along.abs().max()
 
 
 def by_hand(found: Any, topk: int | None = None) -> torch.Tensor:

@@ -142,3 +142,27 @@ def test_what_no_points_are_of_is_refused(
         with pytest.raises(ConfigError, match="holds what its teacher says at points"):
             compared()
     assert np.isfinite(points.stored(points.plan.docs[:2], LOGITS).values.numpy()).all()
+
+
+def test_teachers_that_were_run_at_other_points_are_not_learned_from_at_once(
+    cache: Cache, points: Cache, student: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"recipe": "backward-kd", "student": student}
+    for name, both in (("one", [cache, points]), ("two", [points, cache])):
+        kdcache.merge([one.path for one in both], tmp_path / name)
+        merged = kdcache.open_cache(tmp_path / name)
+        teachers = ", ".join(f'"{one}"' for one in merged.views)
+        more = [f"losses.logit_mse.teachers=[{teachers}]", 'losses.logit_mse.choose="all"']
+        with pytest.raises(ConfigError, match="was run at points found for a student"):
+            train(merged, out=tmp_path / "x", overrides=[*SHORT, *more], **options)
+        train(merged, out=tmp_path / f"{name}-first", overrides=SHORT, **options)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("field", ["gradient_checkpointing", "torch_compile"])
+def test_what_may_run_the_first_block_without_its_points_is_refused(
+    field: str, points: Cache, student: Path, tmp_path: Path
+) -> None:
+    more = [*SHORT, f"training.{field}=true"]
+    with pytest.raises(ConfigError, match=f"does not go with training.{field}"):
+        train(points, recipe="backward-kd", student=student, out=tmp_path / "x", overrides=more)

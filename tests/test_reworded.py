@@ -277,6 +277,29 @@ def test_a_student_is_trained_resumed_and_scored_with_its_own_tokenizer(
     assert_same_weights(whole.folder, resumed.folder)
 
 
+def test_documents_of_a_dev_file_are_not_trained_on_however_their_texts_read_back(
+    cache: Cache, config: str, tiny: Path, corpus: Path, tmp_path: Path
+) -> None:
+    cased = tmp_path / "cased"
+    shutil.copytree(tiny, cased)
+    record = json.loads((cased / "tokenizer.json").read_text("utf-8"))
+    record["normalizer"]["lowercase"] = False  # a file's capitals stay, those of the cache are lost
+    (cased / "tokenizer.json").write_text(json.dumps(record), "utf-8")
+    lines = corpus.read_text("utf-8").splitlines(keepends=True)
+    some = tmp_path / "dev.csv"
+    some.write_text("".join(lines[:31]), "utf-8")
+    options: dict[str, Any] = {"recipe": "mixed-vocab", "config": config, "dev": some}
+    settings = [*STEPS, f"student.tokenizer={cased}"]
+    theirs = train(cache, init_from_teacher=[1], dev=some, out=tmp_path / "k", overrides=STEPS)
+    ours = train(cache, out=tmp_path / "s", overrides=settings, **options)
+    left = [run.metrics["dev"]["left_out"] for run in (theirs, ours)]
+    assert left[0] == left[1] >= 30
+    test = tmp_path / "test.csv"
+    test.write_text("".join(lines[:21]), "utf-8")
+    with pytest.raises(ConfigError, match="dev"):
+        train(cache, out=tmp_path / "e", overrides=settings, eval_file=test, **options)
+
+
 def test_a_run_does_not_go_on_with_another_tokenizer_in_its_place(
     cache: Cache, config: str, tiny: Path, teacher: Path, tmp_path: Path
 ) -> None:

@@ -167,6 +167,11 @@ class Cache:
         return self.completion is not None
 
     @property
+    def original(self) -> Cache:
+        """The cache as it was built: by its tokens two documents are told to have one text."""
+        return self
+
+    @property
     def at_points(self) -> bool:
         """Whether its teacher was run at points found for a student, and not on the texts."""
         return AT_POINTS in self.manifest["teacher"]

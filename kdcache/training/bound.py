@@ -39,7 +39,7 @@ def without(
         for place, cache in enumerate(mixture.caches):
             if place == number:
                 continue
-            same = same_texts(one, cache.plan, left[place])
+            same = same_texts(one, cache, left[place])
             if len(same) == len(left[place]):
                 raise ConfigError(
                     f"all documents of {cache.path} are in the dev set ({one.source}): leave the "

@@ -42,7 +42,7 @@ class DevSet:
         source: where they come from, in words.
         left_out: rows of the cache's document space that are not trained on.
         same: how many of those are left out for their text alone.
-        texts: what tells a document with the text of one of these.
+        texts: what tells a document with the text of one of these, by the teacher's tokens.
     """
 
     plan: Plan
@@ -141,7 +141,7 @@ def _held_out(share: float, cache: Cache, docs: Docs, seed: int) -> DevSet:
         )
     drawn = np.random.default_rng((seed, SPLIT)).permutation(rows)[:count]
     held = labelled[np.isin(plan.per_document["doc_id"][labelled], drawn)]
-    keys = dict(text_keys(plan))
+    keys = dict(text_keys(cache.original.plan))
     texts = frozenset(keys[doc] for doc in held.tolist())
     same = np.setdiff1d(_with_text(texts, keys, docs), held)
     return DevSet(
@@ -160,9 +160,9 @@ def _with_text(texts: frozenset[bytes], keys: Mapping[int, bytes], docs: Docs) -
     return np.asarray([doc for doc in docs.tolist() if keys[doc] in texts], np.int64)
 
 
-def same_texts(dev: DevSet, plan: Plan, docs: Docs) -> Docs:
-    """Those of the documents of another plan whose text is in the dev set."""
-    return _with_text(dev.texts, dict(text_keys(plan)), docs)
+def same_texts(dev: DevSet, cache: Cache, docs: Docs) -> Docs:
+    """Those of the documents of another cache whose text is in the dev set."""
+    return _with_text(dev.texts, dict(text_keys(cache.original.plan)), docs)
 
 
 def _of_file(file: str, cache: Cache, docs: Docs, config: Any, progress: Progress) -> DevSet:
@@ -170,8 +170,11 @@ def _of_file(file: str, cache: Cache, docs: Docs, config: Any, progress: Progres
     held = plan.labelled_docs
     if not len(held):
         raise CorpusError(f"{file} has no labels to score against: --dev names labelled documents")
-    texts = frozenset(key for _, key in text_keys(plan))
-    same = _with_text(texts, dict(text_keys(cache.plan)), docs)
+    told = plan
+    if cache.reworded:
+        told = file_plan(file, cache.original, config, progress)
+    texts = frozenset(key for _, key in text_keys(told))
+    same = _with_text(texts, dict(text_keys(cache.original.plan)), docs)
     return DevSet(
         plan=plan,
         docs=held,

@@ -23,7 +23,7 @@ from kdcache.losses.teachers import FIRST, Teaching
 from kdcache.plans.batch import Batch
 from kdcache.signals import HEAD, LOGITS, Activations, ModelSizes, Tap
 from kdcache.training.inputs import BoundInputs, ChosenInputs
-from kdcache.training.points import BoundPoints
+from kdcache.training.points import BoundPoints, require_read_alike
 
 Terms = dict[str, torch.Tensor]
 
@@ -69,6 +69,7 @@ class Objective:
     ) -> None:
         self.cache, self.seed, self.step = cache, seed, 0
         self.inputs = None if inputs is None else BoundInputs(inputs, cache, student)
+        require_read_alike(cache)
         self.points = BoundPoints(cache, student) if cache.points else None
         if self.points is not None and self.inputs is not None:
             raise ConfigError(

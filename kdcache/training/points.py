@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kdcache.errors import ConfigError
 from kdcache.losses import CacheSpec
 from kdcache.models.points import POINTS
@@ -9,6 +11,32 @@ from kdcache.plans.batch import Batch
 from kdcache.signals import ModelSizes, Signal, Tap, of_signal
 
 EMBEDDINGS = Tap("embeddings")
+WRAPPED = ("gradient_checkpointing", "fsdp", "deepspeed", "torch_compile")
+"""Fields of TrainingArguments that put something around the first block. transformers before 5.23
+runs a block that is checkpointed again with its hooks, when the points are no longer there."""
+
+
+def require_read_alike(cache: CacheSpec) -> None:
+    """Raise ConfigError for teachers of one cache that were run at points, and others that were not
+    or at others: a student reads a document once, and would be held against both.
+    """
+    named = [name for name, one in cache.teachers.items() if one.points]
+    if named and cache.others:
+        raise ConfigError(
+            f"{named[0]} was run at points found for a student, and the cache has "
+            f"{len(cache.others)} more of its teachers: a student cannot read a document in two "
+            "places at once; train on the caches that were merged, side by side, in their place"
+        )
+
+
+def require_blocks(args: Any) -> None:
+    """Raise ConfigError for a run whose first block may not read the points that it is handed."""
+    for name in WRAPPED:
+        if getattr(args, name):
+            raise ConfigError(
+                "the cache holds points that the first block reads in the place of the embedding "
+                f"output, which does not go with training.{name}: leave one of the two out"
+            )
 
 
 class BoundPoints:

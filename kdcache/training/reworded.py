@@ -161,6 +161,11 @@ class RewordedCache(Cache):
         return made
 
     @property
+    def original(self) -> Cache:
+        """The cache in the teacher's tokens: of those that are read back, some texts are lost."""
+        return self.source
+
+    @property
     def files(self) -> Mapping[str, int]:
         """Files stored in the cache, with the student's tokenizer for the teacher's."""
         kept = {n: s for n, s in super().files.items() if not n.startswith(TOKENIZER)}

@@ -38,6 +38,7 @@ from kdcache.training.mixture import Mixture
 from kdcache.training.objective import Objective
 from kdcache.training.options import student_spec
 from kdcache.training.parts import Parts, agree, documents_of
+from kdcache.training.points import require_blocks
 from kdcache.training.recipe import Recipe
 from kdcache.training.reused import reused
 from kdcache.training.run_folder import (
@@ -134,6 +135,8 @@ class Run:
         self._drawn = drawn_apart(seed, partial(self._learn, specs, sizes, seed))
         for config, objective in zip(mixture.configs(self.config), self.objectives, strict=True):
             check_taps(config, objective.reads)
+            if objective.points is not None:
+                require_blocks(self.args)
         read = [
             some if objective.hard_only else found
             for found, some, objective in zip(docs, labelled, self.objectives, strict=True)

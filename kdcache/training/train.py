@@ -196,7 +196,7 @@ def train(
         devs = run.choice.dev.each
         for number, (name, cache) in enumerate(mixture.by_name.items()):
             if name in files:
-                tested = file_plan(files[name], cache, configs[name], run.progress)
+                tested = file_plan(files[name], cache.original, configs[name], run.progress)
                 run.run.notes += require_untested(devs[number], tested, files[name])
     metrics = run.train(called, teachers if mixture.heads else eval_teacher)
     if files and run.first:

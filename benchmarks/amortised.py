@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from cached_vs_online import step_times, train_once
+from cached_vs_online import step_times
+from in_the_loop import train_once
 from record import save
 
 from kdcache.building.builder import build

@@ -60,6 +60,15 @@ def by_hand(
     return total / sum(n * n for n in lengths)
 
 
+def assert_same(found: torch.Tensor, wanted: torch.Tensor, queries: Pair, keys: Pair) -> None:
+    """Hold a value, and its gradients on the student's queries and keys, against another's."""
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
+    leaves = [queries.student, keys.student]
+    exact, made = (torch.autograd.grad(loss, leaves) for loss in (wanted, found))
+    for one, other in zip(exact, made, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-14)
+
+
 @pytest.mark.parametrize("together", [False, True], ids=["each head", "all heads"])
 @pytest.mark.parametrize("room", [8, 2000, 2**20])
 def test_pieces_of_any_size_give_the_loss_and_gradients_of_plain_torch(
@@ -68,13 +77,9 @@ def test_pieces_of_any_size_give_the_loss_and_gradients_of_plain_torch(
     monkeypatch.setitem(attention_error.CHUNK, "cpu", room)
     lengths = [5, 5, 1, 7, 2, 2, 2]
     queries, keys = drawn(lengths)
-    leaves = [queries.student, keys.student]
     wanted = by_hand(queries, keys, lengths, together=together)
     found = score_loss(queries, keys, torch.tensor(lengths), 4, together=together)
-    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
-    exact, made = (torch.autograd.grad(2.0 * loss, leaves) for loss in (wanted, found))
-    for one, other in zip(exact, made, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-14)
+    assert_same(2.0 * found, 2.0 * wanted, queries, keys)
 
 
 @pytest.mark.parametrize("room", [8, 2000, 2**20])
@@ -99,11 +104,7 @@ def test_errors_of_probabilities_are_those_of_softmax_over_each_document(
         ours, theirs = ((s / d**0.5).softmax(-1) for s, d in zip(sides, (3, 5), strict=True))
         wanted, start = wanted + w * (ours - theirs).square().mean(0).sum(), start + n
     found = probability_error(queries, keys, torch.tensor(lengths), 4, weight)
-    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
-    leaves = [queries.student, keys.student]
-    exact, made = (torch.autograd.grad(loss, leaves) for loss in (wanted, found))
-    for one, other in zip(exact, made, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-14)
+    assert_same(found, wanted, queries, keys)
 
 
 def test_the_sums_of_any_numbers_of_heads_are_compared() -> None:
@@ -111,11 +112,7 @@ def test_the_sums_of_any_numbers_of_heads_are_compared() -> None:
     queries, keys = drawn(lengths)
     wanted = by_hand(queries, keys, lengths, together=True, theirs=10)
     found = score_loss(queries, keys, torch.tensor(lengths), 4, together=True, their_heads=10)
-    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
-    leaves = [queries.student, keys.student]
-    exact, made = (torch.autograd.grad(loss, leaves) for loss in (wanted, found))
-    for one, other in zip(exact, made, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-14)
+    assert_same(found, wanted, queries, keys)
 
 
 def test_a_student_and_a_teacher_of_any_numbers_of_heads_are_compared_by_their_sums() -> None:

@@ -14,7 +14,7 @@ from kdcache.errors import ConfigError, MismatchError, ModelError
 from kdcache.models import load_teacher, run
 from kdcache.models.points import POINTS
 from kdcache.plans.batch import Batch
-from kdcache.signals import LOGITS, Tap
+from kdcache.signals import EMBEDDINGS, LOGITS
 from kdcache.store import Cache
 from kdcache.training.train import train
 from tests.conftest import write_csv
@@ -23,7 +23,6 @@ from tests.test_trainer import log_of, narrow
 __all__ = ["narrow"]  # fixtures
 
 TASK = "text-classification"
-EMBEDDINGS = Tap("embeddings")
 SHORT = ("training.max_steps=4", "training.logging_steps=1", "training.learning_rate=1e-3")
 
 

@@ -63,7 +63,7 @@ class ALP:
                 f"teacher_layers of alp needs teacher layer {outside[0]}; the teacher has layers 0 "
                 f"(embedding output) to {teacher.layers}"
             )
-        learned = learns(self.projection, [student.hidden != teacher.hidden])
+        learned = learns(self.projection, lambda: student.hidden != teacher.hidden)
         return tuple(
             Match(
                 Tap("hidden", ours),

@@ -180,6 +180,17 @@ def weighted(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (rows * weight.to(rows.dtype)).sum()
 
 
+def means_of(rows: torch.Tensor, owner: torch.Tensor, number: int) -> torch.Tensor:
+    """The mean of the rows of each of `number` owners, [N, H] to [number, H].
+
+    `owner` is that of each row, [N] int64, -1 of one that has none. Zeros for one without a row.
+    """
+    there = owner.where(owner >= 0, number)  # the last one is thrown away
+    sums = rows.new_zeros(number + 1, rows.shape[1]).index_add(0, there, rows)
+    counts = rows.new_zeros(number + 1).index_add(0, there, torch.ones_like(rows[:, 0]))
+    return (sums / safe(counts).unsqueeze(1))[:number]
+
+
 def even(rows: torch.Tensor) -> torch.Tensor:
     """The weights of a mean over N rows, [N], of the dtype of what is in `rows`, [N, ...]."""
     return rows.new_full((len(rows),), 1 / max(len(rows), 1))

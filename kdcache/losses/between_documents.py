@@ -47,8 +47,9 @@ def vector_matches(
     """
 
     def match(ours: Tap, theirs: Tap, positions: str = "") -> Match:
-        taps = [(ours, theirs)]
-        differ = (student.width(s.name, s.layer) != teacher.width(t.name) for s, t in taps)
+        def differ() -> bool:
+            return student.width(ours.name, ours.layer) != teacher.width(theirs.name)
+
         name = "" if ours.layer is None else str(ours.layer)
         return Match(
             ours,

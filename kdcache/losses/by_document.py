@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from kdcache.losses.base import Match, Step, safe
 from kdcache.losses.layer_maps import LayerMap, layer_pairs
-from kdcache.losses.layer_matches import learns
+from kdcache.losses.layer_matches import hidden_matches
 from kdcache.plans.batch import Rows
-from kdcache.signals import ModelSizes, Tap
+from kdcache.signals import ModelSizes
 
 
 class ByDocument(NamedTuple):
@@ -71,19 +71,11 @@ def token_matches(
 
     A map is learned for each layer as `projection` says, "auto" where its widths differ.
     """
-    found = []
-    for ours, theirs in layer_pairs(layer_map, student.layers, teacher.layers):
-        differ = student.width("hidden", ours) != teacher.hidden
-        learned = learns(projection, [differ])
-        found.append(
-            Match(
-                Tap("hidden", ours),
-                Tap("hidden", theirs),
-                positions="all",
-                signal=signal,
-                project=str(ours) if learned else None,
-                any_width=any_width,
-                whole=whole,
-            )
+    how: Any = {"positions": "all", "signal": signal, "projection": projection}
+    return tuple(
+        match
+        for pair in layer_pairs(layer_map, student.layers, teacher.layers)
+        for match in hidden_matches(
+            (pair,), student, teacher, **how, any_width=any_width, whole=whole
         )
-    return tuple(found)
+    )

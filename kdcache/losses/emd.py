@@ -69,7 +69,7 @@ class EMD:
                 "loss"
             )
         check_heads(self.kind, student, teacher)
-        learned = learns(self.projection, [student.hidden != teacher.hidden])
+        learned = learns(self.projection, lambda: student.hidden != teacher.hidden)
         blocks = [
             (min(block, student.layers), min(block, teacher.layers))
             for block in range(1, max(student.layers, teacher.layers) + 1)

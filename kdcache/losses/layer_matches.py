@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 from kdcache.losses.base import Match
 from kdcache.losses.layer_maps import LayerMap, Pairs, layer_pairs
@@ -12,9 +12,9 @@ PROJECTIONS = ("auto", "none", "linear")
 """When a map from the student's width to the teacher's is learned: "auto" where they differ."""
 
 
-def learns(projection: str, differ: Iterable[bool]) -> bool:
+def learns(projection: str, differ: Callable[[], bool]) -> bool:
     """Whether a map is learned; `differ` is asked, whether widths do, for "auto" alone."""
-    return projection == "linear" or (projection == "auto" and any(differ))
+    return projection == "linear" or (projection == "auto" and differ())
 
 
 def pairs_or_last(layer_map: LayerMap, student: ModelSizes, teacher: ModelSizes) -> Pairs:
@@ -37,13 +37,17 @@ def hidden_matches(
     projection: str = "none",
     shared: bool = False,
     any_width: bool = False,
+    whole: bool = False,
 ) -> tuple[Match, ...]:
     """The hidden states of pairs of layers at `positions`, or where the cache has them ("cache").
 
     Where any of the widths differ, `projection` may ask for maps: one for each layer of the
-    student, or one that all share.
+    student, or one that all share. `whole` is as in `Match`.
     """
-    differ = (student.width("hidden", ours) != teacher.hidden for ours, _ in pairs)
+
+    def differ() -> bool:
+        return any(student.width("hidden", ours) != teacher.hidden for ours, _ in pairs)
+
     learned = learns(projection, differ)
     return tuple(
         Match(
@@ -53,6 +57,7 @@ def hidden_matches(
             signal=signal,
             project=None if not learned else "" if shared else str(ours),
             any_width=any_width,
+            whole=whole,
         )
         for ours, theirs in pairs
     )

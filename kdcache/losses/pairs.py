@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kdcache.losses.base import LABELS, PEERS, Pair
+from kdcache.losses.base import LABELS, PEERS, Pair, means_of
 from kdcache.losses.bound import Bound
 from kdcache.losses.cache_spec import CacheSpec
 from kdcache.plans.batch import TEACHER_LENGTHS, Batch
@@ -130,8 +130,7 @@ class Pairs:
         lengths = self._lengths
         places = torch.arange(len(lengths), device=rows.device)
         owner = places.repeat_interleave(lengths, output_size=len(rows))
-        sums = rows.new_zeros(len(lengths), rows.shape[1]).index_add(0, owner, rows)
-        return sums / lengths[:, None]
+        return means_of(rows, owner, len(lengths))
 
 
 def _first(logits_or_head: Any, outputs: int | None) -> Any:

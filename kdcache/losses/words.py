@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from kdcache.errors import one_of
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, safe, sides, weighted
+from kdcache.losses.base import Match, Over, Pair, Step, check_number, means_of, sides, weighted
 from kdcache.losses.by_document import token_matches
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LayerMap
@@ -64,21 +64,9 @@ class Words:
         docs = batch[WORD_DOCS]
         for pair in pairs:
             ours, theirs = sides(pair.student, pair.teacher.dense())
-            one = word_means(ours, batch[STUDENT_WORDS], len(docs))
-            other = word_means(theirs, batch[TEACHER_WORDS], len(docs))
+            one = means_of(ours, batch[STUDENT_WORDS], len(docs))
+            other = means_of(theirs, batch[TEACHER_WORDS], len(docs))
             of_words = (one - other).square().mean(1)
-            of_docs = word_means(of_words.unsqueeze(1), docs, len(batch["docs"])).squeeze(1)
+            of_docs = means_of(of_words.unsqueeze(1), docs, len(batch["docs"])).squeeze(1)
             found.append(weighted(of_docs, step.weight))
         return COMBINE[self.layers](torch.stack(found), step.state)
-
-
-def word_means(rows: torch.Tensor, owner: torch.Tensor, number: int) -> torch.Tensor:
-    """The mean of the rows of each of `number` words, [N, H] to [number, H].
-
-    `owner` is the word of each row, [N] int64, -1 of one that is of no word. Zeros for a word
-    without a row.
-    """
-    there = owner.where(owner >= 0, number)  # the last one is thrown away
-    sums = rows.new_zeros(number + 1, rows.shape[1]).index_add(0, there, rows)
-    counts = rows.new_zeros(number + 1).index_add(0, there, torch.ones_like(rows[:, 0]))
-    return (sums / safe(counts).unsqueeze(1))[:number]

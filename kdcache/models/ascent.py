@@ -13,10 +13,9 @@ from kdcache.models.hooks import Reader
 from kdcache.models.points import POINTS
 from kdcache.models.run import run
 from kdcache.plans.batch import Batch
-from kdcache.signals import LOGITS, Tap
+from kdcache.signals import EMBEDDINGS, LOGITS, Tap
 from kdcache.tasks import Task
 
-EMBEDDINGS = Tap("embeddings")
 Says = Callable[[torch.Tensor], torch.Tensor]
 """Of embedding outputs [B, L, H] the logits [B, C]."""
 

@@ -24,7 +24,7 @@ def word_embeddings(model: Any) -> nn.Embedding:
     """
     try:
         found = unwrapped(model).get_input_embeddings()
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError):  # of a module of one's own; of transformers
         found = None
     if type(found) is not nn.Embedding:
         kind = "none" if found is None else type(found).__name__

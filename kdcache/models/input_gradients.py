@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdcache.errors import ConfigError, ModelError
 from kdcache.models.attentions import FUNCTIONS
+from kdcache.models.first_block import FirstRead, first_read
 from kdcache.models.recording import (
     Forward,
     Taps,
@@ -51,25 +52,8 @@ def differentiable(graph: bool) -> Iterator[None]:
         yield
 
 
-class _BlockInput:
-    """Scales what the first block reads, and keeps it, with a gradient whatever is trained."""
-
-    def __init__(self, scale: float = 1.0) -> None:
-        self.scale = scale
-        self.states: torch.Tensor | None = None
-
-    def __call__(self, _block: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
-        if self.states is not None:
-            return None  # ALBERT runs one block again and again
-        name = next(iter(given), "")
-        states = args[0] if args else given[name]
-        states = states if self.scale == 1 else states * self.scale
-        self.states = states if states.requires_grad else states.detach().requires_grad_()
-        return ((self.states, *args[1:]), given) if args else (args, {**given, name: self.states})
-
-
 @contextmanager
-def block_inputs(model: Any, taps: Taps) -> Iterator[_BlockInput]:
+def block_inputs(model: Any, taps: Taps) -> Iterator[FirstRead]:
     """Keep what the first block reads; ModelError for a model that cannot be differentiated so."""
     require_plain(model, "an input gradient")
     inner = unwrapped(model)
@@ -78,17 +62,14 @@ def block_inputs(model: Any, taps: Taps) -> Iterator[_BlockInput]:
         yield seen
 
 
-@contextmanager
-def _reading(model: Any, scale: float) -> Iterator[_BlockInput]:
-    blocks = next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)), None)
-    if blocks is None:
-        raise ModelError(f"{name_of(model)} has no list of blocks: {INSTEAD}")
-    seen = _BlockInput(scale)
-    handle = blocks[0].register_forward_pre_hook(seen, with_kwargs=True)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+def _reading(model: Any, scale: float) -> AbstractContextManager[FirstRead]:
+    """Scale what the first block reads, and keep it, with a gradient whatever is trained."""
+
+    def scaled(states: torch.Tensor) -> torch.Tensor:
+        states = states if scale == 1 else states * scale
+        return states if states.requires_grad else states.detach().requires_grad_()
+
+    return first_read(model, scaled, without=f": {INSTEAD}")
 
 
 def _require_one_pass(model: Any) -> None:
@@ -108,7 +89,7 @@ def _require_one_pass(model: Any) -> None:
 
 def block_input(forward: Forward, share: float) -> Point:
     """A transformers model at a share of its embedding output, as its first block reads it."""
-    seen: _BlockInput = forward.recorded[block_inputs]
+    seen: FirstRead = forward.recorded[block_inputs]
     if share != 1:
         with _reading(forward.model, share) as seen:
             logits = forward.again().logits
@@ -139,7 +120,7 @@ def declared_embeddings(forward: Forward, share: float) -> Point:
             f"{name_of(forward.model)} cannot be run from a share of its embeddings, as ig_steps "
             "above 1 asks for: leave ig_steps out, or train a transformers model"
         )
-    (states,) = forward.out.taps[EMBEDDINGS]
+    (states,) = forward.out.taps[EMBEDDINGS.name]
     return Point(forward.out.logits, states)
 
 

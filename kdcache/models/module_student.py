@@ -56,7 +56,7 @@ class ModuleStudent(transformers.PreTrainedModel):
             name: Reader(take=partial(TAKE.get(name, _declared), name))
             for name in (LOGITS.name, *config.tap_widths)
         }
-        if EMBEDDINGS in config.tap_widths:
+        if EMBEDDINGS.name in config.tap_widths:
             self.tap_readers |= {
                 name: Reader(gradient=partial(of_kind, declared_embeddings))
                 for name, of_kind in GRADIENTS.items()

@@ -105,6 +105,11 @@ class Batch(dict[str, torch.Tensor]):
         """The same documents with further tensors."""
         return self._of({**self, **tensors})
 
+    def at_tokens(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of its tokens, [tokens, H], as [B, L, H]: zeros at pads."""
+        room = rows.new_zeros(*self.mask.shape, rows.shape[1])
+        return room.masked_scatter(self.mask.unsqueeze(-1), rows)
+
     @property
     def on_host(self) -> Batch:
         """What it was before it was moved, if that is kept."""

@@ -36,6 +36,7 @@ from kdcache.signals.features import FEATURES, DocumentVectors, LayerVectors, To
 from kdcache.signals.gradients import Attributions, Jacobian
 from kdcache.signals.soft_labels import SoftLabels, SoftSignal, SoftUse, TeacherOutputs
 from kdcache.signals.taps import (
+    EMBEDDINGS,
     HEAD,
     LOGITS,
     POSITIONS,
@@ -51,6 +52,7 @@ from kdcache.signals.taps import (
 from kdcache.tasks import Task
 
 __all__ = [
+    "EMBEDDINGS",
     "FEATURES",
     "HEAD",
     "LOGITS",

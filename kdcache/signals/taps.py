@@ -85,7 +85,7 @@ class Tap:
         return self.name if self.layer is None else f"{self.name} of layer {self.layer}"
 
 
-LOGITS, HEAD = Tap("logits"), Tap("head")
+LOGITS, HEAD, EMBEDDINGS = Tap("logits"), Tap("head"), Tap("embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +108,11 @@ class TapKind:
 
 
 KEYS = ("key_heads", "head_width")
-EMBEDDINGS = "embeddings"
 TAP_KINDS: dict[str, TapKind] = {
     "logits": TapKind(per="row", width=("outputs",)),
     "head": TapKind(per="row"),
     "hidden": TapKind(per="token", first=0),
-    EMBEDDINGS: TapKind(per="token"),
+    "embeddings": TapKind(per="token"),
     "pooled": TapKind(per="document"),
     "query": TapKind(per="token", first=1, width=("heads", "head_width")),
     "key": TapKind(per="token", first=1, width=KEYS),
@@ -155,7 +154,7 @@ class ModelSizes:
         if self.declared is not None and tap != LOGITS.name:
             if not TAP_KINDS[tap].gradient:
                 return self._declared(tap, layer)
-            known = replace(self, declared=None, hidden=self._declared(EMBEDDINGS, None))
+            known = replace(self, declared=None, hidden=self._declared(EMBEDDINGS.name, None))
             return known.width(tap)
         factors = {name: getattr(self, name) for name in TAP_KINDS[tap].width}
         unknown = [name for name, size in factors.items() if size is None]

@@ -158,6 +158,13 @@ def learned_modules(mixture: Mixture, found: Sequence[nn.ModuleDict]) -> nn.Modu
     )
 
 
+OF_ONE_CACHE = {
+    "remembered": "remembers the documents of one cache",
+    "together": "learns which of a cache's teachers to take",
+}
+"""What a loss with such a method does that no two caches go together with."""
+
+
 def _share_maps(one: Objective, other: Objective, pair: str) -> None:
     """Let two objectives learn the same maps; ConfigError where their widths differ."""
     maps, others = _widths(one), _widths(other)
@@ -168,18 +175,13 @@ def _share_maps(one: Objective, other: Objective, pair: str) -> None:
             f"the first and to {others.get(name)} in the second, for their teachers' widths "
             "differ: leave the loss out, or one of the caches"
         )
-    remembers = [name for name, loss in one.losses.items() if hasattr(loss, "remembered")]
-    if remembers:
-        raise ConfigError(
-            f"losses.{remembers[0]} remembers the documents of one cache, and {pair} are two: "
-            "leave the loss out, or one of the caches"
-        )
-    chooses = [name for name, loss in one.losses.items() if hasattr(loss, "together")]
-    if chooses:
-        raise ConfigError(
-            f"losses.{chooses[0]} learns which of a cache's teachers to take, and {pair} are two: "
-            "leave the loss out, or one of the caches"
-        )
+    for method, does in OF_ONE_CACHE.items():
+        found = next((name for name, loss in one.losses.items() if hasattr(loss, method)), None)
+        if found is not None:
+            raise ConfigError(
+                f"losses.{found} {does}, and {pair} are two: leave the loss out, or one of the "
+                "caches"
+            )
     kept, others_kept = _shapes(one), _shapes(other)
     if kept != others_kept:
         name = next(name for name in kept if kept[name] != others_kept.get(name))

@@ -98,11 +98,9 @@ class BoundInputs:
         Raises ModelError for a model that has no table of them.
         """
         choose_head(model, batch.cache)
-        table, mask = word_embeddings(model).weight, batch.mask.unsqueeze(-1)
-        ids = batch["input_ids"].masked_select(batch.mask)
+        table, ids = word_embeddings(model).weight, batch["input_ids"].masked_select(batch.mask)
         rows = self.way.embed(Asked(table=table, ids=ids, words=self._said(batch)))
-        room = rows.new_zeros(*batch.mask.shape, rows.shape[1])
-        return batch.beside(**{EMBEDS: room.masked_scatter(mask, rows)})
+        return batch.beside(**{EMBEDS: batch.at_tokens(rows)})
 
     def _said(self, batch: Batch) -> Any:
         """What the masked language model says of every token of a batch."""

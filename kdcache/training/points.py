@@ -8,9 +8,8 @@ from kdcache.errors import ConfigError
 from kdcache.losses import CacheSpec
 from kdcache.models.points import POINTS
 from kdcache.plans.batch import Batch
-from kdcache.signals import ModelSizes, Signal, Tap, of_signal
+from kdcache.signals import EMBEDDINGS, ModelSizes, Signal, of_signal
 
-EMBEDDINGS = Tap("embeddings")
 WRAPPED = ("gradient_checkpointing", "fsdp", "deepspeed", "torch_compile")
 """Fields of TrainingArguments that put something around the first block. transformers before 5.23
 runs a block that is checkpointed again with its hooks, when the points are no longer there."""
@@ -75,5 +74,4 @@ class BoundPoints:
         rows = self._held.decode(
             of_signal(batch, self.signal), EMBEDDINGS, self.cache.shape
         ).dense()
-        room = rows.new_zeros(*batch.mask.shape, rows.shape[1])
-        return batch.beside(**{POINTS: room.masked_scatter(batch.mask.unsqueeze(-1), rows)})
+        return batch.beside(**{POINTS: batch.at_tokens(rows)})

@@ -76,8 +76,8 @@ class RewordedCache(Cache):
 
     def _replan(self, progress: Progress) -> Plan:
         """The plan with the documents in the student's tokens."""
-        plan, lens = self.source.plan, np.zeros(len(self.source.plan.per_document["doc_len"]))
-        lens, cut_off = lens.astype(np.int64), 0
+        plan, cut_off = self.source.plan, 0
+        lens = np.zeros(len(plan.per_document["doc_len"]), np.int64)
         kinds = {"tokens": np.dtype(np.uint32), "words": LENGTHS}
         label = f"reading {short(str(self.path))} in the vocabulary of {short(self.name)}"
         with (

@@ -92,6 +92,13 @@ def require_step(args: transformers.TrainingArguments, documents: int, cache: ob
         )
 
 
+OF_WHOLE_STEPS = {
+    "remembered": "remembers documents from step to step",
+    "together": "is rewarded by the step that follows",
+}
+"""What a loss with such a method does that a step is not to be cut for."""
+
+
 def require_whole(args: transformers.TrainingArguments, recipe: Recipe) -> None:
     """Raise ConfigError for a loss over pairs of documents whose steps are cut, unless allowed; and
     for one that remembers documents.
@@ -104,10 +111,9 @@ def require_whole(args: transformers.TrainingArguments, recipe: Recipe) -> None:
         "training.gradient_accumulation_steps=1"
     )
     for name, loss in on.items():
-        if hasattr(loss, "remembered") and cut > 1:
-            raise ConfigError(f"losses.{name} remembers documents from step to step, and {parts}")
-        if hasattr(loss, "together") and cut > 1:
-            raise ConfigError(f"losses.{name} is rewarded by the step that follows, and {parts}")
+        does = next((does for method, does in OF_WHOLE_STEPS.items() if hasattr(loss, method)), "")
+        if does and cut > 1:
+            raise ConfigError(f"losses.{name} {does}, and {parts}")
     pairs = [name for name, loss in on.items() if loss.over == "batch"]
     if pairs and cut > 1 and not recipe.data.split_pairs:
         raise ConfigError(

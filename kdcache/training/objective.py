@@ -23,6 +23,7 @@ from kdcache.losses.teachers import FIRST, Teaching
 from kdcache.plans.batch import Batch
 from kdcache.signals import HEAD, LOGITS, Activations, ModelSizes, Tap
 from kdcache.training.inputs import BoundInputs, ChosenInputs
+from kdcache.training.kept import LossState, first_state, own_module
 from kdcache.training.points import BoundPoints, require_read_alike
 
 Terms = dict[str, torch.Tensor]
@@ -99,7 +100,7 @@ class Objective:
         self.arrays = list(dict.fromkeys([*(n for match in read for n in match.arrays), *more]))
         self.reads = list(dict.fromkeys(match.student for match in matches))
         self.matrix = makes_logits(self.bound)
-        own = {name: _own(one, student) for name, one in self.bound.items()}
+        own = {name: own_module(one, student) for name, one in self.bound.items()}
         modules = {name: module for name, module in own.items() if module is not None}
         learned = learned_maps(self.bound, modules)
         self._learned = modules.keys()
@@ -125,9 +126,9 @@ class Objective:
         )
         self.state = nn.ModuleDict(
             {
-                name: _LossState(state)
+                name: LossState(state)
                 for name, one in self.bound.items()
-                if (state := _first_state(one, student, cache)) is not None
+                if (state := first_state(one, student, cache)) is not None
             }
         )
         self._applied: set[str] = set()
@@ -221,7 +222,7 @@ class Objective:
             parts.append(total)
             terms |= {one.name: value for one, value in zip(losses, values, strict=True)}
         for name, state in self.state.items():
-            typing.cast(_LossState, state).keep(steps[name].state)
+            typing.cast(LossState, state).keep(steps[name].state)
         parts += self._idle()
         return torch.stack(parts).sum(), terms
 
@@ -282,7 +283,7 @@ class Objective:
 
     def state_of(self, name: str) -> dict[str, torch.Tensor]:
         """What a loss has kept of the steps so far, by name."""
-        return typing.cast(_LossState, self.state[name]).now() if name in self.state else {}
+        return typing.cast(LossState, self.state[name]).now() if name in self.state else {}
 
     def _idle(self) -> list[torch.Tensor]:
         """Zeros that depend on the maps of teachers that were not chosen: DDP waits for a gradient
@@ -296,65 +297,6 @@ class Objective:
         linear: Any = self.projections[name]
         projected: torch.Tensor = linear(rows.to(linear.weight.dtype))  # autocast's are smaller
         return projected
-
-
-class _LossState(nn.Module):
-    """What a loss keeps between steps, as buffers: a checkpoint holds them, a device gets them."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor.detach().clone())
-
-    def now(self) -> dict[str, torch.Tensor]:
-        """Copies, which a graph may hold while the tensors go on."""
-        return {name: buffer.clone() for name, buffer in self.named_buffers()}
-
-    def keep(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over what a loss has made of them."""
-        for name, buffer in self.named_buffers():
-            buffer.copy_(state[name].detach())
-
-
-def _first_state(
-    one: BoundLoss, student: ModelSizes, cache: CacheSpec
-) -> Mapping[str, torch.Tensor] | None:
-    """What a loss keeps between steps, before the first; None if it keeps nothing."""
-    loss: Any = one.loss
-    if not (hasattr(loss, "remembered") or hasattr(loss, "state")):
-        return None
-    _require_one(one)
-    if hasattr(loss, "remembered"):
-        found: Mapping[str, torch.Tensor] = loss.remembered(cache.documents)
-        return found
-    first: Mapping[str, torch.Tensor] = loss.state(student, *(_sizes(one) or (cache.shape,)))
-    return first
-
-
-def _own(one: BoundLoss, student: ModelSizes) -> nn.Module | None:
-    """What a loss learns beside the student; ConfigError where several teachers would share it."""
-    make = getattr(one.loss, "learned", None)
-    if make is None:
-        return None
-    _require_one(one)
-    made: nn.Module = make(student, *_sizes(one))
-    return made
-
-
-def _sizes(one: BoundLoss) -> tuple[ModelSizes, ...]:
-    """Those of each of its teachers."""
-    return tuple(matches[0].source.shape for matches in one.taught.values() if matches)
-
-
-def _require_one(one: BoundLoss) -> None:
-    """ConfigError where several teachers would share what a loss learns or keeps, unless it takes
-    them together.
-    """
-    if len(one.taught) > 1 and not hasattr(one.loss, "together"):
-        raise ConfigError(
-            f"losses.{one.name} learns from one teacher; {len(one.taught)} are named: make it one "
-            "loss for each, with teachers = [NAME]"
-        )
 
 
 def _notes(bound: Mapping[str, BoundLoss], student: ModelSizes) -> list[str]:

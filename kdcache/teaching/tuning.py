@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kdcache.errors import ConfigError
 from kdcache.labels import LabelKind
 from kdcache.manifest import Json
+from kdcache.memory import kept_pages
 from kdcache.models import run
 from kdcache.models.auto import silent_transformers
 from kdcache.plans import Array
@@ -215,7 +216,7 @@ def tune(
             scale=None if scale is None else scale(data.train.labels),
             callbacks=[watcher],
         )
-        with silent_transformers():
+        with silent_transformers(), kept_pages(args.device.type):
             watcher.trainer.train()
     if watcher.weights is not None:
         model.load_state_dict(watcher.weights)

@@ -12,6 +12,7 @@ import transformers
 from transformers.trainer import TRAINER_STATE_NAME
 
 from kdcache.manifest import Json
+from kdcache.memory import kept_pages
 from kdcache.models.auto import silent_transformers
 from kdcache.models.layer_rates import Slowed, one_layer_trained
 from kdcache.models.parameters import only_trained
@@ -105,7 +106,8 @@ def _fit(run: Run, trainer: DistillationTrainer, reporter: Reporter) -> Json:
             trainer.restore(run.checkpoint)
         else:
             resume_from = None if run.checkpoint is None else str(run.checkpoint)
-            trainer.train(resume_from_checkpoint=resume_from)
+            with kept_pages(run.args.device.type):
+                trainer.train(resume_from_checkpoint=resume_from)
     if reporter.interrupted:
         reporter.ranks.total([])  # every rank has written its part of the checkpoint
         raise KeyboardInterrupt

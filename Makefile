@@ -51,7 +51,7 @@ format: $(READY)
 	@$(PY) -m ruff check --fix $(SOURCES)
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist *.egg-info kernels/build kernels/*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The editable install points at this folder: a checkout that has moved installs again, and so does
@@ -63,7 +63,7 @@ endif
 # No build isolation: pip would fetch an unpinned setuptools, and the variable that could pin it,
 # PIP_CONSTRAINT, is split at spaces and ignored by newer versions of pip. setuptools-scm is what
 # seqeval's source distribution, its only one, takes its version from.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt kernels/kdcache_kernels/_version.py
 	@command -v "$(PYTHON)" >/dev/null || \
 		{ echo "error: no $(PYTHON) found; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3"; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from kdcache.training.train import train
     from kdcache.training.trainer import DistillationTrainer
 
+    __version__: str
+
 __all__ = [
     "CachedDocuments",
     "DistillationTrainer",
@@ -94,6 +96,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version(__name__)
     if name not in _HOME:
         raise AttributeError(f"module 'kdcache' has no attribute {name!r}")
     return getattr(import_module(f"kdcache.{_HOME[name]}"), name)

@@ -134,12 +134,15 @@ def make(words: list[str]) -> tuple[int, None]:
 
 
 def pip(words: list[str]) -> tuple[int, str]:
-    """What is installed is this project, and its extras are there."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    name, extras = re.fullmatch(r"([\w.]+)(?:\[([\w,]+)\])?", words[-1]).groups()  # type: ignore[union-attr]
-    known = {"", *project["optional-dependencies"]}
-    right = words[0] == "install" and name in (project["name"], ".")
-    return int(not (right and set((extras or "").split(",")) <= known)), ""
+    """What is installed is this project or its kernels, and its extras are there."""
+    known: dict[str, set[str]] = {}
+    for place in (".", "./kernels"):
+        text = (ROOT / place / "pyproject.toml").read_text("utf-8")
+        project = tomllib.loads(text)["project"]
+        known[place] = known[project["name"]] = {"", *project["optional-dependencies"]}
+    name, _, extras = words[-1].rstrip("]").partition("[")
+    right = words[0] == "install" and set(extras.split(",")) <= known.get(name, set())
+    return int(not right), ""
 
 
 def python(words: list[str]) -> tuple[int, str]:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import email
 import inspect
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +15,6 @@ from kdcache.corpora.standard_library import Docstring
 from tests.conftest import bert_config, save_teacher
 from tests.pages import (
     DOCS,
-    LINK,
     PAGES,
     README,
     ROOT,
@@ -86,36 +81,6 @@ def test_links_and_images_of_a_page_lead_somewhere(page: Path) -> None:
 def test_every_picture_is_on_a_page() -> None:
     shown = {(page.parent / target).resolve() for page in PAGES for target in links(page)}
     assert set(DOCS.glob("*.png")) <= shown
-
-
-REPOSITORY = "https://example.org/kdcache"
-
-
-@pytest.mark.parametrize("repository", [None, REPOSITORY], ids=["unknown", "known"])
-def test_the_package_index_is_given_no_relative_link(
-    repository: str | None, tmp_path: Path
-) -> None:
-    for name in ("setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    project = (ROOT / "pyproject.toml").read_text("utf-8")
-    if repository:
-        project += f'\n[project.urls]\nRepository = "{repository}"\n'
-    (tmp_path / "pyproject.toml").write_text(project, "utf-8")
-    for name in ("kernels", "cli", "out"):
-        (tmp_path / name).mkdir()
-    code = "from setuptools import build_meta; build_meta.prepare_metadata_for_build_wheel('out')"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
-    (file,) = (tmp_path / "out").glob("*/METADATA")
-    found = email.message_from_string(file.read_text("utf-8"))
-    text = found.get_payload()
-    assert found["Description-Content-Type"] == "text/markdown"
-    assert "# kdcache" in text
-    targets = [target for _, _, target in LINK.findall(text)]
-    assert all(target.startswith("https://") for target in targets)
-    if repository:
-        images = [target for image, _, target in LINK.findall(text) if image]
-        assert all(target.startswith(f"{REPOSITORY}/raw/HEAD/docs/") for target in images)
-        assert f"{REPOSITORY}/blob/HEAD/docs/store.md" in targets
 
 
 def test_the_commands_of_the_readme_run_and_print_what_it_shows(

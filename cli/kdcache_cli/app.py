@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import kdcache
 from kdcache.progress import quiet as silent
 from kdcache_cli import (
     augmenting,
@@ -54,9 +55,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(f"kdcache {version('kdcache')}")
+        print(f"kdcache {kdcache.__version__}")
         raise typer.Exit
 
 

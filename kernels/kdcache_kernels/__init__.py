@@ -7,8 +7,11 @@
 Every loss is registered with torch's dispatcher, so `torch.compile(fullgraph=True)` traces through
 it. CPU tensors run a Numba kernel, compiled at first use and cached on disk, CUDA tensors a Triton
 kernel; float64 runs in plain torch, as do other devices (the table is in `_backends.py`).
+
+Raises ImportError if kdcache and kdcache-kernels are installed in different versions.
 """
 
+from kdcache_kernels import _version  # first: it refuses files of two versions
 from kdcache_kernels._buffer import empty_cache
 from kdcache_kernels.hidden_mse import hidden_mse
 from kdcache_kernels.linear_kl import linear_kl, linear_kl_rows
@@ -32,3 +35,5 @@ __all__ = [
     "topk_kl",
     "topk_kl_rows",
 ]
+
+__version__ = _version.__version__

@@ -29,9 +29,6 @@ BACKENDS: dict[str, dict[str, str]] = {
 KERNELS: dict[str, Callable[..., Any]] = {}
 """What `dispatched` made, by name."""
 
-EXTRAS = {"triton": "'kdcache[gpu]'"}
-"""What pip installs a package by, where that is not its name."""
-
 
 def backend(kernel: str, x: Tensor) -> str:
     """The file that runs `kernel` on `x`; float64 is the reference's on every device."""
@@ -64,10 +61,11 @@ def _load(folder: str, file: str, kernel: str) -> Any:
     try:
         return getattr(import_module(f"{folder}.{file}"), kernel)
     except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if package == __package__:
+        missing = str(error.name).partition(".")[0]
+        if missing == __package__:
             raise
+        package = file.split("_")[1]  # files are called after what they run through
         raise ImportError(
-            f"{kernel} runs on this device through {package}, which is not installed: "
-            f"pip install {EXTRAS.get(package, package)}"
+            f"{kernel} runs on this device through {package}; {missing} is not installed: "
+            f"pip install {package}"
         ) from error

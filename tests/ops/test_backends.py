@@ -86,19 +86,16 @@ def test_a_new_backend_is_a_file_and_a_line(monkeypatch):
     assert seen == [torch.float32]  # float64 is the reference's on every device
 
 
-@pytest.mark.parametrize(
-    ("file", "package", "install"),
-    [("_numba", "numba", "pip install numba"), ("_triton", "triton", r"install 'kdcache\[gpu\]'")],
-)
-def test_a_package_that_is_missing_is_named_with_its_installation(
-    file, package, install, monkeypatch
-):
+@pytest.mark.parametrize(("file", "package"), [("_numba", "numba"), ("_triton", "triton")])
+def test_a_package_that_is_missing_is_named_with_its_installation(file, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     for name in ("kdcache_kernels", "kdcache_kernels.hidden_mse"):
         monkeypatch.delitem(sys.modules, f"{name}.{file}", raising=False)
     monkeypatch.setattr(_backends, "KERNELS", {})
     monkeypatch.setattr(_backends, "backend", lambda kernel, x: file)
-    with pytest.raises(ImportError, match=f"hidden_mse .*through {package}, .*{install}"):
+    with pytest.raises(
+        ImportError, match=f"hidden_mse .*through {package}, .*pip install {package}"
+    ):
         dispatched(reference.hidden_mse)(torch.zeros(1, 2))
 
 

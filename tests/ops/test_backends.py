@@ -93,9 +93,7 @@ def test_a_package_that_is_missing_is_named_with_its_installation(file, package,
         monkeypatch.delitem(sys.modules, f"{name}.{file}", raising=False)
     monkeypatch.setattr(_backends, "KERNELS", {})
     monkeypatch.setattr(_backends, "backend", lambda kernel, x: file)
-    with pytest.raises(
-        ImportError, match=f"hidden_mse .*through {package}, .*pip install {package}"
-    ):
+    with pytest.raises(ImportError, match=f"hidden_mse .*through {package}; .*install {package}"):
         dispatched(reference.hidden_mse)(torch.zeros(1, 2))
 
 

@@ -6,10 +6,10 @@ PIP_ARGS ?= -qq
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 LINT_IMPORTS := $(PY) -c 'from importlinter.cli import lint_imports_command as main; main()'
-SOURCES := $(wildcard kdcache kernels cli tests benchmarks setup.py)
+SOURCES := $(wildcard kdcache kernels cli tests benchmarks setup.py docs/hooks.py)
 READY := .venv/.ready
 
-.PHONY: help demo test slow lint format clean FORCE
+.PHONY: help demo test slow lint format docs clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make slow    set up, then run the tests that test leaves out: the same claims over more models"
 	@echo "make lint    the checks alone: ruff, mypy, import-linter"
 	@echo "make format  let ruff format and fix the sources"
+	@echo "make docs    build the documentation into site/; a dead link is an error"
 	@echo "make clean   remove .venv, caches and build products"
 	@echo "Set-up needs Python 3.11 or newer: make PYTHON=/path/to/python3 ..."
 
@@ -50,8 +51,11 @@ format: $(READY)
 	@$(PY) -m ruff format $(SOURCES)
 	@$(PY) -m ruff check --fix $(SOURCES)
 
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+
 clean:
-	rm -rf .venv build dist *.egg-info kernels/build kernels/*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info kernels/build kernels/*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The editable install points at this folder: a checkout that has moved installs again, and so does
@@ -74,6 +78,6 @@ $(READY): pyproject.toml constraints.txt kernels/kdcache_kernels/_version.py
 		{ echo "Creating .venv with $$("$(PYTHON)" -V)"; "$(PYTHON)" -m venv --clear .venv; }
 	@echo "Installing the pinned dependencies into .venv (1 to 3 minutes, PyTorch is the large one)"
 	@$(PIP) install $(PIP_ARGS) -c constraints.txt setuptools setuptools-scm
-	@$(PIP) install $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[demo,dev,ner,onnx,s3]'
+	@$(PIP) install $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[demo,dev,docs,ner,onnx,s3]'
 	@$(PY) -m kdcache.demo.reviews || true # the demo's corpus; offline the demo says what else to do
 	@printf '%s\n' "$(CURDIR)" > $@

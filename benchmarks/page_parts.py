@@ -26,7 +26,10 @@ def result(name: str) -> Json:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a page, made of a result; one that the page lacks goes to the end of `section`."""
+    """A table of a page, made of a result; one that the page lacks goes to the end of `section`.
+
+    One without a `result` is made of the sources.
+    """
 
     page: str
     section: str
@@ -55,6 +58,7 @@ def plain(text: str) -> str:
 README = "README.md"
 STORE, FIDELITY, KERNELS = "docs/store.md", "docs/fidelity.md", "docs/kernels.md"
 METHODS, OTHERS = "docs/methods.md", "docs/others.md"
+RECIPES, SCALE = "docs/recipes.md", "docs/scale.md"
 COMPARISON = "../../docs/comparison"  # read by people, not measured: it lies beside its page
 
 

@@ -11,11 +11,14 @@ from page_parts import (
     METHODS,
     OTHERS,
     README,
+    RECIPES,
     RESULTS,
+    SCALE,
     SST2,
     STORE,
     Table,
 )
+from page_recipes import GAINED_HEAD, gained_rows, recipes_rows
 from page_rows import (
     GAINS,
     bytes_rows,
@@ -35,6 +38,7 @@ from page_rows import (
     steps_rows,
     ways_rows,
 )
+from page_scale import SCALE_HEAD, scale_rows
 
 BYTES_HEAD = ("format", "bytes a row", "KL of the codes, nats", "gradient's error, T=1", "T=2")
 PAYS_HEAD = (
@@ -96,6 +100,7 @@ KERNELS_HEAD = (
 )
 CPU_HEAD = (*KERNELS_HEAD[:-1], "eager (pages kept)")
 GPU_HEAD = ("op on an H100", "sizes", *KERNELS_HEAD[1:])
+RECIPES_HEAD = ("recipe", "student learns from", "asks for", "after")
 SHIP_HEAD = ("shipped", "on disk", "p50, ms", "p95, ms", "peak memory", "accuracy", "as torch")
 
 ALL = (
@@ -135,6 +140,9 @@ ALL = (
     Table(METHODS, "What a step costs", SST2, STEPS_HEAD, steps_rows),
     Table(METHODS, "What a step costs", "steps", WAYS_HEAD, ways_rows),
     Table(METHODS, "A student that ships", "ship", SHIP_HEAD, ship_rows),
+    Table(RECIPES, "All of them", "", RECIPES_HEAD, recipes_rows),
+    Table(RECIPES, "What each bought", "methods", GAINED_HEAD, gained_rows),
+    Table(SCALE, "What grew", "memory", SCALE_HEAD, scale_rows),
     Table(OTHERS, "What was asked", COMPARISON, ("asked", "meaning"), questions_rows),
     Table(
         OTHERS, "What was read", COMPARISON, ("project", "asked", "answer", "read in"), others_rows
@@ -142,5 +150,7 @@ ALL = (
     Table(KERNELS, "Against rivals", "kernels_cpu", CPU_HEAD, kernels_rows),
     Table(KERNELS, "On a GPU", "kernels_h100", GPU_HEAD, gpu_kernels_rows),
 )
-TABLES = tuple(table for table in ALL if (RESULTS / f"{table.result}.json").exists())
+TABLES = tuple(
+    table for table in ALL if not table.result or (RESULTS / f"{table.result}.json").exists()
+)
 """Those of the results that are there: a benchmark that was not run yet has no table."""

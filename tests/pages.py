@@ -1,8 +1,9 @@
 """Pages of the documentation as data: their blocks, run one after the other, and their links.
 
-A block of `python` runs. In a block of `console` every line that begins with `$` is a command, and
-what stands below it is what it prints: the words are compared, not the figures, which are those of
-another corpus or machine; `...` stands for anything.
+A block of `python` runs, and a block of `output` below it is what it prints. In a block of
+`console` every line that begins with `$` is a command, and what stands below it is what it prints:
+the words are compared, not the figures, which are those of another corpus or machine; `...` stands
+for anything.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from kdcache_cli.main import main
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-PAGES = (README, *sorted(DOCS.glob("*.md")))
+TUTORIALS = DOCS / "tutorials"
+PAGES = (README, *sorted(DOCS.glob("*.md")), *sorted(TUTORIALS.glob("*.md")))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[([^]]*)\]\(([^)\s]+)\)")
 LONG = frozenset({"bench", "demo"})
@@ -80,6 +82,21 @@ def run_python(page: Sequence[Block], names: dict[str, Any] | None = None) -> di
         code = "\n" * block.line + block.text
         exec(compile(code, str(block.page), "exec"), names)
     return names
+
+
+def run_page(page: Path, *, skipped: frozenset[str] = LONG) -> None:
+    """Run the blocks of a page in their order, and compare what it shows of what they print."""
+    names: dict[str, Any] = {"__name__": "page"}
+    printed = io.StringIO()
+    for block in blocks(page, "python", "console", "output"):
+        if block.language == "console":
+            run_console([block], skipped=skipped)
+        elif block.language == "output":
+            compare(block.text, printed.getvalue(), str(block))
+        else:
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                run_python([block], names)
 
 
 def calls_of(page: Sequence[Block], module: str) -> Iterator[tuple[str, int, set[str]]]:

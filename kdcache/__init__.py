@@ -2,10 +2,10 @@
 
 `plan` tokenises a corpus, `build` runs the teacher over it and writes a cache, `open_cache` reads
 one, `train` distils a student from it, `evaluate` measures a model, `compare` puts it beside its
-teacher and `ship` makes one that runs without torch; `teach` makes the teacher, where there are
-labels and none; `copy`, `merge` and `export` move caches. For training loops of your own there are
-`CachedDocuments`, a torch data set, `make_student`, `make_objective`, `run` and
-`DistillationTrainer` (docs/python.md).
+teacher, `ship` makes one that runs without torch and `report` tells all of it on a page; `teach`
+makes the teacher, where there are labels and none; `copy`, `merge` and `export` move caches. For
+training loops of your own there are `CachedDocuments`, a torch data set, `make_student`,
+`make_objective`, `run` and `DistillationTrainer` (docs/python.md).
 Nothing heavy is imported until it is used.
 """
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kdcache.maintenance.verifying import verify
     from kdcache.models import run
     from kdcache.models.opened import open_student
+    from kdcache.reporting.run import report
     from kdcache.shipping import ship
     from kdcache.signals import Tap
     from kdcache.store import open_cache, open_plan
@@ -60,6 +61,7 @@ __all__ = [
     "open_plan",
     "open_student",
     "plan",
+    "report",
     "run",
     "ship",
     "teach",
@@ -87,6 +89,7 @@ _HOME = {
     "open_plan": "store",
     "open_student": "models.opened",
     "plan": "building.planner",
+    "report": "reporting.run",
     "run": "models",
     "ship": "shipping",
     "teach": "teaching",

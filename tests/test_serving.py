@@ -22,7 +22,7 @@ from kdcache.labels.metrics import wilson
 from kdcache.maintenance.verifying import verify
 from kdcache.models.tokenizer import UNBOUNDED, serve_with
 from kdcache.plans.batch import Batch
-from kdcache.store import Cache, open_cache
+from kdcache.store import Cache
 from kdcache.training.card import write_card
 from kdcache.training.recipe import load_recipe
 from kdcache.training.train import train
@@ -194,12 +194,14 @@ def test_the_card_tells_origin_and_scores(
     assert names["pipe"]("the event loop")[0]["label"] in ("asyncio", "email", "tkinter")
 
 
-def test_a_card_stands_whatever_names_and_records_hold(cache: Cache, tmp_path: Path) -> None:
-    known = open_cache(cache.path)
-    known.manifest = {**known.manifest, "software": {}}
+def test_a_card_stands_whatever_names_and_records_hold(
+    classifier_student: Path, tmp_path: Path
+) -> None:
+    record = json.loads((classifier_student / "cache.json").read_text("utf-8"))
+    (tmp_path / "cache.json").write_text(json.dumps({**record, "software": {}}))
     recipe = replace(load_recipe("kd"), student={"checkpoint": "one|or\nother"})
     metrics = {"parameters": 1, "steps": 1, "epochs": 1.0}
-    write_card(tmp_path, known, recipe, metrics | {"partial": {"documents": 9, "of": 240}})
+    write_card(tmp_path, recipe, metrics | {"partial": {"documents": 9, "of": 240}})
     card = ModelCard.load(tmp_path / "README.md").text
     assert "| initialised from | `one\\|or other` |" in card
     assert "| trained on | 9 of 240 planned documents |" in card

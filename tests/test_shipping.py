@@ -38,6 +38,7 @@ FILES = {
     "infer.py",
     "inference.json",
     "model.onnx",
+    "report.json",
     "tokenizer.json",
     "tokenizer_config.json",
 }
@@ -152,7 +153,10 @@ def test_the_folder_holds_what_running_takes_and_nothing_else(
     folder, report = shipped
     assert {p.relative_to(folder).as_posix() for p in folder.rglob("*")} == FILES
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    assert report["bytes"] == sum(sizes.values()) - sizes["README.md"]
+    about = sizes["README.md"] + sizes["report.json"]
+    assert report["bytes"] == sum(sizes.values()) - about
+    kept = json.loads((folder / "report.json").read_text("utf-8"))
+    assert kept == {name: value for name, value in report.items() if name != "folder"}
     assert report["model_bytes"] == sizes["model.onnx"]
     assert report["folder"] == str(folder)
     assert sorted(os.listdir(folder.parent)) == ["dev.csv", "out"]

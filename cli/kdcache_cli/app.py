@@ -17,6 +17,7 @@ from kdcache_cli import (
     demo,
     moving,
     planning,
+    reporting,
     shipping,
     teaching,
     training,
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": training.evaluate,
     "compare": comparing.compare,
     "ship": shipping.ship,
+    "report": reporting.report,
     "recipes": training.recipes,
     "demo": demo.demo,
 }
@@ -72,7 +74,7 @@ def program(
 
     plan tokenises a corpus, build runs the teacher over it and writes a cache, train distils a
     student from the cache, evaluate measures it, compare puts it beside the
-    teacher, ship makes it run without torch.
+    teacher, ship makes it run without torch, report tells all of it on a page.
     """
     context.obj = silent if quiet else reporter()
 

@@ -70,6 +70,10 @@ EXAMPLES = {
         "kdcache ship student shipped --int8 --measure dev.csv --teacher ./teacher",
         'python shipped/infer.py "a text to classify"',
     ),
+    "report": (
+        "kdcache report student shipped train.cache --markdown report.md",
+        "kdcache report one two --eval test.csv --teacher ./teacher --out both.html",
+    ),
     "recipes": (
         "kdcache recipes",
         "kdcache recipes kd > mine.toml",

@@ -9,6 +9,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from kdcache.rendering import both as both
+from kdcache.rendering import show as show
+from kdcache.rendering import size as size
+
 PIPED_WIDTH = 100
 BAR_WIDTH = 30
 
@@ -62,36 +66,6 @@ def print_table(
         console.print(table)
     lines = [line.rstrip() for line in captured.get().splitlines()]
     print("\n".join(lines).strip("\n"))
-
-
-def show(value: Any) -> str:
-    """A value as a person reads it."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(show, value))
-    return str(value)
-
-
-def size(count: int) -> str:
-    """Bytes in the largest decimal unit that leaves a figure of 1 or more."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"
-
-
-def both(count: int) -> str:
-    """Bytes for people and exactly."""
-    return f"{size(count)} ({count:,} bytes)"
 
 
 def bar(share: float) -> str:

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from kdcache.building.words import fidelity_rows, signal_text
 from kdcache.tasks import TASKS
 from kdcache_cli.output import bar, both, print_fields, print_table, print_title, size
-from kdcache_cli.output import show as shown
 
 Json = dict[str, Any]
 
-FIDELITY = {
-    "rows": ("rows sampled", ""),
-    "kl_mean": ("KL(teacher ‖ decoded), mean", "nats"),
-    "kl_max": ("KL(teacher ‖ decoded), max", "nats"),
-    "full_kl_mean": ("KL over the whole vocabulary, mean", "nats"),
-    "full_kl_max": ("KL over the whole vocabulary, max", "nats"),
-    "top1_agreement": ("top-1 agreement", "%"),
-    "kept_mass": ("probability kept", "%"),
-    "value_error_max": ("largest error of a value", ""),
-    "relative_error": ("relative error", "%"),
-}
 NAMED_CLASSES = 6
 
 
@@ -130,7 +119,7 @@ def print_cache(cache: Json) -> None:
             "weights": teacher["weights_sha256"][:16],
             "forward": f"{teacher['dtype']}, {teacher['attention']} attention",
             "made with": ", ".join(f"{name} {v}" for name, v in cache["software"].items()),
-            **{f"signal {name}": _signal(s) for name, s in cache["signals"].items()},
+            **{f"signal {name}": signal_text(s) for name, s in cache["signals"].items()},
             **{
                 f"{name} is newer": f"it has {what}"
                 for name, what in cache.get("newer", {}).items()
@@ -163,29 +152,9 @@ def _state(completeness: Json) -> str:
     return f"incomplete, {committed:,} of {parts:,} parts: run the same `kdcache build` again"
 
 
-def _signal(config: Json) -> str:
-    values = {k: v for k, v in config.items() if v is not None and k != "codec"}
-    if values.get("kind") == config["codec"]:
-        del values["kind"]
-    inner = [
-        f"{k}={'-'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items()
-    ]
-    return ", ".join([config["codec"], *inner])
-
-
 def _print_fidelity(fidelity: Mapping[str, Json]) -> None:
     print_title("Fidelity")
     if not fidelity:
         print("not known before the cache is complete")
         return
-    rows = [row for signal, figures in fidelity.items() for row in _fidelity(signal, figures)]
-    print_table(("signal", "measure", "value", ""), rows, right=(2,))
-
-
-def _fidelity(signal: str, figures: Json) -> Iterator[tuple[str, str, str, str]]:
-    for name, value in figures.items():
-        label, unit = FIDELITY.get(name, (name.replace("_", " "), ""))
-        inner = value if isinstance(value, Mapping) else {"": value}
-        for key, figure in inner.items():
-            number = figure * 100 if unit == "%" else figure
-            yield signal, f"{label}, {key}" if key else label, shown(number), unit
+    print_table(("signal", "measure", "value", ""), fidelity_rows(fidelity), right=(2,))

@@ -19,6 +19,7 @@ from kdcache.labels import LABEL_KINDS, LabelKind, known
 from kdcache.manifest import FORMAT, NAMED, Json, canonical
 from kdcache.plans.parts import Array, part_rows
 from kdcache.plans.subsample import random_below, sampled_count, spread
+from kdcache.rendering.parts import fields
 from kdcache.tasks import IGNORE_INDEX, STORED, TASKS, RowSpace, Space, Subset, Task
 
 Docs = npt.NDArray[np.int64]
@@ -297,6 +298,19 @@ class Plan:
             f"{selected}, {self.parts} part{'s' if self.parts != 1 else ''}, "
             f"sha256 {self.sha256[:12]}>"
         )
+
+    def _repr_html_(self) -> str:
+        config = self.config
+        rows = {
+            "plan": f"`{self.sha256}`",
+            "task": config.task,
+            "documents": f"{self.documents:,}, {self.labelled:,} of them labelled",
+            "tokens": f"{self.tokens:,}, {config.max_length} of a document at most",
+            **({self.task.selected: f"{self.selected:,}"} if self.selected else {}),
+            "classes": ", ".join(config.classes or ()) or "-",
+            "parts": f"{self.parts:,}",
+        }
+        return fields(rows.items()).html()
 
 
 def column_space(name: str) -> Space:

@@ -6,10 +6,14 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+from kdcache.manifest import Json
 from kdcache.models.tokenizer import serve_with
 from kdcache.shipping.source import Source
 
-MODEL, SETTINGS, PROGRAM, CARD = "model.onnx", "inference.json", "infer.py", "README.md"
+MODEL, SETTINGS, PROGRAM = "model.onnx", "inference.json", "infer.py"
+CARD, REPORT = "README.md", "report.json"
+ABOUT = (CARD, REPORT)
+"""Files that tell of a model, and do not run."""
 
 
 def write_folder(source: Source, folder: Path) -> Path:
@@ -28,9 +32,14 @@ def write_folder(source: Source, folder: Path) -> Path:
 
 
 def bytes_of(folder: Path) -> int:
-    """Bytes of the files of a shipped model, its card left out: it is for people."""
+    """Bytes of the files of a shipped model that run."""
+    about = {folder / name for name in ABOUT}
     return sum(
-        path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file() and path != folder / CARD
+        path.stat().st_size for path in folder.rglob("*") if path.is_file() and path not in about
     )
+
+
+def write_report(folder: Path, report: Json) -> None:
+    """Keep what was reported of a model beside it, but for the place it was written to."""
+    kept = {name: value for name, value in report.items() if name != "folder"}
+    (folder / REPORT).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")

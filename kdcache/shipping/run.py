@@ -16,7 +16,7 @@ from kdcache.progress import Progress, Shown, short, shown
 from kdcache.shipping.card import write_card
 from kdcache.shipping.extra import require_extra
 from kdcache.shipping.faithful import MOST, require_faithful
-from kdcache.shipping.folder import MODEL, bytes_of, write_folder
+from kdcache.shipping.folder import MODEL, bytes_of, write_folder, write_report
 from kdcache.shipping.graph import export_graph
 from kdcache.shipping.measure import CALLS, measure, torch_logits
 from kdcache.shipping.quantise import quantise
@@ -61,13 +61,14 @@ def ship(
         max_length: tokens a text is cut to; that of training, else what the tokenizer says.
         trust_remote_code: run the class of a student that is a module of somebody's own.
 
-    Returns a report: "folder", "bytes" (of the files that run, the card left out), "model_bytes",
-    "int8", "max_length", "problem", "labels", "texts" of a document (None: not known),
-    "parameters", "fidelity" (see `shipping.faithful`), "notes" (sentences). Measured also "file",
-    "documents", "threads", "calls", "timed" and "models": for "fp32", "int8" and, with a
-    teacher, "teacher_fp32" and "teacher_int8" their "bytes", "model_bytes", "p50_ms" and "p95_ms"
-    of a call with one text on one thread, "tokenise_p50_ms" of it, "peak_bytes" of its process,
-    the scores of `evaluate`, and "agreement" with the torch model (a share of the documents).
+    Returns a report, which the folder keeps as `report.json`: "folder", "bytes" (of the files that
+    run; card and report left out), "model_bytes", "int8", "max_length", "problem", "labels",
+    "texts" of a document (None: not known), "parameters", "fidelity" (see `shipping.faithful`),
+    "notes" (sentences). Measured also "file", "documents", "threads", "calls", "timed" and
+    "models": for "fp32", "int8" and, with a teacher, "teacher_fp32" and "teacher_int8" their
+    "bytes", "model_bytes", "p50_ms" and "p95_ms" of a call with one text on one thread,
+    "tokenise_p50_ms" of it, "peak_bytes" of its process, the scores of `evaluate`, and "agreement"
+    with the torch model (a share of the documents).
 
     Raises:
         MissingExtraError: the extra `onnx` is not installed.
@@ -143,6 +144,7 @@ class _Work:
         made = self.folder("", kind)
         summary = _summary(report, folder, made, kind)
         write_card(made, folder.resolve().name, summary)
+        write_report(made, summary)
         os.replace(made, folder)
         return summary
 

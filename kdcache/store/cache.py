@@ -14,6 +14,9 @@ from kdcache.errors import CacheError, ConfigError, IncompleteError, one_of
 from kdcache.manifest import Json, digest
 from kdcache.plans import Array, Docs, Plan
 from kdcache.plans.batch import Batch, collate, epoch_order
+from kdcache.rendering import both
+from kdcache.rendering.figures import show_all
+from kdcache.rendering.parts import fields
 from kdcache.signals import (
     FEATURES,
     LOGITS,
@@ -415,6 +418,20 @@ class Cache:
             f"teacher {self.manifest['teacher']['name']}, signals: {signals}; {state}, "
             f"{sum(self.bytes.values()):,} bytes>"
         )
+
+    def _repr_html_(self) -> str:
+        plan = self.plan
+        rows = {
+            "cache": f"`{self.path}`",
+            "task": plan.config.task,
+            "documents": f"{plan.documents:,}, {plan.tokens:,} tokens",
+            "teacher": str(self.manifest["teacher"]["name"]),
+            **{f"signal {n}": _short(to_record(n, s)) for n, s in self.signals.items()},
+            **{f"fidelity of {name}": show_all(told) for name, told in self.fidelity.items()},
+            "parts": f"{len(self.committed)} of {plan.parts}",
+            "size": both(sum(self.bytes.values())),
+        }
+        return fields(rows.items()).html()
 
 
 def _reopen(path: Root, teacher: str | None, manifest: str) -> Cache:

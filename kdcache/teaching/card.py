@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdcache.evaluation.score_tables import each_output, score_cell, score_table
 from kdcache.labels import LABEL_KINDS
 from kdcache.manifest import Json
+from kdcache.rendering import Table
+from kdcache.rendering.parts import fields
 from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
-from kdcache.training.card import CARD, SCORES, each_output, front_matter, score_cell, table, usage
+from kdcache.training.card import CARD, front_matter, usage
 
 LICENCE = (
     "These weights come from the encoder above and from the labelled documents: the licences of "
@@ -22,10 +25,12 @@ def write_card(folder: Path, metrics: Json) -> None:
         front_matter(TEXT_CLASSIFICATION, ["kdcache"]),
         f"# {folder.resolve().name}",
         _summary(metrics),
-        table(("", ""), list(_origin(metrics))),
+        fields(_origin(metrics)).markdown(),
         "## How it was chosen",
         _chosen(metrics),
-        table(("learning rate", "epoch", "loss", metrics["chosen_by"]), list(_grid(metrics))),
+        Table(
+            ("learning rate", "epoch", "loss", metrics["chosen_by"]), (*_grid(metrics),)
+        ).markdown(),
         "## Scores",
         *_scores(metrics),
         "## How to use it",
@@ -93,20 +98,14 @@ def _grid(metrics: Json) -> Iterator[tuple[str, ...]]:
 def _scores(metrics: Json) -> Iterator[str]:
     sides = {"dev": metrics["dev"]}
     if "evaluation" in metrics:
-        sides["evaluation"] = metrics["evaluation"]
-    rows = [
-        (label, *(score_cell(side, name) for side in sides.values()))
-        for name, label in SCORES.items()
-        if metrics["dev"].get(name) is not None
-    ]
-    heads = {"dev": "dev", "evaluation": f"`{metrics.get('evaluation', {}).get('file')}`"}
+        sides[f"`{metrics['evaluation']['file']}`"] = metrics["evaluation"]
     yield (
         "Intervals are of 95%. What was chosen on the dev documents looks a little better on them "
         f"than it is; {_apart(metrics.get('evaluation', {}).get('seen', 0))}."
     )
-    yield table(("", *(heads[name] for name in sides)), rows)
-    if each := each_output(list(sides.values())[-1]).strip():
-        yield each
+    yield score_table(sides, TEXT_CLASSIFICATION.name, "dev").markdown()
+    if each := each_output(list(sides.values())[-1]):
+        yield each.markdown()
 
 
 def _apart(seen: int) -> str:

@@ -12,10 +12,12 @@ from transformers.trainer_utils import set_seed
 
 from kdcache.building.planner import PlanOptions, scratch_folder
 from kdcache.errors import require_path
+from kdcache.evaluation.score_tables import score_table
 from kdcache.labels import LabelType
 from kdcache.manifest import Json
 from kdcache.models import Tokenizer, load_tokenizer
 from kdcache.progress import Progress, Shown, short, shown
+from kdcache.rendering.parts import fields
 from kdcache.store.io.durable_writes import remove_tree, writing
 from kdcache.tasks import Task
 from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
@@ -52,6 +54,18 @@ class TeachResult:
             f"<TeachResult {self.folder}: learning rate {chosen['learning_rate']}, epoch "
             f"{chosen['epoch']}, {by} {self.metrics['dev'][by]:.4g} on dev>"
         )
+
+    def _repr_html_(self) -> str:
+        chosen, sides = self.metrics["chosen"], {"dev": self.metrics["dev"]}
+        if scores := self.metrics.get("evaluation"):
+            sides[str(scores["file"])] = scores
+        rows = {
+            "teacher": f"`{self.folder}`",
+            "learning rate": f"{chosen['learning_rate']:g}",
+            "epoch": str(chosen["epoch"]),
+        }
+        scored = score_table(sides, TEXT_CLASSIFICATION.name, "dev")
+        return fields(rows.items()).html() + scored.html()
 
 
 def teach(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from kdcache.building.training_note import CACHE
+from kdcache.evaluation.score_tables import called, each_output, score_table
 from kdcache.losses.schedules import is_on, weight_text
 from kdcache.manifest import Json
 from kdcache.models.student_config import is_student
-from kdcache.store import Cache
+from kdcache.rendering.parts import fields
 from kdcache.tasks import TASKS, Task
 from kdcache.training.recipe import Recipe
 
@@ -20,23 +23,6 @@ LICENCE = (
     "These weights come from the teacher above and from the corpus that it was run over: the "
     "licences of both apply. State here the licence that you release the student under."
 )
-SCORES = {
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "micro_f1": "F1, all decisions (micro)",
-    "macro_f1": "F1, mean of the classes (macro)",
-    "exact_match": "documents with all classes right",
-    "hamming_loss": "wrong decisions (Hamming loss)",
-    "average_precision": "average precision, mean of the classes",
-    "roc_auc": "area under the ROC curve, mean of the classes",
-    "matthews": "Matthews correlation",
-    "pearson": "Pearson correlation",
-    "spearman": "Spearman correlation",
-    "mse": "mean squared error",
-    "cross_entropy": "cross-entropy, nats",
-    "perplexity": "perplexity",
-    "calibration_error": "expected calibration error",
-}
 
 
 MODULE_USAGE = """```python
@@ -50,18 +36,20 @@ It maps `input_ids` and `attention_mask` to logits. `kdcache evaluate` scores th
 """How a student is called that is a module."""
 
 
-def write_card(folder: Path, cache: Cache, recipe: Recipe, metrics: Json) -> None:
+def write_card(folder: Path, recipe: Recipe, metrics: Json) -> None:
     """Write the model card of the student that is saved in `folder`, in Markdown.
 
-    `metrics` are those of its training; where they hold an evaluation, the card states its scores
-    with 95% intervals, and the teacher's in the next column.
+    It tells what the folder notes of its cache. `metrics` are those of its training; where they
+    hold an evaluation, the card states its scores with 95% intervals, and the teacher's in the next
+    column.
     """
-    task = cache.plan.task
+    record: Json = json.loads((folder / CACHE).read_bytes())
+    task = TASKS[task_of(record)]
     sections = [
         front_matter(task, ["knowledge-distillation", "kdcache"], library_of(folder)),
         f"# {folder.resolve().name}",
-        _summary(cache, recipe),
-        table(("", ""), list(_origin(cache, recipe, metrics))),
+        _summary(record, recipe),
+        fields([*origin(record, recipe, metrics), *hashes(record)]).markdown(),
         "## Scores",
         _scores(metrics.get("evaluation")),
         "## How to use it",
@@ -70,6 +58,12 @@ def write_card(folder: Path, cache: Cache, recipe: Recipe, metrics: Json) -> Non
         LICENCE,
     ]
     (folder / CARD).write_text("\n\n".join(sections) + "\n", "utf-8")
+
+
+def task_of(record: Json) -> str:
+    """The task of a student, from the note of its cache; "" where that does not tell."""
+    teacher, plan = record.get("teacher") or {}, record.get("plan_config") or {}
+    return str(teacher.get("task") or plan.get("task") or "")
 
 
 def library_of(folder: Path) -> str:
@@ -87,8 +81,8 @@ def front_matter(task: Task, tags: list[str], library: str = "transformers") -> 
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _summary(cache: Cache, recipe: Recipe) -> str:
-    teacher = cache.manifest["teacher"]
+def _summary(record: Json, recipe: Recipe) -> str:
+    teacher = record["teacher"]
     return (
         f"A student of `{teacher['name']}` ({teacher['class']}), distilled by kdcache with the "
         f"recipe `{recipe.name}` from cached outputs of its teacher. `recipe.toml`, `cache.json` "
@@ -96,41 +90,74 @@ def _summary(cache: Cache, recipe: Recipe) -> str:
     )
 
 
-def _origin(cache: Cache, recipe: Recipe, metrics: Json) -> Iterator[tuple[str, str]]:
-    teacher, plan = cache.manifest["teacher"], cache.plan
-    corpus, software = plan.config.corpus, cache.manifest["software"]
-    yield "task", plan.task.name
-    yield "parameters", f"{metrics['parameters']:,}; the teacher has {teacher['parameters']:,}"
+def origin(record: Json, recipe: Recipe | None, metrics: Json) -> Iterator[tuple[str, str]]:
+    """Where a student comes from and how it was trained, a name and a text each.
+
+    `record` is the note of its cache. What an earlier version did not note is not told, nor is a
+    recipe of None.
+    """
+    yield "task", task_of(record)
+    theirs = record.get("teacher", {}).get("parameters")
+    teachers = "" if theirs is None else f"; the teacher has {theirs:,}"
+    if "parameters" in metrics:
+        yield "parameters", f"{metrics['parameters']:,}{teachers}"
     if heads := metrics.get("heads"):
         yield "trained with", f"a head for each of {', '.join(heads)}, on one encoder"
-    yield "initialised from", _start(recipe.student)
-    yield "losses", _losses(recipe)
+    if recipe is not None:
+        yield "initialised from", _start(recipe.student)
+        yield "losses", _losses(recipe)
     for stage, one in metrics.get("stages", {"": metrics}).items():
         if balance := one.get("balance"):
             weights = ", ".join(f"{name} × {w:.3g}" for name, w in balance["weights"].items())
             yield f"weights set{stage and f' in stage {stage}'}", f"{weights} ({balance['way']})"
-    if told := _of_stages(recipe, lambda one: one.inputs):
-        yield "in place of word embeddings", told
-    if told := _of_stages(recipe, lambda one: one.data.weighting):
-        yield "documents weighed by", told
-    if told := "; ".join(_teachers(cache, recipe)):
-        yield "teachers", told
-    yield "steps", f"{metrics['steps']:,} ({metrics['epochs']:.3g} epochs)"
+    if recipe is not None:
+        yield from _beside(record, recipe)
+    if "steps" in metrics:
+        yield "steps", f"{metrics['steps']:,} ({metrics['epochs']:.3g} epochs)"
     if chosen := metrics.get("dev"):
         yield "weights chosen", _choice(chosen)
     for one in metrics.get("caches", ()):
         told = f"{one['share']:.0%} of the steps' documents, teacher {one['teacher']}, contents "
         yield f"cache {one['cache']}", f"{told}`{one['contents']}`"
-    yield "corpus", f"{corpus['documents']:,} documents, {plan.tokens:,} tokens"
     if part := metrics.get("partial"):
         yield "trained on", f"{part['documents']:,} of {part['of']:,} planned documents"
-    yield "longest input", f"{plan.config.max_length} tokens"
-    yield "teacher's outputs kept", ", ".join(cache.manifest["signals"])
-    version = software.get("transformers", "of a version not recorded")
-    yield "teacher run in", f"{teacher['dtype']}, transformers {version}"
-    yield "SHA-256 of the teacher's weights", f"`{teacher['weights_sha256']}`"
-    yield "SHA-256 of the corpus", f"`{corpus['sha256']}`"
-    yield "SHA-256 of the plan", f"`{cache.manifest['plan']['sha256']}`"
+    yield from _source(record)
+
+
+def _beside(record: Json, recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What a recipe has beside losses."""
+    if told := _of_stages(recipe, lambda one: one.inputs):
+        yield "in place of word embeddings", told
+    if told := _of_stages(recipe, lambda one: one.data.weighting):
+        yield "documents weighed by", told
+    if told := "; ".join(_teachers(tuple(record.get("teachers", ())), recipe)):
+        yield "teachers", told
+
+
+def _source(record: Json) -> Iterator[tuple[str, str]]:
+    """What is noted of the cache, its teacher and its corpus."""
+    teacher, plan = record.get("teacher") or {}, record.get("plan_config") or {}
+    corpus = plan.get("corpus") or {}
+    if "documents" in corpus:
+        tokens = f", {record['tokens']:,} tokens" if "tokens" in record else ""
+        yield "corpus", f"{corpus['documents']:,} documents{tokens}"
+    if "max_length" in plan:
+        yield "longest input", f"{plan['max_length']} tokens"
+    if record.get("signals"):
+        yield "teacher's outputs kept", ", ".join(record["signals"])
+    if "dtype" in teacher:
+        version = record.get("software", {}).get("transformers", "of a version not recorded")
+        yield "teacher run in", f"{teacher['dtype']}, transformers {version}"
+
+
+def hashes(record: Json) -> Iterator[tuple[str, str]]:
+    """SHA-256 of what a student comes from, where that was noted."""
+    known = {
+        "the teacher's weights": (record.get("teacher") or {}).get("weights_sha256"),
+        "the corpus": ((record.get("plan_config") or {}).get("corpus") or {}).get("sha256"),
+        "the plan": record.get("plan"),
+    }
+    yield from ((f"SHA-256 of {of}", f"`{value}`") for of, value in known.items() if value)
 
 
 def _of_stages(recipe: Recipe, told: Callable[[Recipe], object]) -> str:
@@ -140,9 +167,8 @@ def _of_stages(recipe: Recipe, told: Callable[[Recipe], object]) -> str:
     return "; ".join(f"{name}{one}" for name, one in each if one)
 
 
-def _teachers(cache: Cache, recipe: Recipe) -> Iterator[str]:
-    """Who teaches the losses that name their teachers, and how these count."""
-    known = (cache.teacher,) if cache.teacher else (cache.first, *cache.teachers)
+def _teachers(known: tuple[str, ...], recipe: Recipe) -> Iterator[str]:
+    """Who of `known` teaches the losses that name their teachers, and how these count."""
     for stage in recipe.in_stages():
         for name, teaching in stage.teaching.items():
             yield f"{name}: {', '.join(teaching.of(name, known))} ({teaching.choose})"
@@ -150,7 +176,7 @@ def _teachers(cache: Cache, recipe: Recipe) -> Iterator[str]:
 
 def _choice(dev: Json) -> str:
     """How the weights were chosen, with the teacher's score on the same documents."""
-    best, metric = dev["best"], _called(dev["metric"])
+    best, metric = dev["best"], called(dev["metric"])
     teacher = dev["teacher"]
     about = "about " if teacher is not None and teacher.get("estimate") else ""
     theirs = "" if teacher is None else f"; the teacher's is {about}{teacher['value']:.4g}"
@@ -160,11 +186,6 @@ def _choice(dev: Json) -> str:
         f"{len(dev['points'])} by {metric} ({best['value']:.4g}{theirs}) on {dev['documents']:,} "
         f"dev documents that were not trained on: {dev['source']}"
     )
-
-
-def _called(metric: str) -> str:
-    """What a metric is called."""
-    return SCORES.get(metric, metric.replace("_", " "))
 
 
 def _losses(recipe: Recipe) -> str:
@@ -200,43 +221,14 @@ def _scores(evaluation: Json | None) -> str:
             "teacher on labelled documents."
         )
     teacher = evaluation.get("teacher")
-    head = ("", "student") if teacher is None else ("", "student", "teacher")
-    sides = [evaluation] if teacher is None else [evaluation, teacher]
-    own = dict(TASKS[evaluation["task"]].told)
-    rows = [
-        (label, *(score_cell(side, name) for side in sides))
-        for name, label in (own | SCORES).items()
-        if evaluation.get(name) is not None
-    ]
+    sides = {"student": evaluation} | ({} if teacher is None else {"teacher": teacher})
+    found = score_table(sides, evaluation["task"], "student").markdown()
     file = f"`{evaluation['file']}`, " if "file" in evaluation else ""
     text = f"On {file}{evaluation['documents']:,} documents; intervals are of 95%."
     text += f" Scored are {evaluation['scored']}.\n\n" if "scored" in evaluation else "\n\n"
     note = "" if teacher else "\n\nThe teacher was not scored on this file (`--eval-teacher`)."
-    return text + table(head, rows) + note + each_output(evaluation)
-
-
-def each_output(scores: Json) -> str:
-    """A table of the scores of every class, or every value, where a document has several."""
-    for what, name in (("classes", "class"), ("values", "value")):
-        found = scores.get(what)
-        if isinstance(found, dict):
-            heads = [key for key in next(iter(found.values())) if not key.endswith("_interval")]
-            rows = [(one, *(_figure(side[key]) for key in heads)) for one, side in found.items()]
-            return "\n\n" + table((name, *(key.replace("_", " ") for key in heads)), rows)
-    return ""
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def score_cell(side: Json, name: str) -> str:
-    """A score with its 95% interval; nothing where there is none."""
-    if side.get(name) is None:
-        return ""
-    interval = side.get(f"{name}_interval")
-    bounds = "" if interval is None else f" ({interval[0]:.4g} to {interval[1]:.4g})"
-    return f"{side[name]:.4g}{bounds}"
+    each = each_output(evaluation)
+    return text + found + note + (f"\n\n{each.markdown()}" if each else "")
 
 
 def usage(task: Task) -> str:
@@ -245,14 +237,3 @@ def usage(task: Task) -> str:
         "```python\nfrom transformers import pipeline\n\n"
         f'pipe = pipeline("{task.pipeline}", model="path/to/this/folder")\n{task.call}\n```'
     )
-
-
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A table in Markdown."""
-    lines = [head, tuple("---" for _ in head), *([_cell(text) for text in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """A text that stays in its cell whatever a model, a file or a loss is called."""
-    return " ".join(text.split()).replace("|", "\\|")

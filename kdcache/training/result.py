@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 import torch
 
+from kdcache.evaluation.score_tables import called, headline, score_cell
 from kdcache.manifest import Json
 from kdcache.memory import peak_rss_bytes
+from kdcache.rendering import Picture
+from kdcache.rendering.figures import show_all
+from kdcache.rendering.parts import fields
+from kdcache.training.curve_picture import curve_picture
 from kdcache.training.reporter import Reporter
+from kdcache.training.run_folder import LOG, read_json
 from kdcache.training.trainer import DistillationTrainer
 
 
@@ -38,6 +44,33 @@ class TrainResult:
             f"<TrainResult {self.folder}: {self.metrics['steps']:,} steps in "
             f"{self.metrics['seconds']:.1f} s, {losses}>"
         )
+
+    def _repr_html_(self) -> str:
+        curves = self.curves() if self.wrote else None
+        return fields(self._rows()).html() + (curves.html() if curves else "")
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        metrics = self.metrics
+        yield "student", f"`{self.folder}`"
+        yield "steps", f"{metrics['steps']:,} in {metrics['seconds']:.1f} s"
+        yield "losses", show_all(metrics["losses"])
+        if dev := metrics.get("dev"):
+            teacher = dev["teacher"]
+            theirs = "" if teacher is None else f"; the teacher's is {teacher['value']:.4g}"
+            yield f"{called(dev['metric'])} on dev", f"{dev['best']['value']:.4g}{theirs}"
+        if scores := metrics.get("evaluation"):
+            metric = headline(scores, scores["task"])
+            yield f"{called(metric)} on {scores['file']}", score_cell(scores, metric)
+
+    def curves(self) -> Picture | None:
+        """The student's scores on its dev set and its losses over steps; a notebook shows them.
+
+        None where nothing was logged, as of a run of no step.
+
+        Raises ConfigError if the folder's log is damaged, or gone.
+        """
+        dev = self.metrics.get("dev")
+        return curve_picture(read_json(self.folder / LOG), dev, name="curves", of=self.folder.name)
 
 
 SUMS = ("steps", "steps_run", "seconds", "documents", "tokens", "data_wait_seconds")

@@ -227,8 +227,14 @@ def start_folder(
 
 
 def _cache_record(cache: Cache, parts: Parts) -> Json:
-    vocabulary = token_map(cached_tokenizer(cache).plain).sha256
-    return {**cache_identity(cache, parts), "vocabulary": vocabulary}
+    told = {
+        "vocabulary": token_map(cached_tokenizer(cache).plain).sha256,
+        "tokens": cache.plan.tokens,
+        "teachers": [cache.teacher] if cache.teacher else [cache.first, *cache.teachers],
+        "software": cache.manifest.get("software", {}),
+        "bytes": sum(cache.bytes.values()),
+    }
+    return cache_identity(cache, parts) | told
 
 
 def finish_folder(

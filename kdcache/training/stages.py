@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +241,8 @@ class Stages:
     def record(self, metrics: Json) -> None:
         """Write what is known of the student: the model card and the metrics."""
         several = metrics.get("heads") or metrics.get("students") or {"": {}}
-        for cache, (name, own) in zip(cycle(self._caches), several.items(), strict=False):
-            write_card(self.folder / name, cache, self.recipe, metrics | own)
+        for name, own in several.items():
+            write_card(self.folder / name, self.recipe, metrics | own)
             if name:
                 write_json(self.folder / name / METRICS, metrics | own)
         write_json(self.folder / METRICS, metrics)

@@ -1,0 +1,1 @@
+"""Reports: what students, their teachers and caches came to, as one page."""

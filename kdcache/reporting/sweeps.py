@@ -1,0 +1,126 @@
+"""A sweep: what was trained, what it is worth, and what was picked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdcache.errors import KdcacheError
+from kdcache.evaluation.score_tables import called
+from kdcache.manifest import Json
+from kdcache.rendering import Part, Points, Section, Table, Text, show, size
+from kdcache.reporting.facts import Facts, SweepFacts
+from kdcache.reporting.groups import Group
+from kdcache.reporting.pareto import COSTS, weighed
+from kdcache.reporting.pictures import cost_picture
+from kdcache.sweeping.record import FAILED, RECORD, TEACHER, WAITING, Mean, Record, Row, read_record
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether `sweep` wrote the folder."""
+    return (folder / RECORD).is_file()
+
+
+def read_sweep(folder: Path, name: str) -> SweepFacts:
+    """What the folder of a sweep tells."""
+    try:
+        record = read_record(folder)
+    except KdcacheError as error:
+        return SweepFacts(name=name, folder=folder, record=None, notes=(str(error),))
+    return SweepFacts(name=name, folder=folder, record=record, notes=tuple(_notes(record)))
+
+
+def _notes(record: Record) -> Iterator[str]:
+    yield from record.unmet
+    for one in record.students:
+        if one.state == FAILED:
+            yield f"{one.name} failed: {one.error}"
+    waiting = sum(one.state == WAITING for one in record.students)
+    if waiting:
+        yield f"{waiting} of {len(record.students)} students are not trained yet"
+    if record.dev is None:
+        yield "there was no dev set, so nothing is picked"
+    yield from record.notes
+
+
+def picked_folder(sweep: SweepFacts) -> Path | None:
+    """The folder of the student that a sweep picked, where it lies now."""
+    students = sweep.record.students if sweep.record else ()
+    wanted = sweep.record.pick if sweep.record else None
+    return next((sweep.folder / one.folder for one in students if one.name == wanted), None)
+
+
+def sweep_sections(facts: Facts) -> Iterator[Section]:
+    """A section for every sweep."""
+    for number, sweep in enumerate(facts.sweeps):
+        if sweep.record is None:
+            continue
+        yield Section(f"Sweep: {sweep.name}", tuple(_parts(sweep.record, number)))
+
+
+def _parts(record: Record, number: int) -> Iterator[Part]:
+    axes = ", ".join(record.axes) or "nothing"
+    yield Text(
+        f"{len(record.students)} students of {record.teacher} that differ in {axes}; "
+        f"{_on(record)}. Of several seeds the mean is told, ± the standard deviation."
+    )
+    picked = record.picked
+    if picked is not None:
+        yield Text(f"Picked: {picked.name}, {picked.kind} ({record.pick}).")
+    yield Table(
+        ("", "weights", f"dev {called(record.metric)}", "test", "parameters", "size", "p50, ms",
+         "nothing beats it in"),
+        tuple(map(_row, record.rows)),
+        figures=True,
+    )  # fmt: skip
+    group = _group(record)
+    for cost in COSTS[:3]:
+        picture = cost_picture(group, cost, weighed(group, cost), f"sweep-{cost.name}-{number}")
+        if picture:
+            yield picture
+    if record.unmet:
+        yield Points(record.unmet)
+
+
+def _on(record: Record) -> str:
+    dev = "no dev set" if record.dev is None else f"dev: {record.dev.get('source')}"
+    return dev if record.eval is None else f"{dev}; test: {record.eval.get('file')}"
+
+
+def _row(row: Row) -> tuple[str, ...]:
+    return (
+        f"{row.name}{' (picked)' if row.picked else ''}",
+        row.kind,
+        _mean(row.dev),
+        _mean(row.eval),
+        show(row.parameters),
+        "-" if row.bytes is None else size(row.bytes),
+        show(row.p50_ms),
+        ", ".join(row.front),
+    )
+
+
+def _mean(score: Mean | None) -> str:
+    if score is None:
+        return "-"
+    spread = "" if score.sd is None else f" ± {score.sd:.2g} (of {score.n})"
+    return f"{score.mean:.4g}{spread}"
+
+
+def _group(record: Record) -> Group:
+    """The rows of a sweep as models that were scored on the same dev documents."""
+    sides = {f"{row.name}, {row.kind}": _side(row, record.metric) for row in record.rows}
+    teachers = {f"{row.name}, {row.kind}" for row in record.rows if row.who == TEACHER}
+    return Group(
+        task="text-classification",
+        file="",
+        documents=int((record.dev or {}).get("documents") or 0),
+        sides=sides,
+        teachers=frozenset(teachers),
+    )
+
+
+def _side(row: Row, metric: str) -> Json:
+    score = row.dev.mean if row.dev else None
+    figures = {"bytes": row.bytes, "p50_ms": row.p50_ms, "parameters": row.parameters}
+    return {metric: score, **figures}

@@ -60,6 +60,8 @@ EXAMPLES = {
         "    --out student --set losses.kl.temperature=4 --device cpu",
         "kdcache train train.cache --recipe annealing-kd --init-from-teacher 2-4-6",
         "    --out student --set stages.labels.training.num_train_epochs=1",
+        "kdcache train train.cache --recipe kd --student ./xlm-r-small --out student",
+        "    --vocabulary corpus",
     ),
     "evaluate": ("kdcache evaluate student dev.csv --cache train.cache",),
     "compare": (

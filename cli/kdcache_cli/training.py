@@ -93,6 +93,14 @@ def train(
         int | None,
         typer.Option(metavar="N", help="Stop after N scores in a row without a better one."),
     ] = None,
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="corpus|FILE|N",
+            help="Keep the embeddings of the tokens that the cache's documents use; of those and "
+            "the texts of FILE; or N rows, of the most used.",
+        ),
+    ] = None,
     mix: Annotated[
         str | None,
         typer.Option(
@@ -184,6 +192,7 @@ def train(
         dev_split=dev_split,
         dev_every=dev_every,
         patience=patience,
+        vocabulary=vocabulary,
         mix=mix,
         seed=seed,
         epochs=epochs,

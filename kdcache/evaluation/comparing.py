@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kdcache.building.planner import scratch_folder
+from kdcache.building.trimmed_cache import as_read_by
 from kdcache.corpora.readers import name_of
 from kdcache.errors import ConfigError, CorpusError, ModelError
 from kdcache.evaluation.agreement import held_in, require_comparable
@@ -86,6 +87,7 @@ def compare(
     for folder in (student, *([] if teacher is None else [teacher])):
         _require_classifier(folder, task)
     told = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
+    told = as_read_by(told, student)
     if told is not None:
         _require_teacher(told, student, task)
     elif teacher is not None and task.labelled:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from kdcache.building.planner import scratch_folder
+from kdcache.building.trimmed_cache import as_read_by
 from kdcache.corpora.files import require_no_input
 from kdcache.corpora.numbering import Numbering
 from kdcache.errors import ConfigError
@@ -93,6 +94,7 @@ def evaluate(
         require_no_input(Path(predictions), file)
         require_writable(Path(predictions), file=True)
     known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
+    known = as_read_by(known, model)
     reading = Reading(
         text_columns=text_columns,
         label_column=label_column,

@@ -35,6 +35,7 @@ from kdcache.models.student_fit import (
 from kdcache.models.teacher import model_sizes
 from kdcache.models.together import TogetherModel, together_config
 from kdcache.models.token_map import require_same_vocabulary
+from kdcache.models.trimmed_model import trim, trimmed_config
 from kdcache.plans.batch import Batch
 from kdcache.signals import ModelSizes
 
@@ -117,6 +118,8 @@ def student_config(spec: StudentSpec, cache: Cache) -> Any:
     Raises ModelError if it lacks a token of the plan's documents, ConfigError for a layer the
     teacher lacks.
     """
+    if cache.kept is not None and not spec.whole:
+        return trimmed_config(student_config(spec, cache.original), cache.kept)
     config = spec.way.config(cache, spec)
     if spec.shared:
         if spec.module is not None or spec.built or spec.together:
@@ -148,8 +151,14 @@ def student_sizes(spec: StudentSpec, cache: Cache) -> ModelSizes:
 def load_student(cache: Cache, spec: StudentSpec, *, seed: int) -> Any:
     """Make the student; new weights are drawn from `seed`.
 
+    One with fewer tokens is made with all, and has the rows that the other would have.
+
     Raises ModelError or ConfigError if it cannot be made, or does not take the plan's documents.
     """
+    if cache.kept is not None and not spec.whole:
+        student = load_student(cache.original, spec, seed=seed)
+        trim(student, cache)
+        return student
     config = student_config(spec, cache)
     if spec.checkpoint:
         require_same_vocabulary(cache, spec.checkpoint, unless_none=spec.same_tokenizer)

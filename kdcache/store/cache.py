@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,6 +55,9 @@ from kdcache.store.opening import layouts_of, newer_layouts, plan_in, spaces_of
 from kdcache.store.stored_files import StoredFiles
 from kdcache.tasks import RowSpace, Subset
 
+if TYPE_CHECKING:
+    from kdcache.models.kept_tokens import KeptTokens
+
 Content = bytes  # the class has a property of that name
 
 
@@ -90,9 +93,11 @@ class Cache:
         prefix: where the arrays of a teacher beside the first lie in the store.
         newer: signals that only a newer version can read, and what is new about each.
         reworded: whether its texts are read in another vocabulary than the teacher's.
+        kept: the tokens of the teacher's vocabulary that it is read with; None: all.
     """
 
     reworded: ClassVar[bool] = False
+    kept: KeptTokens | None = None
 
     def __init__(self, path: Root, teacher: str | None = None) -> None:
         self.path = path

@@ -171,7 +171,7 @@ def _of_file(file: str, cache: Cache, docs: Docs, config: Any, progress: Progres
     if not len(held):
         raise CorpusError(f"{file} has no labels to score against: --dev names labelled documents")
     told = plan
-    if cache.reworded:
+    if cache.original is not cache:
         told = file_plan(file, cache.original, config, progress)
     texts = frozenset(key for _, key in text_keys(told))
     same = _with_text(texts, dict(text_keys(cache.original.plan)), docs)

@@ -51,6 +51,9 @@ def with_shorthands(recipe: Recipe, given: Mapping[str, Any], overrides: Sequenc
     return dataclasses.replace(recipe, training=training) if fields else recipe
 
 
+OF_TEXTS = ("tokenizer", "vocabulary")
+"""Fields of [student] that say how it reads texts, and not where it comes from."""
+
 DEV = {"dev": "file", "dev_split": "split", "dev_every": "every", "patience": "patience"}
 """Keywords of `train`, options of `kdcache train` too, and the field of [dev] each sets."""
 
@@ -177,7 +180,7 @@ def student_spec(
     `module` is the student itself, where the recipe names the class of one. A recipe cannot trust
     in the place of a person.
     """
-    chosen = {name: value for name, value in recipe.student.items() if name != "tokenizer"}
+    chosen = {name: value for name, value in recipe.student.items() if name not in OF_TEXTS}
     if chosen.get("init_from_teacher") is not None:
         chosen["init_from_teacher"] = tuple(chosen["init_from_teacher"])
     if chosen.get("together") is not None:
@@ -190,6 +193,18 @@ def student_spec(
             )
         chosen["module"] = module
     return StudentSpec(**chosen, trust_remote_code=trust_remote_code)
+
+
+def with_vocabulary(recipe: Recipe, vocabulary: Any, overrides: Sequence[str]) -> Recipe:
+    """`recipe` with the tokens that a call lets its student keep; its own where it says none.
+
+    Raises ConfigError where an override sets them too, or they make no sense.
+    """
+    fields = {"vocabulary": "vocabulary"}
+    given = _given({"vocabulary": vocabulary}, "student", fields, overrides)
+    if not given:
+        return recipe
+    return dataclasses.replace(recipe, student=student_table({**recipe.student, **given}))
 
 
 def check_callbacks(callbacks: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 [student]       where the student comes from: checkpoint, config or init_from_teacher; whether its
                 upper half shares the parameters of the lower (shared = "shuffled"); a tokenizer
-                of its own
+                of its own; which tokens it keeps (vocabulary = "corpus", a file or a number)
 [losses.NAME]   one table per loss; NAME is its kind, or the table says kind = "..."; any number of
                 it may be a schedule, { start, stop, shape, per, levels }
 [training]      any field of transformers.TrainingArguments
@@ -40,6 +40,7 @@ from kdcache.training.dev_options import DevOptions, dev_table
 from kdcache.training.inputs import ChosenInputs, inputs_of
 from kdcache.training.loss_tables import losses_json, losses_of
 from kdcache.training.stage import Stage, plain_stages, require_reached, stage_table, stages_of
+from kdcache.training.vocabulary import vocabulary_of
 
 SECTIONS = (
     "name",
@@ -61,8 +62,9 @@ OPTIONS = (
     "same_tokenizer",
     "shared",
     "tokenizer",
+    "vocabulary",
 )  # what is said of a student beside where it comes from
-KEPT = ("shared", "tokenizer")  # those that stay where another student is named
+KEPT = ("shared", "tokenizer", "vocabulary")  # those that stay where another student is named
 STUDENT = (*WAYS, *OPTIONS)
 
 
@@ -335,6 +337,13 @@ def student_table(values: Json) -> Json:
     tokenizer = values.get("tokenizer", "")
     if not isinstance(tokenizer, str):
         raise ConfigError(f"student.tokenizer is a folder or hub name; got {tokenizer!r}")
+    if values.get("vocabulary") not in (None, ""):
+        values["vocabulary"] = vocabulary_of(values["vocabulary"])
+        if tokenizer:
+            raise ConfigError(
+                "student.vocabulary keeps tokens of the teacher's, and student.tokenizer has "
+                "others: leave one of the two out"
+            )
     embeddings = "embeddings=teacher" in str(values.get("built", ""))
     if tokenizer and (embeddings or values.get("init_from_teacher") is not None):
         raise ConfigError(

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from kdcache.building.own_tokenizer import OwnTokenizerCache
 from kdcache.building.shuffle import FileColumn
 from kdcache.errors import ConfigError, ModelError
 from kdcache.models import load_tokenizer
@@ -31,11 +32,10 @@ from kdcache.training.mixture import Mixture
 from kdcache.training.word_cuts import WordCuts
 
 CHUNK = 512  # documents whose words are read back at once
-TOKENIZER = "tokenizer/"
 LENGTHS = np.dtype(np.int32)  # of the file of words
 
 
-class RewordedCache(Cache):
+class RewordedCache(OwnTokenizerCache):
     """A cache as a student with a tokenizer of its own reads it.
 
     Documents, labels and the teacher's outputs are those of the cache. `plan` and `batch` have the
@@ -58,12 +58,10 @@ class RewordedCache(Cache):
     reworded: ClassVar[bool] = True
 
     def __init__(self, cache: Cache, tokenizer: str | Path, progress: Progress) -> None:
-        super().__init__(cache.path, cache.teacher)
         require_texts(cache)
-        self.source, self.name = cache, str(tokenizer)
-        self.tokenizer = load_tokenizer(tokenizer)
+        super().__init__(cache, load_tokenizer(tokenizer))
+        self.name = str(tokenizer)
         self.cuts = WordCuts(cached_tokenizer(cache))
-        self._own = {TOKENIZER + name: data for name, data in self.tokenizer.files().items()}
         self.folder = Path(tempfile.mkdtemp(prefix="kdcache-words-"))
         weakref.finalize(self, partial(remove_tree, self.folder))
         self.plan = self._replan(progress)
@@ -159,30 +157,6 @@ class RewordedCache(Cache):
         made.update({n: torch.from_numpy(x) for n, x in zip(names, found, strict=True)})
         made[TEACHER_LENGTHS] = torch.from_numpy(theirs)
         return made
-
-    @property
-    def original(self) -> Cache:
-        """The cache in the teacher's tokens: of those that are read back, some texts are lost."""
-        return self.source
-
-    @property
-    def files(self) -> Mapping[str, int]:
-        """Files stored in the cache, with the student's tokenizer for the teacher's."""
-        kept = {n: s for n, s in super().files.items() if not n.startswith(TOKENIZER)}
-        return kept | {name: len(data) for name, data in self._own.items()}
-
-    def file(self, name: str) -> bytes:
-        """A file stored in the cache, or of the student's tokenizer."""
-        return self._own[name] if name in self._own else super().file(name)
-
-    def extract(self, folder: Path, names: list[str]) -> None:
-        """Write files into `folder`, without the folder they have in common."""
-        super().extract(folder, [name for name in names if name not in self._own])
-        for name in names:
-            if name in self._own:
-                place = folder / name.removeprefix(TOKENIZER)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_bytes(self._own[name])
 
 
 def in_other_words(mixture: Mixture, tokenizer: str, progress: Progress) -> Mixture:

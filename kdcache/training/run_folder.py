@@ -37,8 +37,11 @@ def cache_identity(cache: Cache, parts: Parts) -> Json:
     """What a student was trained from; `parts` is None for all of a cache."""
     record = cache.manifest
     words = {"words": cache.plan.config.tokenizer["sha256"]} if cache.reworded else {}
+    kept = cache.kept
+    rows = {} if kept is None else {"rows": kept.rows, "sha256": kept.sha256}
     return {
         **words,
+        **({"kept_tokens": rows} if rows else {}),
         "plan": record["plan"]["sha256"],
         "plan_config": record["plan"]["config"],
         "contents": contents_of(cache, parts),
@@ -162,7 +165,7 @@ def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
     identity = read_json(folder / CACHE)
     found = differences(stored, wanted)
     identity["teacher"] = _portable(identity["teacher"])
-    compared = {"plan", "contents", "teacher", "signals", "several", "words"}
+    compared = {"plan", "contents", "teacher", "signals", "several", "words", "kept_tokens"}
     found += differences(
         {f"cache.{key}": identity.get(key) for key in compared},
         {f"cache.{key}": now.get(key) for key in compared},
@@ -253,6 +256,8 @@ def finish_folder(
     for (home, one), cache in zip(homes(folder, student), cycle(caches), strict=False):
         one.save_pretrained(home)
         save_tokenizer(cache, home)
+        if cache.kept is not None:
+            cache.kept.save(home)
         pad_id = one.config.get_text_config().pad_token_id
         serve_with(home, length=_longest(one, cache), pad_id=pad_id)
         if home != folder:

@@ -25,8 +25,10 @@ from kdcache.training.options import (
     check_callbacks,
     dev_fields,
     require_one_student,
+    student_spec,
     with_shorthands,
     with_student,
+    with_vocabulary,
 )
 from kdcache.training.parts import choose_parts
 from kdcache.training.recipe import Recipe, load_recipe
@@ -34,6 +36,7 @@ from kdcache.training.result import TrainResult
 from kdcache.training.reworded import in_other_words
 from kdcache.training.run_folder import CACHE
 from kdcache.training.stages import Stages
+from kdcache.training.vocabulary import with_fewer_tokens
 
 
 def train(
@@ -52,6 +55,7 @@ def train(
     dev_split: float | str | None = None,
     dev_every: int | str | None = None,
     patience: int | None = None,
+    vocabulary: int | str | Path | None = None,
     seed: int | None = None,
     epochs: float | None = None,
     lr: float | None = None,
@@ -95,6 +99,10 @@ def train(
             the recipe's [dev] table.
         dev_every: steps between two scores, or "epoch", the default.
         patience: scores in a row without a better one after which training stops.
+        vocabulary: the tokens whose embeddings the student keeps: "corpus", those that the cache's
+            documents use; a text file, those of its lines too; or how many rows at most, the most
+            used. Ids are renumbered where they are read, and the student's tokenizer has these.
+            Sets a field of the recipe's [student] table.
         seed: of new weights, dropout and the order of documents. This and the next four set fields
             of the recipe's [training] table.
         epochs: passes over the documents.
@@ -143,15 +151,21 @@ def train(
     require_one_student(overrides, student, init_from_teacher, config)
     chosen = with_student(chosen, student, init_from_teacher, config, same_tokenizer)
     given = {"seed": seed, "epochs": epochs, "lr": lr, "batch_size": batch_size, "device": device}
-    chosen = with_shorthands(chosen, given, overrides)
+    chosen = with_vocabulary(with_shorthands(chosen, given, overrides), vocabulary, overrides)
     called = check_callbacks(callbacks)
-    if tokenizer := chosen.student.get("tokenizer"):
+    module = student if isinstance(student, nn.Module) else None
+    tokenizer, fewer = (chosen.student.get(name, "") for name in ("tokenizer", "vocabulary"))
+    if tokenizer or fewer:
         if eval_teacher is not None:
             raise ConfigError(
                 "--eval-teacher scores teacher and student on the same tokens, and the student has "
                 "a tokenizer of its own: score the teacher by itself (kdcache evaluate)"
             )
-        mixture = in_other_words(mixture, tokenizer, progress)
+        if tokenizer:
+            mixture = in_other_words(mixture, tokenizer, progress)
+        else:
+            spec = student_spec(chosen, module, trust_remote_code=trust_remote_code)
+            mixture = with_fewer_tokens(mixture, fewer, chosen, spec, progress)
         source = mixture.first
     require_dev_files(chosen.dev, mixture.by_head)
     files = of_heads(eval_file, mixture.heads, "--eval")
@@ -168,7 +182,6 @@ def train(
         )
         for name, cache in mixture.by_name.items()
     }
-    module = student if isinstance(student, nn.Module) else None
     run = Stages(
         source,
         parts,

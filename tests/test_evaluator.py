@@ -26,6 +26,7 @@ from kdcache.errors import (
     KdcacheError,
     ModelError,
 )
+from kdcache.evaluation.comparing import compare
 from kdcache.evaluation.evaluator import evaluate
 from kdcache.store import Cache
 from tests.conftest import bert_config, exchange_tokens, save_teacher, write_csv
@@ -138,7 +139,8 @@ def test_regression_scores_are_those_of_an_independent_forward(
     rows = [(s.text, f"{len(s.text) / 10:.1f}") for s in sentences[:60]]
     path = write_csv(tmp_path / "c.csv", [*rows, ("no score", "")], ("text", "score"))
     made = build(path, teacher=regressor, task=TASK, out=tmp_path / "c", max_length=48)
-    found = evaluate(regressor, path, cache=made.path)
+    found = evaluate(regressor, path, cache=made.path, by="length")
+    assert found["slices"]["length"]["all"]["interval"] == pytest.approx(found["pearson_interval"])
     mine = forward(regressor, [text for text, _ in rows], 48)[:, 0]
     scores = np.array([float(score) for _, score in rows])
     pearson = stats.pearsonr(mine, scores).statistic
@@ -398,3 +400,45 @@ def test_columns_may_be_ignored_or_named(tmp_path: Path, own: Path) -> None:
     ignored = evaluate(own, path, ignore_columns=["passage"])
     named = evaluate(own, path, text_columns=["query"])
     assert ignored["cross_entropy"] == named["cross_entropy"]
+
+
+CODE = """
+import transformers
+class OwnConfig(transformers.BertConfig):
+    model_type = "own"
+class OwnForSequenceClassification(transformers.BertForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+def test_a_model_whose_code_comes_with_it_is_scored_where_it_is_trusted(
+    own: Path,
+    student: Path,
+    classifier: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Task, classes and configuration are read by its code, too: `compare` asks all of that."""
+    modules = str(tmp_path / "modules")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
+    monkeypatch.syspath_prepend(modules)
+    config = json.loads((own / "config.json").read_text("utf-8"))
+    name = "OwnForSequenceClassification"
+    config |= {"model_type": "own", "architectures": [name]}
+    config["auto_map"] = {
+        "AutoConfig": "own.OwnConfig",
+        "AutoModelForSequenceClassification": f"own.{name}",
+    }
+    (own / "config.json").write_text(json.dumps(config), "utf-8")
+    (own / "own.py").write_text(CODE)
+    sizes: dict[str, Any] = {"limit": 24, "max_length": 48, "progress": False}
+    with pytest.raises(ModelError, match="contains custom code"):
+        evaluate(own, corpus, **sizes)
+    path = tmp_path / "said.csv"
+    found = evaluate(own, corpus, trust_remote_code=True, predictions=path, **sizes)
+    assert found["cross_entropy"] == evaluate(student, corpus, **sizes)["cross_entropy"]
+    with path.open(encoding="utf-8", newline="") as file:
+        assert {row["prediction"] for row in csv.DictReader(file)} <= {*NAMES}
+    beside = compare(own, corpus, teacher=classifier, trust_remote_code=True, **sizes)
+    assert [row["class"] for row in beside["classes"]] == NAMES

@@ -86,7 +86,11 @@ GRADE = replace(
 EXAMPLES = {
     "rank": Example(RANK, "finetune", "| values | one value (rank) |", ("rank",), [[*FAULTS][-1]]),
     "grade": Example(
-        GRADE, "kd", "| classes | 0, 1, 2, 3 |", ("label", "prediction", "confidence"), []
+        GRADE,
+        "kd",
+        "| classes | 0, 1, 2, 3 |",
+        ("label", "prediction", "confidence", *(f"probability: {grade}" for grade in range(4))),
+        [],
     ),
 }
 
@@ -144,7 +148,7 @@ def test_a_kind_of_label_is_one_line(listed: Example, masked_lm: Path, tmp_path:
     assert np.isfinite(report[by])
     assert report["teacher_rows"]["divergence"] is not None
     with (tmp_path / "said.csv").open(encoding="utf-8") as file:
-        assert tuple(next(csv.reader(file))) == ("document", *listed.columns)
+        assert tuple(next(csv.reader(file))) == ("document", "text", *listed.columns)
     kdcache.export(cache, tmp_path / "files")
     assert (tmp_path / "files" / "part-000000.safetensors").is_file()
     assert kdcache.verify(cache.path) == []

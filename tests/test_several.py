@@ -338,9 +338,22 @@ def test_a_student_says_what_its_outputs_are_and_is_scored_by_them(made: Made) -
 
 
 def test_predictions_and_agreement_are_of_every_output(made: Made, tmp_path: Path) -> None:
+    said_to = tmp_path / "said.csv"
     report = evaluate(
-        made.teacher, made.corpus, cache=made.cache, predictions=tmp_path / "said.csv", device="cpu"
+        made.teacher,
+        made.corpus,
+        cache=made.cache,
+        predictions=said_to,
+        by="length",
+        teacher=made.teacher,
+        device="cpu",
     )
+    told = report["slices"]["length"]
+    assert told["metric"] == {"multi-label": "micro_f1", "vectors": "pearson"}[made.kind]
+    assert told["all"]["value"] == pytest.approx(report[told["metric"]])
+    for one in told["rows"]:
+        assert one["value"] == pytest.approx(one["scores"][told["metric"]], abs=1e-6)
+        assert one["drop"]["value"] == 0
     assert report["teacher_rows"]["divergence"] == pytest.approx(0, abs=1e-9)
     assert report["teacher_rows"]["agreement"] == (1 if made.kind == "multi-label" else None)
     with (tmp_path / "said.csv").open(encoding="utf-8") as file:
@@ -350,7 +363,9 @@ def test_predictions_and_agreement_are_of_every_output(made: Made, tmp_path: Pat
         assert [json.loads(row["prediction"]) for row in rows] == [
             [name for name, logit in zip(NAMES, row, strict=True) if logit > 0] for row in said
         ]
-        assert float(rows[0]["joy"]) == pytest.approx(float(said[0, 0].sigmoid()), abs=1e-4)
+        assert float(rows[0]["probability: joy"]) == pytest.approx(
+            float(said[0, 0].sigmoid()), abs=1e-4
+        )
         assert json.loads(rows[1]["labels"]) == ["joy", "fear"]
     else:
         assert float(rows[0]["prediction: fear"]) == pytest.approx(float(said[0, 1]), rel=1e-4)

@@ -63,7 +63,11 @@ EXAMPLES = {
         "kdcache train train.cache --recipe kd --student ./xlm-r-small --out student",
         "    --vocabulary corpus",
     ),
-    "evaluate": ("kdcache evaluate student dev.csv --cache train.cache",),
+    "evaluate": (
+        "kdcache evaluate student dev.csv --cache train.cache",
+        "kdcache evaluate student test.csv --teacher ./teacher --by domain",
+        "    --by length --predictions said.csv",
+    ),
     "compare": (
         "kdcache compare student --cache train.cache",
         "kdcache compare student dev.csv --teacher ./teacher --json",

@@ -7,6 +7,8 @@ from typing import Any
 
 from kdcache_cli.output import both, print_fields, print_table, print_title
 
+LISTED = 40  # slices that a person still reads
+
 SCORES = {
     "accuracy_interval": "accuracy, 95% interval",
     "calibration_error": "expected calibration error",
@@ -24,12 +26,26 @@ SCORES = {
 def print_scores(report: Mapping[str, Any]) -> None:
     """Scores of a model, those of the teacher beside them where it was run too."""
     teacher = report.get("teacher") or {}
-    own = {name: value for name, value in report.items() if name != "teacher"}
+    own = {name: value for name, value in report.items() if name not in ("teacher", "slices")}
     rows = [(_label(name), value, teacher.get(name, "")) for name, value in _flat(own)]
     if teacher:
         print_table(("", "model", "teacher"), rows, right=(1, 2))
     else:
         print_fields({label: value for label, value, _ in rows})
+    for column, told in report.get("slices", {}).items():
+        _print_slices(column, told)
+
+
+def _print_slices(column: str, told: Mapping[str, Any]) -> None:
+    from kdcache.evaluation.told import header_of, rows_of, worst_of
+
+    header, slices = header_of(column, dict(told)), len(told["rows"])
+    print_title(f"by {column}")
+    print_table(header, rows_of(dict(told), LISTED), right=range(1, len(header)))
+    for line in worst_of(column, dict(told)):
+        print(line)
+    if slices > LISTED:
+        print(f"of {slices:,} slices the {LISTED} that score worst are listed; --json has all")
 
 
 def _label(name: str) -> str:

@@ -231,9 +231,22 @@ def evaluate(
     ignore_columns: o.IgnoreColumns = None,
     limit: o.Limit = None,
     max_length: o.ModelMaxLength = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Score slice by slice, too: documents by what this column says (domain, language, "
+            "customer), with intervals and the worst slice; with --teacher also what is lost on "
+            "each. `length` cuts by tokens where no column is called so. Repeat it for more.",
+        ),
+    ] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Write each document's label and prediction there."),
+        typer.Option(
+            metavar="FILE",
+            help="Write each document's text, slices, label, prediction and probabilities there, "
+            "as CSV or, with the suffix .jsonl, as JSON lines.",
+        ),
     ] = None,
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.AsJson = False,
@@ -254,6 +267,7 @@ def evaluate(
         device=device,
         **o.columns(context),
         max_length=max_length,
+        by=by or (),
         predictions=predictions,
         trust_remote_code=trust_remote_code,
         progress=context.obj,

@@ -147,7 +147,7 @@ def make_plan(
     `like` are taken if they are there.
     """
     task = as_task(task)
-    opened = _opened(corpus, task, options, like)
+    opened = open_documents(corpus, task, options, like)
     if not task.pairs and len(opened.text_columns) > 1:
         raise ConfigError(
             f"{task} takes one text column, not {' and '.join(opened.text_columns)}; "
@@ -193,7 +193,10 @@ def make_plan(
         return builder.arrange(config, labels)
 
 
-def _opened(corpus: Any, task: Task, options: PlanOptions, like: Sequence[str]) -> Corpus:
+def open_documents(
+    corpus: Any, task: Task, options: PlanOptions, like: Sequence[str] = ()
+) -> Corpus:
+    """A corpus as `make_plan` of the same arguments reads it."""
     return open_corpus(
         corpus,
         text_columns=options.get("text_columns", ()),

@@ -58,6 +58,7 @@ class Corpus:
     Attributes:
         class_names: what the corpus calls the numbers of its label column, where it says.
         labelled: whether documents are to have labels; else they need not have the column.
+        columns: all of them, of the first 1,000 rows.
         unused: columns that are neither text nor label, of the first 1,000 rows.
         late: further ones, as they come up while iterating.
         words: whether documents are lists of words, with a list of labels each.
@@ -69,6 +70,7 @@ class Corpus:
     limit: int | None = None
     class_names: tuple[str, ...] | None = None
     labelled: bool = True
+    columns: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     late: dict[str, str] = field(default_factory=dict)
     words: bool = False
@@ -84,7 +86,7 @@ class Corpus:
 
     def rows(self, *more: str) -> Iterator[Row]:
         """What `document` makes documents of, with the columns of `more` besides."""
-        wanted = [*self.text_columns, *self.label_columns, *more]
+        wanted = list(dict.fromkeys([*self.text_columns, *self.label_columns, *more]))
         return islice(
             (row for table in self.tables for row in self._rows(table, wanted)), self.limit
         )
@@ -212,6 +214,7 @@ def open_corpus(
         limit=limit,
         class_names=_class_names(tables, labels[0] if len(labels) == 1 else None),
         labelled=labelled,
+        columns=tuple(sample.columns),
         unused=unused,
         words=bool(words),
         _known=frozenset([*sample.columns, *ignored]) if guessing else None,

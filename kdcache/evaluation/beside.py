@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdcache.evaluation.cuts import bands
 from kdcache.labels.base import Array, output_names
 from kdcache.labels.classes import CLASSES
 from kdcache.labels.multi_label import MULTI_LABEL, bernoulli_kl
@@ -139,10 +140,7 @@ def by_length(found: Beside, tokens: Array, bins: int) -> list[Json]:
 
     Documents of one length are in one row, so there may be fewer rows than `bins`.
     """
-    inner = np.linspace(0, 1, bins + 1)[1:-1]
-    quantiles = np.quantile(tokens, inner, method="inverted_cdf") if bins > 1 else np.empty(0)
-    bounds: Array = np.unique(quantiles)
-    places = np.searchsorted(bounds, tokens, side="left")
+    places = bands(tokens, bins)
     rows = []
     for place in np.unique(places):
         held = tokens[places == place]

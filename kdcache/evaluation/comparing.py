@@ -83,16 +83,18 @@ def compare(
     for name, number in (("bins", bins), ("batch_size", batch_size)):
         if number < 1:
             raise ConfigError(f"{name} must be 1 or more; got {number}")
-    progress, task = shown(progress), task_of(student)
+    trust: Any = {"trust_remote_code": trust_remote_code}
+    progress, task = shown(progress), task_of(student, **trust)
     for folder in (student, *([] if teacher is None else [teacher])):
-        _require_classifier(folder, task)
+        _require_classifier(folder, task, trust)
     told = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
     told = as_read_by(told, student)
     if told is not None:
-        _require_teacher(told, student, task)
+        _require_teacher(told, student, task, trust)
     elif teacher is not None and task.labelled:
-        _require_names(student, task, classes_of(teacher, task).names, str(teacher))
-    made = opened(student, task, told, device=device, trust_remote_code=trust_remote_code)
+        theirs = classes_of(teacher, task, **trust).names
+        _require_names(student, classes_of(student, task, **trust).names, theirs, str(teacher))
+    made = opened(student, task, told, device=device, **trust)
     with scratch_folder(None) as scratch:
         if told is not None and file is None:
             plan, source = told.plan, told.path
@@ -106,8 +108,7 @@ def compare(
             name, said = _cached(told, [rows[int(doc)] for doc in docs])
         else:
             assert teacher is not None
-            more = {"device": device, "trust_remote_code": trust_remote_code}
-            name, said = _run(teacher, made, plan, docs, **ran, **more)
+            name, said = _run(teacher, made, plan, docs, device=device, **ran, **trust)
         left = {"unlabelled": len(rows) - len(docs), "not_in_cache": plan.documents - len(rows)}
         return {
             "student": made.loaded.identity["name"],
@@ -137,11 +138,11 @@ def _require_sides(file: Any, cache: object, teacher: object, reading: Reading) 
         raise ConfigError(f"{flags}: of the documents of a FILE; name one, or leave it out")
 
 
-def _require_classifier(source: str | Path, task: Task) -> None:
+def _require_classifier(source: str | Path, task: Task, trust: Json) -> None:
     kind = None
     if task.labelled:
-        require_label_kind(load_config(source), source)
-        kind = classes_of(source, task).kind
+        require_label_kind(load_config(source, **trust), source)
+        kind = classes_of(source, task, **trust).kind
     if task.selects or kind is None or kind.name not in SIDES:
         what = f"a {kind.called}, {task.name}" if kind else f"for {task}"
         raise ConfigError(
@@ -150,10 +151,11 @@ def _require_classifier(source: str | Path, task: Task) -> None:
         )
 
 
-def _require_teacher(cache: Cache, student: str | Path, task: Task) -> None:
+def _require_teacher(cache: Cache, student: str | Path, task: Task, trust: Json) -> None:
     """Raise unless the cache keeps what a teacher of the same classes says."""
-    require_comparable(task, classes_of(student, task), cache)
-    _require_names(student, task, cache.plan.config.classes, f"the teacher of {cache.path}")
+    outputs, theirs = classes_of(student, task, **trust), cache.plan.config.classes
+    require_comparable(task, outputs, cache)
+    _require_names(student, outputs.names, theirs, f"the teacher of {cache.path}")
     if cache.holder(LOGITS) is None:
         raise ConfigError(
             f"{cache.path} holds no logits: build one with --signal logits:dense, or name a FILE "
@@ -162,10 +164,9 @@ def _require_teacher(cache: Cache, student: str | Path, task: Task) -> None:
 
 
 def _require_names(
-    student: str | Path, task: Task, theirs: Sequence[str] | None, whose: str
+    student: str | Path, ours: Sequence[str] | None, theirs: Sequence[str] | None, whose: str
 ) -> None:
     """Raise ModelError where the classes of both have names, and others; numbers name nothing."""
-    ours = classes_of(student, task).names
     if not (_are_names(ours) and _are_names(theirs)):
         return
     for number, (own, other) in enumerate(zip(ours or (), theirs or (), strict=False)):

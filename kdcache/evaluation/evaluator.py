@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from kdcache.corpora.files import require_no_input
 from kdcache.corpora.numbering import Numbering
 from kdcache.errors import ConfigError
 from kdcache.evaluation.agreement import Agreement
-from kdcache.evaluation.opened import Reading, opened, task_of
+from kdcache.evaluation.cuts import read_cuts, with_lengths
+from kdcache.evaluation.opened import Opened, Reading, documents_of, opened, task_of
 from kdcache.evaluation.predictions import write_predictions
 from kdcache.evaluation.scoring import (
     BATCH,
@@ -23,19 +24,21 @@ from kdcache.evaluation.scoring import (
     forward,
     predict,
     require_finite,
-    score_teacher,
+    run_teacher,
     scores,
     token_budget,
 )
+from kdcache.evaluation.slices import require_sliced, sliced
+from kdcache.evaluation.told import Scores
 from kdcache.manifest import Json
-from kdcache.models import Teacher, Tokenizer, classes_of, load_config
+from kdcache.models import Teacher, classes_of, load_config
 from kdcache.models.auto import require_label_kind
 from kdcache.plans import Docs, Plan
 from kdcache.plans.batch import length_batches
 from kdcache.progress import Progress, Shown, short, shown
 from kdcache.store import Cache, Place, open_cache
 from kdcache.store.io.durable_writes import require_writable, writing
-from kdcache.tasks import TASKS
+from kdcache.tasks import TASKS, Task
 
 TIMED_DOCS = 512
 
@@ -53,10 +56,11 @@ def evaluate(
     ignore_columns: Sequence[str] = (),
     limit: int | None = None,
     max_length: int | None = None,
+    by: str | Sequence[str] = (),
     predictions: str | Path | None = None,
     trust_remote_code: bool = False,
     progress: Shown = None,
-) -> Json:
+) -> Scores:
     """Score the model in the folder `model` on the documents of `file`.
 
     Args:
@@ -66,33 +70,31 @@ def evaluate(
         teacher: folder of the teacher, to score and time it on the same documents.
         batch_size: documents of mean length in a forward.
         max_length: tokens a document may have; what the model was trained with, else 128.
-        predictions: for classification, a CSV file to write each document's label, prediction and
-            confidence to, in the order of `file`.
-        trust_remote_code: import the class of a student or teacher that is somebody's own module.
+        by: columns of `file` by whose values documents are also scored slice by slice, such as
+            "domain"; "length" cuts by tokens where no column is called so.
+        predictions: for classification, a file to write the text, slices, label, prediction and
+            probabilities of each document, or word of it, to, in the order of `file`: JSON lines
+            where its name ends in .jsonl, else CSV.
+        trust_remote_code: run code that comes with a student or teacher.
 
     Returns the scores by name: see `metrics`; cross-entropies and divergences in nats, speed in
-    documents a second.
+    documents a second. With `by`, `slices` has for each column what `slices.sliced` tells. It is a
+    dict, and shows itself as a table.
 
     Raises:
-        ConfigError: options or models that do not go together.
+        ConfigError: options or models that do not go together, or no such column to slice by.
         ModelError: a model cannot be loaded, or does not take the documents.
-        CorpusError: the documents cannot be read, or have a label never seen in training.
+        CorpusError: the documents cannot be read, have a label never seen in training, or more
+            than 1,000 values in a column to slice by.
         CacheError: the cache cannot be read.
     """
     progress = shown(progress)
     if batch_size < 1:
         raise ConfigError(f"batch_size must be 1 or more; got {batch_size}")
-    task = task_of(model)
-    task.require(classes_of(model, task).names or [])
-    if task.labelled:
-        for source in (model, *([] if teacher is None else [teacher])):
-            require_label_kind(load_config(source), source)
+    columns = [by] if isinstance(by, str) else list(by)
+    task = _task(model, teacher, columns, trust_remote_code)
     if predictions is not None:
-        if not task.predicted:
-            able = " and ".join(name for name, known in TASKS.items() if known.predicted)
-            raise ConfigError(f"predictions are written for {able} only, not {task}")
-        require_no_input(Path(predictions), file)
-        require_writable(Path(predictions), file=True)
+        _require_predicted(task, Path(predictions), file)
     known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
     known = as_read_by(known, model)
     reading = Reading(
@@ -102,49 +104,91 @@ def evaluate(
         limit=limit,
         max_length=max_length,
     )
+    corpus, cuts = None, []
+    if columns or predictions is not None:
+        corpus = documents_of(file, model, task, known, reading)
+        cuts = read_cuts(corpus, columns, file)
     made = opened(model, task, known, device=device, trust_remote_code=trust_remote_code)
-    student, tokenizer = made.loaded, made.tokenizer
     with scratch_folder(None) as scratch:
         plan = made.plan(file, reading, scratch, progress)
         made.require_reads(plan, file, progress)
-        agreement = Agreement(plan, known, student.shape.outputs) if known is not None else None
-        budget = token_budget(plan, batch_size)
-        label, total = f"evaluating {short(model)} on {short(file)}", plan.documents
-        with progress.bar(label, unit="documents", total=total) as advance:
-            result = _predict(student, plan, budget, agreement, advance)
+        cuts = with_lengths(cuts, plan, progress)
+        agreement = Agreement(plan, known, made.loaded.shape.outputs) if known is not None else None
+        result = _predict(made, plan, file, batch_size, agreement, progress)
         _say_renumbering(plan, result, progress)
-        told = task.scored(plan.config.classes or [])
-        report = {
-            "task": task.name,
-            **({"scored": told} if told else {}),
-            "documents": plan.documents,
-            "parameters": student.identity["parameters"],
-            **scores(plan, result),
-        }
+        report = _scores(made, plan, result)
         if agreement is not None:
             report["teacher_rows"] = agreement.report()
-        if predictions is not None:
+        if predictions is not None and corpus is not None:
             with writing(Path(predictions)):
-                write_predictions(Path(predictions), plan, result.logits)
-        trust = trust_remote_code
-        report |= _speed(student, plan, tokenizer, batch_size, teacher, device, trust, progress)
+                given: Any = {"corpus": corpus, "tokenizer": made.tokenizer, "cuts": cuts}
+                write_predictions(Path(predictions), plan, result.logits, **given)
+        report["documents_per_s"] = _rate(made.loaded, plan, token_budget(plan, batch_size))
+        theirs = None
+        if teacher is not None:
+            ran: Any = {"batch_size": batch_size, "device": device, "progress": progress}
+            ran["trust_remote_code"] = trust_remote_code
+            theirs = _add_teacher(report, teacher, made, plan, **ran)
+        if cuts:
+            report["slices"] = sliced(plan, result, cuts, theirs)
     return report
 
 
-def _predict(
-    student: Teacher,
-    plan: Plan,
-    budget: int,
-    agreement: Agreement | None,
-    advance: Callable[[int], None],
-) -> Predictions:
-    def seen(docs: Docs, logits: torch.Tensor) -> None:
-        require_finite(student.identity["name"], logits)
-        if agreement is not None:
-            agreement.add(docs, logits)
-        advance(len(docs))
+def _task(
+    model: str | Path, teacher: str | Path | None, columns: Sequence[str], trusted: bool
+) -> Task:
+    """The task of a model that can be scored, and sliced by columns where there are any."""
+    task = task_of(model, trust_remote_code=trusted)
+    outputs = classes_of(model, task, trust_remote_code=trusted)
+    task.require(outputs.names or [])
+    if task.labelled:
+        for source in (model, *([] if teacher is None else [teacher])):
+            require_label_kind(load_config(source, trust_remote_code=trusted), source)
+    if columns:
+        require_sliced(task, outputs.kind)
+    return task
 
-    return predict(student.model, plan, length_batches(plan, plan.docs, budget), seen)
+
+def _require_predicted(task: Task, path: Path, file: Any) -> None:
+    if not task.predicted:
+        able = " and ".join(name for name, known in TASKS.items() if known.predicted)
+        raise ConfigError(f"predictions are written for {able} only, not {task}")
+    require_no_input(path, file)
+    require_writable(path, file=True)
+
+
+def _scores(made: Opened, plan: Plan, result: Predictions) -> Scores:
+    told = made.task.scored(plan.config.classes or [])
+    return Scores(
+        {
+            "task": made.task.name,
+            **({"scored": told} if told else {}),
+            "documents": plan.documents,
+            "parameters": made.loaded.identity["parameters"],
+            **scores(plan, result),
+        }
+    )
+
+
+def _predict(
+    made: Opened,
+    plan: Plan,
+    file: Any,
+    batch_size: int,
+    agreement: Agreement | None,
+    progress: Progress,
+) -> Predictions:
+    name, budget = made.loaded.identity["name"], token_budget(plan, batch_size)
+    label = f"evaluating {short(made.folder)} on {short(file)}"
+    with progress.bar(label, unit="documents", total=plan.documents) as advance:
+
+        def seen(docs: Docs, logits: torch.Tensor) -> None:
+            require_finite(name, logits)
+            if agreement is not None:
+                agreement.add(docs, logits)
+            advance(len(docs))
+
+        return predict(made.loaded.model, plan, length_batches(plan, plan.docs, budget), seen)
 
 
 def _say_renumbering(plan: Plan, result: Predictions, progress: Progress) -> None:
@@ -155,35 +199,17 @@ def _say_renumbering(plan: Plan, result: Predictions, progress: Progress) -> Non
             progress.say(warning)
 
 
-def _speed(
-    student: Teacher,
-    plan: Plan,
-    tokenizer: Tokenizer,
-    batch_size: int,
-    teacher: str | Path | None,
-    device: str,
-    trust_remote_code: bool,
-    progress: Progress,
-) -> Json:
-    """Documents a second of the student, and of the teacher with its scores where it is given."""
-    budget = token_budget(plan, batch_size)
-    report: Json = {"documents_per_s": _rate(student, plan, budget)}
-    if teacher is not None:
-        loaded, teacher_scores = score_teacher(
-            teacher,
-            plan,
-            tokenizer,
-            plan.docs,
-            batch_size=batch_size,
-            device=device,
-            progress=progress,
-            trust_remote_code=trust_remote_code,
-        )
-        rate = _rate(loaded, plan, budget)
-        parameters = loaded.identity["parameters"]
-        report["teacher"] = {"parameters": parameters, **teacher_scores, "documents_per_s": rate}
-        report["speedup"] = report["documents_per_s"] / rate
-    return report
+def _add_teacher(
+    report: Json, teacher: str | Path, made: Opened, plan: Plan, **options: Any
+) -> Predictions:
+    """Put scores, size and speed of the teacher into a report; returns what it says."""
+    loaded, found = run_teacher(teacher, plan, made.tokenizer, plan.docs, **options)
+    rate = _rate(loaded, plan, token_budget(plan, options["batch_size"]))
+    parameters = loaded.identity["parameters"]
+    told = scores(plan, found)
+    report["teacher"] = {"parameters": parameters, **told, "documents_per_s": rate}
+    report["speedup"] = report["documents_per_s"] / rate
+    return found
 
 
 def _rate(model: Teacher, plan: Plan, budget: int) -> float:

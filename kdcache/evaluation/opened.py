@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcache.building.planner import PlanOptions, make_plan
+from kdcache.building.planner import PlanOptions, make_plan, open_documents
 from kdcache.building.training_note import (
     require_same_texts,
     require_trained_vocabulary,
     texts_of,
     trained_plan,
 )
+from kdcache.corpora.documents import Corpus
 from kdcache.corpora.readers import name_of
 from kdcache.errors import CorpusError, ModelError
 from kdcache.evaluation.scoring import require_fit, settle
@@ -39,13 +40,17 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A model, and how the documents were planned that it was trained on, where that is known."""
+    """A model, and how the documents were planned that it was trained on, where that is known.
+
+    `trusted`: code that comes with the model may run.
+    """
 
     folder: str | Path
     task: Task
     loaded: Teacher
     tokenizer: Tokenizer
     trained: Json
+    trusted: bool = False
 
     def plan(self, file: Any, reading: Reading, scratch: Path, progress: Progress) -> Plan:
         """The documents of `file` as the model reads them, in an empty folder of `scratch`."""
@@ -54,7 +59,7 @@ class Opened:
             self.tokenizer,
             scratch=scratch,
             task=self.task,
-            classes=classes_of(self.folder, self.task),
+            classes=classes_of(self.folder, self.task, trust_remote_code=self.trusted),
             like=texts_of(self.trained),
             progress=progress,
             **_options(self.trained, self.task, reading),
@@ -83,16 +88,31 @@ def opened(
     """Load the model in a folder; ModelError unless its tokenizer is its own and the cache's."""
     loaded = load_teacher(folder, task=task, device=device, trust_remote_code=trust_remote_code)
     trained = trained_plan(folder, cache, task)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     require_trained_vocabulary(folder, tokenizer)
     if cache is not None and (apart := vocabulary_apart(cache, tokenizer.plain)):
         raise ModelError(f"the model's tokenizer is not the cache's: {apart}; leave --cache out")
-    return Opened(folder=folder, task=task, loaded=loaded, tokenizer=tokenizer, trained=trained)
+    return Opened(
+        folder=folder,
+        task=task,
+        loaded=loaded,
+        tokenizer=tokenizer,
+        trained=trained,
+        trusted=trust_remote_code,
+    )
 
 
-def task_of(model: str | Path) -> Task:
+def documents_of(
+    file: Any, folder: str | Path, task: Task, cache: Cache | None, reading: Reading
+) -> Corpus:
+    """The documents of a file as `Opened.plan` reads them; the model in `folder` is not loaded."""
+    trained = trained_plan(folder, cache, task)
+    return open_documents(file, task, _options(trained, task, reading), texts_of(trained))
+
+
+def task_of(model: str | Path, *, trust_remote_code: bool = False) -> Task:
     """The task of a model folder, from its architecture; ModelError if it is none of ours."""
-    heads = load_config(model).architectures or []
+    heads = load_config(model, trust_remote_code=trust_remote_code).architectures or []
     for head in heads:
         for task in TASKS.values():
             if head.endswith(task.heads):

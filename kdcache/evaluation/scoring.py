@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from kdcache.errors import CorpusError, ModelError
 from kdcache.labels import known
+from kdcache.labels.base import Bools
 from kdcache.labels.metrics import language
 from kdcache.manifest import Json
 from kdcache.models import Teacher, Tokenizer, check_alone, load_teacher, load_tokenizer, run
@@ -23,6 +24,7 @@ from kdcache.plans import Docs, Plan
 from kdcache.plans.batch import collate, length_batches
 from kdcache.progress import Progress, short
 from kdcache.signals import LOGITS
+from kdcache.tasks.summed import Summed, mean
 
 BATCH = 64  # documents of mean length in a forward
 
@@ -42,7 +44,7 @@ class Predictions:
         logits: [D, C] float32, or a row for each selected token; [0, 0] for language models.
         nats: [rows] float64, cross-entropy of each labelled row; language models only.
         correct: [rows], whether the likeliest token is right; language models only.
-        rows: the document of each row of `logits`, where they are rows of selected tokens.
+        rows: the document of each row of `logits`, or of `nats`; None: a row is a document.
     """
 
     docs: Docs
@@ -53,8 +55,19 @@ class Predictions:
 
     @property
     def of_rows(self) -> Docs:
-        """The document of each row of `logits`."""
+        """The document of each row of `logits`, or of `nats`."""
         return self.docs if self.rows is None else self.rows
+
+    def only(self, chosen: Bools) -> Predictions:
+        """Those of the documents that are `chosen`, [rows of the plan's document space]."""
+        rows = chosen[self.of_rows]
+        return Predictions(
+            self.docs[chosen[self.docs]],
+            self.logits[rows] if len(self.logits) else self.logits,
+            self.nats[rows] if len(self.nats) else self.nats,
+            self.correct[rows] if len(self.correct) else self.correct,
+            self.of_rows[rows],
+        )
 
     @property
     def finite(self) -> bool:
@@ -90,14 +103,18 @@ def predict(
 
 
 def _predictions(plan: Plan, docs: Docs, logits: torch.Tensor, labels: torch.Tensor) -> Predictions:
+    rows = np.repeat(docs, plan.spans(docs, plan.task.rows)[1])
     if plan.task.labelled:
-        rows = np.repeat(docs, plan.spans(docs, plan.task.rows)[1])
         return Predictions(docs, logits.cpu().numpy(), np.empty(0), np.empty(0, np.bool_), rows)
     labelled = labels >= 0
     nats = torch.nn.functional.cross_entropy(logits[labelled], labels[labelled], reduction="none")
     correct = logits[labelled].argmax(-1) == labels[labelled]
     return Predictions(
-        docs, np.empty((0, 0), np.float32), nats.double().cpu().numpy(), correct.cpu().numpy()
+        docs,
+        np.empty((0, 0), np.float32),
+        nats.double().cpu().numpy(),
+        correct.cpu().numpy(),
+        rows[labelled.cpu().numpy()],
     )
 
 
@@ -105,13 +122,15 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
     """Predictions over several batches as those of all their documents."""
     docs = np.concatenate([np.empty(0, np.int64), *(part.docs for part in parts)])
     logits = [part.logits for part in parts if len(part.logits)]
+    nats = np.concatenate([np.empty(0), *(part.nats for part in parts)])
+    correct = np.concatenate([np.empty(0, np.bool_), *(part.correct for part in parts)])
     rows = np.concatenate([np.empty(0, np.int64), *(part.of_rows for part in parts)])
     order = np.argsort(rows, kind="stable")
     return Predictions(
         np.sort(docs),
         np.concatenate(logits)[order] if logits else np.empty((0, 0), np.float32),
-        np.concatenate([np.empty(0), *(part.nats for part in parts)]),
-        np.concatenate([np.empty(0, np.bool_), *(part.correct for part in parts)]),
+        nats[order] if len(nats) else nats,
+        correct[order] if len(correct) else correct,
         rows[order],
     )
 
@@ -131,6 +150,33 @@ def scores(plan: Plan, found: Predictions) -> Json:
     counts = plan.spans(found.docs, plan.task.rows)[1]
     own = plan.task.scores(found.logits.argmax(1), labels, counts, names)
     return {**own, **kind.scores(found.logits[there], labels[there], names)}
+
+
+def main_score(plan: Plan, found: Predictions) -> tuple[Summed, Docs]:
+    """The score by which slices are told apart, of what each labelled document of the corpus adds
+    to it, and the numbers of these, [N] rising: windows of a document are one.
+
+    Raises CorpusError if no document has a label.
+    """
+    number = plan.per_document["doc_id"]
+    if not plan.task.labelled:
+        made, rows = mean("cross_entropy", found.nats), number[found.of_rows]
+    else:
+        kind, labels = plan.label_kind, plan.labels(found.docs)
+        assert kind.summed is not None
+        there, counts = known(labels), plan.spans(found.docs, plan.task.rows)[1]
+        rows, names = number[found.of_rows][there], plan.config.classes or []
+        own = plan.task.summed(found.logits.argmax(1), labels, counts, names)
+        made = own or kind.summed(found.logits[there], labels[there])
+        if own is not None:
+            labelled = np.isin(number[found.docs], rows)
+            made, rows = replace(own, adds=own.adds[labelled]), number[found.docs][labelled]
+    if not len(rows):
+        raise CorpusError("no row of the documents has a label to score against")
+    documents, place = np.unique(rows, return_inverse=True)
+    adds = np.zeros((len(documents), made.adds.shape[1]))
+    np.add.at(adds, place, made.adds)
+    return replace(made, adds=adds), documents
 
 
 def metric_of(plan: Plan, docs: Docs) -> str:

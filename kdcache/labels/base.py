@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kdcache.manifest import Json
 from kdcache.tasks import IGNORE_INDEX, Task
+from kdcache.tasks.summed import Summed
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +113,7 @@ class Told(NamedTuple):
 
     Attributes:
         columns: names of the cells.
-        rows: theirs, document by document.
+        rows: theirs, document by document: texts, numbers, lists of texts; None for no label.
     """
 
     columns: Sequence[str]
@@ -169,6 +170,8 @@ class LabelKind:
             probabilities of one class, and compared as such.
         scores: of outputs and labels, both of labelled documents, and the names of the outputs.
         metric: name of the score that models are chosen by, given the labels.
+        summed: of outputs and labels of labelled rows, the score by which slices of documents are
+            told apart, of what each row adds to it; None: slices are not.
         headline: name of the score that tells shipped models apart.
         predictions: what is written of outputs and labels, and the names of the outputs.
         teaching: how a teacher is made; None: `teach` makes none.
@@ -195,6 +198,7 @@ class LabelKind:
     ) = None
     scores: Callable[[Floats, Array, Sequence[str]], Json] | None = None
     metric: Callable[[Array], str] | None = None
+    summed: Callable[[Floats, Array], Summed] | None = None
     headline: str = ""
     predictions: Callable[[Floats, Array, Sequence[str]], Told] | None = None
     teaching: Teaching | None = None
@@ -210,6 +214,11 @@ class LabelKind:
     def fill(self) -> float | int:
         """What stands for no label."""
         return no_label_of(self.dtype)
+
+
+def probabilities(names: Sequence[str]) -> list[str]:
+    """What the columns of predictions are called that hold the probability of each class."""
+    return [f"probability: {name}" for name in names]
 
 
 def output_names(names: Sequence[str] | None, outputs: int) -> list[str]:

@@ -8,9 +8,18 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from kdcache.labels.base import Array, Floats, LabelKind, Teaching, Told, output_names
+from kdcache.labels.base import (
+    Array,
+    Floats,
+    LabelKind,
+    Teaching,
+    Told,
+    output_names,
+    probabilities,
+)
 from kdcache.labels.class_labels import read_classes
 from kdcache.labels.metrics import classification, log_softmax
+from kdcache.labels.summed import accuracy
 from kdcache.manifest import Json
 from kdcache.tasks import IGNORE_INDEX
 
@@ -28,12 +37,10 @@ def _predictions(outputs: Floats, labels: Array, names: Sequence[str]) -> Told:
     logprobs = log_softmax(outputs)
     named = output_names(names, outputs.shape[1])
     rows = (
-        (named[label] if label >= 0 else "", named[top], f"{confidence:.4f}")
-        for label, top, confidence in zip(
-            labels, logprobs.argmax(1), np.exp(logprobs.max(1)), strict=True
-        )
+        (named[label] if label >= 0 else None, named[row.argmax()], float(row.max()), *row.tolist())
+        for label, row in zip(labels, np.exp(logprobs), strict=True)
     )
-    return Told(("label", "prediction", "confidence"), rows)
+    return Told(("label", "prediction", "confidence", *probabilities(named)), rows)
 
 
 CLASSES = LabelKind(
@@ -52,6 +59,7 @@ CLASSES = LabelKind(
     hard_rows=cross_entropy,
     scores=_scores,
     metric=lambda labels: "accuracy",
+    summed=accuracy,
     headline="accuracy",
     predictions=_predictions,
     teaching=Teaching(by="accuracy", strata=lambda labels: labels.astype(np.int64)),

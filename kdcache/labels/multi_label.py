@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,9 +19,11 @@ from kdcache.labels.base import (
     known,
     known_rows,
     output_names,
+    probabilities,
 )
 from kdcache.labels.several import has_values, read_sets
 from kdcache.labels.several_metrics import several_classes
+from kdcache.labels.summed import micro_f1
 from kdcache.manifest import Json
 from kdcache.tasks import IGNORE_INDEX
 
@@ -58,25 +59,23 @@ def _compare(mine: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _predictions(outputs: Floats, labels: Array, names: Sequence[str]) -> Told:
-    """Names as lists in JSON, whatever is in them, and the probability of every class."""
+    """Names as lists, whatever is in them, and the probability of every class."""
     named = output_names(names, outputs.shape[1])
     chances = special.expit(outputs.astype(np.float64))
     there = known(labels)
     rows = (
         (
-            _listed(named, label == 1) if labelled else "",
+            _listed(named, label == 1) if labelled else None,
             _listed(named, output > 0),
-            *(f"{chance:.4f}" for chance in row),
+            *row.tolist(),
         )
         for label, labelled, output, row in zip(labels, there, outputs, chances, strict=True)
     )
-    return Told(("labels", "prediction", *named), rows)
+    return Told(("labels", "prediction", *probabilities(named)), rows)
 
 
-def _listed(names: Sequence[str], there: Bools) -> str:
-    return json.dumps(
-        [name for name, one in zip(names, there, strict=True) if one], ensure_ascii=False
-    )
+def _listed(names: Sequence[str], there: Bools) -> list[str]:
+    return [name for name, one in zip(names, there, strict=True) if one]
 
 
 def _sound(labels: Array) -> Bools:
@@ -134,6 +133,7 @@ MULTI_LABEL = LabelKind(
     compare=_compare,
     scores=_scores,
     metric=_metric,
+    summed=micro_f1,
     headline="micro_f1",
     predictions=_predictions,
     teaching=Teaching(strata=_strata, fit=_fit, by="average_precision"),

@@ -14,6 +14,7 @@ from kdcache.labels.class_labels import no_label
 from kdcache.labels.metrics import regression
 from kdcache.labels.reader import LARGEST, LabelReader
 from kdcache.labels.readings import number
+from kdcache.labels.summed import correlation
 from kdcache.manifest import Json
 from kdcache.tasks import IGNORE_INDEX
 
@@ -103,8 +104,8 @@ def _scores(outputs: Floats, labels: Array, names: Sequence[str]) -> Json:
 
 def _predictions(outputs: Floats, labels: Array, names: Sequence[str]) -> Told:
     rows = (
-        ("" if np.isnan(target) else f"{target:g}", f"{value:.6g}", "")
-        for target, value in zip(labels, outputs[:, 0], strict=True)
+        (None if math.isnan(target) else target, value, None)
+        for target, value in zip(labels.tolist(), outputs[:, 0].tolist(), strict=True)
     )
     return Told(("label", "prediction", "confidence"), rows)
 
@@ -124,6 +125,7 @@ VALUES = LabelKind(
     compare=compare_values,
     scores=_scores,
     metric=lambda labels: "pearson" if len(np.unique(labels)) > 1 else "mse",
+    summed=correlation,
     headline="pearson",
     predictions=_predictions,
     teaching=Teaching(fit=fit_values, by="mse", scale=np.var),

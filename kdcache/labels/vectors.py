@@ -19,6 +19,7 @@ from kdcache.labels.base import (
 )
 from kdcache.labels.several import has_values, read_vectors
 from kdcache.labels.several_metrics import several_values
+from kdcache.labels.summed import correlation
 from kdcache.labels.values import NO_DIVERGENCE, compare_values, fit_values
 from kdcache.manifest import Json
 
@@ -32,10 +33,7 @@ def mean_squared_error(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 def _predictions(outputs: Floats, labels: Array, names: Sequence[str]) -> Told:
     named = output_names(names, outputs.shape[1])
     rows = (
-        (
-            *(f"{value:g}" if labelled else "" for value in label),
-            *(f"{value:.6g}" for value in output),
-        )
+        (*(label.tolist() if labelled else [None] * len(named)), *output.tolist())
         for label, labelled, output in zip(labels, known(labels), outputs, strict=True)
     )
     columns = [f"{what}: {name}" for what in ("label", "prediction") for name in named]
@@ -63,6 +61,7 @@ VECTORS = LabelKind(
     compare=compare_values,
     scores=_scores,
     metric=lambda labels: "pearson" if (np.ptp(labels, axis=0) > 0).any() else "mse",
+    summed=correlation,
     headline="pearson",
     predictions=_predictions,
     teaching=Teaching(fit=fit_values, by="mse", scale=lambda labels: np.var(labels, axis=0)),

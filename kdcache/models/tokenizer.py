@@ -247,9 +247,9 @@ def load_plain(source: str | Path, *, trust_remote_code: bool = False) -> Any:
     return found
 
 
-def classes_of(source: str | Path, task: Task) -> Outputs:
+def classes_of(source: str | Path, task: Task, *, trust_remote_code: bool = False) -> Outputs:
     """What is known of the outputs of a model folder; nothing if it is no classifier."""
-    config = _classifier(source, task)
+    config = _classifier(source, task, trust_remote_code)
     return UNKNOWN if config is None else outputs_of(config)
 
 
@@ -266,12 +266,12 @@ def check_classifier(source: str | Path, task: Task) -> None:
         require_label_kind(config, source)
 
 
-def _classifier(source: str | Path, task: Task) -> Any:
+def _classifier(source: str | Path, task: Task, trust_remote_code: bool = False) -> Any:
     """The configuration of a classifier's folder; None for any other: a tokenizer can be alone."""
     if not task.labelled or not has_config(Path(source)):
         return None
     try:
-        config = load_config(source)
+        config = load_config(source, trust_remote_code=trust_remote_code)
     except ModelError:
         return None
     heads = config.architectures or []

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.manifest import Json
+from kdcache.tasks.summed import Summed
 
 if TYPE_CHECKING:
     from kdcache.corpora.documents import Document
@@ -111,6 +112,11 @@ def no_scores(predicted: Ids, labels: Ids, counts: Ids, names: Sequence[str]) ->
     return {}
 
 
+def not_summed(predicted: Ids, labels: Ids, counts: Ids, names: Sequence[str]) -> Summed | None:
+    """None of its own: that of the kind of labels."""
+    return None
+
+
 def no_words(names: Sequence[str]) -> str:
     """Nothing to say beyond what its kind of labels tells."""
     return ""
@@ -148,6 +154,8 @@ class Task:
             [rows], the rows of each document, and the names of the classes.
         metric: the score that students are chosen by, given the names of the classes; "": that of
             the kind of labels.
+        summed: of the same, the score by which slices of documents are told apart, of what each
+            document adds to it; None: that of the kind of labels.
         scored: in words what its scores are of, and why, given the names of the classes.
         require: given the names of the classes, raises MissingExtraError where a package that its
             scores need is missing, ModelError for names that cannot be scored.
@@ -176,6 +184,7 @@ class Task:
     encode: Encode = encode_texts
     scores: Callable[[Ids, Ids, Ids, Sequence[str]], Json] = no_scores
     metric: Callable[[Sequence[str]], str] = lambda names: ""
+    summed: Callable[[Ids, Ids, Ids, Sequence[str]], Summed | None] = not_summed
     scored: Callable[[Sequence[str]], str] = no_words
     require: Callable[[Sequence[str]], None] = nothing_needed
     taught: bool = False

@@ -15,6 +15,7 @@ import numpy as np
 from kdcache.errors import MissingExtraError, ModelError
 from kdcache.manifest import Json
 from kdcache.tasks.base import Entry, Ids, Task
+from kdcache.tasks.summed import Summed, f1
 
 if TYPE_CHECKING:
     from kdcache.corpora.documents import Document
@@ -118,18 +119,35 @@ def entity_scores(predicted: Ids, labels: Ids, counts: Ids, names: Sequence[str]
         return {}
     from seqeval import metrics
 
+    told = _tags(predicted, labels, counts, names)
+    return {
+        name: float(getattr(metrics, function)(*told, zero_division=0))
+        for name, function in METRICS.items()
+    }
+
+
+def entity_f1(predicted: Ids, labels: Ids, counts: Ids, names: Sequence[str]) -> Summed | None:
+    """F1 of whole entities by what each document adds to it; None where no entities are scored."""
+    if not scheme_of(names):
+        return None
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    pairs = zip(*_tags(predicted, labels, counts, names), strict=True)
+    there = [(set(get_entities(right)), set(get_entities(told))) for right, told in pairs]
+    both = np.array([len(right & told) for right, told in there], np.int64)
+    return f1("entity_f1", both, np.array([len(right) + len(told) for right, told in there]))
+
+
+def _tags(predicted: Ids, labels: Ids, counts: Ids, names: Sequence[str]) -> list[Any]:
+    """Tags of every document, as seqeval has them: the right ones, and those predicted."""
     known = labels >= 0
     before = np.concatenate([[0], np.cumsum(known)])
     ends = before[np.cumsum(counts)[:-1]]  # of documents, among the rows with a label
     unnamed = ["O"] * (int(predicted.max(initial=0)) + 1 - len(names))
     tags = np.asarray([*map(_as_seqeval, names), *unnamed], object)
-    told: list[Any] = [
+    return [
         [tags[ids].tolist() for ids in np.split(rows[known], ends)] for rows in (labels, predicted)
     ]
-    return {
-        name: float(getattr(metrics, function)(*told, zero_division=0))
-        for name, function in METRICS.items()
-    }
 
 
 def _as_seqeval(name: str) -> str:
@@ -164,6 +182,7 @@ TOKEN_CLASSIFICATION = Task(
     tags=("tags", "ner_tags", "labels"),
     encode=encode_words,
     scores=entity_scores,
+    summed=entity_f1,
     metric=lambda names: "entity_f1" if scheme_of(names) else "",
     scored=scored,
     require=require_seqeval,

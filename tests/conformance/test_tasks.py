@@ -6,6 +6,7 @@ moment it is listed; and a task of anybody's own, from a module that is imported
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import importlib.util
 import json
@@ -262,15 +263,25 @@ def test_predictions_are_written_or_refused(
     name: str, walks: dict[str, Walk], tmp_path: Path
 ) -> None:
     walk = walks[name]
-    command = ("evaluate", walk.teacher, walk.held_out, "--predictions", tmp_path / "out.csv")
+    command = ("evaluate", walk.teacher, walk.held_out, "--predictions", tmp_path / "out.jsonl")
     if not walk.task.predicted:
         assert f"not {name}" in refused(*command)
         return
-    scores = told(*command)
-    lines = [line.split(",") for line in (tmp_path / "out.csv").read_text("utf-8").splitlines()]
-    head, rows = lines[0], lines[1:]
-    right = [row[head.index("label")] == row[head.index("prediction")] for row in rows]
-    assert np.mean(right) == pytest.approx(scores["accuracy"])
+    scores = told(*command, "--by", "length")
+    corpus = [json.loads(line) for line in walk.held_out.read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert np.mean([row["label"] == row["prediction"] for row in rows]) == pytest.approx(
+        scores["accuracy"]
+    )
+    bands = {row["slice"] for row in scores["slices"]["length"]["rows"]}
+    assert {row["slice: length"] for row in rows} == bands
+    for row in rows:
+        source = corpus[row["document"]]
+        words = source[walk.task.words[0]] if walk.task.words else [source["text"]]
+        assert row["text"] == words[row.get("row", 0)]
+        chances = [row[f"probability: {one}"] for one in NAMES]
+        assert sum(chances) == pytest.approx(1)
+        assert max(chances) == row["confidence"] == chances[NAMES.index(row["prediction"])]
 
 
 @every
@@ -288,6 +299,41 @@ def test_what_a_command_does_not_serve_is_refused_in_a_line(
     assert f"the cache is for {others[0].name}" in refused(*asked, others[0].cache.path) or (
         "the cache" in refused(*asked, others[0].cache.path)
     )
+
+
+@every
+def test_slices_have_the_scores_of_their_documents(
+    name: str, walks: dict[str, Walk], tmp_path: Path
+) -> None:
+    """`common` has 16 documents, `rare` 6, and of the other 2 nobody says what they are."""
+    walk, rows = walks[name], []
+    for number, line in enumerate(walk.corpus.read_text("utf-8").splitlines()):
+        domain = "common" if number < 16 else "rare" if number < DOCS - 2 else None
+        rows.append({**json.loads(line), "domain": domain})
+    path = tmp_path / "sliced.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    asked = ("evaluate", walk.teacher, path, "--by", "domain", "--by", "length", *SMALL[:2])
+    found = told(*asked, "--teacher", walk.teacher)
+    by = found["slices"]
+    assert [*by] == ["domain", "length"]
+    assert [row["slice"] for row in by["domain"]["rows"]] == ["common", "rare", None]
+    for of in by.values():
+        metric, whole = of["metric"], of["all"]
+        assert whole["value"] == pytest.approx(found[metric], abs=1e-6)
+        assert sum(row["documents"] for row in of["rows"]) == DOCS == whole["documents"]
+        for row in of["rows"]:
+            if row["value"] is None:
+                continue
+            assert row["value"] == pytest.approx(row["scores"][metric], abs=1e-6)
+            low, high = row["interval"]
+            assert low <= row["value"] + 1e-9
+            assert high is None or row["value"] - 1e-9 <= high
+            assert row["teacher"]["value"] == row["value"]
+            assert row["drop"]["value"] == 0
+    common, rare, _ = by["domain"]["rows"]
+    assert common["drop"]["interval"] == [0, 0]
+    assert rare["drop"]["interval"] != [0, 0]  # of 6 documents it tells nothing
+    assert by["domain"]["worst"]["slice"] in ("common", "rare", None)
 
 
 MODULE = '''
@@ -474,13 +520,12 @@ def test_entity_f1_of_a_model_is_seqevals(walks: dict[str, Walk], tmp_path: Path
     walk = walks["token-classification"]
     out = tmp_path / "out.csv"
     scores = told("evaluate", walk.teacher, walk.held_out, "--predictions", out)
-    rows = [line.split(",") for line in out.read_text("utf-8").splitlines()[1:]]
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    documents = dict.fromkeys(row["document"] for row in rows)
     sides = [
-        [
-            [row[at] for row in rows if row[0] == doc]
-            for doc in dict.fromkeys(row[0] for row in rows)
-        ]
-        for at in (2, 3)
+        [[row[side] for row in rows if row["document"] == doc] for doc in documents]
+        for side in ("label", "prediction")
     ]
     report = classification_report(*sides, output_dict=True, zero_division=0)["micro avg"]
     assert scores["entity_f1"] == pytest.approx(report["f1-score"])

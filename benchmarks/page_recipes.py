@@ -14,7 +14,8 @@ TASKS = {
 }
 """Recipes of language models; all others are shown with classes."""
 BEYOND = {
-    "backward-kd": ", and points of `kdcache.ascend`",
+    "backward-kd": ", and points of `kdcache ascend`",
+    "bss": ", and points of `kdcache ascend`",
     "text-smoothing": "a masked language model's word probabilities",
 }
 """What a recipe asks for that is no signal of its teacher."""

@@ -72,11 +72,16 @@ class Given:
     peer: Array | None = None
     others: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
     further: Mapping[str, Given] = field(default_factory=dict)
+    moved: Array | None = None
 
     @property
     def student(self) -> dict[str, Array]:
-        """All that the student says: `logits`, and layers of the others by name of their tap."""
+        """All that the student says: `logits`, and layers of the others by name of their tap; and
+        `moved`, logits at the points of a teacher that was run at some.
+        """
         others = {kind: student for kind, (student, _) in self.others.items()}
+        moved = [one.moved for one in self.further.values() if one.moved is not None]
+        others |= {"moved": moved[0]} if moved else {}
         return {"logits": self.logits, "hidden": self.hidden, **others}
 
     @property
@@ -127,6 +132,7 @@ class Given:
             taught=None if self.taught is None else self.taught[:, which],
             weights=None if self.weights is None else self.weights[which],
             peer=None if self.peer is None else self.peer[rows],
+            moved=None if self.moved is None else self.moved[rows],
             others={
                 kind: (student[:, which], teacher[:, which])
                 for kind, (student, teacher) in self.others.items()
@@ -194,6 +200,8 @@ def _activations(given: Given, activations: Mapping[str, torch.Tensor]) -> Outpu
     """The activations of a model, by name as in `Given.student`."""
     values: dict[Tap, torch.Tensor] = {}
     for name, layers in activations.items():
+        if name == "moved":
+            continue
         first = TAP_KINDS[name].first
         if name == "logits":
             values[LOGITS] = layers
@@ -206,7 +214,10 @@ def _activations(given: Given, activations: Mapping[str, torch.Tensor]) -> Outpu
     if given.peer is not None and "logits" in activations:
         logits = torch.from_numpy(given.peer).to(activations["logits"].dtype)
         peers = (Outputs(values={LOGITS: logits}, mask=mask, selected=masked),)
-    return Outputs(values=values, mask=mask, selected=masked, peers=peers)
+    moved = None
+    if "moved" in activations:
+        moved = Outputs(values={LOGITS: activations["moved"]}, mask=mask)
+    return Outputs(values=values, mask=mask, selected=masked, peers=peers, moved=moved)
 
 
 def bind(losses: Mapping[str, Loss], given: Given, **options: Any) -> Objective:
@@ -275,6 +286,7 @@ def _spec(given: Given, name: str, prefix: str = "") -> CacheSpec:
         documents=len(given.lengths),
         name=name,
         prefix=prefix,
+        points=given.moved is not None,
     )
 
 

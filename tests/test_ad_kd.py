@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 import kdcache
+from kdcache.building.builder import estimate
 from kdcache.building.describe import describe_bytes
 from kdcache.errors import ConfigError
 from kdcache.signals import ModelSizes, parse_all
 from kdcache.store import Cache
 from kdcache.tasks import TASKS
+from tests.conftest import write_csv
 from tests.test_trainer import log_of
 
 QUICK = ("training.logging_steps=1", "training.save_strategy=no", "training.learning_rate=1e-3")
@@ -92,6 +95,21 @@ def test_a_plan_says_about_how_many_forwards_gradients_take(attributed: Cache) -
     shape = ModelSizes(outputs=2, hidden=32, layers=4)
     found = describe_bytes(attributed.plan, parse_all(texts), shape)["forwards"]
     assert found == {"attribution": 1.9, "all": 2.5, "jacobian": 2.5}
+
+
+def test_documents_without_a_label_are_refused_before_the_teacher_is_loaded(
+    classifier: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(classifier, tmp_path / "t", ignore=shutil.ignore_patterns("*.safetensors"))
+    file = write_csv(tmp_path / "some.csv", [("a class", "email"), ("a module", "")])
+    options: dict[str, Any] = {"teacher": tmp_path / "t", "task": "text-classification"}
+    views = {"signals": ["attribution:views=one"]}
+    match = "1 of 2 have none: take views=all, or leave those documents out"
+    with pytest.raises(ConfigError, match=match):
+        kdcache.build(file, out=tmp_path / "x", **views, **options)
+    with pytest.raises(ConfigError, match=match):
+        estimate(file, **views, **options)
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_static_student_learns_from_attributions(attributed: Cache, tmp_path: Path) -> None:

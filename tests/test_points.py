@@ -152,7 +152,7 @@ def test_teachers_that_were_run_at_other_points_are_not_learned_from_at_once(
         merged = kdcache.open_cache(tmp_path / name)
         teachers = ", ".join(f'"{one}"' for one in merged.views)
         more = [f"losses.logit_mse.teachers=[{teachers}]", 'losses.logit_mse.choose="all"']
-        with pytest.raises(ConfigError, match="was run at points found for a student"):
+        with pytest.raises(ConfigError, match="was run at points: a student"):
             train(merged, out=tmp_path / "x", overrides=[*SHORT, *more], **options)
         train(merged, out=tmp_path / f"{name}-first", overrides=SHORT, **options)
 

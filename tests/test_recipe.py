@@ -14,6 +14,7 @@ SHIPPED = [
     "at",
     "backward-kd",
     "bert-emd",
+    "bss",
     "causal-kd",
     "cc",
     "crd",

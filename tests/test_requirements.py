@@ -47,22 +47,32 @@ def rich(folder: Path, plan: str, classifier: Path) -> Cache:
 
 
 @pytest.fixture(scope="module")
-def with_words(folder: Path, plan: str, rich: Cache, masked_lm: Path) -> Cache:
-    """The same beside what a masked language model says of every token."""
-    words = folder / "rich-words"
+def with_more(folder: Path, plan: str, rich: Cache, masked_lm: Path, classifier: Path) -> Cache:
+    """The same beside what a masked language model says of every token, and the teacher at points
+    of its boundary."""
+    words, points = folder / "rich-words", folder / "rich-points"
     kdcache.build(plan, teacher=masked_lm, task=TASK, teacher_task="masked-lm", out=words)
-    merge([rich.path, words], folder / "rich-both")
-    return kdcache.open_cache(folder / "rich-both")
+    kdcache.ascend(rich, teacher=classifier, out=points, steps=1)
+    merge([rich.path, words, points], folder / "rich-all")
+    return kdcache.open_cache(folder / "rich-all")
 
 
-def test_a_cache_of_what_all_recipes_need_serves_them_all(rich: Cache, with_words: Cache) -> None:
+BEYOND = {
+    "text-smoothing": "what a masked language model says of every token",
+    "bss": "kdcache ascend CACHE",
+}
+"""Recipes that need what no signal of the teacher is, and words of what says so."""
+
+
+def test_a_cache_of_what_all_recipes_need_serves_them_all(rich: Cache, with_more: Cache) -> None:
     found = served_by(rich, [recipe_of(name) for name in RECIPES], 2)
-    (words,) = (one for one in found if one.recipe == "text-smoothing")
-    assert "what a masked language model says of every token" in words.why
-    assert words.signals == ()
-    found = [one for one in found if one is not words]
-    found += served_by(with_words, [recipe_of("text-smoothing")], 2)
-    assert {one.recipe: one.why for one in found} == dict.fromkeys(RECIPES, "")
+    lacking = {one.recipe: one for one in found if one.why}
+    assert lacking.keys() == BEYOND.keys()
+    for name, words in BEYOND.items():
+        assert words in lacking[name].why
+        assert lacking[name].signals == ()
+    found = served_by(with_more, [recipe_of(name) for name in BEYOND], 2)
+    assert {one.recipe: one.why for one in found} == dict.fromkeys(BEYOND, "")
 
 
 def test_what_is_served_trains_and_what_is_not_is_refused_with_the_same_words(cache: Cache) -> None:

@@ -267,6 +267,8 @@ def test_a_student_is_trained_resumed_and_scored_with_its_own_tokenizer(
     metrics = json.loads((tmp_path / "s" / "metrics.json").read_text("utf-8"))
     again = kdcache.evaluate(tmp_path / "s", corpus, device="cpu")
     assert metrics["evaluation"]["accuracy"] == again["accuracy"]
+    with pytest.raises(ModelError, match=r"let it read by its own \(student\.tokenizer=FOLDER\)"):
+        train(cache, recipe="kd", student=tmp_path / "s", out=tmp_path / "on", overrides=STEPS)
     options: dict[str, Any] = {"recipe": "mixed-vocab", "config": config, "overrides": settings}
     whole = train(cache, out=tmp_path / "whole", **options)
     stop = Watcher({3: lambda: signal.raise_signal(signal.SIGINT)})
@@ -294,6 +296,8 @@ def test_documents_of_a_dev_file_are_not_trained_on_however_their_texts_read_bac
     ours = train(cache, out=tmp_path / "s", overrides=settings, **options)
     left = [run.metrics["dev"]["left_out"] for run in (theirs, ours)]
     assert left[0] == left[1] >= 30
+    scores = [run.metrics["dev"]["teacher"] for run in (theirs, ours)]
+    assert scores[0] == scores[1] is not None
     test = tmp_path / "test.csv"
     test.write_text("".join(lines[:21]), "utf-8")
     with pytest.raises(ConfigError, match="dev"):

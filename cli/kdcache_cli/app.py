@@ -10,6 +10,7 @@ import typer
 import kdcache
 from kdcache.progress import quiet as silent
 from kdcache_cli import (
+    ascending,
     augmenting,
     bench,
     caches,
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": moving.export,
     "teach": teaching.teach,
     "augment": augmenting.augment,
+    "ascend": ascending.ascend,
     "train": training.train,
     "evaluate": training.evaluate,
     "compare": comparing.compare,

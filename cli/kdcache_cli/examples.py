@@ -47,6 +47,13 @@ EXAMPLES = {
         "kdcache build more.jsonl --ignore-columns parent,round,operation",
         "    --teacher ./teacher --task text-classification --out more.cache",
     ),
+    "ascend": (
+        "kdcache ascend train.cache --teacher ./teacher --out boundary.cache",
+        "kdcache merge train.cache boundary.cache both.cache",
+        "kdcache train both.cache --recipe bss --init-from-teacher 2-4-6 --out one",
+        "kdcache ascend train.cache --teacher ./teacher --student student",
+        "    --out points.cache --eta 0.5",
+    ),
     "train": (
         "kdcache train train.cache --recipe kd --init-from-teacher 2-4-6",
         "    --out student --eval test.csv --epochs 3 --lr 1e-4 --seed 1",

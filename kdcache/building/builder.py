@@ -13,6 +13,7 @@ from typing import Any, Unpack
 
 from kdcache.building.artifacts import artifact_sources
 from kdcache.building.filling import fill
+from kdcache.building.labels_asked import labels_asked, require_labels
 from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.building.training_note import length_note
 from kdcache.errors import ConfigError, MismatchError, ModelError
@@ -114,12 +115,15 @@ def build(
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
-    loaded = None if task.words else load()  # tags that are none are found before it is loaded
     config = load_config(teacher, trust_remote_code=trust_remote_code)
+    sizes = model_sizes(config, reading)
+    # Tags that are none, and documents without a label that is asked for, are found beforehand.
+    loaded = None if task.words or labels_asked(wanted, sizes) else load()
     tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
     with _planned(corpus, tokens, task, config, out, progress, options) as plan:
         _require_planned(plan, tokens)
         plan = plan.read_as(reading)
+        require_labels(plan, wanted, sizes)
         loaded = loaded or load()
         own = tokens if tokenizer is None else own_tokenizer(teacher)
         check_fit(loaded, plan, tokens, own)
@@ -158,8 +162,8 @@ def estimate(
     tokens = load_tokenizer(tokenizer or teacher, trust_remote_code=trust_remote_code)
     with _planned(corpus, tokens, task, config, None, progress, options) as plan:
         assert plan.sha256  # cached while tokens and labels are still there
-        assert plan.labelled >= 0
-    sizes = model_sizes(config, reading)
+        sizes = model_sizes(config, reading)
+        require_labels(plan, wanted, sizes)
     return Estimate(plan=plan.read_as(reading), signals=wanted, shape=sizes)
 
 

@@ -20,7 +20,9 @@ def bind(
     name: str, loss: Loss, cache: CacheSpec, student: ModelSizes, teaching: Teaching = FIRST
 ) -> BoundLoss:
     """The matches of losses.`name` on a cache; ConfigError if cache or student cannot serve one."""
-    names = teaching.of(name, tuple(cache.teachers))
+    moved = tuple(teacher for teacher, one in cache.teachers.items() if one.points)
+    names = teaching.of(name, tuple(cache.teachers), moved)
+    at = _read_at(name, cache, names)
     if hasattr(loss, "together") and (teaching.choose != FIRST.choose or teaching.probability):
         raise ConfigError(
             f"losses.{name} learns itself which of its teachers count: leave choose and "
@@ -49,13 +51,31 @@ def bind(
         )
     _check_words(name, loss, cache, matches)
     rows = _rows_of(name, loss, matches, several=len(names) > 1)
-    found = BoundLoss(name, loss, taught, rows)
+    found = BoundLoss(name, loss, taught, rows, at=at)
     if len(names) == 1 and teaching.choose == FIRST.choose:
         return found
     soft: dict[str, Bound] = {}
     if CHOOSERS[teaching.choose].labels:
         soft = {t: where.on_labels(teaching.choose) for t, where in sides.items()}
     return found._replace(choose=teaching.choose, probability=teaching.probability, soft=soft)
+
+
+def _read_at(name: str, cache: CacheSpec, names: Sequence[str]) -> str:
+    """The one of a loss's teachers at whose points the student reads for it; "": where it reads
+    the documents of the cache. ConfigError for teachers that were run at different places.
+    """
+    moved = [teacher for teacher in names if cache.teachers[teacher].points]
+    own = names == (cache.name,)
+    if own or (not moved and not cache.points):
+        return ""
+    if len(names) == 1 and moved and not cache.points:
+        return moved[0]
+    one = moved[0] if moved else cache.name
+    raise ConfigError(
+        f"losses.{name} learns from {', '.join(names)}, and {one} was run at points: a student "
+        "cannot read a document in two places for one loss; make it a loss for each, in a cache "
+        "whose first teacher was run at the texts, or train on the caches side by side"
+    )
 
 
 def wanted_of(

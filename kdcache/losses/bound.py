@@ -57,6 +57,8 @@ class BoundLoss(NamedTuple):
         choose: the policy by which teachers count; "": there is but one, which counts whole.
         probability: of each teacher.
         soft: where the policy asks for labels, each teacher's own soft labels.
+        at: the teacher at whose points the student reads the documents for it; "": where it reads
+            them anyway.
     """
 
     name: str
@@ -66,6 +68,7 @@ class BoundLoss(NamedTuple):
     choose: str = ""
     probability: tuple[float, ...] = ()
     soft: Mapping[str, Bound] = MappingProxyType({})
+    at: str = ""
 
     @property
     def matches(self) -> tuple[Bound, ...]:

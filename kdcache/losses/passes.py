@@ -79,7 +79,7 @@ def _same_rows(first: BoundLoss, second: BoundLoss) -> bool:
     """Whether two losses read one value of the student at the same rows."""
     matches = first.matches + second.matches
     places = {(m.student, m.outputs, m.rows._replace(labelled=False)) for m in matches}
-    return len(places) == 1
+    return len(places) == 1 and first.at == second.at
 
 
 def _of_softmax(loss: BoundLoss) -> bool:

@@ -45,6 +45,7 @@ class Schedule:
     Attributes:
         shape: a name of SCHEDULES: "linear", "cosine", or "step", which jumps in the middle.
         per: what it changes with: "step" or "epoch".
+        until: the share of the stage after which it stays at `stop`.
         levels: how many values it takes; 0: one for every step, or epoch.
     """
 
@@ -53,6 +54,7 @@ class Schedule:
     shape: str = "linear"
     per: str = "step"
     levels: int = 0
+    until: float = 1.0
 
     def __post_init__(self) -> None:
         one_of("shape of a schedule", self.shape, SCHEDULES)
@@ -66,9 +68,16 @@ class Schedule:
                 f"levels of a schedule is 2 or more, or 0 for as many as steps; got {self.levels}"
             )
 
+        if not 0 < self.until <= 1:
+            raise ConfigError(
+                "until of a schedule is a share of the stage, above 0 and 1 at most; got "
+                f"{self.until}"
+            )
+
     def at(self, moment: Moment) -> float:
         """The number at that step, or in that epoch."""
-        done, of = moment[:2] if self.per == "step" else moment[2:]
+        done, whole = moment[:2] if self.per == "step" else moment[2:]
+        of = max(1, math.ceil(whole * self.until))
         levels = min(self.levels or of, of)
         level = min(done, of - 1) * levels // of
         return self._value(level / (levels - 1) if levels > 1 else 0.0)

@@ -101,12 +101,18 @@ CHOOSERS: dict[str, Policy] = {
 """Every policy a recipe can name."""
 
 
+POINTS = "points"
+"""What stands for the teacher that was run at points, in the place of its name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
     """Who teaches a loss, as its table in a recipe says.
 
     Attributes:
-        teachers: names of teachers of the cache; "all": every one; none: the first.
+        teachers: names of teachers of the cache; "all": every one; "points": the one that was run
+            at points (`kdcache.ascend`), where the student reads the documents for this loss; none:
+            the first.
         choose: a policy of CHOOSERS.
         probability: of each teacher, for policies that draw; none: all are as likely.
     """
@@ -139,17 +145,26 @@ class Teaching:
     def named(self) -> tuple[str, ...]:
         """The teachers it names one by one."""
         if isinstance(self.teachers, str):
-            return () if self.teachers in ("", "all") else (self.teachers,)
+            return () if self.teachers in ("", "all", POINTS) else (self.teachers,)
         return self.teachers
 
-    def of(self, loss: str, known: tuple[str, ...]) -> tuple[str, ...]:
-        """The teachers of losses.`loss` in a cache that has those `known`, the first one first.
+    def of(
+        self, loss: str, known: tuple[str, ...], at_points: tuple[str, ...] = ()
+    ) -> tuple[str, ...]:
+        """The teachers of losses.`loss` in a cache that has those `known`, the first one first, of
+        which some were run `at_points`.
 
         Raises ConfigError for one that is not there, and for probabilities of another number.
         """
         for name in self.named:
             one_of(f"teacher in losses.{loss}.teachers", name, known)
-        found = known if self.teachers == "all" else self.named or known[:1]
+        if self.teachers == POINTS and not at_points:
+            raise ConfigError(
+                f"losses.{loss} learns at points, and no teacher of the cache was run at any: make "
+                "them (kdcache ascend CACHE --teacher TEACHER) and merge the two (kdcache merge)"
+            )
+        groups = {"all": known, POINTS: at_points}
+        found = groups.get(str(self.teachers)) or self.named or known[:1]
         if self.probability and len(self.probability) != len(found):
             raise ConfigError(
                 f"losses.{loss}.probability has {len(self.probability)} numbers; its teachers are "

@@ -34,6 +34,12 @@ def at_points(model: Any, batch: Batch) -> Iterator[None]:
     )
 
     def instead(own: torch.Tensor) -> torch.Tensor:
+        if own.shape != points.shape:
+            raise ModelError(
+                f"the first block of {name_of(model)} reads {tuple(own.shape)}, and the points are "
+                f"{tuple(points.shape)}, documents by tokens by width: choose a model whose blocks "
+                "read that, such as BERT"
+            )
         return torch.where(mask, points.to(own.dtype), own)
 
     with first_read(unwrapped(model), instead, without=without) as seen:

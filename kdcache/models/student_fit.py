@@ -25,7 +25,10 @@ ENDS = 256  # documents whose last token is looked at before a pad is chosen
 
 def require_tokens(config: Any, cache: Cache) -> None:
     """Raise ModelError if a student's configuration lacks a token of a cache, or a type of one."""
-    way = "choose a student with the teacher's tokenizer, or leave the document out"
+    way = (
+        "choose a student with the teacher's tokenizer, let it read by its own "
+        "(student.tokenizer=FOLDER), or leave the document out"
+    )
     require_ids(cache.plan, config.get_text_config().vocab_size, "the student", way)
     require_token_types(config, cache.plan, "the student")
 

@@ -46,6 +46,11 @@ class Attributing:
         """How many views there are of a classifier of so many outputs."""
         return outputs if self.views == "all" else 1
 
+    def asks_labels(self, outputs: int) -> bool:
+        """Whether it is that of the label of each document."""
+        few = outputs < 2 or (outputs == 2 and self.ig_steps == 1)
+        return self.views == "one" and not few
+
     def forwards(self, outputs: int) -> float:
         """About how many forwards of a teacher of so many outputs it takes, the first included."""
         return self.ig_steps * (FORWARD + BACKWARD * self.width(outputs))

@@ -177,6 +177,15 @@ class Differentiated(Protocol):
         ...
 
 
+@runtime_checkable
+class AsksLabels(Protocol):
+    """A signal that may be of the label of each document, which all then need to have."""
+
+    def asks_labels(self, shape: ModelSizes) -> bool:
+        """Whether it is, of a teacher of this shape."""
+        ...
+
+
 def of_signal(rows: Mapping[str, Rows], name: str) -> dict[str, Rows]:
     """Those of some rows that are of a signal, by the names it has for its arrays."""
     start = f"{name}/"

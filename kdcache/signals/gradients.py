@@ -106,6 +106,10 @@ class Attributions(DocumentVectors):
         """The views."""
         return self.how.width(shape.outputs)
 
+    def asks_labels(self, shape: ModelSizes) -> bool:
+        """Whether it is that of the label of each document."""
+        return self.how.asks_labels(shape.outputs)
+
     def taps(self) -> tuple[Tap, ...]:
         """Attributions taken in its way."""
         return (Tap(self.tap, how=self.how),)

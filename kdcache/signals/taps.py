@@ -271,6 +271,7 @@ class Activations:
         head: where `head` was asked for, that and the weights it would have met.
         attention: by layer, how queries and keys make scores, where one of them was asked for.
         peers: what the students computed that are trained with this one.
+        moved: what the model computed at the points of another teacher, if it was run there too.
     """
 
     values: Mapping[Tap, torch.Tensor]
@@ -279,6 +280,7 @@ class Activations:
     head: Head | None = None
     attention: Mapping[int, Attention] = field(default_factory=dict)
     peers: tuple[Activations, ...] = ()
+    moved: Activations | None = None
 
     @property
     def students(self) -> list[Activations]:

@@ -181,7 +181,7 @@ class Cache:
 
     @property
     def at_points(self) -> bool:
-        """Whether its teacher was run at points found for a student, and not on the texts."""
+        """Whether its teacher was run at points (`ascend`), and not on the texts."""
         return AT_POINTS in self.manifest["teacher"]
 
     @property

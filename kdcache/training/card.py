@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from kdcache.building.training_note import CACHE
 from kdcache.evaluation.score_tables import called, each_output, score_table
 from kdcache.losses.schedules import is_on, weight_text
+from kdcache.losses.teachers import POINTS
 from kdcache.manifest import Json
 from kdcache.models.student_config import is_student
 from kdcache.rendering.parts import fields
@@ -171,7 +172,10 @@ def _teachers(known: tuple[str, ...], recipe: Recipe) -> Iterator[str]:
     """Who of `known` teaches the losses that name their teachers, and how these count."""
     for stage in recipe.in_stages():
         for name, teaching in stage.teaching.items():
-            yield f"{name}: {', '.join(teaching.of(name, known))} ({teaching.choose})"
+            if is_on(name, stage.losses[name], stage.schedules):
+                at_points = teaching.teachers == POINTS
+                names = ["the one at points"] if at_points else teaching.of(name, known)
+                yield f"{name}: {', '.join(names)} ({teaching.choose})"
 
 
 def _choice(dev: Json) -> str:

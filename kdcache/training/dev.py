@@ -43,6 +43,8 @@ class DevSet:
         left_out: rows of the cache's document space that are not trained on.
         same: how many of those are left out for their text alone.
         texts: what tells a document with the text of one of these, by the teacher's tokens.
+        told: of a file read by a student with a tokenizer of its own, its documents in the
+            teacher's tokens, by which they are found in the cache; None: `plan` is in these.
     """
 
     plan: Plan
@@ -52,6 +54,7 @@ class DevSet:
     left_out: Docs
     same: int
     texts: frozenset[bytes] = field(repr=False)
+    told: Plan | None = field(default=None, repr=False)
 
     @property
     def record(self) -> Json:
@@ -183,6 +186,7 @@ def _of_file(file: str, cache: Cache, docs: Docs, config: Any, progress: Progres
         left_out=same,
         same=len(same),
         texts=texts,
+        told=None if told is plan else told,
     )
 
 

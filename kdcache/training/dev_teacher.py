@@ -76,11 +76,21 @@ def _rows(dev: DevSet, cache: Cache) -> dict[int, int] | None:
     """The row of the cache that each document of the dev set is; None if one is not in it."""
     if dev.plan is cache.plan:
         return {doc: doc for doc in dev.docs.tolist()}
-    held = {key: doc for doc, key in document_keys(cache.plan)}
-    keys = dict(document_keys(dev.plan))
+    held = {key: doc for doc, key in document_keys(cache.original.plan)}
+    keys = _keys(dev)
     if not cache.complete or any(keys[doc] not in held for doc in dev.docs.tolist()):
         return None
     return {doc: held[keys[doc]] for doc in dev.docs.tolist()}
+
+
+def _keys(dev: DevSet) -> dict[int, bytes]:
+    """What tells each document of a dev file, by its row: what it is in the teacher's tokens."""
+    if dev.told is None:
+        return dict(document_keys(dev.plan))
+    by_row = dev.told.per_document["doc_id"]
+    told = {int(by_row[doc]): key for doc, key in document_keys(dev.told)}
+    own = dev.plan.per_document["doc_id"]
+    return {int(doc): told[int(own[doc])] for doc in dev.plan.docs}
 
 
 def _held(rows: dict[int, int], docs: Docs) -> Docs:

@@ -20,11 +20,12 @@ from kdcache.losses.passes import labels_only, makes_logits, passes
 from kdcache.losses.schedules import Moment, Schedules, is_on, moments, numbers
 from kdcache.losses.taught import value_of
 from kdcache.losses.teachers import FIRST, Teaching
+from kdcache.models import run
 from kdcache.plans.batch import Batch
 from kdcache.signals import HEAD, LOGITS, Activations, ModelSizes, Tap
 from kdcache.training.inputs import BoundInputs, ChosenInputs
 from kdcache.training.kept import LossState, first_state, own_module
-from kdcache.training.points import BoundPoints, require_read_alike
+from kdcache.training.points import BoundPoints, elsewhere
 
 Terms = dict[str, torch.Tensor]
 
@@ -46,6 +47,8 @@ class Objective:
         state: what losses keep between steps, which whoever trains has to save.
         notes: what a person should know, such as a loss that was left out.
         points: where documents of the cache are read, if it says so; None: where their texts are.
+        elsewhere: the points of another teacher, where they are read again for some losses; None:
+            for none.
         inputs: what stands in the place of the student's word embeddings; None: nothing does.
         schedules: of numbers of the losses, which `advance` changes; without it, they stay what
             they start with.
@@ -70,7 +73,6 @@ class Objective:
     ) -> None:
         self.cache, self.seed, self.step = cache, seed, 0
         self.inputs = None if inputs is None else BoundInputs(inputs, cache, student)
-        require_read_alike(cache)
         self.points = BoundPoints(cache, student) if cache.points else None
         if self.points is not None and self.inputs is not None:
             raise ConfigError(
@@ -96,7 +98,9 @@ class Objective:
         matches = [match for one in self.bound.values() for match in one.matches]
         self.notes += [*_notes(self.bound, student), *_lone(self.bound, teaching)]
         read = [*matches, *(soft for one in self.bound.values() for soft in one.soft.values())]
-        more = [name for one in (self.inputs, self.points) if one for name in one.arrays]
+        self.elsewhere = elsewhere(cache, student, self.bound.values())
+        moved = self.elsewhere and self.elsewhere.points
+        more = [name for one in (self.inputs, self.points, moved) if one for name in one.arrays]
         self.arrays = list(dict.fromkeys([*(n for match in read for n in match.arrays), *more]))
         self.reads = list(dict.fromkeys(match.student for match in matches))
         self.matrix = makes_logits(self.bound)
@@ -159,6 +163,13 @@ class Objective:
             return self.points.put(batch)
         return batch if self.inputs is None else self.inputs.put(model, batch)
 
+    def read(self, model: Any, batch: Batch, taps: Sequence[Tap]) -> Activations:
+        """What a student computes for a batch as it reads it while it trains: the `taps` where it
+        reads it, and what losses take of it elsewhere.
+        """
+        seen = run(model, self.prepared(model, batch), taps, task=self.cache.task)
+        return seen if self.elsewhere is None else self.elsewhere.beside(seen, model, batch)
+
     @property
     def changes(self) -> bool:
         """Whether any number has a schedule."""
@@ -203,20 +214,20 @@ class Objective:
         the batch adds to the means over it; else the batch is all of a step.
         """
         steps = self._steps(activations, batch, totals)
-        pairs = Pairs(self.cache, batch, activations, project=self._project)
+        pairs = self._pairs(activations, batch)
         self._applied.clear()
         parts: list[torch.Tensor] = []
         terms: Terms = {}
-        for losses, run in self._passes:
-            if run is None:
+        for losses, together in self._passes:
+            if together is None:
                 (one,) = losses
-                value = self._value(one, pairs, steps[one.name])
+                value = self._value(one, pairs[one.at], steps[one.name])
                 parts.append(one.loss.weight * value)
                 terms[one.name] = value.detach()
                 continue
-            total, values = run(
+            total, values = together(
                 [one.loss for one in losses],
-                [[pairs.of(match) for match in one.matches] for one in losses],
+                [[pairs[one.at].of(match) for match in one.matches] for one in losses],
                 [steps[one.name] for one in losses],
             )
             parts.append(total)
@@ -231,11 +242,29 @@ class Objective:
     ) -> Terms:
         """Every loss times its weight, worked out by itself and with a gradient of its own."""
         steps = self._steps(activations, batch, totals)
-        pairs = Pairs(self.cache, batch, activations, project=self._project)
+        pairs = self._pairs(activations, batch)
         return {
-            name: one.loss.weight * self._value(one, pairs, steps[name])
+            name: one.loss.weight * self._value(one, pairs[one.at], steps[name])
             for name, one in self.bound.items()
         }
+
+    def _pairs(self, activations: Activations, batch: Batch) -> dict[str, Pairs]:
+        """The pairs of a batch, by the teacher at whose points the student read it."""
+        return {
+            at: Pairs(self.cache, batch, self._read_at(activations, at), project=self._project)
+            for at in dict.fromkeys(one.at for one in self.bound.values())
+        }
+
+    def _read_at(self, activations: Activations, at: str) -> Activations:
+        """What was read of the student where losses look at it."""
+        if not at:
+            return activations
+        if activations.moved is None:
+            raise ConfigError(
+                f"losses read the student at the points of {at}, and it was run at the texts "
+                "alone: take what objective.read(model, batch, objective.taps()) gives"
+            )
+        return activations.moved
 
     def _value(self, one: BoundLoss, pairs: Pairs, step: Step) -> torch.Tensor:
         """What a loss comes to by itself, before its weight."""
@@ -258,7 +287,7 @@ class Objective:
             name: Step(
                 batch=batch,
                 labels=self.cache.labels,
-                activations=activations,
+                activations=self._read_at(activations, one.at),
                 rows=one.rows,
                 total=total,
                 teacher=one.matches[0].source.shape if one.matches else None,

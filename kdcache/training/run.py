@@ -135,8 +135,8 @@ class Run:
         self._drawn = drawn_apart(seed, partial(self._learn, specs, sizes, seed))
         for config, objective in zip(mixture.configs(self.config), self.objectives, strict=True):
             check_taps(config, objective.reads)
-            if objective.points is not None:
-                require_blocks(self.args)
+            if objective.points is not None or objective.elsewhere is not None:
+                require_blocks(self.args, self.spec)
         read = [
             some if objective.hard_only else found
             for found, some, objective in zip(docs, labelled, self.objectives, strict=True)

@@ -21,7 +21,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from kdcache.errors import ConfigError, KdcacheError, ModelError
 from kdcache.losses import Moment
 from kdcache.losses.selector import Selector
-from kdcache.models import run
 from kdcache.models.layer_rates import Slowed
 from kdcache.models.recording import heads_of
 from kdcache.plans.batch import Batch
@@ -214,9 +213,7 @@ class DistillationTrainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: list[float] | None = None,
     ) -> Any:
-        task = self.objective.cache.task
-        read = self.objective.prepared(model, inputs)
-        activations = run(model, read, self.taps[self.turn], task=task)
+        activations = self.objective.read(model, inputs, self.taps[self.turn])
         if self._due and len(activations.students) == 1:
             self._due = False  # in the first batch of a step alone
             self._measure(activations, inputs, num_items_in_batch)

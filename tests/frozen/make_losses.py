@@ -141,6 +141,14 @@ def of_two(rng: np.random.Generator, first: Given, other: Given) -> Given:
     return _with(first, further={"other": _with(other, **same)})
 
 
+def at_points(rng: np.random.Generator) -> Given:
+    """What a student says of documents at the texts, and at the points of a further teacher."""
+    first, other = classes(rng, 3.0), classes(rng, 3.0)
+    points = rng.standard_normal((1, len(LENGTHS), int(LENGTHS.max()), WIDTH)).astype(np.float32)
+    moved = spread(rng, len(LENGTHS), CLASSES, 3.0)
+    return of_two(rng, first, _with(other, others={"embeddings": (points, points)}, moved=moved))
+
+
 def attending(rng: np.random.Generator, heads: int = 2, width: int = 4) -> Given:
     """Documents with the queries, keys and values of every token, of as many heads of a width."""
     others = {
@@ -212,6 +220,7 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "at": projected,
     "backward-kd": classes,
     "bert-emd": attended,
+    "bss": at_points,
     "causal-kd": causal,
     "cc": lambda rng: projected(rng, positions="cls"),
     "crd": related,

@@ -45,7 +45,7 @@ from kdcache.tasks import STORED, TASKS, Space, Task, over
 TOTAL = 2**48  # rows of an array
 TEACHER = re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # name of a teacher in a merged cache
 OF_TASK = "task"  # of a teacher that is of another task than the plan
-AT_POINTS = "at_points"  # of one that was run at points found for a student
+AT_POINTS = "at_points"  # of one that was run at points, and not on the texts
 COUNTS: dict[str, Space] = {"documents": "document", "tokens": "token", "masked": "selected"}
 """What the manifest counts of a plan: rows of which space."""
 

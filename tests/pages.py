@@ -31,7 +31,7 @@ TUTORIALS = DOCS / "tutorials"
 PAGES = (README, *sorted(DOCS.glob("*.md")), *sorted(TUTORIALS.glob("*.md")))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[([^]]*)\]\(([^)\s]+)\)")
-LONG = frozenset({"bench", "demo"})
+LONG = frozenset({"bench", "demo", "sweep"})
 """Commands that take minutes: their options are read and nothing is run."""
 SLOW = LONG | {"ship"}
 """Commands that take half a minute, for tests that have less."""

@@ -114,4 +114,5 @@ def test_extras_are_the_documented_ones():
         "ner",
         "onnx",
         "s3",
+        "search",
     }

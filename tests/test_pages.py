@@ -101,9 +101,10 @@ def test_all_commands_of_the_readme_run_the_shipped_student_too(
     run_console(blocks(README, "console"))
 
 
-@pytest.mark.parametrize(
-    "name", ["fidelity.md", "store.md", "kernels.md", "methods.md", "scores.md"]
-)
+COMMANDS = ["fidelity.md", "store.md", "kernels.md", "methods.md", "scores.md", "sweep.md"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_commands_of_a_page_run(name: str, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(shop)
     run_console(blocks(DOCS / name, "console"))

@@ -20,6 +20,7 @@ from kdcache_cli import (
     planning,
     reporting,
     shipping,
+    sweeping,
     teaching,
     training,
     verifying,
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "augment": augmenting.augment,
     "ascend": ascending.ascend,
     "train": training.train,
+    "sweep": sweeping.sweep,
     "evaluate": training.evaluate,
     "compare": comparing.compare,
     "ship": shipping.ship,
@@ -75,7 +77,7 @@ def program(
     """Run the teacher once, train any number of students from its outputs.
 
     plan tokenises a corpus, build runs the teacher over it and writes a cache, train distils a
-    student from the cache, evaluate measures it, compare puts it beside the
+    student from the cache, sweep many, evaluate measures one, compare puts it beside the
     teacher, ship makes it run without torch, report tells all of it on a page.
     """
     context.obj = silent if quiet else reporter()

@@ -70,6 +70,14 @@ EXAMPLES = {
         "kdcache train train.cache --recipe kd --student ./xlm-r-small --out student",
         "    --vocabulary corpus",
     ),
+    "sweep": (
+        "kdcache sweep train.cache --out sweep --set recipe=kd,finetune",
+        "    --set layers=2,3 --seeds 3 --dev dev.csv --workers 2",
+        "kdcache sweep train.cache --out sweep --grid grid.toml --dev dev.csv",
+        "    --teacher ./teacher --max-mb 20 --max-ms 5 --max-drop 1.0",
+        "kdcache sweep train.cache --out search --search 20 --dev dev.csv",
+        "    --set layers=1,2,3 --set training.learning_rate=1e-5..1e-3",
+    ),
     "evaluate": (
         "kdcache evaluate student dev.csv --cache train.cache",
         "kdcache evaluate student test.csv --teacher ./teacher --by domain",

@@ -39,7 +39,7 @@ def teacher_model(cache: Cache) -> Any:
     _require_transformers(cache)
     with tempfile.TemporaryDirectory() as folder:
         return auto_class(cache.plan.task).from_pretrained(
-            _teacher_folder(cache, Path(folder)), dtype=torch.float32, use_safetensors=True
+            teacher_folder(cache, Path(folder)), dtype=torch.float32, use_safetensors=True
         )
 
 
@@ -51,7 +51,7 @@ def _require_transformers(cache: Cache) -> None:
         )
 
 
-def _teacher_folder(cache: Cache, scratch: Path) -> str:
+def teacher_folder(cache: Cache, scratch: Path) -> str:
     """A folder with the teacher's weights: those kept in the cache, or where it was read from."""
     names = [name for name in cache.files if name.startswith("teacher/")]
     if any(name.endswith(".safetensors") for name in names):

@@ -78,6 +78,40 @@ def ship(
         CacheError: `out` cannot be written. Nothing is left behind.
     """
     shipped = KINDS[int8]
+    options = _options(text_columns, label_column, ignore_columns, limit, max_length)
+    given = (student, {shipped: Path(out)}, options, measure, teacher, shown(progress))
+    return _ship(*given, trust=trust_remote_code)[shipped]
+
+
+def ship_both(
+    model: str | Path,
+    *,
+    fp32: Path,
+    int8: Path,
+    measure: Any = None,
+    text_columns: Sequence[str] = (),
+    label_column: str | Sequence[str] | None = None,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+    progress: Shown = None,
+) -> dict[str, Json]:
+    """Ship a model in float32 and in int8, exported once, to two new folders of one disk.
+
+    Takes and returns what `ship` does, the reports by kind, and raises what it raises.
+    """
+    options = _options(text_columns, label_column, (), None, max_length)
+    folders = {"fp32": fp32, "int8": int8}
+    return _ship(model, folders, options, measure, None, shown(progress), trust=trust_remote_code)
+
+
+def _options(
+    text_columns: Sequence[str],
+    label_column: str | Sequence[str] | None,
+    ignore_columns: Sequence[str],
+    limit: int | None,
+    max_length: int | None,
+) -> PlanOptions:
+    """How texts are read; their length is left to the model where it is None."""
     options: PlanOptions = {
         "text_columns": text_columns,
         "label_column": label_column,
@@ -86,18 +120,7 @@ def ship(
     }
     if max_length is not None:
         options["max_length"] = max_length
-    given = (student, {shipped: Path(out)}, options, measure, teacher, shown(progress))
-    return _ship(*given, trust=trust_remote_code)[shipped]
-
-
-def ship_both(
-    model: str | Path, *, fp32: Path, int8: Path, progress: Shown = None
-) -> dict[str, Json]:
-    """Ship a model in float32 and in int8, exported once, to two new folders of one disk.
-
-    Returns the reports of `ship`, by kind. Raises what `ship` does.
-    """
-    return _ship(model, {"fp32": fp32, "int8": int8}, {}, None, None, shown(progress))
+    return options
 
 
 def _ship(

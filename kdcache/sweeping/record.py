@@ -149,8 +149,8 @@ class Record:
         teacher: the teacher's name.
         metric: of all scores, "accuracy", "micro_f1", "pearson", ...
         higher_is_better: whether more of it is better.
-        dev: "source" and "documents" of what students are chosen on; None: none was given, and
-            nothing is picked.
+        dev: "source" and "documents" of what students are chosen on, and its "file" where it is
+            one; None: none was given, and nothing is picked.
         eval: "file" of what they are only scored on; None: none was given.
         measured: of sizes and latencies "file", "documents", "threads", "calls" and "timed"; None:
             nothing was shipped.

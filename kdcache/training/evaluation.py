@@ -84,9 +84,9 @@ def require_as_many_texts(
 
 def _require_apart(dev: str | Path, test: Any) -> None:
     """Raise ConfigError if a file is in the dev set and in the test set, compressed or not."""
-    tested = {_digest(path): path for path in _data_files(test)}
-    for path in _data_files(dev):
-        other = tested.get(_digest(path))
+    tested = {content_digest(path): path for path in data_files(test)}
+    for path in data_files(dev):
+        other = tested.get(content_digest(path))
         if other is not None:
             raise ConfigError(
                 f"{path} (--dev) and {other} (--eval) are the same file, and a score on documents "
@@ -94,7 +94,7 @@ def _require_apart(dev: str | Path, test: Any) -> None:
             )
 
 
-def _data_files(source: Any) -> list[Path]:
+def data_files(source: Any) -> list[Path]:
     """The files that documents are in, of a saved data set too; none of an object of Python."""
     if not isinstance(source, str | Path):
         return []
@@ -102,7 +102,8 @@ def _data_files(source: Any) -> list[Path]:
     return saved or files_of(source)
 
 
-def _digest(path: Path) -> str:
+def content_digest(path: Path) -> str:
+    """SHA-256 of what a file holds, uncompressed, in hex."""
     with open_bytes(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

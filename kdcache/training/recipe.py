@@ -245,10 +245,10 @@ def _override(table: Json, override: str, training: Mapping[str, str]) -> None:
         inner = inner.setdefault(name, {})
         if not isinstance(inner, dict):
             raise ConfigError(f"override {override!r}: {name} of the recipe is no table")
-    inner[path[-1]] = _value(text.strip())
+    inner[path[-1]] = value_of_text(text.strip())
 
 
-def _value(text: str) -> Any:
+def value_of_text(text: str) -> Any:
     """Text as a TOML value; dates and anything that is not TOML stay text."""
     if text in ("True", "False"):
         return text == "True"

@@ -123,7 +123,7 @@ def check_folder(
         if not standing.begun:
             raise ConfigError(f"{folder} holds no checkpoint to resume from; train without resume")
         _require_same(folder, recipe, cache_identity(cache, parts) | {"several": several})
-    elif standing.begun or _other_run(folder):
+    elif standing.begun or begun(folder):
         raise ConfigError(
             f"{folder} holds a run stopped after {_last(standing, recipe)}; continue it "
             "with resume (--resume), or choose another folder"
@@ -134,8 +134,8 @@ def check_folder(
     return standing
 
 
-def _other_run(folder: Path) -> bool:
-    """Whether a run of other stages than the recipe's was begun in a folder."""
+def begun(folder: Path) -> bool:
+    """Whether there is anything of a run in a folder that can be resumed, whatever its recipe."""
     return (folder / STAGES).exists() or any((folder / CHECKPOINTS).glob("**/trainer_state.json"))
 
 

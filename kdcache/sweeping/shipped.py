@@ -1,0 +1,95 @@
+"""What students and their teacher are once they are shipped: folders, sizes, latencies, scores."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import ConfigError, ModelError
+from kdcache.manifest import Json
+from kdcache.models import load_config
+from kdcache.models.cached_teacher import teacher_folder
+from kdcache.models.tokenizer import save_tokenizer
+from kdcache.progress import quiet
+from kdcache.shipping.run import KINDS, ship_both
+from kdcache.store import Cache
+from kdcache.store.io.durable_writes import remove_tree, replace_synced
+from kdcache.training.evaluation import same_columns
+
+SHIPPED, REPORT = "shipped", "report.json"
+TEACHER = "teacher"
+ABOUT = ("file", "documents", "threads", "calls", "timed")
+
+
+def ship_options(cache: Cache, measure: str | None, *, trust_remote_code: bool) -> Json:
+    """What `ship` is told of every student: the file it is measured on, read as in training."""
+    columns = {} if measure is None else same_columns(cache.plan.config.corpus, measure)
+    return {"measure": measure, **columns, "trust_remote_code": trust_remote_code}
+
+
+def ship_student(model: str, folder: Path, options: Json) -> Json:
+    """Ship the model in the folder `model` to the folders "fp32" and "int8" in `folder`.
+
+    Returns, and keeps beside them, what was measured of each.
+
+    Raises what `ship` does.
+    """
+    remove_tree(folder)  # of one that was stopped
+    folder.mkdir(parents=True)
+    fp32, int8 = (folder / kind for kind in KINDS)
+    reports = ship_both(model, fp32=fp32, int8=int8, progress=quiet, **options)
+    told = _told(reports)
+    replace_synced(folder / REPORT, (json.dumps(told, indent=1) + "\n").encode())
+    return told
+
+
+def ship_teacher(cache: Cache, named: str | None, folder: Path, options: Json) -> Json:
+    """The same for the teacher: the folder that is named, or the one of the cache.
+
+    It reads as many tokens of a text as students do.
+
+    Raises what `ship` does, and ModelError where the teacher is nowhere.
+    """
+    longest = {"max_length": cache.plan.config.max_length}
+    with tempfile.TemporaryDirectory() as scratch:
+        source = named or teacher_folder(cache, Path(scratch))
+        if source == scratch:
+            save_tokenizer(cache, Path(scratch))
+        return ship_student(source, folder, options | longest)
+
+
+def require_teacher(cache: Cache, named: str | None) -> None:
+    """Raise ConfigError where the teacher, which is in every table, is not there to be shipped."""
+    if named is not None:
+        load_config(named)
+        return
+    source = str(cache.manifest["teacher"]["source"])
+    kept = any(n.startswith("teacher/") and n.endswith(".safetensors") for n in cache.files)
+    if not kept and Path(source).is_absolute() and not Path(source).is_dir():
+        raise ConfigError(
+            f"the teacher's folder {source} is gone, and its size and latency stand in the table: "
+            "name it with --teacher, or leave shipping out with --no-ship"
+        )
+
+
+def read_report(folder: Path) -> Json | None:
+    """What was measured of a model shipped into a folder; None: it is not, or not to its end."""
+    try:
+        found: Json = json.loads((folder / REPORT).read_text("utf-8"))
+        return found
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ModelError(f"{folder / REPORT} is damaged: {error}; remove {folder}") from error
+
+
+def _told(reports: Json) -> Json:
+    """Of both reports what a table needs."""
+    report = reports[KINDS[0]]
+    kinds: dict[str, Any] = {kind: {"bytes": reports[kind]["bytes"]} for kind in KINDS}
+    for kind, row in report.get("models", {}).items():
+        kinds[kind] |= row
+    about = {name: report[name] for name in ABOUT if name in report}
+    return {"parameters": report["parameters"], "kinds": kinds, "about": about}

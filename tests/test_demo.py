@@ -76,6 +76,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_student_is_a_smaller_model_of_the_cache(report: Json) -> None:
     out = Path(report["folder"])
     for name, layers in (("teacher", 2), ("student-1", 1), ("student-from-labels", 1)):
@@ -92,6 +93,7 @@ def test_a_student_is_a_smaller_model_of_the_cache(report: Json) -> None:
         assert dev["teacher"]["source"] == "the cache's soft labels"
 
 
+@pytest.mark.slow
 def test_scores_and_gains_are_those_of_the_predictions(report: Json) -> None:
     predictions = Path(report["folder"]) / "predictions"
     right = {}
@@ -113,6 +115,7 @@ def test_scores_and_gains_are_those_of_the_predictions(report: Json) -> None:
         assert gain["interval"][0] <= gain["gain"] <= gain["interval"][1]
 
 
+@pytest.mark.slow
 def test_the_law_is_that_of_the_steps(report: Json) -> None:
     steps, costs = report["steps"], report["costs"]
     assert costs["build"] == steps["cache.zarr"]["seconds"]
@@ -129,6 +132,7 @@ def test_both_ways_cost_the_same_at_the_crossing_and_the_step_in_the_end() -> No
     assert costs.in_the_loop(1e6) / costs.cached(1e6) == pytest.approx(3, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_second_run_keeps_what_is_done(report: Json, given: tuple[Settings, Path]) -> None:
     lines = Lines()
     again = run(report["folder"], settings=given[0], archive=given[1], progress=lines)
@@ -138,6 +142,7 @@ def test_a_second_run_keeps_what_is_done(report: Json, given: tuple[Settings, Pa
     assert kept[2].startswith("student 1 of 1, from the cache: 1 layer (2 of the teacher)")
 
 
+@pytest.mark.slow
 def test_other_settings_and_other_folders_are_refused(
     report: Json, given: tuple[Settings, Path], tmp_path: Path
 ) -> None:
@@ -150,6 +155,7 @@ def test_other_settings_and_other_folders_are_refused(
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_the_printed_pipeline_call_says_what_is_printed(printed: list[str]) -> None:
     code = [line.partition(">>> ")[2] for line in printed if ">>> " in line]
     names: dict[str, object] = {}
@@ -158,12 +164,14 @@ def test_the_printed_pipeline_call_says_what_is_printed(printed: list[str]) -> N
     assert f"  {predicted!r}" == printed[printed.index(f"  >>> {code[-1]}") + 1]
 
 
+@pytest.mark.slow
 def test_the_last_line_is_one_command_and_it_works(printed: list[str]) -> None:
     assert printed[-2] == "Now you. Give it a sentence of your own:"
     ran = subprocess.run(shlex.split(printed[-1]), capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout)["label"] in ("negative", "positive")
 
 
+@pytest.mark.slow
 def test_the_commands_for_own_data_are_calls_of_the_program(printed: list[str]) -> None:
     start = next(i for i, line in enumerate(printed) if line.startswith("Your own data"))
     for name, line in zip(("teach", "build", "train", "ship"), printed[start + 1 :], strict=False):

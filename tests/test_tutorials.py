@@ -22,7 +22,7 @@ FIRST = "classifier.md"
 FURTHER = ("which-method.md", "xarray.md")
 """Those that go on in the folder of the first."""
 ALONE = ("kernels.md", "router.md")
-LATER: tuple[str, ...] = ()
+LATER = ("thirty-students.md",)
 """Those that go on there and take minutes whatever the encoder."""
 NOTEBOOK = TUTORIALS / "notebook.ipynb"
 

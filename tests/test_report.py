@@ -370,8 +370,9 @@ def test_folders_of_nothing_a_report_tells_of_are_refused(
         report(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="name one or more"):
         report()
-    with pytest.raises(ConfigError, match="--eval"):
-        report(plain.folder, teacher=classifier)
+    for given in ({"teacher": classifier}, {"by": "label"}):
+        with pytest.raises(ConfigError, match="--eval"):
+            report(plain.folder, **given)
     (tmp_path / "mine.html").write_text("<p>mine</p>")
     with pytest.raises(ConfigError, match=r"mine\.html is there and is no report"):
         report(plain.folder, out=tmp_path / "mine.html")
@@ -385,12 +386,17 @@ def test_folders_of_nothing_a_report_tells_of_are_refused(
 def test_documents_that_are_named_score_the_students(
     plain: TrainResult, corpus: Path, classifier: Path
 ) -> None:
-    made = report(plain.folder, eval_file=corpus, teacher=classifier)
+    made = report(plain.folder, eval_file=corpus, teacher=classifier, by="label")
     (student,) = made.facts.students
     assert student.evaluation is not None
     assert (student.evaluation["file"], student.evaluation["documents"]) == ("sentences.csv", 240)
     assert student.evaluation["teacher"]["accuracy_interval"]
     assert "not scored" not in " ".join(made.facts.unknown())
+    texts = Parsed(made.page.html()).texts
+    for row in student.evaluation["slices"]["label"]["rows"]:
+        low, high = row["interval"]
+        assert row["slice"] in texts
+        assert f"{row['value']:.4g} ({low:.4g} to {high:.4g})" in texts
     assert made._repr_html_().count("<img") == len(list(made.page.pictures))
 
 

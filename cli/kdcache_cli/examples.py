@@ -93,7 +93,8 @@ EXAMPLES = {
     ),
     "report": (
         "kdcache report student shipped train.cache --markdown report.md",
-        "kdcache report one two --eval test.csv --teacher ./teacher --out both.html",
+        "kdcache report one two --eval test.csv --teacher ./teacher --by label",
+        "    --out both.html",
     ),
     "recipes": (
         "kdcache recipes",

@@ -40,6 +40,14 @@ def report(
         str | None,
         typer.Option(metavar="FOLDER", help="Score this teacher on them, too."),
     ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Score them slice by slice too, by this column (that of the labels for the "
+            "classes) or by length. Repeat it for more.",
+        ),
+    ] = None,
     batch_size: o.ForwardBatch = 64,
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
@@ -59,6 +67,7 @@ def report(
         markdown=markdown,
         eval_file=evaluation,
         teacher=teacher,
+        by=by or (),
         batch_size=batch_size,
         device=device,
         trust_remote_code=trust_remote_code,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def report(
     markdown: str | Path | None = None,
     eval_file: Any = None,
     teacher: str | Path | None = None,
+    by: str | Sequence[str] = (),
     batch_size: int = 64,
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -97,6 +98,7 @@ def report(
         markdown: a file to write the same to as Markdown; its pictures go into a folder beside it.
         eval_file: a corpus with labels, as in `evaluate`, to score all students on.
         teacher: folder of the teacher, to be scored on it too.
+        by: columns of it, or "length", by whose values students are also scored slice by slice.
         batch_size: documents of mean length in a forward.
         trust_remote_code: run code that comes with a student or teacher.
 
@@ -111,9 +113,11 @@ def report(
         _require_free(path)
     if teacher is not None and eval_file is None:
         raise ConfigError("a teacher is scored on documents: name them with --eval FILE")
+    if by and eval_file is None:
+        raise ConfigError("slices are cut of documents: name them with --eval FILE")
     facts = collect(folders)
     if eval_file is not None:
-        options: Any = {"batch_size": batch_size, "device": device}
+        options: Any = {"batch_size": batch_size, "device": device, "by": by}
         options["trust_remote_code"] = trust_remote_code
         facts = _scored(facts, eval_file, teacher, options, shown(progress))
     made = Report(facts, _page(facts))

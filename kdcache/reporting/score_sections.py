@@ -105,9 +105,8 @@ def _each(group: Group) -> Iterator[Part]:
     yield from slice_parts(group)
     if not any(side.get(what) for side in found.values() for what in (*EACH, "slices")):
         yield Text(
-            f"Nothing is known of the classes and slices of {group.where}: `kdcache evaluate "
-            "STUDENT FILE --by COLUMN --json > STUDENT/evaluation.json` tells those of a column, "
-            "the labels' own too."
+            f"Nothing is known of the classes and slices of {group.where}: `kdcache report ... "
+            "--eval FILE --by COLUMN` tells those of a column, that of the labels for the classes."
         )
 
 

@@ -39,13 +39,19 @@ class Trial:
     steps: int
 
     def prepare(self, data: Path, recipes: Sequence[Recipe]) -> Trial:
-        """Make what is not there yet: SST-2 of a folder, and a cache that serves the recipes."""
-        if (self.out / "ready").is_file():
-            return self
+        """Make what is not there yet: SST-2 of a folder, and a cache that serves the recipes.
+
+        Exits where what is there was made of other data: its scores would be taken for those.
+        """
         out, cut = self.out, CUTS["sst2"]
+        found = corpus(cut, data / "sst2", 0)
+        if (out / "ready").is_file():
+            write(out / "asked.csv", found.train)
+            if (out / "asked.csv").read_bytes() != (out / "train.csv").read_bytes():
+                raise SystemExit(f"{out} was made of other data than {data}: name another --out")
+            return self
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        found = corpus(cut, data / "sst2", 0)
         write(out / "train.csv", found.train)
         write(out / "dev.csv", found.dev)
         for domain, sentences in found.tests.items():

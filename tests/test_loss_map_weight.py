@@ -123,3 +123,8 @@ def test_weights_are_chosen_on_dev_and_scored_with_other_seeds_and_a_run_goes_on
     gone.unlink()
     assert study.run() == figures
     assert [path for path in notes if path.stat().st_mtime_ns != notes[path]] == [gone]
+    study.prepare(study.trial.out.parent)
+    train = study.trial.out / "train.csv"
+    train.write_text(train.read_text("utf-8") + "more,email\n", "utf-8")
+    with pytest.raises(SystemExit, match="was made of other data than"):
+        study.prepare(study.trial.out.parent)

@@ -360,6 +360,21 @@ def test_two_builds_of_one_cache_share_the_work(
     assert verify(out, full=True) == []
 
 
+def test_a_build_that_died_between_its_last_part_and_its_end_is_ended(
+    tmp_path: Path, corpus: Path, classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or another builder of the cache has committed its last part, and is about to end."""
+    out = tmp_path / "c"
+    assert main(small_parts(out, corpus, classifier)) == 0
+    whole = files_of(out)
+    shutil.rmtree(out / "complete")
+    capsys.readouterr()
+    assert main(small_parts(out, corpus, classifier)) == 0
+    assert "none is left to be run" in capsys.readouterr().err
+    assert files_of(out) == whole
+    assert verify(out, full=True) == []
+
+
 @contextmanager
 def no_override() -> Iterator[None]:
     """Let file modes count for root, too: without CAP_DAC_OVERRIDE its files are as anyone's."""

@@ -27,9 +27,9 @@ def fill(writer: Writer, teacher: Teacher, batch_tokens: int, progress: Progress
         progress.say(f"{writer.path} is complete: {parts} of {parts} parts; nothing to do")
         return
     if len(missing) < parts:
+        rest = f"going on with part {missing[0]}" if missing else "none is left to be run"
         progress.say(
-            f"resuming {writer.path}: {parts - len(missing)} of {parts} parts are committed; "
-            f"going on with part {missing[0]}"
+            f"resuming {writer.path}: {parts - len(missing)} of {parts} parts are committed; {rest}"
         )
     if missing:
         capture = Capture(cache, teacher, batch_tokens, progress)

@@ -12,6 +12,7 @@ FIDELITY = {
     "kl_mean": ("KL(teacher ‖ decoded), mean", "nats"),
     "kl_max": ("KL(teacher ‖ decoded), max", "nats"),
     "full_kl_mean": ("KL over the whole vocabulary, mean", "nats"),
+    "full_kl_max": ("KL over the whole vocabulary, max", "nats"),
     "top1_agreement": ("top-1 agreement", "%"),
     "kept_mass": ("probability kept", "%"),
     "value_error_max": ("largest error of a value", ""),

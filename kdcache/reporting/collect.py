@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from kdcache.errors import ConfigError, KdcacheError
@@ -14,8 +14,6 @@ from kdcache.reporting.students import homes_of, is_student, is_taught, read_stu
 from kdcache.reporting.sweeps import is_sweep, picked_folder, read_sweep
 from kdcache.store import Place, locate
 from kdcache.store.io.object_path import Root
-
-PARTS = ("sweeps", "students", "caches", "shipped", "teachers", "notes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +91,8 @@ def collect(places: Sequence[Place]) -> Facts:
     named = {root: _kind_of(root) for root in map(locate, places)}
     names = unique_names(list(map(str, named)))
     read = [kind.read(root, name) for (root, kind), name in zip(named.items(), names, strict=True)]
-    found = Facts(
-        **{kind: tuple(one for facts in read for one in getattr(facts, kind)) for kind in PARTS}
-    )
+    parts = [part.name for part in fields(Facts)]
+    found = Facts(**{p: tuple(one for facts in read for one in getattr(facts, p)) for p in parts})
     return replace(found, caches=(*found.caches, *noted_caches(found.students, found.caches)))
 
 

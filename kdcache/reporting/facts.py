@@ -183,9 +183,6 @@ class Facts:
 
     def to_json(self) -> Json:
         """The facts as JSON values, paths as texts."""
-        kinds = {
-            name: getattr(self, name) for name in ("students", "caches", "shipped", "teachers")
-        }
-        return {kind: [one.to_json() for one in several] for kind, several in kinds.items()} | {
-            "notes": list(self.unknown())
-        }
+        kinds = [part.name for part in fields(self) if part.name != "notes"]
+        told = {kind: [one.to_json() for one in getattr(self, kind)] for kind in kinds}
+        return {**told, "notes": list(self.unknown())}

@@ -14,6 +14,7 @@ from kdcache.reporting.groups import Group
 from kdcache.reporting.pareto import COSTS, weighed
 from kdcache.reporting.pictures import cost_picture
 from kdcache.sweeping.record import FAILED, RECORD, TEACHER, WAITING, Mean, Record, Row, read_record
+from kdcache.sweeping.result import SweepResult
 
 
 def is_sweep(folder: Path) -> bool:
@@ -45,9 +46,7 @@ def _notes(record: Record) -> Iterator[str]:
 
 def picked_folder(sweep: SweepFacts) -> Path | None:
     """The folder of the student that a sweep picked, where it lies now."""
-    students = sweep.record.students if sweep.record else ()
-    wanted = sweep.record.pick if sweep.record else None
-    return next((sweep.folder / one.folder for one in students if one.name == wanted), None)
+    return SweepResult(sweep.folder, sweep.record).picked if sweep.record else None
 
 
 def sweep_sections(facts: Facts) -> Iterator[Section]:
@@ -109,14 +108,13 @@ def _mean(score: Mean | None) -> str:
 
 def _group(record: Record) -> Group:
     """The rows of a sweep as models that were scored on the same dev documents."""
-    sides = {f"{row.name}, {row.kind}": _side(row, record.metric) for row in record.rows}
-    teachers = {f"{row.name}, {row.kind}" for row in record.rows if row.who == TEACHER}
+    scored = {f"{row.name}, {row.kind}": row for row in record.rows if row.dev is not None}
     return Group(
         task="text-classification",
         file="",
         documents=int((record.dev or {}).get("documents") or 0),
-        sides=sides,
-        teachers=frozenset(teachers),
+        sides={name: _side(row, record.metric) for name, row in scored.items()},
+        teachers=frozenset(name for name, row in scored.items() if row.who == TEACHER),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from kdcache.store import Cache
 from kdcache.training.own_loop import make_objective, make_student
 from kdcache.training.train import train
 from kdcache_cli.main import main
-from tests.test_trainer import Watcher, assert_same_weights, log_of
+from tests.test_trainer import log_of, stopped_and_resumed
 
 TASK = "text-classification"
 FAST = ("training.max_steps=8", "training.logging_steps=1", "training.learning_rate=1e-3")
@@ -110,15 +109,10 @@ def test_a_loss_at_points_is_of_what_the_student_says_there(both: Cache, classif
 
 def test_a_student_learns_at_both_and_goes_on_where_it_stopped(both: Cache, tmp_path: Path) -> None:
     options: dict[str, Any] = {"recipe": "bss", "init_from_teacher": [1, 3], "overrides": FAST}
-    whole = train(both, out=tmp_path / "whole", **options)
+    whole, _, _ = stopped_and_resumed(both, tmp_path, **options)
     weights = [entry["boundary.weight"] for entry in log_of(whole.folder)]
     assert [weights[0], *weights[5:]] == [2.0, 0.0, 0.0, 0.0]
     assert weights == sorted(weights, reverse=True)
-    stop = Watcher({3: lambda: signal.raise_signal(signal.SIGINT)})
-    with pytest.raises(KeyboardInterrupt):
-        train(both, out=tmp_path / "run", progress=stop, **options)
-    resumed = train(both, out=tmp_path / "run", resume=True, **options)
-    assert_same_weights(whole.folder, resumed.folder)
 
 
 def test_points_change_what_a_student_says(both: Cache, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from kdcache.training.recipe import load_recipe
 from kdcache.training.run import cache_spec
 from kdcache.training.train import train
 from kdcache_cli.main import main
-from tests.test_trainer import Watcher, assert_same_weights, log_of, narrow
+from tests.test_trainer import log_of, narrow, stopped_and_resumed
 
 __all__ = ["narrow"]  # a fixture
 
@@ -201,12 +200,7 @@ def test_a_run_that_is_stopped_goes_on_exactly(both: Cache, narrow: str, tmp_pat
         "config": narrow,
         "overrides": [*STEPS, "inputs.temperature={start = 4, stop = 1}", "inputs.k=5"],
     }
-    whole = train(both, out=tmp_path / "whole", **options)
-    stop = Watcher({3: lambda: signal.raise_signal(signal.SIGINT)})
-    with pytest.raises(KeyboardInterrupt):
-        train(both, out=tmp_path / "run", progress=stop, **options)
-    resumed = train(both, out=tmp_path / "run", resume=True, **options)
-    assert_same_weights(whole.folder, resumed.folder)
+    stopped_and_resumed(both, tmp_path, **options)
 
 
 def test_a_loop_of_ones_own_prepares_its_batches(both: Cache, narrow: str) -> None:

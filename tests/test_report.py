@@ -18,10 +18,10 @@ from kdcache.errors import CacheError, ConfigError
 from kdcache.manifest import Json
 from kdcache.rendering import Picture, Points, Section, Table, Text
 from kdcache.reporting.collect import unique_names
-from kdcache.reporting.pareto import on_front
 from kdcache.reporting.run import Report, report
 from kdcache.shipping.folder import REPORT, SETTINGS
 from kdcache.store import Cache
+from kdcache.sweeping.front import on_front
 from kdcache.sweeping.record import RECORD, Mean, Record, Row, Student, write_record
 from kdcache.training.result import TrainResult
 from kdcache.training.train import train
@@ -338,8 +338,9 @@ def sweep(folder: Path) -> Path:
         rows=(
             Row(name="layers 2", who="student", kind="int8", settings={}, dev=dev, picked=True,
                 front=("bytes", "ms"), **small),
-            Row(name="teacher", who="teacher", kind="int8", settings={}, dev=teacher,
+            Row(name="teacher", who="teacher", kind="fp32", settings={}, dev=teacher,
                 **{**small, "bytes": 9_000_000}),
+            Row(name="teacher", who="teacher", kind="int8", settings={}, **small),
         ),
         pick="a",
     )  # fmt: skip
@@ -355,8 +356,11 @@ def test_a_sweep_is_told_with_the_student_it_picked(plain: TrainResult, tmp_path
     assert [one.name for one in made.facts.students] == ["sweep/a"]
     parsed = require_portable(made.page.html())
     assert {"0.5 ± 0.25 (of 2)", "layers 2 (picked)", "bytes, ms"} <= set(parsed.texts)
+    assert any(alt.startswith("accuracy against MB") for alt in parsed.of("img", "alt"))
     assert "sweep: b failed: no memory" in made.facts.unknown()
     assert json.dumps(made.to_json())
+    (told,) = made.to_json()["sweeps"]
+    assert told["record"]["pick"] == made.facts.sweeps[0].record.pick
     (folder / RECORD).write_text("{")
     assert "damaged" in next(report(folder).facts.unknown())
 

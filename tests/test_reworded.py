@@ -30,7 +30,7 @@ from kdcache.training.reworded import RewordedCache, aligned
 from kdcache.training.train import train
 from kdcache.training.word_cuts import WordCuts
 from kdcache_cli.main import main
-from tests.test_trainer import Watcher, assert_same_weights, log_of
+from tests.test_trainer import Watcher, log_of, stopped_and_resumed
 
 TASK = "text-classification"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -270,13 +270,8 @@ def test_a_student_is_trained_resumed_and_scored_with_its_own_tokenizer(
     with pytest.raises(ModelError, match=r"let it read by its own \(student\.tokenizer=FOLDER\)"):
         train(cache, recipe="kd", student=tmp_path / "s", out=tmp_path / "on", overrides=STEPS)
     options: dict[str, Any] = {"recipe": "mixed-vocab", "config": config, "overrides": settings}
-    whole = train(cache, out=tmp_path / "whole", **options)
-    stop = Watcher({3: lambda: signal.raise_signal(signal.SIGINT)})
-    with pytest.raises(KeyboardInterrupt):
-        train(cache, out=tmp_path / "run", progress=stop, **options)
-    assert any("texts are read back from the teacher's" in line for line in stop.messages)
-    resumed = train(cache, out=tmp_path / "run", resume=True, **options)
-    assert_same_weights(whole.folder, resumed.folder)
+    _, _, told = stopped_and_resumed(cache, tmp_path, **options)
+    assert any("texts are read back from the teacher's" in line for line in told)
 
 
 def test_documents_of_a_dev_file_are_not_trained_on_however_their_texts_read_back(

@@ -68,6 +68,17 @@ def assert_same_weights(one, other):
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
+def stopped_and_resumed(cache, folder, stop=None, **options):
+    """The unbroken run, the same one stopped in step 3 and gone on with, and what that one said."""
+    whole = train(cache, out=folder / "whole", **options)
+    told = Watcher({3: stop or (lambda: signal.raise_signal(signal.SIGINT))})
+    with pytest.raises(KeyboardInterrupt):
+        train(cache, out=folder / "run", progress=told, **options)
+    resumed = train(cache, out=folder / "run", resume=True, **options)
+    assert_same_weights(whole.folder, resumed.folder)
+    return whole, resumed, told.messages
+
+
 HIDDEN = ("losses.hidden.layer_map=uniform", "losses.hidden.weight=1.0")
 
 

@@ -20,6 +20,7 @@ from kdcache.building.trimmed_cache import TrimmedCache, left_out, token_counts
 from kdcache.errors import ConfigError, DamageError, MismatchError, ModelError
 from kdcache.models import StudentSpec, load_student, load_tokenizer
 from kdcache.models.kept_tokens import FILE, KeptTokens, kept_beside
+from kdcache.models.token_map import cached_tokenizer
 from kdcache.models.trimmed_tokenizer import choose_tokens
 from kdcache.progress import quiet
 from kdcache.signals import LOGITS, Tap
@@ -29,7 +30,7 @@ from kdcache.training.train import train
 from kdcache_cli.main import main
 from tests.conftest import SIZES, Lines, save_teacher, write_csv
 from tests.kinds_of_tokenizers import unigram
-from tests.test_trainer import Watcher, assert_same_weights, log_of
+from tests.test_trainer import Watcher, log_of, stopped_and_resumed
 
 TASK = "text-classification"
 STEPS = ["training.max_steps=6", "training.logging_steps=1", "training.learning_rate=1e-3"]
@@ -58,15 +59,7 @@ def cache(place: Path, classifier: Path, corpus: Path) -> Cache:
 
 @pytest.fixture(scope="module")
 def kept(cache: Cache) -> KeptTokens:
-    return choose_tokens(load_tokenizer(cache_folder(cache)), token_counts(cache.plan))
-
-
-def cache_folder(cache: Cache) -> Path:
-    """A folder with the tokenizer that a cache keeps."""
-    folder = Path(str(cache.path)).parent / "kept"
-    folder.mkdir(exist_ok=True)
-    cache.extract(folder, [name for name in cache.files if name.startswith("tokenizer/")])
-    return folder
+    return choose_tokens(cached_tokenizer(cache), token_counts(cache.plan))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +151,7 @@ def test_an_untrained_student_says_what_it_says_with_all_its_tokens(
     config.save_pretrained(tmp_path / "config")
     also = {config.pad_token_id}
     counts = token_counts(cache.plan)
-    chosen = choose_tokens(load_tokenizer(cache_folder(cache)), counts, also=also)
+    chosen = choose_tokens(cached_tokenizer(cache), counts, also=also)
     fewer = TrimmedCache(cache, chosen)
     spec = StudentSpec(config=str(tmp_path / "config"))
     whole, ours = (load_student(one, spec, seed=4).eval() for one in (cache, fewer))
@@ -255,14 +248,9 @@ def test_a_run_is_resumed_scored_shipped_and_compared(
     assert shipped
     options: dict[str, Any] = {"recipe": "kd", "init_from_teacher": [2, 4], "overrides": STEPS}
     options |= {"vocabulary": "corpus", **CPU}
-    whole = train(cache, out=tmp_path / "whole", **options)
-    stop = Watcher({3: lambda: signal.raise_signal(signal.SIGINT)})
-    with pytest.raises(KeyboardInterrupt):
-        train(cache, out=tmp_path / "run", progress=stop, **options)
-    told = f"the student keeps {kept.rows} of {len(kept.numbers)} tokens"
-    assert any(told in line for line in stop.messages)
-    resumed = train(cache, out=tmp_path / "run", resume=True, **options)
-    assert_same_weights(whole.folder, resumed.folder)
+    whole, _, told = stopped_and_resumed(cache, tmp_path, **options)
+    keeps = f"the student keeps {kept.rows} of {len(kept.numbers)} tokens"
+    assert any(keeps in line for line in told)
     plain = {name: value for name, value in options.items() if name != "vocabulary"}
     unlike = log_of(train(cache, out=tmp_path / "all", **plain).folder)
     for ours, theirs in zip(log_of(whole.folder), unlike, strict=True):
@@ -274,7 +262,7 @@ def test_texts_of_a_file_are_kept_too_and_another_one_is_told(
     cache: Cache, kept: KeptTokens, tmp_path: Path
 ) -> None:
     file = tmp_path / "texts.txt"
-    old = load_tokenizer(cache_folder(cache)).plain
+    old = cached_tokenizer(cache).plain
     words = [token for token in sorted(old.get_vocab()) if token.isalpha() and len(token) > 3]
     left = next(word for word in words if kept.number(old.get_vocab()[word]) is None)
     file.write_text(f"\n{left}\n", "utf-8")
@@ -490,7 +478,6 @@ def test_a_run_of_stages_goes_on_between_two(
 ) -> None:
     options: dict[str, Any] = {"recipe": "annealing-kd", "init_from_teacher": [2, 4], **CPU}
     options |= {"vocabulary": "corpus", "overrides": STEPS}
-    whole = train(cache, out=tmp_path / "whole", **options)
     seen: list[int] = []
 
     def in_the_second() -> None:
@@ -498,10 +485,6 @@ def test_a_run_of_stages_goes_on_between_two(
         if len(seen) == 2:
             signal.raise_signal(signal.SIGINT)
 
-    stop = Watcher({3: in_the_second})
-    with pytest.raises(KeyboardInterrupt):
-        train(cache, out=tmp_path / "run", progress=stop, **options)
-    resumed = train(cache, out=tmp_path / "run", resume=True, **options)
-    assert_same_weights(whole.folder, resumed.folder)
+    _, resumed, _ = stopped_and_resumed(cache, tmp_path, in_the_second, **options)
     stage = next((resumed.folder / "stages").iterdir())
     assert load_tokenizer(stage).vocab_size == kept.rows

@@ -69,9 +69,10 @@ class _Renumbered:
         return self._take(self._column.read(starts, counts))
 
     def _take(self, ids: Array) -> Array:
-        if len(ids) and int(ids.max()) >= len(self._numbers):
-            raise DamageError("tokens of the plan hold a value beyond what there can be")
-        return np.take(self._numbers, ids)
+        try:
+            return np.take(self._numbers, ids)
+        except IndexError as error:
+            raise DamageError("tokens of the plan hold a value beyond what there can be") from error
 
 
 def as_read_by(cache: Cache | None, student: str | Path) -> Cache | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from kdcache.labels import LABEL_KINDS
 from kdcache.manifest import Json
@@ -30,6 +30,11 @@ EACH = {"classes": "class", "values": "value"}
 """Where scores of every output stand, and what an output is called."""
 
 
+def teachers_score(teacher: Json) -> str:
+    """What a teacher scores on a dev set, "about" where that is an estimate."""
+    return f"{'about ' if teacher.get('estimate') else ''}{teacher['value']:.4g}"
+
+
 def called(metric: str) -> str:
     """What a metric is called."""
     return SCORES.get(metric, metric.replace("_", " "))
@@ -55,11 +60,14 @@ def headline(scores: Json, task: str) -> str:
 
 def score_cell(side: Json, name: str) -> str:
     """A score with its 95% interval; nothing where there is none."""
-    if side.get(name) is None:
-        return ""
-    interval = side.get(f"{name}_interval")
+    value = side.get(name)
+    return "" if value is None else with_bounds(value, side.get(f"{name}_interval"))
+
+
+def with_bounds(value: float, interval: Sequence[float] | None) -> str:
+    """A figure with its interval, where there is one."""
     bounds = "" if interval is None else f" ({interval[0]:.4g} to {interval[1]:.4g})"
-    return f"{side[name]:.4g}{bounds}"
+    return f"{value:.4g}{bounds}"
 
 
 def score_table(sides: Mapping[str, Json], task: str, first: str = "") -> Table:

@@ -60,6 +60,7 @@ class _Sides:
         self.name, self.closed = student.name, closed
         self.sides = [student, *([] if teacher is None else [teacher])]
         self.sign = 1 if student.name in LOWER_IS_BETTER else -1  # times a score: more is worse
+        self.overall = self.measured(np.ones(len(student.adds), np.bool_))
 
     def measured(self, chosen: Bools) -> Json:
         """Values and intervals over those of N labelled documents that are `chosen`, [N]."""
@@ -121,20 +122,20 @@ def _number(value: Sums) -> float | None:
 
 
 def _column(plan: Plan, student: Predictions, cut: Cut, sides: _Sides, documents: Array) -> Json:
-    overall = sides.measured(np.ones(len(documents), np.bool_))
+    overall, labelled = sides.overall, cut.codes[documents]
     number = plan.per_document["doc_id"]
+    codes = np.full(len(number), -1, np.int64)  # of documents that were not run: no slice
+    codes[plan.docs] = cut.codes[number[plan.docs]]
     rows = []
     for code, name in enumerate(cut.names):
-        chosen = cut.codes[documents] == code
-        held = np.zeros(len(number), np.bool_)
-        held[plan.docs] = cut.codes[number[plan.docs]] == code
+        chosen = labelled == code
         rows.append(
             {
                 "slice": name,
                 "documents": int((cut.codes == code).sum()),
                 "labelled": int(chosen.sum()),
                 **sides.measured(chosen),
-                "scores": scores(plan, student.only(held)) if chosen.any() else {},
+                "scores": scores(plan, student.only(codes == code)) if chosen.any() else {},
             }
         )
     told: Json = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -71,11 +71,17 @@ def token_matches(
 
     A map is learned for each layer as `projection` says, "auto" where its widths differ.
     """
-    how: Any = {"positions": "all", "signal": signal, "projection": projection}
     return tuple(
         match
         for pair in layer_pairs(layer_map, student.layers, teacher.layers)
         for match in hidden_matches(
-            (pair,), student, teacher, **how, any_width=any_width, whole=whole
+            (pair,),
+            student,
+            teacher,
+            positions="all",
+            signal=signal,
+            projection=projection,
+            any_width=any_width,
+            whole=whole,
         )
     )

@@ -17,15 +17,20 @@ EMBEDS = "inputs_embeds"
 """Name in a batch of what is read in the place of word embeddings, [B, L, H]."""
 
 
+def named_embeddings(model: Any) -> Any:
+    """What a model says its word embeddings are; None: it says nothing."""
+    try:
+        return unwrapped(model).get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # of a module of one's own; of transformers
+        return None
+
+
 def word_embeddings(model: Any) -> nn.Embedding:
     """The table of a model's word embeddings.
 
     Raises ModelError for a model without one, or that does more than look tokens up in it.
     """
-    try:
-        found = unwrapped(model).get_input_embeddings()
-    except (AttributeError, NotImplementedError):  # of a module of one's own; of transformers
-        found = None
+    found = named_embeddings(model)
     if type(found) is not nn.Embedding:
         kind = "none" if found is None else type(found).__name__
         raise ModelError(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kdcache.errors import ModelError
+from kdcache.models.embedded import named_embeddings
 from kdcache.models.kept_tokens import KeptTokens
 from kdcache.models.module_student import ModuleStudent
 from kdcache.models.recording import members_of, name_of
@@ -18,6 +19,7 @@ from kdcache.models.run import run, untouched
 from kdcache.models.student_config import StudentConfig, is_foreign
 from kdcache.plans.batch import Batch
 from kdcache.signals import LOGITS
+from kdcache.tasks import Task
 
 if TYPE_CHECKING:
     from kdcache.store import Cache
@@ -31,11 +33,16 @@ LEAVE = "leave --vocabulary out, or choose another student"
 def special_ids(config: Any) -> set[int]:
     """The tokens that a student's configuration names, and those of the students it is made of."""
     found: set[int] = set()
-    for one in (config, *getattr(config, "members", ())):
-        for own in {id(c): c for c in (one, one.get_text_config())}.values():
-            for _, value in _named(own):
-                found |= set(value if isinstance(value, list) else [value])
+    for own in _with_texts(config, *getattr(config, "members", ())):
+        for _, value in _named(own):
+            found |= set(value if isinstance(value, list) else [value])
     return found
+
+
+def _with_texts(*configs: Any) -> list[Any]:
+    """Configurations and those of their texts, each once."""
+    both = (own for one in configs for own in (one, one.get_text_config()))
+    return list({id(own): own for own in both}.values())
 
 
 def _named(config: Any) -> Iterator[tuple[str, Any]]:
@@ -57,21 +64,21 @@ def trimmed_config(config: Any, kept: KeptTokens) -> Any:
             raise ModelError(
                 f"{one.student} is a module of your own, whose embeddings are not known: {LEAVE}"
             )
-        _renumber(one, kept)
+        for own in _with_texts(one):
+            _renumber(own, kept)
     return made
 
 
 def _renumber(config: Any, kept: KeptTokens) -> None:
     """Change what a configuration says of tokens, in place."""
-    for one in {id(c): c for c in (config, config.get_text_config())}.values():
-        for name, value in _named(one):
-            if isinstance(value, list):
-                moved = [kept.number(token) for token in value]
-                setattr(one, name, [token for token in moved if token is not None])
-            else:
-                setattr(one, name, kept.number(value))
-        if getattr(one, "vocab_size", None):
-            one.vocab_size = len(kept.rows_of(one.vocab_size))
+    for name, value in _named(config):
+        if isinstance(value, list):
+            moved = [kept.number(token) for token in value]
+            setattr(config, name, [token for token in moved if token is not None])
+        else:
+            setattr(config, name, kept.number(value))
+    if getattr(config, "vocab_size", None):
+        config.vocab_size = len(kept.rows_of(config.vocab_size))
     if isinstance(config, StudentConfig) and config.settings is not None:
         config.settings = {**config.settings, "vocabulary": config.vocab_size}
 
@@ -86,20 +93,20 @@ def trim(student: Any, cache: Cache) -> None:
     Raises ModelError for a student without a plain table of word embeddings, or that says something
     else of these documents.
     """
-    for one in members_of(student):
-        _trim(one, cache)
-
-
-def _trim(model: Any, cache: Cache) -> None:
     kept: KeptTokens | None = cache.kept
     assert kept is not None
     ours, theirs = _documents(cache, kept)
-    task = cache.plan.task
+    for one in members_of(student):
+        _trim(one, kept, ours, theirs, cache.plan.task)
+
+
+def _trim(model: Any, kept: KeptTokens, ours: Batch, theirs: Batch, task: Task) -> None:
+    """Leave a model the embeddings it keeps; documents are `ours` with them, `theirs` with all."""
     with untouched(model):
         expected = run(model, theirs, [LOGITS], task=task)[LOGITS]
     _replace(model, _table(model).weight, kept)
-    configs = [model.config, *(getattr(module, "config", None) for module in model.modules())]
-    for config in {id(c): c for c in configs if c is not None}.values():
+    configs = (getattr(module, "config", None) for module in model.modules())
+    for config in _with_texts(*(one for one in configs if one is not None)):
         _renumber(config, kept)
     with untouched(model):
         found = run(model, ours, [LOGITS], task=task)[LOGITS]
@@ -114,11 +121,8 @@ def _trim(model: Any, cache: Cache) -> None:
 
 def _table(model: Any) -> nn.Embedding:
     """The word embeddings of a student."""
-    inner = model.student if isinstance(model, ModuleStudent) else None
-    try:
-        found = inner.embeddings if inner is not None else model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        found = None
+    ours = isinstance(model, ModuleStudent)
+    found = getattr(model.student, "embeddings", None) if ours else named_embeddings(model)
     if not isinstance(found, nn.Embedding):
         kind = "none" if found is None else type(found).__name__
         raise ModelError(

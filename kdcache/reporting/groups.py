@@ -9,6 +9,7 @@ from kdcache.evaluation.score_tables import called, headline, names_of
 from kdcache.evaluation.scoring import LOWER_IS_BETTER
 from kdcache.manifest import Json
 from kdcache.reporting.facts import Facts, ShippedFacts, StudentFacts
+from kdcache.shipping.card import NAMES
 
 LOWER = {*LOWER_IS_BETTER, "perplexity", "calibration_error", "hamming_loss"}
 
@@ -117,9 +118,6 @@ def teacher_name(record: Json) -> str:
     return f"teacher {name}" if name and name != "teacher" else "teacher"
 
 
-KINDS = {"fp32": "float32", "int8": "int8"}
-
-
 def shipped_groups(facts: Facts) -> list[Group]:
     """Shipped models, with what was measured beside them, by the documents they were measured on.
 
@@ -153,6 +151,5 @@ def _shipped(file: str, documents: int, several: Iterable[ShippedFacts]) -> Grou
 def _rows(one: ShippedFacts) -> Iterator[tuple[str, bool, Json]]:
     """Every model that was measured: its name, whether it is the teacher, and its figures."""
     for key, row in (one.report or {})["models"].items():
-        kind = KINDS.get(key.removeprefix("teacher_"), key)
-        is_teacher = key.startswith("teacher_")
-        yield f"{'teacher' if is_teacher else one.name}, {kind}", is_teacher, row
+        is_teacher, named = key.startswith("teacher_"), NAMES.get(key, key)
+        yield named if is_teacher else f"{one.name}, {named}", is_teacher, row

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdcache.evaluation.score_tables import called, headline, names_of, score_cell
+from kdcache.evaluation.score_tables import called, headline, names_of, score_cell, teachers_score
 from kdcache.rendering import Section, Table, Text, show, size
 from kdcache.reporting.facts import Facts, StudentFacts
 
@@ -36,5 +36,5 @@ def _row(student: StudentFacts) -> tuple[str, ...]:
     if not dev:
         return (*known, "not scored", "-", "-")
     teacher = dev.get("teacher")
-    theirs = "-" if teacher is None else f"{teacher['value']:.4g}"
+    theirs = "-" if teacher is None else teachers_score(teacher)
     return (*known, f"{called(dev['metric'])}, on dev", f"{dev['best']['value']:.4g}", theirs)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdcache.manifest import Json
 from kdcache.reporting.groups import Group
+from kdcache.sweeping.front import on_front
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +79,4 @@ def weighed(group: Group, cost: Cost) -> list[Model]:
             front=best,
         )
         for (name, score, interval, paid), best in zip(found, front, strict=True)
-    ]
-
-
-def on_front(models: Sequence[tuple[float, float]], *, higher: bool = True) -> list[bool]:
-    """Of scores with costs, whether no other is at least as good in both and better in one."""
-    sign = 1 if higher else -1
-    return [
-        not any(
-            sign * other >= sign * score and paid <= cost and (other, paid) != (score, cost)
-            for other, paid in models
-        )
-        for score, cost in models
     ]

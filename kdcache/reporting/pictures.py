@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from kdcache.evaluation.score_tables import called
+from kdcache.evaluation.score_tables import called, score_cell, with_bounds
 from kdcache.rendering import Picture
 from kdcache.rendering.drawing import BLUE, COLOURS, ORANGE, picture
 from kdcache.reporting.facts import StudentFacts
@@ -26,10 +26,6 @@ def short(name: str) -> str:
 def plain(name: str) -> str:
     """A name that matplotlib reads as it stands."""
     return short(name).replace("$", r"\$")
-
-
-def _between(low: float, high: float) -> str:
-    return f" ({low:.4g} to {high:.4g})"
 
 
 def _error(value: float, interval: Sequence[float] | None) -> list[list[float]] | None:
@@ -59,13 +55,8 @@ def score_picture(group: Group, name: str) -> Picture | None:
         axis.locator_params(axis="x", nbins=5)
         axis.set_xlabel(f"{group.label} (95% interval)")
 
-    alt = "; ".join(f"{one} {_told(side, group.metric)}" for one, side in known)
+    alt = "; ".join(f"{one} {score_cell(side, group.metric)}" for one, side in known)
     return picture(name, f"{group.label}: {alt}", draw, height=0.9 + 0.3 * len(known))
-
-
-def _told(side: Any, metric: str) -> str:
-    interval = side.get(f"{metric}_interval")
-    return f"{side[metric]:.4g}{'' if interval is None else _between(*interval)}"
 
 
 def cost_picture(group: Group, cost: Cost, models: Sequence[Model], name: str) -> Picture | None:
@@ -126,9 +117,8 @@ def _name(axis: Any, models: Sequence[Model]) -> None:
 
 
 def _weighed(one: Model) -> str:
-    interval = "" if one.interval is None else _between(*one.interval)
     best = ", which no other beats in both" if one.front else ""
-    return f"{one.name} {one.score:.4g}{interval} for {one.cost:.4g}{best}"
+    return f"{one.name} {with_bounds(one.score, one.interval)} for {one.cost:.4g}{best}"
 
 
 def dev_picture(students: Sequence[StudentFacts], metric: str, name: str) -> Picture | None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kdcache.evaluation.score_tables import EACH, called, figure, score_cell, score_table
+from kdcache.evaluation.score_tables import (
+    EACH,
+    called,
+    figure,
+    score_cell,
+    score_table,
+    teachers_score,
+)
 from kdcache.manifest import Json
 from kdcache.rendering import Part, Section, Table, Text, both, show, size
 from kdcache.reporting.facts import Facts, ShippedFacts, TeacherFacts
@@ -70,8 +77,7 @@ def dev_section(facts: Facts) -> Section:
 
 def _chosen(dev: Json) -> tuple[str, ...]:
     teacher = dev.get("teacher")
-    about = "about " if teacher and teacher.get("estimate") else ""
-    theirs = "not known" if teacher is None else f"{about}{teacher['value']:.4g}"
+    theirs = "not known" if teacher is None else teachers_score(teacher)
     source = f"{dev['documents']:,}: {dev['source']}"
     best = dev["best"]
     return (

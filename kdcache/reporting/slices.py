@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kdcache.evaluation.score_tables import called, figure
+from kdcache.evaluation.score_tables import called, with_bounds
+from kdcache.evaluation.told import NO_VALUE
 from kdcache.manifest import Json
 from kdcache.rendering import Part, Table, Text
 from kdcache.reporting.groups import Group
-
-NONE = "(none)"  # the slice of documents without a value in the column
 
 
 def slice_parts(group: Group) -> Iterator[Part]:
@@ -41,7 +40,7 @@ def _table(column: str, told: dict[str, Json]) -> Table:
 
 
 def _name(row: Json) -> str:
-    return NONE if row.get("slice") is None else str(row["slice"])
+    return NO_VALUE if row.get("slice") is None else str(row["slice"])
 
 
 def _row(
@@ -61,6 +60,4 @@ def _row(
 def _cell(told: Json | None) -> str:
     if not told or told.get("value") is None:
         return "-"
-    interval = told.get("interval")
-    bounds = f" ({figure(interval[0])} to {figure(interval[1])})" if interval else ""
-    return f"{figure(told['value'])}{bounds}"
+    return with_bounds(told["value"], told.get("interval"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from kdcache.labels import LABEL_KINDS
 from kdcache.manifest import Json
+from kdcache.rendering import Table
 from kdcache.shipping.folder import CARD
 
 USAGE = """```
@@ -35,7 +35,7 @@ def write_card(folder: Path, name: str, report: Json) -> None:
     sections = [f"# {name}", _summary(report), "## How to run it"]
     sections.append(USAGE.format(**(TWO if report["texts"] == 2 else ONE)))
     if "models" in report:
-        sections += ["## Measured", _about(report), "\n".join(_table(report))]
+        sections += ["## Measured", _about(report), _table(report).markdown()]
         sections += [note[:1].upper() + note[1:] + "." for note in report["notes"]]
     (folder / CARD).write_text("\n\n".join(sections) + "\n", "utf-8")
 
@@ -62,23 +62,21 @@ def _about(report: Json) -> str:
     )
 
 
-def _table(report: Json) -> Iterator[str]:
+def _table(report: Json) -> Table:
     models = report["models"]
     shown = [name for name in FIGURES if name in models["fp32"]]
-    head = ["", "MB", "p50, ms", "p95, ms", "peak MB", *shown]
-    yield _line(head)
-    yield _line(["---"] * len(head))
-    for name, row in models.items():
-        yield _line(
-            [
-                NAMES[name],
-                f"{row['bytes'] / 1e6:.1f}",
-                f"{row['p50_ms']:.2f}",
-                f"{row['p95_ms']:.2f}",
-                f"{row['peak_bytes'] / 1e6:.0f}",
-                *(_score(row, figure) for figure in shown),
-            ]
+    rows = [
+        (
+            NAMES[name],
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['p50_ms']:.2f}",
+            f"{row['p95_ms']:.2f}",
+            f"{row['peak_bytes'] / 1e6:.0f}",
+            *(_score(row, figure) for figure in shown),
         )
+        for name, row in models.items()
+    ]
+    return Table(("", "MB", "p50, ms", "p95, ms", "peak MB", *shown), tuple(rows))
 
 
 def _score(row: Json, name: str) -> str:
@@ -86,7 +84,3 @@ def _score(row: Json, name: str) -> str:
         return ""
     low_high = row.get(f"{name}_interval")
     return f"{row[name]:.3f}" + (f" ({low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else "")
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 
@@ -78,8 +77,8 @@ def found(folder: Path, student: Student, metric: str) -> Student:
         error=None,
         seconds=metrics["seconds"],
         parameters=_parameters(place / WEIGHTS),
-        dev=number(dev["best"]["value"]) if dev else None,
-        eval=number(evaluation.get(dev["metric"] if dev else metric)),
+        dev=dev["best"]["value"] if dev else None,
+        eval=evaluation.get(dev["metric"] if dev else metric),
         shipped={} if report is None else {kind: report["kinds"][kind] for kind in KINDS},
     )
 
@@ -91,11 +90,6 @@ def _parameters(weights: Path) -> int | None:
     with safe_open(weights, "pt") as file:
         shapes = [file.get_slice(name).get_shape() for name in list(file.keys())]
     return sum(int(math.prod(shape)) for shape in shapes)
-
-
-def number(value: Any) -> float | None:
-    """A score, None where it is no number."""
-    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def shipped_folder(folder: Path, name: str) -> Path:

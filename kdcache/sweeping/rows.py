@@ -11,6 +11,7 @@ from typing import Any
 
 from kdcache.manifest import Json
 from kdcache.shipping.run import KINDS
+from kdcache.sweeping.front import on_front
 from kdcache.sweeping.grid import SEED, called, in_toml
 from kdcache.sweeping.record import STUDENT, TEACHER, TRAINED, Mean, Row, Student
 
@@ -130,17 +131,9 @@ def front(rows: Sequence[Row], field: str, scoring: Scoring) -> set[int]:
     Rows whose score or cost is not known are left out.
     """
     known = [
-        (place, cost, worth)
+        (place, worth, cost)
         for place, row in enumerate(rows)
         if (cost := getattr(row, field)) is not None and (worth := scoring.worth(row)) is not None
     ]
-    return {
-        place
-        for place, cost, worth in known
-        if not any(
-            other_cost <= cost
-            and other_worth >= worth
-            and (other_cost, other_worth) != (cost, worth)
-            for _, other_cost, other_worth in known
-        )
-    }
+    best = on_front([(worth, cost) for _, worth, cost in known])
+    return {place for (place, *_), unbeaten in zip(known, best, strict=True) if unbeaten}

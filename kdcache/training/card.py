@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from kdcache.building.training_note import CACHE
-from kdcache.evaluation.score_tables import called, each_output, score_table
+from kdcache.evaluation.score_tables import called, each_output, score_table, teachers_score
 from kdcache.losses.schedules import is_on, weight_text
 from kdcache.losses.teachers import POINTS
 from kdcache.manifest import Json
@@ -182,8 +182,7 @@ def _choice(dev: Json) -> str:
     """How the weights were chosen, with the teacher's score on the same documents."""
     best, metric = dev["best"], called(dev["metric"])
     teacher = dev["teacher"]
-    about = "about " if teacher is not None and teacher.get("estimate") else ""
-    theirs = "" if teacher is None else f"; the teacher's is {about}{teacher['value']:.4g}"
+    theirs = "" if teacher is None else f"; the teacher's is {teachers_score(teacher)}"
     stage = f" of stage {dev['stage']}" if "stage" in dev else ""
     return (
         f"those of step {best['step']:,} (epoch {best['epoch']:.3g}{stage}), the best of "

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from kdcache.evaluation.score_tables import called
+from kdcache.evaluation.score_tables import called, teachers_score
 from kdcache.manifest import Json
 from kdcache.rendering import Picture
 from kdcache.rendering.drawing import BLUE, COLOURS, GREY, ORANGE, picture
@@ -45,17 +45,13 @@ def _dev(dev: Json) -> Any:
         kept = f"kept: {best['value']:.4g}"
         axis.plot(best["step"], best["value"], "*", color=BLUE, ms=13, label=kept)
         if teacher is not None:
-            line = f"teacher: {_about(teacher)}"
+            line = f"teacher: {teachers_score(teacher)}"
             axis.axhline(teacher["value"], color=ORANGE, ls="--", lw=1.4, label=line)
         axis.margins(y=0.15)
         axis.set_title(f"dev: {called(dev['metric'])}", pad=22)
         axis.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 0.98))
 
     return draw
-
-
-def _about(teacher: Json) -> str:
-    return f"{'about ' if teacher.get('estimate') else ''}{teacher['value']:.4g}"
 
 
 def _dev_text(dev: Json) -> Iterator[str]:
@@ -65,7 +61,7 @@ def _dev_text(dev: Json) -> Iterator[str]:
         f"{best['value']:.4g} at step {best['step']:,}"
     )
     if teacher is not None:
-        yield f"the teacher's {_about(teacher)}"
+        yield f"the teacher's {teachers_score(teacher)}"
 
 
 def _terms(entries: Sequence[Json]) -> list[str]:

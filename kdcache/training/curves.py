@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from kdcache.evaluation.score_tables import teachers_score
 from kdcache.manifest import Json
 
 COLUMNS = 2
@@ -83,8 +84,7 @@ def _dev_panel(axis: Axes, dev: Json) -> None:
     chosen = f"kept: step {best['step']:,}, {best['value']:.4g}"
     axis.plot([best["step"]], [best["value"]], "*", color="C3", markersize=13, label=chosen)
     if teacher is not None:
-        about = "about " if teacher.get("estimate") else ""
-        line = f"teacher: {about}{teacher['value']:.4g}"
+        line = f"teacher: {teachers_score(teacher)}"
         axis.axhline(teacher["value"], color="0.4", linestyle="--", linewidth=1.2, label=line)
     axis.set_ylabel(f"dev: {dev['metric'].replace('_', '-')}", fontsize=9)
     axis.set_xlabel("step", fontsize=9)

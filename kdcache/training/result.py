@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from kdcache.evaluation.score_tables import called, headline, score_cell
+from kdcache.evaluation.score_tables import called, headline, score_cell, teachers_score
 from kdcache.manifest import Json
 from kdcache.memory import peak_rss_bytes
 from kdcache.rendering import Picture
@@ -56,7 +56,7 @@ class TrainResult:
         yield "losses", show_all(metrics["losses"])
         if dev := metrics.get("dev"):
             teacher = dev["teacher"]
-            theirs = "" if teacher is None else f"; the teacher's is {teacher['value']:.4g}"
+            theirs = "" if teacher is None else f"; the teacher's is {teachers_score(teacher)}"
             yield f"{called(dev['metric'])} on dev", f"{dev['best']['value']:.4g}{theirs}"
         if scores := metrics.get("evaluation"):
             metric = headline(scores, scores["task"])

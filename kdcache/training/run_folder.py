@@ -38,10 +38,10 @@ def cache_identity(cache: Cache, parts: Parts) -> Json:
     record = cache.manifest
     words = {"words": cache.plan.config.tokenizer["sha256"]} if cache.reworded else {}
     kept = cache.kept
-    rows = {} if kept is None else {"rows": kept.rows, "sha256": kept.sha256}
+    tokens = {} if kept is None else {"kept_tokens": {"rows": kept.rows, "sha256": kept.sha256}}
     return {
         **words,
-        **({"kept_tokens": rows} if rows else {}),
+        **tokens,
         "plan": record["plan"]["sha256"],
         "plan_config": record["plan"]["config"],
         "contents": contents_of(cache, parts),

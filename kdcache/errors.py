@@ -16,7 +16,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable
-from importlib import import_module
 
 
 class KdcacheError(Exception):
@@ -53,18 +52,6 @@ class IncompleteError(CacheError):
 
 class DamageError(CacheError):
     """Bytes on disk are not the bytes that were written."""
-
-
-def require_packages(why: str, packages: Iterable[str], extra: str) -> None:
-    """Raise MissingExtraError, which says `why` ("ship needs"), unless all can be imported."""
-    names = list(packages)
-    try:
-        for name in names:
-            import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{why} {', '.join(names)} ({error}); run: pip install 'kdcache[{extra}]'"
-        ) from error
 
 
 LISTED = 24  # names a message lists; of more, only the near ones

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from kdcache.errors import require_packages
+from importlib import import_module
+
+from kdcache.errors import MissingExtraError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def require_extra() -> None:
     """Raise MissingExtraError unless all of `PACKAGES` can be imported."""
-    require_packages("ship needs", PACKAGES, "onnx")
+    try:
+        for name in PACKAGES:
+            import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"ship needs {', '.join(PACKAGES)} ({error}); run: pip install 'kdcache[onnx]'"
+        ) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import require_packages
+from kdcache.errors import MissingExtraError
 from kdcache.manifest import Json
 from kdcache.sweeping.grid import Grid, Range, Values, in_toml
 from kdcache.sweeping.record import Student
@@ -18,7 +18,12 @@ SETTINGS = "settings"
 
 def require_extra() -> None:
     """Raise MissingExtraError unless Optuna can be imported."""
-    require_packages("--search needs", ["optuna"], "search")
+    try:
+        import optuna  # noqa: F401 - whether it is there is the question
+    except ImportError as error:
+        raise MissingExtraError(
+            f"--search needs optuna ({error}); run: pip install 'kdcache[search]'"
+        ) from error
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kdcache.errors import ModelError, require_packages
+from kdcache.errors import MissingExtraError, ModelError
 from kdcache.manifest import Json
 from kdcache.tasks.base import Entry, Ids, Task
 from kdcache.tasks.summed import Summed, f1
@@ -159,7 +159,12 @@ def require_seqeval(names: Sequence[str]) -> None:
     """Raise MissingExtraError unless what scores entities, if any, can be imported."""
     if not scheme_of(names):
         return
-    require_packages("scores of entities need", ["seqeval"], "ner")
+    try:
+        import seqeval  # noqa: F401  # to see that it is there
+    except ImportError as error:
+        raise MissingExtraError(
+            f"scores of entities need seqeval ({error}); run: pip install 'kdcache[ner]'"
+        ) from error
 
 
 TOKEN_CLASSIFICATION = Task(

@@ -10,15 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from kdcache.errors import CacheError, ConfigError, IncompleteError, one_of
+from kdcache.errors import CacheError, ConfigError, IncompleteError
 from kdcache.manifest import Json, digest
-from kdcache.plans import Array, Docs, Plan
+from kdcache.plans import Array, Docs
 from kdcache.plans.batch import Batch, collate, epoch_order
-from kdcache.rendering import both
-from kdcache.rendering.figures import show_all
-from kdcache.rendering.parts import fields
 from kdcache.signals import (
-    FEATURES,
     LOGITS,
     SAMPLED_ROWS,
     LayerRows,
@@ -28,18 +24,12 @@ from kdcache.signals import (
     TeacherOutputs,
     holder,
     of_signal,
-    to_record,
     with_artifacts,
 )
-from kdcache.signals.base import settings_text
+from kdcache.store import described
 from kdcache.store.create import plan_layouts
 from kdcache.store.format.array_reader import Layout
-from kdcache.store.format.commit_log import (
-    CommitLog,
-    part_name,
-    plan_objects,
-    read_completion,
-)
+from kdcache.store.format.commit_log import CommitLog, part_name, plan_objects, read_completion
 from kdcache.store.format.compressed_reader import reader_of, stored_bytes
 from kdcache.store.format.manifest_schema import (
     AT_POINTS,
@@ -48,11 +38,19 @@ from kdcache.store.format.manifest_schema import (
     teacher_name,
     teacher_prefix,
 )
-from kdcache.store.format.spans import Pieces, cut_spans
 from kdcache.store.format.zarr_metadata import require_record
 from kdcache.store.io.object_path import Place, Root, absolute, locate
-from kdcache.store.opening import layouts_of, newer_layouts, plan_in, spaces_of
+from kdcache.store.opening import (
+    known_teacher,
+    layouts_of,
+    newer_layouts,
+    other_spaces,
+    plan_in,
+    spaces_of,
+)
 from kdcache.store.stored_files import StoredFiles
+from kdcache.store.stored_rows import StoredRows
+from kdcache.store.stored_signals import StoredSignals
 from kdcache.tasks import RowSpace, Subset
 
 if TYPE_CHECKING:
@@ -113,38 +111,28 @@ class Cache:
         self.completion = read_completion(path, self.plan.parts, old=schema.old)
         self.first = teacher_name(self.manifest["teacher"]["name"])
         self.teacher = None if teacher == self.first else teacher
-        self.prefix, more_teachers = "", {teacher_prefix(n): t for n, t in schema.teachers.items()}
+        self.prefix, of_teacher = "", schema
         if self.teacher is not None:
-            schema = schema.teachers[self._known(self.teacher)]
+            of_teacher = known_teacher(schema, self.teacher, self.first, path)
             self.manifest = {**self.manifest, **self.manifest["teachers"][self.teacher]}
-            self.prefix, more_teachers = teacher_prefix(self.teacher), {}
-        assert schema.shape is not None
-        self.plan = self.plan.read_as(schema.task)
-        self.shape, self.newer = schema.shape, schema.newer
-        self.spaces = spaces_of(self.plan, schema)
+            self.prefix = teacher_prefix(self.teacher)
+        assert of_teacher.shape is not None
+        self.plan = self.plan.read_as(of_teacher.task)
+        self.shape, self.newer = of_teacher.shape, of_teacher.newer
+        self.spaces = spaces_of(self.plan, of_teacher)
         self.layouts: dict[str, Layout] = {n: layouts[self.prefix + n] for n in self.spaces}
-        self.signals: dict[str, Signal] = with_artifacts(schema.signals, self.shape, self.file)
-        readable = dict(self.layouts)
-        for start, theirs in more_teachers.items():
-            found = {start + name: space for name, space in spaces_of(self.plan, theirs).items()}
-            self.spaces |= found
-            readable |= {name: layouts[name] for name in found}
+        others = {} if self.teacher else other_spaces(self.plan, schema)
+        self.spaces |= others
         self._readers = {
             name: reader_of(path, layout, self.commit_log.fingerprint)
-            for name, layout in readable.items()
+            for name, layout in (self.layouts | {n: layouts[n] for n in others}).items()
         }
+        self._rows = StoredRows(self.plan, self.spaces, self._readers)
+        self.signals: dict[str, Signal] = with_artifacts(of_teacher.signals, self.shape, self.file)
+        self._signals = StoredSignals(path, self.plan.task, self.shape, self.signals, self.newer)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (absolute(self.path), self.teacher, digest(self.manifest))
-
-    def _known(self, teacher: str) -> str:
-        """The name of a teacher beside the first; ConfigError if there is none."""
-        if not self.teachers:
-            raise ConfigError(
-                f"{self.path} holds what one teacher said; open it without naming {teacher!r}"
-            )
-        one_of("teacher of this cache", teacher, (self.first, *self.teachers))
-        return teacher
 
     @cached_property
     def views(self) -> Mapping[str, Cache]:
@@ -243,18 +231,11 @@ class Cache:
             ConfigError: there is none of that name.
             CacheError: it is of a newer version.
         """
-        if name in self.newer:
-            others = ", ".join(self.signals) or "none"
-            raise CacheError(
-                f"{self.path}: signal {name!r} was made by a newer kdcache: this version does not "
-                f"know {self.newer[name]}; update kdcache, or read another signal ({others})"
-            )
-        return self.signals[one_of("signal of this cache", name, self.signals)]
+        return self._signals[name]
 
     def arrays_of(self, signal: str, tap: Tap | None = None) -> list[str]:
         """Names of the arrays of a signal, or those that one of its taps is read from."""
-        specs = self.signal(signal).arrays(self.plan.task, self.shape)
-        return [f"{signal}/{s.name}" for s in specs if tap is None or s.read_for(tap)]
+        return self._signals.arrays(signal, tap)
 
     def holder(self, tap: Tap) -> str | None:
         """Name of the signal that `decode` gives a tap of, such as the logits; None: there is none.
@@ -274,23 +255,11 @@ class Cache:
                 read.
             CacheError: the signal is of a newer version.
         """
-        name = signal or self.holder(tap) or tap.name
-        made = self.signal(name)
-        if tap not in made.gives():
-            held = ", ".join(map(str, made.gives()))
-            raise ConfigError(f"{self.path} holds no {tap} in {name}; it holds {held}")
-        try:
-            return made.decode(of_signal(rows, name), tap, self.shape)
-        except KeyError as error:
-            lacking = [array for array in self.arrays_of(name, tap) if array not in rows]
-            if not lacking:
-                raise
-            message = f"{tap} of {name} is decoded from {lacking[0]}, which was not read"
-            raise ConfigError(message) from error
+        return self._signals.decode(rows, tap, signal or self._signals.holder(tap))
 
     def stored(self, docs: Docs, tap: Tap, signal: str = "") -> Any:
         """`decode` of the rows of documents."""
-        name = signal or self.holder(tap) or tap.name
+        name = signal or self._signals.holder(tap)
         return self.decode(self._rows_of(docs, self.arrays_of(name, tap)), tap, name)
 
     def columns(self, docs: Docs, signal: str) -> dict[str, torch.Tensor]:
@@ -340,18 +309,7 @@ class Cache:
             DamageError: bytes are not what was written.
             IncompleteError: the part is not there.
         """
-        docs = np.asarray(docs, np.int64)
-        require_documents(self.plan, docs)
-        cuts: dict[tuple[RowSpace, int], Pieces] = {}
-        rows = {}
-        for name in self.layouts if arrays is None else arrays:
-            reader = self._readers[one_of("array of this cache", name, self._readers)]
-            place = self.spaces[name], reader.layout.chunk_rows
-            if place not in cuts:
-                cuts[place] = cut_spans(*self.plan.spans(docs, place[0]), place[1])
-            target = None if out is None else out[name][: cuts[place].total]
-            rows[name] = reader.gather(cuts[place], target)
-        return rows
+        return self._rows.read(docs, self.layouts if arrays is None else arrays, out)
 
     def soft_labels(self, docs: Docs) -> SoftLabels:
         """Decoded soft labels of documents.
@@ -416,27 +374,10 @@ class Cache:
         self.stored_files.extract(folder, names)
 
     def __repr__(self) -> str:
-        state = "complete" if self.complete else f"{len(self.committed)}/{self.plan.parts} parts"
-        signals = ", ".join(f"{n} {_short(to_record(n, s))}" for n, s in self.signals.items())
-        return (
-            f"<Cache {self.path}: {self.plan.documents:,} documents, {self.plan.tokens:,} tokens, "
-            f"teacher {self.manifest['teacher']['name']}, signals: {signals}; {state}, "
-            f"{sum(self.bytes.values()):,} bytes>"
-        )
+        return described.in_line(self)
 
     def _repr_html_(self) -> str:
-        plan = self.plan
-        rows = {
-            "cache": f"`{self.path}`",
-            "task": plan.config.task,
-            "documents": f"{plan.documents:,}, {plan.tokens:,} tokens",
-            "teacher": str(self.manifest["teacher"]["name"]),
-            **{f"signal {n}": _short(to_record(n, s)) for n, s in self.signals.items()},
-            **{f"fidelity of {name}": show_all(told) for name, told in self.fidelity.items()},
-            "parts": f"{len(self.committed)} of {plan.parts}",
-            "size": both(sum(self.bytes.values())),
-        }
-        return fields(rows.items()).html()
+        return described.as_html(self)
 
 
 def _reopen(path: Root, teacher: str | None, manifest: str) -> Cache:
@@ -448,21 +389,3 @@ def _reopen(path: Root, teacher: str | None, manifest: str) -> Cache:
             "open it there with open_cache"
         )
     return cache
-
-
-def require_documents(plan: Plan, docs: Docs) -> None:
-    """ConfigError for rows of the document space that hold no document.
-
-    Those of padding hold zeros that look like outputs of a teacher: they are not for reading.
-    """
-    lens = plan.per_document["doc_len"]
-    inside = (docs >= 0) & (docs < len(lens))
-    wrong = docs[~inside] if not inside.all() else docs[lens[docs] == 0]
-    if len(wrong):
-        raise ConfigError(f"row {wrong[0]} holds no document; `plan.docs` lists those that do")
-
-
-def _short(config: Json) -> str:
-    values = {k: v for k, v in config.items() if k not in ("kind", "codec")}
-    head = config["codec"] if config["codec"] not in FEATURES else config.get("kind", "")
-    return f"{head}({settings_text(values, ', ')})"

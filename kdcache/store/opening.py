@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from kdcache.errors import CacheError, DamageError
+from kdcache.errors import CacheError, ConfigError, DamageError, one_of
 from kdcache.manifest import Json
 from kdcache.plans import Plan, document_columns
 from kdcache.store.create import signal_layouts
 from kdcache.store.format.array_reader import ArrayReader, Layout
-from kdcache.store.format.commit_log import (
-    PlanFingerprints,
-    plan_objects,
+from kdcache.store.format.commit_log import PlanFingerprints, plan_objects
+from kdcache.store.format.manifest_schema import (
+    ManifestSchema,
+    plan_specs,
+    read_schema,
+    teacher_prefix,
 )
-from kdcache.store.format.manifest_schema import ManifestSchema, plan_specs, read_schema
 from kdcache.store.format.plan_checks import check_counts, check_documents, check_parts
 from kdcache.store.format.zarr_metadata import read_layout, read_record
 from kdcache.store.io.object_path import Place, Root, locate
@@ -61,6 +63,22 @@ def spaces_of(plan: Plan, schema: ManifestSchema) -> dict[str, RowSpace]:
     assert schema.shape is not None
     specs = signal_layouts(plan.read_as(schema.task), schema.signals, schema.shape)
     return {spec.name: spec.space for _, spec in specs}
+
+
+def known_teacher(schema: ManifestSchema, name: str, first: str, root: Root) -> ManifestSchema:
+    """What the manifest says of a teacher beside the first; ConfigError if there is none."""
+    if not schema.teachers:
+        raise ConfigError(f"{root} holds what one teacher said; open it without naming {name!r}")
+    return schema.teachers[one_of("teacher of this cache", name, (first, *schema.teachers))]
+
+
+def other_spaces(plan: Plan, schema: ManifestSchema) -> dict[str, RowSpace]:
+    """The row spaces of the arrays of all teachers beside the first, as they are in the store."""
+    return {
+        teacher_prefix(teacher) + name: space
+        for teacher, theirs in schema.teachers.items()
+        for name, space in spaces_of(plan, theirs).items()
+    }
 
 
 def layouts_of(

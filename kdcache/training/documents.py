@@ -19,7 +19,7 @@ from kdcache.errors import ConfigError, one_of
 from kdcache.plans import Array, Docs
 from kdcache.plans.batch import Batch, epoch_order
 from kdcache.store import Cache, Place, open_cache
-from kdcache.store.cache import require_documents
+from kdcache.store.stored_rows import require_documents
 
 
 def document_order(

@@ -15,7 +15,7 @@ from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LayerMap
 from kdcache.losses.layer_matches import PROJECTIONS, hidden_matches, pairs_or_last
 from kdcache.signals import POSITIONS, ModelSizes
-from kdcache.signals.taps import positions_of
+from kdcache.signals.positions import positions_of
 
 EPS = 1e-12
 """The least size of a row."""

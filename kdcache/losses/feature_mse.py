@@ -14,7 +14,7 @@ from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LAYER_MAPS, LayerMap, explicit_pairs, layer_pairs
 from kdcache.losses.layer_matches import PROJECTIONS, hidden_matches
 from kdcache.signals import POSITIONS, LayerRows, ModelSizes
-from kdcache.signals.taps import positions_of
+from kdcache.signals.positions import positions_of
 from kdcache_kernels import hidden_mse
 
 NORMALIZE = ("none", "l2", "layernorm")

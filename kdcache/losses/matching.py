@@ -23,7 +23,7 @@ from kdcache.signals import (
 )
 from kdcache.signals.attention import PROJECTED
 from kdcache.signals.base import check_positions, settings_text
-from kdcache.signals.taps import positions_of
+from kdcache.signals.positions import positions_of
 from kdcache.tasks import RowSpace, Subset
 
 OF_DOCUMENTS = tuple(name for name, space in POSITIONS.items() if space == "document")

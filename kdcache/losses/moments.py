@@ -14,7 +14,7 @@ from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LayerMap, layer_pairs
 from kdcache.losses.layer_matches import hidden_matches
 from kdcache.signals import POSITIONS, ModelSizes
-from kdcache.signals.taps import positions_of
+from kdcache.signals.positions import positions_of
 
 
 @dataclass(frozen=True, kw_only=True)

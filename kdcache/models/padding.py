@@ -14,7 +14,8 @@ from kdcache.errors import ModelError
 from kdcache.models.embedded import EMBEDS
 from kdcache.models.points import POINTS
 from kdcache.plans.batch import Batch
-from kdcache.signals.taps import HEAD, TAP_KINDS, Activations, Attention, Tap
+from kdcache.signals.activations import Activations, Attention
+from kdcache.signals.taps import HEAD, TAP_KINDS, Tap
 from kdcache.tasks import Space
 
 

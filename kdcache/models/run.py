@@ -33,7 +33,8 @@ from kdcache.models.recording import (
     unwrapped,
 )
 from kdcache.plans.batch import Batch
-from kdcache.signals.taps import HEAD, LOGITS, Activations, Head, Tap
+from kdcache.signals.activations import Activations, Head
+from kdcache.signals.taps import HEAD, LOGITS, Tap
 from kdcache.tasks import Space, Task, as_task
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

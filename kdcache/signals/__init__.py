@@ -11,6 +11,7 @@ from kdcache.errors import ConfigError, one_of
 from kdcache.labels import LabelKind
 from kdcache.manifest import Json
 from kdcache.records import from_texts, make, required, settings_of
+from kdcache.signals.activations import Activations, Attention, Head
 from kdcache.signals.attention import AttentionInputs
 from kdcache.signals.attributing import Attributing
 from kdcache.signals.base import (
@@ -35,21 +36,9 @@ from kdcache.signals.codecs.topk import TopKLogits
 from kdcache.signals.codecs.topk_small import SmallTopK
 from kdcache.signals.features import FEATURES, DocumentVectors, LayerVectors, TokenVectors
 from kdcache.signals.gradients import Attributions, Jacobian
+from kdcache.signals.positions import POSITIONS, select
 from kdcache.signals.soft_labels import SoftLabels, SoftSignal, SoftUse, TeacherOutputs
-from kdcache.signals.taps import (
-    EMBEDDINGS,
-    HEAD,
-    LOGITS,
-    POSITIONS,
-    TAP_KINDS,
-    Activations,
-    Attention,
-    Head,
-    ModelSizes,
-    Tap,
-    TapKind,
-    select,
-)
+from kdcache.signals.taps import EMBEDDINGS, HEAD, LOGITS, TAP_KINDS, ModelSizes, Tap, TapKind
 from kdcache.tasks import Task
 
 __all__ = [

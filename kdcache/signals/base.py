@@ -12,8 +12,10 @@ import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json
+from kdcache.signals.activations import Activations
 from kdcache.signals.codecs.linear_file import Linear
-from kdcache.signals.taps import POSITIONS, Activations, ModelSizes, Tap, positions_of
+from kdcache.signals.positions import POSITIONS, positions_of
+from kdcache.signals.taps import ModelSizes, Tap
 from kdcache.tasks import TASKS, RowSpace, Space, Subset, Task, axis_of
 
 Arrays = dict[str, torch.Tensor]

@@ -10,6 +10,7 @@ import torch
 
 from kdcache.errors import ConfigError, one_of
 from kdcache.manifest import Json
+from kdcache.signals.activations import Activations
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
@@ -22,15 +23,8 @@ from kdcache.signals.base import (
 )
 from kdcache.signals.codecs.linear_file import LinearFile, most_bytes, save
 from kdcache.signals.codecs.quantised import LayerRows, RowCodec
-from kdcache.signals.taps import (
-    POSITIONS,
-    TAP_KINDS,
-    Activations,
-    ModelSizes,
-    Tap,
-    positions_of,
-    stored_positions,
-)
+from kdcache.signals.positions import POSITIONS, positions_of, stored_positions
+from kdcache.signals.taps import TAP_KINDS, ModelSizes, Tap
 from kdcache.tasks import RowSpace, Task
 
 SILENT = (("compress", "none"), ("fraction", 1.0))

@@ -11,9 +11,10 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 
 from kdcache.manifest import Json
+from kdcache.signals.activations import Activations
 from kdcache.signals.base import Arrays, Columns, Signal, Stats, of_signal
 from kdcache.signals.codecs.sampling import distinct
-from kdcache.signals.taps import LOGITS, Activations, ModelSizes, Tap
+from kdcache.signals.taps import LOGITS, ModelSizes, Tap
 
 STAT_TEMPERATURE = 2.0
 """T of the second tail statistic: the tail's exact share of the partition function at that T."""

@@ -11,6 +11,7 @@ from kdcache.errors import ModelError, one_of
 from kdcache.labels.base import Activation
 from kdcache.labels.multi_label import bernoulli_kl
 from kdcache.manifest import Json
+from kdcache.signals.activations import Activations
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
@@ -30,7 +31,7 @@ from kdcache.signals.soft_labels import (
     kl_stats,
     kl_summary,
 )
-from kdcache.signals.taps import LOGITS, Activations, ModelSizes, Tap
+from kdcache.signals.taps import LOGITS, ModelSizes, Tap
 from kdcache.tasks import Task
 
 DENSE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}

@@ -10,6 +10,7 @@ import torch
 
 from kdcache.errors import ConfigError, ModelError
 from kdcache.manifest import Json
+from kdcache.signals.activations import Activations, Head
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
@@ -22,7 +23,7 @@ from kdcache.signals.base import (
 from kdcache.signals.codecs.linear_file import LinearFile, most_bytes, save
 from kdcache.signals.codecs.quantised import LayerRows, RowCodec
 from kdcache.signals.soft_labels import SoftLabelCodec, SoftLabels, divergence, kl_stats, kl_summary
-from kdcache.signals.taps import HEAD, LOGITS, Activations, Head, ModelSizes, Tap
+from kdcache.signals.taps import HEAD, LOGITS, ModelSizes, Tap
 from kdcache.tasks import Task
 
 FILE = "logits/head.safetensors"

@@ -9,6 +9,7 @@ import torch
 
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
+from kdcache.signals.activations import Activations
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
@@ -19,7 +20,7 @@ from kdcache.signals.base import (
 )
 from kdcache.signals.codecs import gaps, sampling, vocabulary
 from kdcache.signals.soft_labels import NO_RAW, SoftLabelCodec, SoftLabels, SoftUse
-from kdcache.signals.taps import LOGITS, Activations, ModelSizes
+from kdcache.signals.taps import LOGITS, ModelSizes
 from kdcache.tasks import Task
 
 CHUNK_ROWS = 1024

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from kdcache.manifest import Json
+from kdcache.signals.activations import Activations
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
@@ -38,7 +39,7 @@ from kdcache.signals.soft_labels import (
     tail_labels,
     topk_lacks,
 )
-from kdcache.signals.taps import LOGITS, Activations, ModelSizes
+from kdcache.signals.taps import LOGITS, ModelSizes
 from kdcache.tasks import Task
 from kdcache_kernels import topk_encode
 

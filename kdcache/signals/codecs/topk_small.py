@@ -10,6 +10,7 @@ import torch
 
 from kdcache.errors import ConfigError
 from kdcache.manifest import Json
+from kdcache.signals.activations import Activations
 from kdcache.signals.base import (
     Arrays,
     ArraySpec,
@@ -34,7 +35,7 @@ from kdcache.signals.soft_labels import (
     tail_labels,
     topk_lacks,
 )
-from kdcache.signals.taps import LOGITS, Activations, ModelSizes
+from kdcache.signals.taps import LOGITS, ModelSizes
 from kdcache.tasks import RowSpace, Task
 from kdcache_kernels import topk_encode
 

@@ -37,7 +37,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.building.builder import build, software
+from kdcache.building.builder import build
+from kdcache.building.creating import software
 from kdcache.maintenance.copying import copy
 from kdcache.maintenance.exporting import export
 from kdcache.maintenance.merging import merge

@@ -14,7 +14,8 @@ import pytest
 import torch
 import transformers
 
-from kdcache.building.builder import build, software
+from kdcache.building.builder import build
+from kdcache.building.creating import software
 from kdcache.building.planner import plan
 from kdcache.errors import MismatchError
 from kdcache.maintenance.merging import merge

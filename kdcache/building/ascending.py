@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdcache.building.builder import as_given, create_cache
+from kdcache.building.asked import as_given
+from kdcache.building.creating import create_cache
 from kdcache.building.filling import fill
 from kdcache.errors import ConfigError, MismatchError
 from kdcache.manifest import Json, digest

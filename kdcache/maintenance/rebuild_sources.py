@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdcache.building.builder import cache_files, is_plan
+from kdcache.building.asked import is_plan
+from kdcache.building.creating import cache_files
 from kdcache.building.planner import PlanOptions, make_plan, scratch_folder
 from kdcache.errors import ConfigError, DamageError, MismatchError
 from kdcache.labels import LABEL_KINDS

@@ -15,7 +15,7 @@ from kdcache.errors import ConfigError, did_you_mean, near, require_path
 from kdcache.manifest import Json, digest
 from kdcache.records import make, read_toml
 from kdcache.sweeping.record import Student
-from kdcache.training.recipe import value_of_text
+from kdcache.training.overrides import value_of_text
 
 STUDENTS = "students"
 SEED, SEEDS = "seed", "seeds"

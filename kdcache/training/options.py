@@ -17,8 +17,9 @@ from kdcache.models import StudentSpec, pick_device
 from kdcache.models.built import is_built
 from kdcache.models.student import WAYS
 from kdcache.models.student_config import name_of_class
-from kdcache.training.recipe import KEPT, Recipe, student_table
+from kdcache.training.recipe import Recipe
 from kdcache.training.stage import require_reached
+from kdcache.training.student_table import KEPT, student_table
 
 SHORTHANDS = {
     "seed": "seed",

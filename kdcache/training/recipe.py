@@ -18,54 +18,26 @@ trainable       globs over names of parameters, of the recipe or a stage
 from __future__ import annotations
 
 import copy
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import SUGGESTED, ConfigError, did_you_mean, near, one_of, require_path
-from kdcache.inputs import INPUTS
-from kdcache.losses import LOSSES, Loss
+from kdcache.errors import ConfigError, did_you_mean, near, one_of, require_path
+from kdcache.losses import Loss
 from kdcache.losses.schedules import Schedules, is_on, weight_text
 from kdcache.losses.teachers import Teaching
 from kdcache.manifest import Json
-from kdcache.models.sharing import SHARED
-from kdcache.models.student import WAYS
-from kdcache.records import make, parse_toml, read_toml, settings_of, to_toml
+from kdcache.records import make, parse_toml, read_toml, to_toml
 from kdcache.training.balance import Balance, balance_of
 from kdcache.training.data_order import DataOrder
 from kdcache.training.dev_options import DevOptions, dev_table
 from kdcache.training.inputs import ChosenInputs, inputs_of
 from kdcache.training.loss_tables import losses_json, losses_of
-from kdcache.training.stage import Stage, plain_stages, require_reached, stage_table, stages_of
-from kdcache.training.vocabulary import vocabulary_of
-
-SECTIONS = (
-    "name",
-    "description",
-    "paper",
-    "student",
-    "losses",
-    "training",
-    "data",
-    "dev",
-    "inputs",
-    "trainable",
-    "balance",
-    "stages",
-)
-OF_STAGES = ("training", "data", "inputs", "trainable", "balance")  # a stage may have its own
-DEV_SETS = {"file", "files", "split"}  # fields of [dev], of which a call names another
-OPTIONS = (
-    "same_tokenizer",
-    "shared",
-    "tokenizer",
-    "vocabulary",
-)  # what is said of a student beside where it comes from
-KEPT = ("shared", "tokenizer", "vocabulary")  # those that stay where another student is named
-STUDENT = (*WAYS, *OPTIONS)
+from kdcache.training.overrides import SECTIONS, choose, override
+from kdcache.training.stage import Stage, stages_of
+from kdcache.training.student_table import student_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,18 +165,11 @@ def load_recipe(
     Raises ConfigError, with the nearest name, for an unknown recipe, field or choice.
     """
     table = recipe.to_json() if isinstance(recipe, Recipe) else _read(recipe)
-    for override in [overrides] if isinstance(overrides, str) else overrides:
-        _override(table, override, training or {})
+    for setting in [overrides] if isinstance(overrides, str) else overrides:
+        override(table, setting, training or {})
     if dev:
-        _choose(table, dev)
+        choose(table, dev)
     return _recipe(table)
-
-
-def _choose(table: Json, given: Mapping[str, Any]) -> None:
-    known = table.get("dev", {})
-    if isinstance(known, dict):
-        sources = DEV_SETS if given.keys() & DEV_SETS else set()
-        table["dev"] = {k: v for k, v in known.items() if k not in sources} | dict(given)
 
 
 def _read(recipe: str | Path) -> Json:
@@ -222,77 +187,6 @@ def _read(recipe: str | Path) -> Json:
         meant = did_you_mean(near(name, shipped))
         raise ConfigError(f"unknown recipe {name!r}{meant} (`kdcache recipes` lists them)")
     return {"name": Path(name).stem, **table}
-
-
-def _override(table: Json, override: str, training: Mapping[str, str]) -> None:
-    key, equals, text = override.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        shown = f"{override[:60]}..." if len(override) > 60 else override
-        raise ConfigError(f"an override is KEY=VALUE, as in losses.kl.weight=2; got {shown!r}")
-    if path[0] not in SECTIONS:
-        raise ConfigError(_unknown_key(key.strip(), table, training))
-    if path[0] == "student" and path[1:] not in ([option] for option in OPTIONS):
-        known = table.get("student")
-        kept = known.items() if isinstance(known, dict) else ()
-        table["student"] = {key: value for key, value in kept if key in KEPT}
-    inner = table
-    if path[0] in OF_STAGES:
-        require_reached(plain_stages(table.get("stages")), path, f"--set {override}")
-    if path[0] == "stages" and len(path) > 2:
-        inner, path = stage_table(table.get("stages"), path[1]), path[2:]
-    for name in path[:-1]:
-        inner = inner.setdefault(name, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"override {override!r}: {name} of the recipe is no table")
-    inner[path[-1]] = value_of_text(text.strip())
-
-
-def value_of_text(text: str) -> Any:
-    """Text as a TOML value; dates and anything that is not TOML stay text."""
-    if text in ("True", "False"):
-        return text == "True"
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, bool | int | float | str | list | dict) else text
-
-
-def _unknown_key(key: str, table: Json, training: Mapping[str, str]) -> str:
-    known = {name: [f"training.{meant}"] for name, meant in training.items()}
-    for path in _settable(table):
-        known.setdefault(path.rpartition(".")[2], []).append(path)
-    last = key.rpartition(".")[2]
-    names = [last] if last in known else near(last, known)
-    paths = [path for name in names for path in known[name]]
-    return (
-        f"unknown recipe field {key!r}{did_you_mean(dict.fromkeys(paths[:SUGGESTED]))} (fields are "
-        "student.*, losses.NAME.*, data.*, dev.* and, for everything of "
-        "transformers.TrainingArguments, training.*)"
-    )
-
-
-def _settable(table: Json) -> Iterator[str]:
-    """Every field of a recipe by its path, those of [training] apart: it has too many."""
-    yield from (f"student.{name}" for name in STUDENT)
-    yield from (f"data.{name}" for name in settings_of(DataOrder))
-    yield from (f"dev.{name}" for name in settings_of(DevOptions))
-    yield from ("balance", *(f"balance.{name}" for name in settings_of(Balance)))
-    yield from _of_losses(table, "")
-    for stage in plain_stages(table.get("stages")):
-        yield from _of_losses(stage, f"stages.{stage.get('name')}.")
-    yield from ("inputs", "inputs.kind")
-    yield from (f"inputs.{name}" for way in INPUTS.values() for name in settings_of(way))
-
-
-def _of_losses(table: Json, prefix: str) -> Iterator[str]:
-    losses = table.get("losses", {})
-    for name, values in losses.items() if isinstance(losses, dict) else ():
-        kind = LOSSES.get(str(values.get("kind", name))) if isinstance(values, dict) else None
-        if kind is not None:
-            fields_of = {**settings_of(kind), **settings_of(Teaching)}
-            yield from (f"{prefix}losses.{name}.{entry}" for entry in fields_of)
 
 
 def _recipe(table: Json) -> Recipe:
@@ -325,49 +219,3 @@ def _recipe(table: Json) -> Recipe:
             on = {n: loss for n, loss in one.losses.items() if is_on(n, loss, one.schedules)}
             one.balance.check(on, one.schedules, where)
     return found
-
-
-def student_table(values: Json) -> Json:
-    """A [student] table as it is kept; ConfigError for a field or layers that make no sense."""
-    for key in values:
-        one_of("field of student", key, STUDENT)
-    same = values.get("same_tokenizer", False)
-    if not isinstance(same, bool):
-        raise ConfigError(f"student.same_tokenizer must be true or false; got {same!r}")
-    tokenizer = values.get("tokenizer", "")
-    if not isinstance(tokenizer, str):
-        raise ConfigError(f"student.tokenizer is a folder or hub name; got {tokenizer!r}")
-    if values.get("vocabulary") not in (None, ""):
-        values["vocabulary"] = vocabulary_of(values["vocabulary"])
-        if tokenizer:
-            raise ConfigError(
-                "student.vocabulary keeps tokens of the teacher's, and student.tokenizer has "
-                "others: leave one of the two out"
-            )
-    embeddings = "embeddings=teacher" in str(values.get("built", ""))
-    if tokenizer and (embeddings or values.get("init_from_teacher") is not None):
-        raise ConfigError(
-            "a student that starts from the teacher's embeddings has its tokens: choose a "
-            "checkpoint or a configuration (--student, --config), or leave student.tokenizer out"
-        )
-    if values.get("shared"):
-        one_of("way to share parameters (student.shared)", values["shared"], SHARED)
-    several = values.get("together")
-    if several is not None and not (
-        isinstance(several, list) and len(several) > 1 and all(type(s) is str for s in several)
-    ):
-        raise ConfigError(
-            'student.together is a list of two students or more, such as ["bilstm", "static"]; '
-            f"got {several!r}"
-        )
-    layers = values.get("init_from_teacher")
-    if layers is not None:
-        parts = layers.split("-") if isinstance(layers, str) else layers
-        try:
-            values["init_from_teacher"] = [int(layer) for layer in parts]
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"student.init_from_teacher is a list of teacher layers such as [2, 4, 6]; "
-                f"got {layers!r}"
-            ) from error
-    return values

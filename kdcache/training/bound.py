@@ -190,7 +190,7 @@ def _share_maps(one: Objective, other: Objective, pair: str) -> None:
             "step has another size for the second, for their teachers differ in depth: leave the "
             "loss out, or one of the caches"
         )
-    other.projections = one.projections
+    other.learned.modules = one.learned.modules
     other.state = one.state  # one that is on the device, and in the checkpoint
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -12,20 +12,21 @@ from torch import nn
 
 from kdcache.errors import ConfigError
 from kdcache.losses.base import LABELS, Loss, Step
-from kdcache.losses.binding import bind, learned_maps
 from kdcache.losses.bound import BoundLoss
 from kdcache.losses.cache_spec import CacheSpec
 from kdcache.losses.pairs import Pairs
 from kdcache.losses.passes import labels_only, makes_logits, passes
-from kdcache.losses.schedules import Moment, Schedules, is_on, moments, numbers
+from kdcache.losses.schedules import Moment, Schedules, numbers
 from kdcache.losses.taught import value_of
-from kdcache.losses.teachers import FIRST, Teaching
+from kdcache.losses.teachers import Teaching
 from kdcache.models import run
 from kdcache.plans.batch import Batch
 from kdcache.signals import HEAD, LOGITS, Activations, ModelSizes, Tap
 from kdcache.training.inputs import BoundInputs, ChosenInputs
-from kdcache.training.kept import LossState, first_state, own_module
+from kdcache.training.kept import LossState, first_state
+from kdcache.training.learned import Learned
 from kdcache.training.points import BoundPoints, elsewhere
+from kdcache.training.serving import serve
 
 Terms = dict[str, torch.Tensor]
 
@@ -79,24 +80,10 @@ class Objective:
                 "inputs stand in the place of word embeddings, and the documents of a cache that "
                 "`kdcache.ascend` wrote are read at points behind these: leave inputs out"
             )
-        on = {name: loss for name, loss in losses.items() if is_on(name, loss, schedules)}
-        if not on:
-            raise ConfigError("every loss of the recipe has weight 0; give one of them a weight")
-        hard = [
-            name for name, loss in on.items() if labels_only(loss.matches(student, cache.shape))
-        ]
-        self.losses, self.notes = (on, []) if cache.labelled else _without(hard, on)
-
-        def told(name: str, loss: Loss) -> BoundLoss:
-            return bind(name, loss, cache, student, teaching.get(name, FIRST))
-
-        self.schedules = {n: s for n, s in schedules.items() if n in self.losses}
-        for name, changing in self.schedules.items():
-            for loss in moments(self.losses[name], changing):
-                told(name, loss)  # refuses numbers it will come to
-        self.bound = {name: told(name, loss) for name, loss in self.losses.items()}
+        served = serve(losses, cache, student, schedules, teaching)
+        self.losses, self.bound, self.schedules = served.losses, served.bound, served.schedules
+        self.notes, self.hard_only = served.notes, served.hard_only
         matches = [match for one in self.bound.values() for match in one.matches]
-        self.notes += [*_notes(self.bound, student), *_lone(self.bound, teaching)]
         read = [*matches, *(soft for one in self.bound.values() for soft in one.soft.values())]
         self.elsewhere = elsewhere(cache, student, self.bound.values())
         moved = self.elsewhere and self.elsewhere.points
@@ -104,30 +91,7 @@ class Objective:
         self.arrays = list(dict.fromkeys([*(n for match in read for n in match.arrays), *more]))
         self.reads = list(dict.fromkeys(match.student for match in matches))
         self.matrix = makes_logits(self.bound)
-        own = {name: own_module(one, student) for name, one in self.bound.items()}
-        modules = {name: module for name, module in own.items() if module is not None}
-        learned = learned_maps(self.bound, modules)
-        self._learned = modules.keys()
-        if student.peers and modules:
-            raise ConfigError(
-                f"losses.{min(modules)} learns a layer of its own, which students that are trained "
-                "together would share: leave it out, or train one student"
-            )
-        if student.peers and learned:
-            raise ConfigError(
-                f"a loss learns a map ({min(learned)}), which students that are trained together "
-                "would share: leave it out, or make the students as wide as the teacher"
-            )
-        self.projections = nn.ModuleDict(
-            {
-                name: nn.Linear(
-                    student.width(learned[name].student.name, learned[name].student.layer),
-                    learned[name].source.shape.width(learned[name].teacher.name),
-                )
-                for name in sorted(learned)
-            }
-            | modules
-        )
+        self.learned = Learned(self.bound, student)
         self.state = nn.ModuleDict(
             {
                 name: LossState(state)
@@ -135,9 +99,12 @@ class Objective:
                 if (state := first_state(one, student, cache)) is not None
             }
         )
-        self._applied: set[str] = set()
-        self.hard_only = self.losses.keys() <= set(hard)
         self._passes = passes(self.bound)
+
+    @property
+    def projections(self) -> nn.ModuleDict:
+        """What losses learn beside the student."""
+        return self.learned.modules
 
     @property
     def logits(self) -> bool:
@@ -215,7 +182,7 @@ class Objective:
         """
         steps = self._steps(activations, batch, totals)
         pairs = self._pairs(activations, batch)
-        self._applied.clear()
+        self.learned.begin()
         parts: list[torch.Tensor] = []
         terms: Terms = {}
         for losses, together in self._passes:
@@ -234,7 +201,7 @@ class Objective:
             terms |= {one.name: value for one, value in zip(losses, values, strict=True)}
         for name, state in self.state.items():
             typing.cast(LossState, state).keep(steps[name].state)
-        parts += self._idle()
+        parts += self.learned.idle()
         return torch.stack(parts).sum(), terms
 
     def parts(
@@ -251,7 +218,9 @@ class Objective:
     def _pairs(self, activations: Activations, batch: Batch) -> dict[str, Pairs]:
         """The pairs of a batch, by the teacher at whose points the student read it."""
         return {
-            at: Pairs(self.cache, batch, self._read_at(activations, at), project=self._project)
+            at: Pairs(
+                self.cache, batch, self._read_at(activations, at), project=self.learned.project
+            )
             for at in dict.fromkeys(one.at for one in self.bound.values())
         }
 
@@ -268,7 +237,7 @@ class Objective:
 
     def _value(self, one: BoundLoss, pairs: Pairs, step: Step) -> torch.Tensor:
         """What a loss comes to by itself, before its weight."""
-        self._applied |= self._learned & {one.name}
+        self.learned.use(one.name)
         together: Any = getattr(one.loss, "together", None)
         if together is not None:
             taught = {n: [pairs.of(m) for m in found] for n, found in one.taught.items()}
@@ -292,7 +261,7 @@ class Objective:
                 total=total,
                 teacher=one.matches[0].source.shape if one.matches else None,
                 state=self.state_of(name),
-                learned=self.projections[name] if name in self._learned else None,
+                learned=self.learned.of(name),
                 seed=self.seed,
                 number=self.step,
             )
@@ -302,7 +271,7 @@ class Objective:
     @property
     def rates(self) -> dict[nn.Parameter, float]:
         """Factors on the learning rate of what losses learn beside the student, where not 1."""
-        factors = {name: getattr(self.losses[name], "rate", 1.0) for name in self._learned}
+        factors = {name: getattr(self.losses[name], "rate", 1.0) for name in self.learned.losses}
         return {
             parameter: factor
             for name, factor in factors.items()
@@ -313,54 +282,3 @@ class Objective:
     def state_of(self, name: str) -> dict[str, torch.Tensor]:
         """What a loss has kept of the steps so far, by name."""
         return typing.cast(LossState, self.state[name]).now() if name in self.state else {}
-
-    def _idle(self) -> list[torch.Tensor]:
-        """Zeros that depend on the maps of teachers that were not chosen: DDP waits for a gradient
-        of every parameter, and any number of ranks steps alike.
-        """
-        idle = [linear for name, linear in self.projections.items() if name not in self._applied]
-        return [0.0 * value.sum() for linear in idle for value in linear.parameters()]
-
-    def _project(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        self._applied.add(name)
-        linear: Any = self.projections[name]
-        projected: torch.Tensor = linear(rows.to(linear.weight.dtype))  # autocast's are smaller
-        return projected
-
-
-def _notes(bound: Mapping[str, BoundLoss], student: ModelSizes) -> list[str]:
-    """What a person should know of the teachers that losses learn from."""
-    found: dict[str, None] = {}
-    for one in bound.values():
-        for match in one.matches:
-            if match.outputs is None:
-                continue
-            theirs, prefix = match.source.shape.outputs, match.source.prefix
-            teacher = f"teacher {match.source.name}" if prefix else "the teacher"
-            note = (
-                f"{teacher} has {theirs:,} outputs and the student {student.outputs:,}: they are "
-                f"compared in the {match.outputs:,} that both have"
-            )
-            found[note] = None
-    return list(found)
-
-
-def _lone(bound: Mapping[str, BoundLoss], teaching: Mapping[str, Teaching]) -> Iterator[str]:
-    """What to say of losses that choose among all teachers where there is but one."""
-    for name, one in bound.items():
-        if name in teaching and teaching[name].teachers == "all" and len(one.taught) == 1:
-            yield (
-                f"losses.{name} learns from all teachers of the cache, and there is one, "
-                f"{next(iter(one.taught))}: `kdcache merge` puts several into a cache"
-            )
-
-
-def _without(hard: Sequence[str], losses: Mapping[str, Loss]) -> tuple[dict[str, Loss], list[str]]:
-    """The losses but those that a corpus without labels turns off, and messages about these."""
-    remaining = {name: loss for name, loss in losses.items() if name not in hard}
-    if not remaining:
-        raise ConfigError(
-            f"the recipe trains on hard labels alone (losses.{hard[0]}) and the corpus has no "
-            "labels; choose a recipe with soft labels, such as kd"
-        )
-    return remaining, ["hard-label loss is off: the corpus has no labels"] if hard else []

@@ -12,10 +12,9 @@ import torch
 
 import kdcache
 from kdcache.errors import ConfigError
-from kdcache.models.layer_rates import one_layer_trained
+from kdcache.models.layer_rates import at_rates, one_layer_trained
 from kdcache.store import Cache
 from kdcache.training.recipe import load_recipe
-from kdcache.training.trainer import at_rates
 from tests.taps import model_of
 from tests.test_stages import At
 from tests.test_trainer import assert_same_weights, log_of, narrow, weights

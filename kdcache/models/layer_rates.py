@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +38,15 @@ def one_layer_trained(student: Any, layer: int, below: float) -> Iterator[Slowed
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+def at_rates(groups: Sequence[dict[str, Any]], slowed: Slowed) -> Iterator[dict[str, Any]]:
+    """Groups of an optimizer with a group for every rate: those at the whole rate come first."""
+    for rate in sorted({1.0, *slowed.values()}, reverse=True):
+        for group in groups:
+            own = [one for one in group["params"] if slowed.get(one, 1.0) == rate]
+            if own:
+                yield {**group, "params": own, "lr": group["lr"] * rate}
 
 
 def _places(student: Any, layer: int) -> Iterator[tuple[torch.nn.Parameter, int]]:

@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers.trainer import TRAINER_STATE_NAME
 
+from kdcache.errors import ConfigError, KdcacheError
 from kdcache.manifest import Json
 from kdcache.memory import kept_pages
 from kdcache.models.auto import silent_transformers
@@ -24,7 +25,7 @@ from kdcache.training.ranks import Ranks
 from kdcache.training.reporter import Reporter
 from kdcache.training.result import run_metrics
 from kdcache.training.run import Run
-from kdcache.training.trainer import DistillationTrainer, make_trainer
+from kdcache.training.trainer import DistillationTrainer
 
 PROJECTIONS, STATE, BALANCE = "kdcache_projections", "kdcache_state", "kdcache_balance"
 SELECTOR = "kdcache_selector"
@@ -75,25 +76,38 @@ def _parts(run: Run) -> dict[str, torch.nn.Module]:
 def _trainer(
     run: Run, student: Any, ranks: Ranks, callbacks: Sequence[Any], slowed: Slowed
 ) -> DistillationTrainer:
-    return make_trainer(
-        run.recipe.name,
-        task=run.cache.plan.task,
-        head=fused_heads(student, run.mixture, run.objectives, run.args, run.progress.say),
-        objective=run.objective,
-        others=run.objectives[1:],
-        balancers=run.balancers,
-        weighers=run.weighers,
-        dataset=run.dataset,
-        ranks=ranks,
-        dev=None if run.choice is None else run.choice.dev,
-        teacher_logs={} if run.choice is None else run.choice.teacher_logs,
-        model=student,
-        args=run.args,
-        callbacks=list(callbacks),
-        say=run.progress.say,
-        prefix=f"stages.{run.stage}." if run.stage else "",
-        slowed=slowed,
-    )
+    """A trainer; ConfigError for what transformers refuses only when its Trainer is made.
+
+    Packages behind a field that are not there, backends and log levels that do not exist.
+    """
+    heads = fused_heads(student, run.mixture, run.objectives, run.args, run.progress.say)
+    try:
+        return DistillationTrainer(
+            task=run.cache.plan.task,
+            head=heads,
+            objective=run.objective,
+            others=run.objectives[1:],
+            balancers=run.balancers,
+            weighers=run.weighers,
+            dataset=run.dataset,
+            ranks=ranks,
+            dev=None if run.choice is None else run.choice.dev,
+            teacher_logs={} if run.choice is None else run.choice.teacher_logs,
+            model=student,
+            args=run.args,
+            callbacks=list(callbacks),
+            say=run.progress.say,
+            prefix=f"stages.{run.stage}." if run.stage else "",
+            slowed=slowed,
+        )
+    except (KdcacheError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # of as many kinds as there are packages behind the fields
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"[training] of recipe {run.recipe.name} is refused by transformers: "
+            f"{text or repr(error)}"
+        ) from error
 
 
 def _fit(run: Run, trainer: DistillationTrainer, reporter: Reporter) -> Json:

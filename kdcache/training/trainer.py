@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 import typing
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,10 +17,10 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers.trainer import TRAINER_STATE_NAME
 
-from kdcache.errors import ConfigError, KdcacheError, ModelError
+from kdcache.errors import ModelError
 from kdcache.losses import Moment
 from kdcache.losses.selector import Selector
-from kdcache.models.layer_rates import Slowed
+from kdcache.models.layer_rates import Slowed, at_rates
 from kdcache.models.recording import heads_of
 from kdcache.plans.batch import Batch
 from kdcache.signals import LOGITS, Activations, Tap
@@ -32,9 +31,11 @@ from kdcache.training.dev import DevSet, value_of
 from kdcache.training.dev_heads import HeadDevs
 from kdcache.training.idle import LeaveIdle, idle_parameters
 from kdcache.training.loader import Documents, make_loader
+from kdcache.training.measuring import Measuring
 from kdcache.training.objective import Objective, Terms
 from kdcache.training.ranks import Ranks
 from kdcache.training.shares import Shares
+from kdcache.training.term_means import TermMeans
 from kdcache.training.weighing import Weigher
 
 
@@ -100,12 +101,14 @@ class DistillationTrainer(transformers.Trainer):
         self.shares = Shares(
             objective, met, self.args, say, prefix, others=others, balanced=bool(balancers)
         )
-        self._due = self._balancing = False
-        self._unbalanced = set(range(len(balancers)))  # whose losses may get other weights
+        self.measuring = Measuring(self.shares, balancers, self.objectives, self.ranks)
+        self.terms = TermMeans(
+            self.objectives,
+            self.heads,
+            lambda value: self.accelerator.reduce(value, reduction="sum"),
+        )
         self._documents = self._tokens = 0
         self._weight = 0.0
-        self._terms: dict[tuple[int, str], torch.Tensor] = {}
-        self._steps: Counter[int] = Counter()
         self.epoch_steps = 1
         self.wait_seconds = 0.0
 
@@ -144,18 +147,9 @@ class DistillationTrainer(transformers.Trainer):
         if batches:
             self.turn = batches[0].cache  # that of the whole step
             self.objective = self.objectives[self.turn]
-            self.shares.objective = self.objective  # the batch has what this one reads
-        self._steps[self.turn] += 1
+        self.terms.step(self.turn)
         self.objective.step = self.state.global_step
-        step = self.state.global_step
-        if step and step % self.epoch_steps == 0:
-            self.shares.end(step // self.epoch_steps)
-        if self._head in self._unbalanced:
-            self._reweigh()
-            self._balancing = self.balancers[self._head].due()
-            if not self._balancing:
-                self._unbalanced.remove(self._head)
-        self._due = self._balancing or self.shares.due(step, self.epoch_steps)
+        self.measuring.begin(self.turn, self.state.global_step, self.epoch_steps)
         if self.objective.changes:
             self.objective.advance(self.moment())
         return batches, self.ranks.total(self.objective.totals(batches))
@@ -214,9 +208,7 @@ class DistillationTrainer(transformers.Trainer):
         num_items_in_batch: list[float] | None = None,
     ) -> Any:
         activations = self.objective.read(model, inputs, self.taps[self.turn])
-        if self._due and len(activations.students) == 1:
-            self._due = False  # in the first batch of a step alone
-            self._measure(activations, inputs, num_items_in_batch)
+        self.measuring.measure(activations, inputs, num_items_in_batch)
         loss, terms = self._loss(activations, inputs, num_items_in_batch)
         if self.ranks.size > 1:
             loss = loss * self.ranks.size  # DDP takes the mean of the ranks' gradients
@@ -224,39 +216,8 @@ class DistillationTrainer(transformers.Trainer):
                 loss = loss + 0.0 * activations[LOGITS].sum()
             for parameter in self.idle[self.turn]:
                 loss = loss + 0.0 * parameter.sum()
-        for name, value in terms.items():
-            key = self.turn, name
-            self._terms[key] = self._terms.get(key, 0) + value.float()
+        self.terms.add(self.turn, terms)
         return (loss, activations) if return_outputs else loss
-
-    def _measure(
-        self, activations: Activations, batch: Batch, totals: Sequence[float] | None
-    ) -> None:
-        """Measure the gradient of each loss, and set the weights by it where that is asked for;
-        then every rank has to.
-        """
-        norms = {} if batch.idle else self.shares.norms(activations, batch, totals)
-        if self._balancing:
-            self._balancing, balancer = False, self.balancers[self._head]
-            losses = {name: float(one.loss.weight) for name, one in self.objective.bound.items()}
-            own = {name: norm / losses[name] for name, norm in norms.items()}
-            balancer.require_finite(() if batch.idle else losses, own)
-            balancer.add(self.ranks.total([own.get(name, 0.0) for name in balancer.given]))
-            weights = self._reweigh()
-            norms = {name: norm * weights[name] for name, norm in own.items()}
-        self.shares.note(norms)
-
-    @property
-    def _head(self) -> int:
-        """The number of the balancer that the step is of."""
-        return self.turn if len(self.balancers) > 1 else 0
-
-    def _reweigh(self) -> dict[str, float]:
-        """Give the losses of the step's head the weights that its balancer has come to."""
-        weights = self.balancers[self._head].weights()
-        for one in [self.objective] if len(self.balancers) > 1 else self.objectives:
-            one.reweigh(weights)
-        return weights
 
     def _loss(
         self, activations: Activations, batch: Batch, totals: Sequence[float] | None
@@ -276,33 +237,13 @@ class DistillationTrainer(transformers.Trainer):
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 self._stop_diverged(logs["loss"])
-            means = self._of_heads() or self._means()
+            means = self.terms.of_heads() or self.terms.means()
             logs |= {f"loss_{name}": mean for name, mean in means.items()}
-            logs |= self.shares.logs(self._means(weighed=True)) | self.objective.scheduled()
+            logs |= self.shares.logs(self.terms.means(weighed=True)) | self.objective.scheduled()
             weights = balanced_weights(self.balancers, self.heads)
             logs |= {f"{name}.weight": weight for name, weight in weights.items()}
-            self._terms, self._steps = {}, Counter()
+            self.terms.clear()
         super().log(logs, start_time)
-
-    def _means(self, *, weighed: bool = False) -> dict[str, float]:
-        """Each term's mean over all steps since the last log; times its weight now if `weighed`."""
-        means: dict[str, float] = {}
-        for (turn, name), value in self._terms.items():
-            weight = float(self.objectives[turn].bound[name].loss.weight) if weighed else 1.0
-            mean = weight * self._mean(value, self._steps.total())
-            means[name] = means.get(name, 0.0) + mean
-        return means
-
-    def _of_heads(self) -> dict[str, float]:
-        """Each head's terms, the mean over the steps of the head."""
-        return {
-            f"{self.heads[turn]}.{name}": self._mean(value, self._steps[turn])
-            for (turn, name), value in self._terms.items()
-            if self.heads
-        }
-
-    def _mean(self, value: torch.Tensor, steps: int) -> float:
-        return float(self.accelerator.reduce(value / steps, reduction="sum"))
 
     def _stop_diverged(self, loss: float) -> None:
         """Stop where weights were kept that scored well; raise ModelError where there are none."""
@@ -334,28 +275,3 @@ class DistillationTrainer(transformers.Trainer):
         self.state = transformers.TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         best = best_checkpoint(self.state, checkpoint.parent) if self.dev is not None else None
         self._load_from_checkpoint(str(best or checkpoint))
-
-
-def at_rates(groups: Sequence[dict[str, Any]], slowed: Slowed) -> Iterator[dict[str, Any]]:
-    """Groups of an optimizer with a group for every rate: those at the whole rate come first."""
-    for rate in sorted({1.0, *slowed.values()}, reverse=True):
-        for group in groups:
-            own = [one for one in group["params"] if slowed.get(one, 1.0) == rate]
-            if own:
-                yield {**group, "params": own, "lr": group["lr"] * rate}
-
-
-def make_trainer(recipe: str, **options: Any) -> DistillationTrainer:
-    """A trainer; ConfigError for what transformers refuses only when its Trainer is made.
-
-    Packages behind a field that are not there, backends and log levels that do not exist.
-    """
-    try:
-        return DistillationTrainer(**options)
-    except (KdcacheError, torch.cuda.OutOfMemoryError):
-        raise
-    except Exception as error:  # of as many kinds as there are packages behind the fields
-        text = " ".join(str(error).split())
-        raise ConfigError(
-            f"[training] of recipe {recipe} is refused by transformers: {text or repr(error)}"
-        ) from error

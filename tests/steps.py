@@ -26,7 +26,7 @@ from kdcache.training.objective import Objective
 from kdcache.training.ranks import Ranks
 from kdcache.training.recipe import Recipe
 from kdcache.training.reporter import Reporter
-from kdcache.training.run import cache_spec
+from kdcache.training.specs import cache_spec
 from kdcache.training.trainer import DistillationTrainer
 from kdcache.training.weighing import Weigher
 from kdcache.training.weighting import weighting_of

@@ -28,7 +28,7 @@ from kdcache.losses.weighed import Asked
 from kdcache.plans.subsample import uniforms
 from kdcache.store import Cache
 from kdcache.training.recipe import load_recipe
-from kdcache.training.run import cache_spec
+from kdcache.training.specs import cache_spec
 from kdcache.training.train import train
 from kdcache.training.weighing import Weigher
 from kdcache.training.weighting import weighting_of

@@ -27,8 +27,8 @@ from kdcache.training.loader import make_loader
 from kdcache.training.mixing import MixedDocuments
 from kdcache.training.objective import Objective
 from kdcache.training.recipe import load_recipe
-from kdcache.training.run import cache_spec
 from kdcache.training.shares import Shares
+from kdcache.training.specs import cache_spec
 from kdcache.training.train import train
 from kdcache_cli.main import main
 from tests.conftest import write_csv

@@ -25,7 +25,7 @@ from kdcache.store import Cache, open_cache
 from kdcache.training.inputs import BoundInputs, inputs_of
 from kdcache.training.own_loop import make_objective, make_student
 from kdcache.training.recipe import load_recipe
-from kdcache.training.run import cache_spec
+from kdcache.training.specs import cache_spec
 from kdcache.training.train import train
 from kdcache_cli.main import main
 from tests.test_trainer import log_of, narrow, stopped_and_resumed

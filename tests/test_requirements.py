@@ -17,7 +17,7 @@ from kdcache.training.data_order import DataOrder
 from kdcache.training.objective import Objective
 from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.requirements import served_by, signals_of_teacher
-from kdcache.training.run import cache_spec
+from kdcache.training.specs import cache_spec
 from kdcache_cli.shipped import read_recipes
 
 TASK = "text-classification"

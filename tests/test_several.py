@@ -32,7 +32,7 @@ from kdcache.signals import LOGITS
 from kdcache.store import Cache
 from kdcache.tasks import Task
 from kdcache.training.objective import Objective
-from kdcache.training.run import cache_spec
+from kdcache.training.specs import cache_spec
 from tests.conftest import bert_config, save_teacher, write_csv
 
 NAMES = ["joy", "fear", "anger"]

@@ -30,7 +30,7 @@ from kdcache.training.mixing import MixedDocuments, pass_documents, steps_of
 from kdcache.training.objective import Objective
 from kdcache.training.recipe import load_recipe
 from kdcache.training.result import TrainResult
-from kdcache.training.run import cache_spec
+from kdcache.training.specs import cache_spec
 from kdcache.training.train import train
 from kdcache.training.traits import OF_A_HEAD, TRAITS, apart, require_together
 from tests.conftest import write_csv

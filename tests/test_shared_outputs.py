@@ -25,7 +25,7 @@ from kdcache.models.teacher import model_sizes
 from kdcache.signals import SoftLabels
 from kdcache.store import Cache, open_plan
 from kdcache.training.objective import Objective
-from kdcache.training.run import cache_spec
+from kdcache.training.specs import cache_spec
 from tests.activations import say
 from tests.conftest import save_teacher
 

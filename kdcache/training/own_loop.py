@@ -18,7 +18,7 @@ from kdcache.store import Cache, Place, open_cache
 from kdcache.training.objective import Objective
 from kdcache.training.options import student_spec, with_student
 from kdcache.training.recipe import Recipe, load_recipe
-from kdcache.training.run import cache_spec
+from kdcache.training.specs import cache_spec
 
 
 def make_student(

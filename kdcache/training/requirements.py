@@ -29,7 +29,7 @@ from kdcache.store import Cache
 from kdcache.tasks import Task, as_task
 from kdcache.training.objective import Objective
 from kdcache.training.recipe import Recipe
-from kdcache.training.run import cache_spec
+from kdcache.training.specs import cache_spec
 
 SOFT = ("logits:topk-small,k=64,draws=16", "logits:dense")
 """Soft labels for losses that a task's own do not serve, the smaller ones first."""

@@ -56,6 +56,7 @@ from kdcache.training.scale import (
     stored_scale,
 )
 from kdcache.training.settling import settle_student
+from kdcache.training.specs import cache_specs
 from kdcache.training.weighing import require_scored, weighers_of, weights_record
 
 
@@ -99,26 +100,10 @@ class Run:
         self.scored = recipe if chooses else dataclasses.replace(recipe, dev=None)
         self.args, self.notes = self._arguments()
         self.progress = progress if self.first else quiet
-        if mixture.heads and (self.args.fsdp or self.args.deepspeed):
-            raise ConfigError(
-                f"{len(mixture.heads)} heads of one encoder are not sharded: train without "
-                "training.fsdp and training.deepspeed"
-            )
         seed = self.args.seed
         self.parts = agree(parts)
         self.config = mixture.config(self.spec)
-        require_one(self.config, self.args.world_size, dev=recipe.dev)
-        ours = mixture.heads or hasattr(self.config, "tap_widths")
-        if ours and self.args.gradient_checkpointing:
-            raise ConfigError(
-                "training.gradient_checkpointing is for a model of transformers' alone, and this "
-                "student is a module around one or several, or of your own: leave it out"
-            )
-        if recipe.inputs is not None:
-            require_table(self.args, self.config)
-        if why := unloadable(self.config):
-            self.notes.append(f"{why}: the folder holds its weights for code of your own")
-        require_parameters(recipe.trainable, self.spec, self.config, mixture.caches)
+        self._check_student()
         docs = [documents_of(cache, self.parts), *(other.plan.docs for other in mixture.others)]
         self.dev = self._dev(docs, dev)
         self.choice = self._choice() if chooses else None
@@ -129,25 +114,18 @@ class Run:
             np.intersect1d(found, one.plan.labelled_docs)
             for found, one in zip(docs, mixture.caches, strict=True)
         ]
-        weighting = recipe.data.weighting
         specs = cache_specs(mixture, [len(found) for found in labelled], recipe)
         sizes = mixture.sizes(self.config)
         self._drawn = drawn_apart(seed, partial(self._learn, specs, sizes, seed))
-        for config, objective in zip(mixture.configs(self.config), self.objectives, strict=True):
-            check_taps(config, objective.reads)
-            if objective.points is not None or objective.elsewhere is not None:
-                require_blocks(self.args, self.spec)
+        self._check_taps()
         read = [
             some if objective.hard_only else found
             for found, some, objective in zip(docs, labelled, self.objectives, strict=True)
         ]
-        self.weighers = weighers_of(weighting, mixture.caches, specs, read, sizes, seed=seed)
-        require_scored(self.weighers, scored=self.choice is not None, stage=stage)
-        if recipe.balance is not None:
-            require_measured(self.args, self.config)
-            require_several(self.objective.losses, f"{stage or recipe.name} on {cache.path}")
-        if resumed:
-            require_same_weights(folder, stage, weights_record(self.weighers))
+        self.weighers = weighers_of(
+            recipe.data.weighting, mixture.caches, specs, read, sizes, seed=seed
+        )
+        self._check_weights()
         self.dataset = documents_read(
             mixture,
             self.objectives,
@@ -161,6 +139,45 @@ class Run:
             require_step(self.args, documents, one.path)
         require_whole(self.args, recipe)
         wait_for_everyone()  # or the first could hold and write what another still checks
+
+    def _check_student(self) -> None:
+        """Refuse ways to train that a student of this configuration does not go with."""
+        args, recipe, heads = self.args, self.recipe, self.mixture.heads
+        if heads and (args.fsdp or args.deepspeed):
+            raise ConfigError(
+                f"{len(heads)} heads of one encoder are not sharded: train without "
+                "training.fsdp and training.deepspeed"
+            )
+        require_one(self.config, args.world_size, dev=recipe.dev)
+        if (heads or hasattr(self.config, "tap_widths")) and args.gradient_checkpointing:
+            raise ConfigError(
+                "training.gradient_checkpointing is for a model of transformers' alone, and this "
+                "student is a module around one or several, or of your own: leave it out"
+            )
+        if recipe.inputs is not None:
+            require_table(args, self.config)
+        if why := unloadable(self.config):
+            self.notes.append(f"{why}: the folder holds its weights for code of your own")
+        require_parameters(recipe.trainable, self.spec, self.config, self.mixture.caches)
+
+    def _check_taps(self) -> None:
+        """Refuse losses that read what the student does not give."""
+        configs = self.mixture.configs(self.config)
+        for config, objective in zip(configs, self.objectives, strict=True):
+            check_taps(config, objective.reads)
+            if objective.points is not None or objective.elsewhere is not None:
+                require_blocks(self.args, self.spec)
+
+    def _check_weights(self) -> None:
+        """Refuse weights, of documents or losses, that this run cannot work out."""
+        recipe, stage = self.recipe, self.stage
+        require_scored(self.weighers, scored=self.choice is not None, stage=stage)
+        if recipe.balance is not None:
+            require_measured(self.args, self.config)
+            where = f"{stage or recipe.name} on {self.cache.path}"
+            require_several(self.objective.losses, where)
+        if self.resumed:
+            require_same_weights(self.folder, stage, weights_record(self.weighers))
 
     @property
     def objective(self) -> Objective:
@@ -283,37 +300,3 @@ class Run:
                 f"training on {len(self.dataset):,} of {plan.documents:,} documents: "
                 f"{len(self.parts)} of {plan.parts} parts are there"
             )
-
-
-def cache_specs(mixture: Mixture, labelled: Sequence[int], recipe: Recipe) -> list[CacheSpec]:
-    """What losses ask of each cache; one head has labels where any cache has some."""
-    counts = labelled if mixture.heads else [sum(labelled)] * len(labelled)
-    return [
-        cache_spec(cache, count, several=recipe.several)
-        for cache, count in zip(mixture.caches, counts, strict=True)
-    ]
-
-
-def cache_spec(cache: Cache, labelled: int, *, several: bool = False) -> CacheSpec:
-    """What losses ask of a cache of which `labelled` documents with hard labels are used.
-
-    With `several`, of all its teachers; else of the one that it is seen as.
-    """
-    views = cache.views if several else {cache.teacher or cache.first: cache}
-    specs = {
-        name: CacheSpec(
-            task=view.plan.task,
-            label_kind=view.plan.label_kind.name,
-            signals=view.signals,
-            shape=view.shape,
-            labelled=labelled,
-            documents=cache.plan.documents,
-            reworded=cache.reworded,
-            name=name,
-            prefix="" if view is cache else view.prefix,
-            points=view.at_points,
-        )
-        for name, view in views.items()
-    }
-    first, *others = specs.values()
-    return dataclasses.replace(first, others={spec.name: spec for spec in others})

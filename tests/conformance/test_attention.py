@@ -18,7 +18,7 @@ from kdcache.models.run import run
 from kdcache.plans.batch import Batch
 from kdcache.signals import ModelSizes, Tap, parse_all
 from kdcache.training.objective import Objective
-from kdcache.training.run import cache_spec
+from kdcache.training.specs import cache_spec
 from tests.conformance.conftest import Caches
 from tests.damage import copy_of, files_of, flip
 from tests.taps import APART, CAPPED, CLASSES, FAMILIES, QKV, batch_of, model_of

@@ -29,7 +29,7 @@ from kdcache.signals import from_json, parse, to_record
 from kdcache.store import Cache
 from kdcache.tasks import TASKS, Subset
 from kdcache.training.objective import Objective
-from kdcache.training.run import cache_spec
+from kdcache.training.specs import cache_spec
 from kdcache_cli.main import main
 from tests.conformance.conftest import SIZES, Caches
 from tests.conformance.examples import EXAMPLES, Example

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from kdcache_cli import options as o
+from kdcache_cli import values as v
 from kdcache_cli.output import print_json, print_table, print_title, size
 
 CORPORA = ("reviews", "docstrings")
@@ -26,7 +27,7 @@ def demo(
         typer.Option(
             metavar="NAME",
             help="reviews: rated sentences, fetched once (2.4 MB); docstrings: offline.",
-            callback=o.known("corpus", CORPORA),
+            callback=v.known("corpus", CORPORA),
         ),
     ] = "reviews",
     seed: Annotated[

@@ -2,101 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
 
-from kdcache.errors import ConfigError, one_of
 from kdcache.tasks import TASKS
+from kdcache_cli import values as v
 
 DTYPES = ("fp32", "bf16", "fp16")
 LABEL_TYPES = ("auto", "class", "float", "multi-label", "vector")
 UNITS = ("line", "file")
-
-
-def known(what: str, names: Iterable[str]) -> Callable[[str | None], str | None]:
-    """A check that a value, where given, is one of `names`, made before anything is loaded."""
-
-    def check(value: str | None) -> str | None:
-        return value if value is None else one_of(what, value, names)
-
-    return check
-
-
-def layers(text: str | None) -> tuple[int, ...] | None:
-    """Layers written as 2-4-6; ConfigError if they are not."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(layer) for layer in text.split("-"))
-    except ValueError as error:
-        raise ConfigError(f"--init-from-teacher takes layers as in 2-4-6; got {text!r}") from error
-
-
-def names(values: list[str] | None) -> list[str] | None:
-    """Names written as A,B, the option given once or more often."""
-    found = [name.strip() for value in values or () for name in value.split(",")]
-    return [name for name in found if name] or None
-
-
-def one_or_several(values: list[str] | None) -> str | list[str] | None:
-    """A name that is given once by itself, others as a list."""
-    return values[0] if values and len(values) == 1 else values or None
-
-
-def named(values: list[str] | None, what: str) -> Any:
-    """NAME=VALUE, given once or more often, as a mapping; values without names as a list.
-
-    A path that is there is no name. Raises ConfigError where some have names, or two have one.
-    """
-    pairs = [_name_and_value(value, what) for value in values or ()]
-    heads = [name for name, _ in pairs if name]
-    if not heads:
-        return [value for _, value in pairs]
-    if len(heads) < len(pairs):
-        raise ConfigError(
-            f"{what} is given a name each, as in one=A two=B, or none; got {' '.join(values or ())}"
-        )
-    if twice := [name for name in heads if heads.count(name) > 1]:
-        raise ConfigError(f"{what} names {twice[0]!r} twice: give each its own, as in one=A two=B")
-    return dict(pairs)
-
-
-def _name_and_value(text: str, what: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or os.path.exists(text):
-        return "", text
-    if not (name and value):
-        where = "behind" if name else "before"
-        raise ConfigError(f"nothing stands {where} the = of {what} {text}: write it as in one=A")
-    return (name, value) if re.fullmatch(r"[\w-]+", name) else ("", text)
-
-
-def one_named(values: list[str] | None, flag: str) -> Any:
-    """The same for an option that names one thing, or one for each head of a student."""
-    found = named(values, flag)
-    if isinstance(found, list) and len(found) > 1:
-        raise ConfigError(f"{flag} is given once, or once for each head as NAME=...; got {found}")
-    return found[0] if isinstance(found, list) and found else found or None
-
-
-def of_heads(values: list[str] | None, caches: Any, flag: str) -> dict[str, Any]:
-    """What an option says of each named cache, by its name; of caches without names, under ""."""
-    found = one_named(values, flag)
-    names = [*caches] if isinstance(caches, dict) else []
-    if not isinstance(found, dict):
-        return dict.fromkeys(names or [""], found)
-    if not names:
-        raise ConfigError(
-            f"{flag} {next(iter(found))}=... is for a cache of that name, and none has one: leave "
-            f"the name out, or give each cache one ({next(iter(found))}=CACHE)"
-        )
-    for name in found:
-        one_of(f"name of a cache in {flag}", name, names)
-    return found
 
 
 PLAN_OPTIONS = {
@@ -122,9 +37,9 @@ PLAN_OPTIONS = {
 
 def plan_options(context: typer.Context) -> Any:
     """The options of a plan that were given: the library has defaults of its own for the rest."""
-    values = {field: context.params[name] for name, field in PLAN_OPTIONS.items()}
-    values["label_column"] = one_or_several(values["label_column"])
-    return {field: value for field, value in values.items() if value not in (None, [], ())}
+    given = {field: context.params[name] for name, field in PLAN_OPTIONS.items()}
+    given["label_column"] = v.one_or_several(given["label_column"])
+    return {field: value for field, value in given.items() if value not in (None, [], ())}
 
 
 COLUMNS = ("text_column", "label_column", "ignore_columns", "limit")
@@ -135,7 +50,7 @@ def columns(context: typer.Context) -> Any:
     text, label, ignored, limit = (context.params[name] for name in COLUMNS)
     return {
         "text_columns": tuple(text or ()),
-        "label_column": one_or_several(label),
+        "label_column": v.one_or_several(label),
         "ignore_columns": tuple(ignored or ()),
         "limit": limit,
     }
@@ -176,7 +91,7 @@ Task = Annotated[
     typer.Option(
         metavar="TASK",
         help=f"{', '.join([*TASKS][:-1])} or {[*TASKS][-1]}.",
-        callback=known("task", TASKS),
+        callback=v.known("task", TASKS),
     ),
 ]
 TaughtTask = Annotated[
@@ -184,7 +99,7 @@ TaughtTask = Annotated[
     typer.Option(
         metavar="TASK",
         help="text-classification: of one class, several, or values a document.",
-        callback=known("task", TASKS),
+        callback=v.known("task", TASKS),
     ),
 ]
 TextColumn = Annotated[
@@ -207,7 +122,7 @@ IgnoreColumns = Annotated[
     typer.Option(
         metavar="A,B",
         help="Columns to leave unused although they look like text.",
-        callback=names,
+        callback=v.names,
     ),
 ]
 LabelType = Annotated[
@@ -216,7 +131,7 @@ LabelType = Annotated[
         metavar="TYPE",
         help="class, float (regression), multi-label (several classes a document), vector (several "
         "values) or auto, which looks at the teacher and at them (auto).",
-        callback=known("label type", LABEL_TYPES),
+        callback=v.known("label type", LABEL_TYPES),
     ),
 ]
 Limit = Annotated[
@@ -228,7 +143,7 @@ Unit = Annotated[
     typer.Option(
         metavar="UNIT",
         help="A document of a text file is a line or the whole file (line).",
-        callback=known("unit", UNITS),
+        callback=v.known("unit", UNITS),
     ),
 ]
 MaxLength = Annotated[

@@ -11,6 +11,7 @@ import typer
 from kdcache.errors import ConfigError
 from kdcache.tasks import TASKS
 from kdcache_cli import options as o
+from kdcache_cli import values as v
 from kdcache_cli.config import read_config
 from kdcache_cli.output import print_json
 from kdcache_cli.reports import print_bytes, print_cache, print_plan, print_proposals
@@ -184,7 +185,7 @@ def build(
         typer.Option(
             metavar="DTYPE",
             help="Of the forward: fp32, bf16 or fp16.",
-            callback=o.known("dtype", o.DTYPES),
+            callback=v.known("dtype", o.DTYPES),
         ),
     ] = "fp32",
     batch_tokens: Annotated[
@@ -213,7 +214,7 @@ def build(
             metavar="TASK",
             help="Of a language model over a plan of classes or values: what it says of every "
             "token of the texts as they are. `kdcache merge` joins it as a further teacher.",
-            callback=o.known("task", TASKS),
+            callback=v.known("task", TASKS),
         ),
     ] = None,
     text_column: o.TextColumn = None,

@@ -11,6 +11,7 @@ import typer
 
 from kdcache.errors import ConfigError
 from kdcache_cli import options as o
+from kdcache_cli import values as v
 from kdcache_cli.output import print_json, print_table, show
 
 SHOWN = ("accuracy", "f1", "micro_f1", "pearson", "mse")
@@ -49,7 +50,7 @@ def teach(
     ] = 4,
     lr: Annotated[
         list[str] | None,
-        typer.Option(metavar="A,B", help="Learning rates to try (5e-5,2e-4).", callback=o.names),
+        typer.Option(metavar="A,B", help="Learning rates to try (5e-5,2e-4).", callback=v.names),
     ] = None,
     class_weights: Annotated[
         str,
@@ -57,7 +58,7 @@ def teach(
             metavar="RULE",
             help="Weigh classes in the loss by N / (C * count): balanced, none, or auto, which "
             "does where one class has three times the documents of another.",
-            callback=o.known("class weights", CLASS_WEIGHTS),
+            callback=v.known("class weights", CLASS_WEIGHTS),
         ),
     ] = "auto",
     batch_size: Annotated[int, typer.Option(metavar="N", help="Documents of a step.")] = 32,

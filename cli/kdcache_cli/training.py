@@ -1,4 +1,4 @@
-"""The commands after a build: train a student, evaluate a model, list the recipes."""
+"""The command that trains a student from caches."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from kdcache_cli import options as o
-from kdcache_cli.output import print_json, print_table
-from kdcache_cli.scores import print_metrics, print_scores
+from kdcache_cli import values as v
+from kdcache_cli.output import print_json
+from kdcache_cli.scores import print_metrics
 
 
 def train(
@@ -166,12 +167,12 @@ def train(
     Neither corpus nor teacher is needed. Writes a model folder that transformers loads, with its
     tokenizer, metrics and loss curves.
     """
-    layers = o.layers(init_from_teacher)
+    layers = v.layers(init_from_teacher)
     from kdcache.store import open_cache
     from kdcache.training.train import train as run
 
-    caches = o.named(cache, "CACHE")
-    teachers = o.of_heads(teacher, caches, "--teacher")
+    caches = v.named(cache, "CACHE")
+    teachers = v.of_heads(teacher, caches, "--teacher")
     opened: Any = (
         {name: open_cache(one, teacher=teachers.get(name)) for name, one in caches.items()}
         if isinstance(caches, dict)
@@ -186,9 +187,9 @@ def train(
         config=config,
         same_tokenizer=same_tokenizer,
         trust_remote_code=trust_remote_code,
-        eval_file=o.one_named(eval_file, "--eval"),
-        eval_teacher=o.one_named(eval_teacher, "--eval-teacher"),
-        dev=o.one_named(dev, "--dev"),
+        eval_file=v.one_named(eval_file, "--eval"),
+        eval_teacher=v.one_named(eval_teacher, "--eval-teacher"),
+        dev=v.one_named(dev, "--dev"),
         dev_split=dev_split,
         dev_every=dev_every,
         patience=patience,
@@ -210,123 +211,3 @@ def train(
         print_json({"folder": str(result.folder), "metrics": result.metrics})
     else:
         print_metrics({"student": str(result.folder), **result.metrics})
-
-
-def evaluate(
-    context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Documents with labels.")],
-    cache: Annotated[
-        str | None,
-        typer.Option(metavar="CACHE", help="Compare with the teacher, as far as it has the rows."),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="Score and time this teacher on the same documents."),
-    ] = None,
-    batch_size: o.ForwardBatch = 64,
-    device: o.Device = "auto",
-    text_column: o.TextColumn = None,
-    label_column: o.LabelColumn = None,
-    ignore_columns: o.IgnoreColumns = None,
-    limit: o.Limit = None,
-    max_length: o.ModelMaxLength = None,
-    by: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Score slice by slice, too: documents by what this column says (domain, language, "
-            "customer), with intervals and the worst slice; with --teacher also what is lost on "
-            "each. `length` cuts by tokens where no column is called so. Repeat it for more.",
-        ),
-    ] = None,
-    predictions: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write each document's text, slices, label, prediction and probabilities there, "
-            "as CSV or, with the suffix .jsonl, as JSON lines.",
-        ),
-    ] = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    as_json: o.AsJson = False,
-) -> None:
-    """Measure a model on labelled documents.
-
-    Prints the task's metrics, calibration and speed, and agreement with the teacher for
-    documents that a cache holds.
-    """
-    from kdcache.evaluation.evaluator import evaluate as run
-
-    metrics = run(
-        model,
-        file,
-        cache=cache,
-        teacher=teacher,
-        batch_size=batch_size,
-        device=device,
-        **o.columns(context),
-        max_length=max_length,
-        by=by or (),
-        predictions=predictions,
-        trust_remote_code=trust_remote_code,
-        progress=context.obj,
-    )
-    (print_json if as_json else print_scores)(metrics)
-
-
-def recipes(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Print this recipe.", show_default=False)
-    ] = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CACHE",
-            help="Say which of them train from this cache as it is, and what --signal would serve "
-            "the others.",
-        ),
-    ] = None,
-    student_layers: o.StudentLayers = None,
-    as_json: o.AsJson = False,
-) -> None:
-    """List the recipes, print one, or tell those a cache serves."""
-    from kdcache.errors import ConfigError, one_of
-    from kdcache_cli.shipped import read_recipes, summary
-
-    shipped = read_recipes()
-    if name is not None:
-        print(shipped[one_of("recipe", name, shipped)], end="")
-        return
-    if cache is not None:
-        _served(cache, list(shipped), student_layers, as_json)
-        return
-    if student_layers is not None:
-        raise ConfigError("--student-layers is of a student of a cache: pass --cache too")
-    rows = [(key, summary(text)) for key, text in shipped.items()]
-    if as_json:
-        print_json([{"name": key, "summary": about} for key, about in rows])
-    else:
-        print_table(("recipe", "what it does"), rows)
-
-
-def _served(cache: str, names: list[str], layers: int | None, as_json: bool) -> None:
-    from kdcache.store import open_cache
-    from kdcache.training.recipe import load_recipe
-    from kdcache.training.requirements import served_by
-
-    found = served_by(open_cache(cache), [load_recipe(name) for name in names], layers)
-    if as_json:
-        print_json([one.to_json() for one in found])
-        return
-    rows = [
-        (
-            one.recipe,
-            "no" if one.why else "yes",
-            " ".join(f"--signal {text}" for text in one.signals) or one.why,
-        )
-        for one in found
-    ]
-    print_table(("recipe", "trains from it", "needs"), rows)
-    yes = sum(not one.why for one in found)
-    print(f"{yes} of {len(found)} train from {cache} as it is")

@@ -1,0 +1,67 @@
+"""The command that lists the recipes, prints one, and tells those that a cache serves."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kdcache_cli import options as o
+from kdcache_cli.output import print_json, print_table
+
+
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Print this recipe.", show_default=False)
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CACHE",
+            help="Say which of them train from this cache as it is, and what --signal would serve "
+            "the others.",
+        ),
+    ] = None,
+    student_layers: o.StudentLayers = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """List the recipes, print one, or tell those a cache serves."""
+    from kdcache.errors import ConfigError, one_of
+    from kdcache_cli.shipped import read_recipes, summary
+
+    shipped = read_recipes()
+    if name is not None:
+        print(shipped[one_of("recipe", name, shipped)], end="")
+        return
+    if cache is not None:
+        _served(cache, list(shipped), student_layers, as_json)
+        return
+    if student_layers is not None:
+        raise ConfigError("--student-layers is of a student of a cache: pass --cache too")
+    rows = [(key, summary(text)) for key, text in shipped.items()]
+    if as_json:
+        print_json([{"name": key, "summary": about} for key, about in rows])
+    else:
+        print_table(("recipe", "what it does"), rows)
+
+
+def _served(cache: str, names: list[str], layers: int | None, as_json: bool) -> None:
+    from kdcache.store import open_cache
+    from kdcache.training.recipe import load_recipe
+    from kdcache.training.requirements import served_by
+
+    found = served_by(open_cache(cache), [load_recipe(name) for name in names], layers)
+    if as_json:
+        print_json([one.to_json() for one in found])
+        return
+    rows = [
+        (
+            one.recipe,
+            "no" if one.why else "yes",
+            " ".join(f"--signal {text}" for text in one.signals) or one.why,
+        )
+        for one in found
+    ]
+    print_table(("recipe", "trains from it", "needs"), rows)
+    yes = sum(not one.why for one in found)
+    print(f"{yes} of {len(found)} train from {cache} as it is")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,13 +12,13 @@ from torch import Tensor
 import kdcache_kernels as kernels
 from kdcache.bench import rivals as r
 from kdcache.bench import rivals_lean as lean
-from kdcache.bench.kernels_case import Case, Rival, needs_liger, needs_torch_2_13, plain
+from kdcache.bench.kernels_case import Case, Rival, needs_liger, plain
+from kdcache.bench.kernels_cases_head import both_heads, linear
 from kdcache.bench.kernels_inputs import (
     Size,
     Tensors,
     documents_of,
     draw_hidden,
-    draw_linear,
     draw_relations,
     draw_soft,
     draw_states,
@@ -30,7 +29,6 @@ from kdcache.bench.kernels_inputs import (
 GROUP = 128  # columns of a hidden state that share a scale
 LAYERS = 6  # hidden states compared in one call
 HARD = 0.5  # weight of the hard labels, where there are any
-BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}  # Liger's names of the divergences
 
 
 def _topk_kl(x: Tensors, *, hard_weight: float = 0.0, **options: Any) -> Tensor:
@@ -81,7 +79,7 @@ def _soft(
 def _soft_rivals(temperature: float, hard_weight: float, divergence: str) -> list[Rival]:
     liger: dict[str, Any] = {"missing": needs_liger, "dense": True}
     if divergence != "forward":
-        jsd = partial(r.liger_jsd, beta=BETA[divergence])
+        jsd = partial(r.liger_jsd, beta=r.BETA[divergence])
         dense = {"reverse": r.dense_reverse, "js": r.dense_js}[divergence]
         return [Rival(name="Liger jsd", formula=jsd, oracle=dense, **liger)]
     whole = partial(r.axolotl, temperature=temperature, hard_weight=hard_weight)
@@ -95,97 +93,9 @@ def _soft_rivals(temperature: float, hard_weight: float, divergence: str) -> lis
         dense = partial(r.dense_kl, temperature=temperature)
         found.append(Rival(name="Liger kl_div", formula=kl_div, oracle=dense, **liger))
     if not hard_weight and temperature == 1:
-        jsd = partial(r.liger_jsd, beta=BETA["forward"])
+        jsd = partial(r.liger_jsd, beta=r.BETA["forward"])
         found.append(Rival(name="Liger jsd", formula=jsd, oracle=r.dense_kl, **liger))
     return found
-
-
-def _linear_topk_kl(x: Tensors, *, temperature: float) -> Tensor:
-    return kernels.linear_topk_kl(
-        x["hidden"],
-        x["head"],
-        x["bias"],
-        x["ids"],
-        x["logprobs"],
-        tail_logmass=x["tail_logmass"],
-        tail_stat=x["tail_stat"],
-        temperature=temperature,
-    )
-
-
-def _linear_kl(x: Tensors, **options: Any) -> Tensor:
-    sides = (x["hidden"], x["head"], x["teacher_hidden"], x["teacher_head"])
-    loss: Tensor = kernels.linear_kl(*sides, **options)
-    return loss
-
-
-def _linear_bytes(size: Size, item: int) -> int:
-    return 2 * item * size.hidden * (size.rows + size.vocab)
-
-
-def _products(count: int) -> Callable[[Size], int]:
-    return lambda size: count * 2 * size.rows * size.vocab * size.hidden
-
-
-def _linear(variant: str, temperature: float) -> Case:
-    oracle = partial(r.linear_bucket, temperature=temperature)
-    eager = partial(lean.linear_bucket, temperature=temperature)
-    by_hand = partial(lean.linear_bucket_by_hand, temperature=temperature)
-    chunked = Rival(name="axolotl", formula=r.axolotl_chunked, oracle=r.linear_axolotl)
-    dense = Rival(
-        name="F.linear_cross_entropy",
-        formula=r.torch_linear_cross_entropy,
-        oracle=r.linear_cross_entropy,
-        missing=needs_torch_2_13,
-        dense=True,
-    )
-    return Case(
-        op="linear_topk_kl",
-        variant=variant,
-        ours=partial(_linear_topk_kl, temperature=temperature),
-        oracle=oracle,
-        draw=partial(draw_linear, temperature=temperature),
-        leaves=("hidden", "head", "bias"),
-        outputs=("loss", "hidden", "head", "bias"),
-        sizes=("rows", "vocab", "k", "hidden"),
-        bytes=_linear_bytes,
-        flops=_products(3),
-        rivals=(*plain(eager, by_hand), *((chunked, dense) if temperature == 1 else ())),
-    )
-
-
-def _both_heads(variant: str, *, temperature: float = 1.0, divergence: str = "forward") -> Case:
-    js = divergence == "js"
-    oracle = r.linear_dense_js if js else partial(r.linear_dense_kl, temperature=temperature)
-    eager = partial(lean.linear_kl, temperature=temperature)
-    by_hand = partial(lean.linear_kl_by_hand, temperature=temperature)
-    torchs = Rival(
-        name="F.linear_cross_entropy",
-        formula=lean.linear_kl_by_torch,
-        missing=needs_torch_2_13,
-    )
-    liger = Rival(
-        name="Liger fused_linear_jsd",
-        formula=partial(r.liger_fused_linear_jsd, beta=BETA[divergence]),
-        missing=needs_liger,
-    )
-    return Case(
-        op="linear_kl",
-        variant=variant,
-        ours=partial(_linear_kl, temperature=temperature, divergence=divergence),
-        oracle=oracle,
-        draw=partial(draw_linear, temperature=1.0),
-        leaves=("hidden", "head"),
-        outputs=("loss", "hidden", "head"),
-        sizes=("rows", "vocab", "hidden"),
-        bytes=_linear_bytes,
-        flops=_products(4),
-        rivals=(
-            *(plain(oracle) if js else plain(eager, by_hand)),
-            *([] if js or temperature != 1 else [torchs]),
-            *([liger] if temperature == 1 else []),
-        ),
-    )
 
 
 def _hidden_mse(x: Tensors, **options: Any) -> Tensor:
@@ -265,11 +175,11 @@ CASES: tuple[Case, ...] = (
     _soft("inplace", inplace=True),
     _soft("reverse", divergence="reverse"),
     _soft("js", divergence="js"),
-    _linear("T=1", 1.0),
-    _linear("T=2", 2.0),
-    _both_heads("T=1"),
-    _both_heads("T=2", temperature=2.0),
-    _both_heads("js", divergence="js"),
+    linear("T=1", 1.0),
+    linear("T=2", 2.0),
+    both_heads("T=1"),
+    both_heads("T=2", temperature=2.0),
+    both_heads("js", divergence="js"),
     _hidden("row scale"),
     _hidden(f"scale per {GROUP}", grouped=True),
     _hidden(f"{LAYERS} layers", layers=LAYERS),

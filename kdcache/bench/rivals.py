@@ -213,6 +213,9 @@ def liger_kl_div(x: Tensors, *, temperature: float = 1.0) -> Tensor:
     return temperature**2 * loss
 
 
+BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}  # Liger's names of the divergences
+
+
 def liger_jsd(x: Tensors, *, beta: float) -> Tensor:
     """Liger's generalised Jensen-Shannon divergence of a dense teacher at T = 1; beta 0: KL."""
     from liger_kernel.ops.jsd import LigerJSDFunction

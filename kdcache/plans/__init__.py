@@ -1,16 +1,8 @@
 """Plans: a tokenised corpus in a seeded order, its rows, and batches of it."""
 
+from kdcache.plans.config import DOCUMENT_COLUMNS, LABEL_DTYPE, PlanConfig, document_columns
 from kdcache.plans.parts import Array, cut, part_rows, round_up
-from kdcache.plans.plan import (
-    DOCUMENT_COLUMNS,
-    LABEL_DTYPE,
-    Column,
-    Docs,
-    Plan,
-    PlanConfig,
-    column_space,
-    document_columns,
-)
+from kdcache.plans.plan import Column, Docs, Plan, column_space
 
 __all__ = [
     "DOCUMENT_COLUMNS",

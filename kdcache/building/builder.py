@@ -18,9 +18,9 @@ from kdcache.building.training_note import length_note
 from kdcache.errors import ConfigError
 from kdcache.labels import UNKNOWN
 from kdcache.models import Tokenizer, load_config, load_teacher, load_tokenizer
+from kdcache.models.classifier_outputs import outputs_of
 from kdcache.models.teacher import check_fit, model_sizes
 from kdcache.models.token_map import own_tokenizer, processing_difference
-from kdcache.models.tokenizer import outputs_of
 from kdcache.plans import Plan
 from kdcache.progress import Progress, Shown, shown
 from kdcache.signals import ModelSizes, Signal

@@ -24,10 +24,11 @@ from kdcache.models.auto import (
     require_token_types,
     unreadable,
 )
+from kdcache.models.classifier_outputs import class_names
 from kdcache.models.configuration import function_of
 from kdcache.models.largest_id import require_ids
 from kdcache.models.token_map import difference, token_map
-from kdcache.models.tokenizer import Tokenizer, class_names, short_name
+from kdcache.models.tokenizer import Tokenizer, short_name
 from kdcache.plans import Plan
 from kdcache.signals import ModelSizes
 from kdcache.tasks import Task, as_task

@@ -18,8 +18,8 @@ from kdcache.errors import ConfigError, CorpusError
 from kdcache.evaluation.scoring import joined, metric_of, predict, scores, token_budget
 from kdcache.labels import UNKNOWN
 from kdcache.manifest import Json, digest
+from kdcache.models.classifier_outputs import outputs_of
 from kdcache.models.token_map import cached_tokenizer
-from kdcache.models.tokenizer import outputs_of
 from kdcache.plans import Array, Column, Docs, Plan, column_space
 from kdcache.plans.batch import length_batches
 from kdcache.plans.same_texts import text_keys

@@ -16,8 +16,8 @@ from kdcache.errors import ConfigError, CorpusError
 from kdcache.labels import LabelReader, resolve
 from kdcache.manifest import Json
 from kdcache.models import load_config
+from kdcache.models.classifier_outputs import outputs_of
 from kdcache.models.student_config import require_trusted
-from kdcache.models.tokenizer import outputs_of
 from kdcache.plans import PlanConfig
 from kdcache.tasks import TASKS, Task
 from kdcache.training.dev_options import DevOptions

@@ -20,7 +20,7 @@ from kdcache import build, evaluate
 from kdcache.corpora.standard_library import Docstring
 from kdcache.demo.encoder import encoder_folder
 from kdcache.errors import ConfigError, MismatchError, ModelError
-from kdcache.models.tokenizer import classes_of
+from kdcache.models.classifier_outputs import classes_of
 from kdcache.tasks import TASKS
 from kdcache.teaching import TeachResult, teach
 from kdcache.teaching.card import write_card

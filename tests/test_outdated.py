@@ -16,7 +16,7 @@ from kdcache.maintenance.outdated import FAULTS, outdated
 from kdcache.models.families import decodes, sways
 from kdcache.plans.identity import FUNCTION
 from kdcache.store import Cache, open_cache
-from kdcache.store.create import _write_file
+from kdcache.store.contents import _write_file
 from kdcache.store.format.zarr_metadata import create_group
 from kdcache.store.io.check_object import object_fingerprint
 from kdcache.tasks import TASKS

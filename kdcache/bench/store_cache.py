@@ -11,7 +11,8 @@ from kdcache.plans import DOCUMENT_COLUMNS, Array, Plan, PlanConfig, cut, round_
 from kdcache.signals import ModelSizes, parse_all
 from kdcache.store import Cache
 from kdcache.store.commits.writer import Writer
-from kdcache.store.create import cache_record, create, signal_layouts
+from kdcache.store.create import create
+from kdcache.store.planned import cache_record, signal_layouts
 from kdcache.tasks import Space
 
 PART_TOKENS = 262_144

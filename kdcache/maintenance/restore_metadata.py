@@ -13,14 +13,8 @@ from tempfile import TemporaryDirectory
 from kdcache.errors import DamageError
 from kdcache.manifest import NAMED, Json, digest
 from kdcache.plans import Plan
-from kdcache.store.create import (
-    PLAN_COMMIT,
-    plan_commit,
-    plan_layouts,
-    spec_layouts,
-    write_column,
-    write_skeleton,
-)
+from kdcache.store.contents import write_column, write_skeleton
+from kdcache.store.create import PLAN_COMMIT, plan_commit
 from kdcache.store.format.commit_log import plan_objects
 from kdcache.store.format.manifest_schema import read_schema
 from kdcache.store.format.zarr_metadata import group_json, read_record, require_record
@@ -28,6 +22,7 @@ from kdcache.store.io.check_object import object_fingerprint, object_problem
 from kdcache.store.io.durable_writes import object_names, replace_synced, writing
 from kdcache.store.io.object_path import Root
 from kdcache.store.io.safe_paths import inside
+from kdcache.store.planned import plan_layouts, spec_layouts
 
 LATER = re.compile(r"zarr\.json|complete/.*|commits/(plan|\d+)/.*")
 """Objects that the plan's commit does not name, with the shards of signals."""

@@ -10,7 +10,6 @@ from kdcache.errors import CacheError, DamageError, IncompleteError
 from kdcache.manifest import Json
 from kdcache.progress import Progress, Shown, quiet, short, shown
 from kdcache.store.cache import Cache
-from kdcache.store.create import spec_layouts
 from kdcache.store.format.array_reader import ArrayReader, Layout
 from kdcache.store.format.commit_log import (
     CommitLog,
@@ -25,6 +24,7 @@ from kdcache.store.format.plan_checks import check_parts
 from kdcache.store.format.zarr_metadata import read_layout, read_object, require_record
 from kdcache.store.io.object_path import Place, Root, locate
 from kdcache.store.opening import newer_layouts
+from kdcache.store.planned import spec_layouts
 
 MANIFEST, PLAN, COMPLETE = "zarr.json", "commits/plan/zarr.json", "complete/zarr.json"
 

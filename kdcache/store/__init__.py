@@ -3,17 +3,11 @@
 from kdcache.store.cache import Cache, open_cache
 from kdcache.store.commits.claims import Claims
 from kdcache.store.commits.writer import Writer
-from kdcache.store.create import (
-    cache_record,
-    create,
-    plan_layouts,
-    plan_record,
-    signal_layouts,
-    write_plan,
-)
+from kdcache.store.create import create, write_plan
 from kdcache.store.format.array_reader import Layout
 from kdcache.store.io.object_path import Place, Root, locate
 from kdcache.store.opening import open_plan
+from kdcache.store.planned import cache_record, plan_layouts, plan_record, signal_layouts
 
 __all__ = [
     "Cache",

@@ -27,7 +27,6 @@ from kdcache.signals import (
     with_artifacts,
 )
 from kdcache.store import described
-from kdcache.store.create import plan_layouts
 from kdcache.store.format.array_reader import Layout
 from kdcache.store.format.commit_log import CommitLog, part_name, plan_objects, read_completion
 from kdcache.store.format.compressed_reader import reader_of, stored_bytes
@@ -48,6 +47,7 @@ from kdcache.store.opening import (
     plan_in,
     spaces_of,
 )
+from kdcache.store.planned import plan_layouts
 from kdcache.store.stored_files import StoredFiles
 from kdcache.store.stored_rows import StoredRows
 from kdcache.store.stored_signals import StoredSignals

@@ -6,20 +6,19 @@ import errno
 import glob
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
 from kdcache.errors import CacheError
-from kdcache.manifest import FIRST, FORMAT, NAMED, Json, digest, require_same
-from kdcache.plans import Array, Column, Plan
+from kdcache.manifest import FIRST, NAMED, Json, digest, require_same
+from kdcache.plans import Plan
 from kdcache.plans.identity import comparable_teachers, nameless
-from kdcache.signals import ArraySpec, ModelSizes, Signal, given_by, named_arrays, to_record
-from kdcache.store.format.array_reader import Layout, encode_shard, plan_layout
-from kdcache.store.format.manifest_schema import plan_specs, read_schema
-from kdcache.store.format.zarr_metadata import create_arrays, create_group, group_json, read_record
+from kdcache.signals import ArraySpec
+from kdcache.store.contents import write_column, write_skeleton
+from kdcache.store.format.array_reader import Layout
+from kdcache.store.format.manifest_schema import read_schema
+from kdcache.store.format.zarr_metadata import group_json, read_record
 from kdcache.store.io.checksums import crc
 from kdcache.store.io.durable_writes import (
     object_names,
@@ -31,73 +30,10 @@ from kdcache.store.io.durable_writes import (
     write_synced,
     writing,
 )
-from kdcache.store.io.fingerprints import shard_fingerprint
 from kdcache.store.io.object_path import ObjectPath, Place, Root, at_once, locate
+from kdcache.store.planned import plan_layouts, plan_record
 
-FILE_UNIT = 4096
-FILE_CHUNK = 2**20
 PLAN_COMMIT = "commits/plan/zarr.json"
-
-
-def plan_record(plan: Plan) -> Json:
-    """The manifest of a plan."""
-    return {
-        "format": FORMAT,
-        "kind": "plan",
-        "plan": {
-            "sha256": plan.sha256 if plan.format >= NAMED else plan.sha256_in(FORMAT),
-            "parts": plan.parts,
-            "rows": plan.stored_rows,
-            "documents": plan.documents,
-            "tokens": plan.tokens,
-            "masked": plan.selected,
-            "config": plan.config.to_json(),
-        },
-    }
-
-
-def cache_record(
-    plan: Plan, *, teacher: Json, shape: ModelSizes, signals: Mapping[str, Signal], software: Json
-) -> Json:
-    """The manifest of a cache: the plan, the teacher's fingerprint and every signal's settings."""
-    return {
-        **plan_record(plan),
-        "kind": "cache",
-        "teacher": teacher,
-        "shape": shape.to_json(given_by(signals.values())),
-        "signals": {name: to_record(name, signal) for name, signal in signals.items()},
-        "software": software,
-    }
-
-
-def signal_layouts(
-    plan: Plan, signals: Mapping[str, Signal], shape: ModelSizes
-) -> list[tuple[Layout, ArraySpec]]:
-    """Layout of every signal array of a cache, exact before the teacher runs."""
-    return spec_layouts(plan, named_arrays(signals, plan.task, shape))
-
-
-def spec_layouts(plan: Plan, specs: Iterable[ArraySpec]) -> list[tuple[Layout, ArraySpec]]:
-    """Layout of every array that `specs` name."""
-    return [(_layout(plan, spec), spec) for spec in specs]
-
-
-def plan_layouts(plan: Plan) -> list[Layout]:
-    """Layout of every array of the plan."""
-    return [_layout(plan, spec) for spec in plan_specs(plan)]
-
-
-def _layout(plan: Plan, spec: ArraySpec) -> Layout:
-    return plan_layout(
-        spec.name,
-        spec.dtype,
-        spec.row_shape,
-        part_rows=plan.part_rows(spec.space),
-        chunk_rows=spec.chunk_rows,
-        parts=plan.parts,
-        packing=spec.packing,
-        dims=spec.dims,
-    )
 
 
 def write_plan(path: Place, plan: Plan) -> None:
@@ -215,28 +151,6 @@ def _comparable(stored: Json, asked: Json) -> tuple[Json, Json]:
     return tables[0], tables[1]
 
 
-def write_skeleton(
-    root: Path,
-    plan: Plan,
-    signals: Sequence[tuple[Layout, ArraySpec]],
-    files: Mapping[str, bytes | Path],
-    *,
-    named: bool = True,
-) -> dict[str, Json]:
-    """Write all that goes before the plan's rows: groups, arrays without rows, and files.
-
-    `named` is whether dimensions have names. Returns what a commit says of the files' shards.
-    """
-    create_group(root, {})
-    create_arrays(root, [(layout, {}) for layout in plan_layouts(plan)], named=named)
-    create_arrays(root, [(layout, spec.attributes) for layout, spec in signals], named=named)
-    objects: dict[str, Json] = {}
-    for name, content in files.items():
-        objects |= _write_file(root, name, content, named)
-    create_group(root / "commits", {})
-    return objects
-
-
 def _fill(
     root: Path,
     record: Json,
@@ -264,50 +178,3 @@ def plan_commit(manifest: Json, objects: Mapping[str, Json]) -> Json:
     Each of manifest and commit holds what it takes to make the other again.
     """
     return {"objects": dict(objects), "manifest": manifest}
-
-
-def _column(plan: Plan, array: str) -> Column | Array:
-    name = array.removeprefix("plan/")
-    return plan.per_document[name] if name in plan.per_document else plan.columns[name]
-
-
-def write_column(root: Path, layout: Layout, plan: Plan) -> dict[str, Json]:
-    """Write the shards of one array of a plan; returns what a commit says of them."""
-    rows, objects = _column(plan, layout.name), {}
-    for shard in range(layout.shape[0] // layout.shard_rows):
-        start = shard * layout.shard_rows
-        data = np.asarray(rows[start : start + layout.shard_rows])
-        pieces = encode_shard(data, layout.chunk_rows)
-        write_synced(root / layout.key(shard), *pieces)
-        objects[layout.key(shard)] = shard_fingerprint(pieces)
-    return objects
-
-
-def _write_file(root: Path, name: str, content: bytes | Path, named: bool) -> dict[str, Json]:
-    data: Array = (
-        np.frombuffer(content, np.uint8)
-        if isinstance(content, bytes)
-        else np.memmap(content, np.uint8, mode="r")
-    )
-    unit = FILE_UNIT if len(data) <= FILE_CHUNK else FILE_CHUNK
-    rows = -(-len(data) // unit) * unit
-    layout = plan_layout(
-        f"files/{name}",
-        "uint8",
-        (),
-        part_rows=rows,
-        chunk_rows=FILE_CHUNK,
-        parts=1,
-        dims=(f"byte_of_{name.rpartition('/')[2]}",),
-    )
-    create_arrays(root, [(layout, {"bytes": len(data)})], named=named)
-    objects = {}
-    for shard in range(rows // layout.shard_rows):
-        start = shard * layout.shard_rows
-        piece = np.zeros(layout.shard_rows, np.uint8)
-        block = data[start : start + layout.shard_rows]
-        piece[: len(block)] = block
-        pieces = encode_shard(piece, layout.chunk_rows)
-        write_synced(root / layout.key(shard), *pieces)
-        objects[layout.key(shard)] = shard_fingerprint(pieces)
-    return objects

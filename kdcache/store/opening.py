@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from kdcache.errors import CacheError, ConfigError, DamageError, one_of
 from kdcache.manifest import Json
 from kdcache.plans import Plan, document_columns
-from kdcache.store.create import signal_layouts
 from kdcache.store.format.array_reader import ArrayReader, Layout
 from kdcache.store.format.commit_log import PlanFingerprints, plan_objects
 from kdcache.store.format.manifest_schema import (
@@ -20,6 +19,7 @@ from kdcache.store.format.manifest_schema import (
 from kdcache.store.format.plan_checks import check_counts, check_documents, check_parts
 from kdcache.store.format.zarr_metadata import read_layout, read_record
 from kdcache.store.io.object_path import Place, Root, locate
+from kdcache.store.planned import signal_layouts
 from kdcache.tasks import RowSpace
 
 

@@ -28,6 +28,7 @@ from kdcache.errors import (
 )
 from kdcache.evaluation.comparing import compare
 from kdcache.evaluation.evaluator import evaluate
+from kdcache.shipping import ship
 from kdcache.store import Cache
 from tests.conftest import bert_config, exchange_tokens, save_teacher, write_csv
 
@@ -358,13 +359,24 @@ def test_a_cache_that_cannot_be_compared_is_refused(
         evaluate(source, corpus, cache=cache.path)
 
 
-def test_a_teacher_of_another_vocabulary_is_not_compared(
+def test_a_teacher_of_another_vocabulary_reads_texts_by_its_own(
     tmp_path: Path, student: Path, classifier: Path, corpus: Path
 ) -> None:
     other = Path(shutil.copytree(classifier, tmp_path / "teacher"))
     retokenize(other)
+    found = evaluate(student, corpus, teacher=other, max_length=48)
+    alone = evaluate(other, corpus, max_length=48)
+    assert found["teacher"]["cross_entropy"] == alone["cross_entropy"]
+    assert alone["cross_entropy"] != evaluate(classifier, corpus, max_length=48)["cross_entropy"]
+
+
+def test_tokens_of_another_vocabulary_are_not_compared(
+    tmp_path: Path, masked_lm: Path, prose_file: Path
+) -> None:
+    other = Path(shutil.copytree(masked_lm, tmp_path / "teacher"))
+    retokenize(other)
     with pytest.raises(ModelError, match="is not the tokenizer of the teacher"):
-        evaluate(student, corpus, teacher=other, max_length=48)
+        evaluate(masked_lm, prose_file, teacher=other, max_length=48, limit=8)
 
 
 @pytest.mark.parametrize(
@@ -442,3 +454,8 @@ def test_a_model_whose_code_comes_with_it_is_scored_where_it_is_trusted(
         assert {row["prediction"] for row in csv.DictReader(file)} <= {*NAMES}
     beside = compare(own, corpus, teacher=classifier, trust_remote_code=True, **sizes)
     assert [row["class"] for row in beside["classes"]] == NAMES
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(ModelError, match="contains custom code"):
+        ship(own, tmp_path / "untrusted", progress=False)
+    shipped = ship(own, tmp_path / "shipped", trust_remote_code=True, progress=False)
+    assert shipped["labels"] == ["asyncio", "email", "tkinter"]

@@ -404,6 +404,16 @@ def test_documents_that_are_named_score_the_students(
     assert made._repr_html_().count("<img") == len(list(made.page.pictures))
 
 
+def test_a_teacher_runs_once_for_students_that_read_alike(
+    plain: TrainResult, corpus: Path, classifier: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(plain.folder, tmp_path / "other"))
+    made = report(plain.folder, other, eval_file=corpus, teacher=classifier)
+    one, two = (student.to_json()["evaluation"] for student in made.facts.students)
+    assert one["teacher"] == two["teacher"]  # to the time it took
+    assert one["documents_per_s"] != two["documents_per_s"]
+
+
 def test_the_command_line_writes_a_report_and_says_what_is_not_known(
     plain: TrainResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -219,11 +219,12 @@ LOSSES = ["losses.kl.weight=1", "losses.hidden.weight=1", "losses.hidden.layer_m
 
 
 def test_a_run_is_resumed_scored_shipped_and_compared(
-    cache: Cache, kept: KeptTokens, corpus: Path, tmp_path: Path
+    cache: Cache, kept: KeptTokens, corpus: Path, classifier: Path, tmp_path: Path
 ) -> None:
     command = f"train {cache.path} --recipe kd --init-from-teacher 2-4 --vocabulary corpus"
     settings = [word for one in STEPS for word in ("--set", one)]
     more = ["--device", "cpu", "--quiet", "--dev-split", "20%", "--eval", str(corpus)]
+    more += ["--eval-teacher", str(classifier)]
     folder = tmp_path / "s"
     assert main([*command.split(), *settings, *more, "--out", str(folder)]) == 0
     own = load_tokenizer(folder)
@@ -235,12 +236,23 @@ def test_a_run_is_resumed_scored_shipped_and_compared(
     note = json.loads((folder / "cache.json").read_text("utf-8"))
     assert note["kept_tokens"] == {"rows": kept.rows, "sha256": kept.sha256}
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-    again = kdcache.evaluate(folder, corpus, cache=cache, **CPU)
+    again = kdcache.evaluate(folder, corpus, cache=cache, teacher=classifier, by="label", **CPU)
     for name in ("accuracy", "teacher_rows"):
         assert metrics["evaluation"][name] == again[name]
     assert again["teacher_rows"]["documents"] >= 45
+    longest = cache.plan.config.max_length
+    alone = kdcache.evaluate(classifier, corpus, max_length=longest, **CPU)
+    for side in (again, metrics["evaluation"]):  # it reads them by its own tokenizer
+        assert side["teacher"]["cross_entropy"] == pytest.approx(alone["cross_entropy"], rel=1e-6)
+    drop = again["slices"]["label"]["all"]["drop"]["value"]
+    assert drop == pytest.approx(alone["accuracy"] - again["accuracy"])
+    assert metrics["dev"]["teacher"]["source"] == "run: classifier"
     beside_teacher = kdcache.compare(folder, cache=cache, **CPU)
     assert beside_teacher["documents"] == cache.plan.documents
+    some: dict[str, Any] = {"limit": cache.plan.documents, **CPU}
+    of_file = kdcache.compare(folder, corpus, teacher=classifier, **some)
+    for name in ("agreement", "both_right", "lost", "divergence"):
+        assert of_file[name] == pytest.approx(beside_teacher[name], abs=1e-5)
     pipe = transformers.pipeline("text-classification", model=str(folder), device="cpu")
     assert pipe("returns the email message")[0]["score"] > 0
     pytest.importorskip("onnxruntime")
@@ -319,7 +331,7 @@ def refused(*args: Any, match: str, **options: Any) -> None:
 
 
 def test_what_does_not_go_together_is_refused(
-    cache: Cache, masked_lm: Path, prose_file: Path, tmp_path: Path, corpus: Path, classifier: Path
+    cache: Cache, masked_lm: Path, prose_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "s"
     words = kdcache.build(
@@ -332,7 +344,6 @@ def test_what_does_not_go_together_is_refused(
     refused(cache, match=r"student\.vocabulary", **{**layers, "vocabulary": True})
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     refused(cache, match="no file of texts", **{**layers, "vocabulary": tmp_path / "bytes"})
-    refused(cache, match="--eval-teacher", eval_file=corpus, eval_teacher=classifier, **layers)
     refused(cache, match="set the same field", overrides=["student.vocabulary=5"], **layers)
     both = ["student.tokenizer=x"]
     refused(cache, match=r"student\.tokenizer", student="static", out=out, overrides=both)

@@ -17,6 +17,7 @@ from kdcache.evaluation.agreement import held_in, require_comparable
 from kdcache.evaluation.beside import SIDES, by_length
 from kdcache.evaluation.opened import Opened, Reading, opened, task_of
 from kdcache.evaluation.scoring import BATCH, predict, require_finite, run_teacher, token_budget
+from kdcache.evaluation.shared_teacher import as_teacher_reads
 from kdcache.labels import known as labelled
 from kdcache.manifest import Json
 from kdcache.models import classes_of, load_config
@@ -108,7 +109,9 @@ def compare(
             name, said = _cached(told, [rows[int(doc)] for doc in docs])
         else:
             assert teacher is not None
-            name, said = _run(teacher, made, plan, docs, device=device, **ran, **trust)
+            name, said = _run(
+                teacher, made, plan, docs, reading, file, device=device, **ran, **trust
+            )
         left = {"unlabelled": len(rows) - len(docs), "not_in_cache": plan.documents - len(rows)}
         return {
             "student": made.loaded.identity["name"],
@@ -204,12 +207,24 @@ def _cached(cache: Cache, rows: list[int]) -> tuple[str, Any]:
 
 
 def _run(
-    source: str | Path, made: Opened, plan: Plan, docs: Docs, **options: Any
+    source: str | Path,
+    made: Opened,
+    plan: Plan,
+    docs: Docs,
+    reading: Reading,
+    file: Any,
+    **options: Any,
 ) -> tuple[str, Any]:
     """The same of a teacher that is run, as a cache of all its logits has it."""
-    loaded, found = run_teacher(source, plan, made.tokenizer, docs, **options)
+    numbers = plan.per_document["doc_id"][docs]
+    with as_teacher_reads(source, made, plan, file, reading) as (own, tokenizer):
+        ids = own.per_document["doc_id"]
+        same = own.docs[np.isin(ids[own.docs], numbers)]
+        loaded, found = run_teacher(source, own, tokenizer, same, **options)
+        place = {int(number): row for row, number in enumerate(ids[found.docs])}
+    logits = found.logits[[place[int(number)] for number in numbers]]
     signal = DenseLogits(activation=plan.label_kind.activation)
-    said = signal.decode({"values": torch.from_numpy(found.logits)}, LOGITS, loaded.shape)
+    said = signal.decode({"values": torch.from_numpy(logits)}, LOGITS, loaded.shape)
     return loaded.identity["name"], said
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,15 @@ from kdcache.evaluation.predictions import write_predictions
 from kdcache.evaluation.scoring import (
     BATCH,
     Predictions,
-    forward,
     predict,
     require_finite,
-    run_teacher,
     scores,
     token_budget,
 )
+from kdcache.evaluation.shared_teacher import SharedTeacher, rate
 from kdcache.evaluation.slices import require_sliced, sliced
 from kdcache.evaluation.told import Scores
-from kdcache.manifest import Json
-from kdcache.models import Teacher, classes_of, load_config
+from kdcache.models import classes_of, load_config
 from kdcache.models.auto import require_label_kind
 from kdcache.plans import Docs, Plan
 from kdcache.plans.batch import length_batches
@@ -40,15 +38,13 @@ from kdcache.store import Cache, Place, open_cache
 from kdcache.store.io.durable_writes import require_writable, writing
 from kdcache.tasks import TASKS, Task
 
-TIMED_DOCS = 512
-
 
 def evaluate(
     model: str | Path,
     file: Any,
     *,
     cache: Place | Cache | None = None,
-    teacher: str | Path | None = None,
+    teacher: str | Path | SharedTeacher | None = None,
     batch_size: int = BATCH,
     device: str = "auto",
     text_columns: Sequence[str] = (),
@@ -67,7 +63,8 @@ def evaluate(
         model: a folder `train` wrote, or any model folder of one of the tasks.
         file: a corpus, as in `plan`, with labels unless the task is language modelling.
         cache: where its documents are among those of `file`, agreement with the teacher is told.
-        teacher: folder of the teacher, to score and time it on the same documents.
+        teacher: folder of the teacher, to score and time it on the same documents, which it reads
+            by its own tokenizer; as a `SharedTeacher` it is run once for several students.
         batch_size: documents of mean length in a forward.
         max_length: tokens a document may have; what the model was trained with, else 128.
         by: columns of `file` by whose values documents are also scored slice by slice, such as
@@ -92,7 +89,9 @@ def evaluate(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be 1 or more; got {batch_size}")
     columns = [by] if isinstance(by, str) else list(by)
-    task = _task(model, teacher, columns, trust_remote_code)
+    shared = SharedTeacher(teacher) if isinstance(teacher, str | Path) else teacher
+    source = None if shared is None else shared.source
+    task = _task(model, source, columns, trust_remote_code)
     if predictions is not None:
         _require_predicted(task, Path(predictions), file)
     known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
@@ -123,14 +122,17 @@ def evaluate(
             with writing(Path(predictions)):
                 given: Any = {"corpus": corpus, "tokenizer": made.tokenizer, "cuts": cuts}
                 write_predictions(Path(predictions), plan, result.logits, **given)
-        report["documents_per_s"] = _rate(made.loaded, plan, token_budget(plan, batch_size))
-        theirs = None
-        if teacher is not None:
-            ran: Any = {"batch_size": batch_size, "device": device, "progress": progress}
-            ran["trust_remote_code"] = trust_remote_code
-            theirs = _add_teacher(report, teacher, made, plan, **ran)
-        if cuts:
-            report["slices"] = sliced(plan, result, cuts, theirs)
+        report["documents_per_s"] = rate(made.loaded, plan, token_budget(plan, batch_size))
+        with ExitStack() as beside:
+            theirs = None
+            if shared is not None:
+                ran: Any = {"batch_size": batch_size, "device": device, "progress": progress}
+                ran["trust_remote_code"] = trust_remote_code
+                theirs = beside.enter_context(shared.beside(made, plan, file, reading, **ran))
+                report["teacher"] = dict(theirs.told)
+                report["speedup"] = report["documents_per_s"] / theirs.told["documents_per_s"]
+            if cuts:
+                report["slices"] = sliced(plan, result, cuts, theirs)
     return report
 
 
@@ -197,29 +199,3 @@ def _say_renumbering(plan: Plan, result: Predictions, progress: Progress) -> Non
         numbering.add(plan.labels(plan.docs), result.logits.argmax(1))
         if (warning := numbering.warning(plan.config.classes)) is not None:
             progress.say(warning)
-
-
-def _add_teacher(
-    report: Json, teacher: str | Path, made: Opened, plan: Plan, **options: Any
-) -> Predictions:
-    """Put scores, size and speed of the teacher into a report; returns what it says."""
-    loaded, found = run_teacher(teacher, plan, made.tokenizer, plan.docs, **options)
-    rate = _rate(loaded, plan, token_budget(plan, options["batch_size"]))
-    parameters = loaded.identity["parameters"]
-    told = scores(plan, found)
-    report["teacher"] = {"parameters": parameters, **told, "documents_per_s": rate}
-    report["speedup"] = report["documents_per_s"] / rate
-    return found
-
-
-def _rate(model: Teacher, plan: Plan, budget: int) -> float:
-    """Documents a second over a sample, timed after a warm-up forward."""
-    sample = plan.docs[:TIMED_DOCS]
-    for _ in forward(model.model, plan, length_batches(plan, sample[:8], budget)):
-        pass
-    started = time.perf_counter()
-    for _ in forward(model.model, plan, length_batches(plan, sample, budget)):
-        pass
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return len(sample) / (time.perf_counter() - started)

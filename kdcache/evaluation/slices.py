@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from kdcache.errors import ConfigError
 from kdcache.evaluation.cuts import Cut
 from kdcache.evaluation.scoring import LOWER_IS_BETTER, Predictions, main_score, scores
+from kdcache.evaluation.shared_teacher import Ran
 from kdcache.labels import LabelKind
 from kdcache.labels.base import Array, Bools
 from kdcache.manifest import Json
@@ -32,7 +34,7 @@ def require_sliced(task: Task, kind: LabelKind | None) -> None:
 
 
 def sliced(
-    plan: Plan, student: Predictions, cuts: Sequence[Cut], teacher: Predictions | None = None
+    plan: Plan, student: Predictions, cuts: Sequence[Cut], teacher: Ran | None = None
 ) -> Json:
     """Scores of every slice, by the column that cuts them.
 
@@ -48,9 +50,19 @@ def sliced(
     no label, or nothing the score could be told of.
     """
     mine, documents = main_score(plan, student)
-    theirs = None if teacher is None else main_score(plan, teacher)[0]
-    both = _Sides(mine, theirs, closed=plan.task.rows == "document")
-    return {cut.column: _column(plan, student, cut, both, documents) for cut in cuts}
+    theirs = None
+    if teacher is not None:
+        theirs, others = main_score(teacher.plan, teacher.found)
+        both = np.intersect1d(documents, others)  # one may have no labelled word left of some
+        mine, theirs = _only(mine, documents, both), _only(theirs, others, both)
+        documents = both
+    sides = _Sides(mine, theirs, closed=plan.task.rows == "document")
+    return {cut.column: _column(plan, student, cut, sides, documents) for cut in cuts}
+
+
+def _only(summed: Summed, documents: Array, kept: Array) -> Summed:
+    """What those documents that are kept add to a score."""
+    return replace(summed, adds=summed.adds[np.isin(documents, kept)])
 
 
 class _Sides:

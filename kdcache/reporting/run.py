@@ -9,6 +9,7 @@ from typing import Any
 
 from kdcache.errors import ConfigError, KdcacheError
 from kdcache.evaluation.evaluator import evaluate
+from kdcache.evaluation.shared_teacher import SharedTeacher
 from kdcache.manifest import Json
 from kdcache.progress import Progress, Shown, short, shown
 from kdcache.rendering import Part, Points, Section, Text
@@ -119,7 +120,9 @@ def report(
     if eval_file is not None:
         options: Any = {"batch_size": batch_size, "device": device, "by": by}
         options["trust_remote_code"] = trust_remote_code
-        facts = _scored(facts, eval_file, teacher, options, shown(progress))
+        # Students that read alike share what the teacher says: it is run once.
+        shared = None if teacher is None else SharedTeacher(teacher)
+        facts = _scored(facts, eval_file, shared, options, shown(progress))
     made = Report(facts, _page(facts))
     if out is not None:
         _write(Path(out), made.page.html())
@@ -170,7 +173,7 @@ def _unknown(facts: Facts) -> Section:
 
 
 def _scored(
-    facts: Facts, file: Any, teacher: str | Path | None, options: Any, progress: Progress
+    facts: Facts, file: Any, teacher: SharedTeacher | None, options: Any, progress: Progress
 ) -> Facts:
     """The facts with scores of all finished students on a file."""
     ready = [one for one in facts.students if one.metrics]
@@ -190,7 +193,11 @@ def _scored(
 
 
 def _with_scores(
-    student: StudentFacts, file: Any, teacher: Any, options: Any, progress: Progress
+    student: StudentFacts,
+    file: Any,
+    teacher: SharedTeacher | None,
+    options: Any,
+    progress: Progress,
 ) -> StudentFacts:
     if not student.metrics:
         return student

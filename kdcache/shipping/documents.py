@@ -58,6 +58,7 @@ def read_documents(
     like: Sequence[str],
     progress: Progress,
     options: PlanOptions,
+    trust: bool = False,
 ) -> Documents:
     """The documents of `file`, tokenised for the classifier in the folder `model`.
 
@@ -69,7 +70,7 @@ def read_documents(
         tokenizer,
         scratch=scratch,
         task=task,
-        classes=classes_of(model, task),
+        classes=classes_of(model, task, trust_remote_code=trust),
         like=like,
         progress=progress,
         **options,

@@ -59,7 +59,8 @@ def ship(
         text_columns: of `measure`, as in `plan`; without it, their number tells whether a model
             that no note of its training lies beside reads one text or a pair.
         max_length: tokens a text is cut to; that of training, else what the tokenizer says.
-        trust_remote_code: run the class of a student that is a module of somebody's own.
+        trust_remote_code: run code that comes with a student or teacher, such as the class of a
+            student that is a module of somebody's own.
 
     Returns a report, which the folder keeps as `report.json`: "folder", "bytes" (of the files that
     run; card and report left out), "model_bytes", "int8", "max_length", "problem", "labels",
@@ -140,7 +141,7 @@ def _ship(
     if teacher is not None and measure is None:
         raise ConfigError("--teacher is measured on texts: name them with --measure FILE")
     for model in (student, *([] if teacher is None else [teacher])):
-        require_classifier(model)
+        require_classifier(model, trust=trust)
     first = next(iter(folders.values()))
     with _above(first), scratch_folder(first) as scratch, writing(first):
         work = _Work(scratch, measure, progress, trust)

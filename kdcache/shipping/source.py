@@ -65,9 +65,9 @@ class Source:
         return logits
 
 
-def require_classifier(folder: str | Path) -> None:
+def require_classifier(folder: str | Path, *, trust: bool = False) -> None:
     """Raise ConfigError or ModelError unless the model of a folder is one that can be shipped."""
-    task = task_of(folder)
+    task = task_of(folder, trust_remote_code=trust)
     if not task.shipped:
         able = " and ".join(name for name, known in TASKS.items() if known.shipped)
         raise ConfigError(
@@ -75,7 +75,7 @@ def require_classifier(folder: str | Path) -> None:
             f"(models for {able}): serve it as it is with transformers or a server for language "
             "models"
         )
-    require_label_kind(load_config(folder), folder)
+    require_label_kind(load_config(folder, trust_remote_code=trust), folder)
 
 
 def load_source(
@@ -95,11 +95,12 @@ def load_source(
 
     Raises ModelError, ConfigError, CorpusError.
     """
-    task = task_of(folder)
-    tokenizer, trained = load_tokenizer(folder), trained_plan(folder, None, task)
+    task = task_of(folder, trust_remote_code=trust)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust)
+    trained = trained_plan(folder, None, task)
     require_trained_vocabulary(folder, tokenizer)
     model = load_teacher(folder, task=task, device="cpu", trust_remote_code=trust)
-    length = _length(folder, trained, model, options.get("max_length"))
+    length = _length(folder, trained, model, options.get("max_length"), trust=trust)
     known = texts_of(trained)
     texts: Any = file
     count = len(known or options.get("text_columns", ())) if file is None else None
@@ -114,6 +115,7 @@ def load_source(
         like=known,
         progress=progress,
         options={**options, "max_length": length},
+        trust=trust,
     )
     name, plan = model.identity["name"], documents.plan
     require_fit(model.model, plan, name)
@@ -138,11 +140,13 @@ def require_labels(source: Source, file: Any) -> None:
         )
 
 
-def _length(folder: str | Path, trained: Json, model: Teacher, wanted: int | None) -> int:
+def _length(
+    folder: str | Path, trained: Json, model: Teacher, wanted: int | None, *, trust: bool
+) -> int:
     limit = most_tokens(model.model)
     if wanted is not None and limit is not None and wanted > limit:
         raise ModelError(f"{folder} takes {limit} tokens, not {wanted}; pass --max-length {limit}")
-    asked = int(load_plain(folder).model_max_length)
+    asked = int(load_plain(folder, trust_remote_code=trust).model_max_length)
     usual = asked if asked < UNBOUNDED else LONGEST
     length = int(trained.get("max_length", usual) if wanted is None else wanted)
     return length if limit is None else min(length, limit)

@@ -103,7 +103,8 @@ class Asked:
         check_evaluation(self.train["eval_file"], None, self.cache.plan.config, options)
         if self.ship:
             require_extra()
-            require_teacher(self.cache, self.teacher)
+            trust = self.train["trust_remote_code"]
+            require_teacher(self.cache, self.teacher, trust_remote_code=trust)
         with tempfile.TemporaryDirectory() as scratch:
             for settings in self._probes():
                 self._check_student(settings, fields, Path(scratch))

@@ -60,10 +60,10 @@ def ship_teacher(cache: Cache, named: str | None, folder: Path, options: Json) -
         return ship_student(source, folder, options | longest)
 
 
-def require_teacher(cache: Cache, named: str | None) -> None:
+def require_teacher(cache: Cache, named: str | None, *, trust_remote_code: bool) -> None:
     """Raise ConfigError where the teacher, which is in every table, is not there to be shipped."""
     if named is not None:
-        load_config(named)
+        load_config(named, trust_remote_code=trust_remote_code)
         return
     source = str(cache.manifest["teacher"]["source"])
     kept = any(n.startswith("teacher/") and n.endswith(".safetensors") for n in cache.files)

@@ -44,11 +44,12 @@ def teacher_score(
     it, and "estimate" is true.
     """
     if teacher is not None:
+        plan, docs = _as_teacher_reads(dev, cache)
         _, scored = score_teacher(
             teacher,
-            dev.plan,
-            cached_tokenizer(cache),
-            dev.docs,
+            plan,
+            cached_tokenizer(cache.original),
+            docs,
             batch_size=batch_size,
             device=device,
             progress=progress,
@@ -70,6 +71,16 @@ def teacher_score(
             "of its outputs there: --eval-teacher runs it"
         )
     return score
+
+
+def _as_teacher_reads(dev: DevSet, cache: Cache) -> tuple[Plan, Docs]:
+    """The documents of the dev set in the teacher's tokens, where a student has others."""
+    if dev.plan is cache.plan:
+        return cache.original.plan, dev.docs
+    if dev.told is None:
+        return dev.plan, dev.docs
+    numbers, plan = dev.plan.per_document["doc_id"][dev.docs], dev.told
+    return plan, plan.docs[np.isin(plan.per_document["doc_id"][plan.docs], numbers)]
 
 
 def _rows(dev: DevSet, cache: Cache) -> dict[int, int] | None:

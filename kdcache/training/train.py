@@ -156,11 +156,6 @@ def train(
     module = student if isinstance(student, nn.Module) else None
     tokenizer, fewer = (chosen.student.get(name, "") for name in ("tokenizer", "vocabulary"))
     if tokenizer or fewer:
-        if eval_teacher is not None:
-            raise ConfigError(
-                "--eval-teacher scores teacher and student on the same tokens, and the student has "
-                "a tokenizer of its own: score the teacher by itself (kdcache evaluate)"
-            )
         if tokenizer:
             mixture = in_other_words(mixture, tokenizer, progress)
         else:

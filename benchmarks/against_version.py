@@ -150,7 +150,7 @@ def take_turns(
 
 
 def main() -> None:
-    """Measure, and write a file a job, results/against_version_JOB.json."""
+    """Measure, and write a file a job, results/against_COMMIT_JOB.json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -181,7 +181,7 @@ def main() -> None:
     older = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
     for job, found in figures.items():
         save(
-            f"against_version_{job}",
+            f"against_{older[:7]}_{job}",
             {
                 "older": older,
                 "pairs": args.pairs,

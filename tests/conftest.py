@@ -18,6 +18,7 @@ from typing import Any
 if not Path("/dev/nvidiactl").exists():
     # Read when triton is imported, which a CUDA build of torch does before any test could set it.
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is no folder is not asked for, for half a minute
 
 import pytest
 import torch

@@ -83,7 +83,7 @@ def test_terms_start_with_the_shares_that_were_stated(
     assert last.balance.steps == steps
 
 
-@pytest.mark.parametrize("after", [2, 6])
+@pytest.mark.parametrize("after", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_run_that_is_stopped_while_or_after_weights_are_set_goes_on_exactly(
     after: int, cache: Cache, narrow: str, tmp_path: Path
 ) -> None:

@@ -201,7 +201,7 @@ def patience(folder, cache, classifier):
     ("at", "error", "last"),
     [
         pytest.param({EPOCH + 3: interrupt}, KeyboardInterrupt, EPOCH + 3, id="stopped within one"),
-        pytest.param("end", RuntimeError, None, id="killed when trained"),
+        pytest.param("end", RuntimeError, None, id="killed when trained", marks=SLOW),
         pytest.param(
             {2 * EPOCH: interrupt}, KeyboardInterrupt, 12, id="stopped at one", marks=SLOW
         ),

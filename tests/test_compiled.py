@@ -24,7 +24,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n == "masked tokens" else []) for n in CASES],
+    [pytest.param(n, marks=[] if n == "documents" else pytest.mark.slow) for n in CASES],
 )
 def test_a_compiled_student_learns_what_a_plain_one_does(
     name: str, request: pytest.FixtureRequest, tmp_path: Path

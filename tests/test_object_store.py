@@ -155,6 +155,7 @@ def test_two_builds_racing_on_a_bucket_make_one_cache(
     assert objects_of(f"{bucket}/c.staging") == {}
 
 
+@pytest.mark.slow
 def test_a_build_killed_on_a_bucket_goes_on_to_the_byte(
     bucket: str, whole: dict[str, bytes], corpus: Path, classifier: Path
 ) -> None:

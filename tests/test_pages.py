@@ -104,7 +104,10 @@ def test_all_commands_of_the_readme_run_the_shipped_student_too(
 COMMANDS = ["fidelity.md", "store.md", "kernels.md", "methods.md", "scores.md", "sweep.md"]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n == "methods.md" else []) for n in COMMANDS],
+)
 def test_the_commands_of_a_page_run(name: str, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(shop)
     run_console(blocks(DOCS / name, "console"))

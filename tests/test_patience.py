@@ -38,6 +38,7 @@ def faults(bucket: str, object_server: str, monkeypatch: pytest.MonkeyPatch) -> 
         yield made
 
 
+@pytest.mark.slow
 def test_a_build_through_a_bad_line_is_the_build_on_a_disk(
     bucket: str, faults: Faults, tmp_path: Path, corpus: Path, classifier: Path
 ) -> None:

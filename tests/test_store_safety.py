@@ -338,6 +338,7 @@ def started(command: list[str]) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_builds_of_one_cache_share_the_work(
     tmp_path: Path, corpus: Path, classifier: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""What each of two ranks does in tests/test_steps.py, one thing after the other in one launch."""
+"""What each of two ranks does in test_two_ranks.py, one thing after the other in one launch."""
 
 from __future__ import annotations
 

@@ -83,7 +83,9 @@ def check(soft, hard, labels, divergence):
 
 divergences = pytest.mark.parametrize("divergence", DIVERGENCES)
 weights = pytest.mark.parametrize(("soft_weight", "hard_weight"), [(1.0, 0.5), (0.0, 0.0)])
-labelled = pytest.mark.parametrize("with_labels", [False, True], ids=["none", "labels"])
+labelled = pytest.mark.parametrize(
+    "with_labels", [pytest.param(False, marks=pytest.mark.slow), True], ids=["none", "labels"]
+)
 
 
 @divergences

@@ -98,7 +98,7 @@ def check(d, spec, how=None, *, labels=True):
 
 @every_plan
 @pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, pytest.param(4.0, marks=pytest.mark.slow)])
 def test_value_and_gradient_match_float64(how, tail, temperature):
     d = make_inputs(3, 1271, 13, temperature=temperature, pads=2)
     d["labels"] = torch.stack([d["ids"][0, 3], d["labels"][1], torch.tensor(-100)])
@@ -198,7 +198,9 @@ def laid_out(x, layout):
 
 
 @plans
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16], ids=str
+)
 @pytest.mark.parametrize("layout", ["sliced", "offset", "transposed", "expanded", "inside"])
 def test_any_layout_of_the_logits(how, dtype, layout):
     d = make_inputs(8, 31, 5, dtype=dtype)  # eight rows meet every distance from a boundary

@@ -19,6 +19,8 @@ import kdcache_kernels
 from tests.pages import LINK
 from tests.release.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # pip builds, in processes of its own
+
 SOURCE_ROOTS = {"kdcache": ".", "kdcache_kernels": "kernels", "kdcache_cli": "cli"}
 DATA = {
     "kdcache/fidelity_table.json",
@@ -134,7 +136,6 @@ def test_one_setting_makes_links_images_and_urls(
     assert all(url.startswith(repository) for url in urls.values())
 
 
-@pytest.mark.slow
 def test_what_the_wheel_installs_imports_and_runs(
     wheel: Path, pip: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -21,6 +21,8 @@ from kdcache_kernels._version import require_one_version
 from tests.pages import blocks, run_python
 from tests.release.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # pip builds, and makes an environment
+
 VERSION = kdcache_kernels.__version__
 OP = """
 import sys

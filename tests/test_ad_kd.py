@@ -50,6 +50,7 @@ def train(cache: Cache, out: Path, steps: int, **options: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_a_student_comes_to_attribute_as_its_teacher(attributed: Cache, tmp_path: Path) -> None:
     train(attributed, tmp_path / "out", 16, per_device_train_batch_size=64)
     found = [row for row in log_of(tmp_path / "out") if "loss_attribution" in row]

@@ -98,6 +98,7 @@ def test_a_run_that_is_stopped_while_or_after_weights_are_set_goes_on_exactly(
     assert [one[name] for name in names] == [other[name] for name in names]
 
 
+@pytest.mark.slow
 def test_stages_are_balanced_each_for_itself(cache: Cache, narrow: str, tmp_path: Path) -> None:
     recipe = tmp_path / "two.toml"
     recipe.write_text(

@@ -58,6 +58,7 @@ def case_of(op: str, variant: str) -> Case:
     return next(case for case in CASES if (case.op, case.variant) == (op, variant))
 
 
+@pytest.mark.slow
 def test_every_case_is_right_timed_and_compared(report: dict[str, Any]) -> None:
     assert report["refused"] == []
     assert [(row["op"], row["variant"]) for row in report["rows"]] == [
@@ -74,6 +75,7 @@ def test_every_case_is_right_timed_and_compared(report: dict[str, Any]) -> None:
             assert rival["ratio"] == pytest.approx(rival["seconds"] / row["seconds"])
 
 
+@pytest.mark.slow
 def test_the_best_rival_is_the_one_with_the_least_ratio_under_either_allocator(
     report: dict[str, Any],
 ) -> None:
@@ -106,6 +108,7 @@ def test_an_allocator_that_hands_pages_back_all_the_same_is_said_and_the_rest_st
     assert row["best"]["allocator"] == "default"
 
 
+@pytest.mark.slow
 def test_only_products_have_a_rate_of_products(report: dict[str, Any]) -> None:
     for row in report["rows"]:
         assert (row["flops"] > 0) == row["op"].startswith(("linear", "relation"))
@@ -262,6 +265,7 @@ def test_limits_move_the_bytes_and_do_the_operations_they_say() -> None:
     assert flops == 2 * contender.prepare()().shape[0] ** 3
 
 
+@pytest.mark.slow
 def test_a_report_comes_back_from_its_file(report: dict[str, Any], tmp_path: Path) -> None:
     path = save_report(tmp_path / "new" / "kernels.json", report)
     again = load_report(path, "kernels")
@@ -274,6 +278,7 @@ def test_a_report_comes_back_from_its_file(report: dict[str, Any], tmp_path: Pat
         load_report(path, "kernels")
 
 
+@pytest.mark.slow
 def test_reports_of_format_1_can_be_compared_with_and_later_ones_cannot(
     report: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -285,6 +290,7 @@ def test_reports_of_format_1_can_be_compared_with_and_later_ones_cannot(
         load_report(path, "kernels")
 
 
+@pytest.mark.slow
 def test_a_plot_has_a_panel_an_op(report: dict[str, Any], tmp_path: Path) -> None:
     drawn = panels(report)
     assert [panel.title.split()[0] for panel in drawn] == list(OPS)
@@ -303,6 +309,7 @@ def doctored(report: dict[str, Any], op: str, figure: str, factor: float) -> dic
     return copy
 
 
+@pytest.mark.slow
 def test_what_got_slower_or_larger_is_a_regression_and_what_got_better_is_not(
     report: dict[str, Any],
 ) -> None:

@@ -115,6 +115,7 @@ def test_a_student_learns_at_both_and_goes_on_where_it_stopped(both: Cache, tmp_
     assert weights == sorted(weights, reverse=True)
 
 
+@pytest.mark.slow
 def test_points_change_what_a_student_says(both: Cache, tmp_path: Path) -> None:
     alone = ("training.learning_rate=1e-2", "losses.hard.weight=0", "losses.kl.weight=1")
     found = []

@@ -20,10 +20,10 @@ OVERRIDES = {
     "bert-emd": (),
     "ad-kd": ("losses.attribution.views=all",),
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OVERRIDES if name != "pkd-skip"]
 
 
-@pytest.mark.parametrize("name", ["pkd-skip", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OVERRIDES)
 def test_losses_from_the_cache_are_those_with_the_teacher_in_the_loop(
     name: str,
     monkeypatch: pytest.MonkeyPatch,

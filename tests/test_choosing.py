@@ -137,9 +137,8 @@ def test_scoring_does_not_change_how_a_student_is_trained(cache, chosen, held_ou
     assert one == other
 
 
-@pytest.mark.parametrize(
-    ("factor", "stopped"), [(300, None), pytest.param(1e30, "diverged", marks=SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("factor", "stopped"), [(300, None), (1e30, "diverged")])
 def test_a_rate_that_ruins_a_run_after_its_first_epoch_keeps_that_epochs_weights(
     factor, stopped, causal_cache, tmp_path
 ):

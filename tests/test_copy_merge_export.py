@@ -248,6 +248,7 @@ def test_layers_asked_for_later_join_those_of_their_signal(
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_a_merged_cache_trains_as_one_build_of_both_signals(
     tmp_path: Path, plan: Path, classifier: Path, logits: Cache, hidden: Cache
 ) -> None:

@@ -192,6 +192,7 @@ def test_a_frame_that_is_no_table_of_texts_is_refused(frame: Any, message: str) 
         open_corpus(frame)
 
 
+@pytest.mark.slow
 def test_pandas_is_not_imported_where_nobody_has_it() -> None:
     program = "import sys, kdcache.corpora.documents; assert 'pandas' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

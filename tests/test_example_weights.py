@@ -354,6 +354,7 @@ example_weights = ""
 """
 
 
+@pytest.mark.slow
 def test_stages_weigh_each_their_way_and_go_on_exactly_and_only_by_the_same_column(
     cache: Cache, weighed: Path, narrow: str, tmp_path: Path
 ) -> None:
@@ -382,6 +383,7 @@ def test_stages_weigh_each_their_way_and_go_on_exactly_and_only_by_the_same_colu
     assert "own: teacher-confidence; column: column (column=weight) |" in card
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_keeps_what_the_record_says_of_the_stages_that_are_over(
     cache: Cache, weighed: Path, narrow: str, tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def test_the_page_knows_numpy_and_zarr_only() -> None:
     assert set(names) == {"hashlib", "json", "math", "pathlib", "collections", "numpy", "zarr"}
 
 
+@pytest.mark.slow
 def test_every_cache_of_every_format_is_decoded_by_the_page(
     page: Any, old: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -205,6 +206,7 @@ def test_codes_alone_are_off_by_what_the_page_says(page: Any) -> None:
         assert np.abs(decoded - exact).max() < rounding
 
 
+@pytest.mark.slow
 def test_identities_and_commits_are_those_of_the_page(
     page: Any, old: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -235,6 +237,7 @@ def told() -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", prose(PAGE)))
 
 
+@pytest.mark.slow
 def test_every_array_and_every_attribute_and_dimension_is_on_the_page(
     old: Path, request: pytest.FixtureRequest
 ) -> None:

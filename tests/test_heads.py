@@ -246,6 +246,7 @@ def test_a_resumed_run_of_heads_is_the_unbroken_one_bit_for_bit_and_chooses_by_t
     assert dev["documents"] == sum(head["documents"] for head in kept.values())
 
 
+@pytest.mark.slow
 def test_the_losses_of_each_head_start_with_the_stated_shares_and_go_on_exactly(
     both: dict[str, Any], narrow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from tests.conftest import bert_config
 from tests.pages import DOCS, blocks, run_python
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_the_examples_run_and_each_loop_reads_every_document(
     cache: Cache, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

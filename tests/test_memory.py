@@ -44,7 +44,9 @@ print(found[0], min(found[1:]), faults())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are kept by glibc alone")
-@pytest.mark.parametrize(("device", "kept"), [("cpu", True), ("cuda", False)])
+@pytest.mark.parametrize(
+    ("device", "kept"), [("cpu", True), pytest.param("cuda", False, marks=pytest.mark.slow)]
+)
 def test_a_cpu_that_trains_uses_pages_again(device, kept):
     done = subprocess.run(
         [sys.executable, "-c", FAULTS, device], capture_output=True, text=True, check=True

@@ -438,6 +438,7 @@ name = "hard"
 """
 
 
+@pytest.mark.slow
 def test_stages_learn_from_several_caches_and_a_run_that_died_between_them_goes_on(
     cache: Cache, other: Cache, narrow_config: str, tmp_path: Path
 ) -> None:

@@ -174,7 +174,7 @@ def test_parameters_that_are_not_trainable_stay_as_they_are_to_the_bit(whole):
     ("stage", "step", "said"),
     [
         ("states", 1, "resuming from checkpoint 1"),
-        ("states", 3, "resuming from checkpoint 3"),
+        pytest.param("states", 3, "resuming from checkpoint 3", marks=pytest.mark.slow),
         ("both", 2, "resuming from checkpoint 2"),
         pytest.param("head", 3, "resuming from checkpoint 3", marks=pytest.mark.slow),
     ],
@@ -235,6 +235,7 @@ def test_a_stage_that_had_not_begun_keeps_its_documents_a_step_in_a_run_that_goe
     assert told == {"states": 8, "both": 24, "head": 24}
 
 
+@pytest.mark.slow
 def test_autocast_of_a_stage_does_not_stay_for_the_next(recipe, cache, narrow, tmp_path):
     half = ["stages.states.training.bf16=true", "stages.states.training.use_cpu=true"]
     options = {"recipe": recipe, "config": narrow, "overrides": [*half, "training.max_steps=1"]}

@@ -150,6 +150,7 @@ name = "near"
 """
 
 
+@pytest.mark.slow
 def test_students_go_through_stages_together_and_a_run_that_died_between_them_goes_on(
     cache: Cache, tmp_path: Path
 ) -> None:

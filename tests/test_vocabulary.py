@@ -218,6 +218,7 @@ def test_losses_have_the_gradients_that_they_have_with_all_tokens(
 LOSSES = ["losses.kl.weight=1", "losses.hidden.weight=1", "losses.hidden.layer_map=0:0,2:4"]
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_scored_shipped_and_compared(
     cache: Cache, kept: KeptTokens, corpus: Path, classifier: Path, tmp_path: Path
 ) -> None:
@@ -484,6 +485,7 @@ def test_tags_of_words_are_learned_where_they_stand(
     assert found["teacher_rows"]["documents"] == 30
 
 
+@pytest.mark.slow
 def test_a_run_of_stages_goes_on_between_two(
     cache: Cache, kept: KeptTokens, tmp_path: Path
 ) -> None:

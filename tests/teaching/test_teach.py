@@ -146,6 +146,7 @@ def _reviews(count: int, seed: int, share: float = 0.5) -> list[tuple[str, str]]
     return rows
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_ruins_a_run_is_not_chosen(encoder: Path, tmp_path: Path) -> None:
     train = write_csv(tmp_path / "train.csv", _reviews(160, 0))
     dev = write_csv(tmp_path / "dev.csv", _reviews(64, 1))

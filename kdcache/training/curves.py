@@ -19,6 +19,7 @@ COLUMNS = 2
 WIDTH = 8.3  # inches: what a page shows without making it smaller
 HEIGHT = 2.6  # of a row of panels
 MOST = 6  # panels
+TICKS = (4, 5)  # at most, nearly, across and up: to draw them is most of a picture's time
 ABOVE: Any = {
     "fontsize": 9,
     "frameon": False,
@@ -54,6 +55,9 @@ def draw_curves(
     else:
         figure.subplots_adjust(**_margins(HEIGHT * rows, title.count("\n")))
     axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
+    for axis in axes:
+        axis.locator_params("x", nbins=TICKS[0])
+        axis.locator_params("y", nbins=TICKS[1])
     if dev is not None:
         _dev_panel(axes[0], dev)
     for axis, drawn in zip(axes[first:], panels, strict=False):

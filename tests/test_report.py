@@ -22,7 +22,7 @@ from kdcache.reporting.run import Report, report
 from kdcache.shipping.folder import REPORT, SETTINGS
 from kdcache.store import Cache
 from kdcache.sweeping.front import on_front
-from kdcache.sweeping.record import RECORD, Mean, Record, Row, Student, write_record
+from kdcache.sweeping.record import RECORD, Mean, Record, Row, Student, Worst, write_record
 from kdcache.training.result import TrainResult
 from kdcache.training.train import train
 
@@ -322,6 +322,14 @@ def sweep(folder: Path) -> Path:
     """A sweep of two students, one of which failed."""
     dev, teacher = Mean(mean=0.5, sd=0.25, n=2), Mean(mean=0.75, sd=None, n=1)
     small = {"bytes": 2_000_000, "p50_ms": 1.5, "p95_ms": 2.0, "parameters": 1000}
+    worst = Worst(
+        student="a",
+        where=f"domain={HOSTILE}",
+        documents=41,
+        drop=0.125,
+        interval=(0.0, 0.375),
+        metric="accuracy",
+    )
     record = Record(
         cache="train.cache",
         teacher="teacher",
@@ -337,12 +345,13 @@ def sweep(folder: Path) -> Path:
         ),
         rows=(
             Row(name="layers 2", who="student", kind="int8", settings={}, dev=dev, picked=True,
-                front=("bytes", "ms"), **small),
+                front=("bytes", "ms"), worst=worst, **small),
             Row(name="teacher", who="teacher", kind="fp32", settings={}, dev=teacher,
                 **{**small, "bytes": 9_000_000}),
             Row(name="teacher", who="teacher", kind="int8", settings={}, **small),
         ),
         pick="a",
+        by=("domain",),
     )  # fmt: skip
     folder.mkdir()
     write_record(folder, record)
@@ -356,6 +365,7 @@ def test_a_sweep_is_told_with_the_student_it_picked(plain: TrainResult, tmp_path
     assert [one.name for one in made.facts.students] == ["sweep/a"]
     parsed = require_portable(made.page.html())
     assert {"0.5 ± 0.25 (of 2)", "layers 2 (picked)", "bytes, ms"} <= set(parsed.texts)
+    assert {f"domain={HOSTILE} (41 documents)", "0.125 (0 to 0.375)"} <= set(parsed.texts)
     assert any(alt.startswith("accuracy against MB") for alt in parsed.of("img", "alt"))
     assert "sweep: b failed: no memory" in made.facts.unknown()
     assert json.dumps(made.to_json())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import kdcache
 from kdcache.corpora.documents import open_corpus
 from kdcache.errors import ConfigError, CorpusError, KdcacheError
 from kdcache.evaluation.cuts import BANDS, MOST, Cut, bands, read_cuts
-from kdcache.evaluation.slices import _Sides, _worst, draws
+from kdcache.evaluation.slices import _Sides, _worst, draws, most_lost
 from kdcache.evaluation.told import rows_of, worst_of
 from kdcache.labels import LABEL_KINDS
 from kdcache.labels.metrics import Z95
@@ -56,6 +57,9 @@ def test_a_kinds_score_is_that_of_the_sums_of_its_documents(name: str) -> None:
         closed = made.interval(sums)
         if closed is not None:
             assert closed == pytest.approx(scores[f"{made.name}_interval"], rel=1e-6)
+    outputs[:] = 0  # of a model that says nothing the score is made of sums in the same way
+    nothing = kind.summed(outputs[:, :1] if not kind.wide else outputs, labels)
+    assert (nothing.name, float(nothing.of(sums))) == (made.name, float(made.of(sums)))
     one = float(made.of(made.adds[:1].sum(0)))
     assert np.isnan(one) or made.low <= one <= made.high
 
@@ -139,6 +143,26 @@ def test_draws_of_more_than_fits_at_once_are_the_sums_of_as_many(
     (found,) = draws([np.ones((23, 1))])
     assert found.shape == (1000, 1)
     assert (found == 23).all()
+
+
+def test_most_is_lost_where_the_drop_is_largest_sure_or_not() -> None:
+    """Of the slices that have a score; of several as bad it is the largest, and drops are those of
+    `measured`.
+    """
+    right = np.repeat([1.0, 0.0, 1.0, 0.0], [30, 10, 2, 1])
+    student, teacher = mean("accuracy", right), mean("accuracy", np.ones(43))
+    codes = np.repeat([0, 1, 2, 3], [20, 20, 2, 1]).astype(np.int32)
+    cut = Cut(column="domain", names=("a", "b", "c", None, "empty"), codes=codes)
+    some = np.arange(42)
+    made = [replace(side, adds=side.adds[some]) for side in (student, teacher)]
+    (found,) = most_lost(*made, [cut], some, closed=False).values()
+    assert (found["slice"], found["labelled"]) == ("b", 20)
+    assert found["drop"]["value"] == 0.5
+    assert found | sides(*made).measured(codes[some] == 1) == found
+    (whole,) = most_lost(student, teacher, [cut], np.arange(43), closed=False).values()
+    assert (whole["slice"], whole["labelled"], whole["drop"]["value"]) == (None, 1, 1.0)
+    nothing = replace(cut, codes=np.full(43, -1, np.int32))
+    assert most_lost(student, teacher, [nothing], np.arange(43), closed=False) == {"domain": None}
 
 
 def row(name: str | None, value: float | None, *interval: float) -> dict[str, Any]:

@@ -15,15 +15,19 @@ from typing import Any
 import pytest
 
 import kdcache
-from kdcache.errors import ConfigError, MismatchError
+from kdcache.errors import ConfigError, MismatchError, ModelError
+from kdcache.evaluation.kept import read_kept
 from kdcache.shipping import ship
+from kdcache.shipping.run import kept_file
 from kdcache.store import Cache
 from kdcache.sweeping.grid import Range
 from kdcache.sweeping.record import read_record
 from kdcache.sweeping.result import SweepResult
+from kdcache.sweeping.slicing import score_student, score_teacher, scored_folder
 from kdcache_cli.main import main
 from tests.conftest import Lines, write_csv
 
+DOMAINS = ("kitchen", "garden", "garden")
 FAST = {"training": {"max_steps": 2, "logging_steps": 1}, "layers": 1}
 
 
@@ -31,7 +35,8 @@ FAST = {"training": {"max_steps": 2, "logging_steps": 1}, "layers": 1}
 def dev(tmp_path_factory: pytest.TempPathFactory, sentences: list[Any]) -> Path:
     """Documents of the cache, whose text is then left out of training."""
     path = tmp_path_factory.mktemp("dev") / "dev.csv"
-    return write_csv(path, [(s.text, s.package) for s in sentences[:40]])
+    rows = [(s.text, s.package, DOMAINS[n % 3]) for n, s in enumerate(sentences[:40])]
+    return write_csv(path, rows, ("text", "label", "domain"))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,13 @@ def swept(tmp_path_factory: pytest.TempPathFactory, cache: Cache, dev: Path) -> 
     """Two recipes, of which the cache does not serve one, and two seeds, shipped."""
     grid = {**FAST, "recipe": ["minilm", "kd"]}
     return kdcache.sweep(
-        cache, out=tmp_path_factory.mktemp("swept") / "s", grid=grid, seeds=2, dev=dev, threads=1
+        cache,
+        out=tmp_path_factory.mktemp("swept") / "s",
+        grid=grid,
+        seeds=2,
+        dev=dev,
+        threads=1,
+        by=["domain", "length"],
     )
 
 
@@ -74,6 +85,73 @@ def test_sizes_are_those_of_what_ship_writes_with_the_same_flags(
         assert sum(sizes) == measured["bytes"]
 
 
+def test_slices_are_those_of_what_is_scored(
+    swept: SweepResult, dev: Path, classifier: Path
+) -> None:
+    """In float32 what `evaluate` tells of the run folder, in int8 what the shipped folder says."""
+    one = swept.record.students[-1]
+    found = kdcache.evaluate(
+        swept.folder / one.folder, dev, teacher=classifier, by=["domain", "length"], progress=False
+    )
+    for column, told in found["slices"].items():
+        rows = [row for row in told["rows"] if row["value"] is not None]
+        most = max(rows, key=lambda row: (row["drop"]["value"], row["labelled"]))
+        lost = one.slices["fp32"][column]
+        for key in ("slice", "labelled", "value", "drop", "teacher", "interval"):
+            assert lost[key] == most[key]
+    code = (swept.folder / "shipped" / one.name / "int8" / "infer.py").read_text()
+    small: dict[str, Any] = {"__name__": "infer", "__file__": str(dev)}
+    exec(code, small)  # as somebody who has the folder alone
+    model = small["Model"](swept.folder / "shipped" / one.name / "int8")
+    with dev.open() as file:
+        there = list(csv.DictReader(file))
+    lost = one.slices["int8"]["domain"]
+    mine = [row for row in there if row["domain"] == lost["slice"]]
+    told = [said["label"] for said in model.predict([row["text"] for row in mine])]
+    right = [said == row["label"] for said, row in zip(told, mine, strict=True)]
+    assert lost["labelled"] == len(mine)
+    assert lost["value"] == pytest.approx(sum(right) / len(right))
+
+
+def test_what_was_not_scored_when_it_was_shipped_is_scored_alike(
+    swept: SweepResult, cache: Cache, dev: Path, tmp_path: Path
+) -> None:
+    one, how = swept.record.students[-1], {"device": "cpu", "trust_remote_code": False}
+    model = str(swept.folder / one.folder)
+    score_student(cache, model, str(dev), scored_folder(tmp_path, one.name), how)
+    score_teacher(cache, None, str(dev), scored_folder(tmp_path, "teacher"), how)
+    for name in (one.name, "teacher"):
+        again, there = (
+            read_kept(kept_file(scored_folder(folder, name), "fp32"))
+            for folder in (tmp_path, swept.folder)
+        )
+        assert again is not None
+        assert there is not None
+        assert again.documents.tolist() == there.documents.tolist()
+        assert again.adds.tolist() == there.adds.tolist()
+        assert again.scores["accuracy"] == there.scores["accuracy"]
+    kept_file(scored_folder(tmp_path, "teacher"), "fp32").write_bytes(b"PK")
+    with pytest.raises(ModelError, match="is damaged"):
+        read_kept(kept_file(scored_folder(tmp_path, "teacher"), "fp32"))
+
+
+def test_every_row_tells_the_slice_on_which_it_loses_most(swept: SweepResult) -> None:
+    record, table = swept.record, swept.table()
+    assert record.by == ("domain", "length")
+    for row, cells in zip(record.rows, table.to_dict("records"), strict=True):
+        if row.who == "teacher" and row.kind == "fp32":
+            assert row.worst is None
+            continue
+        assert row.worst is not None
+        own = next((one for one in record.students if one.name == row.worst.student), None)
+        told = {} if own is None else own.slices[row.kind]
+        assert row.worst.student in (row.students or ("teacher",))
+        assert all(row.worst.drop >= one["drop"]["value"] for one in told.values())
+        assert cells["worst_slice"] == row.worst.where
+        assert cells["worst_drop"] == row.worst.drop
+        assert cells["worst_documents"] == row.worst.documents
+
+
 def test_the_table_is_a_frame_a_csv_file_and_json(swept: SweepResult) -> None:
     table = swept.table()
     assert list(table.columns[:3]) == ["model", "kind", "recipe"]
@@ -102,6 +180,16 @@ def test_started_again_it_keeps_what_is_there_and_goes_by_other_limits(
     assert main([*map(str, words), "--max-mb", "20", "--threads", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["pick"] in {one["name"] for one in told["students"]}
+    assert [one["slices"] for one in told["students"]] == [{}, {}]
+    before = {one.name: one.slices for one in swept.record.students}
+    again = [*map(str, words), "--by", "domain", "--max-drop", "0", "--threads", "1"]
+    assert main(again) == 0
+    out = capsys.readouterr().out
+    assert "worst slice by domain: accuracy below the teacher in fp32" in out
+    assert out.count(" domain=") == 3
+    for one in read_record(swept.folder).students:
+        assert one.slices["int8"]["domain"] == before[one.name]["int8"]["domain"]
+        assert one.slices["fp32"]["domain"] == before[one.name]["fp32"]["domain"]
     assert not list((swept.folder / "logs").glob("worker-2.log"))
 
 
@@ -111,6 +199,31 @@ def test_a_folder_keeps_to_one_dev_set(swept: SweepResult, cache: Cache, tmp_pat
     (tmp_path / "other").write_text("")
     with pytest.raises(ConfigError, match="not an empty folder"):
         kdcache.sweep(cache, out=tmp_path, grid=FAST, ship=False)
+
+
+@pytest.mark.slow
+def test_students_that_are_not_shipped_are_sliced_in_torch(
+    masked_cache: Cache, masked_lm: Path, prose_file: Path, tmp_path: Path
+) -> None:
+    """Of a language model: a document is many rows, and the teacher's masks are its students'."""
+    dev = tmp_path / "dev.txt"
+    dev.write_text("\n".join(prose_file.read_text("utf-8").splitlines()[:30]), "utf-8")
+    asked: Any = {"grid": FAST, "dev": dev, "by": "length", "max_drop": 1000.0}
+    result = kdcache.sweep(masked_cache, out=tmp_path / "s", ship=False, **asked)
+    (one,) = result.record.students
+    found = kdcache.evaluate(
+        result.folder / one.folder, dev, teacher=masked_lm, by="length", progress=False
+    )
+    told = found["slices"]["length"]
+    most = max(told["rows"], key=lambda row: (row["drop"]["value"], row["labelled"]))
+    lost = one.slices["fp32"]["length"]
+    assert (lost["slice"], lost["labelled"]) == (most["slice"], most["labelled"])
+    assert lost["drop"]["value"] == pytest.approx(most["drop"]["value"], abs=1e-6)
+    student, teacher = result.record.rows
+    assert student.picked
+    assert student.worst is not None
+    assert teacher.dev is not None
+    assert teacher.dev.mean == pytest.approx(told["all"]["teacher"]["value"], rel=1e-6)
 
 
 def sweeping(*words: object) -> subprocess.Popen[bytes]:

@@ -12,7 +12,7 @@ import pytest
 import kdcache
 from kdcache.errors import ConfigError, KdcacheError, MissingExtraError
 from kdcache.store import Cache
-from kdcache.sweeping.choosing import choose
+from kdcache.sweeping.choosing import choose, with_worst
 from kdcache.sweeping.grid import ARGUMENTS, Range, read_grid
 from kdcache.sweeping.record import Limits, Mean, Row, Student
 from kdcache.sweeping.rows import Scoring, rows_of
@@ -178,6 +178,89 @@ def test_limits_that_are_each_met_but_not_together_say_so() -> None:
     assert choice.place is None
     assert choice.unmet == (
         "each limit is kept by a student, and none keeps --max-mb 5 and --max-drop 1.5 at once",
+    )
+
+
+def lost(metric: str = "accuracy", **drops: float) -> dict[str, Any]:
+    """Slices of a student, by column: of each the one on which it loses so much."""
+    return {
+        column: {
+            "metric": metric,
+            "slice": "kitchen",
+            "labelled": 41,
+            "drop": {"value": drop, "interval": [drop - 0.02, drop + 0.02]},
+        }
+        for column, drop in drops.items()
+    }
+
+
+def student(name: str, dev: float, **drops: float) -> Student:
+    return Student(
+        name=name, folder="", settings={}, state="trained", dev=dev, slices={"fp32": lost(**drops)}
+    )
+
+
+SEEDS = [
+    student("a-0", 0.90, domain=0.032, language=0.01),
+    student("a-1", 0.89, domain=0.004, language=0.02),
+    student("b", 0.85, domain=0.05, language=0.0),
+    student("c", 0.93, domain=0.04, language=0.04),
+]
+SLICED = [
+    row("a", 0.895, 9, 9, students=("a-0", "a-1")),
+    row("b", 0.85, 5, 5),
+    row("c", 0.93, 9, 9, kind="int8"),
+    row("teacher", 0.91, 90, 14, who="teacher"),
+]
+
+
+@pytest.mark.parametrize(
+    ("most", "stands", "picked"),
+    [
+        (None, ("a-0", "b", None), "a"),
+        (3.2, ("a-0", "b", None), "a"),
+        (3.0, ("a-1", "b", None), "a"),
+        (1.5, ("a-1", "b", None), None),
+    ],
+)
+def test_a_drop_is_limited_on_every_slice_of_the_student_to_take(
+    most: float | None, stands: tuple[str | None, ...], picked: str | None
+) -> None:
+    """With 3 points the other seed keeps to it; c is not sliced in int8, and so within no limit."""
+    limits = Limits(max_drop=most)
+    rows = with_worst(SLICED, SEEDS, limits, ON_DEV)
+    assert tuple(one.worst and one.worst.student for one in rows[:3]) == stands
+    choice = choose(rows, limits, ON_DEV, ["domain", "language"])
+    assert (None if choice.place is None else rows[choice.place].name) == (
+        "c" if most is None else picked
+    )
+
+
+def test_the_slice_on_which_the_best_loses_too_much_is_named() -> None:
+    limits = Limits(max_drop=3.0)
+    alone = [SLICED[1], SLICED[3]]
+    choice = choose(with_worst(alone, SEEDS, limits, ON_DEV), limits, ON_DEV, ["domain"])
+    overall, sliced = choice.unmet
+    assert overall.endswith("b in fp32, is 6 points of accuracy below the teacher")
+    assert sliced.endswith("b in fp32, is 5 points of accuracy below the teacher on domain=kitchen "
+                           "(41 documents; the 95% interval is 3 to 7)")  # fmt: skip
+    most = Limits(max_drop=2.5)
+    seeds = [dataclasses.replace(one, dev=0.90) for one in SEEDS]
+    rows = [row("a", 0.9, 9, 9, students=("a-0", "a-1")), SLICED[3]]
+    seeds[1] = student("a-1", 0.9, domain=0.034, language=0.0)
+    choice = choose(with_worst(rows, seeds, most, ON_DEV), most, ON_DEV, ["domain", "language"])
+    (sliced,) = choice.unmet
+    assert sliced == (
+        "no student keeps to --max-drop 2.5 on every domain and language: the best, a-0 in fp32, "
+        "is 3.2 points of accuracy below the teacher on domain=kitchen (41 documents; the 95% "
+        "interval is 1.2 to 5.2)"
+    )
+    seeds[0] = seeds[1] = student("a-0", 0.88, domain=0.01)
+    (whole,) = choose(with_worst(rows, seeds, most, ON_DEV), most, ON_DEV, ["domain"]).unmet
+    assert whole.endswith("a-0 in fp32, is 3 points below the teacher on all documents")
+    unknown = choose(rows, most, ON_DEV, ["domain"])
+    assert unknown.unmet == (
+        "--max-drop 2.5 on every domain cannot be held against anything: it is not known",
     )
 
 

@@ -74,7 +74,7 @@ EXAMPLES = {
         "kdcache sweep train.cache --out sweep --set recipe=kd,finetune",
         "    --set layers=2,3 --seeds 3 --dev dev.csv --workers 2",
         "kdcache sweep train.cache --out sweep --grid grid.toml --dev dev.csv",
-        "    --teacher ./teacher --max-mb 20 --max-ms 5 --max-drop 1.0",
+        "    --teacher ./teacher --max-mb 20 --max-ms 5 --max-drop 1.0 --by domain",
         "kdcache sweep train.cache --out search --search 20 --dev dev.csv",
         "    --set layers=1,2,3 --set training.learning_rate=1e-5..1e-3",
     ),

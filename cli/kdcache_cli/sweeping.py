@@ -86,6 +86,14 @@ def sweep(
         float | None,
         typer.Option(metavar="POINTS", help="Pick one at most so far below the teacher on dev."),
     ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Hold students against the teacher on each slice of the dev file by COLUMN, and "
+            "--max-drop with them; length cuts by tokens. Repeat it.",
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(metavar="N", help="Processes that train side by side.")
     ] = 1,
@@ -103,8 +111,8 @@ def sweep(
 
     Students are all combinations of the axes. Each is a run folder as train writes it, shipped in
     float32 and in int8 and measured beside the teacher. The best on the dev set is picked, within
-    --max-mb, --max-ms and --max-drop; what the cache takes is `plan --budget`. Started again, it
-    trains what is not trained yet.
+    --max-mb, --max-ms and --max-drop, with --by on every slice; what the cache takes is `plan
+    --budget`. Started again, it trains what is not trained yet.
     """
     from kdcache.sweeping.run import sweep as run
 
@@ -125,6 +133,7 @@ def sweep(
         max_mb=max_mb,
         max_ms=max_ms,
         max_drop=max_drop,
+        by=by or (),
         workers=workers,
         threads=threads,
         device=device,
@@ -152,6 +161,8 @@ def print_sweep(result: SweepResult) -> None:
     print_title(f"{record.metric.replace('_', ' ')}: mean ± standard deviation over n seeds")
     header = ("", "weights", "dev", "eval", "n", "parameters", "size", "p50 ms", "")
     print_table(header, [list(_cells(row)) for row in record.rows], right=range(2, 8))
+    if record.by:
+        _print_slices(record)
     _print_choice(result, record)
     for note in record.notes:
         print(f"{note[:1].upper()}{note[1:]}.")
@@ -173,6 +184,22 @@ def _mean(mean: Mean | None) -> str | None:
     if mean is None:
         return None
     return f"{mean.mean:.4f}" + ("" if mean.sd is None else f" ± {mean.sd:.4f}")
+
+
+def _print_slices(record: Record) -> None:
+    """The slice on which each loses most; of several seeds, on which the one to take does."""
+    from kdcache.evaluation.told import between
+
+    found = [(row, row.worst) for row in record.rows if row.worst is not None]
+    metric = next((worst.metric for _, worst in found), record.metric).replace("_", " ")
+    print_title(f"worst slice by {' and '.join(record.by)}: {metric} below the teacher in fp32")
+    rows = [
+        (row.name, row.kind, f"{worst.drop:.4f}", between(worst.interval), worst.documents,
+         worst.where, "picked" if row.picked else "")
+        for row, worst in found
+    ]  # fmt: skip
+    header = ("", "weights", "drop", "95% interval", "documents", "slice", "")
+    print_table(header, rows, right=(2, 3, 4))
 
 
 def _print_choice(result: SweepResult, record: Record) -> None:

@@ -179,6 +179,20 @@ def main_score(plan: Plan, found: Predictions) -> tuple[Summed, Docs]:
     return replace(made, adds=adds), documents
 
 
+def score_of(plan: Plan) -> Summed:
+    """The score by which slices of a plan's documents are told apart, of a model that says nothing:
+    what documents add to that of another takes the place of its `adds`.
+    """
+    docs = rows = plan.docs
+    logits = np.empty((0, 0), np.float32)
+    if plan.task.labelled:
+        labels, counts = plan.labels(docs), plan.spans(docs, plan.task.rows)[1]
+        logits = np.zeros((len(labels), *(labels.shape[1:] or (1,))), np.float32)
+        rows = np.repeat(docs, counts)
+    nothing = np.zeros(len(docs))
+    return main_score(plan, Predictions(docs, logits, nothing, nothing > 0, rows))[0]
+
+
 def metric_of(plan: Plan, docs: Docs) -> str:
     """The metric that students are chosen by on labelled documents of a plan."""
     kind = plan.label_kind

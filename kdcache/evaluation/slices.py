@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -65,6 +66,30 @@ def _only(summed: Summed, documents: Array, kept: Array) -> Summed:
     return replace(summed, adds=summed.adds[np.isin(documents, kept)])
 
 
+def most_lost(
+    student: Summed, teacher: Summed, cuts: Sequence[Cut], documents: Array, *, closed: bool
+) -> Json:
+    """The slice on which the student is furthest below the teacher, by the column that cuts it.
+
+    Of the slices that have a score it is the one with the largest drop, sure or not, and of several
+    the largest: a limit is to hold on each. It has what `sliced` tells of a row, but its `scores`,
+    and the `metric`; None where no slice has a score. Both models add to their scores on the same
+    `documents`, [N]; intervals in closed form are right (`closed`) where each is one row.
+    """
+    sides = _Sides(student, teacher, closed=closed)
+    return {cut.column: _most_lost(sides, cut, cut.codes[documents]) for cut in cuts}
+
+
+def _most_lost(sides: _Sides, cut: Cut, codes: Array) -> Json | None:
+    found = [(sides.drop(codes == code), code) for code in range(len(cut.names))]
+    known = [(drop, int((codes == code).sum()), -code) for drop, code in found if drop is not None]
+    if not known:
+        return None
+    _, labelled, minus = max(known)
+    told = sides.measured(codes == -minus)
+    return {"metric": sides.name, "slice": cut.names[-minus], "labelled": labelled, **told}
+
+
 class _Sides:
     """What documents add to the score, of the student and, where there is one, of the teacher."""
 
@@ -72,7 +97,11 @@ class _Sides:
         self.name, self.closed = student.name, closed
         self.sides = [student, *([] if teacher is None else [teacher])]
         self.sign = 1 if student.name in LOWER_IS_BETTER else -1  # times a score: more is worse
-        self.overall = self.measured(np.ones(len(student.adds), np.bool_))
+
+    @cached_property
+    def overall(self) -> Json:
+        """Values and intervals over all labelled documents."""
+        return self.measured(np.ones(len(self.sides[0].adds), np.bool_))
 
     def measured(self, chosen: Bools) -> Json:
         """Values and intervals over those of N labelled documents that are `chosen`, [N]."""
@@ -94,9 +123,16 @@ class _Sides:
             return told[0]
         return {**told[0], "teacher": told[1], "drop": self._drop(told, drawn)}
 
+    def drop(self, chosen: Bools) -> float | None:
+        """By how much the student is worse on those that are `chosen`; None: no score tells."""
+        return self._apart([_number(side.of(side.adds[chosen].sum(0))) for side in self.sides])
+
+    def _apart(self, values: Sequence[float | None]) -> float | None:
+        mine, theirs = values
+        return None if mine is None or theirs is None else self.sign * (mine - theirs) + 0.0
+
     def _drop(self, told: Sequence[Json], drawn: Sequence[Sums]) -> Json:
-        values, (mine, theirs) = [side["value"] for side in told], self.sides
-        value = None if None in values else self.sign * (values[0] - values[1]) + 0.0
+        value, (mine, theirs) = self._apart([side["value"] for side in told]), self.sides
         found: Sums | list[float] = (
             self.sign * (mine.of(drawn[0]) - theirs.of(drawn[1])) + 0.0 if drawn else []
         )

@@ -6,14 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdcache.errors import KdcacheError
-from kdcache.evaluation.score_tables import called
+from kdcache.evaluation.score_tables import called, with_bounds
 from kdcache.manifest import Json
 from kdcache.rendering import Part, Points, Section, Table, Text, show, size
 from kdcache.reporting.facts import Facts, SweepFacts
 from kdcache.reporting.groups import Group
 from kdcache.reporting.pareto import COSTS, weighed
 from kdcache.reporting.pictures import cost_picture
-from kdcache.sweeping.record import FAILED, RECORD, TEACHER, WAITING, Mean, Record, Row, read_record
+from kdcache.sweeping.record import (
+    FAILED,
+    RECORD,
+    TEACHER,
+    WAITING,
+    Mean,
+    Record,
+    Row,
+    Worst,
+    read_record,
+)
 from kdcache.sweeping.result import SweepResult
 
 
@@ -66,10 +76,18 @@ def _parts(record: Record, number: int) -> Iterator[Part]:
     picked = record.picked
     if picked is not None:
         yield Text(f"Picked: {picked.name}, {picked.kind} ({record.pick}).")
+    sliced = bool(record.by)
+    if sliced:
+        yield Text(
+            f"Of the slices of the dev set by {' and '.join(record.by)}, the worst is the one on "
+            "which a student is furthest below the teacher in float32: of several seeds the one "
+            "to take. The drop is of a score of 1, with its 95% interval."
+        )
     yield Table(
-        ("", "weights", f"dev {called(record.metric)}", "test", "parameters", "size", "p50, ms",
+        ("", "weights", f"dev {called(record.metric)}", "test",
+         *(("worst slice", "drop there") if sliced else ()), "parameters", "size", "p50, ms",
          "nothing beats it in"),
-        tuple(map(_row, record.rows)),
+        tuple(_row(row, sliced=sliced) for row in record.rows),
         figures=True,
     )  # fmt: skip
     group = _group(record)
@@ -86,12 +104,13 @@ def _on(record: Record) -> str:
     return dev if record.eval is None else f"{dev}; test: {record.eval.get('file')}"
 
 
-def _row(row: Row) -> tuple[str, ...]:
+def _row(row: Row, *, sliced: bool) -> tuple[str, ...]:
     return (
         f"{row.name}{' (picked)' if row.picked else ''}",
         row.kind,
         _mean(row.dev),
         _mean(row.eval),
+        *(_worst(row.worst) if sliced else ()),
         show(row.parameters),
         "-" if row.bytes is None else size(row.bytes),
         show(row.p50_ms),
@@ -104,6 +123,12 @@ def _mean(score: Mean | None) -> str:
         return "-"
     spread = "" if score.sd is None else f" ± {score.sd:.2g} (of {score.n})"
     return f"{score.mean:.4g}{spread}"
+
+
+def _worst(worst: Worst | None) -> tuple[str, str]:
+    if worst is None:
+        return "-", "-"
+    return f"{worst.where} ({worst.size})", with_bounds(worst.drop, worst.interval)
 
 
 def _group(record: Record) -> Group:

@@ -16,6 +16,7 @@ import torch
 
 import kdcache
 from kdcache.errors import ModelError
+from kdcache.evaluation.kept import keep
 from kdcache.evaluation.scoring import BATCH, Predictions, predict, scores, token_budget
 from kdcache.labels import LABEL_KINDS
 from kdcache.labels.metrics import wilson
@@ -38,15 +39,29 @@ def torch_logits(source: Source, progress: Progress) -> Logits:
         return predict(source.torch.model, plan, batches, lambda docs, _: advance(len(docs))).logits
 
 
+def said(source: Source, logits: Logits) -> Predictions:
+    """Logits of all documents as what a model says of them."""
+    plan = source.documents.plan
+    return Predictions(plan.docs, logits, *NO_TOKENS)
+
+
 def measure(
-    source: Source, folder: Path, expected: Logits, what: str, *, scratch: Path, progress: Progress
+    source: Source,
+    folder: Path,
+    expected: Logits,
+    what: str,
+    *,
+    scratch: Path,
+    progress: Progress,
+    kept: Path | None = None,
 ) -> Json:
     """Bytes, speed, memory and scores of the shipped `folder`, and its agreement with `expected`.
 
     `expected` are the torch model's logits of the documents. `p50_ms` and `p95_ms` are of `CALLS`
     calls with one text each, on one thread, from text to probabilities with tokenisation, which
     alone takes `tokenise_p50_ms`; their texts have the lengths of the documents. `peak_bytes` is
-    the memory of a process that does just that. Documents are scored one at a time.
+    the memory of a process that does just that. Documents are scored one at a time; what each adds
+    to the score is kept in the file `kept`, where there is one.
     """
     documents, plan = source.documents, source.documents.plan
     timed = timed_places(documents.lengths)
@@ -54,11 +69,14 @@ def measure(
         logits, figures = run_apart(
             folder, documents.texts, documents.pairs, timed, scratch=scratch, advance=advance
         )
+    told = said(source, logits)
+    if kept is not None:
+        keep(kept, plan, told)
     return {
         "bytes": bytes_of(folder),
         "model_bytes": (folder / MODEL).stat().st_size,
         **figures,
-        **scores(plan, Predictions(plan.docs, logits, *NO_TOKENS)),
+        **scores(plan, told),
         **agreement(source, expected, logits),
     }
 

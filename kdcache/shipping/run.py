@@ -10,6 +10,7 @@ from typing import Any
 
 from kdcache.building.planner import PlanOptions, scratch_folder
 from kdcache.errors import ConfigError
+from kdcache.evaluation.kept import keep
 from kdcache.labels import LABEL_KINDS
 from kdcache.manifest import Json
 from kdcache.progress import Progress, Shown, short, shown
@@ -18,7 +19,7 @@ from kdcache.shipping.extra import require_extra
 from kdcache.shipping.faithful import MOST, require_faithful
 from kdcache.shipping.folder import MODEL, bytes_of, write_folder, write_report
 from kdcache.shipping.graph import export_graph
-from kdcache.shipping.measure import CALLS, measure, torch_logits
+from kdcache.shipping.measure import CALLS, measure, said, torch_logits
 from kdcache.shipping.quantise import quantise
 from kdcache.shipping.source import Source, load_source, require_classifier, require_labels
 from kdcache.shipping.verdict import notes, unmeasured
@@ -93,16 +94,24 @@ def ship_both(
     text_columns: Sequence[str] = (),
     label_column: str | Sequence[str] | None = None,
     max_length: int | None = None,
+    kept: Path | None = None,
     trust_remote_code: bool = False,
     progress: Shown = None,
 ) -> dict[str, Json]:
     """Ship a model in float32 and in int8, exported once, to two new folders of one disk.
 
-    Takes and returns what `ship` does, the reports by kind, and raises what it raises.
+    Takes and returns what `ship` does, the reports by kind, and raises what it raises. What each
+    document of `measure` adds to the scores goes into the folder `kept` (`evaluation.kept`):
+    "fp32.npz" of the torch model, whose outputs are those of its graph, and "int8.npz".
     """
     options = _options(text_columns, label_column, (), None, max_length)
-    folders = {"fp32": fp32, "int8": int8}
-    return _ship(model, folders, options, measure, None, shown(progress), trust=trust_remote_code)
+    given = (model, {"fp32": fp32, "int8": int8}, options, measure, None, shown(progress))
+    return _ship(*given, trust=trust_remote_code, kept=kept)
+
+
+def kept_file(folder: Path, kind: str) -> Path:
+    """What is kept of a model of a kind in the folder `kept`."""
+    return folder / f"{kind}.npz"
 
 
 def _options(
@@ -133,6 +142,7 @@ def _ship(
     progress: Progress,
     *,
     trust: bool = False,
+    kept: Path | None = None,
 ) -> dict[str, Json]:
     """Write a model of each kind to its folder; returns their reports."""
     require_extra()
@@ -144,7 +154,7 @@ def _ship(
         require_classifier(model, trust=trust)
     first = next(iter(folders.values()))
     with _above(first), scratch_folder(first) as scratch, writing(first):
-        work = _Work(scratch, measure, progress, trust)
+        work = _Work(scratch, measure, progress, trust, kept)
         report = work.ship(student, options, "", folders)
         if teacher is not None:
             options["max_length"] = report["max_length"]
@@ -156,8 +166,11 @@ def _ship(
 class _Work:
     """A scratch folder in which models are made and measured."""
 
-    def __init__(self, scratch: Path, file: Any, progress: Progress, trust: bool) -> None:
+    def __init__(
+        self, scratch: Path, file: Any, progress: Progress, trust: bool, kept: Path | None
+    ) -> None:
         self.scratch, self.file, self.progress, self.trust = scratch, file, progress, trust
+        self.kept = kept
 
     def folder(self, prefix: str, kind: str) -> Path:
         """The folder of a model in the scratch folder."""
@@ -212,6 +225,9 @@ class _Work:
         if self.file is None:
             return {}
         expected = torch_logits(source, self.progress)
+        if self.kept is not None:
+            full = kept_file(self.kept, KINDS[0])
+            keep(full, source.documents.plan, said(source, expected))
         rows = {}
         for kind in kinds:
             rows[f"{prefix}{kind}"] = measure(
@@ -221,6 +237,7 @@ class _Work:
                 f"{source.name} in {kind}",
                 scratch=scratch,
                 progress=self.progress,
+                kept=kept_file(self.kept, kind) if self.kept and kind != KINDS[0] else None,
             )
         about = {"file": short(self.file), "documents": len(expected), "threads": 1, "calls": CALLS}
         return about | {"timed": TIMED, "models": rows}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.errors import ConfigError, require_path
+from kdcache.evaluation.slices import require_sliced
 from kdcache.manifest import Json
 from kdcache.models.student import WAYS, student_config
 from kdcache.records import make
@@ -48,6 +49,7 @@ class Asked:
         cache: what students learn from.
         train: arguments of `train` that all students have.
         count: settings that a search draws; None: those of the grid.
+        by: columns of the dev file by which students are held against the teacher slice by slice.
         ship: whether students are shipped and measured.
         teacher: its folder; None: where the cache says.
     """
@@ -57,6 +59,7 @@ class Asked:
     train: Json
     count: int | None
     limits: Limits
+    by: tuple[str, ...]
     ship: bool
     teacher: str | None
     workers: int
@@ -72,6 +75,13 @@ class Asked:
         """The file that shipped models are measured on; None: there is none."""
         file: str | None = self.train["dev"] or self.train["eval_file"]
         return file
+
+    @property
+    def sliceable(self) -> bool:
+        """Whether slices of the dev set can be told apart: it is a file, and has such a score."""
+        plan = self.cache.plan
+        summed = not plan.task.labelled or plan.label_kind.summed is not None
+        return self.train["dev"] is not None and summed
 
     @property
     def said(self) -> list[str]:
@@ -92,8 +102,11 @@ class Asked:
                 "none of them is picked: name one with --dev FILE"
             )
 
-    def check(self) -> None:
-        """Raise ConfigError, or what `train` raises, for what cannot work of all that is asked."""
+    def check(self) -> Any:
+        """The configuration of a student; its classes are those of all.
+
+        Raises ConfigError, or what `train` raises, for what cannot work of all that is asked.
+        """
         self._check_options()
         given = {name: self.train[name] for name in ("dev", "dev_split", "dev_every", "patience")}
         fields = dev_fields(given, ())
@@ -103,11 +116,13 @@ class Asked:
         check_evaluation(self.train["eval_file"], None, self.cache.plan.config, options)
         if self.ship:
             require_extra()
+        if self.ship or self.by:
             trust = self.train["trust_remote_code"]
             require_teacher(self.cache, self.teacher, trust_remote_code=trust)
         with tempfile.TemporaryDirectory() as scratch:
-            for settings in self._probes():
-                self._check_student(settings, fields, Path(scratch))
+            probes = self._probes()
+            first, *_ = [self._check_student(one, fields, Path(scratch)) for one in probes]
+        return first
 
     def _check_options(self) -> None:
         if min(self.workers, self.threads) < 1:
@@ -128,6 +143,8 @@ class Asked:
                 "a student is picked by its score on a dev set: add --dev FILE, or leave --max-mb, "
                 "--max-ms and --max-drop out"
             )
+        if self.by:
+            self._check_by()
         sizes = self.limits.max_mb is not None or self.limits.max_ms is not None
         if sizes and not self.ship:
             raise ConfigError(
@@ -137,6 +154,15 @@ class Asked:
         if self.limits.max_ms is not None and self.measure is None:
             raise ConfigError("--max-ms is measured on texts: name them with --dev or --eval FILE")
 
+    def _check_by(self) -> None:
+        if self.train["dev"] is None:
+            raise ConfigError(
+                "--by cuts the dev set by a column of its file, and a share of the cache "
+                "(--dev-split) has none: name a file with --dev FILE, or leave --by out"
+            )
+        plan = self.cache.plan
+        require_sliced(plan.task, plan.label_kind if plan.task.labelled else None)
+
     def _probes(self) -> list[Json]:
         """Settings that show whether each value of each axis can be had: all, but of a search."""
         if self.count is None:
@@ -145,7 +171,7 @@ class Asked:
         first = {name: values[0] for name, values in ends.items()}
         return [first, *({**first, n: one} for n, values in ends.items() for one in values[1:])]
 
-    def _check_student(self, settings: Json, dev: Json, scratch: Path) -> None:
+    def _check_student(self, settings: Json, dev: Json, scratch: Path) -> Any:
         given = self.arguments(settings, scratch)
         overrides = given["overrides"]
         recipe = load_recipe(given["recipe"], overrides, meant_fields(), dev)
@@ -160,7 +186,7 @@ class Asked:
         recipe = with_shorthands(recipe, {name: given.get(name) for name in SHORTHANDS}, overrides)
         training_arguments(recipe, scratch)
         trust = self.train["trust_remote_code"]
-        student_config(student_spec(recipe, trust_remote_code=trust), self.cache)
+        return student_config(student_spec(recipe, trust_remote_code=trust), self.cache)
 
     def arguments(self, settings: Json, folder: Path) -> Json:
         """What `train` is told of a student; configurations that it needs go into `folder`."""

@@ -43,6 +43,10 @@ class Student:
         eval: its score by the same metric on the documents it is only scored on.
         shipped: by kind, "fp32" and "int8", what `ship` measured: "bytes", "p50_ms", "p95_ms",
             "peak_bytes", the scores; empty: it was not shipped.
+        slices: by kind and column of `by` the slice on which it is furthest below the teacher in
+            float32: "metric", "slice", how many of its documents are "labelled", "value",
+            "interval", the same of the "teacher" and of the "drop"; None where no slice has a
+            score. Empty: it was not scored slice by slice.
     """
 
     name: str
@@ -55,6 +59,36 @@ class Student:
     dev: float | None = None
     eval: float | None = None
     shipped: dict[str, Any] = field(default_factory=dict)
+    slices: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worst:
+    """The slice on which a model is furthest below the teacher in float32, of those of all columns.
+
+    Attributes:
+        student: of several seeds the one that keeps to the limits and scores best, and where none
+            keeps to them the one that loses least; the teacher itself in int8.
+        where: the slice, in words: "domain=kitchen".
+        documents: how many of it have labels.
+        drop: by how much the model is worse there, of a score of 1; below 0: it is better.
+        interval: which holds the drop with 95%; None: the documents tell nothing of it.
+        metric: by which slices are told apart, see `kdcache.evaluate`.
+        overall: by how much it is worse on all documents, in the sweep's own metric.
+    """
+
+    student: str
+    where: str
+    documents: int
+    drop: float
+    interval: tuple[float, ...] | None
+    metric: str
+    overall: float | None = None
+
+    @property
+    def size(self) -> str:
+        """How many documents it has, in words."""
+        return f"{self.documents:,} document{'s' if self.documents != 1 else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +132,7 @@ class Row:
         p50_ms: median milliseconds of a call with one text on one thread; the median student's.
         p95_ms: the same for the slowest twentieth.
         front: those of "bytes" and "ms" by which no row is better in both the score and that.
+        worst: the slice of the dev set on which it loses most; None: none is asked for, or known.
         picked: whether this is the row to take.
     """
 
@@ -113,6 +148,7 @@ class Row:
     p50_ms: float | None = None
     p95_ms: float | None = None
     front: tuple[str, ...] = ()
+    worst: Worst | None = None
     picked: bool = False
 
 
@@ -123,7 +159,8 @@ class Limits:
     Attributes:
         max_mb: megabytes (1,000,000 bytes) of the files that `ship` writes.
         max_ms: milliseconds of a call with one text on one thread, the median.
-        max_drop: points (hundredths) of the dev score below that of the teacher in float32.
+        max_drop: points (hundredths) of the dev score below that of the teacher in float32; and so
+            on every slice, where there are some.
     """
 
     max_mb: float | None = None
@@ -159,6 +196,7 @@ class Record:
         rows: the table, the best first; the teacher's rows come last.
         pick: name of the student to take, of the row that is `picked`; None: there is none.
         limits: what was asked of it.
+        by: columns of the dev file by which students are held against the teacher slice by slice.
         unmet: sentences that say which limit cannot be met; empty: all are.
         nearest: places of `rows` that come nearest to the limits where they cannot be met.
         seconds: "trainings" (the sum of all), "shipping" and "total" (of the last call).
@@ -179,6 +217,7 @@ class Record:
     rows: tuple[Row, ...] = ()
     pick: str | None = None
     limits: Limits = Limits()
+    by: tuple[str, ...] = ()
     unmet: tuple[str, ...] = ()
     nearest: tuple[int, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
@@ -211,11 +250,12 @@ class Record:
 
 
 def _row(values: Json) -> Row:
-    means = {
-        name: make(Mean, found, name) if (found := values[name]) is not None else None
-        for name in ("dev", "eval")
+    kinds: dict[str, type[Mean | Worst]] = {"dev": Mean, "eval": Mean, "worst": Worst}
+    made = {
+        name: make(kind, found, name) if (found := values.get(name)) is not None else None
+        for name, kind in kinds.items()
     }
-    return make(Row, {**values, **means}, "row")
+    return make(Row, {**values, **made}, "row")
 
 
 def write_record(folder: Path, record: Record) -> None:

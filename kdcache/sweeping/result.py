@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcache.sweeping.picture import draw
-from kdcache.sweeping.record import Record
+from kdcache.sweeping.record import Record, Worst
 from kdcache.sweeping.rows import Scoring
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class SweepResult:
         """The table: a row for each setting and kind, the best first, and the teacher's at the end.
 
         Columns are "model", "kind", the settings that differ, "dev", "dev_sd", "dev_n", the same
-        for "eval", "parameters", "mb" (1,000,000 bytes), "p50_ms", "p95_ms" and "picked".
+        for "eval", "parameters", "mb" (1,000,000 bytes), "p50_ms", "p95_ms" and "picked"; where the
+        dev set is sliced also "worst_slice", how many of its "worst_documents" have labels,
+        "worst_drop" and the interval of that, "worst_low" and "worst_high": see `Worst`.
         """
         import pandas
 
@@ -81,10 +83,23 @@ def _cells(record: Record, row: Any) -> dict[str, Any]:
         for part in ("mean", "sd", "n"):
             label = name if part == "mean" else f"{name}_{part}"
             cells[label] = None if mean is None else getattr(mean, part)
+    lost = _lost(row.worst) if record.by else {}
     return cells | {
         "parameters": row.parameters,
         "mb": None if row.bytes is None else row.bytes / 1e6,
         "p50_ms": row.p50_ms,
         "p95_ms": row.p95_ms,
+        **lost,
         "picked": row.picked,
+    }
+
+
+def _lost(worst: Worst | None) -> dict[str, Any]:
+    low, high = (None, None) if worst is None or worst.interval is None else worst.interval
+    return {
+        "worst_slice": None if worst is None else worst.where,
+        "worst_documents": None if worst is None else worst.documents,
+        "worst_drop": None if worst is None else worst.drop,
+        "worst_low": low,
+        "worst_high": high,
     }

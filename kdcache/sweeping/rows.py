@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdcache.evaluation.told import name_of
 from kdcache.manifest import Json
 from kdcache.shipping.run import KINDS
 from kdcache.sweeping.front import on_front
 from kdcache.sweeping.grid import SEED, called, in_toml
-from kdcache.sweeping.record import STUDENT, TEACHER, TRAINED, Mean, Row, Student
+from kdcache.sweeping.record import STUDENT, TEACHER, TRAINED, Mean, Row, Student, Worst
 
 DEV, EVAL = "dev", "eval"
 COSTS = {"bytes": "bytes", "ms": "p50_ms"}
@@ -104,6 +105,7 @@ def _of_teacher(teacher: Json | None, scoring: Scoring, dev: float | None) -> It
         if dev is not None:
             yield Row(**own, kind=KINDS[0], dev=Mean.of([dev]))
         return
+    slices = teacher.get("slices", {})
     for kind in KINDS:
         made = teacher["kinds"][kind]
         measured: Any = {}
@@ -113,9 +115,27 @@ def _of_teacher(teacher: Json | None, scoring: Scoring, dev: float | None) -> It
             **own,
             kind=kind,
             parameters=teacher["parameters"],
+            worst=None if kind == KINDS[0] else worst_of(TEACHER, slices.get(kind, {})),
             **measured,
             **_costs([made]),
         )
+
+
+def worst_of(student: str, slices: Json) -> Worst | None:
+    """The slice on which a model loses most, of the worst of each column; None: it has no score."""
+    there = {column: told for column, told in slices.items() if told is not None}
+    if not there:
+        return None
+    column = max(there, key=lambda name: float(there[name]["drop"]["value"]))
+    told = there[column]
+    return Worst(
+        student=student,
+        where=f"{column}={name_of(told['slice'])}",
+        documents=told["labelled"],
+        drop=told["drop"]["value"],
+        interval=None if (found := told["drop"]["interval"]) is None else tuple(found),
+        metric=told["metric"],
+    )
 
 
 def _costs(made: Sequence[Json]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ from kdcache.sweeping.folder import (
     found,
     held,
     metric_without_dev,
-    shipped_folder,
     teacher_report,
 )
 from kdcache.sweeping.grid import Grid, read_grid
+from kdcache.sweeping.measuring import Measuring
 from kdcache.sweeping.pool import Pool, threads_of
 from kdcache.sweeping.record import FAILED, TRAINED, Limits, Student, write_record
 from kdcache.sweeping.result import TABLE, SweepResult
 from kdcache.sweeping.search import Search
 from kdcache.sweeping.shipped import TEACHER
+from kdcache.sweeping.slicing import Slicing, read_slicing
 from kdcache.sweeping.verdict import record_of
 
 
@@ -50,6 +52,7 @@ def sweep(
     max_mb: float | None = None,
     max_ms: float | None = None,
     max_drop: float | None = None,
+    by: str | Sequence[str] = (),
     workers: int = 1,
     threads: int | None = None,
     device: str | None = None,
@@ -82,6 +85,8 @@ def sweep(
         max_mb: megabytes (1,000,000 bytes) that the student to pick may take.
         max_ms: milliseconds that it may take for one text on one thread.
         max_drop: points of the dev score that it may be below the teacher.
+        by: columns of the file `dev` by whose values students are held against the teacher slice by
+            slice, as in `evaluate`; `max_drop` then holds on each slice, too.
         workers: processes that train side by side.
         threads: of each; those of torch here, shared out, if not given.
         device: "auto", "cpu" or "cuda", as `train` has it.
@@ -119,15 +124,22 @@ def sweep(
         },
         count=search,
         limits=Limits(max_mb=max_mb, max_ms=max_ms, max_drop=max_drop),
+        by=(by,) if isinstance(by, str) else tuple(dict.fromkeys(by)),
         ship=ships,
         teacher=None if teacher is None else str(teacher),
         workers=workers,
         threads=threads_of(max(1, workers)) if threads is None else threads,
     )
-    asked.check()
+    slicing = _sliced(asked, asked.check(), progress)
     for note in asked.said:
         progress.say(note)
-    return _Sweep(asked, Path(out), progress, began).run()
+    return _Sweep(asked, Path(out), progress, began, slicing).run()
+
+
+def _sliced(asked: Asked, config: Any, progress: Progress) -> Slicing | None:
+    """How the dev set is cut; None: it is not. `config` is a student's."""
+    file = asked.train["dev"]
+    return read_slicing(asked.cache, file, asked.by, config, progress) if asked.by else None
 
 
 class _Sweep:
@@ -135,9 +147,21 @@ class _Sweep:
 
     Attributes:
         students: those there are so far, by name; of a grid all of them.
+        teacher_slices: what it loses, in int8 to float32, where the dev set is sliced.
+        teacher_scores: of it in float32, on all documents of that.
     """
 
-    def __init__(self, asked: Asked, folder: Path, progress: Progress, began: float) -> None:
+    def __init__(
+        self,
+        asked: Asked,
+        folder: Path,
+        progress: Progress,
+        began: float,
+        slicing: Slicing | None,
+    ) -> None:
+        self.slicing = slicing
+        self.teacher_slices: Json = {}
+        self.teacher_scores: Json = {}
         self.asked, self.folder, self.progress, self.began = asked, folder, progress, began
         self.metric = metric_without_dev(asked.cache.plan)
         self.students: dict[str, Student] = {}
@@ -150,10 +174,7 @@ class _Sweep:
         with held(self.folder, self.asked):
             with Pool(self.asked.common, workers, self.folder / LOGS) as pool:
                 self._train(pool)
-                if self.asked.ship:
-                    started = time.perf_counter()
-                    self._ship(pool)
-                    self.shipping = time.perf_counter() - started
+                self._measure(pool)
             result = self._told()
             result.table().to_csv(self.folder / TABLE, index=False)
             result.plot()
@@ -216,38 +237,34 @@ class _Sweep:
         dev = dev_of(self.folder, [student])
         return student.dev if dev is None or dev["higher_is_better"] else -student.dev
 
-    def _ship(self, pool: Pool) -> None:
-        """Ship what is not shipped yet, one after the other: what is timed is timed alone."""
+    def _measure(self, pool: Pool) -> None:
+        """Ship the students that are trained, and hold them against the teacher slice by slice."""
+        measuring = Measuring(self.asked, self.folder, self.progress)
         trained = [one for one in self.students.values() if one.state == TRAINED]
-        work = [self._shipping(one.name, "ship", one.folder) for one in trained if not one.shipped]
-        if trained and teacher_report(self.folder) is None:
-            work.append(self._shipping(TEACHER, "ship_teacher", None))
-        with self.progress.bar("shipping", unit="models", total=len(work)) as advance:
-
-            def done(work: Json, answer: Json) -> None:
-                if why := answer.get("failed"):
-                    self.notes.append(f"{work['name']} could not be shipped: {why}")
-                    self.progress.say(self.notes[-1])
-                advance(1)
-
-            waiting = iter(work)
-            pool.run(lambda: next(waiting, None), done, most=1)
-        for one in trained:
-            self.students[one.name] = found(self.folder, one, self.metric)
-
-    def _shipping(self, name: str, work: str, folder: str | None) -> Json:
-        model = self.asked.teacher if folder is None else str(self.folder / folder)
-        place = str(shipped_folder(self.folder, name))
-        return {"work": work, "name": name, "model": model, "folder": place}
+        if self.asked.ship:
+            started = time.perf_counter()
+            measuring.ship(pool, trained)
+            self.shipping = time.perf_counter() - started
+            trained = [found(self.folder, one, self.metric) for one in trained]
+        if self.slicing is not None:
+            measuring.score(pool, trained)
+            lost = partial(self.slicing.lost, self.folder)
+            trained = [dataclasses.replace(one, slices=lost(one.name)) for one in trained]
+            self.teacher_slices = lost(TEACHER)
+            self.teacher_scores = self.slicing.teachers_scores(self.folder)
+        self.students |= {one.name: one for one in trained}
+        self.notes += measuring.notes
 
     def _told(self) -> SweepResult:
         """What is known by now, written down."""
         students = tuple(self.students.values())
+        measured = teacher_report(self.folder)
         record = record_of(
             self.asked,
             students,
             dev=dev_of(self.folder, students),
-            teacher=teacher_report(self.folder),
+            teacher=measured and {**measured, "slices": self.teacher_slices},
+            teacher_scores=self.teacher_scores,
             metric=self.metric,
             notes=self.notes,
             seconds={

@@ -32,14 +32,17 @@ def ship_options(cache: Cache, measure: str | None, *, trust_remote_code: bool) 
 def ship_student(model: str, folder: Path, options: Json) -> Json:
     """Ship the model in the folder `model` to the folders "fp32" and "int8" in `folder`.
 
-    Returns, and keeps beside them, what was measured of each.
+    Returns, and keeps beside them, what was measured of each; "kept" of the options is the folder
+    for what documents add to the scores, or None.
 
     Raises what `ship` does.
     """
     remove_tree(folder)  # of one that was stopped
     folder.mkdir(parents=True)
     fp32, int8 = (folder / kind for kind in KINDS)
-    reports = ship_both(model, fp32=fp32, int8=int8, progress=quiet, **options)
+    kept = None if options["kept"] is None else Path(options["kept"])
+    given = {**options, "kept": kept, "progress": quiet}
+    reports = ship_both(model, fp32=fp32, int8=int8, **given)
     told = _told(reports)
     replace_synced(folder / REPORT, (json.dumps(told, indent=1) + "\n").encode())
     return told
@@ -54,10 +57,16 @@ def ship_teacher(cache: Cache, named: str | None, folder: Path, options: Json) -
     """
     longest = {"max_length": cache.plan.config.max_length}
     with tempfile.TemporaryDirectory() as scratch:
-        source = named or teacher_folder(cache, Path(scratch))
-        if source == scratch:
-            save_tokenizer(cache, Path(scratch))
+        source = teachers_folder(cache, named, Path(scratch))
         return ship_student(source, folder, options | longest)
+
+
+def teachers_folder(cache: Cache, named: str | None, scratch: Path) -> str:
+    """The folder of the teacher: the one that is named, else one in `scratch`, or where it lies."""
+    source = named or teacher_folder(cache, scratch)
+    if source == str(scratch):
+        save_tokenizer(cache, scratch)
+    return source
 
 
 def require_teacher(cache: Cache, named: str | None, *, trust_remote_code: bool) -> None:
@@ -69,8 +78,8 @@ def require_teacher(cache: Cache, named: str | None, *, trust_remote_code: bool)
     kept = any(n.startswith("teacher/") and n.endswith(".safetensors") for n in cache.files)
     if not kept and Path(source).is_absolute() and not Path(source).is_dir():
         raise ConfigError(
-            f"the teacher's folder {source} is gone, and its size and latency stand in the table: "
-            "name it with --teacher, or leave shipping out with --no-ship"
+            f"the teacher's folder {source} is gone, and students that are shipped, or sliced "
+            "(--by), are held against it: name it with --teacher, or leave both out (--no-ship)"
         )
 
 

@@ -11,7 +11,7 @@ from kdcache.manifest import Json
 from kdcache.progress import short
 from kdcache.shipping.verdict import beats
 from kdcache.sweeping.asked import Asked
-from kdcache.sweeping.choosing import best_student, choose
+from kdcache.sweeping.choosing import best_student, choose, with_worst
 from kdcache.sweeping.record import FAILED, TEACHER, Record, Row, Student
 from kdcache.sweeping.rows import DEV, EVAL, Scoring, rows_of
 
@@ -22,13 +22,15 @@ def record_of(
     *,
     dev: Json | None,
     teacher: Json | None,
+    teacher_scores: Json,
     metric: str,
     seconds: dict[str, float],
     notes: Sequence[str],
 ) -> Record:
     """The record of a sweep; `dev` is what a run tells of its dev set, `teacher` what was measured.
 
-    `metric` names the scores where there is no dev set.
+    `teacher_scores` are those on the dev set where it was run for the slices; `metric` names the
+    scores where there is no dev set.
     """
     train = asked.train
     files = {DEV: train["dev"], EVAL: train["eval_file"]}
@@ -39,13 +41,17 @@ def record_of(
         measured=measured if asked.ship and asked.measure else None,
         dev=dev is not None,
     )
-    known = dev["teacher"]["value"] if dev and dev["teacher"] else None
+    ran = teacher_scores.get(scoring.metric)
+    known = ran if ran is not None or not dev or not dev["teacher"] else dev["teacher"]["value"]
     axes = asked.grid.differing
     rows = rows_of(students, teacher, axes, scoring, known)
-    choice = choose(rows, asked.limits, scoring)
+    if asked.by:
+        rows = with_worst(rows, students, asked.limits, scoring)
+    choice = choose(rows, asked.limits, scoring, asked.by)
     pick = None
     if choice.place is not None:
-        pick = best_student(rows[choice.place], students, scoring)
+        row = rows[choice.place]
+        pick = row.worst.student if row.worst else best_student(row, students, scoring)
         rows = tuple(
             dataclasses.replace(row, picked=place == choice.place) for place, row in enumerate(rows)
         )
@@ -62,6 +68,7 @@ def record_of(
         rows=rows,
         pick=pick,
         limits=asked.limits,
+        by=asked.by,
         unmet=choice.unmet if asked.limits else (),
         nearest=choice.nearest,
         seconds=seconds,
@@ -85,6 +92,8 @@ def _said(students: Sequence[Student], rows: Sequence[Row], scoring: Scoring) ->
     picked = next((row for row in rows if row.picked), None)
     small = next((row for row in rows if row.who == TEACHER and row.kind == "int8"), None)
     if picked is None or small is None or None in (picked.p50_ms, small.p50_ms):
+        return
+    if picked.worst and small.worst and small.worst.drop > picked.worst.drop:
         return
     if beats(_plain(small, scoring), _plain(picked, scoring), "score"):
         yield (

@@ -137,17 +137,46 @@ def _ship(cache: Any, common: Json, given: Json) -> Json:
     """Ship a student in both kinds; returns the reports."""
     from kdcache.sweeping.shipped import ship_student
 
-    return ship_student(given["model"], Path(given["folder"]), common["ship"])
+    options = {**common["ship"], "kept": given["kept"]}
+    return ship_student(given["model"], Path(given["folder"]), options)
 
 
 def _ship_teacher(cache: Any, common: Json, given: Json) -> Json:
     """Ship the teacher in both kinds; returns the reports."""
     from kdcache.sweeping.shipped import ship_teacher
 
-    return ship_teacher(cache, given["model"], Path(given["folder"]), common["ship"])
+    options = {**common["ship"], "kept": given["kept"]}
+    return ship_teacher(cache, given["model"], Path(given["folder"]), options)
 
 
-WORK: dict[str, Work] = {"train": _train, "ship": _ship, "ship_teacher": _ship_teacher}
+def _score(cache: Any, common: Json, given: Json) -> None:
+    """Score a student in torch, document by document."""
+    from kdcache.sweeping.slicing import score_student
+
+    score_student(cache, given["model"], common["train"]["dev"], Path(given["kept"]), _run(common))
+
+
+def _score_teacher(cache: Any, common: Json, given: Json) -> None:
+    """Score the teacher in torch, document by document."""
+    from kdcache.sweeping.slicing import score_teacher
+
+    score_teacher(cache, given["model"], common["train"]["dev"], Path(given["kept"]), _run(common))
+
+
+def _run(common: Json) -> Json:
+    """How a model is run."""
+    train = common["train"]
+    device = train["device"] or "auto"
+    return {"device": device, "trust_remote_code": train["trust_remote_code"]}
+
+
+WORK: dict[str, Work] = {
+    "train": _train,
+    "ship": _ship,
+    "ship_teacher": _ship_teacher,
+    "score": _score,
+    "score_teacher": _score_teacher,
+}
 """What may be asked of a worker, by name."""
 
 if __name__ == "__main__":

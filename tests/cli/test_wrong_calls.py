@@ -28,6 +28,7 @@ SHORT = {
     "HEADS": "train a={cache} b={words} --recipe kd --out {out} --config {classifier}",
     "AS_TOKENS": "--tokenizer {classifier} --task token-classification --out {out}",
     "AS_PLAN": "--tokenizer {classifier} --task text-classification --out {out}",
+    "SWEEP": "sweep {cache} --out {out} --set layers=1 --no-ship",
     "TEACH": "teach {classifier} {corpus} --out {out}",
     "AS_BUILD": "--teacher {classifier} --task text-classification --out {out}",
 }
@@ -328,6 +329,10 @@ a language model to compare | compare {masked_lm} {corpus} --teacher {masked_lm}
 a comparison of unlabelled documents | compare {classifier} {unlabelled.csv} --teacher {classifier} | no labels to score against + --label-column
 documents that the cache has not | compare {classifier} {mine.csv} --cache {cache} | none of the documents of + leave the file out + --teacher FOLDER
 another kind of labels to compare | compare {multi} --cache {cache} | they cannot be compared
+slices of a sweep without a dev set | {SWEEP} --by label | --by cuts the dev set by a column of its file + --dev FILE
+slices of a sweep on a share of the cache | {SWEEP} --dev-split 10% --by length | a share of the cache (--dev-split) has none + --dev FILE
+slices of a sweep by a column that is not there | {SWEEP} --dev {one.csv} --by domain --max-drop 1 | one.csv has no column 'domain' + text, label + length slices by tokens
+slices of a sweep by lengths that are alike | {SWEEP} --dev {alike.csv} --by label --by length | --by length cuts nothing: all documents of + alike.csv have + slice by a column
 no rows of lengths | compare {classifier} --cache {cache} --bins 0 | '--bins' + `kdcache compare --help` shows how
 no batch | evaluate {classifier} {corpus} --batch-size 0 | '--batch-size' + `kdcache evaluate --help` shows how
 """  # noqa: E501 - a row is a line

@@ -171,7 +171,8 @@ class LabelKind:
         scores: of outputs and labels, both of labelled documents, and the names of the outputs.
         metric: name of the score that models are chosen by, given the labels.
         summed: of outputs and labels of labelled rows, the score by which slices of documents are
-            told apart, of what each row adds to it; None: slices are not.
+            told apart, of what each row adds to it; None: slices are not. How it is made of its
+            sums follows from the labels alone: a sweep keeps what is added, and no outputs.
         headline: name of the score that tells shipped models apart.
         predictions: what is written of outputs and labels, and the names of the outputs.
         teaching: how a teacher is made; None: `teach` makes none.

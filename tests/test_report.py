@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,7 +23,17 @@ from kdcache.reporting.run import Report, report
 from kdcache.shipping.folder import REPORT, SETTINGS
 from kdcache.store import Cache
 from kdcache.sweeping.front import on_front
-from kdcache.sweeping.record import RECORD, Mean, Record, Row, Student, Worst, write_record
+from kdcache.sweeping.record import (
+    RECORD,
+    Mean,
+    Record,
+    Row,
+    Student,
+    Worst,
+    read_record,
+    write_record,
+)
+from kdcache.sweeping.result import SweepResult
 from kdcache.training.result import TrainResult
 from kdcache.training.train import train
 
@@ -371,8 +382,27 @@ def test_a_sweep_is_told_with_the_student_it_picked(plain: TrainResult, tmp_path
     assert json.dumps(made.to_json())
     (told,) = made.to_json()["sweeps"]
     assert told["record"]["pick"] == made.facts.sweeps[0].record.pick
+    whole = made.facts.sweeps[0].record
+    assert whole is not None
+    write_record(folder, replace(whole, metric="entity_f1"))
+    alts = require_portable(report(folder).page.html()).of("img", "alt")
+    assert any(" against MB" in alt for alt in alts)
     (folder / RECORD).write_text("{")
     assert "damaged" in next(report(folder).facts.unknown())
+
+
+def test_a_sweep_shows_its_table_in_a_notebook_and_keeps_whole_numbers_whole(
+    tmp_path: Path,
+) -> None:
+    folder = sweep(tmp_path / "sweep")
+    shown = SweepResult(folder, read_record(folder))
+    assert "layers 2 (picked)" in Parsed(shown._repr_html_()).texts
+    assert "<img" not in shown._repr_html_()
+    shown.plot()
+    (source,) = Parsed(shown._repr_html_()).of("img", "src")
+    assert source.startswith("data:image/png;base64,")
+    rows = shown.table().to_csv(index=False).splitlines()
+    assert [row.split(",")[rows[0].split(",").index("dev_n")] for row in rows[1:]] == ["2", "1", ""]
 
 
 def test_folders_of_nothing_a_report_tells_of_are_refused(

@@ -6,25 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdcache.errors import KdcacheError
-from kdcache.evaluation.score_tables import called, with_bounds
 from kdcache.manifest import Json
-from kdcache.rendering import Part, Points, Section, Table, Text, show, size
+from kdcache.rendering import Part, Points, Section, Text
 from kdcache.reporting.facts import Facts, SweepFacts
 from kdcache.reporting.groups import Group
 from kdcache.reporting.pareto import COSTS, weighed
 from kdcache.reporting.pictures import cost_picture
-from kdcache.sweeping.record import (
-    FAILED,
-    RECORD,
-    TEACHER,
-    WAITING,
-    Mean,
-    Record,
-    Row,
-    Worst,
-    read_record,
-)
+from kdcache.sweeping.record import FAILED, RECORD, TEACHER, WAITING, Record, Row, read_record
 from kdcache.sweeping.result import SweepResult
+from kdcache.sweeping.told import record_table
+from kdcache.tasks import TASKS
+from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
 
 
 def is_sweep(folder: Path) -> bool:
@@ -76,20 +68,13 @@ def _parts(record: Record, number: int) -> Iterator[Part]:
     picked = record.picked
     if picked is not None:
         yield Text(f"Picked: {picked.name}, {picked.kind} ({record.pick}).")
-    sliced = bool(record.by)
-    if sliced:
+    if record.by:
         yield Text(
             f"Of the slices of the dev set by {' and '.join(record.by)}, the worst is the one on "
             "which a student is furthest below the teacher in float32: of several seeds the one "
             "to take. The drop is of a score of 1, with its 95% interval."
         )
-    yield Table(
-        ("", "weights", f"dev {called(record.metric)}", "test",
-         *(("worst slice", "drop there") if sliced else ()), "parameters", "size", "p50, ms",
-         "nothing beats it in"),
-        tuple(_row(row, sliced=sliced) for row in record.rows),
-        figures=True,
-    )  # fmt: skip
+    yield record_table(record)
     group = _group(record)
     for cost in COSTS[:3]:
         picture = cost_picture(group, cost, weighed(group, cost), f"sweep-{cost.name}-{number}")
@@ -104,43 +89,22 @@ def _on(record: Record) -> str:
     return dev if record.eval is None else f"{dev}; test: {record.eval.get('file')}"
 
 
-def _row(row: Row, *, sliced: bool) -> tuple[str, ...]:
-    return (
-        f"{row.name}{' (picked)' if row.picked else ''}",
-        row.kind,
-        _mean(row.dev),
-        _mean(row.eval),
-        *(_worst(row.worst) if sliced else ()),
-        show(row.parameters),
-        "-" if row.bytes is None else size(row.bytes),
-        show(row.p50_ms),
-        ", ".join(row.front),
-    )
-
-
-def _mean(score: Mean | None) -> str:
-    if score is None:
-        return "-"
-    spread = "" if score.sd is None else f" ± {score.sd:.2g} (of {score.n})"
-    return f"{score.mean:.4g}{spread}"
-
-
-def _worst(worst: Worst | None) -> tuple[str, str]:
-    if worst is None:
-        return "-", "-"
-    return f"{worst.where} ({worst.size})", with_bounds(worst.drop, worst.interval)
-
-
 def _group(record: Record) -> Group:
     """The rows of a sweep as models that were scored on the same dev documents."""
     scored = {f"{row.name}, {row.kind}": row for row in record.rows if row.dev is not None}
     return Group(
-        task="text-classification",
+        task=_task(record.metric),
         file="",
         documents=int((record.dev or {}).get("documents") or 0),
         sides={name: _side(row, record.metric) for name, row in scored.items()},
         teachers=frozenset(name for name, row in scored.items() if row.who == TEACHER),
     )
+
+
+def _task(metric: str) -> str:
+    """A task whose models are told apart by a score: of a sweep the score alone is noted."""
+    own = (name for name, task in TASKS.items() if metric in dict(task.told))
+    return next(own, TEXT_CLASSIFICATION.name)
 
 
 def _side(row: Row, metric: str) -> Json:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcache.rendering import Text
 from kdcache.sweeping.picture import draw
 from kdcache.sweeping.record import Record, Worst
 from kdcache.sweeping.rows import Scoring
+from kdcache.sweeping.told import record_table
 
 if TYPE_CHECKING:
     import pandas
@@ -39,7 +42,11 @@ class SweepResult:
         """
         import pandas
 
-        return pandas.DataFrame([_cells(self.record, row) for row in self.record.rows])
+        rows = [_cells(self.record, row) for row in self.record.rows]
+        made = pandas.DataFrame(rows)
+        types = {name: {type(row[name]) for row in rows} - {type(None)} for name in made}
+        whole = [name for name, found in types.items() if found == {int}]
+        return made.astype(dict.fromkeys(whole, "Int64"))  # also where some are missing
 
     def plot(self, path: str | Path | None = None) -> Path:
         """Draw the scores against size and latency as a PNG, `sweep.png` if no path is given."""
@@ -47,6 +54,21 @@ class SweepResult:
         record = self.record
         draw(place, record, scoring_of(record))
         return place
+
+    def _repr_html_(self) -> str:
+        told = Text(f"`{self.folder}`: {len(self.record.students)} students, {self._picked}")
+        page = told.html() + record_table(self.record).html()
+        drawn = self.folder / PICTURE
+        if not drawn.is_file():
+            return page
+        data = base64.b64encode(drawn.read_bytes()).decode()
+        alt = "Scores against size and latency, as in the table"
+        return f'{page}<img src="data:image/png;base64,{data}" alt="{alt}" style="max-width:100%">'
+
+    @property
+    def _picked(self) -> str:
+        row = self.record.picked
+        return "none picked" if row is None else f"picked {row.name} in {row.kind}"
 
     @property
     def picked(self) -> Path | None:
@@ -56,10 +78,8 @@ class SweepResult:
         return next((self.folder / one.folder for one in found), None)
 
     def __repr__(self) -> str:
-        row = self.record.picked
         trained = sum(one.state == "trained" for one in self.record.students)
-        picked = "none picked" if row is None else f"picked {row.name} in {row.kind}"
-        return f"<SweepResult {self.folder}: {trained} students trained, {picked}>"
+        return f"<SweepResult {self.folder}: {trained} students trained, {self._picked}>"
 
 
 def scoring_of(record: Record) -> Scoring:

@@ -288,6 +288,8 @@ def test_a_search_draws_the_same_stopped_or_not_and_on_two_workers_too(
     drawn = [[one.settings for one in result.record.students] for result in (whole, parts)]
     assert drawn[0] == drawn[1]
     assert len(drawn[0]) == 4
+    rates = [one["training.learning_rate"] for one in drawn[0]]
+    assert rates == [float(f"{rate:.4g}") for rate in rates]
     both = kdcache.sweep(cache, out=tmp_path / "both", search=4, workers=2, **asked)
     assert len(both.record.students) == 4
     assert {one.state for one in both.record.students} == {"trained"}

@@ -14,8 +14,9 @@ from kdcache.errors import ConfigError, KdcacheError, MissingExtraError
 from kdcache.store import Cache
 from kdcache.sweeping.choosing import choose, with_worst
 from kdcache.sweeping.grid import ARGUMENTS, Range, read_grid
-from kdcache.sweeping.record import Limits, Mean, Row, Student
+from kdcache.sweeping.record import Limits, Mean, Row, Student, read_record
 from kdcache.sweeping.rows import Scoring, rows_of
+from kdcache_cli.main import main
 
 ON_DEV = Scoring(metric="accuracy", higher=True, measured="dev", dev=True)
 
@@ -93,6 +94,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "search": ({"search": 2}, "add --dev FILE"),
     "workers": ({"workers": 0}, "--workers and --threads are 1 or more"),
     "file": ({"grid": "nowhere.toml"}, "cannot read grid"),
+    "texts": ({"overrides": ["layers=1", "vocabulary=corpus,no.txt"]}, "got 'no.txt', and there"),
 }
 
 
@@ -105,6 +107,13 @@ def test_what_cannot_work_is_said_before_anything_is_made(
     with pytest.raises(KdcacheError, match=words):
         kdcache.sweep(cache, out=tmp_path / "s", **options)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_which_no_student_is_trained_has_failed(cache: Cache, tmp_path: Path) -> None:
+    words = ["sweep", cache.path, "--out", tmp_path / "s", "--set", "recipe=minilm"]
+    assert main([*map(str, words), "--set", "layers=1", "--no-ship", "--quiet"]) == 1
+    assert read_record(tmp_path / "s").students[0].state == "failed"
 
 
 def test_a_dev_file_is_not_the_file_that_is_only_scored_on(

@@ -114,6 +114,7 @@ def sweep(
     --max-mb, --max-ms and --max-drop, with --by on every slice; what the cache takes is `plan
     --budget`. Started again, it trains what is not trained yet.
     """
+    from kdcache.sweeping.record import FAILED
     from kdcache.sweeping.run import sweep as run
 
     result = run(
@@ -144,6 +145,8 @@ def sweep(
         print_json({"folder": str(result.folder), **result.record.to_json()})
     else:
         print_sweep(result)
+    if all(one.state == FAILED for one in result.record.students):
+        raise typer.Exit(1)
 
 
 def print_sweep(result: SweepResult) -> None:

@@ -96,10 +96,13 @@ def own_tokenizer(source: str | Path) -> Tokenizer | None:
 
 
 def cached_tokenizer(cache: Cache) -> Tokenizer:
-    """The tokenizer that a cache keeps; DamageError or ModelError if it cannot be read."""
+    """The tokenizer that a cache keeps, called as there.
+
+    Raises DamageError or ModelError if it cannot be read.
+    """
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(cache, Path(folder))
-        return load_tokenizer(folder)
+        return Tokenizer(load_tokenizer(folder).plain, cache.plan.config.tokenizer["name"])
 
 
 def vocabulary_apart(cache: Cache, tokenizer: Any) -> str:

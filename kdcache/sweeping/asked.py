@@ -32,6 +32,7 @@ from kdcache.training.options import (
     with_student,
 )
 from kdcache.training.recipe import load_recipe
+from kdcache.training.vocabulary import require_vocabulary
 
 OWN = ("recipe", *SOURCES, *SHORTHANDS)
 """Axes that `train` takes as they are; of the others but sizes, a recipe is overridden."""
@@ -186,7 +187,10 @@ class Asked:
         recipe = with_shorthands(recipe, {name: given.get(name) for name in SHORTHANDS}, overrides)
         training_arguments(recipe, scratch)
         trust = self.train["trust_remote_code"]
-        return student_config(student_spec(recipe, trust_remote_code=trust), self.cache)
+        spec = student_spec(recipe, trust_remote_code=trust)
+        if fewer := recipe.student.get("vocabulary"):
+            require_vocabulary([self.cache], fewer, recipe, spec)
+        return student_config(spec, self.cache)
 
     def arguments(self, settings: Json, folder: Path) -> Json:
         """What `train` is told of a student; configurations that it needs go into `folder`."""

@@ -14,6 +14,7 @@ from kdcache.sweeping.record import Student
 
 JOURNAL = "search.log"
 SETTINGS = "settings"
+DIGITS = 4  # of a number that is drawn: people read it in tables and in names of folders
 
 
 def require_extra() -> None:
@@ -117,5 +118,7 @@ def _drawn(trial: Any, name: str, values: Values) -> Any:
     if not isinstance(values, Range):
         texts = {in_toml(value): value for value in values}
         return texts[trial.suggest_categorical(name, list(texts))]
-    draw = trial.suggest_int if values.whole else trial.suggest_float
-    return draw(name, values.low, values.high, log=values.by_log)
+    if values.whole:
+        return trial.suggest_int(name, values.low, values.high, log=values.by_log)
+    value = trial.suggest_float(name, values.low, values.high, log=values.by_log)
+    return min(max(float(f"{value:.{DIGITS}g}"), values.low), values.high)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from kdcache.progress import Progress
 
 if TYPE_CHECKING:
     from kdcache.models import StudentSpec
+    from kdcache.store import Cache
     from kdcache.training.mixture import Mixture
     from kdcache.training.recipe import Recipe
 
@@ -65,12 +66,12 @@ def with_fewer_tokens(
             room for what is kept whatever is used, or a student or inputs that read all of it.
         ModelError: a kind of tokenizer that is not known.
     """
-    _require_room(mixture, recipe, spec)
+    require_vocabulary(mixture.caches, wanted, recipe, spec)
     tokenizer = cached_tokenizer(mixture.first)
     counts = np.sum([token_counts(cache.plan) for cache in mixture.caches], axis=0)
     most = wanted if isinstance(wanted, int) else None
     if isinstance(wanted, str) and wanted != CORPUS:
-        _count_texts(_require_file(wanted), tokenizer, counts)
+        _count_texts(Path(wanted), tokenizer, counts)
     also = special_ids(mixture.config(spec)) | {mixture.first.plan.config.tokenizer["pad_id"]}
     kept = choose_tokens(tokenizer, counts, most, also)
     share = 1 - kept.rows / len(kept.numbers)
@@ -85,9 +86,15 @@ def with_fewer_tokens(
     return replace(mixture, caches=tuple(TrimmedCache(cache, kept) for cache in mixture.caches))
 
 
-def _require_room(mixture: Mixture, recipe: Recipe, spec: StudentSpec) -> None:
-    """Raise ConfigError where something is read by all tokens of the vocabulary."""
-    for cache in mixture.caches:
+def require_vocabulary(
+    caches: Iterable[Cache], wanted: int | str, recipe: Recipe, spec: StudentSpec
+) -> None:
+    """Raise ConfigError where something is read by all tokens of the vocabulary, or there is no
+    such file of texts: whatever can be told before documents are read.
+    """
+    if isinstance(wanted, str) and wanted != CORPUS and not Path(wanted).is_file():
+        raise ConfigError(f"{_way(wanted)}, and there is no such file")
+    for cache in caches:
         if not cache.plan.task.labelled:
             raise ConfigError(
                 f"the soft labels of {cache.path} are over the vocabulary ({cache.plan.task}), and "
@@ -104,13 +111,6 @@ def _require_room(mixture: Mixture, recipe: Recipe, spec: StudentSpec) -> None:
                 f"inputs.kind={one.inputs.way.kind} mixes embeddings of tokens all over the "
                 f"vocabulary, of which {FIELD} keeps some: leave one of the two out"
             )
-
-
-def _require_file(name: str) -> Path:
-    file = Path(name)
-    if not file.is_file():
-        raise ConfigError(f"{_way(name)}, and there is no such file")
-    return file
 
 
 def _count_texts(file: Path, tokenizer: Tokenizer, counts: npt.NDArray[np.int64]) -> None:

@@ -3,8 +3,9 @@
 `plan` tokenises a corpus, `build` runs the teacher over it and writes a cache, `open_cache` reads
 one, `train` distils a student from it and `sweep` many, `evaluate` measures a model, `compare` puts
 it beside its teacher, `ship` makes one that runs without torch and `report` tells all of it on a
-page; `teach` makes the teacher, where there are labels and none; `copy`, `merge` and `export` move
-caches. For training loops of your own there are `CachedDocuments`, a torch data set,
+page; `profile` tells where the time of a step goes; `teach` makes the teacher, where there are
+labels and none; `copy`, `merge` and `export` move caches. For training loops of your own there are
+`CachedDocuments`, a torch data set,
 `make_student`, `make_objective`, `run` and `DistillationTrainer` (docs/python.md).
 Nothing heavy is imported until it is used.
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from kdcache.maintenance.verifying import verify
     from kdcache.models import run
     from kdcache.models.opened import open_student
+    from kdcache.profiling.run import profile
     from kdcache.reporting.run import report
     from kdcache.shipping import ship
     from kdcache.signals import Tap
@@ -62,6 +64,7 @@ __all__ = [
     "open_plan",
     "open_student",
     "plan",
+    "profile",
     "report",
     "run",
     "ship",
@@ -91,6 +94,7 @@ _HOME = {
     "open_plan": "store",
     "open_student": "models.opened",
     "plan": "building.planner",
+    "profile": "profiling.run",
     "report": "reporting.run",
     "run": "models",
     "ship": "shipping",

@@ -34,6 +34,7 @@ REPORTING = [
     "export",
     "merge",
     "plan",
+    "profile",
     "report",
     "ship",
     "sweep",

@@ -19,6 +19,7 @@ from kdcache_cli import (
     evaluating,
     moving,
     planning,
+    profiling,
     recipes,
     reporting,
     shipping,
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "augment": augmenting.augment,
     "ascend": ascending.ascend,
     "train": training.train,
+    "profile": profiling.profile,
     "sweep": sweeping.sweep,
     "evaluate": evaluating.evaluate,
     "compare": comparing.compare,
@@ -79,8 +81,9 @@ def program(
     """Run the teacher once, train any number of students from its outputs.
 
     plan tokenises a corpus, build runs the teacher over it and writes a cache, train distils a
-    student from the cache, sweep many, evaluate measures one, compare puts it beside the
-    teacher, ship makes it run without torch, report tells all of it on a page.
+    student from the cache, profile tells where its time goes, sweep trains many, evaluate
+    measures one, compare puts it beside the teacher, ship makes it run without torch, report
+    tells all of it on a page.
     """
     context.obj = silent if quiet else reporter()
 

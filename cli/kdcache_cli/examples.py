@@ -70,6 +70,11 @@ EXAMPLES = {
         "kdcache train train.cache --recipe kd --student ./xlm-r-small --out student",
         "    --vocabulary corpus",
     ),
+    "profile": (
+        "kdcache profile train.cache --recipe kd --init-from-teacher 2-4-6",
+        "kdcache profile train.cache --recipe mine.toml --student ./small",
+        "    --steps 50 --out profile --device cuda",
+    ),
     "sweep": (
         "kdcache sweep train.cache --out sweep --set recipe=kd,finetune",
         "    --set layers=2,3 --seeds 3 --dev dev.csv --workers 2",

@@ -63,31 +63,47 @@ class Stopwatch:
         On a GPU those torch allocated; on a CPU the pages of the process, so small calls drown in
         the allocator's noise of some 100 kB.
         """
-        return _cuda_peak(call, self.device) if self._cuda else _cpu_peak(call)
+        peak = PeakBytes(self.device)
+        result = call()
+        most = peak.end()
+        del result
+        return most
 
 
-def _cuda_peak(call: Call, device: torch.device) -> int:
+class PeakBytes:
+    """The most bytes held at once between its making and `end`, beyond those held at first.
+
+    On a GPU those torch allocated; on a CPU the pages of the process.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._before = _begin_cuda(device) if device.type == "cuda" else _begin_cpu()
+
+    def end(self) -> int | None:
+        """The bytes; None if unknown."""
+        if self._before is None:
+            return None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return torch.cuda.max_memory_allocated(self.device) - self._before
+        return max(0, _status("VmHWM") - self._before)
+
+
+def _begin_cuda(device: torch.device) -> int:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    result = call()
-    torch.cuda.synchronize(device)
-    del result
-    return torch.cuda.max_memory_allocated(device) - before
+    return torch.cuda.memory_allocated(device)
 
 
-def _cpu_peak(call: Call) -> int | None:
+def _begin_cpu() -> int | None:
     try:
-        empty_cache()  # freed pages that the call would use again
+        empty_cache()  # freed pages that would be used again
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
-        before = resident_bytes()
-        result = call()
-        peak = _status("VmHWM") - before
-        del result
+        return resident_bytes()
     except (OSError, AttributeError):  # another kernel or C library
         return None
-    return max(0, peak)
 
 
 def resident_bytes() -> int:

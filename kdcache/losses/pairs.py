@@ -13,6 +13,7 @@ from kdcache.losses.bound import Bound
 from kdcache.losses.cache_spec import CacheSpec
 from kdcache.plans.batch import TEACHER_LENGTHS, Batch
 from kdcache.signals import HEAD, LOGITS, Activations, Head, LayerRows, of_signal
+from kdcache.spans import DECODE, span
 
 Project = Callable[[str, torch.Tensor], torch.Tensor]
 
@@ -46,7 +47,8 @@ class Pairs:
 
     def teacher_of(self, match: Bound) -> Any:
         """The teacher's side of a match."""
-        return self._once(self._teacher, match.signal, match.teacher, match)
+        with span(DECODE):
+            return self._once(self._teacher, match.signal, match.teacher, match)
 
     def _once(self, make: Callable[[Bound], Any], *key: Any) -> Any:
         """What `make` gives for the match that is last of the key, and for others like it."""

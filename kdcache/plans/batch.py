@@ -12,6 +12,7 @@ from kdcache.errors import ConfigError, DamageError
 from kdcache.labels import known, known_rows
 from kdcache.labels.base import MAX_CLASSES
 from kdcache.plans import Array, Docs, Plan
+from kdcache.spans import COPY, span
 from kdcache.tasks import IGNORE_INDEX, STORED, Space
 
 WEIGHTS = "example_weight"
@@ -86,7 +87,8 @@ class Batch(dict[str, torch.Tensor]):
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
-        return self._of({k: v.to(device, non_blocking=non_blocking) for k, v in self.items()})
+        with span(COPY):
+            return self._of({k: v.to(device, non_blocking=non_blocking) for k, v in self.items()})
 
     def pin_memory(self) -> Batch:
         """The batch in memory a GPU copies from while it works."""

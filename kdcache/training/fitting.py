@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,16 @@ SELECTOR = "kdcache_selector"
 """Names under which what is learned and kept lies beside a student, so in checkpoints."""
 
 
-def fit(run: Run, student: Any, callbacks: Sequence[Any]) -> tuple[Any, Json, list[Json]]:
-    """Train a student that `run` has prepared; what it has become, metrics and log."""
+def fit(
+    run: Run,
+    student: Any,
+    callbacks: Sequence[Any],
+    make: Callable[..., DistillationTrainer] = DistillationTrainer,
+) -> tuple[Any, Json, list[Json]]:
+    """Train a student that `run` has prepared; what it has become, metrics and log.
+
+    `make` is the trainer's class, or what makes one of the same arguments.
+    """
     keeps_cache = getattr(student.config, "use_cache", None)
     reporter = Reporter(run.progress, run.label, Ranks(run.args))
     choosing = [] if run.choice is None else run.choice.callbacks(reporter.ranks)
@@ -48,7 +56,7 @@ def fit(run: Run, student: Any, callbacks: Sequence[Any]) -> tuple[Any, Json, li
         if run.reused is not None:
             run.reused.begin(student)
         rates = slowed | {p: r for one in run.objectives for p, r in one.rates.items()}
-        trainer = _trainer(run, student, reporter.ranks, callbacks, rates)
+        trainer = _trainer(run, student, reporter.ranks, callbacks, rates, make)
         metrics = _fit(run, trainer, reporter)
     for name in parts:
         delattr(student, name)
@@ -74,7 +82,12 @@ def _parts(run: Run) -> dict[str, torch.nn.Module]:
 
 
 def _trainer(
-    run: Run, student: Any, ranks: Ranks, callbacks: Sequence[Any], slowed: Slowed
+    run: Run,
+    student: Any,
+    ranks: Ranks,
+    callbacks: Sequence[Any],
+    slowed: Slowed,
+    make: Callable[..., DistillationTrainer],
 ) -> DistillationTrainer:
     """A trainer; ConfigError for what transformers refuses only when its Trainer is made.
 
@@ -82,7 +95,7 @@ def _trainer(
     """
     heads = fused_heads(student, run.mixture, run.objectives, run.args, run.progress.say)
     try:
-        return DistillationTrainer(
+        return make(
             task=run.cache.plan.task,
             head=heads,
             objective=run.objective,

@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from kdcache.plans import Docs
 from kdcache.plans.batch import Batch
+from kdcache.spans import READ, span
 from kdcache.training.documents import CachedDocuments, rank_share
 
 __all__ = ["CachedDocuments", "EpochSampler", "Loader", "RankBatches", "make_loader"]
@@ -110,7 +111,8 @@ class Pending(Mapping[str, torch.Tensor]):
     def _read(self) -> None:
         dataset, docs, pin_memory = self._job
         try:
-            batch = dataset.turn(docs)
+            with span(READ):
+                batch = dataset.turn(docs)
             self._batch = batch.pin_memory() if pin_memory else batch
         except BaseException as error:
             self._error = error
@@ -150,7 +152,8 @@ class _Rows(Dataset[Batch]):
         return len(self.dataset)
 
     def __getitems__(self, docs: list[int]) -> Batch:
-        return self.dataset.turn(docs)
+        with span(READ):
+            return self.dataset.turn(docs)
 
     def set_epoch(self, epoch: int) -> None:
         self.dataset.set_epoch(epoch)

@@ -22,6 +22,7 @@ from kdcache.losses.teachers import Teaching
 from kdcache.models import run
 from kdcache.plans.batch import Batch
 from kdcache.signals import HEAD, LOGITS, Activations, ModelSizes, Tap
+from kdcache.spans import LOSS, span
 from kdcache.training.inputs import BoundInputs, ChosenInputs
 from kdcache.training.kept import LossState, first_state
 from kdcache.training.learned import Learned
@@ -186,19 +187,20 @@ class Objective:
         parts: list[torch.Tensor] = []
         terms: Terms = {}
         for losses, together in self._passes:
-            if together is None:
-                (one,) = losses
-                value = self._value(one, pairs[one.at], steps[one.name])
-                parts.append(one.loss.weight * value)
-                terms[one.name] = value.detach()
-                continue
-            total, values = together(
-                [one.loss for one in losses],
-                [[pairs[one.at].of(match) for match in one.matches] for one in losses],
-                [steps[one.name] for one in losses],
-            )
-            parts.append(total)
-            terms |= {one.name: value for one, value in zip(losses, values, strict=True)}
+            with span(LOSS, losses):
+                if together is None:
+                    (one,) = losses
+                    value = self._value(one, pairs[one.at], steps[one.name])
+                    parts.append(one.loss.weight * value)
+                    terms[one.name] = value.detach()
+                    continue
+                total, values = together(
+                    [one.loss for one in losses],
+                    [[pairs[one.at].of(match) for match in one.matches] for one in losses],
+                    [steps[one.name] for one in losses],
+                )
+                parts.append(total)
+                terms |= {one.name: value for one, value in zip(losses, values, strict=True)}
         for name, state in self.state.items():
             typing.cast(LossState, state).keep(steps[name].state)
         parts += self.learned.idle()

@@ -208,6 +208,26 @@ def with_vocabulary(recipe: Recipe, vocabulary: Any, overrides: Sequence[str]) -
     return dataclasses.replace(recipe, student=student_table({**recipe.student, **given}))
 
 
+def asked(
+    recipe: Recipe,
+    given: Mapping[str, Any],
+    overrides: Sequence[str],
+    vocabulary: Any,
+    *,
+    student: str | Path | nn.Module | None,
+    layers: Sequence[int] | str | None,
+    config: str | Path | None,
+    same_tokenizer: bool = False,
+) -> Recipe:
+    """`recipe` with the student, the SHORTHANDS and the vocabulary that a call asks for.
+
+    Raises ConfigError for those that do not go together, or with the overrides.
+    """
+    require_one_student(overrides, student, layers, config)
+    chosen = with_student(recipe, student, layers, config, same_tokenizer)
+    return with_vocabulary(with_shorthands(chosen, given, overrides), vocabulary, overrides)
+
+
 def check_callbacks(callbacks: Any) -> list[Any]:
     """The callbacks as transformers takes them: objects, or classes made without arguments."""
     kind = transformers.TrainerCallback

@@ -14,22 +14,14 @@ from kdcache.manifest import Json
 from kdcache.models.student_config import unloadable
 from kdcache.models.together import require_one
 from kdcache.plans.identity import say_unvouched
-from kdcache.progress import Shown, short, shown
+from kdcache.progress import Progress, Shown, short, shown
 from kdcache.store import Cache, Place
 from kdcache.training.arguments import meant_fields
 from kdcache.training.dev import file_plan, require_untested
 from kdcache.training.dev_heads import of_heads, options_of, require_dev_files, require_scored
 from kdcache.training.evaluation import check_evaluation, check_labels, same_columns
-from kdcache.training.mixture import open_mixture
-from kdcache.training.options import (
-    check_callbacks,
-    dev_fields,
-    require_one_student,
-    student_spec,
-    with_shorthands,
-    with_student,
-    with_vocabulary,
-)
+from kdcache.training.mixture import Mixture, open_mixture
+from kdcache.training.options import asked, check_callbacks, dev_fields, student_spec
 from kdcache.training.parts import choose_parts
 from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.result import TrainResult
@@ -148,20 +140,21 @@ def train(
     parts = choose_parts(source, Path(out) / CACHE, allow_partial=allow_partial, resume=resume)
     wanted = {"dev": dev, "dev_split": dev_split, "dev_every": dev_every, "patience": patience}
     chosen = load_recipe(recipe, overrides, meant_fields(), dev_fields(wanted, overrides))
-    require_one_student(overrides, student, init_from_teacher, config)
-    chosen = with_student(chosen, student, init_from_teacher, config, same_tokenizer)
     given = {"seed": seed, "epochs": epochs, "lr": lr, "batch_size": batch_size, "device": device}
-    chosen = with_vocabulary(with_shorthands(chosen, given, overrides), vocabulary, overrides)
+    chosen = asked(
+        chosen,
+        given,
+        overrides,
+        vocabulary,
+        student=student,
+        layers=init_from_teacher,
+        config=config,
+        same_tokenizer=same_tokenizer,
+    )
     called = check_callbacks(callbacks)
     module = student if isinstance(student, nn.Module) else None
-    tokenizer, fewer = (chosen.student.get(name, "") for name in ("tokenizer", "vocabulary"))
-    if tokenizer or fewer:
-        if tokenizer:
-            mixture = in_other_words(mixture, tokenizer, progress)
-        else:
-            spec = student_spec(chosen, module, trust_remote_code=trust_remote_code)
-            mixture = with_fewer_tokens(mixture, fewer, chosen, spec, progress)
-        source = mixture.first
+    mixture = in_students_words(mixture, chosen, module, progress, trust=trust_remote_code)
+    source = mixture.first
     require_dev_files(chosen.dev, mixture.by_head)
     files = of_heads(eval_file, mixture.heads, "--eval")
     teachers = of_heads(eval_teacher, mixture.heads, "--eval-teacher")
@@ -213,6 +206,24 @@ def train(
             told["evaluation"] = _evaluate(run, name, file, teachers.get(name), trusted)
         run.record(metrics)
     return TrainResult(run.folder, metrics, run.first)
+
+
+def in_students_words(
+    mixture: Mixture,
+    recipe: Recipe,
+    module: nn.Module | None,
+    progress: Progress,
+    *,
+    trust: bool,
+) -> Mixture:
+    """The caches as the student of a recipe reads their texts: by its own tokens, where it says."""
+    tokenizer, fewer = (recipe.student.get(name, "") for name in ("tokenizer", "vocabulary"))
+    if tokenizer:
+        return in_other_words(mixture, tokenizer, progress)
+    if fewer:
+        spec = student_spec(recipe, module, trust_remote_code=trust)
+        return with_fewer_tokens(mixture, fewer, recipe, spec, progress)
+    return mixture
 
 
 def _evaluate(run: Stages, head: str, file: Any, teacher: str | Path | None, trusted: bool) -> Json:

@@ -24,6 +24,7 @@ from kdcache.models.layer_rates import Slowed, at_rates
 from kdcache.models.recording import heads_of
 from kdcache.plans.batch import Batch
 from kdcache.signals import LOGITS, Activations, Tap
+from kdcache.spans import FORWARD, WAIT, span
 from kdcache.tasks import Task, as_task
 from kdcache.training.balance import Balancer, balanced_weights
 from kdcache.training.choosing import best_checkpoint
@@ -134,7 +135,8 @@ class DistillationTrainer(transformers.Trainer):
         `wait_seconds` sums the time until the batches were there.
         """
         started = time.perf_counter()
-        batches = list(islice(epoch_iterator, num_batches))
+        with span(WAIT):
+            batches = list(islice(epoch_iterator, num_batches))
         self.wait_seconds += time.perf_counter() - started
         for batch in batches:
             if self.weighers:
@@ -207,7 +209,8 @@ class DistillationTrainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: list[float] | None = None,
     ) -> Any:
-        activations = self.objective.read(model, inputs, self.taps[self.turn])
+        with span(FORWARD):
+            activations = self.objective.read(model, inputs, self.taps[self.turn])
         self.measuring.measure(activations, inputs, num_items_in_batch)
         loss, terms = self._loss(activations, inputs, num_items_in_batch)
         if self.ranks.size > 1:

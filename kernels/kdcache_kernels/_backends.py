@@ -5,7 +5,8 @@ one, each with a function of the same name and parameters; a new one is such a f
 here. The first argument says where a call runs; a file is imported when it first does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
 from typing import Any, ParamSpec, TypeVar
@@ -26,15 +27,28 @@ BACKENDS: dict[str, dict[str, str]] = {
 }
 """Of a kernel: the file that runs it on a type of device. What has none runs the reference."""
 
+_plain = False
+
 KERNELS: dict[str, Callable[..., Any]] = {}
 """What `dispatched` made, by name."""
 
 
 def backend(kernel: str, x: Tensor) -> str:
     """The file that runs `kernel` on `x`; float64 is the reference's on every device."""
-    if x.dtype == torch.float64:
+    if x.dtype == torch.float64 or _plain:
         return "reference"
     return BACKENDS[kernel].get(x.device.type, "reference")
+
+
+@contextmanager
+def plain_torch(on: bool = True) -> Iterator[None]:
+    """Let the references run meanwhile, on every device and in all threads."""
+    global _plain  # a gradient may be made in a thread of autograd's
+    before, _plain = _plain, on
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 def dispatched(reference: Callable[P, R]) -> Callable[P, R]:

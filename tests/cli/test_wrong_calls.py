@@ -87,6 +87,12 @@ a word without a tag | plan {tagless.conll} {AS_TOKENS} | tagless.conll:2: malfo
 hidden states of words that a task does not select | build {corpus} {AS_BUILD} --signal hidden:layers=1,positions=selected | needs the task masked-lm or token-classification
 half a recipe's name | train {cache} --recipe pkd --out {out} | 'pkd-last' or 'pkd-skip'
 a recipe file that is not there | train {cache} --recipe my.toml --out {out} | no recipe file my.toml + shipped recipes: ad-kd
+a profile of a stage that is not there | profile {cache} --recipe annealing-kd --init-from-teacher 1-2 --stage lables | unknown stage 'lables' + did you mean 'labels'?
+a profile of a stage of none | profile {cache} --recipe kd --init-from-teacher 1-2 --stage labels | recipe kd has no stages: leave --stage out
+a profile of no steps | profile {cache} --recipe kd --init-from-teacher 1-2 --steps 0 | --steps
+a profile that nothing can hold | profile {cache} --recipe kd --init-from-teacher 1-2 --out {file} | cannot write
+a profile of what the cache has not | profile {cache} --recipe minilmv2 --init-from-teacher 1-2 | losses.relations needs query
+a profile of an option that is for train | profile {cache} --recipe kd --init-from-teacher 1-2 --lr 1 | no such option: --lr + kdcache profile --help
 a recipe that is no TOML | train {cache} --recipe {bad.toml} --out {out} | bad.toml is not TOML
 a recipe without a loss | train {cache} --recipe {lossless.toml} --out {out} | has no loss + [losses.kl]
 a stage without a loss | train {cache} --recipe {stageless.toml} --out {out} | stage 'two' has no loss + [stages.two.losses.kl]

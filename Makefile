@@ -15,7 +15,7 @@ READY := .venv/.ready
 help:
 	@echo "make demo    set up, then run the demo: a teacher, its cache, several students"
 	@echo "make test    set up, then run every check and test (PYTEST_ARGS='$(PYTEST_ARGS)')"
-	@echo "make slow    set up, then run the tests that test leaves out: the same claims over more models"
+	@echo "make slow    set up, then run the tests that test leaves out: more models, and what takes long"
 	@echo "make lint    the checks alone: ruff, mypy, import-linter"
 	@echo "make format  let ruff format and fix the sources"
 	@echo "make docs    build the documentation into site/; a dead link is an error"

@@ -423,6 +423,7 @@ class OwnForSequenceClassification(transformers.BertForSequenceClassification):
 """
 
 
+@pytest.mark.slow
 def test_a_model_whose_code_comes_with_it_is_scored_where_it_is_trusted(
     own: Path,
     student: Path,

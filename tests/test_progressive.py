@@ -160,6 +160,7 @@ def test_what_makes_no_sense_of_layers_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_mobilebert_moves_each_layer_towards_its_own_of_the_teacher(
     corpus: Path, classifier: Path, tmp_path: Path
 ) -> None:

@@ -249,6 +249,7 @@ def test_what_documents_are_to_the_teacher_is_made_of_its_own_tokens(
     assert torch.allclose(pairs.teacher_of(match).dense(), wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_resumed_and_scored_with_its_own_tokenizer(
     cache: Cache, config: str, tiny: Path, tmp_path: Path, corpus: Path, classifier: Path
 ) -> None:

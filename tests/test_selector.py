@@ -103,6 +103,7 @@ def test_decisions_do_not_depend_on_how_a_step_is_cut(cache: Cache) -> None:
     assert not torch.equal(later["example_weight"], joined)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_between_two_scores_goes_on_exactly(
     cache: Cache, narrow: str, tmp_path: Path
 ) -> None:

@@ -426,6 +426,7 @@ def test_students_that_give_values_have_no_probabilities_to_compare(
         Objective({"mutual": Mutual()}, cache_spec(made.cache, made.cache.plan.labelled), sizes)
 
 
+@pytest.mark.slow
 def test_a_shipped_student_says_every_class_or_value(made: Made, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     report = kdcache.ship(made.trained.folder, tmp_path / "out", measure=made.corpus)

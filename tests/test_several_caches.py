@@ -264,7 +264,7 @@ def test_the_loss_of_a_step_is_that_of_its_cache(
         assert row["contents"] in card
 
 
-@pytest.mark.parametrize("mix", [None, (0.4, 0.6)])
+@pytest.mark.parametrize("mix", [pytest.param(None, marks=pytest.mark.slow), (0.4, 0.6)])
 def test_a_resumed_run_of_several_caches_is_the_unbroken_one_bit_for_bit(
     cache: Cache, other: Cache, narrow_config: str, tmp_path: Path, mix: Any
 ) -> None:

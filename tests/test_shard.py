@@ -311,6 +311,7 @@ print(codes)
 """
 
 
+@pytest.mark.slow
 def test_children_forked_while_a_thread_reads_go_on_reading(tmp_path):
     stored(tmp_path)
     command = [sys.executable, "-W", "ignore", "-c", FORK, str(tmp_path)]

@@ -173,7 +173,7 @@ def test_parameters_that_are_not_trainable_stay_as_they_are_to_the_bit(whole):
 @pytest.mark.parametrize(
     ("stage", "step", "said"),
     [
-        ("states", 1, "resuming from checkpoint 1"),
+        pytest.param("states", 1, "resuming from checkpoint 1", marks=pytest.mark.slow),
         pytest.param("states", 3, "resuming from checkpoint 3", marks=pytest.mark.slow),
         ("both", 2, "resuming from checkpoint 2"),
         pytest.param("head", 3, "resuming from checkpoint 3", marks=pytest.mark.slow),
@@ -220,6 +220,7 @@ def test_a_run_that_dies_between_two_stages_goes_on_with_the_next(
     assert_same_weights(whole.folder, resumed.folder)
 
 
+@pytest.mark.slow
 def test_a_stage_that_had_not_begun_keeps_its_documents_a_step_in_a_run_that_goes_on(
     recipe, cache, narrow, tmp_path
 ):

@@ -51,7 +51,6 @@ CASES = [
     for place, names in table.items()
     for name in names
 ]
-in_all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, case)))
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +116,11 @@ def compare(whole, dtype, args, found):
             assert (taken[key] - gradient).abs().max() <= bound, (key, largest)
 
 
-@in_all_cases
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[] if c[2] == torch.float64 else pytest.mark.slow) for c in CASES],
+    ids=lambda case: " ".join(map(str, case)),
+)
 def test_accumulated_micro_batches_are_the_whole_batch(case, request, tmp_path):
     place, name, dtype = case
     cache, config = (request.getfixturevalue(n) for n in (place, TEACHERS[place]))

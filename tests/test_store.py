@@ -236,7 +236,8 @@ SMALL_PARTS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("shares", [(0.5,), pytest.param((0.1, 0.4, 0.9), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shares", [(0.5,), (0.1, 0.4, 0.9)])
 def test_a_killed_build_resumed_is_byte_identical(
     shares: tuple[float, ...], tmp_path: Path, corpus: Path, classifier: Path
 ) -> None:

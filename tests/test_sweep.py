@@ -54,6 +54,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, cache: Cache, dev: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_ships_and_tells(swept: SweepResult, dev: Path, tmp_path: Path) -> None:
     record = swept.record
     names = [one.name for one in record.students]
@@ -73,6 +74,7 @@ def test_a_sweep_trains_ships_and_tells(swept: SweepResult, dev: Path, tmp_path:
     assert record.picked is record.rows[0]
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_what_ship_writes_with_the_same_flags(
     swept: SweepResult, dev: Path, tmp_path: Path
 ) -> None:
@@ -85,6 +87,7 @@ def test_sizes_are_those_of_what_ship_writes_with_the_same_flags(
         assert sum(sizes) == measured["bytes"]
 
 
+@pytest.mark.slow
 def test_slices_are_those_of_what_is_scored(
     swept: SweepResult, dev: Path, classifier: Path
 ) -> None:
@@ -113,6 +116,7 @@ def test_slices_are_those_of_what_is_scored(
     assert lost["value"] == pytest.approx(sum(right) / len(right))
 
 
+@pytest.mark.slow
 def test_what_was_not_scored_when_it_was_shipped_is_scored_alike(
     swept: SweepResult, cache: Cache, dev: Path, tmp_path: Path
 ) -> None:
@@ -135,6 +139,7 @@ def test_what_was_not_scored_when_it_was_shipped_is_scored_alike(
         read_kept(kept_file(scored_folder(tmp_path, "teacher"), "fp32"))
 
 
+@pytest.mark.slow
 def test_every_row_tells_the_slice_on_which_it_loses_most(swept: SweepResult) -> None:
     record, table = swept.record, swept.table()
     assert record.by == ("domain", "length")
@@ -152,6 +157,7 @@ def test_every_row_tells_the_slice_on_which_it_loses_most(swept: SweepResult) ->
         assert cells["worst_documents"] == row.worst.documents
 
 
+@pytest.mark.slow
 def test_the_table_is_a_frame_a_csv_file_and_json(swept: SweepResult) -> None:
     table = swept.table()
     assert list(table.columns[:3]) == ["model", "kind", "recipe"]
@@ -165,6 +171,7 @@ def test_the_table_is_a_frame_a_csv_file_and_json(swept: SweepResult) -> None:
     assert "2 students trained, picked" in repr(swept)
 
 
+@pytest.mark.slow
 def test_started_again_it_keeps_what_is_there_and_goes_by_other_limits(
     swept: SweepResult, capsys: pytest.CaptureFixture[str], cache: Cache, dev: Path
 ) -> None:
@@ -193,6 +200,7 @@ def test_started_again_it_keeps_what_is_there_and_goes_by_other_limits(
     assert not list((swept.folder / "logs").glob("worker-2.log"))
 
 
+@pytest.mark.slow
 def test_a_folder_keeps_to_one_dev_set(swept: SweepResult, cache: Cache, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="dev"):
         kdcache.sweep(cache, out=swept.folder, grid=FAST, dev_split=0.1, ship=False)

@@ -111,6 +111,7 @@ def test_a_loss_of_all_teachers_is_the_mean_of_theirs(
     assert "| teachers | kl: classifier, small (all) |" in card
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_turn")
 def test_a_resumed_run_draws_the_teachers_that_the_unbroken_one_drew(
     both: Cache, narrow: str, tmp_path: Path

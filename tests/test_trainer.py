@@ -226,7 +226,7 @@ def stop():
     ("stop_after", "every", "accumulate"),
     [
         pytest.param(6, 5, 2, id="within an epoch-2"),
-        pytest.param(9, 8, 1, id="between epochs-1"),
+        pytest.param(9, 8, 1, id="between epochs-1", marks=pytest.mark.slow),
         pytest.param(6, 5, 1, id="within an epoch-1", marks=pytest.mark.slow),
         pytest.param(9, 8, 2, id="between epochs-2", marks=pytest.mark.slow),
     ],

@@ -54,6 +54,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, small: None) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FURTHER)
 def test_a_tutorial_goes_on_where_the_first_ends(
     name: str, home: Path, monkeypatch: pytest.MonkeyPatch

@@ -26,7 +26,6 @@ from tests.test_steps import (  # noqa: F401  # fixtures among them
     compare,
     documents_and_tokens,
     fraction,
-    in_all_cases,
     part_labelled,
     values,
 )
@@ -109,7 +108,7 @@ def two_ranks(request, tmp_path_factory, cache, masked_cache, still):
     return out, ended.stdout
 
 
-@in_all_cases
+@pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, case)))
 def test_two_ranks_are_the_whole_batch(case, two_ranks, request):
     """In the second step one of them has a batch less, or none, and still takes its turn."""
     place, name, dtype = case

@@ -89,7 +89,10 @@ def evaluate(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be 1 or more; got {batch_size}")
     columns = [by] if isinstance(by, str) else list(by)
-    shared = SharedTeacher(teacher) if isinstance(teacher, str | Path) else teacher
+    if teacher is None or isinstance(teacher, SharedTeacher):
+        shared = teacher
+    else:
+        shared = SharedTeacher(teacher)
     source = None if shared is None else shared.source
     task = _task(model, source, columns, trust_remote_code)
     if predictions is not None:

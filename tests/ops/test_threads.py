@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import numba, torch
 import kdcache_kernels as k
@@ -26,6 +28,7 @@ for call in calls:
 """
 
 
+@pytest.mark.slow
 def test_kernels_leave_the_number_of_threads_as_it_was():
     """The first call of a process starts Numba's threads, so this is one of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}

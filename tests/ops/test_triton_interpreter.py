@@ -197,10 +197,9 @@ def laid_out(x, layout):
     return wide[:n, 1 : v + 1].copy_(x)
 
 
+@pytest.mark.slow
 @plans
-@pytest.mark.parametrize(
-    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["sliced", "offset", "transposed", "expanded", "inside"])
 def test_any_layout_of_the_logits(how, dtype, layout):
     d = make_inputs(8, 31, 5, dtype=dtype)  # eight rows meet every distance from a boundary

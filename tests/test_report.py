@@ -405,6 +405,18 @@ def test_a_sweep_shows_its_table_in_a_notebook_and_keeps_whole_numbers_whole(
     assert [row.split(",")[rows[0].split(",").index("dev_n")] for row in rows[1:]] == ["2", "1", ""]
 
 
+def test_a_sweep_that_was_not_shipped_is_drawn_by_its_parameters(tmp_path: Path) -> None:
+    record = read_record(sweep(tmp_path / "sweep"))
+    costs: Json = {"bytes": None, "p50_ms": None, "p95_ms": None, "front": ()}
+    rows = tuple(replace(row, **costs, parameters=99) for row in record.rows)
+    unknown = tuple(replace(row, parameters=None) for row in rows)
+    drawn = [
+        SweepResult(tmp_path, replace(record, rows=some)).plot(tmp_path / "p.png").read_bytes()
+        for some in (rows, unknown)
+    ]
+    assert drawn[0] != drawn[1]
+
+
 def test_folders_of_nothing_a_report_tells_of_are_refused(
     place: Path, plain: TrainResult, tmp_path: Path, corpus: Path, classifier: Path
 ) -> None:

@@ -18,6 +18,8 @@ SIDES: tuple[tuple[str, str, float, str], ...] = (
     ("bytes", "bytes", 1e6, "MB of the files that run"),
     ("ms", "p50_ms", 1.0, "ms for one text on one thread"),
 )
+UNSHIPPED = (("parameters", "parameters", 1e6, "million parameters"),)
+"""What is known of students that were not shipped."""
 GREY = "#6b7078"
 NAMED = 12  # rows of a front that still have room for their names
 
@@ -25,10 +27,12 @@ NAMED = 12  # rows of a front that still have room for their names
 def draw(path: Path, record: Record, scoring: Scoring) -> None:
     """Draw a PNG: scores against size and latency, with the rows that no other beats in a line.
 
-    Bars are one standard deviation over the seeds.
+    Bars are one standard deviation over the seeds. Of what was not shipped it is parameters.
     """
+    sides = SIDES if any(row.bytes is not None for row in record.rows) else UNSHIPPED
     figure = Figure(figsize=(10.5, 4.8), layout="constrained", dpi=120)
-    for axis, side in zip(figure.subplots(1, 2, sharey=True), SIDES, strict=True):
+    axes = figure.subplots(1, len(sides), sharey=True, squeeze=False)[0]
+    for axis, side in zip(axes, sides, strict=True):
         _draw_side(axis, record, scoring, *side)
     on = "dev set" if scoring.dev else "evaluation file"
     figure.axes[0].set_ylabel(f"{record.metric.replace('_', ' ')} on the {on}", fontsize=12)
@@ -54,22 +58,26 @@ def _draw_side(
         if name in row.front:
             line.append((*at, row))
     line.sort(key=lambda point: point[:2])
-    axis.plot([p[0] for p in line], [p[1] for p in line], "-", color=GREY, lw=1.2, zorder=0,
-              label="no other is better and smaller or faster")  # fmt: skip
+    if line:
+        axis.plot([p[0] for p in line], [p[1] for p in line], "-", color=GREY, lw=1.2, zorder=0,
+                  label="no other is better and smaller or faster")  # fmt: skip
+    axis.margins(x=0.12, y=0.12)
+    low, high = axis.get_xlim()
     first = {point[:2]: point[2] for point in reversed(line)}  # of models that are alike
     for (x, y), row in list(first.items())[-NAMED:]:
+        left = x > (low + high) / 2  # where a name on the right would leave the picture
         axis.annotate(
             _called(row),
             (x, y),
-            xytext=(6, -11),
+            xytext=(-6 if left else 6, -11),
             textcoords="offset points",
+            ha="right" if left else "left",
             fontsize=8,
             color=GREY,
         )
-    if not line:
+    if not axis.lines:
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=GREY)
     axis.set_xlabel(label, fontsize=12)
-    axis.margins(x=0.12, y=0.12)
     axis.grid(color="#e3e5e8")
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -80,5 +88,6 @@ def _called(row: Row) -> str:
 
 def _legend(axis: Any) -> tuple[list[Any], list[str]]:
     """Each mark once."""
-    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    found, names = axis.get_legend_handles_labels()
+    handles = dict(zip(names, found, strict=True))
     return list(handles.values()), list(handles)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kdcache.maintenance.verifying import verify
     from kdcache.models import run
     from kdcache.models.opened import open_student
+    from kdcache.profiling.building import profile_build
     from kdcache.profiling.run import profile
     from kdcache.reporting.run import report
     from kdcache.shipping import ship
@@ -65,6 +66,7 @@ __all__ = [
     "open_student",
     "plan",
     "profile",
+    "profile_build",
     "report",
     "run",
     "ship",
@@ -95,6 +97,7 @@ _HOME = {
     "open_student": "models.opened",
     "plan": "building.planner",
     "profile": "profiling.run",
+    "profile_build": "profiling.building",
     "report": "reporting.run",
     "run": "models",
     "ship": "shipping",

@@ -23,6 +23,9 @@ WAIT, READ, COPY = "waiting for data", "reading", "host to device"
 FORWARD, DECODE, LOSS = "forward", "decode", "loss"
 BACKWARD, CLIP, OPTIMIZER = "backward", "clipping", "optimizer"
 """Parts of a step of training; a loss is LOSS and its name."""
+TEACHING, ENCODE, FETCH = "running the teacher", "encoding", "device to host"
+FIDELITY, WRITE, WRITER = "fidelity", "writing", "waiting for the writer"
+"""Parts of a build beside READ, COPY and FORWARD; all are within TEACHING, and WRITE beside it."""
 
 _NOTHING = nullcontext()
 _watch: Callable[[str], Span] | None = None

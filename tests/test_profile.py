@@ -159,3 +159,39 @@ def test_the_command_prints_what_the_report_holds(
     ):
         assert words in out, out
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_profiles_a_build(
+    corpus: Path, classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kdcache_cli.main import main
+
+    given = ["--teacher", str(classifier), "--task", "text-classification", "--limit", "12"]
+    assert main(["profile", "--build", str(corpus), *given, "--device", "cpu", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    for words in ("forward", "encoding", "100.0%", "while the teacher ran"):
+        assert words in out, out
+
+
+def test_the_parts_of_a_build_add_up_to_it(corpus: Path, classifier: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = kdcache.profile_build(
+        corpus,
+        teacher=classifier,
+        task="text-classification",
+        device="cpu",
+        limit=40,
+        part_tokens=512,
+        out=out,
+    )
+    (row,) = result.report["rows"]
+    assert sum(row["parts"].values()) == pytest.approx(row["seconds"])
+    expected = {"reading", "forward", "encoding", "device to host", "waiting for the writer", OTHER}
+    assert expected <= row["parts"].keys()
+    assert row["beside"].keys() == {"writing"}
+    assert 0 <= row["overlap"] <= 1
+    assert result.report["settings"]["documents"] == 40
+    assert result.report["settings"]["parts"] > 1
+    assert {path.name for path in out.iterdir()} == {"build.json", "build.png"}
+    assert list(tmp_path.iterdir()) == [out]
+    assert "waiting for the writer" in result._repr_html_()

@@ -35,6 +35,7 @@ REPORTING = [
     "merge",
     "plan",
     "profile",
+    "profile_build",
     "report",
     "ship",
     "sweep",

@@ -74,6 +74,8 @@ EXAMPLES = {
         "kdcache profile train.cache --recipe kd --init-from-teacher 2-4-6",
         "kdcache profile train.cache --recipe mine.toml --student ./small",
         "    --steps 50 --out profile --device cuda",
+        "kdcache profile --build train.csv --teacher ./teacher",
+        "    --task text-classification",
     ),
     "sweep": (
         "kdcache sweep train.cache --out sweep --set recipe=kd,finetune",

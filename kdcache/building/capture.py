@@ -16,6 +16,7 @@ from kdcache.plans.batch import length_batches
 from kdcache.progress import Advance, Progress, quiet
 from kdcache.signals import LOGITS, TAP_KINDS, Activations, merge, taps_of
 from kdcache.signals.base import Arrays, Stats
+from kdcache.spans import ENCODE, FETCH, FIDELITY, FORWARD, READ, span
 from kdcache.store import Cache
 from kdcache.tasks import RowSpace, Subset
 
@@ -67,14 +68,18 @@ class Capture:
         stats: dict[str, list[Stats]] = {name: [] for name in self.cache.signals}
         before = {space: self._before(part, space) for space in self.sampled}
         for docs in length_batches(self.plan, self.plan.part_docs(part), self.batch_tokens):
-            batch = self.cache.batch(docs, []).to(self.teacher.device)
+            with span(READ):
+                batch = self.cache.batch(docs, [])
+            batch = batch.to(self.teacher.device)
             with torch.inference_mode():
-                whole = run(self.teacher.model, batch, self.taps, task=self.plan.task)
+                with span(FORWARD):
+                    whole = run(self.teacher.model, batch, self.taps, task=self.plan.task)
                 activations = {space: self._at_space(whole, docs, space) for space in self.sampled}
                 self._require_finite(activations, docs)
                 at = {space: self._rows(part, docs, space) for space in self.sampled}
                 encoded = self._encode(activations, at, rows)
-                self._measure(activations, encoded, at, before, stats)
+                with span(FIDELITY):
+                    self._measure(activations, encoded, at, before, stats)
                 self._note_classes(whole, docs)
             advance(int(batch["attention_mask"].sum()))
         return rows, {name: merge(found) for name, found in stats.items() if found}
@@ -98,13 +103,15 @@ class Capture:
 
         Raises ModelError for rows of another width than the teacher's configuration tells.
         """
-        encoded = {
-            name: signal.encode(activations[self.spaces[name]])
-            for name, signal in self.cache.signals.items()
-        }
+        with span(ENCODE):
+            encoded = {
+                name: signal.encode(activations[self.spaces[name]])
+                for name, signal in self.cache.signals.items()
+            }
         for name, arrays in encoded.items():
             for array, values in arrays.items():
-                target, found = rows[f"{name}/{array}"], values.cpu().numpy()
+                with span(FETCH):
+                    target, found = rows[f"{name}/{array}"], values.cpu().numpy()
                 if found.shape[1:] != target.shape[1:]:
                     raise ModelError(
                         f"the teacher's rows of {name}/{array} are {found.shape[1:]}, and by its "

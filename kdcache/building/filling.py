@@ -12,8 +12,11 @@ from kdcache.building.capture import Capture
 from kdcache.corpora.numbering import Numbering
 from kdcache.errors import KdcacheError
 from kdcache.interrupts import held_interrupts
+from kdcache.manifest import Json
 from kdcache.models import Teacher
+from kdcache.plans import Array
 from kdcache.progress import Progress
+from kdcache.spans import TEACHING, WRITE, WRITER, span
 from kdcache.store import Claims, Writer
 from kdcache.store.io.durable_writes import writing
 
@@ -35,7 +38,8 @@ def fill(writer: Writer, teacher: Teacher, batch_tokens: int, progress: Progress
         capture = Capture(cache, teacher, batch_tokens, progress)
         if cache.plan.label_kind.numbered:
             capture.numbering = Numbering()
-        _run_parts(writer, missing, capture, progress)
+        with span(TEACHING):
+            _run_parts(writer, missing, capture, progress)
         _say_renumbering(capture, progress)
         writer.republish()  # another builder of the cache may have been killed meanwhile
     writer.finalize()
@@ -78,6 +82,10 @@ def _run_parts(writer: Writer, parts: list[int], capture: Capture, progress: Pro
             advance(tokens)
             check()
 
+        def write(part: int, arrays: dict[str, Array], fidelity: Json) -> None:
+            with span(WRITE):
+                writer.write_part(part, arrays, fidelity, capture.forward)
+
         try:
             left = list(parts)
             while (part := claims.take(left)) is not None:
@@ -86,13 +94,15 @@ def _run_parts(writer: Writer, parts: list[int], capture: Capture, progress: Pro
                     _say_renumbering(capture, progress)
                 left.remove(part)
                 if pending is not None:
-                    pending.result()
-                pending = thread.submit(writer.write_part, part, arrays, fidelity, capture.forward)
+                    with span(WRITER):
+                        pending.result()
+                pending = thread.submit(write, part, arrays, fidelity)
                 for other in set(left).difference(writer.cache.missing):
                     left.remove(other)
                     advance(tokens[other])
             if pending is not None:
-                pending.result()
+                with span(WRITER):
+                    pending.result()
         except KeyboardInterrupt as stop:
             if pending is not None:
                 pending.result()

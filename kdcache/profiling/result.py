@@ -9,11 +9,11 @@ from pathlib import Path
 
 from kdcache.bench.report import Panel, draw_panels, save_report
 from kdcache.manifest import Json
+from kdcache.profiling.tables import ms, parts_table, slowest_first
 from kdcache.rendering import Section, Table, Text, show, size
 from kdcache.store.io.durable_writes import writing
 
 REPORT, PICTURE, TRACE_FILE = "profile.json", "profile.png", "trace.json"
-LAST = "other"
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,14 @@ class ProfileResult:
     def table(self) -> Table:
         """The parts of a step as `train` takes it, the longest first: milliseconds and shares."""
         ours = self.report["rows"][0]
-        parts, whole = ours["parts"], ours["mean_seconds"]
-        order = sorted(parts, key=lambda part: (part == LAST, -parts[part]))
-        rows = [(part, _ms(parts[part]), f"{parts[part] / whole:.1%}") for part in order]
-        return Table(("part", "ms", "share"), (*rows, ("step", _ms(whole), "100.0%")), figures=True)
+        return parts_table(ours["parts"], ours["mean_seconds"], "step")
 
     def ways(self) -> Table:
         """Each way to take the same steps: median milliseconds, times ours, bytes and the loss."""
         rows = [
             (
                 row["way"],
-                _ms(row["seconds"]),
+                ms(row["seconds"]),
                 f"{row['times']:.2f}x",
                 "-" if row["peak_bytes"] is None else size(row["peak_bytes"]),
                 f"{row['loss']:.6g}",
@@ -55,7 +52,7 @@ class ProfileResult:
             (
                 row["op"],
                 show(row["calls"]),
-                _ms(row["seconds"]),
+                ms(row["seconds"]),
                 size(row["bytes"]),
                 f"{size(int(row['bytes_per_s']))}/s",
                 f"{row['share_of_limit']:.0%} ({row['bound']})",
@@ -69,7 +66,7 @@ class ProfileResult:
     def told(self) -> Iterator[tuple[str, Table, str]]:
         """All of it: titles, tables, and what is to be said below."""
         ours = self.report["rows"][0]
-        beside = [f"{name} {_ms(seconds)} ms" for name, seconds in ours["beside"].items()]
+        beside = [f"{name} {ms(seconds)} ms" for name, seconds in ours["beside"].items()]
         note = f"In a thread beside a step: {', '.join(beside)}." if beside else ""
         yield "Where a step's time goes", self.table(), note
         yield "The same steps", self.ways(), ""
@@ -79,10 +76,14 @@ class ProfileResult:
     def plot(self, path: str | Path) -> Path:
         """Draw parts and ways as a PNG."""
         rows = self.report["rows"]
-        parts = self.report["rows"][0]["parts"]
-        order = sorted(parts, key=lambda part: (part == LAST, -parts[part]))
+        parts = rows[0]["parts"]
+        bars = {part: 1000 * parts[part] for part in slowest_first(parts)}
         panels = [
-            Panel(title="Parts of a step", unit="ms", bars={p: 1000 * parts[p] for p in order}),
+            Panel(
+                title="Parts of a step",
+                unit="ms",
+                bars=bars,
+            ),
             Panel(
                 title="The same steps",
                 unit="ms",
@@ -110,14 +111,10 @@ class ProfileResult:
     def __repr__(self) -> str:
         ours = self.report["rows"][0]
         others = ", ".join(f"{r['way']} {r['times']:.2f}x" for r in self.report["rows"][1:])
-        return f"<ProfileResult: {_ms(ours['seconds'])} ms a step; {others}>"
+        return f"<ProfileResult: {ms(ours['seconds'])} ms a step; {others}>"
 
     def _repr_html_(self) -> str:
         return "\n".join(
             Section(title, (table, *((Text(note),) if note else ()))).html()
             for title, table, note in self.told()
         )
-
-
-def _ms(seconds: float) -> str:
-    return show(1000 * seconds)

@@ -93,6 +93,11 @@ a profile of no steps | profile {cache} --recipe kd --init-from-teacher 1-2 --st
 a profile that nothing can hold | profile {cache} --recipe kd --init-from-teacher 1-2 --out {file} | cannot write
 a profile of what the cache has not | profile {cache} --recipe minilmv2 --init-from-teacher 1-2 | losses.relations needs query
 a profile of an option that is for train | profile {cache} --recipe kd --init-from-teacher 1-2 --lr 1 | no such option: --lr + kdcache profile --help
+a profile of nothing | profile --device cpu | profile takes a CACHE and --recipe + --build CORPUS
+a profile of a build without its task | profile --build {corpus} --teacher {classifier} | needs --teacher + and --task
+a profile of a build by a recipe | profile --build {corpus} --teacher {classifier} --task text-classification --recipe kd | --recipe goes with CACHE
+a profile of training with a limit | profile {cache} --recipe kd --limit 9 | --limit goes with --build CORPUS alone
+a profile of a build by no teacher | profile --build {corpus} --teacher nobody/here --task text-classification | nobody/here
 a recipe that is no TOML | train {cache} --recipe {bad.toml} --out {out} | bad.toml is not TOML
 a recipe without a loss | train {cache} --recipe {lossless.toml} --out {out} | has no loss + [losses.kl]
 a stage without a loss | train {cache} --recipe {stageless.toml} --out {out} | stage 'two' has no loss + [stages.two.losses.kl]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import timeit
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from kdcache.errors import ConfigError
 from kdcache.profiling.ops import OpWatch
 from kdcache.profiling.recorder import CLOCKS, OTHER, Recorder
 from kdcache.profiling.result import ProfileResult
-from kdcache.profiling.turns import OURS, PLAIN, UNFUSED
+from kdcache.profiling.turns import OURS, PLAIN, TIME, UNFUSED, turns
 from kdcache.spans import span, watched
 from kdcache.store import Cache
 from kdcache_kernels import linear_kl, linear_topk_kl, relation_kl, topk_kl
@@ -114,6 +115,15 @@ def test_bytes_and_products_of_ops_are_counted_by_hand() -> None:
     assert by_op["linear_topk_kl"].flops == 2 * product * width  # a frozen head has no gradient
     assert by_op["linear_kl"].flops == product * (3 * width + 7)
     assert by_op["relation_kl"].flops == 2 * (4 + 9) * (3 * width + 6)
+
+
+def test_each_way_is_the_first_of_a_round_as_often_as_the_others() -> None:
+    found = turns((OURS, UNFUSED, PLAIN), 6, trace=True)
+    timed = [turn for turn in found if turn.kind == TIME]
+    assert Counter(turn.way for turn in timed) == dict.fromkeys((OURS, UNFUSED, PLAIN), 6)
+    firsts = Counter(turn.way for turn in timed if turn.first)
+    assert firsts == dict.fromkeys((OURS, UNFUSED, PLAIN), 2)
+    assert [turn.kind for turn in found[-4:]] == ["ops", "ops", "ops", "trace"]
 
 
 def test_parts_of_a_part_count_once() -> None:

@@ -151,8 +151,8 @@ def _report(
     args = run.args
     ours = statistics.median(one.seconds for one in measured.steps[OURS.name])
     rows = [
-        _row(name, found, measured, ours, args.device.type)
-        for name, found in measured.steps.items()
+        _row(name, measured.steps[name], measured, ours, args.device.type)
+        for name in measured.losses
     ]
     return new_report(
         "profile",

@@ -44,9 +44,14 @@ class Turn(NamedTuple):
 
 def turns(those: Sequence[Way], steps: int, *, trace: bool) -> list[Turn]:
     """All steps of a profile, in order: to warm up, `steps` of each way that are timed, memory,
-    ops, and one for the trace.
+    ops, and one for the trace. Each way is the first of a round as often as the others: that step
+    meets documents of new lengths, and pays for it.
     """
     rounds = [*[WARM] * WARM_UP, *[TIME] * steps, MEMORY]
-    found = [Turn(kind, way, way is those[0]) for kind in rounds for way in those]
+    found: list[Turn] = []
+    for number, kind in enumerate(rounds):
+        shift = number % len(those)
+        order = [*those[shift:], *those[:shift]]
+        found += [Turn(kind, way, way is order[0]) for way in order]
     found += [Turn(OPS, OURS)] * OP_STEPS
     return found + [Turn(TRACE, OURS)] * trace

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import kdcache
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, ModelError
 from kdcache.profiling.ops import OpWatch
 from kdcache.profiling.recorder import CLOCKS, OTHER, Recorder
 from kdcache.profiling.result import ProfileResult
@@ -81,6 +81,19 @@ def test_files_hold_the_report_and_a_trace_that_names_parts_and_ops(
     assert json.loads((out / "profile.json").read_text()) == json.loads(json.dumps(result.report))
     names = {event["name"] for event in json.loads((out / "trace.json").read_text())["traceEvents"]}
     assert {"forward", "loss kl", "linear_topk_kl", "backward", "optimizer"} <= names
+
+
+def test_what_a_loss_keeps_of_steps_sets_no_way_apart(cache: Cache) -> None:
+    assert cache.plan.parts > 1  # the numbers of documents have gaps
+    result = kdcache.profile(cache, recipe="crd", steps=1, **STUDENT)
+    ours, plain = (row["loss"] for row in result.report["rows"])
+    assert ours == pytest.approx(plain, rel=1e-5)
+
+
+def test_losses_that_are_no_numbers_are_not_timed(cache: Cache) -> None:
+    given = ["losses.kl.weight=1e39"]  # infinite in float32
+    with pytest.raises(ModelError, match="the student's outputs are no numbers"):
+        kdcache.profile(cache, recipe="kd", overrides=given, **STUDENT)
 
 
 def test_a_notebook_shows_all_tables(layers: ProfileResult) -> None:

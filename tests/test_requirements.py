@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import kdcache
 from kdcache.errors import ConfigError
@@ -141,3 +142,10 @@ def test_what_a_loss_keeps_is_of_one_teacher(rich: Cache, recipe: str) -> None:
     two = replace(known, others={"other": replace(known, name="other")})
     with pytest.raises(ConfigError, match="learns from one teacher; 2 are named"):
         Objective(chosen.losses, two, student, teaching=chosen.teaching)
+
+
+def test_documents_have_places_without_gaps_in_caches_of_several_parts(cache: Cache) -> None:
+    docs = torch.from_numpy(cache.plan.docs)
+    assert int(docs[-1]) >= len(docs)  # numbers have gaps
+    spec = cache_spec(cache, 0)
+    assert spec.places(docs).equal(torch.arange(spec.documents))

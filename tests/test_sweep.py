@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 import kdcache
 from kdcache.errors import ConfigError, MismatchError, ModelError
@@ -232,6 +234,26 @@ def test_students_that_are_not_shipped_are_sliced_in_torch(
     assert student.worst is not None
     assert teacher.dev is not None
     assert teacher.dev.mean == pytest.approx(told["all"]["teacher"]["value"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_another_teacher_is_measured_anew(
+    swept: SweepResult, cache: Cache, dev: Path, classifier: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(swept.folder, tmp_path / "s")
+    shutil.copytree(classifier, tmp_path / "other")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(classifier)
+    model.classifier.weight.data.neg_()
+    model.save_pretrained(tmp_path / "other")
+    grid = {**FAST, "recipe": ["minilm", "kd"]}
+    asked: dict[str, Any] = {"grid": grid, "seeds": 2, "dev": dev, "threads": 1}
+    asked |= {"out": tmp_path / "s", "teacher": tmp_path / "other"}
+    for _ in range(2):
+        record = kdcache.sweep(cache, **asked).record
+        (before, after) = (
+            [r for r in rows if r.who == "teacher"] for rows in (swept.record.rows, record.rows)
+        )
+        assert [row.dev for row in before] != [row.dev for row in after]
 
 
 def sweeping(*words: object) -> subprocess.Popen[bytes]:

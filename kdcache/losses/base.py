@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -89,6 +89,8 @@ class Step:
         learned: what the loss learns beside the student, if it declares any (`Loss`).
         seed: of the run, for what a loss draws.
         number: steps of the run before this one.
+        placing: places of documents among all of the cache by their numbers, which have gaps; None:
+            they have none.
     """
 
     batch: Batch
@@ -102,6 +104,13 @@ class Step:
     learned: nn.Module | None = None
     seed: int = 0
     number: int = 0
+    placing: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    @property
+    def places(self) -> torch.Tensor:
+        """Places of the batch's documents among all of the cache, [B] int64: 0 and on."""
+        docs = self.batch["docs"]
+        return docs if self.placing is None else self.placing(docs)
 
     @cached_property
     def weight(self) -> torch.Tensor:

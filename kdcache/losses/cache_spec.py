@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from kdcache.labels import LABEL_KINDS, LabelKind
 from kdcache.signals import ModelSizes, Signal
 from kdcache.signals.base import settings_text
@@ -22,7 +24,8 @@ class CacheSpec:
         name: of the teacher.
         prefix: what the names of its arrays begin with in a batch.
         others: the same of the cache's further teachers, by name.
-        documents: how many there are, by whose numbers a loss may remember them.
+        documents: how many there are, by whose `places` a loss may remember them.
+        before: how many lie before each part; a part takes `part_rows` of the numbers in a batch.
         reworded: whether the student reads its texts in another vocabulary than the teacher.
         points: whether its documents are read at the points that it holds.
     """
@@ -36,6 +39,8 @@ class CacheSpec:
     prefix: str = ""
     others: Mapping[str, CacheSpec] = field(default_factory=dict)
     documents: int = 0
+    before: tuple[int, ...] = (0,)
+    part_rows: int = 0
     reworded: bool = False
     points: bool = False
 
@@ -48,6 +53,15 @@ class CacheSpec:
     def labels(self) -> LabelKind:
         """The kind of its labels."""
         return LABEL_KINDS[self.label_kind]
+
+    def places(self, docs: torch.Tensor) -> torch.Tensor:
+        """Places of documents among all, from 0 to `documents`, [B] int64, by their numbers in a
+        batch, which have gaps at the ends of parts.
+        """
+        if len(self.before) == 1:
+            return docs
+        part = docs // self.part_rows
+        return docs - part * self.part_rows + torch.tensor(self.before, device=docs.device)[part]
 
     def held(self) -> str:
         """The signals of the teacher, for messages."""

@@ -108,7 +108,7 @@ class CRD:
             side: normalize(exact(maps[side](rows.to(maps[side].weight.dtype))), dim=1)
             for side, rows in sides.items()
         }
-        docs, documents = step.batch["docs"], len(step.state["student"])
+        docs, documents = step.places, len(step.state["student"])
         index = torch.cat([docs[:, None], self.others(step, documents)], 1)
         rows = contrast_rows(vectors, index, step.state, self.temperature)
         remember(step.state, docs[step.weight > 0], vectors, step.weight > 0, self.momentum)
@@ -118,8 +118,7 @@ class CRD:
         """Numbers of those that each document of a batch is told from, [B, negatives] int64; a loss
         of one's own may choose them otherwise.
         """
-        docs = step.batch["docs"]
-        return drawn(step.seed, step.number, docs, documents, self.negatives)
+        return drawn(step.seed, step.number, step.places, documents, self.negatives)
 
 
 def drawn(seed: int, step: int, docs: torch.Tensor, documents: int, number: int) -> torch.Tensor:

@@ -116,7 +116,8 @@ def op_rows(steps: Sequence[Sequence[Call]], clock: Clock, device: torch.device)
 
 
 def _row(name: str, steps: Sequence[Sequence[Call]], clock: Clock, watch: Stopwatch) -> Json:
-    calls = [[call for call in step if call.op == name] for step in steps]
+    found = [[call for call in step if call.op == name] for step in steps]
+    calls = [step for step in found if step]  # steps of several caches have ops of their own
     seconds = statistics.median(sum(clock.between(c.begin, c.end) for c in step) for step in calls)
     last = calls[-1]
     moved, flops = sum(call.bytes for call in last), sum(call.flops for call in last)

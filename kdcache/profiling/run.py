@@ -32,6 +32,7 @@ from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.run import Run
 from kdcache.training.run_folder import Standing
 from kdcache.training.train import in_students_words
+from kdcache_kernels._backends import plain_torch
 
 STEPS = 20
 
@@ -125,7 +126,7 @@ def profile(
         trace = None if out is None else Path(scratch) / TRACE_FILE
         measured, recorder = Measured(), Recorder(clock)
         make = partial(Profiled, steps=steps, trace=trace, measured=measured, recorder=recorder)
-        with watched(recorder.part):
+        with watched(recorder.part), plain_torch(on=False):  # so again where a step is stopped
             fit(run, run.prepare(None), [], make)
         result = ProfileResult(_report(run, measured, recorder, mixture, name, steps))
         if out is not None:

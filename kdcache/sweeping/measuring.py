@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdcache.manifest import Json
 from kdcache.progress import Progress
 from kdcache.shipping.run import KINDS, kept_file
+from kdcache.store.io.durable_writes import remove_tree, replace_synced
 from kdcache.sweeping.asked import Asked
 from kdcache.sweeping.folder import shipped_folder, teacher_report
 from kdcache.sweeping.pool import Pool
 from kdcache.sweeping.record import Student
-from kdcache.sweeping.shipped import TEACHER
+from kdcache.sweeping.shipped import TEACHER, teachers_files
 from kdcache.sweeping.slicing import scored_folder
+from kdcache.training.run_folder import read_json
 
 FULL, SMALL = KINDS
+OF_TEACHER = "teacher_of.json"
 
 
 class Measuring:
@@ -34,6 +38,7 @@ class Measuring:
 
         So is what was shipped before slices were asked of it, where their scores were not kept.
         """
+        self._forget_another_teacher()
         work = [
             self._shipping(one.name, "ship", one.folder)
             for one in trained
@@ -46,6 +51,7 @@ class Measuring:
 
     def score(self, pool: Pool, trained: Sequence[Student]) -> None:
         """Score, document by document, what was not when it was shipped."""
+        self._forget_another_teacher()
         work = [
             self._work(one.name, "score", one.folder)
             for one in trained
@@ -55,6 +61,14 @@ class Measuring:
             work.insert(0, self._work(TEACHER, "score_teacher", None))
         if work:
             self._work_off(pool, work, "scoring slices", "scored slice by slice")
+
+    def _forget_another_teacher(self) -> None:
+        """Remove what was measured of the teacher where it is not the one that is named now."""
+        note, own = self.folder / OF_TEACHER, teachers_files(self.asked.teacher)
+        if not note.is_file() or read_json(note) != own:
+            remove_tree(shipped_folder(self.folder, TEACHER))
+            remove_tree(scored_folder(self.folder, TEACHER))
+            replace_synced(note, (json.dumps(own, indent=1) + "\n").encode())
 
     def _unscored(self, name: str, kind: str) -> bool:
         """Whether slices are asked for, and what they are told of is not kept."""

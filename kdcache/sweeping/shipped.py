@@ -16,7 +16,7 @@ from kdcache.progress import quiet
 from kdcache.shipping.run import KINDS, ship_both
 from kdcache.store import Cache
 from kdcache.store.io.durable_writes import remove_tree, replace_synced
-from kdcache.training.evaluation import same_columns
+from kdcache.training.evaluation import content_digest, same_columns
 
 SHIPPED, REPORT = "shipped", "report.json"
 TEACHER = "teacher"
@@ -81,6 +81,14 @@ def require_teacher(cache: Cache, named: str | None, *, trust_remote_code: bool)
             f"the teacher's folder {source} is gone, and students that are shipped, or sliced "
             "(--by), are held against it: name it with --teacher, or leave both out (--no-ship)"
         )
+
+
+def teachers_files(named: str | None) -> Json:
+    """What tells the teacher that is named from others: SHA-256 of its files; empty: the cache's."""
+    if named is None:
+        return {}
+    files = [path for path in sorted(Path(named).glob("*")) if path.is_file()]
+    return {path.name: content_digest(path) for path in files} or {"name": named}
 
 
 def read_report(folder: Path) -> Json | None:

@@ -266,6 +266,7 @@ class Objective:
                 learned=self.learned.of(name),
                 seed=self.seed,
                 number=self.step,
+                placing=self.cache.places,
             )
             for (name, one), total in zip(self.bound.items(), whole, strict=True)
         }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from kdcache.losses import CacheSpec
 from kdcache.store import Cache
 from kdcache.training.mixture import Mixture
@@ -25,6 +27,9 @@ def cache_spec(cache: Cache, labelled: int, *, several: bool = False) -> CacheSp
 
     With `several`, of all its teachers; else of the one that it is seen as.
     """
+    plan = cache.plan
+    size = plan.rows["document"]
+    before = np.searchsorted(plan.docs, size * np.arange(plan.parts)).tolist()
     views = cache.views if several else {cache.teacher or cache.first: cache}
     specs = {
         name: CacheSpec(
@@ -33,7 +38,9 @@ def cache_spec(cache: Cache, labelled: int, *, several: bool = False) -> CacheSp
             signals=view.signals,
             shape=view.shape,
             labelled=labelled,
-            documents=cache.plan.documents,
+            documents=plan.documents,
+            before=tuple(before),
+            part_rows=size,
             reworded=cache.reworded,
             name=name,
             prefix="" if view is cache else view.prefix,

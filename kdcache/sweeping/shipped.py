@@ -84,7 +84,7 @@ def require_teacher(cache: Cache, named: str | None, *, trust_remote_code: bool)
 
 
 def teachers_files(named: str | None) -> Json:
-    """What tells the teacher that is named from others: SHA-256 of its files; empty: the cache's."""
+    """What tells the teacher that is named from others: SHA-256 of its files; {}: the cache's."""
     if named is None:
         return {}
     files = [path for path in sorted(Path(named).glob("*")) if path.is_file()]

@@ -88,11 +88,11 @@ def _for_people() -> Progress:
     if not is_first_process():
         return quiet
     if _in_notebook():
-        from kdcache.progress_bars import Bars, Lines
+        from kdcache.rendering.progress_bars import Bars, Lines
 
         return Bars(sys.stdout) if find_spec("ipywidgets") else Lines(sys.stdout)
     if sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty():
-        from kdcache.progress_bars import Bars
+        from kdcache.rendering.progress_bars import Bars
 
         return Bars(sys.stderr)
     return logged

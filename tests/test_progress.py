@@ -20,7 +20,7 @@ import pytest
 import kdcache
 from kdcache.errors import ConfigError
 from kdcache.progress import is_first_process, logged, quiet, short, shown
-from kdcache.progress_bars import Bars, Lines
+from kdcache.rendering.progress_bars import Bars, Lines
 from kdcache.store import Cache
 
 ROOT = Path(__file__).parents[1]

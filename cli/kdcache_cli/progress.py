@@ -6,7 +6,7 @@ import sys
 from typing import TextIO
 
 from kdcache.progress import Progress, is_first_process, quiet
-from kdcache.progress_bars import Bars, Lines
+from kdcache.rendering.progress_bars import Bars, Lines
 
 
 def reporter(stream: TextIO | None = None) -> Progress:

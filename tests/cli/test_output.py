@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.progress_bars import Bars, Lines, clock, compact
+from kdcache.rendering.progress_bars import Bars, Lines, clock, compact
 from kdcache_cli.output import print_json, show, size
 from kdcache_cli.scores import print_metrics
 

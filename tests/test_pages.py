@@ -101,16 +101,26 @@ def test_all_commands_of_the_readme_run_the_shipped_student_too(
     run_console(blocks(README, "console"))
 
 
-COMMANDS = ["fidelity.md", "store.md", "kernels.md", "methods.md", "scores.md", "sweep.md"]
+COMMANDS = ["fidelity.md", "store.md", "kernels.md", "scores.md", "sweep.md"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n == "methods.md" else []) for n in COMMANDS],
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_commands_of_a_page_run(name: str, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(shop)
     run_console(blocks(DOCS / name, "console"))
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_of_methods_run(
+    tmp_path: Path,
+    tokenizer: Path,
+    sentences: list[Docstring],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After the README's, whose cache they go on with; they train a dozen students."""
+    monkeypatch.chdir(stand_ins(tmp_path, tokenizer, sentences))
+    run_console(blocks(README, "console"), skipped=SLOW)
+    run_console(blocks(DOCS / "methods.md", "console"))
 
 
 def test_the_python_of_the_readme_calls_what_is_there() -> None:

@@ -19,7 +19,7 @@ from kdcache.building.planner import PlanOptions
 from kdcache.manifest import Json
 from kdcache.models import pick_device
 from kdcache.profiling.recorder import Clock, Recorded, Recorder, clock_of
-from kdcache.profiling.tables import ms, parts_table, slowest_first
+from kdcache.profiling.tables import bars, ms, parts_table
 from kdcache.progress import Shown
 from kdcache.rendering import Section, Table, Text, size
 from kdcache.spans import TEACHING, WRITE, WRITER, watched
@@ -182,11 +182,10 @@ class BuildProfile:
         Raises CacheError if it cannot be written.
         """
         (row,) = self.report["rows"]
-        bars = {part: 1000 * row["parts"][part] for part in slowest_first(row["parts"])}
         place = Path(folder)
         with writing(place):
             save_report(place / "build.json", self.report)
-            panel = Panel(title="Running the teacher", unit="ms", bars=bars)
+            panel = Panel(title="Running the teacher", unit="ms", bars=bars(row["parts"]))
             draw_panels(place / "build.png", "Where a build's time goes", [panel], columns=1)
         return place
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdcache.bench.report import Panel, draw_panels, save_report
 from kdcache.manifest import Json
-from kdcache.profiling.tables import ms, parts_table, slowest_first
+from kdcache.profiling.tables import bars, ms, parts_table
 from kdcache.rendering import Section, Table, Text, show, size
 from kdcache.store.io.durable_writes import writing
 
@@ -76,19 +76,10 @@ class ProfileResult:
     def plot(self, path: str | Path) -> Path:
         """Draw parts and ways as a PNG."""
         rows = self.report["rows"]
-        parts = rows[0]["parts"]
-        bars = {part: 1000 * parts[part] for part in slowest_first(parts)}
+        ways = {row["way"]: 1000 * row["seconds"] for row in rows}
         panels = [
-            Panel(
-                title="Parts of a step",
-                unit="ms",
-                bars=bars,
-            ),
-            Panel(
-                title="The same steps",
-                unit="ms",
-                bars={row["way"]: 1000 * row["seconds"] for row in rows},
-            ),
+            Panel(title="Parts of a step", unit="ms", bars=bars(rows[0]["parts"])),
+            Panel(title="The same steps", unit="ms", bars=ways),
         ]
         settings = self.report["settings"]
         title = f"A step of {settings['recipe']}, {settings['batch_size']} documents a forward"
@@ -101,7 +92,6 @@ class ProfileResult:
         """
         place = Path(folder)
         with writing(place):
-            place.mkdir(parents=True, exist_ok=True)
             save_report(place / REPORT, self.report)
             self.plot(place / PICTURE)
             if trace is not None:

@@ -8,14 +8,15 @@ from kdcache.profiling.recorder import OTHER
 from kdcache.rendering import Table, show
 
 
-def slowest_first(parts: Mapping[str, float]) -> list[str]:
-    """Names of parts, the longest first, and the rest at the end."""
-    return sorted(parts, key=lambda part: (part == OTHER, -parts[part]))
+def bars(parts: Mapping[str, float]) -> dict[str, float]:
+    """Milliseconds of parts, the longest first, and of the rest at the end."""
+    slowest = sorted(parts, key=lambda part: (part == OTHER, -parts[part]))
+    return {part: 1000 * parts[part] for part in slowest}
 
 
 def parts_table(parts: Mapping[str, float], whole: float, name: str) -> Table:
     """Milliseconds and shares of parts, and of the whole, which has a name."""
-    rows = [(part, ms(parts[part]), f"{parts[part] / whole:.1%}") for part in slowest_first(parts)]
+    rows = [(part, ms(parts[part]), f"{parts[part] / whole:.1%}") for part in bars(parts)]
     return Table(("part", "ms", "share"), (*rows, (name, ms(whole), "100.0%")), figures=True)
 
 

@@ -33,12 +33,19 @@ class Measuring:
         self.asked, self.folder, self.progress = asked, folder, progress
         self.notes: list[str] = []
 
+    def forget_another_teacher(self) -> None:
+        """Remove what was measured of the teacher where it is not the one that is named now."""
+        note, own = self.folder / OF_TEACHER, teachers_files(self.asked.teacher)
+        if not note.is_file() or read_json(note) != own:
+            remove_tree(shipped_folder(self.folder, TEACHER))
+            remove_tree(scored_folder(self.folder, TEACHER))
+            replace_synced(note, (json.dumps(own, indent=1) + "\n").encode())
+
     def ship(self, pool: Pool, trained: Sequence[Student]) -> None:
         """Ship what is not shipped yet, one after the other: what is timed is timed alone.
 
         So is what was shipped before slices were asked of it, where their scores were not kept.
         """
-        self._forget_another_teacher()
         work = [
             self._shipping(one.name, "ship", one.folder)
             for one in trained
@@ -51,7 +58,6 @@ class Measuring:
 
     def score(self, pool: Pool, trained: Sequence[Student]) -> None:
         """Score, document by document, what was not when it was shipped."""
-        self._forget_another_teacher()
         work = [
             self._work(one.name, "score", one.folder)
             for one in trained
@@ -61,14 +67,6 @@ class Measuring:
             work.insert(0, self._work(TEACHER, "score_teacher", None))
         if work:
             self._work_off(pool, work, "scoring slices", "scored slice by slice")
-
-    def _forget_another_teacher(self) -> None:
-        """Remove what was measured of the teacher where it is not the one that is named now."""
-        note, own = self.folder / OF_TEACHER, teachers_files(self.asked.teacher)
-        if not note.is_file() or read_json(note) != own:
-            remove_tree(shipped_folder(self.folder, TEACHER))
-            remove_tree(scored_folder(self.folder, TEACHER))
-            replace_synced(note, (json.dumps(own, indent=1) + "\n").encode())
 
     def _unscored(self, name: str, kind: str) -> bool:
         """Whether slices are asked for, and what they are told of is not kept."""

@@ -241,6 +241,8 @@ class _Sweep:
         """Ship the students that are trained, and hold them against the teacher slice by slice."""
         measuring = Measuring(self.asked, self.folder, self.progress)
         trained = [one for one in self.students.values() if one.state == TRAINED]
+        if self.asked.ship or self.slicing is not None:
+            measuring.forget_another_teacher()
         if self.asked.ship:
             started = time.perf_counter()
             measuring.ship(pool, trained)

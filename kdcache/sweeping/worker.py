@@ -79,7 +79,8 @@ def serve(
         with suppress(BrokenPipeError):  # nobody waits any more: the input has ended, too
             print(json.dumps(answer), file=answers, flush=True)
         gc.collect()
-        gc.freeze()  # what is imported by now is looked through no more: that took most of a second
+        if not gc.get_freeze_count():
+            gc.freeze()  # of what is imported by now: to look through it took most of a second
 
 
 def _listen(lines: queue.SimpleQueue[str | None], busy: threading.Event) -> None:

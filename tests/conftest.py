@@ -75,12 +75,19 @@ def sentences(library: list[Docstring]) -> list[Docstring]:
 
 
 @pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the fixtures below make what all modules read; nobody else writes here."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("session")
+    """A module's own folder, so that no other module's files can have the same names."""
+    return tmp_path_factory.mktemp("module")
 
 
 @pytest.fixture(scope="session")
-def tokenizer(folder: Path) -> Path:
+def tokenizer(shared: Path) -> Path:
     """A WordPiece tokenizer of 600 tokens, trained on the documentation of the language."""
     normal, cut = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     texts = [normal.normalize_str(text) for text in prose()[:400]]
@@ -108,8 +115,8 @@ def tokenizer(folder: Path) -> Path:
         mask_token="[MASK]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
-    fast.save_pretrained(folder / "tokenizer")
-    return folder / "tokenizer"
+    fast.save_pretrained(shared / "tokenizer")
+    return shared / "tokenizer"
 
 
 def save_teacher(path: Path, tokenizer: Path, model: transformers.PreTrainedModel) -> Path:
@@ -136,7 +143,7 @@ def bert_config(tokenizer: Path, **more: object) -> transformers.BertConfig:
 
 
 @pytest.fixture(scope="session")
-def classifier(folder: Path, tokenizer: Path) -> Path:
+def classifier(shared: Path, tokenizer: Path) -> Path:
     torch.manual_seed(1)
     labels = ["asyncio", "email", "tkinter"]
     config = bert_config(
@@ -146,26 +153,26 @@ def classifier(folder: Path, tokenizer: Path) -> Path:
         initializer_range=0.2,
     )
     model = transformers.BertForSequenceClassification(config)
-    return save_teacher(folder / "classifier", tokenizer, model)
+    return save_teacher(shared / "classifier", tokenizer, model)
 
 
 @pytest.fixture(scope="session")
-def regressor(folder: Path, tokenizer: Path) -> Path:
+def regressor(shared: Path, tokenizer: Path) -> Path:
     torch.manual_seed(2)
     config = bert_config(tokenizer, num_labels=1, initializer_range=0.2)
     model = transformers.BertForSequenceClassification(config)
-    return save_teacher(folder / "regressor", tokenizer, model)
+    return save_teacher(shared / "regressor", tokenizer, model)
 
 
 @pytest.fixture(scope="session")
-def masked_lm(folder: Path, tokenizer: Path) -> Path:
+def masked_lm(shared: Path, tokenizer: Path) -> Path:
     torch.manual_seed(3)
     model = transformers.BertForMaskedLM(bert_config(tokenizer, initializer_range=0.2))
-    return save_teacher(folder / "masked_lm", tokenizer, model)
+    return save_teacher(shared / "masked_lm", tokenizer, model)
 
 
 @pytest.fixture(scope="session")
-def causal_lm(folder: Path, tokenizer: Path) -> Path:
+def causal_lm(shared: Path, tokenizer: Path) -> Path:
     torch.manual_seed(4)
     vocab = len(transformers.AutoTokenizer.from_pretrained(tokenizer))
     config = transformers.GPT2Config(
@@ -178,19 +185,19 @@ def causal_lm(folder: Path, tokenizer: Path) -> Path:
         eos_token_id=3,
         initializer_range=0.2,
     )
-    return save_teacher(folder / "causal_lm", tokenizer, transformers.GPT2LMHeadModel(config))
+    return save_teacher(shared / "causal_lm", tokenizer, transformers.GPT2LMHeadModel(config))
 
 
 @pytest.fixture(scope="session")
-def corpus(folder: Path, sentences: list[Docstring]) -> Path:
+def corpus(shared: Path, sentences: list[Docstring]) -> Path:
     """A CSV file of sentences with their package as label."""
-    return write_csv(folder / "sentences.csv", [(s.text, s.package) for s in sentences])
+    return write_csv(shared / "sentences.csv", [(s.text, s.package) for s in sentences])
 
 
 @pytest.fixture(scope="session")
-def prose_file(folder: Path) -> Path:
+def prose_file(shared: Path) -> Path:
     """Plain text, a paragraph a line."""
-    path = folder / "prose.txt"
+    path = shared / "prose.txt"
     path.write_text("\n".join(prose()[400:480]), encoding="utf-8")
     return path
 
@@ -221,13 +228,13 @@ def write_csv(
 
 
 @pytest.fixture(scope="session")
-def cache(folder: Path, corpus: Path, classifier: Path) -> Cache:
+def cache(shared: Path, corpus: Path, classifier: Path) -> Cache:
     """Dense logits and [CLS] states of every layer; several parts; teacher weights kept."""
     return build(
         corpus,
         teacher=classifier,
         task="text-classification",
-        out=folder / "cache.zarr",
+        out=shared / "cache.zarr",
         signals=["logits:dense", "hidden:layers=0-1-2-3-4,positions=cls,dtype=fp32"],
         max_length=48,
         part_tokens=2048,
@@ -237,13 +244,13 @@ def cache(folder: Path, corpus: Path, classifier: Path) -> Cache:
 
 
 @pytest.fixture(scope="session")
-def masked_cache(folder: Path, prose_file: Path, masked_lm: Path) -> Cache:
+def masked_cache(shared: Path, prose_file: Path, masked_lm: Path) -> Cache:
     """Top-16 soft labels and hidden states at masked positions, two views of each text."""
     return build(
         prose_file,
         teacher=masked_lm,
         task="masked-lm",
-        out=folder / "masked.zarr",
+        out=shared / "masked.zarr",
         signals=["logits:topk,k=16", "hidden:layers=2-4,positions=masked,group=16"],
         max_length=48,
         part_tokens=4096,
@@ -252,13 +259,13 @@ def masked_cache(folder: Path, prose_file: Path, masked_lm: Path) -> Cache:
 
 
 @pytest.fixture(scope="session")
-def causal_cache(folder: Path, prose_file: Path, causal_lm: Path) -> Cache:
+def causal_cache(shared: Path, prose_file: Path, causal_lm: Path) -> Cache:
     """Top-16 soft labels at every token and hidden states of every token."""
     return build(
         prose_file,
         teacher=causal_lm,
         task="causal-lm",
-        out=folder / "causal.zarr",
+        out=shared / "causal.zarr",
         signals=["logits:topk,k=16", "hidden:layers=0-4,positions=all,dtype=bf16"],
         max_length=64,
         part_tokens=4096,

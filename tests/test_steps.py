@@ -53,14 +53,14 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def part_labelled(folder, sentences, classifier):
     """A document in four has a label: most micro-batches of three have one, some none."""
     rows = [(s.text, s.package if i % 4 == 0 else "") for i, s in enumerate(sentences[:40])]
     return _classified(folder / "part", rows, classifier)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def values(folder, sentences, regressor):
     """Numbers for labels, of two documents in three."""
     rows = [(s.text, "" if i % 3 == 0 else i / 7) for i, s in enumerate(sentences[:40])]
@@ -79,7 +79,7 @@ def _classified(path, rows, teacher):
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fraction(folder, prose_file, causal_lm):
     """An eighth of the tokens: a micro-batch may have no row at all."""
     return build(

@@ -21,7 +21,7 @@ from kdcache.training.train import train
 QUICK = ("training.max_steps=6", "training.logging_steps=2", "training.learning_rate=1e-3")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def narrow(folder, classifier):
     """A configuration half as wide and half as deep as the teachers, with dropout."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -82,7 +82,7 @@ def stopped_and_resumed(cache, folder, stop=None, **options):
 HIDDEN = ("losses.hidden.layer_map=uniform", "losses.hidden.weight=1.0")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def trained(folder, cache, narrow):
     """A student of half the width, trained on soft labels and hidden states."""
     out = folder / "trained"

@@ -24,21 +24,26 @@ QUICK: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def encoder(folder: Path, tokenizer: Path) -> Path:
+def lessons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("teaching")
+
+
+@pytest.fixture(scope="session")
+def encoder(lessons: Path, tokenizer: Path) -> Path:
     """A BERT without a head."""
     torch.manual_seed(5)
     model = transformers.BertModel(bert_config(tokenizer, initializer_range=0.2))
-    return save_teacher(folder / "encoder", tokenizer, model)
+    return save_teacher(lessons / "encoder", tokenizer, model)
 
 
 @pytest.fixture(scope="session")
-def labelled(folder: Path, sentences: list[Docstring]) -> Path:
+def labelled(lessons: Path, sentences: list[Docstring]) -> Path:
     """Sentences of three classes, every fourth without its label."""
     rows = [(s.text, "" if i % 4 == 3 else s.package) for i, s in enumerate(sentences)]
-    return write_csv(folder / "labelled.csv", [*rows])
+    return write_csv(lessons / "labelled.csv", [*rows])
 
 
 @pytest.fixture(scope="session")
-def taught(folder: Path, encoder: Path, labelled: Path) -> TeachResult:
+def taught(lessons: Path, encoder: Path, labelled: Path) -> TeachResult:
     """A teacher of the labelled sentences."""
-    return teach(encoder, labelled, out=folder / "taught", eval_file=labelled, **QUICK)
+    return teach(encoder, labelled, out=lessons / "taught", eval_file=labelled, **QUICK)

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from kdcache.bench import kernels_grid
-from kdcache.bench.kernels import OURS, bench_kernels, panels
+from kdcache.bench.kernels import bench_kernels
 from kdcache.bench.kernels_case import Case, Rival
 from kdcache.bench.kernels_cases import CASES, OPS, RIVALS
 from kdcache.bench.kernels_check import Check, relative_error
 from kdcache.bench.kernels_grid import DTYPES, Grid, default_grid
 from kdcache.bench.kernels_inputs import Formula, Size, Tensors
 from kdcache.bench.kernels_keeping import ENVIRONMENT, KEEPING, best_rival
+from kdcache.bench.kernels_plot import cases, draw, messages
+from kdcache.bench.limits import CARDS, floor, predict
 from kdcache.bench.report import (
     TOLERANCE,
-    draw_panels,
     load_report,
     machine,
     regressions,
@@ -291,13 +292,26 @@ def test_reports_of_format_1_can_be_compared_with_and_later_ones_cannot(
 
 
 @pytest.mark.slow
-def test_a_plot_has_a_panel_an_op(report: dict[str, Any], tmp_path: Path) -> None:
-    drawn = panels(report)
-    assert [panel.title.split()[0] for panel in drawn] == list(OPS)
-    assert next(iter(drawn[0].bars)) == OURS
-    assert set(drawn[0].bars) == {OURS, *PLAIN}
-    image = draw_panels(tmp_path / "kernels.png", "title", drawn).read_bytes()
+def test_a_plot_has_a_row_a_case_and_a_panel_a_message(
+    report: dict[str, Any], tmp_path: Path
+) -> None:
+    with_floors = json.loads(json.dumps(report))
+    predict(with_floors, list(CARDS))
+    assert len(cases(with_floors)) == len(CASES)
+    assert len(messages(report)) == 3
+    assert len(messages(with_floors)) == 5
+    image = draw(tmp_path / "kernels.png", with_floors).read_bytes()
     assert image.startswith(b"\x89PNG")
+    assert int.from_bytes(image[16:20], "big") == 1245  # one and a half of what a README is wide
+
+
+def test_a_floor_is_the_slower_of_a_copy_and_a_product() -> None:
+    row = {"dtype": "bf16", "bytes": 3.02e12, "flops": 78.5e12}
+    assert floor(row, CARDS["H100"]) == {"seconds": 1.0, "bound": "copy"}
+    found = floor({**row, "flops": 3 * 785e12}, CARDS["H100"])
+    assert found == {"seconds": 3.0, "bound": "gemm bf16"}
+    for card in CARDS.values():
+        assert card.products.keys() == DTYPES.keys()
 
 
 def doctored(report: dict[str, Any], op: str, figure: str, factor: float) -> dict[str, Any]:
@@ -349,6 +363,7 @@ def test_the_command_prints_writes_and_compares(run: Run, tmp_path: Path) -> Non
     assert (tmp_path / "kernels.png").stat().st_size > 1000
     old = load_report(tmp_path / "kernels.json", "kernels")
     assert len(old["rows"]) == 12
+    assert "Predicted" not in out
     path = save_report(tmp_path / "fast.json", doctored(old, "topk_kl", "seconds", 1e-6))
     code, out, _ = run("--op", "topk_kl", "--compare", path)
     assert code == 1
@@ -358,6 +373,30 @@ def test_the_command_prints_writes_and_compares(run: Run, tmp_path: Path) -> Non
     code, out, err = run("--op", "topk_kl", "--compare", path, "--tolerance", 1000, "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["regressions"] == []
+
+
+def test_a_saved_report_is_shown_on_a_page_of_100_columns_with_floors_of_other_cards(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from kdcache_cli.main import main
+
+    saved = Path(__file__).parents[1] / "benchmarks" / "results" / "kernels_cpu.json"
+    command = f"bench kernels --read {saved} --limit-from H100 --limit-from H200 --out {tmp_path}"
+    assert main(command.split()) == 0
+    out, err = capsys.readouterr()
+    assert not err
+    assert max(map(len, out.splitlines())) <= 100
+    for name in {f"{row['op']} {row['variant']}".strip() for row in result(saved)["rows"]}:
+        assert f" {name} " in out, "a name is broken over lines"
+    assert "Predicted, not measured" in out
+    written = result(tmp_path / "kernels.json")
+    assert [card["name"] for card in written["predicted"]] == ["H100", "H200"]
+    assert all(set(row["predicted"]) == {"H100", "H200"} for row in written["rows"])
+    assert regressions(result(saved), written) == []
+
+
+def result(path: Path) -> dict[str, Any]:
+    return load_report(path, "kernels")
 
 
 def test_the_command_refuses_a_wrong_kernel(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,6 +416,12 @@ def test_the_command_refuses_a_wrong_kernel(run: Run, monkeypatch: pytest.Monkey
         (["--op", "topk"], "unknown op 'topk'; did you mean 'topk_kl' or 'topk_encode'?"),
         (["--vocab", "30k"], "--vocab takes numbers as in 30522,128256; got '30k'"),
         (["--dtype", "fp61"], "did you mean 'fp16'?"),
+        (["--limit-from", "B200"], "unknown card 'B200'"),
+        (["--limit-from", "H1"], "(known: H100, H200)"),
+        (
+            ["--read", "old.json"],
+            "--k, --repeats, --rival, --allocator beside it",
+        ),
         (["--compare", "/nowhere/old.json"], "is not a readable report"),
         (["--device", "cuda:x"], "unknown device"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,12 +11,9 @@ import typer
 from kdcache.errors import ConfigError, one_of
 from kdcache_cli import bench_report as b
 from kdcache_cli import options as o
-from kdcache_cli.output import print_fields, print_table, print_title, show, size
+from kdcache_cli.bench_kernels_tables import print_kernels, wrong
 
 Json = dict[str, Any]
-
-THOUSAND = 1000
-SOFTWARE = ("torch", "numba", "triton", "liger-kernel")
 
 
 def _whole(option: str, text: str | None) -> tuple[int, ...] | None:
@@ -69,6 +67,21 @@ def kernels(
     repeats: Annotated[
         int | None, typer.Option(metavar="N", help="Repeats of every call (9; 25 on a GPU).")
     ] = None,
+    limit_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CARD",
+            help="H100 or H200: add the least time that each case would take on a card that is not "
+            "here, predicted from its rates; repeat it for both.",
+        ),
+    ] = None,
+    read: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="REPORT.json",
+            help="Measure nothing: print, draw (--out) and predict from what an earlier run wrote.",
+        ),
+    ] = None,
     device: o.Device = "auto",
     out: b.Out = None,
     compare: b.Compare = None,
@@ -82,161 +95,47 @@ def kernels(
     as the op has to move, or a matrix product. On a CPU all is measured twice: rivals in plain
     torch lose much of their time to memory that the allocator gives back and takes anew.
     """
-    from kdcache.bench.kernels import bench_kernels, panels
+    from kdcache.bench.kernels import bench_kernels
     from kdcache.bench.kernels_grid import default_grid
+    from kdcache.bench.kernels_plot import draw
+    from kdcache.bench.limits import card, predict
+    from kdcache.bench.report import load_report, save_report
     from kdcache.models import pick_device
 
     b.check_places(out, compare, "kernels")
-    where = pick_device(device)
-    grid = default_grid(
-        where,
-        ops=op,
-        rows=_whole("--rows", rows),
-        vocab=_whole("--vocab", vocab),
-        k=k,
-        hidden=_whole("--hidden", hidden),
-        dtypes=_dtypes(dtype),
-        rivals=rival,
-        allocators=allocator,
-        repeats=repeats,
-    )
-    report = bench_kernels(grid, where, progress=context.obj)
+    for name in limit_from or ():
+        card(name)  # an unknown one is refused before minutes of measuring
+    grid = {
+        "rows": _whole("--rows", rows),
+        "vocab": _whole("--vocab", vocab),
+        "k": k,
+        "hidden": _whole("--hidden", hidden),
+        "repeats": repeats,
+    }
+    several = {"op": op, "dtype": _dtypes(dtype), "rival": rival, "allocator": allocator}
+    if read is None:
+        where = pick_device(device)
+        lists = {f"{name}s": values for name, values in several.items()}
+        report = bench_kernels(default_grid(where, **grid, **lists), where, progress=context.obj)
+    else:
+        _refuse_measuring({**grid, **several})
+        report = load_report(read, "kernels")
+    if limit_from:
+        predict(report, limit_from)
     if out:
-        title = "Time of a kernel, and of its rivals with the better of two allocators"
-        b.write(report, out, panels(report), title)
+        save_report(out / "kernels.json", report)
+        draw(out / "kernels.png", report)
     for row in report["refused"]:
-        print(f"error: {_wrong(row)}", file=sys.stderr)
-    b.finish(report, show=_print, as_json=as_json, compare=compare, tolerance=tolerance)
+        print(f"error: {wrong(row)}", file=sys.stderr)
+    b.finish(report, show=print_kernels, as_json=as_json, compare=compare, tolerance=tolerance)
     if report["refused"]:
         raise typer.Exit(1)
 
 
-def _wrong(row: Json) -> str:
-    outputs = ", ".join(
-        f"{name} by {_off(found)} ({found['allowed']:.2g} allowed)"
-        for name, found in row["wrong"].items()
-    )
-    return f"{_case(row)} is wrong and was not timed: off float64 in {outputs}"
-
-
-def _off(found: Json) -> str:
-    return "something not finite" if found["error"] is None else f"{found['error']:.2g}"
-
-
-def _case(row: Json, *, short: bool = False) -> str:
-    from kdcache.bench.kernels import title
-
-    return title({k: v for k, v in row.items() if not short or k != "k"})
-
-
-def _print(report: Json) -> None:
-    machine, settings, rows = report["machine"], report["settings"], report["rows"]
-    on_cpu = report["device"] == "cpu"
-    print_fields(
-        {
-            "device": machine["processor"] if on_cpu else machine["gpu"],
-            "threads": machine["threads"] if on_cpu else None,
-            "software": ", ".join(f"{n} {machine[n]}" for n in SOFTWARE if n in machine),
-            "ids a row": settings["k"],
-            "left out": "; ".join(report["left_out"]) or None,
-        }
-    )
-    if not rows:
-        return
-    print()
-    print_table(
-        ("kernel", "ms", "reached", "of limit", "memory", "best rival", "takes"),
-        [_row(row) for row in rows],
-        right=(1, 2, 3, 4, 6),
-    )
-    _print_rivals(rows)
-    _print_goals(report)
-
-
-def _print_goals(report: Json) -> None:
-    missed = [goal for goal in report["goals"] if not goal["met"]]
-    print_title(
-        f"Goals, times the best rival under either allocator: met by "
-        f"{len(report['goals']) - len(missed)} of {len(report['goals'])}"
-    )
-    for goal in missed:
-        print(f"not met: {goal['goal']}: {goal['value']:.2f}, goal {goal['bound']:g}")
-
-
-def _row(row: Json) -> tuple[str, ...]:
-    return (
-        _case(row, short=True),
-        show(THOUSAND * row["seconds"]),
-        _rate(row, row["seconds"]),
-        f"{row['share_of_limit']:.0%}",
-        _memory(row),
-        *_best(row["best"]),
-    )
-
-
-def _best(best: Json | None) -> tuple[str, str]:
-    if best is None:
-        return "-", "-"
-    where = ", pages kept" if best["allocator"] == "keeping" else ""
-    return f"{best['rival']}{where}", f"{best['ratio']:.2f}x"
-
-
-def _rate(row: Json, seconds: float) -> str:
-    if row["bound"] == "copy":
-        return f"{size(int(row['bytes'] / seconds))}/s"
-    rate = row["flops"] / seconds / 1e9
-    return f"{rate:.3g} GFLOP/s" if rate < THOUSAND else f"{rate / THOUSAND:.3g} TFLOP/s"
-
-
-def _memory(figures: Json) -> str:
-    return "-" if figures["peak_bytes"] is None else size(figures["peak_bytes"])
-
-
-def _print_rivals(rows: list[Json]) -> None:
-    """How many times as long each takes, and the memory it needs; then who was not timed."""
-    timed = [n for row in rows for n, found in row["rivals"].items() if "seconds" in found]
-    names = sorted(set(timed), key=timed.index)
-    for title, cell in (
-        ("Rivals: how many times as long they take, and where freed pages are kept", _times),
-        ("Rivals: memory", _memory_of),
-    ):
-        print_title(title)
-        print_table(
-            ("kernel", *names),
-            [
-                (_case(row, short=True), *(cell(row["rivals"].get(name, {})) for name in names))
-                for row in rows
-            ],
-            right=range(1, len(names) + 1),
+def _refuse_measuring(given: Json) -> None:
+    asked = [f"--{name}" for name, value in given.items() if value is not None]
+    if asked:
+        raise ConfigError(
+            f"--read shows what an earlier run measured; got {', '.join(asked)} beside it: leave "
+            "out the one or the other"
         )
-    others = [
-        f"{name}: {why}"
-        for row in rows
-        for name, found in row["rivals"].items()
-        if (why := _not_timed(row, found))
-    ]
-    if others:
-        print_title("Not timed")
-        print("\n".join(dict.fromkeys(others)))
-
-
-def _times(found: Json) -> str:
-    if "seconds" not in found:
-        return "-"
-    pages = f", {found['keeping']['ratio']:.2f}x" if "keeping" in found else ""
-    return f"{found['ratio']:.2f}x{pages}"
-
-
-def _memory_of(found: Json) -> str:
-    return _memory(found) if "seconds" in found else "-"
-
-
-def _not_timed(row: Json, found: Json) -> str | None:
-    if "absent" in found:
-        return str(found["absent"])
-    if "failed" in found:
-        return f"failed on {_case(row)}: {found['failed']}"
-    if "wrong" in found:
-        offs = ", ".join(f"{name} off by {_off(off)}" for name, off in found["wrong"].items())
-        return f"wrong on {_case(row)}: {offs}"
-    return None

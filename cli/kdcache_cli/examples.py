@@ -112,6 +112,7 @@ EXAMPLES = {
     "bench kernels": (
         "kdcache bench kernels --op topk_kl --vocab 30522,128256 --out bench",
         "kdcache bench kernels --op topk_kl --compare bench/kernels.json",
+        "kdcache bench kernels --read bench/kernels.json --limit-from H100",
     ),
     "bench fidelity": (
         "kdcache bench fidelity wiki.txt --teacher ./teacher --task masked-lm",

@@ -20,7 +20,7 @@ from kdcache.bench.kernels_check import Check, reason
 from kdcache.bench.kernels_grid import DTYPES, NAMES, Grid
 from kdcache.bench.kernels_inputs import Formula, Size, Tensors
 from kdcache.bench.kernels_keeping import KEEPING, add_keeping, best_rival, measure_keeping
-from kdcache.bench.report import Json, Panel, new_report
+from kdcache.bench.report import Json, new_report
 from kdcache.bench.timing import (
     Call,
     Contender,
@@ -226,25 +226,6 @@ def _bound(limits: dict[str, float]) -> tuple[str, float]:
     kinds = ["copy", *([min(products, key=limits.__getitem__)] if products else [])]
     bound = max(kinds, key=limits.__getitem__)
     return bound, limits[bound]
-
-
-def panels(found: Json) -> list[Panel]:
-    """The first row of every op as bars: ours and every rival at its best, the limit across."""
-    firsts = {row["op"]: row for row in reversed(found["rows"])}
-    return [_panel(firsts[op]) for op in OPS if op in firsts]
-
-
-def _panel(row: Json) -> Panel:
-    def least(side: Json) -> float:
-        return float(min(at["seconds"] for at in (side, side.get(KEEPING, side))))
-
-    timed = {name: side for name, side in row["rivals"].items() if "seconds" in side}
-    return Panel(
-        title=title(row),
-        unit="milliseconds",
-        bars={OURS: 1000 * row["seconds"], **{n: 1000 * least(side) for n, side in timed.items()}},
-        lines={f"limit ({row['bound']})": 1000 * row["limit_seconds"]},
-    )
 
 
 def title(row: Json) -> str:

@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import hashlib
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from gain_intervals import paired
@@ -80,6 +82,17 @@ def teacher_of(trial: Trial) -> str:
     """The digest of the teacher's weights: results of another one are not compared."""
     weights = (trial.out / "teacher" / "model.safetensors").read_bytes()
     return hashlib.sha256(weights).hexdigest()
+
+
+def hold(out: Path) -> TextIO:
+    """Keep a second run out of the folder, for they would train over each other's students."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = (out / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit(f"another run is in {out}: give each a folder of its own") from None
+    return lock
 
 
 def one_recipe(trial: Trial, name: str, seeds: int) -> Json:
@@ -193,6 +206,7 @@ def main() -> None:
     given = parser.parse_args()
     trial = Trial(out=given.out, layers=LAYERS, steps=STEPS)
     names = given.recipe or recipes()
+    lock = hold(given.out)
     if not given.report:
         trial.prepare(given.data, [load_recipe(name) for name in recipes()])
     for name in names if not (given.report or given.costs) else ():
@@ -205,6 +219,7 @@ def main() -> None:
             print(name, f"{kept(name)['cost']:.2f} steps of kd", flush=True)
     teacher = teacher_of(trial)
     found = {name: kept(name) for name in recipes()}
+    lock.close()
     save("methods", summary(trial, {k: v for k, v in found.items() if v.get("teacher") == teacher}))
 
 

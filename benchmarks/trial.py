@@ -81,12 +81,12 @@ class Trial:
 
     def train(self, recipe: Recipe, rate: float, seed: int, *overrides: str) -> Any:
         """Train a student of the budget into a folder that is made anew."""
-        stages = max(1, len(recipe.stages))
-        steps = f"training.max_steps={self.steps // stages}"
-        own = [f"stages.{stage.name}.{steps}" for stage in recipe.stages] or [steps]
+        stages = [f"stages.{stage.name}." for stage in recipe.stages] or [""]
+        each = {"max_steps": self.steps // len(stages), "learning_rate": rate}
+        own = [f"{of}training.{name}={value}" for of in stages for name, value in each.items()]
         shutil.rmtree(self.out / "student", ignore_errors=True)
         return kdcache.train(
-            self.out / "cache.zarr", recipe=recipe, out=self.out / "student", lr=rate, seed=seed,
+            self.out / "cache.zarr", recipe=recipe, out=self.out / "student", seed=seed,
             batch_size=BATCH, init_from_teacher=self.layers, dev=self.out / "dev.csv",
             progress=False, overrides=[*own, *overrides],
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from kdcache.errors import ConfigError, KdcacheError, MissingExtraError
 from kdcache.store import Cache
 from kdcache.sweeping.choosing import choose, with_worst
 from kdcache.sweeping.grid import ARGUMENTS, Range, read_grid
+from kdcache.sweeping.pool import Pool
 from kdcache.sweeping.record import Limits, Mean, Row, Student, read_record
 from kdcache.sweeping.rows import Scoring, rows_of
 from kdcache_cli.main import main
@@ -92,7 +94,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "negative": ({"max_ms": -1.0}, "--max-ms is a number"),
     "times": ({"max_ms": 1.0, "dev_split": 0.1}, "is measured on texts"),
     "search": ({"search": 2}, "add --dev FILE"),
-    "workers": ({"workers": 0}, "--workers and --threads are 1 or more"),
+    "workers": ({"workers": 0}, "--workers is 1 or more; got 0"),
+    "threads": ({"threads": 0}, "--threads is 1 or more; got 0"),
     "file": ({"grid": "nowhere.toml"}, "cannot read grid"),
     "texts": ({"overrides": ["layers=1", "vocabulary=corpus,no.txt"]}, "got 'no.txt', and there"),
 }
@@ -312,3 +315,9 @@ def test_the_page_names_every_axis_and_shows_a_grid_file(tmp_path: Path) -> None
     file = tmp_path / "grid.toml"
     file.write_text(page.partition("```toml\n")[2].partition("```")[0])
     assert len(read_grid(file, []).settings()) == 8
+
+
+def test_workers_of_a_sweep_that_is_refused_end_with_it() -> None:
+    with Pool(2, 1) as pool:
+        assert all(worker.alive for worker in pool.workers)
+    assert [worker.process.returncode for worker in pool.workers] == [-signal.SIGKILL] * 2

@@ -126,10 +126,6 @@ class Asked:
         return first
 
     def _check_options(self) -> None:
-        if min(self.workers, self.threads) < 1:
-            raise ConfigError(
-                f"--workers and --threads are 1 or more; got {self.workers} and {self.threads}"
-            )
         file = self.train["eval_file"]
         if file is not None:
             require_path("the evaluation file", file, "path")

@@ -9,10 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from kdcache.manifest import Json
@@ -32,23 +31,29 @@ def threads_of(workers: int) -> int:
 
 
 class Worker:
-    """One process of `kdcache.sweeping.worker`, with a log of its own."""
+    """One process of `kdcache.sweeping.worker`, which imports until it is told what to do.
 
-    def __init__(self, common: Json, log: Path) -> None:
-        count = str(common["threads"])
+    Attributes:
+        log: what it writes to once it is told; None: it is not.
+    """
+
+    def __init__(self, threads: int) -> None:
         path = os.pathsep.join(filter(None, sys.path))
-        with log.open("a") as lines:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "kdcache.sweeping.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=lines,
-                env=os.environ | {"PYTHONPATH": path} | dict.fromkeys(THREADS, count),
-                start_new_session=True,  # Ctrl-C is for this process, which then ends that one
-                text=True,
-            )
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "kdcache.sweeping.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": path} | dict.fromkeys(THREADS, str(threads)),
+            start_new_session=True,  # Ctrl-C is for this process, which then ends that one
+            text=True,
+        )
+        self.log: Path | None = None
+
+    def begin(self, common: Json, log: Path) -> None:
+        """Tell it what all its work has in common."""
         self.log = log
-        self._send(common)
+        log.touch()
+        self._send({**common, "log": str(log)})
 
     def ask(self, work: Json) -> Json:
         """The answer to a piece of work; a process that ends without one has failed."""
@@ -74,10 +79,12 @@ class Worker:
         self.process.stdout.close()
 
     def close(self) -> None:
-        """Let it end: with a checkpoint, if it trains."""
+        """Let it end: with a checkpoint, if it trains; at once, if it has nothing to do yet."""
         assert self.process.stdin is not None
         with suppress(OSError):
             self.process.stdin.close()
+        if self.log is None:
+            self.process.kill()
 
     def _send(self, value: Json) -> None:
         assert self.process.stdin is not None
@@ -87,33 +94,46 @@ class Worker:
 
 
 class Pool:
-    """Workers, started when there is work and ended together.
+    """Workers that are started at once, import while their work is put together, and end together.
 
-    Interrupted, the `with` block lets trainings write their checkpoints; a second time, it does
-    not wait for them.
+    Args:
+        threads: of each of them.
     """
 
-    def __init__(self, common: Json, workers: int, logs: Path) -> None:
-        self.common, self.logs = common, logs
-        self.workers: list[Worker | None] = [None] * workers
+    def __init__(self, workers: int, threads: int) -> None:
+        self.count, self.threads = workers, threads
+        self.common: Json = {}
+        self.logs = Path()
+        self.workers: list[Worker] = []
 
     def __enter__(self) -> Pool:
+        self.workers = [Worker(self.threads) for _ in range(self.count)]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        there = [worker for worker in self.workers if worker is not None]
-        for worker in there:
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+    @contextmanager
+    def given(self, common: Json, logs: Path) -> Iterator[None]:
+        """Let workers be asked, who all know `common` and write to files in `logs`.
+
+        Interrupted, the block lets trainings write their checkpoints; a second time, it does not
+        wait for them.
+        """
+        self.common, self.logs = common, logs
+        try:
+            yield
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        for worker in self.workers:
             worker.close()
         try:
-            for worker in there:
+            for worker in self.workers:
                 worker.wait()
         except BaseException:
-            for worker in there:
+            for worker in self.workers:
                 worker.process.kill()
             raise
 
@@ -143,13 +163,12 @@ class Pool:
         answer: Any = {"failed": "its worker could not be started"}
         try:
             worker = self.workers[number]
-            if worker is not None and not worker.alive:
+            if not worker.alive:
                 worker.close()
                 worker.wait()
-                worker = None
-            if worker is None:
-                worker = Worker(self.common, self.logs / f"worker-{number + 1}.log")
-                self.workers[number] = worker
+                worker = self.workers[number] = Worker(self.threads)
+            if worker.log is None:
+                worker.begin(self.common, self.logs / f"worker-{number + 1}.log")
             answer = worker.ask(work)
         finally:
             answers.put((number, work, answer))

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdcache.errors import require_path
-from kdcache.manifest import Json
-from kdcache.progress import Progress, Shown, shown
-from kdcache.store import Cache, Place, open_cache
-from kdcache.sweeping.asked import Asked
-from kdcache.sweeping.folder import (
-    CONFIGS,
-    LOGS,
-    dev_of,
-    found,
-    held,
-    metric_without_dev,
-    teacher_report,
-)
-from kdcache.sweeping.grid import Grid, read_grid
-from kdcache.sweeping.measuring import Measuring
+from kdcache.errors import ConfigError, require_path
+from kdcache.progress import Shown, shown
 from kdcache.sweeping.pool import Pool, threads_of
-from kdcache.sweeping.record import FAILED, TRAINED, Limits, Student, write_record
-from kdcache.sweeping.result import TABLE, SweepResult
-from kdcache.sweeping.search import Search
-from kdcache.sweeping.shipped import TEACHER
-from kdcache.sweeping.slicing import Slicing, read_slicing
-from kdcache.sweeping.verdict import record_of
+
+if TYPE_CHECKING:
+    from kdcache.store import Cache, Place
+    from kdcache.sweeping.result import SweepResult
 
 
 def sweep(
@@ -104,192 +86,41 @@ def sweep(
     began = time.perf_counter()
     progress = shown(progress)
     require_path("the folder of a sweep", out, "path")
-    axes = read_grid(grid, overrides, seeds)
-    known = cache if isinstance(cache, Cache) else open_cache(cache)
-    known.require_complete()
-    ships = ship and known.plan.task.shipped
-    if ship and not ships:
-        progress.say(f"models for {known.plan.task} are not shipped: sizes and times are left out")
-    asked = Asked(
-        cache=known,
-        grid=axes,
-        train={
-            "dev": None if dev is None else str(dev),
-            "dev_split": dev_split,
-            "dev_every": dev_every,
-            "patience": patience,
-            "eval_file": None if eval_file is None else str(eval_file),
-            "device": device,
-            "trust_remote_code": trust_remote_code,
-        },
-        count=search,
-        limits=Limits(max_mb=max_mb, max_ms=max_ms, max_drop=max_drop),
-        by=(by,) if isinstance(by, str) else tuple(dict.fromkeys(by)),
-        ship=ships,
-        teacher=None if teacher is None else str(teacher),
-        workers=workers,
-        threads=threads_of(max(1, workers)) if threads is None else threads,
-    )
-    slicing = _sliced(asked, asked.check(), progress)
-    for note in asked.said:
-        progress.say(note)
-    return _Sweep(asked, Path(out), progress, began, slicing).run()
+    for name, count in (("workers", workers), ("threads", 1 if threads is None else threads)):
+        if count < 1:
+            raise ConfigError(f"--{name} is 1 or more; got {count}")
+    threads = threads_of(workers) if threads is None else threads
+    with Pool(workers, threads) as pool:
+        # Only now, while the workers import the same: that takes seconds.
+        from kdcache.sweeping.asked import Asked
+        from kdcache.sweeping.grid import read_grid
+        from kdcache.sweeping.record import Limits
+        from kdcache.sweeping.under_way import conducted, opened
 
-
-def _sliced(asked: Asked, config: Any, progress: Progress) -> Slicing | None:
-    """How the dev set is cut; None: it is not. `config` is a student's."""
-    file = asked.train["dev"]
-    return read_slicing(asked.cache, file, asked.by, config, progress) if asked.by else None
-
-
-class _Sweep:
-    """A sweep under way.
-
-    Attributes:
-        students: those there are so far, by name; of a grid all of them.
-        teacher_slices: what it loses, in int8 to float32, where the dev set is sliced.
-        teacher_scores: of it in float32, on all documents of that.
-    """
-
-    def __init__(
-        self,
-        asked: Asked,
-        folder: Path,
-        progress: Progress,
-        began: float,
-        slicing: Slicing | None,
-    ) -> None:
-        self.slicing = slicing
-        self.teacher_slices: Json = {}
-        self.teacher_scores: Json = {}
-        self.asked, self.folder, self.progress, self.began = asked, folder, progress, began
-        self.metric = metric_without_dev(asked.cache.plan)
-        self.students: dict[str, Student] = {}
-        self.shipping = 0.0
-        self.notes = list(asked.said)
-
-    def run(self) -> SweepResult:
-        """Train, ship, choose and tell."""
-        workers = self.asked.workers
-        with held(self.folder, self.asked):
-            with Pool(self.asked.common, workers, self.folder / LOGS) as pool:
-                self._train(pool)
-                self._measure(pool)
-            result = self._told()
-            result.table().to_csv(self.folder / TABLE, index=False)
-            result.plot()
-        return result
-
-    def _train(self, pool: Pool) -> None:
-        source = _Listed(self.asked.grid) if self.asked.count is None else self._search()
-        self.students = dict(source.students)
-        total = (self.asked.count or 0) * max(1, len(self.asked.grid.seeds)) or len(self.students)
-        with self.progress.bar("sweep", unit="students", total=total) as advance:
-
-            def following() -> Json | None:
-                while (student := source.following()) is not None:
-                    known = found(self.folder, student, self.metric)
-                    self.students[student.name] = known
-                    if known.state != TRAINED:
-                        return self._work(student)
-                    source.done(student.name, self._worth(known))
-                    advance(1)
-                return None
-
-            def done(work: Json, answer: Json) -> None:
-                student = self._learn(work["name"], answer)
-                source.done(student.name, self._worth(student))
-                self._told()
-                advance(1)
-
-            pool.run(following, done)
-
-    def _search(self) -> Search:
-        assert self.asked.count is not None
-        return Search(self.asked.grid, self.asked.count, self.folder)
-
-    def _work(self, student: Student) -> Json:
-        return {
-            "work": "train",
-            "name": student.name,
-            "folder": str(self.folder / student.folder),
-            "arguments": self.asked.arguments(student.settings, self.folder / CONFIGS),
-        }
-
-    def _learn(self, name: str, answer: Json) -> Student:
-        """Take down what became of a student."""
-        student = found(self.folder, self.students[name], self.metric)
-        why = answer.get("failed")
-        if student.state != TRAINED:
-            student = dataclasses.replace(student, state=FAILED, error=why)
-            self.progress.say(f"{name} failed: {why}")
-        else:
-            score = student.eval if student.dev is None else student.dev
-            told = "trained" if score is None else f"{score:.4g}"
-            self.progress.say(f"{name}: {told}, {student.seconds:.0f} s")
-        self.students[name] = student
-        return student
-
-    def _worth(self, student: Student) -> float | None:
-        """The dev score of a student, the more the better."""
-        if student.dev is None:
-            return None
-        dev = dev_of(self.folder, [student])
-        return student.dev if dev is None or dev["higher_is_better"] else -student.dev
-
-    def _measure(self, pool: Pool) -> None:
-        """Ship the students that are trained, and hold them against the teacher slice by slice."""
-        measuring = Measuring(self.asked, self.folder, self.progress)
-        trained = [one for one in self.students.values() if one.state == TRAINED]
-        if self.asked.ship or self.slicing is not None:
-            measuring.forget_another_teacher()
-        if self.asked.ship:
-            started = time.perf_counter()
-            measuring.ship(pool, trained)
-            self.shipping = time.perf_counter() - started
-            trained = [found(self.folder, one, self.metric) for one in trained]
-        if self.slicing is not None:
-            measuring.score(pool, trained)
-            lost = partial(self.slicing.lost, self.folder)
-            trained = [dataclasses.replace(one, slices=lost(one.name)) for one in trained]
-            self.teacher_slices = lost(TEACHER)
-            self.teacher_scores = self.slicing.teachers_scores(self.folder)
-        self.students |= {one.name: one for one in trained}
-        self.notes += measuring.notes
-
-    def _told(self) -> SweepResult:
-        """What is known by now, written down."""
-        students = tuple(self.students.values())
-        measured = teacher_report(self.folder)
-        record = record_of(
-            self.asked,
-            students,
-            dev=dev_of(self.folder, students),
-            teacher=measured and {**measured, "slices": self.teacher_slices},
-            teacher_scores=self.teacher_scores,
-            metric=self.metric,
-            notes=self.notes,
-            seconds={
-                "trainings": sum(one.seconds or 0.0 for one in students),
-                "shipping": self.shipping,
-                "total": time.perf_counter() - self.began,
+        axes = read_grid(grid, overrides, seeds)
+        known = opened(cache)
+        asked = Asked(
+            cache=known,
+            grid=axes,
+            train={
+                "dev": None if dev is None else str(dev),
+                "dev_split": dev_split,
+                "dev_every": dev_every,
+                "patience": patience,
+                "eval_file": None if eval_file is None else str(eval_file),
+                "device": device,
+                "trust_remote_code": trust_remote_code,
             },
+            count=search,
+            limits=Limits(max_mb=max_mb, max_ms=max_ms, max_drop=max_drop),
+            by=(by,) if isinstance(by, str) else tuple(dict.fromkeys(by)),
+            ship=ship and known.plan.task.shipped,
+            teacher=None if teacher is None else str(teacher),
+            workers=workers,
+            threads=threads,
         )
-        write_record(self.folder, record)
-        return SweepResult(self.folder, record)
-
-
-class _Listed:
-    """The students of a grid, one after the other."""
-
-    def __init__(self, grid: Grid) -> None:
-        found = (one for settings in grid.settings() for one in grid.students(settings))
-        self.students = {one.name: one for one in found}
-        self._waiting = iter(list(self.students.values()))
-
-    def following(self) -> Student | None:
-        """The next student; None: that was the last."""
-        return next(self._waiting, None)
-
-    def done(self, name: str, worth: float | None) -> None:
-        """Nothing hangs on what a student is worth."""
+        if ship and not asked.ship:
+            progress.say(
+                f"models for {known.plan.task} are not shipped: sizes and times are left out"
+            )
+        return conducted(asked, Path(out), pool, progress, began)

@@ -2,9 +2,9 @@
 
     python -P -m kdcache.sweeping.worker
 
-Reads lines of JSON, first what all students have in common, then a piece of work a line, and
-answers each with a line: {"done": ...}, or {"failed": why}. Whoever started it ends it by closing
-its input, or by ending: a training under way then stops with a checkpoint.
+Reads lines of JSON, first what all students have in common and which file its log is, then a piece
+of work a line, and answers each with a line: {"done": ...}, or {"failed": why}. Whoever started it
+ends it by closing its input, or by ending: a training under way then stops with a checkpoint.
 """
 
 from __future__ import annotations
@@ -52,10 +52,16 @@ def main() -> None:
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     busy = threading.Event()
     threading.Thread(target=_listen, args=(lines, busy), daemon=True).start()
+    import kdcache.training.train  # noqa: F401  # it takes seconds, in which nothing is asked yet
+
     first = lines.get()
     if first is None:
         return
-    serve(json.loads(first), lines, busy, answers)
+    common = json.loads(first)
+    with Path(common["log"]).open("a") as log:
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve(common, lines, busy, answers)
 
 
 def serve(

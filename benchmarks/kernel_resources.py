@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 
 from kdcache_kernels import _triton
 from kdcache_kernels.hidden_mse import _triton as hidden_mse
+from kdcache_kernels.layer_costs import _triton as layer_costs
 from kdcache_kernels.linear_kl import _triton as linear_kl
 from kdcache_kernels.quantize_rows import _triton as quantize_rows
 from kdcache_kernels.topk_encode import _triton as topk_encode
@@ -128,6 +129,19 @@ def hidden_mse_case(
     return Case(name, hidden_mse.rows_kernel, types, constants, held.num_warps)
 
 
+def layer_costs_case(kernel: str, h: int, dtype: str, codes: str) -> Case:
+    """A kernel of layer_costs, of 6 and 12 layers whose rows of `h` columns are aligned."""
+    held = _triton.tile(1, h)
+    constants = {"G": 1, "Q": h, "FP8": codes == "u8", "HAS_SCALE": codes == "i8", "ALIGNED": True}
+    constants |= {"R": held.rows, "BLOCK_G": held.groups, "BLOCK_Q": held.width}
+    if kernel == "costs":
+        constants |= {"BLOCK_M": 8, "BLOCK_L": 16}
+    types = {"table": "i64", "student": dtype, "gradient": dtype, "codes": codes, "scale": "fp32"}
+    function = getattr(layer_costs, f"{kernel}_kernel")
+    name = f"layer_costs {kernel} H={h} {dtype} {codes}"
+    return Case(name, function, types, constants, held.num_warps)
+
+
 def quantize_case(h: int, groups: int, dtype: str) -> Case:
     """quantize_rows of rows of `h` columns."""
     held = _triton.tile(groups, h // groups)
@@ -176,6 +190,8 @@ def cases(target: int) -> Iterator[Case]:
     yield topk_kl_case(target, 30522, "fp32")
     yield topk_kl_case(target, 30522, "bf16", labels=True, temperature=2)
     yield hidden_mse_case(768, "bf16", "i8")
+    yield layer_costs_case("costs", 768, "bf16", "i8")
+    yield layer_costs_case("gradient", 768, "bf16", "i8")
     yield quantize_case(768, 6, "bf16")
     yield topk_encode_case(30522, "bf16")
     for dtype in ("bf16", "fp32"):

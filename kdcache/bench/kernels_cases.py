@@ -14,6 +14,7 @@ from kdcache.bench import rivals as r
 from kdcache.bench import rivals_lean as lean
 from kdcache.bench.kernels_case import Case, Rival, needs_liger, plain
 from kdcache.bench.kernels_cases_head import both_heads, linear
+from kdcache.bench.kernels_cases_layers import LAYER_COSTS
 from kdcache.bench.kernels_inputs import (
     Size,
     Tensors,
@@ -185,6 +186,7 @@ CASES: tuple[Case, ...] = (
     _hidden(f"{LAYERS} layers", layers=LAYERS),
     _hidden("l2", normalize="l2"),
     _hidden("layernorm", normalize="layernorm"),
+    LAYER_COSTS,
     Case(
         op="relation_kl",
         variant="",

@@ -16,6 +16,7 @@ from kdcache.losses.attention_error import pieces
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact, safe
 from kdcache.losses.layer_matches import PROJECTIONS, learns
 from kdcache.signals import ModelSizes, Tap
+from kdcache_kernels import layer_costs
 from kdcache_kernels.relation_kl.pieces import Piece
 
 KINDS = ("attention", "hidden")
@@ -131,11 +132,10 @@ def moves(pairs: Sequence[Pair], step: Step) -> tuple[dict[str, Move], torch.Ten
     depths = len(step.state["student_hidden"]), len(step.state["teacher_hidden"])
     documents = _Documents.of(step)
     moved = {
-        "attention": _move(partial(documents.scores, query, key, depths), step.state, "attention"),
-        "hidden": _move(partial(documents.states, hidden, depths), step.state, "hidden"),
+        "attention": _of_scores(partial(documents.scores, query, key, depths), step.state),
+        "hidden": _of_states(documents.costs(hidden, depths), step.state),
     }
-    (ours,), (theirs,), weight = next(documents.states([embeddings], (1, 1)))
-    return moved, squared(ours, theirs, weight)
+    return moved, documents.costs([embeddings], (1, 1)).sum()
 
 
 Chunk = tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]
@@ -167,13 +167,19 @@ class _Documents(NamedTuple):
         of_each = self.share.new_tensor(counts)
         return self.share / safe((self.share * of_each).sum()) / columns
 
-    def states(self, pairs: Sequence[Pair], depths: tuple[int, int]) -> Iterator[Chunk]:
-        """Hidden states of all tokens at once, [tokens, H]."""
+    def costs(self, pairs: Sequence[Pair], depths: tuple[int, int]) -> torch.Tensor:
+        """Mean squared errors of hidden states between blocks, [M, N], with a gradient."""
         ours = [exact(pair.student) for pair in pairs[: depths[0]]]
-        theirs = [pair.teacher.dense().to(ours[0].dtype) for pair in pairs[: depths[1]]]
-        weight = self._even(self.lengths, ours[0].shape[1])
+        theirs = [pair.teacher for pair in pairs[: depths[1]]]
+        scales = [rows.scale for rows in theirs if rows.scale is not None]
+        weight = self._even(self.lengths, 1)
         tokens = weight.new_tensor(self.lengths, dtype=torch.int64)
-        yield ours, theirs, weight.repeat_interleave(tokens, output_size=len(ours[0]))
+        return layer_costs(
+            ours,
+            [rows.codes for rows in theirs],
+            scales or None,
+            weight=weight.repeat_interleave(tokens, output_size=len(ours[0])),
+        )
 
     def scores(
         self, query: Sequence[Pair], key: Sequence[Pair], depths: tuple[int, int]
@@ -208,8 +214,24 @@ def squared(ours: torch.Tensor, theirs: torch.Tensor, weight: torch.Tensor) -> t
     return (weight * (ours - theirs).square().flatten(1).sum(1)).sum()
 
 
-def _move(chunks: Callable[[], Iterator[Chunk]], state: State, kind: str) -> Move:
-    """The transport between blocks; puts their next weights into `state`.
+def _of_states(costs: torch.Tensor, state: State) -> Move:
+    """The transport between blocks by costs that have a gradient."""
+    flow = _planned(costs.detach(), state, "hidden")
+    return Move((flow * costs).sum(), costs.detach(), flow)
+
+
+def _planned(costs: torch.Tensor, state: State, kind: str) -> torch.Tensor:
+    """What flows between blocks; puts their next weights into `state`."""
+    sides = [state[f"{side}_{kind}"] for side in ("student", "teacher")]
+    flow = transport.plan(costs, *sides)
+    for axis, side in enumerate(("student", "teacher")):
+        paid = (flow * costs).sum(1 - axis).to(torch.float64)
+        state[f"{side}_{kind}"] = transport.next_weights(paid, sides[axis])
+    return flow
+
+
+def _of_scores(chunks: Callable[[], Iterator[Chunk]], state: State) -> Move:
+    """The transport between blocks by the costs of scores, of which a chunk is there at a time.
 
     An error from several blocks of the teacher, each times what flows there, is one from their mean
     but for a constant: that one has the gradient, and is held for a block of the student alone.
@@ -217,13 +239,9 @@ def _move(chunks: Callable[[], Iterator[Chunk]], state: State, kind: str) -> Mov
     with torch.no_grad():
         costs = sum(_costs(*chunk) for chunk in chunks())
         assert isinstance(costs, torch.Tensor)
-        sides = [state[f"{side}_{kind}"] for side in ("student", "teacher")]
-        flow = transport.plan(costs, *sides)
+        flow = _planned(costs, state, "attention")
         value = (flow * costs).sum()
     from_mean = torch.stack([_from_means(flow, *chunk) for chunk in chunks()]).sum()
-    for axis, side in enumerate(("student", "teacher")):
-        paid = (flow * costs).sum(1 - axis).to(torch.float64)
-        state[f"{side}_{kind}"] = transport.next_weights(paid, sides[axis])
     return Move(from_mean + (value - from_mean.detach()), costs, flow)
 
 

@@ -14,6 +14,7 @@ Raises ImportError if kdcache and kdcache-kernels are installed in different ver
 from kdcache_kernels import _version  # first: it refuses files of two versions
 from kdcache_kernels._buffer import empty_cache
 from kdcache_kernels.hidden_mse import hidden_mse
+from kdcache_kernels.layer_costs import layer_costs
 from kdcache_kernels.linear_kl import linear_kl, linear_kl_rows
 from kdcache_kernels.linear_topk_kl import linear_topk_kl, linear_topk_kl_rows
 from kdcache_kernels.quantize_rows import dequantize_rows, quantize_rows
@@ -25,6 +26,7 @@ __all__ = [
     "dequantize_rows",
     "empty_cache",
     "hidden_mse",
+    "layer_costs",
     "linear_kl",
     "linear_kl_rows",
     "linear_topk_kl",

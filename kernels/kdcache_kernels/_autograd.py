@@ -44,10 +44,15 @@ def rescaled(name: str, gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype)
     """Multiply a saved gradient by that of the loss; `name` is the op that has no second one."""
     with torch.no_grad():
         scaled = _scaled(gradient, grad_loss, dtype)
+    return once(name, scaled)
+
+
+def once(name: str, gradient: Tensor) -> Tensor:
+    """A gradient that refuses to be differentiated, under `create_graph`, and names the op."""
     if not torch.is_grad_enabled():
-        return scaled
-    anchor = torch.zeros((), device=scaled.device, requires_grad=True)
-    last = _Last.apply(scaled, anchor, name)  # type: ignore[no-untyped-call]  # so in torch
+        return gradient
+    anchor = torch.zeros((), device=gradient.device, requires_grad=True)
+    last = _Last.apply(gradient, anchor, name)  # type: ignore[no-untyped-call]  # so in torch
     return cast(Tensor, last)
 
 

@@ -20,6 +20,8 @@ R = TypeVar("R")
 BACKENDS: dict[str, dict[str, str]] = {
     "dense_kl": {"cpu": "_numba", "cuda": "_triton"},
     "hidden_mse": {"cpu": "_numba", "cuda": "_triton"},
+    "layer_costs": {"cpu": "_numba", "cuda": "_triton"},
+    "layer_costs_gradient": {"cpu": "_numba", "cuda": "_triton"},
     "multiply_": {"cuda": "_triton_scale"},
     "quantize_rows": {"cpu": "_numba", "cuda": "_triton"},
     "topk_encode": {"cpu": "_numba", "cuda": "_triton"},

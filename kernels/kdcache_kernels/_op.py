@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor
+from torch._library.autograd import supports_tensorlist
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from kdcache_kernels._autograd import input_gradients, keep_gradients
@@ -35,6 +36,7 @@ def define(
     *,
     leaves: int = 0,
     mutates: Iterable[str] = (),
+    differentiate: tuple[Callable[..., None], Callable[..., Any]] | None = None,
 ) -> Callable[P, R]:
     """Register `kdcache::name`, for every device, and return it, to be called by position.
 
@@ -42,6 +44,8 @@ def define(
     `mutates` names the tensors that `body` writes to. The first arguments, as many as `leaves`, get
     gradients, which `body` makes: it returns the loss, a gradient for each of them, empty if it is
     not needed, and whatever else. Which are needed its last arguments say, the last of all fields.
+    An op whose gradient is not made in its forward pass gives what `register_autograd` takes, setup
+    and backward, in `differentiate`; its arguments may be lists of tensors, and no NamedTuples.
     """
     kinds = get_type_hints(body)
     returns = kinds.pop("return")
@@ -62,6 +66,12 @@ def define(
             f"kdcache::{name}", backward, setup_context=setup, lib=_LIBRARY
         )
         plain = _function(name, body, setup, _backward(name, leaves, len(kinds)))
+    if differentiate is not None:
+        setup, backward = differentiate
+        torch.library.register_autograd(
+            f"kdcache::{name}", backward, setup_context=setup, lib=_LIBRARY
+        )
+        plain = _function(name, body, setup, backward, lists=True)
 
     def call(*args: Any) -> Any:
         given = flat(args)
@@ -133,8 +143,10 @@ def _function(
     body: Callable[..., Any],
     setup: Callable[..., None],
     backward: Callable[..., Any],
+    *,
+    lists: bool = False,
 ) -> Callable[..., Any]:
-    """`body` and its gradients, without the dispatcher."""
+    """`body` and its gradients, without the dispatcher; `lists`: its tensors may be in lists."""
 
     def forward(ctx: Any, *args: Any) -> Any:
         outputs = body(*args)
@@ -143,6 +155,8 @@ def _function(
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function: Any = type(name, (torch.autograd.Function,), members)
+    if lists:
+        function = supports_tensorlist(function)
     return cast("Callable[..., Any]", function.apply)
 
 
@@ -154,4 +168,11 @@ def _plain(args: list[Any]) -> bool:
         or torch._C._are_functorch_transforms_active()
     ):
         return False
-    return not any(isinstance(x, Tensor) for x in args if type(x) not in PLAIN)
+    return not any(_intercepts(x) for x in args if type(x) not in PLAIN)
+
+
+def _intercepts(x: Any) -> bool:
+    """Is it, or does it hold, a tensor of a type of somebody's own?"""
+    if type(x) is list:
+        return any(_intercepts(one) for one in x if type(one) not in PLAIN)
+    return isinstance(x, Tensor)

@@ -6,6 +6,7 @@ import torch
 from kdcache_kernels import (
     dequantize_rows,
     hidden_mse,
+    layer_costs,
     linear_kl,
     linear_topk_kl,
     quantize_rows,
@@ -83,6 +84,17 @@ def of_relation_kl(keys):
     return loss, student, teacher
 
 
+def of_layer_costs(codes):
+    stored, scale = quantize_rows(torch.randn(N, H))
+    teacher = {"scale": scale.float()} if codes else {"codes": torch.randn(N, H)}
+
+    def loss(student, codes=stored, scale=None):
+        scales = None if scale is None else [scale]
+        return layer_costs([student["states"]], [codes], scales).sum()
+
+    return loss, {"states": torch.randn(N, H)}, teacher
+
+
 CASES = {
     "topk_kl": (of_topk_kl, 1.0),
     "topk_kl at 2": (of_topk_kl, 2.0),
@@ -92,6 +104,8 @@ CASES = {
     "linear_kl of codes": (of_linear_kl, True),
     "hidden_mse": (of_hidden_mse, False),
     "hidden_mse of codes": (of_hidden_mse, True),
+    "layer_costs": (of_layer_costs, False),
+    "layer_costs of codes": (of_layer_costs, True),
     "relation_kl": (of_relation_kl, False),
     "relation_kl of keys": (of_relation_kl, True),
 }

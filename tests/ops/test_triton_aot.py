@@ -65,6 +65,13 @@ def test_short_rows_move_128_bits_at_a_time(rows, op):
         assert narrow == set()
 
 
+def test_rows_of_many_layers_move_128_bits_at_a_time(rows):
+    """Beside them are addresses, weights, scales and what flows, one of a row or of a layer."""
+    for row in named(rows, "layer_costs"):
+        assert widest(row, "loads") >= 2
+        assert set(row["loads"]) <= {"128", "64", "32"}
+
+
 def test_rows_of_both_heads_move_128_bits_at_a_time(rows):
     for row in named(rows, "linear_kl"):
         assert widest(row, "loads") >= 8

@@ -224,9 +224,21 @@ def compare(ours: dict[str, dict[str, str]], theirs: dict[str, dict[str, str]]) 
     for what in dict.fromkeys([*ours, *theirs]):
         one, other = ours.get(what, {}), theirs.get(what, {})
         names = sorted(one.keys() | other.keys())
-        different = [name for name in names if one.get(name) != other.get(name)]
+        different = [
+            name + apart(one.get(name), other.get(name))
+            for name in names
+            if one.get(name) != other.get(name)
+        ]
         rows.append(Row(what=what, compared=len(names), different=different))
     return rows
+
+
+def apart(one: str | None, other: str | None) -> str:
+    """How far a figure is from another, for people; nothing to say of digests."""
+    if one is None or other is None or not one.lstrip("-").startswith("0x"):
+        return ""
+    mine, theirs = float.fromhex(one), float.fromhex(other)
+    return f": {mine:.6g}, a share of {abs(mine - theirs) / abs(theirs):.1e} apart"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from kdcache.losses.attention import check_heads, heads_of
 from kdcache.losses.attention_error import pieces
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact, safe
 from kdcache.losses.layer_matches import PROJECTIONS, learns
-from kdcache.signals import ModelSizes, Tap
+from kdcache.signals import LayerRows, ModelSizes, Tap
 from kdcache_kernels import layer_costs
 from kdcache_kernels.relation_kl.pieces import Piece
 
@@ -171,6 +171,8 @@ class _Documents(NamedTuple):
         """Mean squared errors of hidden states between blocks, [M, N], with a gradient."""
         ours = [exact(pair.student) for pair in pairs[: depths[0]]]
         theirs = [pair.teacher for pair in pairs[: depths[1]]]
+        if len({rows.layout for rows in theirs}) > 1:  # of several signals
+            theirs = [LayerRows(codes=rows.dense()) for rows in theirs]
         scales = [rows.scale for rows in theirs if rows.scale is not None]
         weight = self._even(self.lengths, 1)
         tokens = weight.new_tensor(self.lengths, dtype=torch.int64)

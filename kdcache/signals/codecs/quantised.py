@@ -39,6 +39,11 @@ class LayerRows:
     codes: torch.Tensor
     scale: torch.Tensor | None = None
 
+    @property
+    def layout(self) -> tuple[torch.dtype, tuple[int, ...] | None]:
+        """What an op takes several layers by at once: their dtype, and the shape of their scale."""
+        return self.codes.dtype, None if self.scale is None else tuple(self.scale.shape)
+
     def dense(self) -> torch.Tensor:
         """Decoded values, [N, H] float32; of float64 codes, which no cache holds, themselves."""
         if self.codes.dtype == torch.float64:

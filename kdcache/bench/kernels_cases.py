@@ -13,6 +13,7 @@ import kdcache_kernels as kernels
 from kdcache.bench import rivals as r
 from kdcache.bench import rivals_lean as lean
 from kdcache.bench.kernels_case import Case, Rival, needs_liger, plain
+from kdcache.bench.kernels_cases_documents import PAIR_DISTANCES
 from kdcache.bench.kernels_cases_head import both_heads, linear
 from kdcache.bench.kernels_cases_layers import LAYER_COSTS
 from kdcache.bench.kernels_inputs import (
@@ -187,6 +188,7 @@ CASES: tuple[Case, ...] = (
     _hidden("l2", normalize="l2"),
     _hidden("layernorm", normalize="layernorm"),
     LAYER_COSTS,
+    PAIR_DISTANCES,
     Case(
         op="relation_kl",
         variant="",

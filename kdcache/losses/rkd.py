@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.nn.functional import smooth_l1_loss
 
-from kdcache.losses.base import Match, Over, Pair, Step, check_number, safe, sides
-from kdcache.losses.between_documents import check_vectors, products, shares, vector_matches
+from kdcache.losses.base import Match, Over, Pair, Step, check_number
+from kdcache.losses.between_documents import check_vectors, vector_matches
 from kdcache.losses.layer_maps import LayerMap
 from kdcache.signals import ModelSizes
+from kdcache_kernels import pair_distances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class RKD:
         return torch.stack(found).mean()
 
     def _of_layer(self, pair: Pair, weight: torch.Tensor) -> torch.Tensor:
-        distance, angle = relation_losses(pair.student, pair.teacher.dense(), weight)
-        return self.distance * distance + self.angle * angle
+        factors = {"distance": self.distance, "angle": self.angle}
+        return pair_distances(pair.student, pair.teacher.dense(), weight=weight, **factors)
 
 
 def relation_losses(
@@ -71,26 +71,9 @@ def relation_losses(
     Args:
         student: [B, H].
         teacher: [B, width], of any width.
-        weight: [B] floating, what each document counts for; None: 1 / B. A pair counts for the
-            product of its two weights over their sum, a triple for that of its three over the
-            sum's square: together they count for that sum. Zero where that is zero.
+        weight: [B] floating, what each document counts for; None: 1 / B. See `pair_distances`.
 
     Source: Park et al. 2019, arXiv:1904.05068.
     """
-    ours, theirs = sides(student, teacher)
-    of = shares(ours, weight)
-    (near, angles), (known, wanted) = (_relations(x, of.pairs) for x in (ours, theirs))
-    distance = smooth_l1_loss(near, known, reduction="none")
-    angle = smooth_l1_loss(angles, wanted, reduction="none")
-    triples = of.share[:, None, None] * of.pairs
-    return of.total * (distance * of.pairs).sum(), of.total * (angle * triples).sum()
-
-
-def _relations(vectors: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distances [B, B] over their mean, and cosines [B, B, B], where the first is the corner."""
-    apart = vectors[None] - vectors[:, None]
-    distance = torch.linalg.vector_norm(apart, dim=2)
-    counted = (pairs * (distance > 0)).sum()
-    mean = (pairs * distance).sum() / safe(counted)
-    cosines = products(apart / safe(distance)[..., None])
-    return distance / safe(mean), cosines
+    distance = pair_distances(student, teacher, weight=weight, angle=0.0)
+    return distance, pair_distances(student, teacher, weight=weight, distance=0.0)

@@ -17,6 +17,7 @@ from kdcache_kernels.hidden_mse import hidden_mse
 from kdcache_kernels.layer_costs import layer_costs
 from kdcache_kernels.linear_kl import linear_kl, linear_kl_rows
 from kdcache_kernels.linear_topk_kl import linear_topk_kl, linear_topk_kl_rows
+from kdcache_kernels.pair_distances import pair_distances
 from kdcache_kernels.quantize_rows import dequantize_rows, quantize_rows
 from kdcache_kernels.relation_kl import relation_kl
 from kdcache_kernels.topk_encode import topk_encode
@@ -31,6 +32,7 @@ __all__ = [
     "linear_kl_rows",
     "linear_topk_kl",
     "linear_topk_kl_rows",
+    "pair_distances",
     "quantize_rows",
     "relation_kl",
     "topk_encode",

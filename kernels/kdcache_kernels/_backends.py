@@ -24,6 +24,7 @@ BACKENDS: dict[str, dict[str, str]] = {
     "layer_costs_gradient": {"cpu": "_numba", "cuda": "_triton"},
     "multiply_": {"cuda": "_triton_scale"},
     "pair_angles": {"cpu": "_numba"},
+    "pair_squares": {"cpu": "_numba"},
     "quantize_rows": {"cpu": "_numba", "cuda": "_triton"},
     "topk_encode": {"cpu": "_numba", "cuda": "_triton"},
     "topk_kl": {"cpu": "_numba", "cuda": "_triton"},

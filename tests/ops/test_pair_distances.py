@@ -64,7 +64,7 @@ def test_value_and_gradient_match_float64(dtype, weight):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_angles_of_every_backend_match_those_of_float64(backend, chunk, monkeypatch):
     monkeypatch.setattr(reference, "CHUNK", chunk)
-    squares = [reference.squares(x.detach().double()) for x in drawn(torch.float64)]
+    squares = [reference.pair_squares(x.detach().double()) for x in drawn(torch.float64)]
     share = torch.rand(7).double()
     share[2] = 0
     want = reference.pair_angles(*squares, share / share.sum(), True)

@@ -70,6 +70,7 @@ def pair_distances(
     return loss
 
 
+_squares = dispatched(reference.pair_squares)
 _angles = dispatched(reference.pair_angles)
 
 
@@ -85,7 +86,7 @@ def _body(
         ours, theirs = (_centered(x, compute_dtype(student)) for x in (student, teacher))
         total = weight.sum()
         share = weight / reference.safe(total)
-        square, other = reference.squares(ours), reference.squares(theirs)
+        square, other = _squares(ours), _squares(theirs)
         loss, slope = reference.relative_distances(square, other, share)
         loss, slope = distance * loss, distance * slope
         if angle != 0:

@@ -9,6 +9,33 @@ from torch import Tensor
 from kdcache_kernels._numba import Real, array_at, block_count, fast, parallel, prange
 
 
+def pair_squares(x: Tensor) -> Tensor:
+    """As `reference.pair_squares`: torch.cdist takes ten times as long."""
+    x = x.contiguous()
+    square = torch.empty(len(x), len(x))
+    _all_squares(x.data_ptr(), square.data_ptr(), len(x), x.shape[1], block_count(len(x)))
+    return square
+
+
+@fast()
+def _apart(x: Any, y: Any) -> Real:
+    total = np.float32(0.0)
+    for v in range(x.size):
+        total += (x[v] - y[v]) * (x[v] - y[v])
+    return total
+
+
+@parallel()
+def _all_squares(x: int, square: int, n: int, h: int, blocks: int) -> None:
+    """Fill the squared distances of the rows of every block from all rows."""
+    for b in prange(blocks):
+        for i in range(b * n // blocks, (b + 1) * n // blocks):
+            row = array_at(x + 4 * i * h, h, np.float32)
+            out = array_at(square + 4 * i * n, n, np.float32)
+            for j in range(n):
+                out[j] = _apart(row, array_at(x + 4 * j * h, h, np.float32))
+
+
 def pair_angles(
     ours: Tensor, theirs: Tensor, share: Tensor, need_grad: bool
 ) -> tuple[Tensor, Tensor]:

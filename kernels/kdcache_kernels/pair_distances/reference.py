@@ -15,7 +15,7 @@ def safe(length: Tensor) -> Tensor:
     return torch.where(length > 0, length, 1.0)
 
 
-def squares(x: Tensor) -> Tensor:
+def pair_squares(x: Tensor) -> Tensor:
     """S of vectors [B, H], of differences: that of equal ones is 0."""
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
 

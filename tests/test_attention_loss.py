@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from kdcache.errors import ConfigError
-from kdcache.losses import AttentionScores, Pair, attention_error
+from kdcache.losses import AttentionScores, Pair
 from kdcache.losses.attention_error import probability_error, score_loss
 from kdcache.losses.teachers import Teaching
 from kdcache.signals import LayerRows, ModelSizes
+from kdcache_kernels.relation_kl import arguments, reference
 from tests.conformance.test_losses import documents
 from tests.objectives import evaluate
 
@@ -74,7 +75,7 @@ def assert_same(found: torch.Tensor, wanted: torch.Tensor, queries: Pair, keys: 
 def test_pieces_of_any_size_give_the_loss_and_gradients_of_plain_torch(
     monkeypatch: pytest.MonkeyPatch, room: int, together: bool
 ) -> None:
-    monkeypatch.setitem(attention_error.CHUNK, "cpu", room)
+    monkeypatch.setitem(arguments.CHUNK, "cpu", room)
     lengths = [5, 5, 1, 7, 2, 2, 2]
     queries, keys = drawn(lengths)
     wanted = by_hand(queries, keys, lengths, together=together)
@@ -86,7 +87,7 @@ def test_pieces_of_any_size_give_the_loss_and_gradients_of_plain_torch(
 def test_errors_of_probabilities_are_those_of_softmax_over_each_document(
     monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
-    monkeypatch.setitem(attention_error.CHUNK, "cpu", room)
+    monkeypatch.setitem(arguments.CHUNK, "cpu", room)
     lengths = [5, 5, 1, 7, 2]
     queries, keys = drawn(lengths)
     weight = torch.tensor([0.5, 2.0, 1.0, 0.25, 0.0], dtype=torch.float64)
@@ -143,15 +144,15 @@ def test_a_student_and_a_teacher_of_any_numbers_of_heads_are_compared_by_their_s
 
 def test_no_more_scores_exist_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    multiply = torch.bmm
+    multiply = reference._products
 
-    def counting(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        found = multiply(x, y)
+    def counting(*args: Any) -> torch.Tensor:
+        found = multiply(*args)
         made.append(found.numel())
         return found
 
-    monkeypatch.setattr(torch, "bmm", counting)
-    monkeypatch.setitem(attention_error.CHUNK, "cpu", 8 * 300)
+    monkeypatch.setattr(reference, "_products", counting)
+    monkeypatch.setitem(arguments.CHUNK, "cpu", 8 * 300)
     lengths = [9] * 6
     queries, keys = drawn(lengths)
     score_loss(queries, keys, torch.tensor(lengths), 4).backward()

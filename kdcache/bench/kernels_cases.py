@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -16,15 +15,13 @@ from kdcache.bench.kernels_case import Case, Rival, needs_liger, plain
 from kdcache.bench.kernels_cases_documents import PAIR_DISTANCES
 from kdcache.bench.kernels_cases_head import both_heads, linear
 from kdcache.bench.kernels_cases_layers import LAYER_COSTS
+from kdcache.bench.kernels_cases_pairs import PAIRS
 from kdcache.bench.kernels_inputs import (
     Size,
     Tensors,
-    documents_of,
     draw_hidden,
-    draw_relations,
     draw_soft,
     draw_states,
-    heads_of,
     stacked,
 )
 
@@ -127,18 +124,6 @@ def _hidden(
     )
 
 
-def _relation_kl(x: Tensors) -> Tensor:
-    student = x["student"]
-    lengths = torch.full(student.shape[:1], student.shape[1])
-    flat = student.flatten(0, 1), x["teacher"].flatten(0, 1)
-    return kernels.relation_kl(*flat, lengths, heads=heads_of(student.shape[2]))
-
-
-def _relations_flops(size: Size) -> int:
-    documents, length = documents_of(size)
-    return 4 * 2 * documents * length**2 * size.hidden
-
-
 def _logits_alone(size: Size, dtype: torch.dtype, device: torch.device, dense: bool) -> Tensors:
     x = draw_soft(size, dtype, device, False, temperature=1.0)
     return {"logits": x["logits"], "ids": x["ids"]}  # of the ids only their number is used
@@ -189,19 +174,7 @@ CASES: tuple[Case, ...] = (
     _hidden("layernorm", normalize="layernorm"),
     LAYER_COSTS,
     PAIR_DISTANCES,
-    Case(
-        op="relation_kl",
-        variant="",
-        ours=_relation_kl,
-        oracle=r.relation_kl,
-        draw=draw_relations,
-        leaves=("student",),
-        outputs=("loss", "student"),
-        sizes=("rows", "hidden"),
-        bytes=lambda size, item: math.prod(documents_of(size)) * size.hidden * (2 * item + 4),
-        flops=_relations_flops,
-        rivals=plain(r.relation_kl),
-    ),
+    *PAIRS,
     Case(
         op="topk_encode",
         variant="",

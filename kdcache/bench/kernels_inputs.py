@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -22,10 +21,6 @@ BLOCK = 1 << 27  # elements drawn at once
 SPREAD = 2.5  # standard deviation of the teacher's logits: 64 of 30,522 classes hold about 30%
 
 
-LENGTH = 128  # tokens of a document
-HEADS = 12  # of relations between tokens, or the divisor of it that a width has
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
     """Rows N, classes V, support K and width of the hidden states H."""
@@ -38,7 +33,9 @@ class Size:
 
 def rows_of(x: Tensors, rows: Tensor) -> Tensors:
     """The same inputs with some rows only."""
-    return {name: value if name in SHARED else value[rows] for name, value in x.items()}
+    return {
+        name: value if name in SHARED else value[rows.to(value.device)] for name, value in x.items()
+    }
 
 
 def draw_soft(
@@ -140,29 +137,6 @@ def draw_hidden(
 def stacked(x: Tensors, layers: int) -> Tensors:
     """The same inputs for several layers, [layers, N, ...]."""
     return {name: value.expand(layers, *value.shape).contiguous() for name, value in x.items()}
-
-
-def draw_relations(size: Size, dtype: torch.dtype, device: torch.device, dense: bool) -> Tensors:
-    """Student queries in `dtype` near a teacher's: documents of `LENGTH` tokens, [B, L, H].
-
-    Of short inputs, two documents.
-    """
-    generator = torch.Generator(device).manual_seed(0)
-    shape = (*documents_of(size), size.hidden)
-    teacher = 1.5 * torch.randn(shape, generator=generator, device=device)
-    noise = torch.randn(shape, generator=generator, device=device)
-    return {"student": (teacher + noise).to(dtype), "teacher": teacher}
-
-
-def documents_of(size: Size) -> tuple[int, int]:
-    """Documents, and the tokens of each."""
-    length = min(LENGTH, size.rows + 5)
-    return max(2, size.rows // length), length
-
-
-def heads_of(width: int) -> int:
-    """Heads that relations between vectors of a width have."""
-    return math.gcd(HEADS, width)
 
 
 def draw_states(size: Size, dtype: torch.dtype, device: torch.device) -> Tensors:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcache.bench.kernels_inputs import Tensors, heads_of
+from kdcache.bench.kernels_inputs import Tensors
 
 
 def full(x: Tensor) -> Tensor:
@@ -247,22 +247,6 @@ def hidden_mse(x: Tensors, *, normalize: str = "none") -> Tensor:
     elif normalize == "layernorm":
         sides = F.layer_norm(sides[0], (h,), eps=1e-12), F.layer_norm(sides[1], (h,), eps=1e-12)
     return F.mse_loss(*sides)
-
-
-def relation_kl(x: Tensors) -> Tensor:
-    """KL between the relations of each document's tokens, all documents at once."""
-    student = full(x["student"])
-    logq, logp = (
-        _log_relations(side, heads_of(side.shape[2]))
-        for side in (student, x["teacher"].to(student.dtype))
-    )
-    return (logp.exp() * (logp - logq)).sum(3).mean()
-
-
-def _log_relations(x: Tensor, heads: int) -> Tensor:
-    """log softmax(X X^T / sqrt(d)) of every head, [B, A, L, L], of vectors [B, L, H]."""
-    cut: Tensor = x.unflatten(2, (heads, -1)).transpose(1, 2)
-    return ((cut / math.sqrt(cut.shape[3])) @ cut.mT).log_softmax(3)
 
 
 def topk_and_tail(x: Tensors, *, k: int, temperature: float = 2.0) -> tuple[Tensor, ...]:

@@ -51,6 +51,7 @@ FLOPS: dict[str, Callable[[Sequence[Any], Sequence[Tensor]], int]] = {
     "linear_topk_kl": _head,
     "linear_kl": _both_heads,
     "relation_kl": _relations,
+    "attention_mse": _relations,
 }
 """Floating-point operations of the matrix products of an op; others have none."""
 

@@ -13,6 +13,7 @@ Raises ImportError if kdcache and kdcache-kernels are installed in different ver
 
 from kdcache_kernels import _version  # first: it refuses files of two versions
 from kdcache_kernels._buffer import empty_cache
+from kdcache_kernels.attention_mse import attention_mse
 from kdcache_kernels.hidden_mse import hidden_mse
 from kdcache_kernels.layer_costs import layer_costs
 from kdcache_kernels.linear_kl import linear_kl, linear_kl_rows
@@ -24,6 +25,7 @@ from kdcache_kernels.topk_encode import topk_encode
 from kdcache_kernels.topk_kl import topk_kl, topk_kl_rows
 
 __all__ = [
+    "attention_mse",
     "dequantize_rows",
     "empty_cache",
     "hidden_mse",

@@ -27,6 +27,7 @@ BACKENDS: dict[str, dict[str, str]] = {
     "pair_squares": {"cpu": "_numba"},
     "quantize_rows": {"cpu": "_numba", "cuda": "_triton"},
     "topk_encode": {"cpu": "_numba", "cuda": "_triton"},
+    "token_pairs": {"cpu": "_numba", "cuda": "_triton"},
     "topk_kl": {"cpu": "_numba", "cuda": "_triton"},
 }
 """Of a kernel: the file that runs it on a type of device. What has none runs the reference."""

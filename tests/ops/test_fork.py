@@ -39,6 +39,8 @@ OPS = {
         lambda s: k.relation_kl(s, teacher, torch.tensor([40, len(x) - 40]), heads=1), x),
     "layer_costs": lambda: with_gradient(lambda s: k.layer_costs([s], [teacher]).sum(), x),
     "pair_distances": lambda: with_gradient(lambda s: k.pair_distances(s, teacher), x),
+    "attention_mse": lambda: with_gradient(
+        lambda s: k.attention_mse(s, teacher, torch.tensor([40, len(x) - 40]), heads=1), x),
     "topk_encode": lambda: k.topk_encode(x, 12),
     "quantize_rows": lambda: k.quantize_rows(x, 50),
 }

@@ -1,9 +1,12 @@
 """A teacher as it was loaded, or as it ran: its tensors may require gradients, and get none."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from kdcache_kernels import (
+    attention_mse,
     dequantize_rows,
     hidden_mse,
     layer_costs,
@@ -71,7 +74,7 @@ def of_hidden_mse(codes):
     return loss, {"states": torch.randn(N, H)}, teacher
 
 
-def of_relation_kl(keys):
+def of_pairs(op, keys):
     teacher = {"teacher": torch.randn(N, 2 * H)}
     student = {"student": torch.randn(N, H)}
     if keys:
@@ -79,7 +82,7 @@ def of_relation_kl(keys):
 
     def loss(student, **teacher):
         lengths = torch.tensor([2, N - 2])
-        return relation_kl(lengths=lengths, heads=2, **student, **teacher)
+        return op(lengths=lengths, heads=2, **student, **teacher)
 
     return loss, student, teacher
 
@@ -106,8 +109,10 @@ CASES = {
     "hidden_mse of codes": (of_hidden_mse, True),
     "layer_costs": (of_layer_costs, False),
     "layer_costs of codes": (of_layer_costs, True),
-    "relation_kl": (of_relation_kl, False),
-    "relation_kl of keys": (of_relation_kl, True),
+    "relation_kl": (partial(of_pairs, relation_kl), False),
+    "relation_kl of keys": (partial(of_pairs, relation_kl), True),
+    "attention_mse": (partial(of_pairs, attention_mse), False),
+    "attention_mse of keys": (partial(of_pairs, attention_mse), True),
 }
 
 

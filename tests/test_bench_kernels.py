@@ -202,6 +202,16 @@ def test_rivals_that_are_wrong_or_fail_are_said_to_be_and_ours_is_timed() -> Non
     assert row["seconds"] > 0
 
 
+def test_a_compiler_that_takes_no_space_in_a_path_is_said_to_be_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "__file__", "/a folder/torch/__init__.py")
+    cases = (case_of("topk_kl", "T=1"),)
+    (row,) = bench_kernels(Grid(**TINY, rivals=("torch.compile",), cases=cases), CPU)["rows"]
+    why = "its compiler takes no path with a space, and this is one: /a folder/torch"
+    assert row["rivals"]["torch.compile"] == {"absent": why}
+
+
 def test_errors_are_relative_and_see_what_is_missing_among_the_small() -> None:
     want = torch.tensor([[1.0, 1e-3, 1e-3, -math.inf]])
     assert relative_error(want, want) == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,9 +115,13 @@ def _compiled(formula: Formula) -> Any:
 
 def needs_compiler(device: torch.device) -> str | None:
     """Why torch.compile cannot run here, None if it can."""
-    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        return "no C++ compiler"
-    return None
+    if device.type != "cpu":
+        return None
+    # Inductor cuts the compiler's command line at blanks, and does not quote where libraries lie.
+    for folder in (str(Path(torch.__file__).parent), str(sysconfig.get_config_var("LIBDIR"))):
+        if len(folder.split()) > 1:
+            return f"its compiler takes no path with a space, and this is one: {folder}"
+    return None if any(map(shutil.which, ("g++", "clang++", "c++"))) else "no C++ compiler"
 
 
 def needs_liger(device: torch.device) -> str | None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow  # a compilation takes a second or two, and there 
 
 
 @pytest.fixture(scope="module")
-def rows():
+def found():
     """What benchmarks/kernel_resources.py finds, in a process that does not interpret."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT / "kernels")
@@ -24,9 +24,13 @@ def rows():
     command += ["--targets", *map(str, TARGETS)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["kernels"]
-    assert {row["target"] for row in found} == {*TARGETS}
-    return found
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def rows(found):
+    assert {row["target"] for row in found["kernels"]} == {*TARGETS}
+    return found["kernels"]
 
 
 def named(rows, start):
@@ -40,12 +44,9 @@ def widest(row, what):
 
 
 def test_no_kernel_spills(rows):
-    """But float16 rows, and topk_kl on Blackwell, whose mixed additions take more registers."""
     assert len(rows) > 10 * len({row["target"] for row in rows})
     spilling = {(row["target"], row["name"]): row["stack_bytes"] for row in rows}
-    for (target, name), stack in spilling.items():
-        allowed = 144 if target == 100 and name.startswith("topk_kl") else 0
-        assert stack <= (64 if name.endswith("fp16") else allowed), name
+    assert {case: stack for case, stack in spilling.items() if stack} == {}
 
 
 @pytest.mark.parametrize("v", VOCABULARIES)
@@ -86,3 +87,11 @@ def test_two_blocks_of_rows_of_any_vocabulary_fit_a_multiprocessor(rows):
         threads = 32 * row["num_warps"]
         registers = -(-row["registers"] // 8) * 8
         assert 65536 // (threads * registers) * threads >= 512
+
+
+def test_memory_and_not_the_instructions_of_topk_kl_limit_a_card(found):
+    """For 8,192 rows of bf16; what the goal is, stands in benchmarks/kernel_floors.py."""
+    assert {(one["card"], one["vocab"]) for one in found["floors"]} >= {
+        (card, v) for card in ("H100", "H200") for v in (30522, 50257, 128256, 151936, 262144)
+    }
+    assert [one for one in found["floors"] if one["missed"]] == []

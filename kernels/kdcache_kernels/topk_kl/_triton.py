@@ -97,6 +97,11 @@ def topk_kl(
     return launch(logits, teacher, weight, labels, spec, out, how)
 
 
+def words_of(v: int, align: int) -> int:
+    """Words of flags for a row of `v` logits, with a byte behind it that is none of its own."""
+    return power_of_2(-(-(v + align + 14) // 32))
+
+
 def slack(logits: Tensor, out: Tensor | None) -> int:
     """By how many elements a row can start behind its boundary."""
     x = aligned_rows(logits)
@@ -130,7 +135,7 @@ def launch(
     y = x if out is None else aligned_rows(out)
     align = _align(x, y)
     same = same_alignment(x, y, align)
-    words = power_of_2(-(-(v + align - 1) // 32))
+    words = words_of(v, align)
     programs = min(n, how.shape.per_processor() * _processors(logits))
     flags = torch.empty(programs, words, dtype=torch.int32, device=logits.device)
     weight = weight.contiguous()

@@ -4,7 +4,6 @@ from kdcache_kernels._triton import (
     edge_offsets,
     finite_or_zero,
     jit,
-    load_tile,
     out_start,
     row_start,
     store_tile,
@@ -14,6 +13,7 @@ from kdcache_kernels.topk_kl._triton_row import (
     dense_gradient,
     flag_support,
     largest,
+    load_packed,
     load_support,
     masses,
     normaliser,
@@ -22,6 +22,7 @@ from kdcache_kernels.topk_kl._triton_row import (
     store_gradient,
     support_mass,
     teacher_classes,
+    widened,
 )
 
 LEAST = tl.constexpr(1e-20)  # a sum of exponentials that has all its digits, and whose inverse
@@ -85,12 +86,12 @@ def rows_kernel(
                     store_tile(out_row, i * BLOCK + tile_o, zero, shift, V, ALIGN, SAME)
                 tl.store(out_row + o, (o * 0).to(out_ptr.dtype.element_ty), mask=edge)
         else:
-            first = load_tile(x_row, tile_o, shift, V, ALIGN, "evict_last")
+            first = load_packed(x_row, 0, shift, V, ALIGN, "evict_last", BLOCK)
             # Whatever needs no more than the support runs while the row is on its way.
             j, inside, xs, lp, bad = load_support(
                 x_row + shift, ids_ptr + row * K, logprobs_ptr + row * K, K, V, BLOCK_K, UNSIGNED
             )
-            flag_support(flags_ptr, j, inside, shift, WORDS)
+            flag_support(flags_ptr, j, inside, shift, V, WORDS)
             if HARD:
                 label = tl.load(labels_ptr + row)
                 has_label = label != ignore
@@ -110,7 +111,7 @@ def rows_kernel(
 
             # One read of the row: relative to the largest of its first tile, which is seldom far
             # from that of all. Where it is, exp overflows or vanishes, and the row is read again.
-            x = rest_of(first, flags_ptr, 0, shift, V, BLOCK)
+            x = rest_of(widened(first, x_ptr, BLOCK), flags_ptr, 0, shift, V, BLOCK)
             near = finite_or_zero(tl.max(x, 0))
             mass, mass1 = masses(
                 x_row, flags_ptr, x, near, shift, V, T, inner, POWER, ALIGN, BLOCK, LAST
@@ -118,8 +119,8 @@ def rows_kernel(
             if (tl.minimum(mass, mass1) < LEAST) | (tl.maximum(mass, mass1) > MOST):
                 near = largest(x_row, flags_ptr, shift, V, inner + LAST, ALIGN, BLOCK)
                 near = finite_or_zero(near)
-                again = load_tile(x_row, tile_o, shift, V, ALIGN, "evict_last")
-                x = rest_of(again, flags_ptr, 0, shift, V, BLOCK)
+                again = load_packed(x_row, 0, shift, V, ALIGN, "evict_last", BLOCK)
+                x = rest_of(widened(again, x_ptr, BLOCK), flags_ptr, 0, shift, V, BLOCK)
                 mass, mass1 = masses(
                     x_row, flags_ptr, x, near, shift, V, T, inner, POWER, ALIGN, BLOCK, LAST
                 )  # fmt: skip

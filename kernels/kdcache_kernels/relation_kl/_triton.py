@@ -20,10 +20,10 @@ from kdcache_kernels._triton import (
 from kdcache_kernels.relation_kl import reference
 from kdcache_kernels.relation_kl.spec import KINDS, How, Teacher
 
-LONGEST = 128  # tokens whose scores of both sides the registers of eight warps hold
+LONGEST = 128  # tokens; compiled for sm_90, scores of 64 and more spill from the registers
 FUSED: dict[tuple[int, int], int] = {}
-"""Of a GPU's capability: the longest documents for which this has been found faster than pieces, by
-stage `pairs` of `benchmarks/gpu_session.py`. One that is not here runs pieces."""
+"""Of a GPU's capability: the longest documents for which this has been timed and is faster than
+pieces. None has been timed: pieces run on every one."""
 
 COLUMNS = 64  # of vectors, multiplied at a time
 NARROWEST = 16  # what tensor cores multiply

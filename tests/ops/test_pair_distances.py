@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import smooth_l1_loss
 
 from kdcache_kernels import pair_distances
+from kdcache_kernels._backends import plain_torch
 from kdcache_kernels.pair_distances import _numba, reference
 
 BACKENDS = {"numba": _numba.pair_angles, "reference": reference.pair_angles}
@@ -67,8 +68,9 @@ def test_angles_of_every_backend_match_those_of_float64(backend, chunk, monkeypa
     squares = [reference.pair_squares(x.detach().double()) for x in drawn(torch.float64)]
     share = torch.rand(7).double()
     share[2] = 0
-    want = reference.pair_angles(*squares, share / share.sum(), True)
-    given = [x.float() for x in (*squares, share / share.sum())]
+    share = share / share.sum()
+    want = reference.pair_angles(share, *squares, True)
+    given = [share.float(), *squares]
     for got, wanted in zip(BACKENDS[backend](*given, True), want, strict=True):
         torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-6)
     assert not BACKENDS[backend](*given, False)[1].numel()
@@ -81,6 +83,20 @@ def test_equal_documents_have_no_relation_and_no_gradient():
     assert not torch.autograd.grad(loss, x)[0].any()
     nothing = pair_distances(x, torch.randn(4, 5), weight=torch.zeros(4))
     assert nothing.item() == 0
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["kernel", "reference"])
+def test_documents_that_are_almost_equal_keep_their_angles(plain):
+    student, teacher = drawn(torch.float32)
+    with torch.no_grad():
+        student[0] = student[1] * (1 + 1e-6 * torch.randn(12))
+    truth = student.detach().double().requires_grad_()
+    want = formula(truth, teacher, torch.full((7,), 1 / 7).double())[1]
+    with plain_torch(plain):
+        loss = pair_distances(student, teacher, distance=0)
+    assert loss.item() == pytest.approx(want.item(), rel=1e-6)
+    (got,), (wanted,) = torch.autograd.grad(loss, student), torch.autograd.grad(want, truth)
+    assert (got.double() - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 def test_opcheck():

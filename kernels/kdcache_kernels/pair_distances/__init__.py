@@ -7,7 +7,6 @@ from kdcache_kernels._backends import dispatched
 from kdcache_kernels._checks import (
     FLOATS,
     checked_weight,
-    compute_dtype,
     constant,
     gradient_dtype,
     require_device,
@@ -83,27 +82,23 @@ def _body(
     need_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     with torch.autocast(student.device.type, enabled=False):
-        ours, theirs = (_centered(x, compute_dtype(student)) for x in (student, teacher))
+        ours, theirs = (x.to(weight.dtype) for x in (student, teacher))
         total = weight.sum()
         share = weight / reference.safe(total)
         square, other = _squares(ours), _squares(theirs)
         loss, slope = reference.relative_distances(square, other, share)
         loss, slope = distance * loss, distance * slope
         if angle != 0:
-            of_angles, slope_of_angles = _angles(square, other, share, need_grad)
+            of_angles, slope_of_angles = _angles(share, square, other, need_grad)
             loss = loss + angle * of_angles
             slope = slope + angle * slope_of_angles if need_grad else slope
+        loss = (total * loss).to(weight.dtype)
         if not need_grad:
-            return total * loss, student.new_empty((0, student.shape[1]))
-        both = (slope + slope.t()) * (2 * total)
+            return loss, student.new_empty((0, student.shape[1]))
+        both, ours = (slope + slope.t()) * (2 * total), ours.double()
+        ours = ours - ours.mean(0)  # changes no difference, and leaves fewer digits to cancel
         gradient = both.sum(1, keepdim=True) * ours - both @ ours
-    return total * loss, gradient.to(gradient_dtype(student))
-
-
-def _centered(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Vectors around their mean, which changes no distance and leaves fewer digits to cancel."""
-    x = x.to(dtype)
-    return x - x.mean(0)
+    return loss, gradient.to(gradient_dtype(student))
 
 
 def _fake(

@@ -12,16 +12,17 @@ from kdcache_kernels._numba import Real, array_at, block_count, fast, parallel, 
 def pair_squares(x: Tensor) -> Tensor:
     """As `reference.pair_squares`: torch.cdist takes ten times as long."""
     x = x.contiguous()
-    square = torch.empty(len(x), len(x))
+    square = torch.empty(len(x), len(x), dtype=torch.float64)
     _all_squares(x.data_ptr(), square.data_ptr(), len(x), x.shape[1], block_count(len(x)))
     return square
 
 
 @fast()
 def _apart(x: Any, y: Any) -> Real:
-    total = np.float32(0.0)
+    total = 0.0
     for v in range(x.size):
-        total += (x[v] - y[v]) * (x[v] - y[v])
+        off = np.float64(x[v]) - np.float64(y[v])
+        total += off * off
     return total
 
 
@@ -31,17 +32,17 @@ def _all_squares(x: int, square: int, n: int, h: int, blocks: int) -> None:
     for b in prange(blocks):
         for i in range(b * n // blocks, (b + 1) * n // blocks):
             row = array_at(x + 4 * i * h, h, np.float32)
-            out = array_at(square + 4 * i * n, n, np.float32)
+            out = array_at(square + 8 * i * n, n, np.float64)
             for j in range(n):
                 out[j] = _apart(row, array_at(x + 4 * j * h, h, np.float32))
 
 
 def pair_angles(
-    ours: Tensor, theirs: Tensor, share: Tensor, need_grad: bool
+    share: Tensor, ours: Tensor, theirs: Tensor, need_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """As `reference.pair_angles`."""
     n = len(share)
-    ours, theirs, share = (x.float().contiguous() for x in (ours, theirs, share))
+    ours, theirs, share = ours.contiguous(), theirs.contiguous(), share.contiguous()
     blocks = block_count(n)
     slopes = torch.zeros(blocks, n, n)
     losses = torch.zeros(blocks, dtype=torch.float64)
@@ -62,7 +63,7 @@ def pair_angles(
 def _inverse(squares: Any, out: Any) -> None:
     """One over the distances, and 1 for none."""
     for j in range(out.size):
-        out[j] = np.float32(1.0) / np.sqrt(squares[j]) if squares[j] > 0 else np.float32(1.0)
+        out[j] = np.float32(1.0 / np.sqrt(squares[j])) if squares[j] > 0 else np.float32(1.0)
 
 
 @fast()
@@ -88,8 +89,9 @@ def _between(
     loss, sides, turned = np.float32(0.0), np.float32(0.0), np.float32(0.0)
     for k in range(slope.size):
         by = factor * inverse[k]
-        cosine = (here + from_i[k] - from_j[k]) * by
-        off = cosine - (there + its_from_i[k] - its_from_j[k]) * (its_factor * its_inverse[k])
+        cosine = np.float32(here + from_i[k] - from_j[k]) * by
+        its_opposite = np.float32(there + its_from_i[k] - its_from_j[k])
+        off = cosine - its_opposite * (its_factor * its_inverse[k])
         near = min(max(off, np.float32(-1.0)), np.float32(1.0))
         loss += share[k] * (near * (off - np.float32(0.5) * near))
         step = count * share[k] * near
@@ -110,8 +112,8 @@ def _all_corners(
         its_inverse = np.empty(n, np.float32)
         loss = 0.0
         for i in range(b * n // blocks, (b + 1) * n // blocks):
-            from_i = array_at(ours + 4 * i * n, n, np.float32)
-            its_from_i = array_at(theirs + 4 * i * n, n, np.float32)
+            from_i = array_at(ours + 8 * i * n, n, np.float64)
+            its_from_i = array_at(theirs + 8 * i * n, n, np.float64)
             own = array_at(slopes + 4 * (b * n + i) * n, n, np.float32)
             _inverse(from_i, inverse)
             _inverse(its_from_i, its_inverse)
@@ -123,10 +125,10 @@ def _all_corners(
                     from_i[j],
                     its_from_i[j],
                     from_i,
-                    array_at(ours + 4 * j * n, n, np.float32),
+                    array_at(ours + 8 * j * n, n, np.float64),
                     inverse,
                     its_from_i,
-                    array_at(theirs + 4 * j * n, n, np.float32),
+                    array_at(theirs + 8 * j * n, n, np.float64),
                     its_inverse,
                     shares,
                     np.float32(0.5) * inverse[j],
@@ -137,5 +139,5 @@ def _all_corners(
                 loss += np.float64(count) * np.float64(part)
                 own[j] += np.float32(2.0) * sides
                 if from_i[j] > 0:
-                    own[j] -= turned / from_i[j]
+                    own[j] -= np.float32(turned / from_i[j])
         array_at(losses + 8 * b, 1, np.float64)[0] = loss

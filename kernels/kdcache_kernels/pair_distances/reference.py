@@ -16,7 +16,12 @@ def safe(length: Tensor) -> Tensor:
 
 
 def pair_squares(x: Tensor) -> Tensor:
-    """S of vectors [B, H], of differences: that of equal ones is 0."""
+    """S of vectors [B, H] in float64, of differences: that of equal ones is 0.
+
+    Sides of a triangle cancel in its cosines: where two rows are almost equal, to nothing that
+    float32 tells from noise.
+    """
+    x = x.double()
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
@@ -45,15 +50,15 @@ def _smooth(off: Tensor) -> Tensor:
 
 
 def pair_angles(
-    ours: Tensor, theirs: Tensor, share: Tensor, need_grad: bool
+    share: Tensor, ours: Tensor, theirs: Tensor, need_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """Loss and slope [B, B], or empty, of the cosines at every row between every two."""
     loss, n = share.new_zeros(()), len(share)
-    slope = torch.zeros_like(ours)
+    slope = share.new_zeros(ours.shape)
     corners = max(1, CHUNK // max(1, n * n))
     for at in range(0, n, corners):
         i = slice(at, at + corners)
-        (cosines, inverse), (others, _) = (_cosines(s, i) for s in (ours, theirs))
+        (cosines, inverse), (others, _) = (_cosines(s, i, share.dtype) for s in (ours, theirs))
         off = cosines - others
         triples = share[i, None, None] * share[:, None] * share
         loss = loss + (triples * _smooth(off)).sum()
@@ -62,12 +67,12 @@ def pair_angles(
             by_square = step * inverse
             slope -= by_square.sum(0)
             turned = torch.where(ours[i] > 0, (step * cosines).sum(2) / safe(ours[i]), 0.0)
-            slope[i] += 2 * by_square.sum(2) - turned
+            slope[i] += 2 * by_square.sum(2) - turned.to(slope.dtype)
     return loss, slope if need_grad else slope[:0]
 
 
-def _cosines(square: Tensor, i: slice) -> tuple[Tensor, Tensor]:
+def _cosines(square: Tensor, i: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines [corners, B, B] by the sides of triangles; and 1 / 2 of the adjacent sides."""
-    side = safe(square[i].sqrt())
+    side = safe(square[i].sqrt()).to(dtype)
     inverse = 0.5 / (side[:, :, None] * side[:, None])
-    return (square[i, :, None] + square[i, None] - square) * inverse, inverse
+    return (square[i, :, None] + square[i, None] - square).to(dtype) * inverse, inverse

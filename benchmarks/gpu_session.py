@@ -8,6 +8,7 @@ bench kernels`, anew after every item, so that a killed run keeps what it found.
 recorded and the next item runs. Checks run in many processes at once, for most of their time goes
 into compiling; times find what those have compiled. Needs torch and triton, and Liger where it is
 to be timed; nothing of a cache. `--device cpu --rows 24` walks through some of it without a GPU.
+`gpu_table.py` makes the table of topk_kl's shapes of what the stage `shapes` timed.
 """
 
 from __future__ import annotations

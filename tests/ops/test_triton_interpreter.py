@@ -8,6 +8,7 @@ import torch
 from kdcache_kernels._checks import gradient_dtype
 from kdcache_kernels.topk_kl import _triton as triton_kl
 from kdcache_kernels.topk_kl import reference
+from kdcache_kernels.topk_kl._shapes import CANDIDATES, SHAPES, autotuned, fastest, listed
 from kdcache_kernels.topk_kl.reference import make_inputs
 from kdcache_kernels.topk_kl.spec import Spec, Teacher
 
@@ -391,3 +392,41 @@ def test_nothing_waits_for_the_device():
         triton_kl.topk_kl(*arguments, False)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+SHAPES_OF_ALL = {shape for table in SHAPES.values() for shape in table.values()} | {*CANDIDATES}
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES_OF_ALL), ids=str)
+def test_every_shape_of_the_table_and_of_the_trial_gives_the_same(shape):
+    d = make_inputs(2, 9001, 13, temperature=2.0)
+    d["labels"] = torch.stack([d["ids"][0, 3], d["labels"][1]])
+    check(d, Spec(2.0, "bucket", "forward", 0.7, 0.3, -100), triton_kl.plan(9001, 3, shape))
+
+
+def test_rows_are_listed_by_their_length_and_unknown_gpus_take_the_measured_ones():
+    assert listed(30522, (9, 0)) == Shape(4096, 8, 128)
+    assert listed(128256, (9, 0)) == listed(128256, (8, 6)) == Shape(8192, 16, 128)
+
+
+def test_trying_out_is_asked_for_in_the_environment(monkeypatch):
+    monkeypatch.delenv("KDCACHE_AUTOTUNE", raising=False)
+    assert not autotuned()
+    monkeypatch.setenv("KDCACHE_AUTOTUNE", "1")
+    assert autotuned()
+
+
+def test_shapes_are_tried_once_a_kind_of_rows_and_the_fastest_is_kept():
+    first, tried = Shape(64, 1, 8), []
+
+    def seconds(shape):
+        tried.append(shape)
+        return {CANDIDATES[1]: 0.5}.get(shape, 1.0)
+
+    kind = object()  # of no other test
+    assert fastest(kind, first, seconds) == CANDIDATES[1]
+    assert set(tried) == {first, *CANDIDATES}
+    del tried[:]
+    assert fastest(kind, first, seconds) == CANDIDATES[1]
+    assert tried == []
+    assert fastest(object(), first, lambda shape: 1.0) == first

@@ -7,7 +7,6 @@ is written last, from float32: adding to a rounded gradient would lose the small
 """
 
 import math
-import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -23,34 +22,11 @@ from kdcache_kernels._triton import (
     same_alignment,
 )
 from kdcache_kernels.topk_kl import reference
+from kdcache_kernels.topk_kl._shapes import MEASURED, Shape, autotuned, fastest, listed
 from kdcache_kernels.topk_kl._triton_kernels import rows_kernel
 from kdcache_kernels.topk_kl.spec import DIVERGENCES, Spec, Teacher
 
 MAX_K = 4096  # a longer support is no longer sparse: plain torch
-
-
-class Shape(NamedTuple):
-    """Elements of a tile, its warps, and the registers that a thread has at most."""
-
-    block: int
-    num_warps: int
-    registers: int
-
-    def per_processor(self) -> int:
-        """Programs that a multiprocessor holds."""
-        threads = 32 * self.num_warps
-        return max(1, REGISTERS // (threads * self.registers))
-
-
-REGISTERS = 65536  # of a multiprocessor
-SHAPES = {
-    65536: Shape(4096, 8, 128),
-    sys.maxsize: Shape(8192, 16, 128),
-}
-"""By the longest rows they are for: the fastest on an H100 (benchmarks/gpu_session.py).
-
-So many rows are under way at once as the caches hold until they are read again.
-"""
 
 
 class Plan(NamedTuple):
@@ -66,7 +42,7 @@ class Plan(NamedTuple):
 
 def plan(v: int, slack: int, shape: Shape | None = None) -> Plan:
     """Choose how rows of `v` logits are run, which start up to `slack` behind their boundary."""
-    shape = shape or next(shape for most, shape in SHAPES.items() if v <= most)
+    shape = shape or listed(v, MEASURED)
     block = min(shape.block, max(64, power_of_2(v + slack)))
     warps = max(1, shape.num_warps * block // shape.block)
     inner = max(1, v // block)
@@ -93,8 +69,42 @@ def topk_kl(
     if k > MAX_K:
         return reference.topk_kl(logits, teacher, weight, labels, spec, out, False)
     logits = rows_of(logits)
-    how = plan(logits.shape[1], slack(logits, out))
+    shape = _shape(logits, teacher, weight, labels, spec, out)
+    how = plan(logits.shape[1], slack(logits, out), shape)
     return launch(logits, teacher, weight, labels, spec, out, how)
+
+
+def _shape(
+    logits: Tensor,
+    teacher: Teacher,
+    weight: Tensor,
+    labels: Tensor | None,
+    spec: Spec,
+    out: Tensor | None,
+) -> Shape:
+    """The table's shape for this GPU, or the fastest of all if the environment asks for it."""
+    v = logits.shape[1]
+    if not logits.is_cuda:
+        return listed(v, MEASURED)
+    first = listed(v, torch.cuda.get_device_capability(logits.device))
+    if not autotuned() or torch.cuda.is_current_stream_capturing():
+        return first
+
+    def seconds(shape: Shape) -> float:
+        scratch = None if out is None else torch.empty_like(out)  # `out` may be the logits
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        how = plan(v, slack(logits, scratch), shape)
+        with on_device(logits):
+            begin.record()
+            launch(logits, teacher, weight, labels, spec, scratch, how)
+            end.record()
+            end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
+
+    modes = tuple(_modes(spec, teacher.rest is not None, labels is not None).items())
+    dtypes = (logits.dtype, None if out is None else out.dtype)
+    kind = (logits.device, v, teacher.ids.shape[1], slack(logits, out), dtypes, modes)
+    return fastest((*kind, labels is not None), first, seconds)
 
 
 def words_of(v: int, align: int) -> int:

@@ -102,11 +102,16 @@ def one_recipe(trial: Trial, name: str, seeds: int) -> Json:
         return found
     begun, recipe = time.perf_counter(), load_recipe(name)
     (served,) = served_by(trial.cache, [recipe], len(LAYERS))
-    if served.why:
-        found = {"recipe": name, "teacher": teacher, "refused": served.why}
+    why, dev = served.why, {}
+    try:
+        if not why:
+            dev = {rate: dev_score(trial.train(recipe, rate, CHOOSING)) for rate in RATES}
+    except kdcache.KdcacheError as error:  # it wants several students, say
+        why = str(error)
+    if why:
+        found = {"recipe": name, "teacher": teacher, "refused": why}
         keep(name, found)
         return found
-    dev = {rate: dev_score(trial.train(recipe, rate, CHOOSING)) for rate in RATES}
     rate = max(dev, key=dev.__getitem__)
     first, answers, scores = None, [], []
     for seed in range(seeds):

@@ -107,7 +107,12 @@ class Pool:
         self.workers: list[Worker] = []
 
     def __enter__(self) -> Pool:
-        self.workers = [Worker(self.threads) for _ in range(self.count)]
+        try:
+            for _ in range(self.count):
+                self.workers.append(Worker(self.threads))
+        except BaseException:  # interrupted: nobody calls __exit__ then
+            self._end()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -33,9 +33,9 @@ PROGRAMS = 4 * 132  # enough to move memory at its full rate
 def layer_costs(
     weight: Tensor, student: list[Tensor], codes: list[Tensor], scale: list[Tensor]
 ) -> Tensor:
-    """As `reference.layer_costs`; rows of more than 16384 columns run in plain torch."""
+    """As `reference.layer_costs`; where a program does not work, in plain torch."""
     held = _held(student, scale)
-    if held.groups * held.width > MAX_BLOCK:
+    if not _works(held):
         return reference.layer_costs(weight, student, codes, scale)
     given = _Given(weight, student, codes, scale, held)
     programs = max(1, min(PROGRAMS, -(-len(weight) // held.rows)))
@@ -62,7 +62,7 @@ def layer_costs_gradient(
 ) -> list[Tensor]:
     """As `reference.layer_costs_gradient`."""
     held = _held(student, scale)
-    if held.groups * held.width > MAX_BLOCK:
+    if not _works(held):
         return reference.layer_costs_gradient(weight, student, codes, scale, flow)
     given = _Given(weight, student, codes, scale, held)
     out = weight.new_empty((len(student), *student[0].shape), dtype=gradient_dtype(student[0]))
@@ -78,6 +78,14 @@ def _held(student: Sequence[Tensor], scale: Sequence[Tensor]) -> Tile:
     """A tile of the rows of one layer."""
     groups = scale[0].shape[1] if scale and scale[0].dim() == 2 else 1
     return tile(groups, student[0].shape[1] // groups)
+
+
+def _works(held: Tile) -> bool:
+    """Whether a row is at most 16384 columns, and no graph is captured: one that is replayed would
+    find other tensors than the table has the addresses of.
+    """
+    captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return held.groups * held.width <= MAX_BLOCK and not captured
 
 
 class _Given:

@@ -391,8 +391,8 @@ def test_a_saved_report_is_shown_on_a_page_of_100_columns_with_floors_of_other_c
     from kdcache_cli.main import main
 
     saved = Path(__file__).parents[1] / "benchmarks" / "results" / "kernels_cpu.json"
-    command = f"bench kernels --read {saved} --limit-from H100 --limit-from H200 --out {tmp_path}"
-    assert main(command.split()) == 0
+    cards = ["--limit-from", "H100", "--limit-from", "H200"]
+    assert main(["bench", "kernels", "--read", str(saved), *cards, "--out", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert not err
     assert max(map(len, out.splitlines())) <= 100

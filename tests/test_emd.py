@@ -21,6 +21,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.slow  # it compiles kernels that no other test of the suite runs
 def test_layers_may_be_stored_otherwise_than_each_other(
     corpus: Path, classifier: Path, tmp_path: Path
 ) -> None:

@@ -151,11 +151,11 @@ def test_a_language_model_starts_with_its_teachers_generation_settings(
 
 
 def test_the_folder_tells_no_path_of_this_machine(
-    classifier_student: Path, cache: Cache, folder: Path
+    classifier_student: Path, cache: Cache, shared: Path
 ) -> None:
-    assert str(folder) in cache.manifest["teacher"]["source"]
+    assert str(shared) in cache.manifest["teacher"]["source"]
     for file in classifier_student.iterdir():
-        assert str(folder).encode() not in file.read_bytes(), file.name
+        assert str(shared).encode() not in file.read_bytes(), file.name
 
 
 def test_the_folder_says_what_its_numbers_mean(classifier_student: Path) -> None:

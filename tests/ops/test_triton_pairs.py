@@ -15,6 +15,10 @@ HEADS = 3
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 3e-3}
 if DEVICE == "cuda":  # interpreted, a product takes bfloat16 for whole numbers
     TOLERANCE[torch.bfloat16] = 2e-2
+DTYPES = [
+    dtype if dtype == torch.float32 else pytest.param(dtype, marks=pytest.mark.slow)
+    for dtype in TOLERANCE
+]
 
 # The interpreter computes with NumPy, which warns of the infinities and NaN that are meant here.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -43,7 +47,7 @@ def assert_near(found, wanted, tolerance):
 
 
 @pytest.mark.parametrize("keys", [False, True])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_value_and_gradients_match_float64(kind, dtype, keys):
     x = make_inputs(LENGTHS, 60, 24, dtype=dtype)

@@ -146,6 +146,14 @@ def block_count(rows: int) -> int:
     return max(1, min(rows, 4 * wanted))
 
 
+def same_blocks(rows: int) -> int:
+    """As `block_count`, but as many for any number of threads: what is summed over blocks has the
+    same bits then, in a forked child too.
+    """
+    block_count(rows)
+    return max(1, min(rows, 16))
+
+
 def dense_rows(x: Tensor) -> Tensor:
     """`x` itself, or a copy if the elements of its rows do not lie side by side."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()

@@ -23,6 +23,7 @@ from kdcache_kernels._numba import (
     prange,
     round_row,
     rows_of,
+    same_blocks,
 )
 
 
@@ -31,7 +32,7 @@ def layer_costs(
 ) -> Tensor:
     """As `reference.layer_costs`."""
     given = _Given(weight, student, codes, scale)
-    blocks = block_count(given.n)
+    blocks = same_blocks(given.n)
     parts = torch.empty(blocks, len(student), len(codes), dtype=torch.float64)
     _all_costs(*given.arguments, parts.data_ptr(), blocks)
     return parts.sum(0).float()

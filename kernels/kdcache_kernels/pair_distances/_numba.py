@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache_kernels._numba import Real, array_at, block_count, fast, parallel, prange
+from kdcache_kernels._numba import Real, array_at, block_count, fast, parallel, prange, same_blocks
 
 
 def pair_squares(x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def pair_angles(
     """As `reference.pair_angles`."""
     n = len(share)
     ours, theirs, share = ours.contiguous(), theirs.contiguous(), share.contiguous()
-    blocks = block_count(n)
+    blocks = same_blocks(n)
     slopes = torch.zeros(blocks, n, n)
     losses = torch.zeros(blocks, dtype=torch.float64)
     _all_corners(

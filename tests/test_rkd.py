@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from kdcache.losses import RKD
-from kdcache.losses.rkd import relation_losses
 from tests.conformance.test_losses import documents
 from tests.methods import Given
+from tests.methods.rkd import relation_losses
 from tests.objectives import evaluate
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
 from kdcache.losses.base import Pair
 from kdcache_kernels import attention_mse
-from kdcache_kernels.relation_kl.arguments import CHUNK, CHUNK_ELSEWHERE
-from kdcache_kernels.relation_kl.pieces import Piece, pieces_of
 
 
 def score_loss(
@@ -69,11 +65,3 @@ def probability_error(
         of="probabilities",
         weight=weight,
     )
-
-
-def pieces(
-    lengths: list[int], heads: int, weight: torch.Tensor, *, layers: int = 1
-) -> Iterator[Piece]:
-    """Documents of one length, as many as there is room for their scores at so many layers."""
-    room = CHUNK.get(weight.device.type, CHUNK_ELSEWHERE) // weight.itemsize
-    return pieces_of(lengths, heads, room // layers)

@@ -12,12 +12,12 @@ import torch
 from kdcache.errors import ConfigError, one_of
 from kdcache.losses import transport
 from kdcache.losses.attention import check_heads, heads_of
-from kdcache.losses.attention_error import pieces
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, exact, safe
 from kdcache.losses.layer_matches import PROJECTIONS, learns
 from kdcache.signals import LayerRows, ModelSizes, Tap
 from kdcache_kernels import layer_costs
-from kdcache_kernels.relation_kl.pieces import Piece
+from kdcache_kernels.relation_kl.arguments import CHUNK, CHUNK_ELSEWHERE
+from kdcache_kernels.relation_kl.pieces import Piece, pieces_of
 
 KINDS = ("attention", "hidden")
 State = dict[str, torch.Tensor]
@@ -193,7 +193,8 @@ class _Documents(NamedTuple):
         teacher = [(q.teacher.dense(), k.teacher.dense()) for q, k in blocks[: depths[1]]]
         weight = self._even([length * length for length in self.lengths], heads)
         dtype = student[0][0].dtype
-        for piece in pieces(self.lengths, heads, weight, layers=sum(depths)):
+        room = CHUNK.get(weight.device.type, CHUNK_ELSEWHERE) // weight.itemsize
+        for piece in pieces_of(self.lengths, heads, room // sum(depths)):
             ours, theirs = (
                 [_scores(piece, heads, dtype, *block) for block in side]
                 for side in (student, teacher)

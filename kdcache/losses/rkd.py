@@ -61,19 +61,3 @@ class RKD:
     def _of_layer(self, pair: Pair, weight: torch.Tensor) -> torch.Tensor:
         factors = {"distance": self.distance, "angle": self.angle}
         return pair_distances(pair.student, pair.teacher.dense(), weight=weight, **factors)
-
-
-def relation_losses(
-    student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth L1 between the relative distances, and between the angles, of documents.
-
-    Args:
-        student: [B, H].
-        teacher: [B, width], of any width.
-        weight: [B] floating, what each document counts for; None: 1 / B. See `pair_distances`.
-
-    Source: Park et al. 2019, arXiv:1904.05068.
-    """
-    distance = pair_distances(student, teacher, weight=weight, angle=0.0)
-    return distance, pair_distances(student, teacher, weight=weight, distance=0.0)

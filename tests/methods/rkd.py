@@ -1,8 +1,18 @@
 """Relational distillation (Park et al. 2019)."""
 
+import torch
+
 from kdcache.losses import RKD, Pair
-from kdcache.losses.rkd import relation_losses
+from kdcache_kernels import pair_distances
 from tests.methods import Found, Given, layer_rows, one_each, value
+
+
+def relation_losses(
+    student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """That of distances, and that of angles."""
+    distance = pair_distances(student, teacher, weight=weight, angle=0.0)
+    return distance, pair_distances(student, teacher, weight=weight, distance=0.0)
 
 
 def relations(given: Given) -> Found:

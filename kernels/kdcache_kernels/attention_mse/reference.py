@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kdcache_kernels._checks import compute_dtype
+from kdcache_kernels.relation_kl.reference import scores
 
 
 def attention_mse(
@@ -30,7 +31,7 @@ def attention_mse(
     total, start = torch.zeros((), dtype=exact, device=student.device), 0
     for n, w in zip(lengths, weight.to(exact), strict=True):
         own = slice(start, start + n)
-        ours, theirs = (_scores(x[own].to(exact), y[own].to(exact), a) for x, y, a in sides)
+        ours, theirs = (scores(x[own].to(exact), y[own].to(exact), a) for x, y, a in sides)
         if of == "probabilities":
             ours, theirs = ours.softmax(2), theirs.softmax(2)
         if together:
@@ -38,10 +39,3 @@ def attention_mse(
         total = total + w * (ours - theirs).square().mean(0).sum()
         start += n
     return total
-
-
-def _scores(x: Tensor, y: Tensor, heads: int) -> Tensor:
-    """X Y^T / sqrt(d) of every head, [A, n, n], of vectors [n, W]."""
-    a, b = (side.view(len(x), heads, -1).transpose(0, 1) for side in (x, y))
-    found: Tensor = a.shape[2] ** -0.5 * a @ b.transpose(1, 2)
-    return found

@@ -115,6 +115,18 @@ def _times_scales(table: int, groups: int, i: int, out: Any) -> None:
 
 
 @fast()
+def _load_both(
+    student: int, kind: int, teacher: int, teacher_kind: int, scale: int, groups: int, i: int,
+    ours: Any, theirs: Any,
+) -> None:  # fmt: skip
+    """Row `i` of every layer of both sides, decoded."""
+    _load(student, ours.shape[0], kind, i, ours)
+    _load(teacher, theirs.shape[0], teacher_kind, i, theirs)
+    if teacher_kind == INT8:
+        _times_scales(scale, groups, i, theirs)
+
+
+@fast()
 def _squares(x: Any, y: Any) -> Real:
     total = np.float32(0.0)
     for v in range(x.size):
@@ -157,10 +169,7 @@ def _all_costs(
             w = np.float64(weights[i]) / h
             if w == 0.0:
                 continue
-            _load(student, layers, kind, i, ours)
-            _load(teacher, others, teacher_kind, i, theirs)
-            if teacher_kind == INT8:
-                _times_scales(scale, groups, i, theirs)
+            _load_both(student, kind, teacher, teacher_kind, scale, groups, i, ours, theirs)
             for m in range(layers):
                 for o in range(others):
                     costs[m * others + o] += w * _squares(ours[m], theirs[o])
@@ -195,10 +204,7 @@ def _all_gradients(
         for i in range(b * n // blocks, (b + 1) * n // blocks):
             w = weights[i]
             if w != 0.0:
-                _load(student, layers, kind, i, ours)
-                _load(teacher, others, teacher_kind, i, theirs)
-                if teacher_kind == INT8:
-                    _times_scales(scale, groups, i, theirs)
+                _load_both(student, kind, teacher, teacher_kind, scale, groups, i, ours, theirs)
             for m in range(layers):
                 at = where[2 * m] + i * where[2 * m + 1]
                 if w == 0.0:

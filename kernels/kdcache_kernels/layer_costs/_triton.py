@@ -15,6 +15,7 @@ from kdcache_kernels._checks import gradient_dtype
 from kdcache_kernels._triton import (
     PIECE_BYTES,
     Tile,
+    captured,
     grouped_columns,
     jit,
     max_registers,
@@ -35,7 +36,7 @@ def layer_costs(
 ) -> Tensor:
     """As `reference.layer_costs`; where a program does not work, in plain torch."""
     held = _held(student, scale)
-    if not _works(held):
+    if not _works(weight, held):
         return reference.layer_costs(weight, student, codes, scale)
     given = _Given(weight, student, codes, scale, held)
     programs = max(1, min(PROGRAMS, -(-len(weight) // held.rows)))
@@ -62,7 +63,7 @@ def layer_costs_gradient(
 ) -> list[Tensor]:
     """As `reference.layer_costs_gradient`."""
     held = _held(student, scale)
-    if not _works(held):
+    if not _works(weight, held):
         return reference.layer_costs_gradient(weight, student, codes, scale, flow)
     given = _Given(weight, student, codes, scale, held)
     out = weight.new_empty((len(student), *student[0].shape), dtype=gradient_dtype(student[0]))
@@ -80,12 +81,11 @@ def _held(student: Sequence[Tensor], scale: Sequence[Tensor]) -> Tile:
     return tile(groups, student[0].shape[1] // groups)
 
 
-def _works(held: Tile) -> bool:
+def _works(weight: Tensor, held: Tile) -> bool:
     """Whether a row is at most 16384 columns, and no graph is captured: one that is replayed would
     find other tensors than the table has the addresses of.
     """
-    captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    return held.groups * held.width <= MAX_BLOCK and not captured
+    return held.groups * held.width <= MAX_BLOCK and not captured(weight)
 
 
 class _Given:

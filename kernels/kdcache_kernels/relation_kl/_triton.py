@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kdcache_kernels._checks import gradient_dtype
 from kdcache_kernels._triton import (
+    captured,
     exponentials,
     finite_or_zero,
     jit,
@@ -43,7 +43,7 @@ def token_pairs(
     limit = LONGEST
     if student.is_cuda:
         limit = FUSED.get(torch.cuda.get_device_capability(student.device), 0)
-        limit = 0 if torch.cuda.is_current_stream_capturing() else limit
+        limit = 0 if captured(student) else limit
     run = launch if max(lengths, default=0) <= limit else reference.token_pairs
     return run(student, student_keys, teacher, lengths, weight, how)
 
@@ -60,10 +60,7 @@ def launch(
     x, t = rows_of(student), rows_of(teacher.teacher)
     y = x if student_keys is None else rows_of(student_keys.to(x.dtype))
     u = t if teacher.teacher_keys is None else rows_of(teacher.teacher_keys.to(t.dtype))
-    made = [
-        x.new_empty((len(x) if need else 0, x.shape[1]), dtype=gradient_dtype(student))
-        for need in (how.need_student, how.need_keys)
-    ]
+    made = reference.empty_gradients(student, how)
     losses = weight.new_empty(len(lengths) * how.parts)
     if len(losses):
         starts = torch.tensor([0, *lengths]).cumsum(0).to(x.device, non_blocking=True)
@@ -86,7 +83,7 @@ def launch(
                 BLOCK_E=columns(e),
                 num_warps=warps(block),
             )  # fmt: skip
-    return losses.sum(), made[0], made[1]
+    return losses.sum(), *made
 
 
 def columns(d: int) -> int:

@@ -76,17 +76,19 @@ def relation_kl(
     total, start = torch.zeros((), dtype=exact, device=student.device), 0
     for n, w in zip(lengths, weight.to(exact), strict=True):
         own = slice(start, start + n)
-        logq, logp = (_log_relations(x[own].to(exact), y[own].to(exact), heads) for x, y in sides)
+        logq, logp = (
+            scores(x[own].to(exact), y[own].to(exact), heads).log_softmax(2) for x, y in sides
+        )
         total = total + w * (logp.exp() * (logp - logq)).sum() / (heads * max(n, 1))
         start += n
     return total
 
 
-def _log_relations(x: Tensor, y: Tensor, heads: int) -> Tensor:
-    """Logarithms of the relations of each token with all, [A, n, n], of vectors [n, W]."""
+def scores(x: Tensor, y: Tensor, heads: int) -> Tensor:
+    """X Y^T / sqrt(d) of every head, [A, n, n], of vectors [n, W]."""
     a, b = (side.view(len(x), heads, -1).transpose(0, 1) for side in (x, y))
-    scores: Tensor = a.shape[2] ** -0.5 * a @ b.transpose(1, 2)
-    return scores.log_softmax(2)
+    found: Tensor = a.shape[2] ** -0.5 * a @ b.transpose(1, 2)
+    return found
 
 
 def token_pairs(

@@ -15,6 +15,7 @@ from torch import Tensor
 from kdcache_kernels._triton import (
     Rows,
     aligned_rows,
+    captured,
     on_device,
     power_of,
     power_of_2,
@@ -87,7 +88,7 @@ def _shape(
     if not logits.is_cuda:
         return listed(v, MEASURED)
     first = listed(v, torch.cuda.get_device_capability(logits.device))
-    if not autotuned() or torch.cuda.is_current_stream_capturing():
+    if not autotuned() or captured(logits):
         return first
 
     def seconds(shape: Shape) -> float:

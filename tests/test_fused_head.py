@@ -18,6 +18,7 @@ from kdcache.signals import LOGITS, ModelSizes
 from kdcache.training.objective import Objective
 from kdcache.training.train import train
 from tests.activations import say
+from tests.process_groups import process_group
 
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES = {**WIDE, "intermediate_size": 48, "max_position_embeddings": 130}
@@ -236,21 +237,20 @@ def test_the_head_runs_in_the_autocast_of_the_model(dtype, task, cached):
 
 
 def test_under_ddp_every_parameter_gets_its_gradient_once(tmp_path, task, cached):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        model = made(task, "bert" if task == "masked-lm" else "gpt2", cached.shape.outputs)
-        aim = objective(cached, LOSSES["soft and hard"])
-        batch = cached.batch(cached.plan.docs[:4], aim.arrays)
-        head = plain_head(model, batch)
-        plain = step(model, task, batch, aim, None)
-        spread = DistributedDataParallel(model)
+    model = made(task, "bert" if task == "masked-lm" else "gpt2", cached.shape.outputs)
+    aim = objective(cached, LOSSES["soft and hard"])
+    batch = cached.batch(cached.plan.docs[:4], aim.arrays)
+    head = plain_head(model, batch)
+    plain = step(model, task, batch, aim, None)
+
+    def check(spread):
         for _ in range(2):  # a parameter that is not ready fails in the second step
             loss, terms, gradients = step(spread, task, batch, aim, head)
             gradients = {name.removeprefix("module."): x for name, x in gradients.items()}
             assert_same((loss, terms, gradients), plain)
-    finally:
-        torch.distributed.destroy_process_group()
+
+    with process_group(tmp_path):
+        check(DistributedDataParallel(model))
 
 
 class Recorder:

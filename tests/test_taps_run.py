@@ -20,6 +20,7 @@ from kdcache.plans.batch import Batch
 from kdcache.signals import Tap
 from kdcache.tasks import TASKS, Subset
 from tests.activations import say
+from tests.process_groups import process_group
 from tests.taps import AUTO, CLASSES, QKV, attend, batch_of, close, inputs, model_of
 
 
@@ -284,13 +285,8 @@ def test_gradients_flow_through_taps(batch: Batch) -> None:
 def test_under_ddp_taps_and_gradients_are_the_same(tmp_path: Path, batch: Batch) -> None:
     model = model_of("Bert")
     wanted = gradients(model, batch)
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        spread = DistributedDataParallel(model)
-        found = gradients(spread, batch)
-    finally:
-        torch.distributed.destroy_process_group()
+    with process_group(tmp_path):
+        found = gradients(DistributedDataParallel(model), batch)
     assert {name.removeprefix("module.") for name in found} == wanted.keys()
     for name, gradient in wanted.items():
         assert torch.equal(found[f"module.{name}"], gradient)

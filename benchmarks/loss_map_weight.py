@@ -28,7 +28,7 @@ from typing import Any
 from gain_intervals import paired
 from loss_map_weight_plot import draw, table
 from record import save, spread
-from trial import BATCH, CHOOSING, Trial, dev_score, flags, right
+from trial import BATCH, CHOOSING, Trial, flags, right
 
 from kdcache.losses import AttentionScores, Cosine, HiddenMSE, Loss, SoftKL
 from kdcache.manifest import Json
@@ -107,7 +107,7 @@ class Study:
         """What a student with the seed of settings scores on dev."""
 
         def score() -> float:
-            return dev_score(self.trial.train(recipe, rate, CHOOSING))
+            return self.trial.train(recipe, rate, CHOOSING).dev
 
         return float(self._kept(f"{recipe.name}-{rate:g}", score))
 
@@ -116,7 +116,7 @@ class Study:
 
         def score() -> Json:
             result = self.trial.train(recipe, rate, seed)
-            return {"dev": dev_score(result), "right": flags(self.trial.answers(result.folder))}
+            return {"dev": result.dev, "right": flags(self.trial.answers(result.folder))}
 
         found: Json = self._kept(f"{recipe.name}-{rate:g}-seed-{seed}", score)
         return found

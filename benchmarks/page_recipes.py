@@ -64,14 +64,14 @@ GAINED_HEAD = (
 
 
 def gained_rows() -> Iterator[Row]:
-    """What each recipe gave, the best at home first; those that were refused are left out."""
-    found = {name: row for name, row in result("methods")["recipes"].items() if "home" in row}
+    """What each recipe gave, the best at home first."""
+    found = result("methods")["recipes"]
     for name in sorted(found, key=lambda name: -float(found[name]["home"]["mean"])):
         row = found[name]
         yield (
             f"`{name}`",
             f"{row['bytes_a_document']:,.0f}",
-            f"{row['step_of_kd']:.2f}",
+            "" if row["step_of_kd"] is None else f"{row['step_of_kd']:.2f}",
             _percent(row["home"]),
             _over(row["home_gains"], "finetune"),
             _over(row["home_gains"], "kd"),

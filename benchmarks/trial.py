@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gain_corpora import CUTS, corpus
@@ -16,13 +15,24 @@ from gain_intervals import Flags
 import kdcache
 from kdcache.demo.encoder import encoder_folder
 from kdcache.demo.sentences import write
+from kdcache.manifest import Json
 from kdcache.store import Cache
+from kdcache.students import Together
 from kdcache.training.recipe import Recipe
 from kdcache.training.requirements import signals_of_teacher
 
 BATCH = 32
 CHOOSING = 1000  # the seed settings are chosen with, which no result is of
 TASK = "text-classification"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A student, what it scored on dev by its best weights, and what its training said."""
+
+    folder: Path
+    dev: float
+    metrics: Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +89,39 @@ class Trial:
         names = [path.stem.removeprefix("test-") for path in self.out.glob("test-*.csv")]
         return sorted(names, key=lambda name: (name != "movies", name))
 
-    def train(self, recipe: Recipe, rate: float, seed: int, *overrides: str) -> Any:
-        """Train a student of the budget into a folder that is made anew."""
+    def train(
+        self,
+        recipe: Recipe,
+        rate: float,
+        seed: int,
+        *overrides: str,
+        caches: Sequence[Path] = (),
+        student: Path | Together | None = None,
+    ) -> Trained:
+        """Train a student of the budget into a folder that is made anew.
+
+        Args:
+            caches: what it is trained from, in the place of the trial's.
+            student: in the place of one made of the teacher's layers. Of several that are trained
+                together the first is looked at, which is not chosen on dev while it trains.
+        """
         stages = [f"stages.{stage.name}." for stage in recipe.stages] or [""]
         each = {"max_steps": self.steps // len(stages), "learning_rate": rate}
         own = [f"{of}training.{name}={value}" for of in stages for name, value in each.items()]
         shutil.rmtree(self.out / "student", ignore_errors=True)
-        return kdcache.train(
-            self.out / "cache.zarr", recipe=recipe, out=self.out / "student", seed=seed,
-            batch_size=BATCH, init_from_teacher=self.layers, dev=self.out / "dev.csv",
+        together, dev = isinstance(student, Together), self.out / "dev.csv"
+        result = kdcache.train(
+            list(caches) or self.out / "cache.zarr", recipe=recipe, out=self.out / "student",
+            seed=seed, batch_size=BATCH, student=student,
+            init_from_teacher=None if student else self.layers, dev=None if together else dev,
             progress=False, overrides=[*own, *overrides],
         )  # fmt: skip
+        if not together:
+            best = result.metrics["dev"]["best"]["value"]
+            return Trained(folder=result.folder, dev=float(best), metrics=result.metrics)
+        first = result.folder / "student-1"
+        score = kdcache.evaluate(first, dev, progress=False)["accuracy"]
+        return Trained(folder=first, dev=float(score), metrics=result.metrics)
 
     def answers(self, model: Path) -> dict[str, list[tuple[str, str]]]:
         """Labels and predictions of a model, by domain."""
@@ -102,11 +134,6 @@ class Trial:
             with path.open(encoding="utf-8") as file:
                 found[domain] = [(r["label"], r["prediction"]) for r in csv.DictReader(file)]
         return found
-
-
-def dev_score(result: Any) -> float:
-    """What a trained student scored on dev, by its best weights."""
-    return float(result.metrics["dev"]["best"]["value"])
 
 
 def flags(answers: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, str]:

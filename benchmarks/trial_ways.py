@@ -1,0 +1,98 @@
+"""How recipes are trained in a trial that want more than its cache and a student of the teacher's.
+
+What is made for a recipe (a second cache, say) is made once and kept in the trial's folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from trial import TASK, Trained, Trial
+
+import kdcache
+from kdcache.students import Together
+from kdcache.training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How a recipe is trained.
+
+    Attributes:
+        train: called with a trial and what `Trial.train` takes.
+        makes: caches in the trial's folder that it makes beside the trial's.
+    """
+
+    train: Callable[..., Trained] = Trial.train
+    makes: tuple[str, ...] = ()
+
+
+BESIDE = ((2, 6), (4, 6))
+"""Layers of students beside that of the trial's layers, which would be the same at first."""
+
+
+def at_boundary(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
+    """From the texts and from points on the teacher's decision boundary."""
+    points, both = trial.out / "boundary.zarr", trial.out / "bss.zarr"
+    if not both.exists():
+        kdcache.ascend(trial.cache, teacher=trial.out / "teacher", out=points, progress=False)
+        kdcache.merge([trial.out / "cache.zarr", points], both)
+    return trial.train(recipe, rate, seed, *off, caches=[both])
+
+
+def with_words(
+    masked: Path | None, trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str
+) -> Trained:
+    """From texts whose words a masked language model answered."""
+    both = trial.out / "words.zarr"
+    if not both.exists():
+        if masked is None:
+            raise SystemExit(f"{recipe.name} needs --masked FOLDER: a masked language model")
+        words = trial.out / "masked.zarr"
+        kdcache.build(
+            trial.out / "cache.zarr", teacher=masked, task=TASK, teacher_task="masked-lm",
+            out=words, progress=False,
+        )  # fmt: skip
+        kdcache.merge([trial.out / "cache.zarr", words], both)
+    return trial.train(recipe, rate, seed, *off, caches=[both])
+
+
+def beside(count: int, trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
+    """One of several students that learn from each other: that of the trial's layers."""
+    layers = (trial.layers, *BESIDE)[:count]
+    made = [kdcache.make_student(trial.cache, init_from_teacher=one, seed=seed) for one in layers]
+    return trial.train(recipe, rate, seed, *off, student=Together(made))
+
+
+def in_rounds(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
+    """Half of the steps at the texts; the others there and at points up the student's error."""
+    half = replace(trial, steps=trial.steps // 2)
+    warm, points = trial.out / "warm", trial.out / "points.zarr"
+    for place in (warm, points):
+        shutil.rmtree(place, ignore_errors=True)
+    shutil.move(half.train(recipe, rate, seed, *off).folder, warm)
+    kdcache.ascend(
+        trial.cache, teacher=trial.out / "teacher", student=warm, out=points, progress=False
+    )
+    caches = [trial.out / "cache.zarr", points]
+    return half.train(recipe, rate, seed, *off, caches=caches, student=warm)
+
+
+def ways(masked: Path | None) -> dict[str, Way]:
+    """By the recipe's name; `masked` is the folder of a masked language model."""
+    return {
+        "bss": Way(train=at_boundary, makes=("boundary.zarr",)),
+        "text-smoothing": Way(train=partial(with_words, masked), makes=("masked.zarr",)),
+        "dml": Way(train=partial(beside, 2)),
+        "one": Way(train=partial(beside, 3)),
+        "backward-kd": Way(train=in_rounds, makes=("points.zarr",)),
+    }
+
+
+def bytes_of(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -2,30 +2,32 @@
 
     python benchmarks/methods.py --data FOLDER --masked MODEL [--recipe NAME ...] [--seeds 3]
     python benchmarks/methods.py --data FOLDER --masked MODEL --costs
-    python benchmarks/methods.py --report
+    python benchmarks/methods.py --data FOLDER --masked MODEL --new
+    python benchmarks/methods.py --report [--new]
 
 FOLDER holds sst2 and reviews, MODEL a masked language model with the tokens of MiniLM. A teacher
 is taught from the labelled documents of SST-2 and run once; its cache holds what all recipes need
 for a student of two layers. Every recipe trains that student for 300 steps of 32: with each of two
 learning rates on one seed, of which the better on dev documents is taken, then with three seeds;
 and once more without the losses that are its own, to see whether they change what the student says.
-Some want more: points, words, or students beside it (`trial_ways.py`). What a step costs is
-measured by itself, on a machine that does nothing else: every recipe takes turns with kd.
+Some want more: points, words, or students beside it (`trial_ways.py`). --new trains students of new
+weights instead, which many recipes refuse, for they have no layers like the teacher's. What a step
+costs is measured by itself, on a machine that does nothing else: every recipe takes turns with kd.
 
-Written is results/methods.json. Every recipe's result is kept in results/methods: a run that is
-stopped goes on where it was, as long as the teacher comes out the same.
+Written are results/methods.json and methods_new.json. Every recipe's result is kept in a folder
+beside: a run that is stopped goes on where it was, as long as the teacher comes out the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import fcntl
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TextIO
 
@@ -43,14 +45,14 @@ from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.requirements import signals_of_teacher
 
 LAYERS, STEPS = (3, 6), 300
-RATES = (2e-4, 6e-4)
+NEW = "bilstm"
+RATES = {"methods": (2e-4, 6e-4), "methods_new": (1e-3, 4e-3)}
 COST_STEPS, COST_TURNS = 16, 3  # of a training that is timed
 TOGETHER = 3  # recipes that are timed beside one training of kd
 ELSEWHERE = ("causal-kd", "mlm-kd", "mkd", "mt-bert", "skdbert", "tinybert-general", "distilbert")
 """Recipes of other tasks, or of several teachers or caches."""
 COMMON = ("hard", "kl", "logits")
 """What losses are called that many recipes have; the others are a recipe's own."""
-NOTES = RESULTS / "methods"
 
 
 def recipes() -> list[str]:
@@ -72,22 +74,157 @@ def own_losses(recipe: Recipe) -> Iterator[str]:
         yield "inputs.lam=0"
 
 
-def kept(name: str) -> Json:
-    """What was found of a recipe so far; empty if nothing was."""
-    note = NOTES / f"{name}.json"
-    found: Json = json.loads(note.read_text("utf-8")) if note.is_file() else {}
-    return found
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What recipes give for one student, in notes of a folder of results.
 
+    Attributes:
+        name: of the results.
+        own: how those are trained that want more than the trial.
+    """
 
-def keep(name: str, found: Json) -> None:
-    NOTES.mkdir(exist_ok=True)
-    (NOTES / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    name: str
+    trial: Trial
+    own: Mapping[str, Way]
 
+    @property
+    def rates(self) -> tuple[float, ...]:
+        return RATES[self.name]
 
-def teacher_of(trial: Trial) -> str:
-    """The digest of the teacher's weights: results of another one are not compared."""
-    weights = (trial.out / "teacher" / "model.safetensors").read_bytes()
-    return hashlib.sha256(weights).hexdigest()
+    def way(self, recipe: str) -> Way:
+        return self.own.get(recipe, Way())
+
+    def _note(self, recipe: str) -> Path:
+        return RESULTS / self.name / f"{recipe}.json"
+
+    def kept(self, recipe: str) -> Json:
+        """What was found of a recipe with this teacher so far; empty if nothing was."""
+        note = self._note(recipe)
+        found: Json = json.loads(note.read_text("utf-8")) if note.is_file() else {}
+        return found if found.get("teacher") == self.teacher else {}
+
+    def keep(self, recipe: str, found: Json) -> None:
+        note = self._note(recipe)
+        note.parent.mkdir(exist_ok=True)
+        note.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+    @cached_property
+    def teacher(self) -> str:
+        """The digest of the teacher's weights: results of another one are not compared."""
+        weights = (self.trial.out / "teacher" / "model.safetensors").read_bytes()
+        return hashlib.sha256(weights).hexdigest()
+
+    def run(self, name: str, seeds: int) -> Json:
+        """What a recipe gives; read from its note if it was run before."""
+        if found := self.kept(name):
+            return found
+        found = {"recipe": name, "teacher": self.teacher}
+        try:
+            found |= self._gives(load_recipe(name), self.way(name), seeds)
+        except kdcache.KdcacheError as error:
+            found |= {"refused": str(error)}
+        self.keep(name, found)
+        return found
+
+    def _gives(self, recipe: Recipe, way: Way, seeds: int) -> Json:
+        begun, trial = time.perf_counter(), self.trial
+        train = partial(way.train, trial, recipe)
+        dev = {rate: train(rate, CHOOSING).dev for rate in self.rates}
+        rate = max(dev, key=dev.__getitem__)
+        first, answers, scores = None, [], []
+        for seed in range(seeds):
+            result = train(rate, seed)
+            scores.append(result.dev)
+            said = trial.answers(result.folder)
+            first = first or said
+            answers.append(flags(said))
+        assert first is not None
+        return {
+            "rate": rate,
+            "dev_by_rate": {f"{rate:g}": value for rate, value in dev.items()},
+            "dev": scores,
+            "signals": signals_of_teacher([recipe], trial.out / "teacher", TASK, len(LAYERS)),
+            "bytes_beside": sum(bytes_of(trial.out / place) for place in way.makes),
+            "right": answers,
+            "agreement_without": self._without(partial(train, rate, 0), recipe, first),
+            "seconds": time.perf_counter() - begun,
+        }
+
+    def _without(
+        self, train: Callable[..., Trained], recipe: Recipe, answers: Json
+    ) -> float | None:
+        """Share of answers that stay as they are without the losses that are the recipe's own."""
+        off = list(own_losses(recipe))
+        try:
+            other = self.trial.answers(train(*off).folder) if off else answers
+        except kdcache.KdcacheError:  # they are all it has
+            return None
+        pairs = [
+            pair for domain in answers for pair in zip(answers[domain], other[domain], strict=True)
+        ]
+        return float(np.mean([a[1] == b[1] for a, b in pairs])) if off else None
+
+    def costs(self, names: Sequence[str]) -> None:
+        """Add to the notes what a step of each recipe costs, in steps of kd, turn after turn.
+
+        kd is measured anew before every few of them; a turn that was stopped goes on where it was.
+        """
+        for turn in range(COST_TURNS):
+            left = [name for name in names if self._turns(name) <= turn]
+            for place, name in enumerate(left):
+                if place % TOGETHER == 0:
+                    base = self._step_seconds("kd")
+                ratio, found = self._step_seconds(name) / base, self.kept(name)
+                self.keep(name, found | {"costs": [*found.get("costs", ()), ratio]})
+                print(f"{turn + 1}: {name} {ratio:.2f} steps of kd", flush=True)
+
+    def _turns(self, name: str) -> int:
+        found = self.kept(name)
+        return len(found.get("costs", ())) if "right" in found else COST_TURNS
+
+    def _step_seconds(self, name: str) -> float:
+        """Median seconds of a step; of a recipe in stages the mean over them, which share steps."""
+        recipe = load_recipe(name)
+        short = replace(self.trial, steps=COST_STEPS * max(1, len(recipe.stages)))
+        metrics = self.way(name).train(short, recipe, self.rates[0], 0).metrics
+        each = metrics.get("stages") or {"": metrics}
+        return float(np.mean([one["step_seconds_median"] for one in each.values()]))
+
+    def summary(self) -> Json:
+        """A row for each recipe: bytes a document, cost of a step, scores and paired gains."""
+        every = {name: one for name in recipes() if (one := self.kept(name))}
+        found = {name: one for name, one in every.items() if "right" in one}
+        budget = {"steps": STEPS, "batch": BATCH, "rates": self.rates}
+        return {
+            "student": self.trial.new or {"layers": LAYERS},
+            **budget,
+            "recipes": {name: self._row(name, found) for name in found},
+            "refused": {name: one["refused"] for name, one in every.items() if "refused" in one},
+        }
+
+    def _row(self, name: str, found: Mapping[str, Json]) -> Json:
+        one, cache, domains = found[name], self.trial.cache, self.trial.domains
+        plain, whole = (
+            sizes(cache.plan, signals, cache.shape)["total"]
+            for signals in ({}, parse_all(one["signals"]))
+        )
+        row = {
+            "rate": one["rate"],
+            "dev": spread(one["dev"]),
+            "bytes_a_document": (whole - plain + one["bytes_beside"]) / len(cache.plan.docs),
+            "step_of_kd": float(np.median(one["costs"])) if "costs" in one else None,
+            "agreement_without": one["agreement_without"],
+            "seconds": one["seconds"],
+        }
+        for where, scored in (("home", domains[:1]), ("away", domains[1:])):
+            hits = right(one["right"], scored)
+            row[where] = spread(hits.mean(1).tolist())
+            row[f"{where}_gains"] = {
+                other: paired(right(found[other]["right"], scored), hits)
+                for other in ("finetune", "kd")
+                if other in found and other != name
+            }
+        return row
 
 
 def hold(out: Path) -> TextIO:
@@ -101,109 +238,6 @@ def hold(out: Path) -> TextIO:
     return lock
 
 
-def one_recipe(trial: Trial, name: str, way: Way, seeds: int) -> Json:
-    """What a recipe gives; read from its note if it was run before, with this teacher."""
-    found, teacher = kept(name), teacher_of(trial)
-    if found.get("teacher") == teacher:
-        return found
-    begun, recipe = time.perf_counter(), load_recipe(name)
-    train = partial(way.train, trial, recipe)
-    dev = {rate: train(rate, CHOOSING).dev for rate in RATES}
-    rate = max(dev, key=dev.__getitem__)
-    first, answers, scores = None, [], []
-    for seed in range(seeds):
-        result = train(rate, seed)
-        scores.append(result.dev)
-        said = trial.answers(result.folder)
-        first = first or said
-        answers.append(flags(said))
-    assert first is not None
-    found = {
-        "recipe": name,
-        "teacher": teacher,
-        "rate": rate,
-        "dev_by_rate": {f"{rate:g}": value for rate, value in dev.items()},
-        "dev": scores,
-        "signals": signals_of_teacher([recipe], trial.out / "teacher", TASK, len(LAYERS)),
-        "bytes_beside": sum(bytes_of(trial.out / place) for place in way.makes),
-        "right": answers,
-        "agreement_without": _without(trial, partial(train, rate, 0), recipe, first),
-        "seconds": time.perf_counter() - begun,
-    }
-    keep(name, found)
-    return found
-
-
-def _without(
-    trial: Trial, train: Callable[..., Trained], recipe: Recipe, answers: Json
-) -> float | None:
-    """Share of answers that stay as they are without the losses that are the recipe's own."""
-    off = list(own_losses(recipe))
-    try:
-        other = trial.answers(train(*off).folder) if off else answers
-    except kdcache.KdcacheError:  # they are all it has
-        return None
-    pairs = [
-        pair for domain in answers for pair in zip(answers[domain], other[domain], strict=True)
-    ]
-    return float(np.mean([a[1] == b[1] for a, b in pairs])) if off else None
-
-
-def costs(trial: Trial, names: Sequence[str], own: Mapping[str, Way]) -> None:
-    """Add to the notes what a step of each recipe costs, in steps of kd, one turn after the other.
-
-    kd is measured anew before every few of them; a turn that was stopped goes on where it was.
-    """
-    for turn in range(COST_TURNS):
-        left = [name for name in names if kept(name) and len(kept(name).get("costs", ())) <= turn]
-        for place, name in enumerate(left):
-            if place % TOGETHER == 0:
-                base = _step_seconds(trial, "kd", Way())
-            ratio = _step_seconds(trial, name, own.get(name, Way())) / base
-            keep(name, kept(name) | {"costs": [*kept(name).get("costs", ()), ratio]})
-            print(f"{turn + 1}: {name} {ratio:.2f} steps of kd", flush=True)
-
-
-def _step_seconds(trial: Trial, name: str, way: Way) -> float:
-    """Median seconds of a step; of a recipe in stages the mean over them, which share the steps."""
-    recipe = load_recipe(name)
-    short = dataclasses.replace(trial, steps=COST_STEPS * max(1, len(recipe.stages)))
-    metrics = way.train(short, recipe, RATES[0], 0).metrics
-    each = metrics.get("stages") or {"": metrics}
-    return float(np.mean([one["step_seconds_median"] for one in each.values()]))
-
-
-def summary(trial: Trial, found: dict[str, Json]) -> Json:
-    """A row for each recipe: bytes a document, cost of a step, scores and paired gains."""
-    cache, home = trial.cache, trial.domains[0]
-    documents = len(cache.plan.docs)
-    plain = sizes(cache.plan, {}, cache.shape)["total"]
-    rows = {}
-    for name, one in found.items():
-        signals = parse_all(one["signals"])
-        row = {
-            "rate": one["rate"],
-            "dev": spread(one["dev"]),
-            "bytes_a_document": (
-                sizes(cache.plan, signals, cache.shape)["total"] - plain + one["bytes_beside"]
-            )
-            / documents,
-            "step_of_kd": float(np.median(one["costs"])) if "costs" in one else None,
-            "agreement_without": one["agreement_without"],
-            "seconds": one["seconds"],
-        }
-        for where, domains in (("home", [home]), ("away", trial.domains[1:])):
-            hits = right(one["right"], domains)
-            row[where] = spread(hits.mean(1).tolist())
-            row[f"{where}_gains"] = {
-                other: paired(right(found[other]["right"], domains), hits)
-                for other in ("finetune", "kd")
-                if other in found and other != name
-            }
-        rows[name] = row
-    return {"layers": LAYERS, "steps": STEPS, "batch": BATCH, "rates": RATES, "recipes": rows}
-
-
 def main() -> None:
     """Run what is left, and write what there is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -212,23 +246,26 @@ def main() -> None:
     parser.add_argument("--masked", type=Path, help="a masked language model's folder")
     parser.add_argument("--recipe", action="append", choices=recipes())
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--new", action="store_true", help="students of new weights")
     parser.add_argument("--costs", action="store_true", help="only measure what a step costs")
     parser.add_argument("--report", action="store_true", help="only write what was finished")
     given = parser.parse_args()
-    trial = Trial(out=given.out, layers=LAYERS, steps=STEPS)
-    names, own = given.recipe or recipes(), ways(given.masked)
-    lock = hold(given.out)
+    new = NEW if given.new else ""
+    study = Study(
+        name="methods_new" if new else "methods",
+        trial=Trial(out=given.out, layers=LAYERS, steps=STEPS, new=new),
+        own=ways(given.masked),
+    )
+    names, lock = given.recipe or recipes(), hold(given.out)
     if not given.report:
-        trial.prepare(given.data, [load_recipe(name) for name in recipes()])
+        study.trial.prepare(given.data, [load_recipe(name) for name in recipes()])
     for name in names if not (given.report or given.costs) else ():
-        one = one_recipe(trial, name, own.get(name, Way()), given.seeds)
-        print(name, f"{one['seconds']:.0f} s", flush=True)
+        one = study.run(name, given.seeds)
+        print(name, one.get("refused") or f"{one['seconds']:.0f} s", flush=True)
     if given.costs:
-        costs(trial, names, own)
-    teacher = teacher_of(trial)
-    found = {name: kept(name) for name in recipes()}
+        study.costs(names)
+    save(study.name, study.summary())
     lock.close()
-    save("methods", summary(trial, {k: v for k, v in found.items() if v.get("teacher") == teacher}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from page_parts import (
     STORE,
     Table,
 )
-from page_recipes import GAINED_HEAD, gained_rows, recipes_rows
+from page_recipes import GAINED, NEW_ON_SST2, ON_SST2, gained_rows, recipes_rows
 from page_rows import (
     GAINS,
     bytes_rows,
@@ -141,7 +141,10 @@ ALL = (
     Table(METHODS, "What a step costs", "steps", WAYS_HEAD, ways_rows),
     Table(METHODS, "A student that ships", "ship", SHIP_HEAD, ship_rows),
     Table(RECIPES, "All of them", "", RECIPES_HEAD, recipes_rows),
-    Table(RECIPES, "What each bought", "methods", GAINED_HEAD, gained_rows),
+    *(
+        Table(RECIPES, "What each bought", name, (student, *GAINED), partial(gained_rows, name))
+        for name, student in (("methods", ON_SST2), ("methods_new", NEW_ON_SST2))
+    ),
     Table(SCALE, "What grew", "memory", SCALE_HEAD, scale_rows),
     Table(OTHERS, "What was asked", COMPARISON, ("asked", "meaning"), questions_rows),
     Table(

@@ -42,11 +42,13 @@ class Trial:
     Attributes:
         layers: of the teacher, that every student starts as.
         steps: that a student is trained for, of BATCH documents.
+        new: a student of new weights in the place of these layers, such as "bilstm".
     """
 
     out: Path
     layers: tuple[int, ...]
     steps: int
+    new: str = ""
 
     def prepare(self, data: Path, recipes: Sequence[Recipe]) -> Trial:
         """Make what is not there yet: SST-2 of a folder, and a cache that serves the recipes.
@@ -96,15 +98,16 @@ class Trial:
         seed: int,
         *overrides: str,
         caches: Sequence[Path] = (),
-        student: Path | Together | None = None,
+        student: Path | Together | str = "",
     ) -> Trained:
         """Train a student of the budget into a folder that is made anew.
 
         Args:
             caches: what it is trained from, in the place of the trial's.
-            student: in the place of one made of the teacher's layers. Of several that are trained
-                together the first is looked at, which is not chosen on dev while it trains.
+            student: in the place of the trial's. Of several that are trained together the first is
+                looked at, which is not chosen on dev while it trains.
         """
+        student = student or self.new
         stages = [f"stages.{stage.name}." for stage in recipe.stages] or [""]
         each = {"max_steps": self.steps // len(stages), "learning_rate": rate}
         own = [f"{of}training.{name}={value}" for of in stages for name, value in each.items()]
@@ -112,7 +115,7 @@ class Trial:
         together, dev = isinstance(student, Together), self.out / "dev.csv"
         result = kdcache.train(
             list(caches) or self.out / "cache.zarr", recipe=recipe, out=self.out / "student",
-            seed=seed, batch_size=BATCH, student=student,
+            seed=seed, batch_size=BATCH, student=student or None,
             init_from_teacher=None if student else self.layers, dev=None if together else dev,
             progress=False, overrides=[*own, *overrides],
         )  # fmt: skip

@@ -62,9 +62,12 @@ def with_words(
 
 
 def beside(count: int, trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
-    """One of several students that learn from each other: that of the trial's layers."""
-    layers = (trial.layers, *BESIDE)[:count]
-    made = [kdcache.make_student(trial.cache, init_from_teacher=one, seed=seed) for one in layers]
+    """The first of several students that learn from each other."""
+    make = partial(kdcache.make_student, trial.cache)
+    if trial.new:
+        made = [make(student=trial.new, seed=seed + place) for place in range(count)]
+    else:
+        made = [make(init_from_teacher=one) for one in (trial.layers, *BESIDE)[:count]]
     return trial.train(recipe, rate, seed, *off, student=Together(made))
 
 

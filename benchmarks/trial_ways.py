@@ -71,6 +71,11 @@ def beside(count: int, trial: Trial, recipe: Recipe, rate: float, seed: int, *of
     return trial.train(recipe, rate, seed, *off, student=Together(made))
 
 
+def of_one_domain(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
+    """Without what tells domains from each other: reviews of films are one."""
+    return trial.train(recipe, rate, seed, "stages.intermediate.data.example_weights.domain=", *off)
+
+
 def in_rounds(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
     """Half of the steps at the texts; the others there and at points up the student's error."""
     half = replace(trial, steps=trial.steps // 2)
@@ -92,6 +97,7 @@ def ways(masked: Path | None) -> dict[str, Way]:
         "text-smoothing": Way(train=partial(with_words, masked), makes=("masked.zarr",)),
         "dml": Way(train=partial(beside, 2)),
         "one": Way(train=partial(beside, 3)),
+        "meta-kd": Way(train=of_one_domain),
         "backward-kd": Way(train=in_rounds, makes=("points.zarr",)),
     }
 

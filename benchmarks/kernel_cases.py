@@ -136,6 +136,7 @@ def topk_encode_case(v: int, dtype: str) -> Case:
 
 def linear_kl_case(v: int, dtype: str, *, kind: int = 0, labels: bool = False) -> Case:
     """The row kernel of linear_kl, in buffers as it has them: rows are padded."""
+    block = linear_kl.block_of(v, kind, labels)
     constants = {
         "BIAS": True,
         "KIND": kind,
@@ -143,13 +144,14 @@ def linear_kl_case(v: int, dtype: str, *, kind: int = 0, labels: bool = False) -
         "POWER": 2 if labels else 1,
         "NEED_GRAD": True,
         "ALIGN": 16 // BYTES[dtype],
-        "BLOCK": linear_kl.BLOCK,
-        "BLOCKS": -(-v // linear_kl.BLOCK),
+        "BLOCK": block,
+        "BLOCKS": -(-v // block),
     }
     extras = [("forward", "reverse", "js")[kind]] if kind else []
     extras += ["CE T=2"] if labels else []
     name = " ".join([f"linear_kl V={v} {dtype}", *extras])
-    return Case(name, linear_kl.rows_kernel, {"x": dtype}, constants, linear_kl.NUM_WARPS)
+    types, warps = {"x": dtype}, linear_kl.NUM_WARPS
+    return Case(name, linear_kl.rows_kernel, types, constants, warps, linear_kl.REGISTERS)
 
 
 def cases(target: int) -> Iterator[Case]:
@@ -174,7 +176,8 @@ def cases(target: int) -> Iterator[Case]:
         yield topk_kl_case(target, 128256, "bf16", labels=True, temperature=3)
         yield topk_kl_case(target, 30522, "bf16", k=1024)
         yield linear_kl_case(30522, "bf16", kind=1)
-        yield linear_kl_case(30522, "bf16", kind=2, labels=True)
+        for dtype in ("bf16", "fp32"):
+            yield linear_kl_case(30522, dtype, kind=2, labels=True)
         yield hidden_mse_case(768, "bf16", "i8", groups=6, normalize="layernorm")
         yield hidden_mse_case(16384, "fp32", "bf16", normalize="layernorm")
 

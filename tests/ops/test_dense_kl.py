@@ -178,6 +178,18 @@ def test_value_and_gradient_match_float64(backend, divergence, temperature, hard
         assert_near(got, want, 3e-6 * temperature)
 
 
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+@pytest.mark.parametrize("noise", [1e-2, 1.0])
+def test_jensen_shannon_to_a_near_teacher_keeps_its_digits(backend, noise):
+    """A sum of two logarithms would have those of float32, of which 1e-5 nat leave three."""
+    student, teacher, weight = rows()
+    student = teacher + noise * student
+    want = kernel("reference", student.double(), teacher.double(), weight.double(), divergence="js")
+    _, soft, _, gradient = kernel(backend, student, teacher, weight, divergence="js")
+    assert ((soft - want[1]).abs() / want[1]).max() < 1e-5
+    assert (gradient - want[3]).abs().max() < 1e-5 * want[3].abs().max()
+
+
 @pytest.mark.parametrize("align", [1, 8])
 def test_16_bit_logits_and_rows_that_start_anywhere(align):
     student, teacher, weight = rows(v=1000 + align)

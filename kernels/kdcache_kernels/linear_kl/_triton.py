@@ -15,7 +15,6 @@ from kdcache_kernels._triton import (
     finite_or_zero,
     jit,
     load_tile,
-    max_registers,
     on_device,
     power_of,
     power_of_2,
@@ -26,8 +25,10 @@ from kdcache_kernels.topk_kl.spec import DIVERGENCES
 
 FORWARD = tl.constexpr(0)
 REVERSE = tl.constexpr(1)
+JS = DIVERGENCES.index("js")
 BLOCK = 4096
 NUM_WARPS = 8
+REGISTERS = 128  # two blocks a multiprocessor; no kernel spills
 
 
 def dense_kl(
@@ -46,7 +47,8 @@ def dense_kl(
     """
     n, v = logits.shape
     rows = torch.empty(3, n, dtype=torch.float32, device=logits.device)
-    block = min(BLOCK, max(64, power_of_2(v)))
+    kind = DIVERGENCES.index(spec.divergence)
+    block = block_of(v, kind, labels is not None)
     align = _align(logits, teacher)
     if teacher_bias is not None:  # whole pieces of it are read, as of the rows
         teacher_bias = torch.nn.functional.pad(teacher_bias, (0, -v % align))
@@ -68,7 +70,7 @@ def dense_kl(
                 spec.hard_weight,
                 spec.ignore_index,
                 BIAS=teacher_bias is not None,
-                KIND=DIVERGENCES.index(spec.divergence),
+                KIND=kind,
                 HARD=labels is not None,
                 POWER=power_of(spec.temperature) if labels is not None else 1,
                 NEED_GRAD=need_grad,
@@ -76,9 +78,15 @@ def dense_kl(
                 BLOCK=block,
                 BLOCKS=-(-v // block),
                 num_warps=NUM_WARPS,
-                maxnreg=max_registers(NUM_WARPS),
+                maxnreg=REGISTERS,
             )
     return rows[0].sum(), rows[1], rows[2]
+
+
+def block_of(v: int, kind: int, labels: bool) -> int:
+    """Elements of a row at once; Jensen-Shannon with labels holds too much of each for as many."""
+    most = BLOCK // 2 if kind == JS and labels else BLOCK
+    return min(most, max(64, power_of_2(v)))
 
 
 def _align(*sides: Tensor) -> int:
@@ -115,12 +123,23 @@ def load_teacher(
 
 
 @jit
-def shares(e: tl.tensor, mass: tl.tensor, e_t: tl.tensor, mass_t: tl.tensor) -> tl.tensor:
-    """For Jensen-Shannon: q, half of q log(q / m), and half of p log(p / m); m is the mixture."""
-    q = e / mass
-    p = e_t / mass_t
-    pull = tl.where(q == 0, 0.0, 0.5 * q * tl.log(2.0 * q / (p + q)))
-    return q, pull, tl.where(p == 0, 0.0, 0.5 * p * tl.log(2.0 * p / (p + q)))
+def js_terms(q: tl.tensor, p: tl.tensor, apart: tl.tensor) -> tl.tensor:
+    """u = q log(q / m) / 2, and both terms of Jensen-Shannon; m is the mixture.
+
+    `apart` is log p - log q. As in `_numba._js_part`: one logarithm of a small range does for both
+    sides, and where they are near no terms cancel.
+    """
+    high = tl.maximum(p, q)
+    low = tl.minimum(p, q)
+    z = (high - low) / (3.0 * high + low)
+    s = z * z
+    log = 2.0 * (z + z * s * (0.3333332 + s * (0.2000378 + s * (0.1411831 + s * 0.13425749))))
+    u = tl.where(q == 0, 0.0, 0.5 * q * (log - tl.maximum(apart, 0.0)))
+    other = tl.where(p == 0, 0.0, 0.5 * p * (log + tl.minimum(apart, 0.0)))
+    r = (high - low) / (high + low)
+    r *= r
+    near = r * (0.5 + r * (0.08333361 + r * (0.03327787 + r * 0.01946807)))
+    return u, tl.where(r <= 0.09, 0.5 * (high + low) * near, u + other)
 
 
 @jit
@@ -164,6 +183,7 @@ def rows_kernel(
                 o = i * BLOCK + tile
                 tl.store(x_ptr + o, tl.zeros([BLOCK], dtype), mask=o < past)
     else:
+        to_d = 1.0 / T
         top = tl.full((), float("-inf"), tl.float32)
         top_t = tl.full((), float("-inf"), tl.float32)
         mass = tl.zeros((), tl.float32)
@@ -182,7 +202,7 @@ def rows_kernel(
             t -= base_t
             e = exponentials(x, T)
             e_t = exponentials(t, T)
-            d = (t - x) / T
+            d = (t - x) * to_d
             down = exponentials(top - base, T)
             down_t = exponentials(top_t - base_t, T)
             if KIND == FORWARD:
@@ -203,6 +223,8 @@ def rows_kernel(
         base_t = finite_or_zero(top_t)
         logs = tl.log(mass_t) - tl.log(mass)  # log p - log q is d - logs
         mean = along / mass
+        to_q = 1.0 / mass
+        to_p = 1.0 / mass_t
         pulls = tl.zeros((), tl.float32)
         if KIND == FORWARD:
             soft = along / mass_t - logs
@@ -213,11 +235,13 @@ def rows_kernel(
             for i in range(BLOCKS):
                 x = load_below(x_ptr, i * BLOCK + tile, V, ALIGN, "evict_last")
                 t = load_teacher(t_ptr, bias_ptr, i * BLOCK + tile, V, ALIGN, "evict_last", BIAS)
-                e = exponentials(x - base, T)
-                _, pull, other = shares(e, mass, exponentials(t - base_t, T), mass_t)
+                x -= base
+                t -= base_t
+                q = exponentials(x, T) * to_q
+                p = exponentials(t, T) * to_p
+                pull, both = js_terms(q, p, (t - x) * to_d - logs)
                 pulls += tl.sum(pull, 0)
-                soft += tl.sum(other, 0)
-            soft += pulls
+                soft += tl.sum(both, 0)
         soft *= T * T
         use = soft_weight != 0  # times 0, an infinite divergence would be NaN
         loss = tl.where(use, w * soft_weight * soft, 0.0)
@@ -242,8 +266,9 @@ def rows_kernel(
         tl.store(rows_ptr + 2 * N + row, hard)
 
         if NEED_GRAD:
-            q_scale = a / mass
-            p_scale = a / mass_t
+            q_scale = a * to_q
+            p_scale = a * to_p
+            hard_scale = c / mass_1
             tl.debug_barrier()  # the label's logit is read before it is overwritten
             for i in range(BLOCKS):
                 o = i * BLOCK + tile
@@ -254,12 +279,13 @@ def rows_kernel(
                 if KIND == FORWARD:
                     g = e * q_scale - e_t * p_scale
                 elif KIND == REVERSE:
-                    g = tl.where(e == 0, 0.0, e * q_scale * (mean - (t - x) / T))
+                    g = tl.where(e == 0, 0.0, e * q_scale * (mean - (t - x) * to_d))
                 else:
-                    q, pull, _ = shares(e, mass, e_t, mass_t)
+                    q = e * to_q
+                    pull, _ = js_terms(q, e_t * to_p, (t - x) * to_d - logs)
                     g = a * (pull - q * pulls)
                 g = tl.where(use, g, 0.0)
                 if HARD:
-                    g += c * (at_temperature_1(e, x, POWER) / mass_1) + wrong
+                    g += at_temperature_1(e, x, POWER) * hard_scale + wrong
                     g -= tl.where(o == y, c, 0.0)
                 tl.store(x_ptr + o, g.to(dtype), mask=o < past)

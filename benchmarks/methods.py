@@ -14,8 +14,9 @@ Some want more: points, words, or students beside it (`trial_ways.py`). --new tr
 weights instead, which many recipes refuse, for they have no layers like the teacher's. What a step
 costs is measured by itself, on a machine that does nothing else: every recipe takes turns with kd.
 
-Written are results/methods.json and methods_new.json. Every recipe's result is kept in a folder
-beside: a run that is stopped goes on where it was, as long as the teacher comes out the same.
+Written are results/methods.json or methods_new.json, and a picture in docs. Every recipe's result
+is kept in a folder beside: a run that is stopped goes on where it was, as long as the teacher comes
+out the same.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from typing import TextIO
 
 import numpy as np
 from gain_intervals import paired
+from methods_plot import draw
 from record import RESULTS, save, spread
 from trial import BATCH, CHOOSING, TASK, Trained, Trial, flags, right
 from trial_ways import Way, bytes_of, ways
@@ -46,6 +48,8 @@ from kdcache.training.requirements import signals_of_teacher
 
 LAYERS, STEPS = (3, 6), 300
 NEW = "bilstm"
+PICTURES = RESULTS.parents[1] / "docs"
+TITLES = {"methods": "Two layers of the teacher", "methods_new": "A new BiLSTM"}
 RATES = {"methods": (2e-4, 6e-4), "methods_new": (1e-3, 4e-3)}
 COST_STEPS, COST_TURNS = 16, 3  # of a training that is timed
 TOGETHER = 3  # recipes that are timed beside one training of kd
@@ -63,15 +67,24 @@ def recipes() -> list[str]:
     return sorted(names, key=lambda name: (name not in ("finetune", "kd"), name))
 
 
-def own_losses(recipe: Recipe) -> Iterator[str]:
-    """Overrides that leave out the losses that are a recipe's own."""
-    for stage in recipe.in_stages():
-        for name, loss in stage.losses.items():
-            if name not in COMMON and loss.weight:
-                of = f"stages.{stage.name}." if recipe.stages else ""
-                yield f"{of}losses.{name}.weight=0"
+def without_own(recipe: Recipe) -> list[str]:
+    """Overrides that leave out what is a recipe's own; none where that is all it has.
+
+    A stage that has nothing else moves no weight, as if all its losses weighed 0.
+    """
+    off, left = [], False
+    of_stages = [f"stages.{stage.name}." for stage in recipe.stages] or [""]
+    for of, stage in zip(of_stages, recipe.in_stages(), strict=True):
+        heavy = [name for name, loss in stage.losses.items() if loss.weight]
+        own = [name for name in heavy if name not in COMMON]
+        if own and own == heavy:
+            off.append(f"{of}training.learning_rate=0")
+            continue
+        left = True
+        off += [f"{of}losses.{name}.weight=0" for name in own]
     if recipe.inputs is not None:
-        yield "inputs.lam=0"
+        off.append("inputs.lam=0")
+    return off if left else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,53 +129,52 @@ class Study:
 
     def run(self, name: str, seeds: int) -> Json:
         """What a recipe gives; read from its note if it was run before."""
-        if found := self.kept(name):
+        found = self.kept(name)
+        if "agreement_without" in found or "refused" in found:
             return found
-        found = {"recipe": name, "teacher": self.teacher}
         try:
-            found |= self._gives(load_recipe(name), self.way(name), seeds)
+            found = found or self._gives(name, seeds)
+            found["agreement_without"] = self._without(name, found)
         except kdcache.KdcacheError as error:
-            found |= {"refused": str(error)}
+            found = {"recipe": name, "teacher": self.teacher, "refused": str(error)}
         self.keep(name, found)
         return found
 
-    def _gives(self, recipe: Recipe, way: Way, seeds: int) -> Json:
-        begun, trial = time.perf_counter(), self.trial
-        train = partial(way.train, trial, recipe)
+    def _train(self, name: str) -> Callable[..., Trained]:
+        return partial(self.way(name).train, self.trial, load_recipe(name))
+
+    def _gives(self, name: str, seeds: int) -> Json:
+        begun, train, recipe = time.perf_counter(), self._train(name), load_recipe(name)
         dev = {rate: train(rate, CHOOSING).dev for rate in self.rates}
         rate = max(dev, key=dev.__getitem__)
-        first, answers, scores = None, [], []
+        dev_scores, answers = [], []
         for seed in range(seeds):
-            result = train(rate, seed)
-            scores.append(result.dev)
-            said = trial.answers(result.folder)
-            first = first or said
-            answers.append(flags(said))
-        assert first is not None
+            student = train(rate, seed)
+            dev_scores.append(student.dev)
+            answers.append(flags(self.trial.answers(student.folder)))
         return {
+            "recipe": name,
+            "teacher": self.teacher,
             "rate": rate,
             "dev_by_rate": {f"{rate:g}": value for rate, value in dev.items()},
-            "dev": scores,
-            "signals": signals_of_teacher([recipe], trial.out / "teacher", TASK, len(LAYERS)),
-            "bytes_beside": sum(bytes_of(trial.out / place) for place in way.makes),
+            "dev": dev_scores,
+            "signals": signals_of_teacher([recipe], self.trial.out / "teacher", TASK, len(LAYERS)),
+            "bytes_beside": sum(bytes_of(self.trial.out / one) for one in self.way(name).makes),
             "right": answers,
-            "agreement_without": self._without(partial(train, rate, 0), recipe, first),
             "seconds": time.perf_counter() - begun,
         }
 
-    def _without(
-        self, train: Callable[..., Trained], recipe: Recipe, answers: Json
-    ) -> float | None:
-        """Share of answers that stay as they are without the losses that are the recipe's own."""
-        off = list(own_losses(recipe))
-        try:
-            other = self.trial.answers(train(*off).folder) if off else answers
-        except kdcache.KdcacheError:  # they are all it has
+    def _without(self, name: str, found: Json) -> float | None:
+        """Share of answers that stay as they are without what is the recipe's own.
+
+        Of two classes: answers are the same where both are right or both are wrong.
+        """
+        off = without_own(load_recipe(name))
+        if not off:
             return None
-        pairs = [
-            pair for domain in answers for pair in zip(answers[domain], other[domain], strict=True)
-        ]
-        return float(np.mean([a[1] == b[1] for a, b in pairs])) if off else None
+        other = flags(self.trial.answers(self._train(name)(found["rate"], 0, *off).folder))
+        domains = self.trial.domains
+        return float(np.mean(right(found["right"][:1], domains) == right([other], domains)))
 
     def costs(self, names: Sequence[str]) -> None:
         """Add to the notes what a step of each recipe costs, in steps of kd, turn after turn.
@@ -264,7 +276,9 @@ def main() -> None:
         print(name, one.get("refused") or f"{one['seconds']:.0f} s", flush=True)
     if given.costs:
         study.costs(names)
-    save(study.name, study.summary())
+    found = study.summary()
+    save(study.name, found)
+    draw(PICTURES / f"{study.name}.png", found["recipes"], TITLES[study.name])
     lock.close()
 
 

@@ -53,6 +53,7 @@ def _linked(paper: str) -> str:
 
 ON_SST2, NEW_ON_SST2 = "on SST-2, 2 layers of the teacher", "on SST-2, a new BiLSTM"
 GAINED = (
+    "learning rate",
     "bytes a document",
     "a step beside kd's",
     "home, %",
@@ -70,6 +71,7 @@ def gained_rows(name: str) -> Iterator[Row]:
         row = found[name]
         yield (
             f"`{name}`",
+            f"{row['rate']:g}",
             f"{row['bytes_a_document']:,.0f}",
             "" if row["step_of_kd"] is None else f"{row['step_of_kd']:.2f}",
             _percent(row["home"]),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdcache_kernels._buffer import empty
 from kdcache_kernels._checks import compute_dtype, gradient_dtype
+from kdcache_kernels._device import free_bytes
 from kdcache_kernels._head import Products
 from kdcache_kernels._rows import Rows, empty_rows
 
@@ -33,6 +34,10 @@ RowKernel: TypeAlias = Callable[[Chunk, Tensor, Tensor | None], Rows]
 CHUNK = {"cpu": (2**26, sys.maxsize)}
 CHUNK_ELSEWHERE = (2**30, 4096)
 LEAST_ROWS = 256
+# Of the memory that is free when all else is allocated a chunk takes a quarter at most. linear_kl
+# has as many rows of the teacher's, which in float32 take twice the bytes of bfloat16; the last
+# quarter is for what row kernels and products need, and for holes in the allocator's memory.
+SHARE = 4
 ALIGNMENT = 64  # elements; rows that start aligned are read 128 bits at a time
 # Measured on an H100: the three products of V = 30522 classes take three times as long as those of
 # 30528, of 50257 six times as long as those of 50304. So there a head gets classes of zeros.
@@ -74,16 +79,40 @@ def columns(v: int, device: torch.device) -> int:
     return _padded(v) if device.type in PADDED else v
 
 
-def chunk_rows(n: int, v: int, dtype: torch.dtype, device: torch.device, chunk_bytes: int) -> int:
-    """Rows whose logits fill `chunk_bytes`, evened out over the chunks."""
+def chunk_rows(
+    n: int,
+    v: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    chunk_bytes: int,
+    free: int | None = None,
+) -> int:
+    """Rows whose logits fill `chunk_bytes`, evened out over the chunks.
+
+    With `chunk_bytes` 0 they are what is fast on the device, as far as its `free` bytes allow,
+    which are None where nobody knows them.
+    """
     row_bytes = _padded(v) * dtype.itemsize
     if chunk_bytes:
         rows = max(1, chunk_bytes // row_bytes)
     else:
         size, most = CHUNK.get(device.type, CHUNK_ELSEWHERE)
         rows = min(most, max(LEAST_ROWS, size // row_bytes))
+        rows = rows if free is None else fitting_rows(rows, _padded(v), dtype.itemsize, free)
     chunks = -(-n // rows)
     return -(-n // chunks) if chunks else 0
+
+
+def fitting_rows(rows: int, columns: int, item: int, free: int) -> int:
+    """`rows` of `columns` of `item` bytes, halved until they are one `SHARE`th of the `free` bytes.
+
+    Halved, lest a little more or less of free memory give other chunks, and so other last bits of
+    the gradients. Fewer than `LEAST_ROWS` they never are: where those are too many, there is no
+    memory to train in.
+    """
+    while rows > LEAST_ROWS and SHARE * rows * columns * item > free:
+        rows = max(LEAST_ROWS, rows // 2)
+    return rows
 
 
 def chunk_buffer(rows: int, v: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -108,14 +137,14 @@ def run(
     A row of `row_weight` 0 may hold NaN: it adds nothing to any gradient.
     """
     v, dtype = weight.shape[0], how.dtype
-    chunks = _chunks(row_weight, v, how)
-    size = max((_length(chunk) for chunk in chunks), default=0)
-    buffer = chunk_buffer(size, columns(v, hidden.device), dtype, hidden.device)
     gradients = _Gradients(hidden, weight, how)
     soft, hard = (row_weight.new_zeros(len(row_weight)) for _ in range(2))
     total = row_weight.new_zeros(())
     with torch.autocast(hidden.device.type, enabled=False):
         head = cast_head(weight, bias, dtype)
+        chunks = _chunks(row_weight, v, how)  # of the memory that is left by now
+        size = max((_length(chunk) for chunk in chunks), default=0)
+        buffer = chunk_buffer(size, columns(v, hidden.device), dtype, hidden.device)
         for chunk in chunks:
             # G is 0 in a row of weight 0, but 0 times NaN is NaN.
             x = hidden[chunk].to(dtype).masked_fill((row_weight[chunk] == 0)[:, None], 0)
@@ -140,7 +169,9 @@ def _chunks(row_weight: Tensor, v: int, how: Products) -> list[Chunk]:
     """The rows that count, cut."""
     live = live_rows(row_weight)
     n = len(row_weight) if live is None else len(live)
-    size = chunk_rows(n, v, how.dtype, row_weight.device, how.chunk_bytes)
+    asked = not how.chunk_bytes and n > LEAST_ROWS  # or it decides nothing
+    free = free_bytes(row_weight) if asked else None
+    size = chunk_rows(n, v, how.dtype, row_weight.device, how.chunk_bytes, free)
     parts = [slice(start, min(start + size, n)) for start in range(0, n, max(size, 1))]
     return [part if live is None else live[part] for part in parts]
 

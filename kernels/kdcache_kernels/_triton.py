@@ -63,11 +63,6 @@ def jit(kernel: Callable[..., Any]) -> Any:
     return triton.jit(kernel)
 
 
-def captured(x: Tensor) -> bool:
-    """Whether what runs on the device of `x` now becomes part of a CUDA graph."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
 def power_of_2(n: int) -> int:
     """The smallest power of two that is at least `n`."""
     return 1 << max(n - 1, 0).bit_length()

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from kdcache_kernels._checks import gradient_dtype
+from kdcache_kernels._device import captured
 from kdcache_kernels._triton import (
     PIECE_BYTES,
     Tile,
-    captured,
     grouped_columns,
     jit,
     max_registers,

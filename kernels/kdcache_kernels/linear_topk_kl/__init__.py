@@ -57,7 +57,9 @@ def linear_topk_kl_rows(
             anything, add nothing and get zero gradients; on a CPU their logits are not computed.
         chunk_bytes: size of the buffer of logits, rounded down to whole rows, at least one.
             None: 64 MiB on a CPU, 1 GiB elsewhere but at most 4,096 rows; 256 rows if those are
-            more.
+            more. On a GPU the rows are halved, down to 256, until they take a quarter of the memory
+            that is free at most, unless a graph is captured: state a size where a gradient has to
+            have the same bits whatever else is in memory.
 
     Returns:
         The tuple (loss, `T^2 D` [N], `CE` [N]): a scalar, float32 (float64 for float64 `hidden`),

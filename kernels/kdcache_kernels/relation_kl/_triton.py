@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kdcache_kernels._device import captured
 from kdcache_kernels._triton import (
-    captured,
     exponentials,
     finite_or_zero,
     jit,

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kdcache_kernels._device import captured
 from kdcache_kernels._triton import (
     Rows,
     aligned_rows,
-    captured,
     on_device,
     power_of,
     power_of_2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from page_heads import parts_head, parts_rows
 from page_parts import (
     COMPARISON,
     FIDELITY,
@@ -152,6 +153,7 @@ ALL = (
     ),
     Table(KERNELS, "Against rivals", "kernels_cpu", CPU_HEAD, kernels_rows),
     Table(KERNELS, "On a GPU", "kernels_h100", GPU_HEAD, gpu_kernels_rows),
+    Table(KERNELS, "The parts of a head", "", parts_head, parts_rows),
 )
 TABLES = tuple(
     table for table in ALL if not table.result or (RESULTS / f"{table.result}.json").exists()

@@ -212,6 +212,7 @@ def _timed(
         "bytes_per_s": moved / mine,
         "flops": flops,
         "flops_per_s": flops / mine,
+        "parts": case.parts(size, dtype, watch.device),
         "bound": bound,
         "limit_seconds": limit,
         "share_of_limit": limit / mine,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcache.bench.kernels_inputs import Formula, Size, Tensors
-from kdcache.bench.report import installed
+from kdcache.bench.report import Json, installed
 
 LOSS_SCALE = 1024.0  # per row
 
@@ -45,7 +45,8 @@ class Case:
     (size, dtype, device, dense) and makes the named inputs; `leaves` are those with gradients,
     none for an encoder; `outputs` name what a run returns, after `view` if that is given. `bytes`
     is what one read of every input and one write of every output come to, `flops` the operations
-    of its matrix products, 0 if it has none: the slower of the two is the limit. `own` says that
+    of its matrix products, 0 if it has none: the slower of the two is the limit. `parts` are those
+    of a call that has several, each with its bytes and operations. `own` says that
     the op overwrites its input, so that every call gets a copy, made off the clock.
     """
 
@@ -59,6 +60,7 @@ class Case:
     sizes: tuple[str, ...]
     bytes: Callable[[Size, int], int]
     flops: Callable[[Size], int] = lambda size: 0
+    parts: Callable[[Size, torch.dtype, torch.device], Json] = lambda size, dtype, device: {}
     view: Callable[[Tensors, tuple[Tensor, ...]], tuple[Tensor, ...]] = lambda x, out: out
     rivals: tuple[Rival, ...] = ()
     own: bool = False

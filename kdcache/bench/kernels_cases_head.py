@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import kdcache_kernels as kernels
 from kdcache.bench import rivals as r
 from kdcache.bench import rivals_lean as lean
+from kdcache.bench.head_parts import FP32, HeadShape, head_flops, head_parts, least_bytes
 from kdcache.bench.kernels_case import Case, Rival, needs_liger, needs_torch_2_13, plain
 from kdcache.bench.kernels_inputs import Size, Tensors, draw_linear
+from kdcache.bench.report import Json
+from kdcache_kernels._head import product_dtype
+from kdcache_kernels._linear import chunk_rows
 
 
 def _linear_topk_kl(x: Tensors, *, temperature: float) -> Tensor:
@@ -34,12 +39,39 @@ def _linear_kl(x: Tensors, **options: Any) -> Tensor:
     return loss
 
 
-def _linear_bytes(size: Size, item: int) -> int:
-    return 2 * item * size.hidden * (size.rows + size.vocab)
+def _shape(size: Size, item: int, chunk: int, *, both: bool) -> HeadShape:
+    """Sizes of a call: with `both` of `linear_kl`, which has no bias here."""
+    return HeadShape(
+        rows=size.rows,
+        classes=size.vocab,
+        width=size.hidden,
+        item=item,
+        chunk=chunk,
+        teacher_width=size.hidden if both else 0,
+        k=0 if both else size.k,
+        bias=not both,
+    )
 
 
-def _products(count: int) -> Callable[[Size], int]:
-    return lambda size: count * 2 * size.rows * size.vocab * size.hidden
+def _parts(size: Size, dtype: torch.dtype, device: torch.device, *, both: bool) -> Json:
+    """The parts of a call as it is cut into chunks on a device with memory to spare."""
+    made = product_dtype(dtype, device.type)
+    chunk = chunk_rows(size.rows, size.vocab, made, device, 0)
+    parts = head_parts(_shape(size, made.itemsize, chunk, both=both))
+    return {name: asdict(part) for name, part in parts.items()}
+
+
+def _work(*, both: bool) -> dict[str, Any]:
+    """What a case says of bytes and operations."""
+
+    def whole(size: Size, item: int = FP32) -> HeadShape:
+        return _shape(size, item, size.rows, both=both)
+
+    return {
+        "bytes": lambda size, item: least_bytes(whole(size, item)),
+        "flops": lambda size: head_flops(whole(size)),
+        "parts": partial(_parts, both=both),
+    }
 
 
 def linear(variant: str, temperature: float) -> Case:
@@ -64,8 +96,7 @@ def linear(variant: str, temperature: float) -> Case:
         leaves=("hidden", "head", "bias"),
         outputs=("loss", "hidden", "head", "bias"),
         sizes=("rows", "vocab", "k", "hidden"),
-        bytes=_linear_bytes,
-        flops=_products(3),
+        **_work(both=False),
         rivals=(*plain(eager, by_hand), *((chunked, dense) if temperature == 1 else ())),
     )
 
@@ -95,8 +126,7 @@ def both_heads(variant: str, *, temperature: float = 1.0, divergence: str = "for
         leaves=("hidden", "head"),
         outputs=("loss", "hidden", "head"),
         sizes=("rows", "vocab", "hidden"),
-        bytes=_linear_bytes,
-        flops=_products(4),
+        **_work(both=True),
         rivals=(
             *(plain(oracle) if js else plain(eager, by_hand)),
             *([] if js or temperature != 1 else [torchs]),

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kdcache.bench.head_parts import HeadShape, head_flops
 from kdcache.bench.timing import (
     Stopwatch,
     copy_probe,
@@ -26,16 +27,25 @@ REPEATS = 5
 """Of the copy and the product that the limits are measured by."""
 
 
-def _head(args: Sequence[Any], made: Sequence[Tensor]) -> int:
+def _head(args: Sequence[Any], made: Sequence[Tensor], teacher_width: int = 0) -> int:
     """Products of a head: the logits, and the gradients that were asked for."""
-    hidden, weight = args[0], args[1]
-    gradients = sum(bool(gradient.numel()) for gradient in made[1:3])
-    return int(2 * len(hidden) * weight.numel() * (1 + gradients))
+    hidden, weight = args[:2]
+    gradients = (bool(gradient.numel()) for gradient in made[1:4])
+    shape = HeadShape(
+        rows=len(hidden),
+        classes=len(weight),
+        width=weight.shape[1],
+        item=weight.itemsize,
+        chunk=len(hidden),
+        teacher_width=teacher_width,
+        **dict(zip(("hidden", "weight", "bias"), gradients, strict=True)),
+    )
+    return head_flops(shape)
 
 
 def _both_heads(args: Sequence[Any], made: Sequence[Tensor]) -> int:
     """The same, and the logits of the teacher's head."""
-    return _head(args, made) + 2 * len(args[3]) * int(args[4].numel())
+    return _head(args, made, teacher_width=args[4].shape[1])
 
 
 def _relations(args: Sequence[Any], made: Sequence[Tensor]) -> int:

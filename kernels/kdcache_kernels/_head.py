@@ -71,11 +71,9 @@ def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[int
 
 
 def gemm_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Dtype of the matrix products and of the chunk's logits.
+    """Dtype of the matrix products and of the chunk's logits: `product_dtype` of the head's.
 
-    That of autocast if it is on, else that both sides have (TypeError if they differ). float16
-    becomes float32, or gradients would underflow before a loss scaler's factor arrives; so does
-    bfloat16 on a CPU, where most have no bfloat16 units and torch no such product into float32.
+    That is autocast's if it is on, else what both sides have (TypeError if they differ).
     """
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind) and torch.float64 not in (hidden.dtype, weight.dtype):
@@ -87,6 +85,15 @@ def gemm_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
             f"hidden and weight must have one dtype; got {hidden.dtype} and {weight.dtype}: "
             "convert one with .to(), or use torch.autocast"
         )
+    return product_dtype(dtype, kind)
+
+
+def product_dtype(dtype: torch.dtype, kind: str) -> torch.dtype:
+    """What a head of a dtype is multiplied in on a kind of device.
+
+    float16 becomes float32, or gradients would underflow before a loss scaler's factor arrives; so
+    does bfloat16 on a CPU: most have no bfloat16 units, and torch no such product into float32.
+    """
     if dtype == torch.float16 or (dtype == torch.bfloat16 and kind == "cpu"):
         return torch.float32
     return dtype

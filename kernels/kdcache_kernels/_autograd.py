@@ -42,6 +42,8 @@ def input_gradients(ctx: Any, name: str, grad_loss: Tensor | None) -> list[Tenso
 
 def rescaled(name: str, gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
     """Multiply a saved gradient by that of the loss; `name` is the op that has no second one."""
+    if not torch.is_grad_enabled():  # as a rule
+        return _scaled(gradient, grad_loss, dtype)
     with torch.no_grad():
         scaled = _scaled(gradient, grad_loss, dtype)
     return once(name, scaled)
@@ -78,7 +80,7 @@ def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph()
     if dtype == gradient.dtype:  # without the graph, what was saved is nobody else's
         return scale_(gradient.clone() if keeps_graph else gradient, factor)
-    by = factor.item() if factor.device.type == "cpu" else factor
+    by = factor.item() if factor.is_cpu else factor
     return torch.mul(gradient, by, out=torch.empty_like(gradient, dtype=dtype))
 
 
@@ -98,7 +100,7 @@ def scale_(gradient: Tensor, factor: Tensor) -> Tensor:
     On a CPU reading the scalar is free, and as a number it is not rounded to the gradient's dtype.
     Elsewhere it would be a host synchronisation: a kernel looks.
     """
-    if factor.device.type != "cpu":
+    if not factor.is_cpu:
         return multiply_(gradient, factor)
     by = factor.item()
     if by != 1.0:

@@ -28,7 +28,7 @@ _free: "list[Memory]" = []
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """An uninitialised tensor."""
     size = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size < LEAST:
+    if size < LEAST or device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     flat: Any = torch.from_numpy(_used_again(size))
     tensor: Tensor = flat.view(dtype).view(shape).detach()  # a view may not change in place

@@ -18,8 +18,8 @@ def require_matrix(name: str, x: Tensor) -> None:
 
 def require_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless `x` has exactly `shape`."""
-    if tuple(x.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}; got {tuple(x.shape)}")
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}; got {tuple(x.shape)}")
 
 
 def require_dtype(name: str, x: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
@@ -39,12 +39,16 @@ def require_device(name: str, x: Tensor, like: Tensor, owner: str) -> None:
 
 
 def require_scale(name: str, scale: Tensor, codes: Tensor, width: str = "H") -> None:
-    """Raise ValueError unless `scale` is [N] or [N, G] for `codes` [N, `width`]."""
-    n, h = codes.shape
-    groups = scale.shape[1] if scale.dim() == 2 else 1
-    if scale.dim() not in (1, 2) or scale.shape[0] != n or not groups or h % groups:
+    """Raise ValueError unless `scale` is [N] or [N, G] for `codes` [N, `width`].
+
+    Both may have layers before their rows.
+    """
+    *rows, h = codes.shape
+    *known, groups = scale.shape if scale.dim() == codes.dim() else (*scale.shape, 1)
+    if known != rows or not groups or h % groups:
+        lead, sizes = ("", f"N = {rows[0]}") if len(rows) == 1 else ("L, ", f"L, N = {rows}")
         raise ValueError(
-            f"{name} must be [N] or [N, G] with N = {n} and G dividing {width} = {h}; "
+            f"{name} must be [{lead}N] or [{lead}N, G] with {sizes} and G dividing {width} = {h}; "
             f"got {tuple(scale.shape)}"
         )
 
@@ -63,14 +67,14 @@ def constant(x: Tensor) -> Tensor:
 def checked_weight(weight: Tensor | None, like: Tensor, owner: str, name: str = "weight") -> Tensor:
     """Check `weight` against the rows of `like`, or make the default 1/N; in compute precision."""
     dtype = compute_dtype(like)
-    rows = like.shape[0]
+    rows = like.shape[:-1]
     if weight is None:
-        return torch.full((rows,), 1.0 / max(rows, 1), dtype=dtype, device=like.device)
-    require_shape(name, weight, (rows,))
+        return torch.full(rows, 1.0 / max(rows.numel(), 1), dtype=dtype, device=like.device)
+    require_shape(name, weight, rows)
     require_dtype(name, weight, FLOATS)
     require_device(name, weight, like, owner)
     require_constant(name, weight, owner)
-    return weight.to(dtype)
+    return weight if weight.dtype == dtype else weight.to(dtype)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -8,6 +8,7 @@ the `*.nbi` beside the kernels, or set NUMBA_CACHE_DIR to an empty folder.
 """
 
 import os
+import threading
 from collections.abc import Callable
 from functools import wraps
 from types import FunctionType
@@ -137,13 +138,22 @@ def block_count(rows: int) -> int:
     if _threads_lost:
         return 1
     wanted = torch.get_num_threads()
+    if getattr(_launches, "threads", None) != wanted:
+        _set_threads(wanted)
+    return max(1, min(rows, 4 * wanted))
+
+
+_launches = threading.local()  # Numba has a number of threads for each that launches kernels
+
+
+def _set_threads(wanted: int) -> None:
     most: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # Numba sets it on loading
     set_num_threads(min(wanted, most))
+    _launches.threads = wanted
     if torch.get_num_threads() != wanted:
         # The first call starts Numba's threads, and sets those of the OpenMP that torch uses too:
         # matrix products would then be cut otherwise, and differ in their last bits.
         torch.set_num_threads(wanted)
-    return max(1, min(rows, 4 * wanted))
 
 
 def same_blocks(rows: int) -> int:

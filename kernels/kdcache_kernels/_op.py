@@ -74,8 +74,7 @@ def define(
         plain = _function(name, body, setup, backward, lists=True)
 
     def call(*args: Any) -> Any:
-        given = flat(args)
-        return plain(*args) if _plain(given) else op(*given)
+        return plain(*args) if _plain(args) else op(*flat(args))
 
     return cast("Callable[P, R]", call)
 
@@ -160,7 +159,7 @@ def _function(
     return cast("Callable[..., Any]", function.apply)
 
 
-def _plain(args: list[Any]) -> bool:
+def _plain(args: tuple[Any, ...]) -> bool:
     """Does nobody trace, transform or intercept a call with these arguments?"""
     if (
         torch.compiler.is_compiling()
@@ -168,11 +167,11 @@ def _plain(args: list[Any]) -> bool:
         or torch._C._are_functorch_transforms_active()
     ):
         return False
-    return not any(_intercepts(x) for x in args if type(x) not in PLAIN)
+    return PLAIN.issuperset(map(type, args)) or not any(map(_intercepts, flat(args)))
 
 
 def _intercepts(x: Any) -> bool:
     """Is it, or does it hold, a tensor of a type of somebody's own?"""
     if type(x) is list:
-        return any(_intercepts(one) for one in x if type(one) not in PLAIN)
-    return isinstance(x, Tensor)
+        return any(map(_intercepts, x))
+    return type(x) not in PLAIN and isinstance(x, Tensor)

@@ -13,6 +13,7 @@ BACKENDS = {"numba": _numba.hidden_mse, "reference": reference.hidden_mse}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CODES = (torch.int8, *DTYPES, torch.float8_e4m3fn)
 NORMALIZE = ("none", "l2", "layernorm")
+LAYERS = {"student": torch.zeros(1, 3, 8), "codes": torch.zeros(1, 3, 8).to(torch.int8)}
 backends = pytest.mark.parametrize("backend", BACKENDS)
 normalizes = pytest.mark.parametrize("normalize", NORMALIZE)
 
@@ -178,10 +179,37 @@ def test_default_weight_is_the_mean_of_mse_loss():
     assert torch.allclose(hidden_mse(d["student"], d["codes"]), want)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layers", [0, 2])
+def test_the_mean_of_few_elements_is_that_of_the_kernel(dtype, layers):
+    for codes, groups in ((torch.int8, 0), (torch.int8, 3), *((kind, 0) for kind in CODES[1:])):
+        d = make_inputs(6, 48, groups=groups, dtype=dtype, codes_dtype=codes)
+        if layers:
+            d = {k: None if x is None else x.unflatten(0, (layers, -1)) for k, x in d.items()}
+        x = d["student"].requires_grad_()
+        rows = x.shape[:-1]
+        even = torch.full(rows, 1 / rows.numel())  # given, so a kernel runs
+        args = (x, d["codes"], d["scale"])
+        few, ours = hidden_mse(*args), hidden_mse(*args, weight=even)
+        assert few.dtype == ours.dtype == torch.float32
+        assert_near(few.detach(), ours.detach().double())
+        got, want = (torch.autograd.grad(1024 * loss, x)[0] for loss in (few, ours))
+        assert got.dtype == want.dtype == dtype
+        assert_near(got, want.double(), 5e-6 if dtype == torch.float32 else 1e-2)
+
+
+def test_no_rows_have_no_loss():
+    x = torch.zeros(0, 8, requires_grad=True)
+    loss = hidden_mse(x, torch.zeros(0, 8))
+    loss.backward()
+    assert loss == 0
+    assert x.grad.shape == (0, 8)
+
+
 def test_double_backward_is_refused():
     d = make_inputs(2, 8)
     x = d["student"].requires_grad_()
-    loss = hidden_mse(x, d["codes"], d["scale"])
+    loss = hidden_mse(x, d["codes"], d["scale"], weight=d["weight"])
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match="hidden_mse has no double backward"):
         gradient.sum().backward()
@@ -232,6 +260,7 @@ def test_compiles_as_one_graph():
         ({"weight": torch.ones(3, requires_grad=True)}, ValueError, "detach"),
         ({"normalize": "l1"}, ValueError, "none, l2, layernorm; got 'l1'"),
         ({"student": torch.zeros(1, 3, 8)}, ValueError, "flatten"),
+        (LAYERS, ValueError, r"scale must be \[L, N\] or \[L, N, G\] with L, N = \[1, 3\]"),
         ({"weight": torch.ones(2)}, ValueError, r"weight must have shape \(3,\)"),
     ],
 )

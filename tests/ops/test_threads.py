@@ -16,7 +16,7 @@ calls = [
     lambda: k.quantize_rows(x),
     lambda: k.topk_kl(x, best.indices, best.values - 9, tail="truncate"),
     lambda: k.linear_kl(x, head, x, head),
-    lambda: k.hidden_mse(x, x),
+    lambda: k.hidden_mse(x, x, normalize="l2"),
     lambda: k.topk_encode(x, 8),
 ]
 for call in calls:

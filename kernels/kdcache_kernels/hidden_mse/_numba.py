@@ -43,7 +43,6 @@ def hidden_mse(
     student, codes, weight = dense_rows(student), dense_rows(codes), weight.contiguous()
     scale = None if scale is None else scale.float().contiguous()
     gradient = empty((n if need_grad else 0, h), gradient_dtype(student), student.device)
-    losses = torch.empty(n, dtype=torch.float64)
     loss = torch.empty((), dtype=torch.float32)
     _all_rows(
         *rows_of(student),
@@ -55,7 +54,6 @@ def hidden_mse(
         h,
         NORMALIZE[normalize],
         *rows_of(gradient if need_grad else None),
-        losses.data_ptr(),
         loss.data_ptr(),
         block_count(n),
     )
@@ -169,17 +167,16 @@ def _all_rows(
     gradient: int,
     out_stride: int,
     out_kind: int,
-    losses: int,
     loss: int,
     blocks: int,
 ) -> None:
-    """Fill gradient, weighted losses and their sum; small arrays too come as their addresses."""
+    """Fill the gradient and the sum of weighted losses; small arrays come as addresses too."""
+    each = np.empty(n, np.float64)
     for b in prange(blocks):
         direct = gradient != 0 and out_kind == FP32
         decoded = np.empty(h if kind != FP32 else 0, np.float32)
         scratch = np.empty(0 if direct else h, np.float32)
         weights = array_at(weight, n, np.float32)
-        each = array_at(losses, n, np.float64)
         for i in range(b * n // blocks, (b + 1) * n // blocks):
             out = gradient + i * out_stride
             w = np.float64(weights[i])
@@ -203,4 +200,4 @@ def _all_rows(
             each[i] = w * squares / h
             if gradient != 0 and not direct:
                 round_row(t, array_at(out, h, np.uint16))
-    array_at(loss, 1, np.float32)[0] = row_sum(array_at(losses, n, np.float64))
+    array_at(loss, 1, np.float32)[0] = row_sum(each)

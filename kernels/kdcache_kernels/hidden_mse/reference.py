@@ -50,13 +50,14 @@ def make_inputs(
 
 
 def decode(codes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return the values that `codes` [N, H] stand for, in `dtype`."""
+    """Return the values that `codes` [..., N, H] stand for, in `dtype`."""
     x = codes.to(dtype)
     if scale is None:
         return x
-    n, h = codes.shape
-    groups = scale.shape[1] if scale.dim() == 2 else 1
-    return (x.view(n, groups, h // groups) * scale.to(dtype).view(n, groups, 1)).view(n, h)
+    if scale.dim() < x.dim():
+        return x * scale.to(dtype).unsqueeze(-1)
+    groups = x.reshape(*scale.shape, x.shape[-1] // scale.shape[-1])
+    return (groups * scale.to(dtype).unsqueeze(-1)).flatten(-2)
 
 
 def hidden_mse(
@@ -71,7 +72,7 @@ def hidden_mse(
     dtype = compute_dtype(student)
     live = (weight != 0)[:, None]
     s = student.to(dtype).where(live, 0)  # a masked row may hold NaN
-    t = decode(codes.contiguous(), scale, dtype).where(live, 0)
+    t = decode(codes, scale, dtype).where(live, 0)
     y, size = _normalized(s, normalize)
     d = y - _normalized(t, normalize)[0]
     rows = (d * d).mean(1)

@@ -83,6 +83,6 @@ def _live(
     """Every layer in the precision of the arithmetic; a masked row, which may hold NaN, is 0."""
     kind = dtype or compute_dtype(rows[0])
     return [
-        decode(x.contiguous(), scale[i] if scale else None, kind).where(live[:, None], 0)
+        decode(x, scale[i] if scale else None, kind).where(live[:, None], 0)
         for i, x in enumerate(rows)
     ]

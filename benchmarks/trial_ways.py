@@ -5,12 +5,14 @@ What is made for a recipe (a second cache, say) is made once and kept in the tri
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from transformers import AutoTokenizer
 from trial import TASK, Trained, Trial
 
 import kdcache
@@ -31,6 +33,7 @@ class Way:
     makes: tuple[str, ...] = ()
 
 
+PIECES = 4928  # as in the paper
 BESIDE = ((2, 6), (4, 6))
 """Layers of students beside that of the trial's layers, which would be the same at first."""
 
@@ -76,6 +79,17 @@ def of_one_domain(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: st
     return trial.train(recipe, rate, seed, "stages.intermediate.data.example_weights.domain=", *off)
 
 
+def with_pieces(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
+    """With a vocabulary of its own, cut from the texts; students of the teacher's layers refuse."""
+    folder = trial.out / "pieces"
+    if not folder.exists():
+        with (trial.out / "train.csv").open(encoding="utf-8") as file:
+            texts = [row["text"] for row in csv.DictReader(file)]
+        theirs = AutoTokenizer.from_pretrained(trial.out / "teacher")
+        theirs.train_new_from_iterator(texts, PIECES).save_pretrained(folder)
+    return trial.train(recipe, rate, seed, f"student.tokenizer={folder}", *off)
+
+
 def in_rounds(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
     """Half of the steps at the texts; the others there and at points up the student's error."""
     half = replace(trial, steps=trial.steps // 2)
@@ -97,6 +111,7 @@ def ways(masked: Path | None) -> dict[str, Way]:
         "text-smoothing": Way(train=partial(with_words, masked), makes=("masked.zarr",)),
         "dml": Way(train=partial(beside, 2)),
         "one": Way(train=partial(beside, 3)),
+        "mixed-vocab": Way(train=with_pieces),
         "meta-kd": Way(train=of_one_domain),
         "backward-kd": Way(train=in_rounds, makes=("points.zarr",)),
     }

@@ -37,7 +37,9 @@ def bare(cache: Cache, teacher: Any, hidden: bool) -> float:
     for part in range(plan.parts):
         for docs in length_batches(plan, plan.part_docs(part), BATCH_TOKENS):
             with torch.inference_mode():
-                run(teacher.model, cache.batch(docs, []), taps, task=task)
+                run(teacher.model, cache.batch(docs, []).to(teacher.device), taps, task=task)
+    if teacher.device.type == "cuda":
+        torch.cuda.synchronize(teacher.device)
     return time.perf_counter() - started
 
 

@@ -1,9 +1,10 @@
-"""benchmarks/gpu_session.py without a GPU: the shapes of topk_kl, and the table made of them."""
+"""benchmarks/gpu_session.py without a GPU: its plan, what of it a CPU goes through, its tables."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,30 +15,209 @@ import torch
 from kdcache_kernels.topk_kl._shapes import SHAPES, Shape
 
 ROOT = Path(__file__).parents[1]
+BENCHMARKS = str(ROOT / "benchmarks")
 
-sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts find each other beside themselves
+before = list(sys.path)
+sys.path.insert(0, BENCHMARKS)  # scripts find each other beside themselves
+session: Any = importlib.import_module("gpu_session")
+runs: Any = importlib.import_module("gpu_run")
 stages: Any = importlib.import_module("gpu_stages")
+times: Any = importlib.import_module("gpu_times")
+whole: Any = importlib.import_module("gpu_whole")
+pipeline: Any = importlib.import_module("gpu_pipeline")
+counters: Any = importlib.import_module("gpu_counters")
 tables: Any = importlib.import_module("gpu_table")
-sys.path.pop(0)
+sys.path[:] = before
 
 # The interpreter computes with NumPy, which warns of the infinities that are meant here.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+CALL = 540  # seconds of a run on a machine that is lent
 
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="then a stage runs as it is")
-def test_shapes_are_checked_before_they_are_timed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_runs_hold_every_stage_once_and_end_in_time() -> None:
+    for batches in session.GROUPS.values():
+        assert sum(max(map(session.limit, batch)) for batch in batches) <= CALL
+    every = [name for batches in session.GROUPS.values() for batch in batches for name in batch]
+    assert sorted(every) == sorted(stages.STAGES)
+    for stage in stages.STAGES.values():
+        labels = [" ".join(map(str, item)) for item in stage.items()]
+        assert len(set(labels)) == len(labels) > 0
+
+
+def test_a_stage_goes_on_after_what_an_earlier_run_found(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def answer(session: Any, number: int) -> dict[str, Any]:
+        asked.append(number)
+        if number == 2 and asked.count(2) == 1:
+            raise ValueError("a kernel failed\nand more")
+        return {"absent": "a package"} if number == 3 else {"seconds": float(number)}
+
+    stage = runs.Stage(answer, lambda: [(n,) for n in (1, 2, 3, 4)], seconds=60)
+    here = runs.Session(tmp_path, "cpu")
+    late = {"left_out": "out of time"}
+    assert here.run("some", stage, -1.0)
+    items = read(tmp_path / "some.json")["items"]
+    assert items == [{"item": str(number), **late} for number in (1, 2, 3, 4)]
+    assert not here.run("some", stage)
+    found = read(tmp_path / "some.json")
+    assert [item.get("seconds") for item in found["items"]] == [1.0, None, None, 4.0]
+    assert found["items"][1]["failed"] == "ValueError: a kernel failed"
+    assert found["machine"]["torch"] == torch.__version__
+    assert here.run("some", stage)
+    assert asked == [1, 2, 3, 4, 2, 3]
+    assert [item.get("seconds") for item in read(tmp_path / "some.json")["items"]] == [
+        1,
+        2,
+        None,
+        4,
+    ]
+
+
+def test_processes_of_a_stage_share_its_items_and_make_one_file(tmp_path: Path) -> None:
+    stage = runs.Stage(lambda session, n: {"seconds": n}, lambda: [(n,) for n in range(5)], 60)
+    for turn in range(2):  # the second run is that of one process, as after a kill
+        for shard in range(2 - turn):
+            runs.Session(tmp_path, "cpu").run("some", stage, shard=(shard, 2))
+        session.merge(tmp_path, "some")
+        assert [path.name for path in tmp_path.iterdir()] == ["some.json"]
+        items = read(tmp_path / "some.json")["items"]
+        assert sorted(item["seconds"] for item in items) == [0, 1, 2, 3, 4]
+
+
+def test_what_needs_a_gpu_is_left_out_and_told(tmp_path: Path) -> None:
+    for name, stage in stages.STAGES.items():
+        if stage.gpu:
+            assert runs.Session(tmp_path, "cpu").run(name, stage)
+            items = read(tmp_path / f"{name}.json")["items"]
+            assert {item["left_out"] for item in items} == {"needs a GPU"}
+            assert len(items) == len(list(stage.items()))
+
+
+@pytest.mark.parametrize("name", ["beyond_2_31", "races"])
+def test_a_stage_of_checks_runs_on_a_cpu(name: str, tmp_path: Path) -> None:
+    stage = stages.STAGES[name]
+    assert runs.Session(tmp_path, "cpu").run(name, stage)
+    items = read(tmp_path / f"{name}.json")["items"]
+    assert len(items) == len(list(stage.items()))
+    assert not [item for item in items if "left_out" in item]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="then Triton compiles, for no CPU")
+def test_shapes_are_checked_and_timed_and_make_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Here the interpreter runs them."""
-    monkeypatch.setattr(stages, "SHAPED", (300,))
-    monkeypatch.setattr(stages, "SHAPES", ((128, 4, 128), (512, 4, 128)))
-    assert stages.Session(tmp_path, "cpu", 9, (0, 1)).run("compiled", 60.0)
-    items = read(tmp_path / "compiled.json")["items"]
-    assert [set(item) for item in items] == [{"item", "error"}] * 2
+    monkeypatch.setattr(times, "SHAPED", (30522,))
+    monkeypatch.setattr(times, "SHAPES", ((128, 4, 128),))
+    here = runs.Session(tmp_path, "cpu")
+    for name, found in (
+        ("compiled", [{"item", "error"}]),
+        ("shapes", [{"item", "error", "seconds"}] * 2),
+    ):
+        assert here.run(name, stages.STAGES[name]._replace(every=1))
+        assert [set(item) for item in read(tmp_path / f"{name}.json")["items"]] == found
+    monkeypatch.setattr(sys, "argv", ["gpu_table.py", str(tmp_path / "shapes.json")])
+    tables.main()
+    assert capsys.readouterr().out.splitlines()[-1].startswith("(9, 0): {sys.maxsize: Shape(")
+
+
+def test_times_go_into_one_report_which_a_later_run_goes_on_with(tmp_path: Path) -> None:
+    some = [("topk_encode", "", 1271, 768, "eager"), ("quantize_rows", "", 30522, 768, "eager")]
+    for number in (1, 2):
+        stage = runs.Stage(times.timed, lambda number=number: some[:number], 60)
+        assert runs.Session(tmp_path, "cpu").run("times", stage)  # a session is one process
+        rows = read(tmp_path / "kernels.json")["rows"]
+        assert [row["op"] for row in rows] == [item[0] for item in some[:number]]
+    assert all(item["seconds"] > 0 for item in read(tmp_path / "times.json")["items"])
+
+
+def test_a_machine_without_a_requirement_is_told_what_to_carry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gpu_pipeline", None)
+    monkeypatch.setattr(whole, "installed", lambda name: None if name == "zarr" else "1.0")
+    assert runs.Session(tmp_path, "cpu").run("pipeline", stages.STAGES["pipeline"])
+    tiny, _, large, _ = read(tmp_path / "pipeline.json")["items"]
+    assert "gpu_pipeline" in tiny["absent"]
+    assert tiny["carry"] == ["zarr>=3.1"]
+    assert large["left_out"] == "needs a GPU"
+
+
+def test_waits_are_counted_by_the_part_they_are_in() -> None:
+    def event(name: str, ts: float, dur: float, cat: str = "cuda_runtime") -> dict[str, Any]:
+        return {"ph": "X", "name": name, "ts": ts, "dur": dur, "cat": cat}
+
+    events = [
+        event("forward", 0, 10, "user_annotation"),
+        event("loss kl", 4, 3, "user_annotation"),
+        event("optimizer", 20, 5, "user_annotation"),
+        event("cudaStreamSynchronize", 5, 1),
+        event("cudaStreamSynchronize", 15, 1),
+        event("aten::_local_scalar_dense", 21, 1, "cpu_op"),
+        event("cudaDeviceSynchronize", 30, 1),  # a profile's own
+        {"ph": "M", "name": "forward"},
+    ]
+    assert pipeline.waits(events, {"forward", "loss kl", "optimizer"}) == {
+        "synchronisations": {"loss kl": 1, "other": 1},
+        "scalars read": {"optimizer": 1},
+    }
+
+
+PRINTED = """==PROF== Connected to process 7
+==PROF== Profiling "rows_kernel": 0%....100% - 1 pass
+"ID","Kernel Name","dram__bytes_read.sum","sm__warps_active.avg.pct_of_peak_sustained_active"
+"","","byte","%"
+"0","rows_kernel","500,000,000","48.5"
+==PROF== Disconnected from process 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        (f"cat <<'END'\n{PRINTED}END", {"bytes_read": 5e8, "occupancy_percent": 48.5}),
+        ("echo '==ERROR== ERR_NVGPUCTRPERM'; exit 1", {"absent": "ERR_NVGPUCTRPERM"}),
+    ],
+)
+def test_counters_of_the_profiler_are_read_or_absent(
+    script: str, found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ncu = tmp_path / "ncu"
+    ncu.write_text(f"#!/bin/sh\n{script}\n", "utf-8")
+    ncu.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    answer = counters.counted(runs.Session(tmp_path, "cpu"), *counters.COUNTED)
+    assert answer.keys() - {"least_bytes"} == found.keys()
+    for name, value in found.items():
+        assert value == answer[name] if name != "absent" else value in answer[name]
+
+
+@pytest.mark.slow
+def test_all_stages_run_on_a_cpu_and_write_what_they_found(tmp_path: Path) -> None:
+    command = [sys.executable, f"{BENCHMARKS}/gpu_session.py", str(tmp_path)]
+    command += ["--device", "cpu", "--scale", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.stem for path in tmp_path.glob("*.json")} == {*stages.STAGES, "kernels"}
+    for name, stage in stages.STAGES.items():
+        items = read(tmp_path / f"{name}.json")["items"]
+        assert len(items) == len(list(stage.items()))
+        assert not [item for item in items if item.get("left_out") == "out of time"]
+        assert not [item for item in items if {"wrong", "failed", "absent"} & set(item)]
+    build, train, *_ = read(tmp_path / "pipeline.json")["items"]
+    assert build["documents_per_s"] > 0
+    assert build["goal"]["share"] == pipeline.GOAL
+    assert 0 <= train["waiting_for_data_seconds"] < train["seconds"]
+    assert train["waits"]["synchronisations"] == {}
+    assert {row["op"] for row in read(tmp_path / "kernels.json")["rows"]} == {
+        item[0] for item in times.to_time()
+    }
 
 
 def test_the_entry_that_a_session_makes_is_python_for_the_table(

@@ -161,7 +161,8 @@ WAITS = {
     "cudaStreamSynchronize": "synchronisations",
     "cudaDeviceSynchronize": "synchronisations",
     "cudaEventSynchronize": "synchronisations",
-    "aten::_local_scalar_dense": "scalars read",  # one of the reasons, on a CPU too
+    # A reason to wait if it lies on the GPU; an optimizer's count of steps does not.
+    "aten::_local_scalar_dense": "scalars read",
 }
 
 

@@ -26,6 +26,6 @@ STAGES = {
     "pipeline": Stage(whole.measured, whole.models, 180),
     "shapes": Stage(times.shaped, times.shapes, 60, every=len(times.SHAPES)),
     "products": Stage(times.products, times.heads, 20, gpu=True),
-    "times": Stage(times.timed, times.to_time, 240),
+    "times": Stage(times.timed, times.to_time, 270),
     "counters": Stage(counters.counted, lambda: [counters.COUNTED], 40, gpu=True),
 }

@@ -1,7 +1,9 @@
 """Building and training on a GPU, from the stage `pipeline`; a machine may lack what they take.
 
 What is missing is told, and the session goes on. It is carried there as wheels, in a folder beside
-the code, and installed with `pip install --no-index --no-deps --target FOLDER WHEELS/*`.
+the code, installed with `pip install --no-index --no-deps --target FOLDER WHEELS/*`, and found by
+PYTHONPATH=FOLDER. An image that has torch, transformers, accelerate, numba, pandas and pyarrow
+lacks datasets, dill, donfig, google-crc32c, multiprocess, numcodecs, tomli-w and zarr.
 """
 
 from __future__ import annotations

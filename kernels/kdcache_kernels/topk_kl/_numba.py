@@ -247,7 +247,7 @@ def _all_rows(
 
     Letters as in `reference`; small arrays too come as their addresses, 0 for none.
     """
-    bad = np.zeros(n, np.bool_)
+    bad = np.empty(n, np.float64)
     for b in prange(blocks):
         direct = gradient != 0 and out_kind == FP32
         scratch = np.empty(0 if direct else v, np.float32)
@@ -265,6 +265,7 @@ def _all_rows(
             out = gradient + i * out_stride
             w = np.float64(weights[i])
             each[i] = 0.0
+            bad[i] = 0.0
             if w == 0.0:
                 if gradient != 0:
                     clear(out, (4 if direct else 2) * v)
@@ -279,17 +280,20 @@ def _all_rows(
             chosen = array_at(ids + 8 * i * k, k, np.int64)
             known = array_at(logprobs + 4 * i * k, k, np.float32)
             ids_ok = _take_support(x, chosen, pad, known, support)
-            bad[i] = not ids_ok or (has_label and not label_ok)
+            bad[i] = 0.0 if ids_ok and (label_ok or not has_label) else 1.0
             tail = np.float64(tails[i]) if rest != 0 else -np.inf
             _teacher(support, tail, temperature, mode)
             separate = has_label and second.size > 0
-            top2, cold = 0.0, 0.0
             if separate:
                 copy(x, second)
-                top2, cold, _ = exponentials(second, 1.0, False, tops2)
-            scale = 1.0 / temperature
             square = has_label and temperature == 2.0
-            top, mass, squares = exponentials(x, scale, square, tops)
+            scale = 1.0 / temperature
+            top, mass, squares, top2, cold = np.float32(0.0), 0.0, 0.0, np.float32(0.0), 0.0
+            for turn in range(1 if separate else 0, -1, -1):  # a call is compiled where it is
+                row, its_tops = (second, tops2) if turn else (x, tops)
+                top, mass, squares = exponentials(row, 1.0 if turn else scale, square, its_tops)
+                if turn:
+                    top2, cold = top, mass
             factor = soft_weight * w * temperature
             soft, inside = _student(support, top, mass, temperature, divergence, factor)
             if not ids_ok:
@@ -309,11 +313,14 @@ def _all_rows(
                 if hard_weight != 0.0:
                     each[i] += w * hard_weight * hard
             if gradient != 0:
-                cold_too = 0.0 if separate or square else outside
+                inside += 0.0 if separate or square else outside
                 squared = outside if square else 0.0
-                _to_gradient(x, tops, top, scale, inside + cold_too, squared)
+                for turn in range(2 if separate else 1):
+                    row, its_tops = (second, tops2) if turn else (x, tops)
+                    high, slope = (top2, outside) if turn else (top, inside)
+                    power, twice = (1.0, 0.0) if turn else (scale, squared)
+                    _to_gradient(row, its_tops, high, power, slope, twice)
                 if separate:
-                    _to_gradient(second, tops2, top2, 1.0, outside, 0.0)
                     _add(x, second)
                 for c in range(k):
                     j = chosen[c]
@@ -324,4 +331,4 @@ def _all_rows(
                 if not direct:
                     round_row(x, array_at(out, v, np.uint16))
     array_at(loss, 1, np.float32)[0] = row_sum(array_at(losses, n, np.float64))
-    return not bad.any()
+    return bool(row_sum(bad) == 0.0)

@@ -77,12 +77,13 @@ def test_a_new_backend_is_a_file_and_a_line(monkeypatch):
 
     file.hidden_mse = toy
     monkeypatch.setitem(sys.modules, file.__name__, file)
-    student, codes = torch.randn(2, 3, 4).unbind()
-    before = hidden_mse(student, codes)
+    student, codes, weight = *torch.randn(2, 3, 4).unbind(), torch.rand(3)  # a mean is torch's own
+    before = hidden_mse(student, codes, weight=weight)
     monkeypatch.setitem(BACKENDS["hidden_mse"], "cpu", "_toy")
-    torch.testing.assert_close(hidden_mse(student.requires_grad_(), codes), before + 1)
+    after = hidden_mse(student.requires_grad_(), codes, weight=weight)
+    torch.testing.assert_close(after, before + 1)
     assert seen == [torch.float32]
-    hidden_mse(student.double(), codes)
+    hidden_mse(student.double(), codes, weight=weight)
     assert seen == [torch.float32]  # float64 is the reference's on every device
 
 

@@ -5,11 +5,13 @@ Triton is interpreted, or runs on a GPU if there is one.
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+from triton.runtime.interpreter import InterpreterBuilder
 
 from kdcache_kernels._linear import chunk_buffer
 from kdcache_kernels.linear_kl import _numba, _triton, reference
@@ -127,6 +129,24 @@ def test_rows_of_weight_zero_are_not_read(backend):
     assert soft[2] == hard[2] == 0
     assert not gradient[2].any()
     assert gradient.isfinite().all()
+
+
+@backends
+@divergences
+def test_a_nan_of_either_side_spoils_its_row(backend, divergence, monkeypatch):
+    for name, function in (("create_maxnumf", np.fmax), ("create_minnumf", np.fmin)):
+        # NumPy's maximum, which the interpreter takes, keeps the NaN that a GPU's drops.
+        def call(self, left, right, function=function):
+            return self.binary_op(left, right, function)
+
+        monkeypatch.setattr(InterpreterBuilder, name, call)
+    for side in range(2):
+        *sides, weight = rows()
+        sides[side][1, 5] = math.nan
+        loss, soft, _, gradient = kernel(backend, *sides, weight, divergence=divergence)
+        assert loss.isnan()
+        assert soft.isnan().tolist() == [False, True, False, False]
+        assert gradient.isnan().all(1).tolist() == [False, True, False, False]
 
 
 @backends

@@ -129,17 +129,17 @@ def js_terms(q: tl.tensor, p: tl.tensor, apart: tl.tensor) -> tl.tensor:
     `apart` is log p - log q. As in `_numba._js_part`: one logarithm of a small range does for both
     sides, and where they are near no terms cancel.
     """
-    high = tl.maximum(p, q)
-    low = tl.minimum(p, q)
-    z = (high - low) / (3.0 * high + low)
+    both = p + q  # and their distance: a GPU's maximum of NaN and a number is the number
+    gap = tl.abs(p - q)
+    z = gap / (2.0 * tl.maximum(p, q) + both)
     s = z * z
     log = 2.0 * (z + z * s * (0.3333332 + s * (0.2000378 + s * (0.1411831 + s * 0.13425749))))
     u = tl.where(q == 0, 0.0, 0.5 * q * (log - tl.maximum(apart, 0.0)))
     other = tl.where(p == 0, 0.0, 0.5 * p * (log + tl.minimum(apart, 0.0)))
-    r = (high - low) / (high + low)
+    r = gap / both
     r *= r
     near = r * (0.5 + r * (0.08333361 + r * (0.03327787 + r * 0.01946807)))
-    return u, tl.where(r <= 0.09, 0.5 * (high + low) * near, u + other)
+    return u, tl.where(r <= 0.09, 0.5 * both * near, u + other)
 
 
 @jit

@@ -165,8 +165,8 @@ def steps_rows() -> Iterator[Row]:
         )
 
 
-def kernels_rows() -> Iterator[Row]:
-    for row in result("kernels_cpu")["rows"]:
+def kernels_rows(name: str) -> Iterator[Row]:
+    for row in result(name)["rows"]:
         yield _op(row), *_against_rivals(row)
 
 

@@ -151,7 +151,14 @@ ALL = (
     Table(
         OTHERS, "What was read", COMPARISON, ("project", "asked", "answer", "read in"), others_rows
     ),
-    Table(KERNELS, "Against rivals", "kernels_cpu", CPU_HEAD, kernels_rows),
+    Table(KERNELS, "Against rivals", "kernels_cpu", CPU_HEAD, partial(kernels_rows, "kernels_cpu")),
+    Table(
+        KERNELS,
+        "Against rivals",
+        "kernels_pairs_cpu",
+        ("op on pairs of tokens", *CPU_HEAD[1:]),
+        partial(kernels_rows, "kernels_pairs_cpu"),
+    ),
     Table(KERNELS, "On a GPU", "kernels_h100", GPU_HEAD, gpu_kernels_rows),
     Table(KERNELS, "The parts of a head", "", parts_head, parts_rows),
 )

@@ -16,7 +16,7 @@ PANELS = {"home": "films, as trained on", "away": "books and kitchen"}
 
 def draw(path: Path, recipes: Mapping[str, Json], student: str) -> None:
     """A row a recipe, the best at home first; blue where the 95% interval leaves out no gain."""
-    rows = {name: row for name, row in recipes.items() if name != "kd"}
+    rows = {name: row for name, row in recipes.items() if "kd" in row["home_gains"]}
     names = sorted(rows, key=lambda name: -_gain(rows[name], "home")[0])
     figure = Figure(figsize=(WIDTH, 1.2 + 0.19 * len(names)), dpi=100, layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)

@@ -61,7 +61,7 @@ def of_linear_kl(codes):
     return loss, {name: d[name] for name in ("hidden", "weight", "bias")}, teacher
 
 
-def of_hidden_mse(codes):
+def of_hidden_mse(codes, normalize):
     values = torch.randn(N, H)
     stored, scale = quantize_rows(values)
     assert dequantize_rows(stored, scale).shape == values.shape
@@ -69,7 +69,7 @@ def of_hidden_mse(codes):
     fixed = {"codes": stored} if codes else {}
 
     def loss(student, **teacher):
-        return hidden_mse(student["states"], **fixed, **teacher)
+        return hidden_mse(student["states"], **fixed, **teacher, normalize=normalize)
 
     return loss, {"states": torch.randn(N, H)}, teacher
 
@@ -105,8 +105,10 @@ CASES = {
     "linear_topk_kl at 2": (of_linear_topk_kl, 2.0),
     "linear_kl": (of_linear_kl, False),
     "linear_kl of codes": (of_linear_kl, True),
-    "hidden_mse": (of_hidden_mse, False),
-    "hidden_mse of codes": (of_hidden_mse, True),
+    "hidden_mse": (partial(of_hidden_mse, normalize="l2"), False),
+    "hidden_mse of codes": (partial(of_hidden_mse, normalize="l2"), True),
+    "a mean": (partial(of_hidden_mse, normalize="none"), False),  # torch's own op
+    "a mean of codes": (partial(of_hidden_mse, normalize="none"), True),
     "layer_costs": (of_layer_costs, False),
     "layer_costs of codes": (of_layer_costs, True),
     "relation_kl": (partial(of_pairs, relation_kl), False),

@@ -1,0 +1,43 @@
+"""The comparison of recipes on one teacher, without its trainings."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from kdcache.losses.schedules import is_on
+from kdcache.training.recipe import load_recipe
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[ModuleType]:
+    """The script, whose neighbours it imports by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("methods")
+
+
+def test_what_is_a_recipes_own_is_left_out_by_settings_that_it_takes(script: ModuleType) -> None:
+    for name in script.recipes():
+        off = script.without_own(load_recipe(name))
+        for stage in load_recipe(name, off).in_stages() if off else ():
+            found = stage.losses.items()
+            left = {loss for loss, one in found if is_on(loss, one, stage.schedules)}
+            assert left <= {*script.COMMON} or stage.training["learning_rate"] == 0, (name, off)
+    assert script.without_own(load_recipe("kd")) == []
+    assert script.without_own(load_recipe("tinybert"))
+
+
+def test_the_picture_has_what_was_compared_with_kd(script: ModuleType, tmp_path: Path) -> None:
+    gain = {"difference": 0.01, "both": [-0.01, 0.03], "documents": [0.0, 0.02]}
+    gains: tuple[dict[str, Any], ...] = ({"kd": gain}, {})
+    compared, alone = ({f"{place}_gains": one for place in ("home", "away")} for one in gains)
+    script.draw(tmp_path / "found.png", {"hidden": compared, "finetune": alone}, "Two layers")
+    assert (tmp_path / "found.png").stat().st_size

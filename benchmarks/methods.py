@@ -134,10 +134,12 @@ class Study:
             return found
         try:
             found = found or self._gives(name, seeds)
-            found["agreement_without"] = self._without(name, found)
         except kdcache.KdcacheError as error:
             found = {"recipe": name, "teacher": self.teacher, "refused": str(error)}
         self.keep(name, found)
+        if "refused" not in found:
+            found["agreement_without"] = self._without(name, found)
+            self.keep(name, found)
         return found
 
     def _train(self, name: str) -> Callable[..., Trained]:

@@ -15,9 +15,10 @@ def free_bytes(x: Tensor) -> int | None:
     Those that the card has left, and those that torch's allocator holds and uses for nothing. The
     driver and the allocator answer from their books: neither waits for what runs on the device.
     Unknown while a graph is captured, into memory of its own: it is not this that a replay finds,
-    and of the driver's calls a capture forbids many.
+    and of the driver's calls a capture forbids many. Unknown, too, with an allocator of somebody's
+    own, which keeps no books.
     """
-    if not x.is_cuda or captured(x):
+    if not x.is_cuda or captured(x) or torch.cuda.get_allocator_backend() == "pluggable":
         return None
     books = torch.cuda.memory_stats(x.device)
     held = books["reserved_bytes.all.current"] - books["allocated_bytes.all.current"]

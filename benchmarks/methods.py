@@ -227,7 +227,7 @@ class Study:
             "dev": spread(one["dev"]),
             "bytes_a_document": (whole - plain + one["bytes_beside"]) / len(cache.plan.docs),
             "step_of_kd": float(np.median(one["costs"])) if "costs" in one else None,
-            "agreement_without": one["agreement_without"],
+            "agreement_without": one.get("agreement_without"),
             "seconds": one["seconds"],
         }
         for where, scored in (("home", domains[:1]), ("away", domains[1:])):

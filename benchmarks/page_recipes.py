@@ -64,9 +64,9 @@ GAINED = (
 )
 
 
-def gained_rows(name: str) -> Iterator[Row]:
+def gained_rows(study: str) -> Iterator[Row]:
     """What each recipe gave, the best at home first."""
-    found = result(name)["recipes"]
+    found = result(study)["recipes"]
     for name in sorted(found, key=lambda name: -float(found[name]["home"]["mean"])):
         row = found[name]
         yield (

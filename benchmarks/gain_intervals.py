@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,18 @@ def paired(before: Flags, after: Flags) -> dict[str, Any]:
         total = by_document + by_seed
         found["both"] = _around(mean, total, _freedom(by_document, documents, by_seed, seeds))
     return found
+
+
+def points(gain: Mapping[str, Any]) -> tuple[float, float, float]:
+    """A difference and its interval, in points: that over both, or of one seed over documents."""
+    low, high = gain["both"] or gain["documents"]
+    return 100 * gain["difference"], 100 * low, 100 * high
+
+
+def told(gain: Mapping[str, Any]) -> str:
+    """The same in words: +2.2 (+0.3 to +4.2)."""
+    middle, low, high = points(gain)
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _around(mean: float, variance: float, freedom: float) -> list[float]:

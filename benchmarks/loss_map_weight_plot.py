@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gain_intervals import told
+from gain_plot import WIDTH, draw_gains
 from matplotlib.figure import Figure
 
 from kdcache.manifest import Json
 
-WIDTH = 8.3  # inches: at 100 dots an inch what a page is wide
-BLUE, GREY = "#2f6fb2", "#8a8f98"
 COLUMNS = ("hidden", "attention", "map", "weights", "rate", "dev", "home", "over kd", "away")
 
 
@@ -27,7 +27,6 @@ def _rows(figures: Json) -> Iterator[tuple[str, ...]]:
     scores = (_percent(plain[name]["mean"]) for name in ("dev", "home"))
     yield ("-", "-", "-", "-", f"{plain['rate']:g}", *scores, "", _percent(plain["away"]["mean"]))
     for row in figures["rows"]:
-        low, high = row["home_gain"]["both"] or row["home_gain"]["documents"]
         yield (
             row["hidden"],
             row["attention"],
@@ -36,7 +35,7 @@ def _rows(figures: Json) -> Iterator[tuple[str, ...]]:
             f"{row['rate']:g}",
             _percent(row["dev"]["mean"]),
             _percent(row["home"]["mean"]),
-            f"{100 * row['home_gain']['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+            told(row["home_gain"]),
             _percent(row["away"]["mean"]),
         )
 
@@ -55,9 +54,13 @@ def draw(path: Path, figures: Json) -> None:
     names = [f"{r['hidden']}, {r['attention']}, {r['layer_map']}" for r in figures["rows"]]
     axes = below.subplots(1, 2, sharey=True)
     for axis, where in zip(axes, ("home", "away"), strict=True):
-        _draw_gains(axis, figures, where)
-        axis.set_yticks(range(len(names)), names, fontsize=9)
-        axis.set_ylim(len(names) - 0.4, -0.6)
+        gains = (row[f"{where}_gain"] for row in figures["rows"])
+        draw_gains(
+            axis,
+            dict(zip(names, gains, strict=True)),
+            title=f"accuracy {where}",
+            over="soft labels alone",
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -90,20 +93,3 @@ def _grid(rows: list[Json], kinds: tuple[str, str], weights: list[float]) -> Any
         if (row["hidden"], row["attention"]) == kinds
     ]
     return np.array([[np.mean([f[h, a] for f in found]) for a in weights] for h in weights])
-
-
-def _draw_gains(axis: Any, figures: Json, where: str) -> None:
-    """What the chosen weights gain over soft labels alone, with intervals of 95%."""
-    for place, row in enumerate(figures["rows"]):
-        gain = row[f"{where}_gain"]
-        low, high = gain["both"] or gain["documents"]
-        middle = 100 * gain["difference"]
-        ends = [[middle - 100 * low], [100 * high - middle]]
-        axis.errorbar(middle, place, xerr=ends, fmt="o", color=BLUE, ms=5, capsize=2)
-    axis.axvline(0, color=GREY, linewidth=1)
-    axis.grid(axis="x", color="#e3e5e8")
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=9)
-    axis.set_xlabel("points over soft labels alone (95%)", fontsize=9)
-    axis.set_title(f"accuracy {where}", fontsize=10)

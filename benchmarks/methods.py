@@ -37,10 +37,11 @@ from gain_intervals import paired
 from methods_plot import draw
 from record import RESULTS, save, spread
 from trial import BATCH, CHOOSING, TASK, Trained, Trial, flags, right
-from trial_ways import Way, bytes_of, ways
+from trial_ways import Way, ways
 
 import kdcache
 from kdcache.building.describe import sizes
+from kdcache.demo.steps import size_of
 from kdcache.manifest import Json
 from kdcache.signals import parse_all
 from kdcache.training.recipe import Recipe, load_recipe
@@ -146,7 +147,8 @@ class Study:
         return partial(self.way(name).train, self.trial, load_recipe(name))
 
     def _gives(self, name: str, seeds: int) -> Json:
-        begun, train, recipe = time.perf_counter(), self._train(name), load_recipe(name)
+        begun, train = time.perf_counter(), self._train(name)
+        teacher = self.trial.out / "teacher"
         dev = {rate: train(rate, CHOOSING).dev for rate in self.rates}
         rate = max(dev, key=dev.__getitem__)
         dev_scores, answers = [], []
@@ -160,8 +162,8 @@ class Study:
             "rate": rate,
             "dev_by_rate": {f"{rate:g}": value for rate, value in dev.items()},
             "dev": dev_scores,
-            "signals": signals_of_teacher([recipe], self.trial.out / "teacher", TASK, len(LAYERS)),
-            "bytes_beside": sum(bytes_of(self.trial.out / one) for one in self.way(name).makes),
+            "signals": signals_of_teacher([load_recipe(name)], teacher, TASK, len(LAYERS)),
+            "bytes_beside": sum(size_of(self.trial.out / one) for one in self.way(name).makes),
             "right": answers,
             "seconds": time.perf_counter() - begun,
         }

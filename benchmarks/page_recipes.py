@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gain_intervals import told
 from page_parts import Json, Row, result
 
 TASKS = {
@@ -87,7 +88,4 @@ def _percent(found: Json) -> str:
 
 
 def _over(gains: Json, other: str) -> str:
-    if other not in gains:
-        return ""
-    low, high = (100 * bound for bound in gains[other]["both"] or gains[other]["documents"])
-    return f"{100 * gains[other]['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+    return told(gains[other]) if other in gains else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from gain_intervals import told
 from page_parts import COMPARISON, Json, Row, best_rival, result
 
 
@@ -216,7 +217,7 @@ def domains_rows() -> Iterator[Row]:
                 f"{name}: {domain}",
                 f"{found['labels']:,} of {found['training_documents']:,}; {len(found['seeds'])}",
                 *(_spread(accuracy[model], 100) for model in ("teacher", *STUDENTS)),
-                *(_gain(scores["gains"][pair]) for pair in GAINS),
+                *(told(scores["gains"][pair]) for pair in GAINS),
             )
 
 
@@ -232,13 +233,8 @@ def levels_rows() -> Iterator[Row]:
             yield (
                 f"{title}, {where}",
                 *(f"{100 * scores['accuracy'][model]['mean']:.1f}" for model in STUDENTS),
-                *(_gain(scores["gains"][pair]) for pair in GAINS),
+                *(told(scores["gains"][pair]) for pair in GAINS),
             )
-
-
-def _gain(found: Json) -> str:
-    low, high = (100 * bound for bound in found["both"] or found["documents"])
-    return f"{100 * found['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 HEADS = tuple(

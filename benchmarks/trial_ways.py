@@ -38,30 +38,40 @@ BESIDE = ((2, 6), (4, 6))
 """Layers of students beside that of the trial's layers, which would be the same at first."""
 
 
+def beside_texts(trial: Trial, name: str, make: Callable[[Path], object]) -> Path:
+    """The trial's cache merged with a second one over its texts; what was stopped goes on."""
+    second, both = trial.out / f"{name}.zarr", trial.out / f"texts-and-{name}.zarr"
+    done = both.with_suffix(".done")
+    if not done.exists():
+        make(second)
+        kdcache.merge([trial.out / "cache.zarr", second], both)
+        done.touch()
+    return both
+
+
 def at_boundary(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
     """From the texts and from points on the teacher's decision boundary."""
-    points, both = trial.out / "boundary.zarr", trial.out / "bss.zarr"
-    if not both.exists():
-        kdcache.ascend(trial.cache, teacher=trial.out / "teacher", out=points, progress=False)
-        kdcache.merge([trial.out / "cache.zarr", points], both)
-    return trial.train(recipe, rate, seed, *off, caches=[both])
+
+    def make(out: Path) -> None:
+        kdcache.ascend(trial.cache, teacher=trial.out / "teacher", out=out, progress=False)
+
+    return trial.train(recipe, rate, seed, *off, caches=[beside_texts(trial, "boundary", make)])
 
 
 def with_words(
     masked: Path | None, trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str
 ) -> Trained:
     """From texts whose words a masked language model answered."""
-    both = trial.out / "words.zarr"
-    if not both.exists():
+
+    def make(out: Path) -> None:
         if masked is None:
             raise SystemExit(f"{recipe.name} needs --masked FOLDER: a masked language model")
-        words = trial.out / "masked.zarr"
         kdcache.build(
-            trial.out / "cache.zarr", teacher=masked, task=TASK, teacher_task="masked-lm",
-            out=words, progress=False,
+            trial.out / "cache.zarr", teacher=masked, task=TASK, teacher_task="masked-lm", out=out,
+            progress=False,
         )  # fmt: skip
-        kdcache.merge([trial.out / "cache.zarr", words], both)
-    return trial.train(recipe, rate, seed, *off, caches=[both])
+
+    return trial.train(recipe, rate, seed, *off, caches=[beside_texts(trial, "words", make)])
 
 
 def beside(count: int, trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
@@ -108,15 +118,10 @@ def ways(masked: Path | None) -> dict[str, Way]:
     """By the recipe's name; `masked` is the folder of a masked language model."""
     return {
         "bss": Way(train=at_boundary, makes=("boundary.zarr",)),
-        "text-smoothing": Way(train=partial(with_words, masked), makes=("masked.zarr",)),
+        "text-smoothing": Way(train=partial(with_words, masked), makes=("words.zarr",)),
         "dml": Way(train=partial(beside, 2)),
         "one": Way(train=partial(beside, 3)),
         "mixed-vocab": Way(train=with_pieces),
         "meta-kd": Way(train=of_one_domain),
         "backward-kd": Way(train=in_rounds, makes=("points.zarr",)),
     }
-
-
-def bytes_of(folder: Path) -> int:
-    """Bytes of the files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

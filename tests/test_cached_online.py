@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
 
 from kdcache.corpora.standard_library import Docstring
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
+from tests.scripts import script_of
 
 HEADS = "stages.relations.losses.relations.heads=4"
 OVERRIDES = {
@@ -31,8 +28,7 @@ def test_losses_from_the_cache_are_those_with_the_teacher_in_the_loop(
     sentences: list[Docstring],
     tmp_path: Path,
 ) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    online = importlib.import_module("cached_vs_online")
+    online = script_of("cached_vs_online")
     assert set(online.METHODS) == set(OVERRIDES)
     chosen = ("student.init_from_teacher=[2,4]", *OVERRIDES[name])
     monkeypatch.setattr(online, "METHODS", {name: chosen})

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.pages import PAGES, ROOT, prose
+from tests.scripts import script_of
 
 CODE = re.compile(r"`[^`]*`|\]\([^)]*\)")
 FIGURE = re.compile(r"(?<![\w.,])[-+]?\d[\d,]*(?:\.\d+|e-\d+|%| ?× |(?= times\b))+")
@@ -19,10 +18,7 @@ MEANT = ("Python 3.11", "Apache-2.0", "100%", "10%", "1e-4", "2.4 MB")
 UNMEASURED = {"format.md", "loading.md", "scores.md"}
 """Pages that define; their numbers are checked by the tests of their code."""
 
-
-sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts find each other beside themselves
-made = importlib.import_module("pages")
-sys.path.pop(0)
+made = script_of("pages")
 
 
 def flat(text: str) -> str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,19 +12,15 @@ from scipy import stats
 
 from kdcache.corpora.standard_library import Docstring
 from kdcache.demo.sentences import Corpus, Sentence
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from tests.scripts import script_of
 
 
 @pytest.fixture(scope="module")
-def gain() -> Iterator[ModuleType]:
-    """The script, whose neighbours it imports by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("distillation_gain")
+def gain() -> Any:
+    return script_of("distillation_gain")
 
 
-def test_intervals_are_student_s_over_seeds_and_over_documents(gain: ModuleType) -> None:
+def test_intervals_are_student_s_over_seeds_and_over_documents(gain: Any) -> None:
     rng = np.random.default_rng(0)
     before, after = rng.random((5, 200)) < 0.7, rng.random((5, 200)) < 0.8
     found = gain.paired(before, after)
@@ -42,7 +35,7 @@ def test_intervals_are_student_s_over_seeds_and_over_documents(gain: ModuleType)
     assert gain.paired(before[:1], after[:1])["seeds"] is None
 
 
-def test_the_interval_of_both_covers_the_truth_as_often_as_it_says(gain: ModuleType) -> None:
+def test_the_interval_of_both_covers_the_truth_as_often_as_it_says(gain: Any) -> None:
     rng, hits, trials, seeds = np.random.default_rng(1), 0, 300, 6
     for _ in range(trials):
         hard = rng.normal(size=300)  # what makes a document easier for the second model
@@ -54,7 +47,7 @@ def test_the_interval_of_both_covers_the_truth_as_often_as_it_says(gain: ModuleT
     assert hits / trials > 0.93
 
 
-def test_rates_are_tried_outwards_until_the_best_lies_inside(gain: ModuleType) -> None:
+def test_rates_are_tried_outwards_until_the_best_lies_inside(gain: Any) -> None:
     rates = gain.RATES
     found: dict[float, float] = {}
     assert gain.untried(found) == list(rates[1:-1])
@@ -66,7 +59,7 @@ def test_rates_are_tried_outwards_until_the_best_lies_inside(gain: ModuleType) -
     assert gain.untried(found | {rates[0]: 0.95}) == []  # there is none below
 
 
-def test_domains_away_are_scored_together(gain: ModuleType) -> None:
+def test_domains_away_are_scored_together(gain: Any) -> None:
     def run(seed: int) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
         flags = {m: {d: "".join(map(str, rng.integers(0, 2, n))) for d, n in sizes.items()}
@@ -86,7 +79,7 @@ def test_domains_away_are_scored_together(gain: ModuleType) -> None:
 
 @pytest.mark.slow
 def test_a_seed_is_run_kept_and_summarised(
-    gain: ModuleType,
+    gain: Any,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     sentences: list[Docstring],

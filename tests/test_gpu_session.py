@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -13,21 +12,16 @@ import pytest
 import torch
 
 from kdcache_kernels.topk_kl._shapes import SHAPES, Shape
+from tests.scripts import BENCHMARKS, script_of
 
-ROOT = Path(__file__).parents[1]
-BENCHMARKS = str(ROOT / "benchmarks")
-
-before = list(sys.path)
-sys.path.insert(0, BENCHMARKS)  # scripts find each other beside themselves
-session: Any = importlib.import_module("gpu_session")
-runs: Any = importlib.import_module("gpu_run")
-stages: Any = importlib.import_module("gpu_stages")
-times: Any = importlib.import_module("gpu_times")
-whole: Any = importlib.import_module("gpu_whole")
-pipeline: Any = importlib.import_module("gpu_pipeline")
-counters: Any = importlib.import_module("gpu_counters")
-tables: Any = importlib.import_module("gpu_table")
-sys.path[:] = before
+session = script_of("gpu_session")
+runs = script_of("gpu_run")
+stages = script_of("gpu_stages")
+times = script_of("gpu_times")
+whole = script_of("gpu_whole")
+pipeline = script_of("gpu_pipeline")
+counters = script_of("gpu_counters")
+tables = script_of("gpu_table")
 
 # The interpreter computes with NumPy, which warns of the infinities that are meant here.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -108,7 +102,10 @@ def test_a_stage_of_checks_runs_on_a_cpu(name: str, tmp_path: Path) -> None:
     assert not [item for item in items if "left_out" in item]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="then Triton compiles, for no CPU")
+@pytest.mark.skipif(
+    torch.cuda.is_available(),
+    reason="Triton does not interpret there",
+)
 def test_shapes_are_checked_and_timed_and_make_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,7 +197,7 @@ def test_counters_of_the_profiler_are_read_or_absent(
 
 @pytest.mark.slow
 def test_all_stages_run_on_a_cpu_and_write_what_they_found(tmp_path: Path) -> None:
-    command = [sys.executable, f"{BENCHMARKS}/gpu_session.py", str(tmp_path)]
+    command = [sys.executable, str(BENCHMARKS / "gpu_session.py"), str(tmp_path)]
     command += ["--device", "cpu", "--scale", "4"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -259,7 +256,7 @@ def test_a_shape_holds_up_to_the_middle_between_two_vocabularies() -> None:
 
 def test_the_committed_table_is_near_the_fastest_of_what_was_timed() -> None:
     """Within 10%: the faster ones spill where there are labels, which decision 29 tells."""
-    rows = read(ROOT / "benchmarks" / "results" / "topk_kl_shapes_h100.json")["rows"]
+    rows = read(BENCHMARKS / "results" / "topk_kl_shapes_h100.json")["rows"]
     for place in ("in place", "out of place"):
         for vocab in {row["vocab"] for row in rows}:
             times = {

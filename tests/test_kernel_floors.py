@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,9 @@ import pytest
 
 from kdcache_kernels.topk_kl import _triton_kernels, _triton_row
 from kdcache_kernels.topk_kl._triton import Plan, Shape
+from tests.scripts import script_of
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-floors: Any = importlib.import_module("kernel_floors")
-sys.path.pop(0)
+floors = script_of("kernel_floors")
 
 PLAN = Plan(Shape(256, 1, 128), inner=5, last=1)  # a tile is a wide load
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,32 +16,28 @@ from kdcache.signals import ModelSizes, parse_all
 from kdcache.tasks import TASKS
 from kdcache.training.recipe import load_recipe
 from kdcache.training.requirements import cut, signals_for, unserved
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from tests.scripts import script_of
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    """The script, whose neighbours it imports by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("loss_map_weight")
+def script() -> Any:
+    return script_of("loss_map_weight")
 
 
 @pytest.fixture
 def study(
-    script: ModuleType,
+    script: Any,
     sentences: list[Docstring],
     masked_lm: Path,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> Any:
     """Of a student of two layers, two steps and one map."""
-    trials = importlib.import_module("trial")
+    trials = script_of("trial")
     texts = [Sentence(s.text, s.package) for s in sentences]
     tests = {"movies": texts[1::8], "away": texts[5::8]}
     whole = Corpus(name="tiny", train=texts[2::4], dev=texts[::4], tests=tests, source="")
-    cut = importlib.import_module("gain_corpora").Cut(
+    cut = script_of("gain_corpora").Cut(
         read=lambda folder: whole, train=48, labels=48, teacher_epochs=1
     )
     monkeypatch.setitem(trials.CUTS, "sst2", cut)
@@ -55,7 +48,7 @@ def study(
     return made
 
 
-def made_up(script: ModuleType) -> dict[str, Any]:
+def made_up(script: Any) -> dict[str, Any]:
     """Figures as a study of two maps would have them."""
     weights = [0.1, 1.0]
     gain = {"difference": 0.01, "both": [-0.01, 0.03], "documents": [-0.01, 0.03]}
@@ -78,7 +71,7 @@ def made_up(script: ModuleType) -> dict[str, Any]:
     return {"weights": weights, "kd": plain, "rows": rows}
 
 
-def test_one_cache_serves_every_cell_and_recipes_read_back_equal(script: ModuleType) -> None:
+def test_one_cache_serves_every_cell_and_recipes_read_back_equal(script: Any) -> None:
     cells = list(script.groups(script.MAPS))
     assert len({str(cell) for cell in cells}) == len(cells) == 16
     heads = dict.fromkeys(("heads", "key_heads"), 12)
@@ -94,7 +87,7 @@ def test_one_cache_serves_every_cell_and_recipes_read_back_equal(script: ModuleT
 
 
 def test_the_picture_is_as_wide_as_a_page_and_the_table_has_a_row_a_cell(
-    script: ModuleType, tmp_path: Path
+    script: Any, tmp_path: Path
 ) -> None:
     figures = made_up(script)
     assert len(script.table(figures).splitlines()) == 2 + 1 + 16

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from kdcache.losses.schedules import is_on
 from kdcache.training.recipe import load_recipe
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from tests.scripts import script_of
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    """The script, whose neighbours it imports by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("methods")
+def script() -> Any:
+    return script_of("methods")
 
 
-def test_what_is_a_recipes_own_is_left_out_by_settings_that_it_takes(script: ModuleType) -> None:
+def test_what_is_a_recipes_own_is_left_out_by_settings_that_it_takes(script: Any) -> None:
     for name in script.recipes():
         off = script.without_own(load_recipe(name))
         for stage in load_recipe(name, off).in_stages() if off else ():
@@ -35,7 +28,7 @@ def test_what_is_a_recipes_own_is_left_out_by_settings_that_it_takes(script: Mod
     assert script.without_own(load_recipe("tinybert"))
 
 
-def test_the_picture_has_what_was_compared_with_kd(script: ModuleType, tmp_path: Path) -> None:
+def test_the_picture_has_what_was_compared_with_kd(script: Any, tmp_path: Path) -> None:
     gain = {"difference": 0.01, "both": [-0.01, 0.03], "documents": [0.0, 0.02]}
     gains: tuple[dict[str, Any], ...] = ({"kd": gain}, {})
     compared, alone = ({f"{place}_gains": one for place in ("home", "away")} for one in gains)

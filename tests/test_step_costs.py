@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from kdcache.bench.kernels_inputs import Size, draw_linear
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from tests.scripts import script_of
 
 
 @pytest.fixture(scope="module")
-def steps() -> Iterator[ModuleType]:
-    """The script, whose neighbours it imports by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("steps")
+def steps() -> Any:
+    return script_of("steps")
 
 
-def test_all_ways_to_a_loss_give_the_same_loss_and_gradients(steps: ModuleType) -> None:
+def test_all_ways_to_a_loss_give_the_same_loss_and_gradients(steps: Any) -> None:
     size = Size(rows=7, vocab=211, k=9, hidden=24)
     x = draw_linear(size, torch.float32, steps.CPU, False, temperature=1.0)
     hidden, head = (x[name].requires_grad_() for name in ("hidden", "head"))
@@ -42,7 +36,7 @@ def test_all_ways_to_a_loss_give_the_same_loss_and_gradients(steps: ModuleType) 
     "name", ["135M causal", pytest.param("BERT-small classifier", marks=pytest.mark.slow)]
 )
 def test_a_shape_runs_at_a_tiny_size(
-    steps: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    steps: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = steps.SHAPES[name]
     small = {"vocab_size": 8192, "hidden_size": 36, "intermediate_size": 8, "num_hidden_layers": 1}

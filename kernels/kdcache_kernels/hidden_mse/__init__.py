@@ -95,7 +95,8 @@ def _mean(student: Tensor, codes: Tensor, scale: Tensor | None) -> Tensor:
     dtype = compute_dtype(student)
     teacher = codes if codes.dtype == dtype else reference.decode(codes, scale, dtype)
     exact = student if student.dtype == dtype else student.to(dtype)
-    return torch._C._nn.mse_loss(exact, constant(teacher), MEAN)  # type: ignore[arg-type]  # stub
+    # torch's own stub has a word for the reduction, the op a number.
+    return torch._C._nn.mse_loss(exact, constant(teacher), MEAN)  # type: ignore[arg-type]
 
 
 def _check(student: Tensor, codes: Tensor, scale: Tensor | None, normalize: str) -> None:

@@ -109,6 +109,48 @@ def test_an_allocator_that_hands_pages_back_all_the_same_is_said_and_the_rest_st
     assert row["best"]["allocator"] == "default"
 
 
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    grid = Grid(**TINY, ops=("quantize_rows", "hidden_mse"), rivals=(), allocators=("default",))
+    notes = tmp_path / "made" / "notes.jsonl"
+    whole = bench_kernels(grid, CPU, notes=notes)["rows"]
+    head, first, *rest = notes.read_text().splitlines(keepends=True)
+    assert len(rest) == len(whole) - 1
+    notes.write_text(head + first + rest[0][:20])  # stopped while it wrote
+    again = bench_kernels(grid, CPU, notes=notes)["rows"]
+    assert [row["variant"] for row in again] == [row["variant"] for row in whole]
+    kept = [row["seconds"] == before["seconds"] for row, before in zip(again, whole, strict=True)]
+    assert kept[0]
+    assert not all(kept)
+    assert len(notes.read_text().splitlines()) == 1 + len(whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_under_the_second_allocator_goes_on_there(tmp_path: Path) -> None:
+    grid = Grid(**TINY, ops=("topk_kl",), rivals=("eager",))
+    notes = tmp_path / "notes.jsonl"
+    whole = bench_kernels(grid, CPU, notes=notes)["rows"]
+    lines = notes.read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 2 * len(whole)
+    notes.write_text("".join(lines[:-1]))
+    again = bench_kernels(grid, CPU, notes=notes)["rows"]
+    kept = [one[KEEPING] == row[KEEPING] for one, row in zip(whole, again, strict=True)]
+    assert kept == [True] * (len(whole) - 1) + [False]
+
+
+def test_notes_of_something_else_are_begun_anew(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.jsonl"
+    grids = [
+        Grid(**TINY | {"rows": (n,), "tokens": (n,)}, ops=("quantize_rows",), rivals=())
+        for n in (19, 23)
+    ]
+    rows = [
+        bench_kernels(dataclasses.replace(one, allocators=("default",)), CPU, notes=notes)
+        for one in grids
+    ]
+    assert [row["rows"] for report in rows for row in report["rows"]] == [19, 23]
+    assert len(notes.read_text().splitlines()) == 2
+
+
 @pytest.mark.slow
 def test_only_products_have_a_rate_of_products(report: dict[str, Any]) -> None:
     for row in report["rows"]:
@@ -371,6 +413,7 @@ def test_the_command_prints_writes_and_compares(run: Run, tmp_path: Path) -> Non
     for text in ("topk_kl inplace bf16", "of limit", "best rival", "eager", "Goals, "):
         assert text in out
     assert (tmp_path / "kernels.png").stat().st_size > 1000
+    assert not (tmp_path / "kernels.part.jsonl").exists()
     old = load_report(tmp_path / "kernels.json", "kernels")
     assert len(old["rows"]) == 12
     assert "Predicted" not in out

@@ -112,11 +112,13 @@ def kernels(
         "hidden": _whole("--hidden", hidden),
         "repeats": repeats,
     }
+    notes = out / "kernels.part.jsonl" if out else None
     several = {"op": op, "dtype": _dtypes(dtype), "rival": rival, "allocator": allocator}
     if read is None:
         where = pick_device(device)
         lists = {f"{name}s": values for name, values in several.items()}
-        report = bench_kernels(default_grid(where, **grid, **lists), where, progress=context.obj)
+        asked = default_grid(where, **grid, **lists)
+        report = bench_kernels(asked, where, progress=context.obj, notes=notes)
     else:
         _refuse_measuring({**grid, **several})
         report = load_report(read, "kernels")
@@ -125,6 +127,8 @@ def kernels(
     if out:
         save_report(out / "kernels.json", report)
         draw(out / "kernels.png", report)
+    if notes is not None:
+        notes.unlink(missing_ok=True)
     for row in report["refused"]:
         print(f"error: {wrong(row)}", file=sys.stderr)
     b.finish(report, show=print_kernels, as_json=as_json, compare=compare, tolerance=tolerance)

@@ -9,8 +9,7 @@ allocator keeps its pages, and the best rival is the one with the least ratio of
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import torch
 
@@ -20,7 +19,8 @@ from kdcache.bench.kernels_check import Check, reason
 from kdcache.bench.kernels_grid import DTYPES, NAMES, Grid
 from kdcache.bench.kernels_inputs import Formula, Size, Tensors
 from kdcache.bench.kernels_keeping import KEEPING, add_keeping, best_rival, measure_keeping
-from kdcache.bench.report import Json, new_report
+from kdcache.bench.kernels_notes import Notes
+from kdcache.bench.report import Json, machine, new_report
 from kdcache.bench.timing import (
     Call,
     Contender,
@@ -39,43 +39,40 @@ OF_BEST = {**dict.fromkeys(OPS, 1.0), "topk_kl": 1.5, "topk_encode": 2.0}
 KEY = ("op", "variant", "dtype", "device", "rows", "vocab", "k", "hidden")
 
 
-def bench_kernels(grid: Grid, device: torch.device, *, progress: Shown = None) -> Json:
+def bench_kernels(
+    grid: Grid, device: torch.device, *, progress: Shown = None, notes: Path | None = None
+) -> Json:
     """Check and time everything in `grid` on `device`; returns the report.
 
-    Times are seconds, memory is bytes, errors are relative to float64.
+    Times are seconds, memory is bytes, errors are relative to float64. In the file `notes` rows are
+    kept as they are measured: a run that was stopped goes on where it was.
     """
     progress = shown(progress)
     watch = Stopwatch(device)
     work = list(grid.work())
     # A worker knows the cases of the table only.
     twice = device.type == "cpu" and KEEPING in grid.allocators and grid.cases is CASES
-    rows: list[Json] = []
-    refused: list[Json] = []
-    with progress.bar("kernels", unit="cases", total=len(work) * (1 + twice)) as advance:
-        for case, size, dtype in work:
-            row = measure(case, size, dtype, grid, watch)
-            (refused if "wrong" in row else rows).append(row)
-            advance(1)
-        why = _measure_again(grid, rows, advance) if twice else None
-    return report(grid, device, rows, refused, why)
-
-
-def _measure_again(grid: Grid, rows: list[Json], advance: Callable[[int], None]) -> str | None:
-    """Add to `rows` what a worker that keeps its pages measures; why there is none."""
-    by_name = {_name(row): row for row in rows}
     given = {name: getattr(grid, name) for name in Grid.__slots__ if name != "cases"}
-    try:
-        for again in measure_keeping(given, torch.get_num_threads()):
-            if "wrong" not in again and _name(again) in by_name:
-                add_keeping(by_name[_name(again)], again)
+    kept = Notes(notes, {"grid": given, "device": str(device), "machine": machine()})
+    why = None
+    with progress.bar("kernels", unit="cases", total=len(work) * (1 + twice)) as advance:
+        advance(len(kept.rows))
+        for case, size, dtype in work[len(kept.rows) :]:
+            kept.add(measure(case, size, dtype, grid, watch))
             advance(1)
-    except RuntimeError as error:
-        return str(error)
-    return None
-
-
-def _name(row: Json) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in KEY)
+        try:
+            again = len(kept.rows) - len(work)
+            for row in measure_keeping(given, torch.get_num_threads(), again) if twice else ():
+                kept.add(row)
+                advance(1)
+        except RuntimeError as error:
+            why = str(error)
+    found, again = kept.rows[: len(work)], kept.rows[len(work) :]
+    for row, other in zip(found, again, strict=False):  # a worker may have failed
+        if "wrong" not in row and "wrong" not in other:
+            add_keeping(row, other)
+    refused = [row for row in found if "wrong" in row]
+    return report(grid, device, [row for row in found if "wrong" not in row], refused, why)
 
 
 def report(

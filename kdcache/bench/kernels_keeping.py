@@ -24,12 +24,13 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": NEVER, "MALLOC_TRIM_THRESHOLD_": NEVER}
 WORKER = "kdcache.bench.kernels_worker"
 
 
-def measure_keeping(grid: Mapping[str, Any], threads: int) -> Iterator[Json]:
-    """Rows of a grid, given by its fields, as a worker that keeps its pages measures them.
+def measure_keeping(grid: Mapping[str, Any], threads: int, done: int) -> Iterator[Json]:
+    """Rows of a grid, given by its fields, as a worker that keeps its pages measures them, without
+    the first `done`.
 
     RuntimeError, with its last line, if the worker fails or the allocator hands pages back.
     """
-    wanted = json.dumps({"grid": grid, "threads": threads})
+    wanted = json.dumps({"grid": grid, "threads": threads, "done": done})
     places = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as errors,

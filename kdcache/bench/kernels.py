@@ -61,14 +61,14 @@ def bench_kernels(
             kept.add(measure(case, size, dtype, grid, watch))
             advance(1)
         try:
-            again = len(kept.rows) - len(work)
-            for row in measure_keeping(given, torch.get_num_threads(), again) if twice else ():
+            done = len(kept.rows) - len(work)
+            for row in measure_keeping(given, torch.get_num_threads(), done) if twice else ():
                 kept.add(row)
                 advance(1)
         except RuntimeError as error:
             why = str(error)
-    found, again = kept.rows[: len(work)], kept.rows[len(work) :]
-    for row, other in zip(found, again, strict=False):  # a worker may have failed
+    found, others = kept.rows[: len(work)], kept.rows[len(work) :]
+    for row, other in zip(found, others, strict=False):  # a worker may have failed
         if "wrong" not in row and "wrong" not in other:
             add_keeping(row, other)
     refused = [row for row in found if "wrong" in row]

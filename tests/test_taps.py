@@ -13,7 +13,7 @@ from torch import nn
 from kdcache.models.run import run
 from kdcache.models.teacher import model_sizes
 from kdcache.plans.batch import Batch
-from kdcache.signals import TAP_KINDS, Tap
+from kdcache.signals import TAP_KINDS, Activations, Tap
 from tests.taps import (
     APART,
     CAPPED,
@@ -163,3 +163,16 @@ def test_a_decoder_pools_where_it_does_whatever_its_pad(pad: int | None, batch: 
     close(model.score(found[Tap("pooled")]), found[Tap("logits")])
     last = batch.mask.sum(1) - (1 if pad is None else 2)
     assert torch.equal(found[Tap("pooled")], found[Tap("hidden", 3)][torch.arange(len(last)), last])
+
+
+@pytest.mark.parametrize("pads", [False, True])
+def test_rows_of_all_tokens_are_those_of_the_mask_and_so_are_their_gradients(pads: bool) -> None:
+    """Without a pad, they are the states themselves: nothing is copied."""
+    states = torch.randn(3, 5, 7, dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(5) < torch.tensor([[5], [2 if pads else 5], [5]])
+    rows = Activations(values={Tap("hidden", 1): states}, mask=mask).rows(Tap("hidden", 1))
+    assert torch.equal(rows, states[mask])
+    assert (rows.data_ptr() == states.data_ptr()) is not pads
+    push = torch.randn_like(rows)
+    (found,), (wanted,) = (torch.autograd.grad(x, states, push) for x in (rows, states[mask]))
+    assert torch.equal(found, wanted)

@@ -44,10 +44,16 @@ def select(
         weights = mask.unsqueeze(-1).to(wide)
         return (hidden.to(wide) * weights).sum(1) / weights.sum(1)
     if positions == "all":
-        return hidden[mask]
+        return _of_tokens(hidden, mask)
     if selected is None:
         raise ConfigError("positions=selected needs a task that selects tokens, such as masked-lm")
     return hidden.flatten(0, 1)[selected]
+
+
+def _of_tokens(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The rows where there is a token: as `hidden[mask]`, whose gradient adds up value by value."""
+    rows, places = hidden.flatten(0, 1), mask.flatten().nonzero().squeeze(1)
+    return rows if len(places) == len(rows) else rows.index_select(0, places)
 
 
 def of_subset(

@@ -28,6 +28,14 @@ from kdcache_kernels._numba import (
     row_max,
 )
 from kdcache_kernels.relation_kl._numba_product import VECTOR, add_product
+from kdcache_kernels.relation_kl._numba_rows import (
+    load,
+    load_columns,
+    place,
+    read_ahead,
+    whole,
+    zeros,
+)
 from kdcache_kernels.relation_kl.spec import KINDS, How, Teacher
 
 DIVERGENCE, SCORES, PROBABILITIES = range(3)
@@ -52,17 +60,18 @@ def token_pairs(
         for need in (how.need_student, how.need_keys)
     ]
     ends = np.cumsum(np.array([0, *lengths], np.int64))
-    losses = np.zeros(len(lengths) * how.parts)
+    items = np.arange(len(lengths) * how.parts)
+    losses = np.zeros(items.size)
     d, td = x.shape[1] // how.parts, t.shape[1] // how.parts
     blocks = block_count(losses.size)
     work = torch.empty(blocks, _room(max(lengths, default=0), d, td, own=y is None))
     _all_parts(
-        *_place(x),
-        *_place(y),
-        *_place(t),
-        *_place(u),
-        *_place(made[0]),
-        *_place(made[1]),
+        *place(x),
+        *place(y),
+        *place(t),
+        *place(u),
+        *place(made[0]),
+        *place(made[1]),
         ends,
         weight.contiguous().numpy(),
         how.parts,
@@ -71,8 +80,9 @@ def token_pairs(
         how.scale,
         how.teacher_scale,
         KINDS.index(how.kind),
+        items,
         losses,
-        *_place(work),
+        *place(work),
         blocks,
     )
     by_student, by_keys = (gradient.to(gradient_dtype(student)) for gradient in made)
@@ -82,12 +92,7 @@ def token_pairs(
 def _room(n: int, d: int, td: int, *, own: bool) -> int:
     """Floats that a document of `n` tokens takes."""
     n, d, td = (-(-size // VECTOR) * VECTOR for size in (n, d, td))
-    return n * ((3 if own else 5) * d + 2 * td + 2 * ROWS)
-
-
-def _place(x: Tensor | None) -> tuple[int, int]:
-    """Address of a matrix and bytes from row to row; address 0 for none."""
-    return (0, 0) if x is None or not len(x) else (x.data_ptr(), x.stride(0) * 4)
+    return n * ((3 if own else 5) * d + 2 * td + 2 * ROWS) + 1  # and what is read ahead
 
 
 @fast()
@@ -160,65 +165,39 @@ def _compare(x: Any, t: Any, kind: int, w: Real) -> Real:
     return w * value
 
 
-@fast()
-def _load(at: int, stride: int, n: int, d: int, scale: Real, out: int, out_stride: int) -> None:
-    """Copy the `n` rows of a matrix, times `scale`."""
-    factor = np.float32(scale)
-    for i in range(n):
-        row = array_at(at + i * stride, d, np.float32)
-        line = array_at(out + i * out_stride, d, np.float32)
-        for c in range(d):
-            line[c] = row[c] * factor
-
-
-@fast()
-def _load_columns(at: int, stride: int, n: int, d: int, out: int, m: int) -> None:
-    """Copy the `n` rows of a matrix as columns of one of rows of `m`."""
-    columns = array_at(out, d * m, np.float32)
-    for i in range(n):
-        row = array_at(at + i * stride, d, np.float32)
-        for c in range(d):
-            columns[c * m + i] = row[c]
-
-
-@fast()
-def _zeros(at: int, stride: int, n: int, d: int) -> None:
-    for i in range(n):
-        fill(array_at(at + i * stride, d, np.float32), np.float32(0.0))
-
-
-@fast()
-def _whole(n: int) -> int:
-    """`n`, or what whole vectors have."""
-    return (n + VECTOR - 1) // VECTOR * VECTOR
-
-
 @parallel()
 def _all_parts(
     x_at: int, x_stride: int, y_at: int, y_stride: int,
     t_at: int, t_stride: int, u_at: int, u_stride: int,
     dx_at: int, dx_stride: int, dy_at: int, dy_stride: int,
     ends: Any, weight: Any, parts: int, d: int, td: int, scale: Real, t_scale: Real,
-    kind: int, losses: Any, work_at: int, work_stride: int, blocks: int,
+    kind: int, items: Any, losses: Any, work_at: int, work_stride: int, blocks: int,
 ) -> None:  # fmt: skip
-    """Fill `losses` of every part of every document, and write the gradients."""
-    own, count, line, t_line = y_at == 0, losses.size, 4 * _whole(d), 4 * _whole(td)
-    if own:
-        y_at, y_stride = x_at, x_stride
-    if u_at == 0:
-        u_at, u_stride = t_at, t_stride
+    """Fill `losses` of the `items`, parts of documents, and write the gradients."""
+    own, count, line, t_line = y_at == 0, items.size, 4 * whole(d), 4 * whole(td)
     need_keys = dy_at != 0 or (own and dx_at != 0)
     for b in prange(blocks):
-        for item in range(b * count // blocks, (b + 1) * count // blocks):
-            doc, column, their_column = item // parts, item % parts * d * 4, item % parts * td * 4
+        last, ahead = (b + 1) * count // blocks, -1
+        for at in range(b * count // blocks, last):
+            item = items[at]
+            doc, part = item // parts, item % parts
+            column, their_column = part * d * 4, part * td * 4
             first, n, w = ends[doc], ends[doc + 1] - ends[doc], np.float64(weight[doc]) / parts
             dx, dy = dx_at + first * dx_stride + column, dy_at + first * dy_stride + column
             if w == 0.0:
-                _zeros(dx, dx_stride, n if dx_at != 0 else 0, d)
-                _zeros(dy, dy_stride, n if dy_at != 0 else 0, d)
+                zeros(dx, dx_stride, n if dx_at != 0 else 0, d)
+                zeros(dy, dy_stride, n if dy_at != 0 else 0, d)
                 continue
-            m = _whole(n)
+            m = whole(n)
             xs = work_at + b * work_stride
+            if doc != ahead:
+                ahead, heads = doc, min(parts - part, last - at)
+                read_ahead(
+                    x_at, x_stride, y_at, y_stride, t_at, t_stride, u_at, u_stride,
+                    dx_at, dx_stride, dy_at, dy_stride,
+                    first, n, column, heads * d * 4, their_column, heads * td * 4,
+                    xs + work_stride - 4,
+                )  # fmt: skip
             ts, by_x = xs + m * line, xs + m * (line + t_line)
             keys, their_keys = by_x + m * line, by_x + 2 * m * line
             g = their_keys + m * t_line
@@ -229,13 +208,19 @@ def _all_parts(
             fill(array_at(xs, (g - xs) // 4, np.float32), zero)
             if not own:
                 fill(array_at(ys, m * line // 2, np.float32), zero)
-            _load(x_at + first * x_stride + column, x_stride, n, d, scale, xs, line)
-            _load(t_at + first * t_stride + their_column, t_stride, n, td, t_scale, ts, t_line)
-            y, u = y_at + first * y_stride + column, u_at + first * u_stride + their_column
+            x, x_row = x_at + first * x_stride + column, x_stride
+            t, t_row = t_at + first * t_stride + their_column, t_stride
+            y, y_row, u, u_row = x, x_row, t, t_row
+            if y_at != 0:
+                y, y_row = y_at + first * y_stride + column, y_stride
+            if u_at != 0:
+                u, u_row = u_at + first * u_stride + their_column, u_stride
+            load(x, x_row, n, d, scale, xs, line)
+            load(t, t_row, n, td, t_scale, ts, t_line)
             if not own:
-                _load(y, y_stride, n, d, scale, ys, line)
-            _load_columns(y, y_stride, n, d, keys, m)
-            _load_columns(u, u_stride, n, td, their_keys, m)
+                load(y, y_row, n, d, scale, ys, line)
+            load_columns(y, y_row, n, d, keys, m)
+            load_columns(u, u_row, n, td, their_keys, m)
             total = 0.0
             for i in range(0, n, ROWS):
                 rows = min(ROWS, n - i)
@@ -253,6 +238,6 @@ def _all_parts(
                     add_product(by_x + i * line, line, fours, line // 4, g, 4 * m, 4, ys, line, n)
             losses[item] = total
             if dx_at != 0:
-                _load(by_x, line, n, d, one, dx, dx_stride)
+                load(by_x, line, n, d, one, dx, dx_stride)
             if dy_at != 0:
-                _load(by_y, line, n, d, one, dy, dy_stride)
+                load(by_y, line, n, d, one, dy, dy_stride)

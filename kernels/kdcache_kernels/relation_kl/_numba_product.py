@@ -1,4 +1,4 @@
-"""Small matrix products within a Numba kernel, whose operands lie in the caches.
+"""Small matrix products within a Numba kernel, whose operands lie in the caches; rows as columns.
 
 The compiler makes vectors of loops, but keeps no block of sums in registers; a block is stated here
 in its own terms, vectors of eight floats, which it maps to what a processor has.
@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from kdcache_kernels._numba import fast
 
-__all__ = ["ROWS", "VECTOR", "add_product"]
+__all__ = ["ROWS", "VECTOR", "add_product", "turn"]
 
 ROWS = 4
 VECTOR = 8  # floats
@@ -99,9 +99,40 @@ def _slim(
     return _SIGNATURE, _writer(1)
 
 
+def _turn(typing: Any, at: Any, stride: Any, out: Any, out_stride: Any) -> Any:
+    """Write eight rows of eight floats as columns."""
+
+    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at, stride, out, out_stride = args
+
+        def place(start: Any, step: Any, i: int) -> Any:
+            address = builder.add(start, builder.mul(step, _INT(i)))
+            return builder.inttoptr(address, _ROW.as_pointer())
+
+        rows = [builder.load(place(at, stride, i), align=4) for i in range(VECTOR)]
+        for apart in (1, 2, 4):  # of two rows, the squares of so many that lie crosswise
+            for i in range(VECTOR):
+                if not i & apart:
+                    pair = rows[i], rows[i + apart]
+                    rows[i] = _picked(builder, pair, apart, 0)
+                    rows[i + apart] = _picked(builder, pair, apart, apart)
+        for i, row in enumerate(rows):
+            builder.store(row, place(out, out_stride, i), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 4), make
+
+
+def _picked(builder: Any, pair: tuple[Any, Any], apart: int, first: int) -> Any:
+    """From both rows the elements at places with `first` in their bit `apart`, by turns."""
+    lanes = [(lane & ~apart) + first + (VECTOR if lane & apart else 0) for lane in range(VECTOR)]
+    return builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(ir.IntType(32), VECTOR), lanes))
+
+
 # Of any type to a checker: what is called has no `typing`, which Numba gives.
 _add_wide: Any = intrinsic(_wide)
 _add_slim: Any = intrinsic(_slim)
+turn: Any = intrinsic(_turn)
 
 
 @fast()

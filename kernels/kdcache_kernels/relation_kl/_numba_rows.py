@@ -1,0 +1,87 @@
+"""Rows of vectors on their way into the caches and out again, for the kernels between tokens.
+
+A head's columns of a document are short runs of many rows, which processors do not see coming; so a
+document is read through once before its heads are, and then lies in a cache.
+"""
+
+import numpy as np
+from torch import Tensor
+
+from kdcache_kernels._numba import Real, array_at, fast, fill
+from kdcache_kernels.relation_kl._numba_product import VECTOR, turn
+
+KEPT = 2**22  # bytes of a document that are read ahead; a longer one would not stay in a cache
+
+
+def place(x: Tensor | None) -> tuple[int, int]:
+    """Address of a matrix and bytes from row to row; address 0 for none."""
+    return (0, 0) if x is None or not len(x) else (x.data_ptr(), x.stride(0) * 4)
+
+
+@fast()
+def whole(n: int) -> int:
+    """`n`, or what whole vectors have."""
+    return (n + VECTOR - 1) // VECTOR * VECTOR
+
+
+@fast()
+def _read(start: int, stride: int, first: int, n: int, column: int, size: int) -> Real:
+    """The sum of `size` bytes of each of `n` rows; 0 of no matrix."""
+    total = np.float32(0.0)
+    if start != 0:
+        for i in range(first, first + n):
+            row = array_at(start + i * stride + column, size // 4, np.float32)
+            for c in range(row.size):
+                total += row[c]
+    return total
+
+
+@fast()
+def read_ahead(
+    x_at: int, x_stride: int, y_at: int, y_stride: int,
+    t_at: int, t_stride: int, u_at: int, u_stride: int,
+    dx_at: int, dx_stride: int, dy_at: int, dy_stride: int,
+    first: int, n: int, column: int, width: int, their_column: int, their_width: int, sink: int,
+) -> None:  # fmt: skip
+    """Read what a document has of all sides, `width` bytes of each row, unless it is too much."""
+    if 4 * n * width + 2 * n * their_width > KEPT:
+        return
+    total = _read(x_at, x_stride, first, n, column, width)
+    total += _read(y_at, y_stride, first, n, column, width)
+    total += _read(t_at, t_stride, first, n, their_column, their_width)
+    total += _read(u_at, u_stride, first, n, their_column, their_width)
+    total += _read(dx_at, dx_stride, first, n, column, width)
+    total += _read(dy_at, dy_stride, first, n, column, width)
+    array_at(sink, 1, np.float32)[0] = total  # which nobody reads, or there would be no reading
+
+
+@fast()
+def load(at: int, stride: int, n: int, d: int, scale: Real, out: int, out_stride: int) -> None:
+    """Copy the `n` rows of a matrix, times `scale`."""
+    factor = np.float32(scale)
+    for i in range(n):
+        row = array_at(at + i * stride, d, np.float32)
+        line = array_at(out + i * out_stride, d, np.float32)
+        for c in range(d):
+            line[c] = row[c] * factor
+
+
+@fast()
+def zeros(at: int, stride: int, n: int, d: int) -> None:
+    """Set `n` rows to zero."""
+    for i in range(n):
+        fill(array_at(at + i * stride, d, np.float32), np.float32(0.0))
+
+
+@fast()
+def load_columns(at: int, stride: int, n: int, d: int, out: int, m: int) -> None:
+    """Copy the `n` rows of a matrix as columns of one of rows of `m`."""
+    columns = array_at(out, d * m, np.float32)
+    rows, wide = n // VECTOR * VECTOR, d // VECTOR * VECTOR
+    for i in range(0, rows, VECTOR):
+        for c in range(0, wide, VECTOR):
+            turn(at + i * stride + 4 * c, stride, out + 4 * (c * m + i), 4 * m)
+    for i in range(n):
+        row = array_at(at + i * stride, d, np.float32)
+        for c in range(wide if i < rows else 0, d):
+            columns[c * m + i] = row[c]

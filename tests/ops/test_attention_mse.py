@@ -65,6 +65,30 @@ def test_value_and_gradients_match_float64(form, dtype, keys):
     assert_near(found, run(exact, plain, keys=keys, **FORMS[form]), TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("keys", [False, True])
+@pytest.mark.parametrize("noise", [1.0, 1e-4])
+def test_long_documents_near_their_teacher_lose_no_digits(noise, keys):
+    x = make_inputs(LENGTHS, 24, 24)
+    for side in ("", "_keys"):
+        x[f"student{side}"] = x[f"teacher{side}"] + noise * x[f"student{side}"]
+    x["weight"] *= torch.tensor(LENGTHS) > 12  # of short ones rounded scores are compared
+    found, wanted = run(x, attention_mse, keys=keys), run(in_double(x), plain, keys=keys)
+    assert_near(found, wanted, 5e-6)
+
+
+@pytest.mark.parametrize("noise", [0.2, 1e-2])
+def test_turned_vectors_whose_scores_are_the_teachers_lose_no_digits(noise):
+    """Of a sum of terms that cancel too few digits would be left."""
+    x = make_inputs([70, 33], 24, 24)
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)))[0]
+    for side in ("", "_keys"):
+        turned = (x[f"teacher{side}"].unflatten(1, (HEADS, 4)) @ turn).flatten(1)
+        x[f"student{side}"] = turned + noise * x[f"student{side}"]
+    found, wanted = run(x, attention_mse, keys=True), run(in_double(x), plain, keys=True)
+    assert_near(found[:1], wanted[:1], 1e-5)
+    assert_near(found[1:], wanted[1:], 1e-4)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_document_of_weight_zero_may_hold_anything_and_gets_exact_zeros(form):
     x = make_inputs(LENGTHS, 24, 36)

@@ -32,9 +32,10 @@ def attention_mse(
     (`teacher_keys`), or X again. The sum is over all heads and pairs of tokens; a causal mask takes
     no part.
 
-    Loss and gradients come from one pass in the forward. On a CPU eight rows of scores exist at
-    once for each thread; elsewhere, and in float64, no more than fill `chunk_bytes`. The teacher's
-    tensors are constants, even where they require a gradient.
+    Loss and gradients come from one pass in the forward. On a CPU at most eight rows of scores
+    exist at once for each thread, and none of a document much longer than heads are wide;
+    elsewhere, and in float64, no more than fill `chunk_bytes`. The teacher's tensors are constants,
+    even where they require a gradient.
 
     Args:
         student: vectors of the tokens of all documents, one after the other, pads left out, [N, W],

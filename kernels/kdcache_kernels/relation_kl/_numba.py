@@ -27,6 +27,7 @@ from kdcache_kernels._numba import (
     prange,
     row_max,
 )
+from kdcache_kernels.relation_kl._numba_grams import by_grams
 from kdcache_kernels.relation_kl._numba_product import VECTOR, add_product
 from kdcache_kernels.relation_kl._numba_rows import (
     load,
@@ -59,32 +60,18 @@ def token_pairs(
         empty((len(x) if need else 0, x.shape[1]), torch.float32, x.device)
         for need in (how.need_student, how.need_keys)
     ]
-    ends = np.cumsum(np.array([0, *lengths], np.int64))
-    items = np.arange(len(lengths) * how.parts)
-    losses = np.zeros(items.size)
     d, td = x.shape[1] // how.parts, t.shape[1] // how.parts
-    blocks = block_count(losses.size)
-    work = torch.empty(blocks, _room(max(lengths, default=0), d, td, own=y is None))
-    _all_parts(
-        *place(x),
-        *place(y),
-        *place(t),
-        *place(u),
-        *place(made[0]),
-        *place(made[1]),
-        ends,
-        weight.contiguous().numpy(),
-        how.parts,
-        d,
-        td,
-        how.scale,
-        how.teacher_scale,
-        KINDS.index(how.kind),
-        items,
-        losses,
-        *place(work),
-        blocks,
-    )
+    matrices = [number for side in (x, y, t, u, *made) for number in place(side)]
+    ends, weights = np.cumsum(np.array([0, *lengths], np.int64)), weight.contiguous().numpy()
+    documents: Sequence[Any] = (ends, weights, how.parts, d, td, how.scale, how.teacher_scale)
+    losses = np.zeros(len(lengths) * how.parts)
+    items = np.arange(losses.size)
+    if how.kind == "scores":
+        items = by_grams(lengths, matrices, documents, losses)
+    if items.size:
+        blocks, kind = block_count(items.size), KINDS.index(how.kind)
+        work = torch.empty(blocks, _room(max(lengths), d, td, own=y is None))
+        _all_parts(kind, items, losses, *place(work), blocks, *matrices, *documents)
     by_student, by_keys = (gradient.to(gradient_dtype(student)) for gradient in made)
     return torch.tensor(losses.sum(), dtype=torch.float32), by_student, by_keys
 
@@ -167,11 +154,11 @@ def _compare(x: Any, t: Any, kind: int, w: Real) -> Real:
 
 @parallel()
 def _all_parts(
+    kind: int, items: Any, losses: Any, work_at: int, work_stride: int, blocks: int,
     x_at: int, x_stride: int, y_at: int, y_stride: int,
     t_at: int, t_stride: int, u_at: int, u_stride: int,
     dx_at: int, dx_stride: int, dy_at: int, dy_stride: int,
     ends: Any, weight: Any, parts: int, d: int, td: int, scale: Real, t_scale: Real,
-    kind: int, items: Any, losses: Any, work_at: int, work_stride: int, blocks: int,
 ) -> None:  # fmt: skip
     """Fill `losses` of the `items`, parts of documents, and write the gradients."""
     own, count, line, t_line = y_at == 0, items.size, 4 * whole(d), 4 * whole(td)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from kdcache.errors import ModelError
-from kdcache.models.recording import name_of, require_plain, unwrapped
+from kdcache.models.recording import name_of, replaced, require_plain, unwrapped
 from kdcache.plans.batch import Batch
 
 EMBEDS = "inputs_embeds"
@@ -69,3 +69,34 @@ def embedded(model: Any, batch: Batch) -> Iterator[None]:
             f"{name_of(model)} does not look its word embeddings up where they can be replaced: "
             "leave inputs out, or choose another student"
         )
+
+
+Share = Callable[[torch.Tensor, torch.Tensor], AbstractContextManager[None]]
+"""Of some documents of a batch, [b] int64, and their mask, [b, l]: while a model runs on them."""
+
+
+def looked_up_once(model: Any, batch: Batch) -> Share:
+    """Let a model that runs on parts of a batch read word embeddings that are looked up once.
+
+    Each lookup has a gradient as large as the table. A lookup of anything else is what it is, and
+    all are of a model without a plain table, or that reads something in its place.
+    """
+    table: Any = named_embeddings(model)
+    plain = type(table) is nn.Embedding and not (table.scale_grad_by_freq or table.sparse)
+    if not plain or EMBEDS in batch or table.max_norm is not None:
+        return lambda docs, mask: nullcontext()
+    ids, lookup = batch["input_ids"].masked_fill(~batch.mask, 0), table.forward
+    rows: torch.Tensor = table(ids)
+
+    def share(docs: torch.Tensor, mask: torch.Tensor) -> AbstractContextManager[None]:
+        own = ids[docs, : mask.shape[1]]
+
+        def instead(asked: torch.Tensor) -> torch.Tensor:
+            if asked.shape != own.shape or not torch.equal(asked[mask], own[mask]):
+                found: torch.Tensor = lookup(asked)
+                return found
+            return rows.index_select(0, docs)[:, : mask.shape[1]]
+
+        return replaced(table, "forward", instead)
+
+    return share

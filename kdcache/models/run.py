@@ -17,10 +17,10 @@ from torch import nn
 from kdcache.errors import ModelError
 from kdcache.models.attentions import Call, attention_calls
 from kdcache.models.classifiers import classifier_of, classify
-from kdcache.models.embedded import embedded
+from kdcache.models.embedded import embedded, looked_up_once
 from kdcache.models.hooks import TAPS, Reader, check_taps, head_reads, read, readers_of
 from kdcache.models.input_gradients import differentiable
-from kdcache.models.padding import by_length, joined, padded
+from kdcache.models.padding import by_length, joined, of_like_length, padded
 from kdcache.models.points import at_points
 from kdcache.models.recording import (
     Forward,
@@ -49,9 +49,9 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None)
     `logits` are not, it does not run at all. Gradients flow through every tap.
 
     Pads are the model's own; a model that `check_alone` found to say something else with them
-    gets documents of one length at a time. What a batch has as `inputs_embeds`, [B, L, H], is read
-    in the place of its word embeddings, and what it has as `points`, likewise, in the place of its
-    embedding output.
+    gets documents of one length at a time, and on a CPU one that is trained those of like lengths.
+    What a batch has as `inputs_embeds`, [B, L, H], is read in the place of its word embeddings, and
+    what it has as `points`, likewise, in the place of its embedding output.
 
     The first time that a model is asked for `head` or `pooled`, it is run once more, dropout off,
     to see that its logits are made of that; for `query`, `key` or `value`, its blocks are given
@@ -84,10 +84,14 @@ def run(model: Any, batch: Batch, taps: Taps, *, task: str | Task | None = None)
 
 
 def _activations(model: Any, space: Space, batch: Batch, taps: Taps) -> Activations:
-    pieces = by_length(batch, space) if getattr(unwrapped(model), EQUAL, False) else []
+    apart = getattr(unwrapped(model), EQUAL, False)
+    pieces = by_length(batch, space) if apart else of_like_length(model, batch, space)
     if len(pieces) < 2:
         return _run(model, space, batch, taps)
-    parts = [_run(model, space, piece.batch, taps) for piece in pieces]
+    share, parts = looked_up_once(model, batch), []
+    for piece in pieces:
+        with share(piece.docs, piece.batch.mask):
+            parts.append(_run(model, space, piece.batch, taps))
     return joined(space, batch, pieces, parts)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import cache
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch.nn.functional import smooth_l1_loss
@@ -17,13 +18,28 @@ from kdcache.losses.between_documents import products, shares
 from kdcache.losses.by_document import ByDocument, by_document, token_matches
 from kdcache.losses.combine import COMBINE
 from kdcache.losses.layer_maps import LayerMap
+from kdcache.plans.lengths import cut
 from kdcache.signals import ModelSizes
 
 OF = ("hidden", "attention")
 CHUNK_BYTES = 2**24
 """Of the distances of one side that are there at a time, unless one document takes more."""
+GROUP = 1024
+"""Pairs of tokens that may as well be padded as one more group of documents is worked out."""
 
-Points = Callable[[slice], torch.Tensor]
+
+class Some(NamedTuple):
+    """Documents of like length: their places in a batch, [documents] int64, and their longest."""
+
+    docs: torch.Tensor
+    longest: int
+
+    def of(self, padded: torch.Tensor) -> torch.Tensor:
+        """Their part of all documents' [B, heads, longest of all, width]."""
+        return padded.index_select(0, self.docs)[:, :, : self.longest]
+
+
+Points = Callable[[Some], torch.Tensor]
 """Of some documents, what there is a distance between: [documents, heads, longest, width]."""
 
 
@@ -96,7 +112,7 @@ def _hidden(pair: Pair, documents: ByDocument) -> tuple[Points, Points]:
 
     def points(rows: torch.Tensor) -> Points:
         padded = documents.padded(rows)[:, None]
-        return lambda some: padded[some]
+        return lambda some: some.of(padded)
 
     ours, theirs = sides(pair.student, pair.teacher.dense())
     return points(ours), points(theirs)
@@ -113,7 +129,7 @@ def _scores(query: Pair, key: Pair, documents: ByDocument, heads: int) -> tuple[
         ]
         repeats = heads // split[1].shape[1]  # grouped queries share their keys
         return lambda some: products(
-            split[0][some], split[1][some].repeat_interleave(repeats, dim=1)
+            some.of(split[0]), some.of(split[1]).repeat_interleave(repeats, dim=1)
         )
 
     ours = [sides(pair.student, pair.teacher.dense()) for pair in (query, key)]
@@ -128,37 +144,56 @@ def distance_loss(
 ) -> torch.Tensor:
     """Smooth L1 between relative distances of tokens: of what a batch counts for, a scalar.
 
-    `weight` is [B], what each document counts for; None: 1 / B. Distances of some documents are
-    there at a time: where they are not those of all, they are worked out again going backward.
+    `weight` is [B], what each document counts for; None: 1 / B. Distances are those of documents of
+    like length. They are kept where all are few, else worked out again, also going backward.
     """
-    first = student(slice(0, 1))
-    of = shares(first.new_empty(documents.number, 0), weight)
     lengths = documents.lengths
-    real = torch.arange(documents.longest, device=lengths.device) < lengths[:, None]
+    first = student(Some(lengths.new_zeros(1), 1))
+    of = shares(first.new_empty(documents.number, 0), weight)
     entry = of.share / (first.shape[1] * lengths.square())  # a document's mean over heads and pairs
-    size = documents.longest**2 * first.shape[1] * first.element_size()
-    count = max(1, CHUNK_BYTES // size)
-    chunks = [slice(at, at + count) for at in range(0, documents.number, count)]
+    size = first.shape[1] * first.element_size()
+    groups = _groups(lengths, size)
+    few = sum(size * len(some.docs) * some.longest**2 for some in groups) <= CHUNK_BYTES
 
-    def counted(some: slice) -> torch.Tensor:
-        return (real[some, None, :, None] & real[some, None, None, :]) * entry[
-            some, None, None, None
-        ]
+    def apart(side: Points, some: int) -> torch.Tensor:
+        return _apart(side(groups[some]))
 
-    def sums(side: Points, some: slice) -> torch.Tensor:
-        apart, share = _apart(side(some)), counted(some)
-        return torch.stack([(apart * share).sum(), ((apart > 0) * share).sum()])
+    if few:
+        apart = cache(apart)
 
-    def losses(some: slice, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-        near, known = _apart(student(some)) / ours, _apart(teacher(some)) / theirs
+    def counted(some: int) -> torch.Tensor:
+        docs, longest = groups[some]
+        real = torch.arange(longest, device=docs.device) < lengths[docs, None]
+        return (real[:, None, :, None] & real[:, None, None, :]) * entry[docs, None, None, None]
+
+    def sums(side: Points, some: int) -> torch.Tensor:
+        far, share = apart(side, some), counted(some)
+        return torch.stack([(far * share).sum(), ((far > 0) * share).sum()])
+
+    def losses(some: int, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        near, known = apart(student, some) / ours, apart(teacher, some) / theirs
         return (smooth_l1_loss(near, known, reduction="none") * counted(some)).sum()
 
-    run = _again if len(chunks) > 1 else _at_once
+    run = _at_once if few else _again
     means = []
     for side in (student, teacher):
-        total, number = torch.stack([run(sums, side, some) for some in chunks]).sum(0)
+        total, number = torch.stack([run(sums, side, n) for n in range(len(groups))]).sum(0)
         means.append(safe(total / safe(number)))
-    return of.total * torch.stack([run(losses, some, *means) for some in chunks]).sum()
+    return of.total * torch.stack([run(losses, n, *means) for n in range(len(groups))]).sum()
+
+
+def _groups(lengths: torch.Tensor, size: int) -> list[Some]:
+    """The documents of some lengths, [B] int64, each group's distances in the bytes there may be;
+    `size` is that of a distance.
+    """
+    like = cut(lengths.tolist(), lambda number, longest: number * longest**2 + GROUP)
+    groups = []
+    for places in like:
+        docs = torch.tensor(places, device=lengths.device)
+        longest = int(lengths[docs].max())
+        count = max(1, CHUNK_BYTES // (size * longest**2))
+        groups += [Some(part, longest) for part in docs.split(count)]
+    return groups
 
 
 def _apart(points: torch.Tensor) -> torch.Tensor:

@@ -58,23 +58,23 @@ def define(
     _LIBRARY.impl(name, _unbundled(body, kinds), "CompositeExplicitAutograd")
     torch.library.register_fake(f"kdcache::{name}", _unbundled(fake, kinds), lib=_LIBRARY)
     op = getattr(torch.ops.kdcache, name).default
-    plain: Callable[..., Any] = body
+    direct: Callable[..., Any] = body
     if leaves:
         backward = _backward(name, leaves, len(fields))
         setup = _setup(leaves)
         torch.library.register_autograd(
             f"kdcache::{name}", backward, setup_context=setup, lib=_LIBRARY
         )
-        plain = _function(name, body, setup, _backward(name, leaves, len(kinds)))
+        direct = _function(name, body, setup, _backward(name, leaves, len(kinds)))
     if differentiate is not None:
         setup, backward = differentiate
         torch.library.register_autograd(
             f"kdcache::{name}", backward, setup_context=setup, lib=_LIBRARY
         )
-        plain = _function(name, body, setup, backward, lists=True)
+        direct = _function(name, body, setup, backward, lists=True)
 
     def call(*args: Any) -> Any:
-        return plain(*args) if _plain(args) else op(*flat(args))
+        return direct(*args) if plain(args) else op(*flat(args))
 
     return cast("Callable[P, R]", call)
 
@@ -159,7 +159,7 @@ def _function(
     return cast("Callable[..., Any]", function.apply)
 
 
-def _plain(args: tuple[Any, ...]) -> bool:
+def plain(args: tuple[Any, ...]) -> bool:
     """Does nobody trace, transform or intercept a call with these arguments?"""
     if (
         torch.compiler.is_compiling()

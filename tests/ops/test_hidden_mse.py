@@ -1,6 +1,7 @@
 """hidden_mse: every backend against float64 torch, value and gradient apart."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from kdcache_kernels import hidden_mse
 from kdcache_kernels.hidden_mse import _numba, reference
 from kdcache_kernels.hidden_mse.reference import make_inputs
 
+module = sys.modules["kdcache_kernels.hidden_mse"]  # the package has the op under its name
 BACKENDS = {"numba": _numba.hidden_mse, "reference": reference.hidden_mse}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CODES = (torch.int8, *DTYPES, torch.float8_e4m3fn)
@@ -181,21 +183,42 @@ def test_default_weight_is_the_mean_of_mse_loss():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layers", [0, 2])
-def test_the_mean_of_few_elements_is_that_of_the_kernel(dtype, layers):
+def test_few_elements_are_what_the_kernel_makes_of_them(dtype, layers, monkeypatch):
     for codes, groups in ((torch.int8, 0), (torch.int8, 3), *((kind, 0) for kind in CODES[1:])):
         d = make_inputs(6, 48, groups=groups, dtype=dtype, codes_dtype=codes)
         if layers:
             d = {k: None if x is None else x.unflatten(0, (layers, -1)) for k, x in d.items()}
         x = d["student"].requires_grad_()
-        rows = x.shape[:-1]
-        even = torch.full(rows, 1 / rows.numel())  # given, so a kernel runs
         args = (x, d["codes"], d["scale"])
-        few, ours = hidden_mse(*args), hidden_mse(*args, weight=even)
-        assert few.dtype == ours.dtype == torch.float32
-        assert_near(few.detach(), ours.detach().double())
-        got, want = (torch.autograd.grad(1024 * loss, x)[0] for loss in (few, ours))
-        assert got.dtype == want.dtype == dtype
-        assert_near(got, want.double(), 5e-6 if dtype == torch.float32 else 1e-2)
+        for weight in (None, d["weight"]):
+            few = hidden_mse(*args, weight=weight)
+            with monkeypatch.context() as patch:
+                for most in ("MOST", "WEIGHTED"):
+                    patch.setattr(module, most, 0)
+                patch.setattr(module, "FEW", {})
+                ours = hidden_mse(*args, weight=weight)
+            assert few.dtype == ours.dtype == torch.float32
+            assert_near(few.detach(), ours.detach().double())
+            got, want = (torch.autograd.grad(1024 * loss, x)[0] for loss in (few, ours))
+            assert got.dtype == want.dtype == dtype
+            assert_near(got, want.double(), 5e-6 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("layers", [0, 5])
+def test_few_rows_of_weight_zero_may_hold_anything(layers):
+    for name in ("student", "scale"):
+        d = make_inputs(5, 48, groups=3)
+        d["weight"][2] = 0
+        want = oracle(d, "none")
+        d[name][2] = math.nan
+        if layers:
+            d = {k: x.unflatten(0, (layers, -1)) for k, x in d.items()}
+        x = d["student"].requires_grad_()
+        loss = hidden_mse(x, d["codes"], d["scale"], weight=d["weight"])
+        (gradient,) = torch.autograd.grad(loss, x)
+        assert_near(loss.detach(), want[0])
+        assert_near(gradient.view(5, 48), want[1])
+        assert not gradient.view(5, 48)[2].any()
 
 
 def test_no_rows_have_no_loss():
@@ -209,7 +232,7 @@ def test_no_rows_have_no_loss():
 def test_double_backward_is_refused():
     d = make_inputs(2, 8)
     x = d["student"].requires_grad_()
-    loss = hidden_mse(x, d["codes"], d["scale"], weight=d["weight"])
+    loss = hidden_mse(x, d["codes"], d["scale"], weight=d["weight"], normalize="l2")
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match="hidden_mse has no double backward"):
         gradient.sum().backward()

@@ -1,5 +1,6 @@
 """Mean squared error of student hidden states from cached, quantised teacher hidden states."""
 
+from math import isfinite
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -18,7 +19,7 @@ from kdcache_kernels._checks import (
     require_scale,
     require_shape,
 )
-from kdcache_kernels._op import define
+from kdcache_kernels._op import define, plain
 from kdcache_kernels.hidden_mse import reference
 
 __all__ = ["hidden_mse"]
@@ -32,7 +33,8 @@ EXACT = (*CODES, torch.float64)
 # elements that is more than it saves. A kernel decodes codes on its way, so it pays earlier there.
 MOST = 3 * 2**16
 FEW = {torch.int8: 2**17}
-MEAN = 1  # a reduction, as torch's own ops count them
+WEIGHTED = 2**15  # with a weight, which takes two ops more
+EACH, MEAN = 0, 1  # reductions, as torch's own ops count them
 
 
 def hidden_mse(
@@ -60,7 +62,7 @@ def hidden_mse(
             the mean over H of `F.mse_loss`; `layernorm`: zero mean, unit variance, no affine
             part, epsilon 1e-12. A row of zero length stays zero under `l2`, with zero gradient.
         weight: w, [N], floating: mask and mean in one tensor. Default 1/N. A row of weight zero
-            is not read, whatever it holds, and its gradient is exactly zero.
+            may hold anything, and its gradient is exactly zero.
 
     Returns:
         A scalar, float32 (float64 for float64 `student`).
@@ -69,34 +71,42 @@ def hidden_mse(
         ValueError: wrong shape, device or `normalize`; int8 codes without `scale` or the reverse;
             a gradient asked for `weight`.
         TypeError: wrong dtype.
-        RuntimeError: double backward; but where torch's own op runs, there is one: for the default
-            weight, without `normalize`, of up to some 200,000 elements on a CPU.
+        RuntimeError: double backward; but where torch's own ops run, there is one: without
+            `normalize`, on a CPU, of up to some 200,000 elements for the default weight and 30,000
+            for others.
     """
     _check(student, codes, scale, normalize)
-    if weight is None and normalize == "none" and _few(student, codes):
-        return _mean(student, codes, scale)
+    if weight is None and normalize == "none" and _few(student, FEW.get(codes.dtype, MOST)):
+        return _errors(student, codes, scale, MEAN)
+    each = checked_weight(weight, student, "student")
+    if normalize == "none" and _few(student, WEIGHTED) and plain((student, codes, scale, weight)):
+        rows = _errors(student, codes, scale, EACH).mean(-1)
+        loss = torch.dot(each.reshape(-1), rows.reshape(-1) if rows.dim() > 1 else rows)
+        # A row of weight zero may hold anything; it counts for nothing only where it is finite.
+        if isfinite(loss.item()):
+            return loss
     loss, _ = _op(
         student,
         constant(codes),
         None if scale is None else constant(scale),
-        checked_weight(weight, student, "student"),
+        each,
         normalize,
         torch.is_grad_enabled() and student.requires_grad,
     )
     return loss
 
 
-def _few(student: Tensor, codes: Tensor) -> bool:
-    return student.is_cpu and 0 < student.numel() < FEW.get(codes.dtype, MOST)
+def _few(student: Tensor, most: int) -> bool:
+    return student.is_cpu and 0 < student.numel() < most
 
 
-def _mean(student: Tensor, codes: Tensor, scale: Tensor | None) -> Tensor:
-    """The mean over rows by torch's own op, whose wrapper would cost what the checks do."""
+def _errors(student: Tensor, codes: Tensor, scale: Tensor | None, reduction: int) -> Tensor:
+    """Squared errors by torch's own op, whose wrapper would cost what the checks do."""
     dtype = compute_dtype(student)
     teacher = codes if codes.dtype == dtype else reference.decode(codes, scale, dtype)
     exact = student if student.dtype == dtype else student.to(dtype)
     # torch's own stub has a word for the reduction, the op a number.
-    return torch._C._nn.mse_loss(exact, constant(teacher), MEAN)  # type: ignore[arg-type]
+    return torch._C._nn.mse_loss(exact, constant(teacher), reduction)  # type: ignore[arg-type]
 
 
 def _check(student: Tensor, codes: Tensor, scale: Tensor | None, normalize: str) -> None:

@@ -94,11 +94,17 @@ def test_a_student_that_trains_reads_documents_of_like_length_and_learns_the_sam
         close(parts[name], gradient, 1e-10)
 
 
-@pytest.mark.parametrize("how", ["scored", "without gradients"])
-def test_a_model_that_does_not_train_is_given_its_batch(how: str, batch: Batch) -> None:
+@pytest.mark.parametrize("how", ["scored", "without gradients", "normalised"])
+def test_a_model_that_does_not_train_or_looks_at_a_whole_batch_is_given_it(
+    how: str, batch: Batch
+) -> None:
     model = model_of("Bert").train(how != "scored")
+    if how == "normalised":
+        model.classifier = torch.nn.Sequential(
+            torch.nn.BatchNorm1d(model.config.hidden_size), model.classifier
+        )
     seen = shapes(model)
-    with torch.set_grad_enabled(how == "scored"):
+    with torch.set_grad_enabled(how != "without gradients"):
         run(model, batch, [Tap("logits")], task=CLASSES)
     assert seen == [tuple(batch["input_ids"].shape)]
 
@@ -119,3 +125,14 @@ def test_a_model_that_looks_other_tokens_up_gets_what_its_table_has_of_them(batc
     short = batch["input_ids"][batch["attention_mask"].sum(1).argmin()]
     count = parts[-1].shape[1]
     assert torch.equal(parts[-1][0], table.weight[short[:count] + 1])
+
+
+def test_a_batch_of_like_length_is_not_cut(batch: Batch) -> None:
+    lengths = batch["attention_mask"].sum(1)
+    docs = (lengths > lengths.max() // 2).nonzero().squeeze(1)
+    assert len(lengths[docs].unique()) > 1
+    inputs = {name: batch[name][docs] for name in ("input_ids", "attention_mask")}
+    model = model_of("Bert").train()
+    seen = shapes(model)
+    run(model, Batch(docs=docs, **inputs), [Tap("logits")], task=CLASSES)
+    assert seen == [tuple(inputs["input_ids"].shape)]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdcache.errors import ModelError
 from kdcache.models.embedded import EMBEDS
@@ -80,6 +81,10 @@ FORWARD = 64
 """Places that may as well be padded as a student is run once more on a CPU. Of two layers of
 all-MiniLM-L6-v2 and 32 sentences, 16 to 96 take the same time.
 """
+WORTH = 0.75
+"""Of the work on a batch, what its groups take at most: others are not cut. Batches that are of
+like length anyway have the random numbers of dropout in one order.
+"""
 
 
 class Piece(NamedTuple):
@@ -101,14 +106,22 @@ def of_like_length(model: Any, batch: Batch, space: Space) -> list[Piece]:
 
     That is where a model is trained on a CPU, for which pads are as much work as tokens: documents
     in an order of chance are padded to three times their tokens. Elsewhere a short forward takes as
-    long as a long one. What is wrapped (DistributedDataParallel) or compiled has one a step.
+    long as a long one. What is wrapped (DistributedDataParallel) or compiled has one a step, and
+    batch normalisation is over a whole batch.
     """
     trains = torch.is_grad_enabled() and getattr(model, "training", False)
     plain = batch.mask.device.type == "cpu" and inside(model) is model and not is_compiled(model)
-    if not (trains and plain):
+    if not (trains and plain) or any(isinstance(one, _BatchNorm) for one in model.modules()):
         return []
-    lengths = batch["attention_mask"].sum(1)
-    groups = cut(lengths.tolist(), lambda number, longest: number * longest + FORWARD)
+
+    def cost(number: int, longest: int) -> int:
+        return number * longest + FORWARD
+
+    lengths = batch["attention_mask"].sum(1).tolist()
+    groups = cut(lengths, cost)
+    work = sum(cost(len(group), max(lengths[doc] for doc in group)) for group in groups)
+    if work > WORTH * cost(len(lengths), max(lengths)):
+        return []
     return pieces(batch, space, [torch.tensor(group) for group in groups])
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import config, njit, prange, set_num_threads, types
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
@@ -36,6 +37,7 @@ __all__ = [
     "exponentials",
     "fast",
     "fill",
+    "load_any_row",
     "load_row",
     "log_add",
     "log_sum",
@@ -186,6 +188,23 @@ def _pointer(typing: Any, address: Any) -> Any:
     return types.voidptr(types.int64), convert
 
 
+def _line(typing: Any, address: Any) -> Any:
+    """Ask for the line of memory at an address, into the second cache; any address will do."""
+
+    def ask(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+        how = [ir.IntType(32)(setting) for setting in (0, 2, 1)]  # read, second cache, data
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, *(setting.type for setting in how)])
+        asks = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        builder.call(asks, [pointer, *how])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), ask
+
+
+_prefetch: Any = intrinsic(_line)  # as a decorator it would give `typing` to who calls
+
+
 @fast()
 def array_at(address: int, size: int, dtype: Any) -> Any:
     """The `size` elements at an address."""
@@ -238,7 +257,7 @@ def exp2_32(x: Real) -> Real:
 
 @fast()
 def load_row(address: int, kind: int, out: Any) -> None:
-    """Decode the row at an address to float32 `out`."""
+    """Decode the row of floats at an address to float32 `out`."""
     raw = out.view(np.uint32)
     n = out.size
     if kind == FP32:
@@ -249,16 +268,24 @@ def load_row(address: int, kind: int, out: Any) -> None:
         half = array_at(address, n, np.uint16)
         for v in range(n):
             raw[v] = np.uint32(half[v]) << np.uint32(16)
-    elif kind == FP16:
+    else:
         _load_fp16(array_at(address, n, np.uint16), out)
-    elif kind == INT8:
+
+
+@fast()
+def load_any_row(address: int, kind: int, out: Any) -> None:
+    """As `load_row`, and of codes too, whose loops kernels without codes need not compile."""
+    n = out.size
+    if kind == INT8:
         whole = array_at(address, n, np.int8)
         for v in range(n):
             out[v] = whole[v]
-    else:
+    elif kind == FP8:
         code = array_at(address, n, np.uint8)
         for v in range(n):
             out[v] = E4M3[code[v]]
+    else:
+        load_row(address, kind, out)
 
 
 @fast()
@@ -359,6 +386,8 @@ def log_add(a: Real, b: Real) -> Real:
 
 
 PIECE = 4096  # elements; 16 KB stay in the first cache
+CHUNK = 128  # elements between which memory is asked for what comes next
+LINE = 64  # bytes
 
 
 @fast()
@@ -368,27 +397,32 @@ def pieces(n: int) -> int:
 
 
 @fast()
-def exponentials(x: Any, scale: Real, square: bool, tops: Any) -> tuple[Real, Real, Real]:
-    """Replace `x` by exp((x - its piece's entry in tops) * scale), a piece at a time.
+def exponentials(
+    x: Any, begins: bool, scale: Real, square: bool, sums: Any, ahead: int, ahead2: int
+) -> None:
+    """Replace a piece `x` of a row by exp((x - top) * scale), top the row's largest element so far.
 
-    Each piece is relative to the largest element seen so far, so that one pass does for maximum
-    and sum (Milakov and Gimelshein 2018, arXiv:1805.02867). Returns the largest element, the sum
-    of exp((x - largest) * scale), and with `square` the sum of the squares of its terms.
+    `sums`, [3] in float64, are brought up to date, or made by a piece that `begins` the row: the
+    top, the sum of exp((x - top) * scale), and with `square` the sum of its terms' squares. So one
+    pass does for maximum and sum (Milakov and Gimelshein 2018, arXiv:1805.02867).
+
+    Memory would be idle meanwhile: as many bytes are asked for at two addresses, which may be any.
     """
-    top, total, squares = np.float32(-np.inf), 0.0, 0.0
+    high = row_max(x)
+    top = np.float32(-np.inf if begins else sums[0])
+    if begins or not high <= top:  # larger, or NaN
+        shrink = np.exp(np.float64(top - high) * scale) if top != -np.inf else 0.0
+        sums[1] = 0.0 if begins else sums[1] * shrink
+        sums[2] = 0.0 if begins else sums[2] * shrink * shrink
+        sums[0], top = high, high
+    if top == -np.inf:
+        fill(x, np.float32(0.0))
+        return
     factor = np.float32(scale)
-    for piece in range(tops.size):
-        part = x[piece * PIECE : (piece + 1) * PIECE]
-        high = row_max(part)
-        if not high <= top:  # larger, or NaN
-            shrink = np.exp(np.float64(top - high) * scale) if top != -np.inf else 0.0
-            total, squares, top = total * shrink, squares * shrink * shrink, high
-        tops[piece] = top
-        if top == -np.inf:
-            for v in range(part.size):
-                part[v] = np.float32(0.0)
-            continue
-        both = exp_part(part, top, factor, square)
-        total += both[0]
-        squares += both[1]
-    return top, total, squares
+    for start in range(0, x.size, CHUNK):
+        for line in range(0, 4 * CHUNK, LINE):
+            _prefetch(ahead + 4 * start + line)
+            _prefetch(ahead2 + 4 * start + line)
+        total, squares = exp_part(x[start : start + CHUNK], top, factor, square)
+        sums[1] += total
+        sums[2] += squares

@@ -17,6 +17,7 @@ from kdcache_kernels._numba import (
     clear,
     dense_rows,
     fast,
+    load_any_row,
     load_row,
     parallel,
     prange,
@@ -64,7 +65,7 @@ def hidden_mse(
 def _decode(address: int, kind: int, scales: Any, out: Any) -> None:
     """Decode a teacher row; each group of columns of int8 codes has a scale."""
     if kind != INT8:
-        load_row(address, kind, out)
+        load_any_row(address, kind, out)
         return
     width = out.size // scales.size
     for g in range(scales.size):

@@ -18,7 +18,7 @@ from kdcache_kernels._numba import (
     clear,
     dense_rows,
     fast,
-    load_row,
+    load_any_row,
     parallel,
     prange,
     round_row,
@@ -99,7 +99,7 @@ def _load(table: int, layers: int, kind: int, i: int, out: Any) -> None:
     """Row `i` of every layer, decoded, but for scales."""
     where = array_at(table, 2 * layers, np.int64)
     for layer in range(layers):
-        load_row(where[2 * layer] + i * where[2 * layer + 1], kind, out[layer])
+        load_any_row(where[2 * layer] + i * where[2 * layer + 1], kind, out[layer])
 
 
 @fast()

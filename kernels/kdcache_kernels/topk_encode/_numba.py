@@ -11,22 +11,25 @@ import torch
 from torch import Tensor
 
 from kdcache_kernels._numba import (
+    FP32,
+    PIECE,
     Real,
     block_count,
     copy,
     dense_rows,
     exponentials,
     fast,
+    fill,
     load_row,
     log_add,
     log_sum,
     parallel,
-    pieces,
     prange,
     rows_of,
 )
 
 HEIGHT = 16  # rows of the table
+LOWEST = -0x80000000
 
 
 def topk_encode(
@@ -53,18 +56,34 @@ def topk_encode(
 
 
 @fast()
-def _ordered(x: Any, keys: Any) -> None:
-    """Integers in the order of the floats, so that maxima vectorise without assuming no NaN."""
+def _key(raw: Real) -> Real:
+    """Bits of a float32 as an integer in its order: maxima vectorise without assuming no NaN."""
+    u = np.int32(0) if raw == np.int32(LOWEST) else raw  # -0 equals 0
+    return np.int32(u ^ ((u >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@fast()
+def _raise(columns: Any, x: Any) -> None:
     raw = x.view(np.int32)
     for v in range(raw.size):
-        u = np.int32(0) if raw[v] == np.int32(-0x80000000) else raw[v]  # -0 equals 0
-        keys[v] = u ^ ((u >> np.int32(31)) & np.int32(0x7FFFFFFF))
+        columns[v] = max(columns[v], _key(raw[v]))
 
 
 @fast()
 def _larger(a: Any, b: Any) -> None:
     for v in range(b.size):
         a[v] = max(a[v], b[v])
+
+
+@fast()
+def _load(address: int, kind: int, x: Any, columns: Any) -> None:
+    """Decode a row, and find the key of the largest element of every column."""
+    width, item = columns.size, 4 if kind == FP32 else 2
+    fill(columns, np.int32(LOWEST))
+    for start in range(0, x.size, width):
+        part = x[start : start + width]
+        load_row(address + start * item, kind, part)
+        _raise(columns, part)
 
 
 @fast()
@@ -113,26 +132,30 @@ def _sort(x: Any) -> None:
 
 
 @fast()
-def _candidates(keys: Any, k: int, columns: Any, order: Any) -> int:
+def _candidates(x: Any, k: int, columns: Any, order: Any) -> int:
     """Fill `order` with a set, ranked, that holds the k largest; return its size."""
-    width = columns.size
+    width, raw = columns.size, x.view(np.int32)
     if width < 4 * k:
-        for v in range(keys.size):
-            order[v] = _ranked(keys[v], v)
-        return int(keys.size)
-    copy(keys[:width], columns)
-    for start in range(width, keys.size, width):
-        _larger(columns, keys[start : start + width])
+        for v in range(raw.size):
+            order[v] = _ranked(_key(raw[v]), v)
+        return int(raw.size)
     for column in range(width):
-        order[column] = ~columns[column]
+        order[column] = columns[column]
+    while width >= 8 * k:  # fewer to choose from: columns by pairs, for as good a bound
+        half = (width + 1) // 2
+        _larger(order[: width - half], order[half:width])
+        width = half
+    for column in range(width):
+        order[column] = ~order[column]
     _least_first(order[:width], k)
     bound = np.int32(~order[k - 1])
     count = 0
-    for column in range(width):
+    for column in range(columns.size):
         if columns[column] >= bound:
-            for v in range(column, keys.size, width):
-                if keys[v] >= bound:
-                    order[count] = _ranked(keys[v], v)
+            for v in range(column, raw.size, columns.size):
+                key = _key(raw[v])
+                if key >= bound:
+                    order[count] = _ranked(key, v)
                     count += 1
     return count
 
@@ -149,23 +172,27 @@ def _select(candidates: Any, ids: Any) -> None:
 
 @fast()
 def _row(
-    x: Any, keys: Any, columns: Any, order: Any, tops: Any, spare: Any, temperature: Real, ids: Any
+    x: Any, columns: Any, order: Any, spare: Any, temperature: Real, ids: Any, ahead: int, item: int
 ) -> tuple[Real, Real, Real, Any]:
     """Choose ids; return lse, lse of the rest, lse of the rest's x / T, and the k logits."""
     k = ids.size
-    _ordered(x, keys)
-    count = _candidates(keys, k, columns, order)
+    count = _candidates(x, k, columns, order)
     _select(order[:count], ids)
     top = np.empty(k, np.float64)
     for c in range(k):
         top[c] = x[ids[c]]
         x[ids[c]] = -np.inf
-    if temperature == 2.0:
-        high, warm, mass = exponentials(x, 0.5, True, tops)
-    else:
-        copy(x, spare)
-        high, warm, _ = exponentials(spare, 1.0 / temperature, False, tops)
-        high, mass, _ = exponentials(x, 1.0, False, tops)
+    square = temperature == 2.0
+    sums, cold = np.empty(3, np.float64), np.empty(3, np.float64)
+    for start in range(0, x.size, PIECE):
+        part, other = x[start : start + PIECE], spare[start : start + PIECE]
+        near = ahead + start * item
+        if not square:
+            copy(part, other)
+            exponentials(other, start == 0, 1.0, False, cold, near, near)
+        exponentials(part, start == 0, 1.0 / temperature, square, sums, near, near)
+    high, warm = sums[0], sums[1]
+    mass = sums[2] if square else cold[1]
     rest, rest_warm = -np.inf, -np.inf
     if mass != 0.0:
         rest = high + np.log(mass)
@@ -191,13 +218,13 @@ def _all_rows(
     for b in prange(blocks):
         x = np.empty(v, np.float32)
         spare = np.empty(0 if temperature == 2.0 else v, np.float32)
-        keys = np.empty(v, np.int32)
-        columns = np.empty(v // HEIGHT, np.int32)
+        columns = np.empty(max(v // HEIGHT, 1), np.int32)
         order = np.empty(v, np.int64)
-        tops = np.empty(pieces(v), np.float32)
+        item = 4 if kind == FP32 else 2
         for i in range(b * n // blocks, (b + 1) * n // blocks):
-            load_row(logits + i * stride, kind, x)
-            lse, rest, warm, top = _row(x, keys, columns, order, tops, spare, temperature, ids[i])
+            _load(logits + i * stride, kind, x, columns)
+            ahead = logits + (i + 1) * stride
+            lse, rest, warm, top = _row(x, columns, order, spare, temperature, ids[i], ahead, item)
             totals[i] = lse
             for c in range(k):
                 logprobs[i, c] = top[c] - lse

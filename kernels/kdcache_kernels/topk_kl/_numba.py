@@ -1,8 +1,8 @@
 """topk_kl on CPU: one row at a time through the cache, rows shared among threads.
 
-A row is copied once into its place in the gradient (or a scratch row), where every later pass finds
-it in cache: the support is taken out, the rest is replaced by its exponentials a piece at a time,
-and those are scaled into the gradient.
+A row is taken a piece at a time: copied into its place in the gradient (or a scratch row), its
+support taken out, the rest replaced by its exponentials, while the next piece is on its way from
+memory. Then the exponentials, which lie in cache, are scaled into the gradient.
 """
 
 from typing import Any
@@ -92,20 +92,40 @@ def topk_kl(
 
 
 @fast()
-def _take_support(scratch: Any, ids: Any, pad: int, logprobs: Any, s: Any) -> bool:
-    """Move the support out of `scratch`, leaving -inf; False for ids out of range or repeated."""
+def _by_piece(ids: Any, v: int, pad: int, logprobs: Any, s: Any, first: Any, after: Any) -> bool:
+    """List the support of every piece, and the teacher's; False for ids out of range.
+
+    A list begins with the column `first[piece]`, `after` each comes `after[column]`; -1 ends it.
+    """
     ok = True
+    for piece in range(first.size):
+        first[piece] = -1
     for c in range(ids.size):
         j = ids[c]
-        inside = 0 <= j < scratch.size
-        s[X, c] = scratch[j] if inside else -np.inf
+        inside = 0 <= j < v
+        s[X, c] = -np.inf
         s[LOG_P, c] = logprobs[c] if inside else -np.inf
         ok = ok and (inside or j == pad)
-    for c in range(ids.size):
-        j = ids[c]
-        if 0 <= j < scratch.size:
-            ok = ok and (scratch[j] != -np.inf or s[X, c] == -np.inf)
-            scratch[j] = -np.inf
+        if inside:
+            after[c] = first[j // PIECE]
+            first[j // PIECE] = c
+    return ok
+
+
+@fast()
+def _take_support(part: Any, start: int, ids: Any, s: Any, first: int, after: Any) -> bool:
+    """Move the support out of the piece that begins at `start`, leaving -inf; False for repeats."""
+    ok = True
+    c = first
+    while c >= 0:
+        s[X, c] = part[ids[c] - start]
+        c = after[c]
+    c = first
+    while c >= 0:
+        j = ids[c] - start
+        ok = ok and (part[j] != -np.inf or s[X, c] == -np.inf)
+        part[j] = -np.inf
+        c = after[c]
     return ok
 
 
@@ -200,12 +220,8 @@ def _to_gradient(x: Any, tops: Any, top: Real, scale: Real, a: Real, square: Rea
         part = x[piece * PIECE : (piece + 1) * PIECE]
         shrink = np.exp(np.float64(tops[piece] - top) * scale) if tops[piece] != -np.inf else 0.0
         one, two = np.float32(a * shrink), np.float32(square * shrink * shrink)
-        if two == 0.0:
-            for v in range(part.size):
-                part[v] *= one
-        else:
-            for v in range(part.size):
-                part[v] = part[v] * (one + two * part[v])
+        for v in range(part.size):
+            part[v] = part[v] * (one + two * part[v])
 
 
 @fast()
@@ -250,11 +266,15 @@ def _all_rows(
     bad = np.empty(n, np.float64)
     for b in prange(blocks):
         direct = gradient != 0 and out_kind == FP32
+        in_place = direct and kind == FP32 and gradient == logits
+        item = 4 if kind == FP32 else 2
         scratch = np.empty(0 if direct else v, np.float32)
         second = np.empty(v if temperature != 1.0 and temperature != 2.0 else 0, np.float32)
         support = np.empty((7, k + 1), np.float64)
-        tops = np.empty(pieces(v), np.float32)
-        tops2 = np.empty(pieces(v), np.float32)
+        both = np.empty(6, np.float64)  # sums of the row at T, and at 1 where that is separate
+        tops = np.empty(2 * pieces(v), np.float32)
+        first = np.empty(pieces(v), np.int64)  # lists of the support, by piece
+        after = np.empty(k, np.int64)
         weights = array_at(weight, n, np.float32)
         tails = array_at(rest, n, np.float32)
         targets = array_at(labels, n, np.int64)
@@ -262,7 +282,9 @@ def _all_rows(
         each_soft = array_at(soft_rows, n, np.float32)
         each_hard = array_at(hard_rows, n, np.float32)
         for i in range(b * n // blocks, (b + 1) * n // blocks):
+            row = logits + i * stride
             out = gradient + i * out_stride
+            into = out if gradient != 0 else row
             w = np.float64(weights[i])
             each[i] = 0.0
             bad[i] = 0.0
@@ -271,29 +293,37 @@ def _all_rows(
                     clear(out, (4 if direct else 2) * v)
                 continue
             x = array_at(out, v, np.float32) if direct else scratch
-            if not (direct and kind == FP32 and gradient == logits):
-                load_row(logits + i * stride, kind, x)
             y = targets[i] if labels != 0 else ignore
             has_label = y != ignore
             label_ok = has_label and 0 <= y < v
-            x_label = np.float64(x[y]) if label_ok else np.nan
+            x_label = np.nan
             chosen = array_at(ids + 8 * i * k, k, np.int64)
             known = array_at(logprobs + 4 * i * k, k, np.float32)
-            ids_ok = _take_support(x, chosen, pad, known, support)
-            bad[i] = 0.0 if ids_ok and (label_ok or not has_label) else 1.0
+            ids_ok = _by_piece(chosen, v, pad, known, support, first, after)
             tail = np.float64(tails[i]) if rest != 0 else -np.inf
             _teacher(support, tail, temperature, mode)
             separate = has_label and second.size > 0
-            if separate:
-                copy(x, second)
             square = has_label and temperature == 2.0
             scale = 1.0 / temperature
-            top, mass, squares, top2, cold = np.float32(0.0), 0.0, 0.0, np.float32(0.0), 0.0
-            for turn in range(1 if separate else 0, -1, -1):  # a call is compiled where it is
-                row, its_tops = (second, tops2) if turn else (x, tops)
-                top, mass, squares = exponentials(row, 1.0 if turn else scale, square, its_tops)
-                if turn:
-                    top2, cold = top, mass
+            for piece in range(first.size):
+                start = piece * PIECE
+                part, copied = x[start : start + PIECE], second[start : start + PIECE]
+                if not in_place:
+                    load_row(row + start * item, kind, part)
+                if label_ok and y // PIECE == piece:
+                    x_label = np.float64(part[y - start])
+                if not _take_support(part, start, chosen, support, first[piece], after):
+                    ids_ok = False
+                if separate:
+                    copy(part, copied)
+                ahead = (start + PIECE) * item if piece + 1 < first.size else stride
+                for turn in range(2 if separate else 1):  # a call is compiled where it is
+                    those, power = (copied, 1.0) if turn else (part, scale)
+                    sums = both[3 * turn : 3 * turn + 3]
+                    exponentials(those, piece == 0, power, square, sums, row + ahead, into + ahead)
+                    tops[turn * first.size + piece] = sums[0]
+            top, mass, squares = both[0], both[1], both[2]
+            bad[i] = 0.0 if ids_ok and (label_ok or not has_label) else 1.0
             factor = soft_weight * w * temperature
             soft, inside = _student(support, top, mass, temperature, divergence, factor)
             if not ids_ok:
@@ -304,8 +334,9 @@ def _all_rows(
                 each[i] = w * soft_weight * soft
             outside = 0.0
             if has_label:
-                if not separate:
-                    top2, cold = top, squares if square else mass
+                top2, cold = top, squares if square else mass
+                if separate:
+                    top2, cold = both[3], both[4]
                 hard, outside = _hard(support, top2, cold, x_label, w * hard_weight)
                 if not label_ok and hard_weight != 0.0:
                     outside = np.nan
@@ -316,10 +347,10 @@ def _all_rows(
                 inside += 0.0 if separate or square else outside
                 squared = outside if square else 0.0
                 for turn in range(2 if separate else 1):
-                    row, its_tops = (second, tops2) if turn else (x, tops)
-                    high, slope = (top2, outside) if turn else (top, inside)
-                    power, twice = (1.0, 0.0) if turn else (scale, squared)
-                    _to_gradient(row, its_tops, high, power, slope, twice)
+                    those, power, slope = (second, 1.0, outside) if turn else (x, scale, inside)
+                    twice = 0.0 if turn else squared
+                    its_tops = tops[turn * first.size : (turn + 1) * first.size]
+                    _to_gradient(those, its_tops, both[3 * turn], power, slope, twice)
                 if separate:
                     _add(x, second)
                 for c in range(k):

@@ -435,9 +435,12 @@ def test_a_saved_report_is_shown_on_a_page_of_100_columns_with_floors_of_other_c
 
     saved = Path(__file__).parents[1] / "benchmarks" / "results" / "kernels_cpu.json"
     cards = ["--limit-from", "H100", "--limit-from", "H200"]
+    stopped = tmp_path / "kernels.part.jsonl"
+    stopped.write_text("rows of a run that was stopped\n")
     assert main(["bench", "kernels", "--read", str(saved), *cards, "--out", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert not err
+    assert stopped.exists()
     assert max(map(len, out.splitlines())) <= 100
     for name in {f"{row['op']} {row['variant']}".strip() for row in result(saved)["rows"]}:
         assert f" {name} " in out, "a name is broken over lines"

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from kdcache.models.run import run
 from kdcache.plans.batch import Batch
 from kdcache.plans.lengths import cut
 from kdcache.signals import Activations, Tap
-from tests.taps import AUTO, CLASSES, QKV, batch_of, close, model_of
+from tests.taps import AUTO, CLASSES, QKV, SIZES, batch_of, close, model_of
 
 
 @pytest.mark.parametrize("each", [0, 5, 1000])
@@ -119,8 +121,7 @@ def test_a_model_that_looks_other_tokens_up_gets_what_its_table_has_of_them(batc
     read: list[torch.Tensor] = []
     table.register_forward_hook(lambda _module, _given, rows: read.append(rows))
     run(model, batch, taps, task=CLASSES)
-    every, *parts = read
-    assert every.shape[:2] == batch["input_ids"].shape
+    parts = read
     assert len(parts) > 1
     short = batch["input_ids"][batch["attention_mask"].sum(1).argmin()]
     count = parts[-1].shape[1]
@@ -136,3 +137,50 @@ def test_a_batch_of_like_length_is_not_cut(batch: Batch) -> None:
     seen = shapes(model)
     run(model, Batch(docs=docs, **inputs), [Tap("logits")], task=CLASSES)
     assert seen == [tuple(inputs["input_ids"].shape)]
+
+
+class Summed(transformers.BertForSequenceClassification):
+    """A model whose pads count for nothing because their row of the table is 0."""
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, **_: Any) -> Any:
+        words = self.bert.embeddings.word_embeddings(input_ids)
+        return SequenceClassifierOutput(logits=self.classifier(words.sum(1)))
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_pads_and_hooks_of_a_table_are_what_they_are_in_one_forward(
+    changed: bool, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Summed(transformers.BertConfig(**SIZES, pad_token_id=1)).double().train()
+    table = model.get_input_embeddings()
+    table.weight.data[1] = 0
+    if changed:
+        table.register_forward_hook(lambda _module, _given, rows: 2 * rows)
+    seen = shapes(model)
+    parts = run(model, batch, [Tap("logits")], task=CLASSES)
+    assert len(seen) > 2
+    monkeypatch.setattr("kdcache.models.padding.FORWARD", 10**6)
+    whole = run(model, batch, [Tap("logits")], task=CLASSES)
+    close(parts.rows(Tap("logits")), whole.rows(Tap("logits")), 1e-12)
+    ours, theirs = gradients(model, parts), gradients(model, whole)
+    for name, gradient in theirs.items():
+        close(ours[name], gradient, 1e-12)
+
+
+def test_scores_of_a_model_that_adds_no_mask_without_pads_are_masked_all_the_same(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = model_of("Bert", attention="eager", **off).train()
+    taps = [Tap("query", 1), Tap("key", 1)]
+    lengths = batch["attention_mask"].sum(1).tolist()
+    assert len(set(lengths)) > 2
+    monkeypatch.setattr("kdcache.models.padding.FORWARD", 4)  # some groups have pads, some none
+    parts = run(model, batch, taps, task=CLASSES).attention[1]
+    monkeypatch.setattr("kdcache.models.padding.FORWARD", 10**6)
+    whole = run(model, batch, taps, task=CLASSES).attention[1]
+    shape = batch["input_ids"].shape
+    masks = [one.full_mask(*shape, torch.device("cpu")) for one in (parts, whole)]
+    allowed = [mask if mask.dtype == torch.bool else mask == 0 for mask in masks]
+    real = batch.mask[:, None, :, None].expand_as(allowed[1])
+    assert torch.equal(allowed[0].expand_as(real)[real], allowed[1].expand_as(real)[real])

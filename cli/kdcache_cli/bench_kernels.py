@@ -112,7 +112,7 @@ def kernels(
         "hidden": _whole("--hidden", hidden),
         "repeats": repeats,
     }
-    notes = out / "kernels.part.jsonl" if out else None
+    notes = out / "kernels.part.jsonl" if out and read is None else None
     several = {"op": op, "dtype": _dtypes(dtype), "rival": rival, "allocator": allocator}
     if read is None:
         where = pick_device(device)

@@ -71,31 +71,32 @@ def embedded(model: Any, batch: Batch) -> Iterator[None]:
         )
 
 
-Share = Callable[[torch.Tensor, torch.Tensor], AbstractContextManager[None]]
-"""Of some documents of a batch, [b] int64, and their mask, [b, l]: while a model runs on them."""
+Share = Callable[[torch.Tensor, int], AbstractContextManager[None]]
+"""Of some documents of a batch, [b] int64, and their length: while a model runs on them."""
 
 
-def looked_up_once(model: Any, batch: Batch) -> Share:
+def looked_up_once(model: Any, batch: Batch, pad: int) -> Share:
     """Let a model that runs on parts of a batch read word embeddings that are looked up once.
 
-    Each lookup has a gradient as large as the table. A lookup of anything else is what it is, and
-    all are of a model without a plain table, or that reads something in its place.
+    Each lookup has a gradient as large as the table. A lookup of anything else, other pads than
+    `pad` among it, is what it is, and all are of a model without a plain table, or that reads
+    something in its place. Hooks of the table run for each part.
     """
     table: Any = named_embeddings(model)
     plain = type(table) is nn.Embedding and not (table.scale_grad_by_freq or table.sparse)
     if not plain or EMBEDS in batch or table.max_norm is not None:
-        return lambda docs, mask: nullcontext()
-    ids, lookup = batch["input_ids"].masked_fill(~batch.mask, 0), table.forward
-    rows: torch.Tensor = table(ids)
+        return lambda docs, length: nullcontext()
+    ids, lookup = batch["input_ids"].masked_fill(~batch.mask, pad), table.forward
+    rows: torch.Tensor = lookup(ids)
 
-    def share(docs: torch.Tensor, mask: torch.Tensor) -> AbstractContextManager[None]:
-        own = ids[docs, : mask.shape[1]]
+    def share(docs: torch.Tensor, length: int) -> AbstractContextManager[None]:
+        own = ids[docs, :length]
 
         def instead(asked: torch.Tensor) -> torch.Tensor:
-            if asked.shape != own.shape or not torch.equal(asked[mask], own[mask]):
+            if not torch.equal(asked, own):
                 found: torch.Tensor = lookup(asked)
                 return found
-            return rows.index_select(0, docs)[:, : mask.shape[1]]
+            return rows.index_select(0, docs)[:, : own.shape[1]]
 
         return replaced(table, "forward", instead)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from kdcache.errors import ModelError
 from kdcache.models.embedded import EMBEDS
@@ -107,11 +107,11 @@ def of_like_length(model: Any, batch: Batch, space: Space) -> list[Piece]:
     That is where a model is trained on a CPU, for which pads are as much work as tokens: documents
     in an order of chance are padded to three times their tokens. Elsewhere a short forward takes as
     long as a long one. What is wrapped (DistributedDataParallel) or compiled has one a step, and
-    batch normalisation is over a whole batch.
+    torch's batch normalisation is over a whole batch.
     """
     trains = torch.is_grad_enabled() and getattr(model, "training", False)
     plain = batch.mask.device.type == "cpu" and inside(model) is model and not is_compiled(model)
-    if not (trains and plain) or any(isinstance(one, _BatchNorm) for one in model.modules()):
+    if not (trains and plain) or any(isinstance(one, _NormBase) for one in model.modules()):
         return []
 
     def cost(number: int, longest: int) -> int:
@@ -188,12 +188,17 @@ def joined(
 
 def _joined_attention(parts: Sequence[Attention], pieces: Sequence[Piece], width: int) -> Attention:
     """How a block attends in every piece, with one mask for all."""
-    masks = []
+    full = []
     for part, piece in zip(parts, pieces, strict=True):
         documents, length = piece.batch["input_ids"].shape
-        mask = part.full_mask(documents, length, piece.docs.device)
-        none = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        short = width - length
+        full.append(part.full_mask(documents, length, piece.docs.device))
+    added = next((mask.dtype for mask in full if mask.dtype != torch.bool), None)
+    masks = []
+    for mask in full:
+        none = False if added is None else torch.finfo(added).min
+        if added is not None and mask.dtype == torch.bool:  # a model adds nothing without pads
+            mask = torch.zeros_like(mask, dtype=added).masked_fill(~mask, none)
+        short = width - mask.shape[-1]
         masks.append(nn.functional.pad(mask, (0, short, 0, short), value=none))
     order = torch.argsort(torch.cat([piece.docs for piece in pieces]))
     return replace(parts[0], mask=torch.cat(masks)[order], causal=False)

@@ -20,7 +20,7 @@ from kdcache.models.classifiers import classifier_of, classify
 from kdcache.models.embedded import embedded, looked_up_once
 from kdcache.models.hooks import TAPS, Reader, check_taps, head_reads, read, readers_of
 from kdcache.models.input_gradients import differentiable
-from kdcache.models.padding import by_length, joined, of_like_length, padded
+from kdcache.models.padding import by_length, joined, of_like_length, pad_of, padded
 from kdcache.models.points import at_points
 from kdcache.models.recording import (
     Forward,
@@ -88,9 +88,10 @@ def _activations(model: Any, space: Space, batch: Batch, taps: Taps) -> Activati
     pieces = by_length(batch, space) if apart else of_like_length(model, batch, space)
     if len(pieces) < 2:
         return _run(model, space, batch, taps)
-    share, parts = looked_up_once(model, batch), []
+    pad = pad_of(unwrapped(model).config.get_text_config()) or 0
+    share, parts = looked_up_once(model, batch, pad), []
     for piece in pieces:
-        with share(piece.docs, piece.batch.mask):
+        with share(piece.docs, piece.batch.mask.shape[1]):
             parts.append(_run(model, space, piece.batch, taps))
     return joined(space, batch, pieces, parts)
 

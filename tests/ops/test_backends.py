@@ -85,13 +85,14 @@ def test_a_new_backend_is_a_file_and_a_line(monkeypatch):
 
     file.hidden_mse = toy
     monkeypatch.setitem(sys.modules, file.__name__, file)
-    student, codes, weight = *torch.randn(2, 3, 4).unbind(), torch.rand(3)  # a mean is torch's own
-    before = hidden_mse(student, codes, weight=weight)
+    student, codes, weight = *torch.randn(2, 3, 4).unbind(), torch.rand(3)
+    how = {"weight": weight, "normalize": "l2"}  # means of few elements are torch's own
+    before = hidden_mse(student, codes, **how)
     monkeypatch.setitem(BACKENDS["hidden_mse"], "cpu", "_toy")
-    after = hidden_mse(student.requires_grad_(), codes, weight=weight)
+    after = hidden_mse(student.requires_grad_(), codes, **how)
     torch.testing.assert_close(after, before + 1)
     assert seen == [torch.float32]
-    hidden_mse(student.double(), codes, weight=weight)
+    hidden_mse(student.double(), codes, **how)
     assert seen == [torch.float32]  # float64 is the reference's on every device
 
 

@@ -240,8 +240,10 @@ def methods(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dic
         for dtype in ("fp16", "int8")
     }  # fmt: skip
     found = measured(limit)
-    for name in (name for name in METHODS if name not in found):
-        recipe = load_recipe(name, METHODS[name])
+    for name, chosen in METHODS.items():
+        if name in found:
+            continue
+        recipe = load_recipe(name, chosen)
         places = [f"stages.{one.name}." for one in recipe.stages] or [""]
         own = [f"{place}training.{key}={value}" for place in places for key, value in SHORT.items()]
         recipe = load_recipe(recipe, own)

@@ -7,8 +7,7 @@ from typing import Any
 
 from gain_intervals import points
 
-WIDTH = 8.3  # inches: at 100 dots an inch what a page is wide
-BLUE, GREY = "#2f6fb2", "#8a8f98"
+from kdcache.bench.report import COLOURS
 
 
 def draw_gains(axis: Any, gains: Mapping[str, Any], *, title: str, over: str) -> None:
@@ -18,7 +17,7 @@ def draw_gains(axis: Any, gains: Mapping[str, Any], *, title: str, over: str) ->
     """
     for place, gain in enumerate(gains.values()):
         middle, low, high = points(gain)
-        colour = BLUE if low > 0 or high < 0 else GREY
+        colour = COLOURS[0 if low > 0 or high < 0 else 1]
         ends = [[middle - low], [high - middle]]
         axis.errorbar(middle, place, xerr=ends, fmt="o", color=colour, ms=4, capsize=2)
     axis.axvline(0, color="black", linewidth=0.8)

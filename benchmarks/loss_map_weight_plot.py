@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from gain_intervals import told
-from gain_plot import WIDTH, draw_gains
+from gain_plot import draw_gains
 from matplotlib.figure import Figure
 
+from kdcache.bench.report import PAGE_WIDTH
 from kdcache.manifest import Json
 
 COLUMNS = ("hidden", "attention", "map", "weights", "rate", "dev", "home", "over kd", "away")
@@ -48,7 +49,7 @@ def draw(path: Path, figures: Json) -> None:
     """Six panels: dev scores by weights for each pair of kinds, and gains on test documents."""
     kinds = list(dict.fromkeys((row["hidden"], row["attention"]) for row in figures["rows"]))
     heights = 3.1, 0.9 + 0.2 * len(figures["rows"])
-    figure = Figure(figsize=(WIDTH, sum(heights)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, sum(heights)), dpi=100, layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=heights)
     _draw_weights(above, figures, kinds)
     names = [f"{r['hidden']}, {r['attention']}, {r['layer_map']}" for r in figures["rows"]]

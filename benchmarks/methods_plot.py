@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gain_intervals import points
-from gain_plot import WIDTH, draw_gains
+from gain_plot import draw_gains
 from matplotlib.figure import Figure
 
+from kdcache.bench.report import PAGE_WIDTH
 from kdcache.manifest import Json
 
 PANELS = {"home": "films, as trained on", "away": "books and kitchen"}
@@ -25,7 +26,7 @@ def draw(path: Path, recipes: Mapping[str, Json], student: str) -> None:
         for where in PANELS
     }
     names = sorted(gains["home"], key=lambda name: -points(gains["home"][name])[0])
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.19 * len(names)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 1.2 + 0.19 * len(names)), dpi=100, layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for axis, (where, title) in zip(axes, PANELS.items(), strict=True):
         draw_gains(axis, {name: gains[where][name] for name in names}, title=title, over="kd")

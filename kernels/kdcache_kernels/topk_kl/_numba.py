@@ -161,7 +161,7 @@ def _divergence(s: Any, kind: int) -> Real:
             s[PULL, c] = q * (lq - lp) if q != 0.0 else 0.0
             total += s[PULL, c]
         else:
-            middle = log_add(lp, lq) - np.log(2.0)
+            middle = np.log(p + q) - np.log(2.0)
             s[PULL, c] = 0.5 * q * (lq - middle) if q != 0.0 else 0.0
             total += s[PULL, c] + (0.5 * p * (lp - middle) if p != 0.0 else 0.0)
     return total

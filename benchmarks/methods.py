@@ -15,8 +15,8 @@ weights instead, which many recipes refuse, for they have no layers like the tea
 costs is measured by itself, on a machine that does nothing else: every recipe takes turns with kd.
 
 Written are results/methods.json or methods_new.json, and a picture in docs. Every recipe's result
-is kept in a folder beside: a run that is stopped goes on where it was, as long as the teacher comes
-out the same.
+is kept in a folder beside, by the teacher's digest: a run that is stopped goes on where it was. One
+training gives other weights on another kind of processor, so keep --out, teacher and all.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ COST_STEPS, COST_TURNS = 16, 3  # of a training that is timed
 TOGETHER = 3  # recipes that are timed beside one training of kd
 ELSEWHERE = ("causal-kd", "mlm-kd", "mkd", "mt-bert", "skdbert", "tinybert-general", "distilbert")
 """Recipes of other tasks, or of several teachers or caches."""
+BESIDE = ("finetune", "kd")
+"""Recipes that every other is compared with, of the same teacher."""
 COMMON = ("hard", "kl", "logits")
 """What losses are called that many recipes have; the others are a recipe's own."""
 
@@ -65,7 +67,7 @@ def recipes() -> list[str]:
     from kdcache_cli.shipped import read_recipes
 
     names = [name for name in read_recipes() if name not in ELSEWHERE]
-    return sorted(names, key=lambda name: (name not in ("finetune", "kd"), name))
+    return sorted(names, key=lambda name: (name not in BESIDE, name))
 
 
 def without_own(recipe: Recipe) -> list[str]:
@@ -108,18 +110,20 @@ class Study:
     def way(self, recipe: str) -> Way:
         return self.own.get(recipe, Way())
 
-    def _note(self, recipe: str) -> Path:
-        return RESULTS / self.name / f"{recipe}.json"
+    @property
+    def _notes(self) -> Path:
+        """Where notes on this teacher are; those on others, as other machines teach it, beside."""
+        return RESULTS / self.name / self.teacher[:8]
 
-    def kept(self, recipe: str) -> Json:
-        """What was found of a recipe with this teacher so far; empty if nothing was."""
-        note = self._note(recipe)
+    def kept(self, recipe: str, notes: Path | None = None) -> Json:
+        """What was found of a recipe so far, with this teacher or in other notes; {} if nothing."""
+        note = (notes or self._notes) / f"{recipe}.json"
         found: Json = json.loads(note.read_text("utf-8")) if note.is_file() else {}
-        return found if found.get("teacher") == self.teacher else {}
+        return found
 
     def keep(self, recipe: str, found: Json) -> None:
-        note = self._note(recipe)
-        note.parent.mkdir(exist_ok=True)
+        self._notes.mkdir(parents=True, exist_ok=True)
+        note = self._notes / f"{recipe}.json"
         note.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
     @cached_property
@@ -207,24 +211,36 @@ class Study:
         return float(np.mean([one["step_seconds_median"] for one in each.values()]))
 
     def summary(self) -> Json:
-        """A row for each recipe: bytes a document, cost of a step, scores and paired gains."""
-        every = {name: one for name in recipes() if (one := self.kept(name))}
-        found = {name: one for name, one in every.items() if "right" in one}
+        """A row for each recipe: bytes a document, cost of a step, scores and paired gains.
+
+        A recipe that this teacher has not taught yet has a row of another's notes, which says so.
+        """
+        every = {name: notes for name in recipes() if (notes := self._notes_of(name))}
+        found = {name: notes for name, notes in every.items() if "right" in self.kept(name, notes)}
+        refused = every.keys() - found.keys()
         budget = {"steps": STEPS, "batch": BATCH, "rates": self.rates}
         return {
             "student": self.trial.new or {"layers": LAYERS},
             **budget,
-            "recipes": {name: self._row(name, found) for name in found},
-            "refused": {name: one["refused"] for name, one in every.items() if "refused" in one},
+            "teacher": self._notes.name,
+            "recipes": {name: self._row(name, notes) for name, notes in found.items()},
+            "refused": {name: self.kept(name, every[name])["refused"] for name in sorted(refused)},
         }
 
-    def _row(self, name: str, found: Mapping[str, Json]) -> Json:
-        one, cache, domains = found[name], self.trial.cache, self.trial.domains
+    def _notes_of(self, name: str) -> Path | None:
+        """The notes that have a recipe, this teacher's before others."""
+        others = sorted(self._notes.parent.glob("*/"))
+        return next((notes for notes in (self._notes, *others) if self.kept(name, notes)), None)
+
+    def _row(self, name: str, notes: Path) -> Json:
+        one, cache, domains = self.kept(name, notes), self.trial.cache, self.trial.domains
+        beside = {other: self.kept(other, notes) for other in BESIDE if other != name}
         plain, whole = (
             sizes(cache.plan, signals, cache.shape)["total"]
             for signals in ({}, parse_all(one["signals"]))
         )
         row = {
+            "teacher": notes.name,
             "rate": one["rate"],
             "dev": spread(one["dev"]),
             "bytes_a_document": (whole - plain + one["bytes_beside"]) / len(cache.plan.docs),
@@ -236,9 +252,9 @@ class Study:
             hits = right(one["right"], scored)
             row[where] = spread(hits.mean(1).tolist())
             row[f"{where}_gains"] = {
-                other: paired(right(found[other]["right"], scored), hits)
-                for other in ("finetune", "kd")
-                if other in found and other != name
+                other: paired(right(found["right"], scored), hits)
+                for other, found in beside.items()
+                if found
             }
         return row
 

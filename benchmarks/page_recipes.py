@@ -57,6 +57,8 @@ GAINED = (
     "learning rate",
     "bytes a document",
     "a step beside kd's",
+    "as without its own, %",
+    "dev, %",
     "home, %",
     "home: over finetune, points (95% interval)",
     "home: over kd",
@@ -66,21 +68,28 @@ GAINED = (
 
 
 def gained_rows(study: str) -> Iterator[Row]:
-    """What each recipe gave, the best at home first."""
-    found = result(study)["recipes"]
+    """What each recipe gave, the best at home first; a dagger for another teacher than most had."""
+    whole = result(study)
+    found = whole["recipes"]
     for name in sorted(found, key=lambda name: -float(found[name]["home"]["mean"])):
         row = found[name]
         yield (
-            f"`{name}`",
+            f"`{name}`" + ("" if row["teacher"] == whole["teacher"] else " †"),
             f"{row['rate']:g}",
             f"{row['bytes_a_document']:,.0f}",
-            "" if row["step_of_kd"] is None else f"{row['step_of_kd']:.2f}",
+            _number(row["step_of_kd"], 2),
+            _number(row["agreement_without"], 1, 100),
+            f"{100 * row['dev']['mean']:.1f}",
             _percent(row["home"]),
             _over(row["home_gains"], "finetune"),
             _over(row["home_gains"], "kd"),
             _percent(row["away"]),
             _over(row["away_gains"], "kd"),
         )
+
+
+def _number(found: float | None, digits: int, times: float = 1) -> str:
+    return "" if found is None else f"{times * found:.{digits}f}"
 
 
 def _percent(found: Json) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdcache.bench import kernels_grid
-from kdcache.bench.kernels import bench_kernels
+from kdcache.bench.kernels import bench_kernels, kernels_sha256
 from kdcache.bench.kernels_case import Case, Rival
 from kdcache.bench.kernels_cases import CASES, OPS, RIVALS
 from kdcache.bench.kernels_check import Check, relative_error
@@ -149,6 +149,17 @@ def test_notes_of_something_else_are_begun_anew(tmp_path: Path) -> None:
     ]
     assert [row["rows"] for report in rows for row in report["rows"]] == [19, 23]
     assert len(notes.read_text().splitlines()) == 2
+
+
+def test_notes_of_other_kernels_are_begun_anew(tmp_path: Path) -> None:
+    grid = Grid(**TINY, ops=("quantize_rows",), rivals=(), allocators=("default",))
+    notes = tmp_path / "notes.jsonl"
+    first = bench_kernels(grid, CPU, notes=notes)["rows"]
+    assert bench_kernels(grid, CPU, notes=notes)["rows"] == first
+    text = notes.read_text()
+    notes.write_text(text.replace(kernels_sha256(), "0" * 64))
+    assert bench_kernels(grid, CPU, notes=notes)["rows"] != first
+    assert kernels_sha256() in notes.read_text()
 
 
 @pytest.mark.slow

@@ -8,11 +8,13 @@ allocator keeps its pages, and the best rival is the one with the least ratio of
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from pathlib import Path
 
 import torch
 
+import kdcache_kernels
 from kdcache.bench.kernels_case import Case
 from kdcache.bench.kernels_cases import CASES, OPS
 from kdcache.bench.kernels_check import Check, reason
@@ -53,7 +55,8 @@ def bench_kernels(
     # A worker knows the cases of the table only.
     twice = device.type == "cpu" and KEEPING in grid.allocators and grid.cases is CASES
     given = {name: getattr(grid, name) for name in Grid.__slots__ if name != "cases"}
-    kept = Notes(notes, {"grid": given, "device": str(device), "machine": machine()})
+    head = {"grid": given, "device": str(device), "machine": machine(), "kernels": kernels_sha256()}
+    kept = Notes(notes, head)
     why = None
     with progress.bar("kernels", unit="cases", total=len(work) * (1 + twice)) as advance:
         advance(len(kept.rows))
@@ -73,6 +76,14 @@ def bench_kernels(
             add_keeping(row, other)
     refused = [row for row in found if "wrong" in row]
     return report(grid, device, [row for row in found if "wrong" not in row], refused, why)
+
+
+def kernels_sha256() -> str:
+    """The digest of the kernels' sources: after an edit no row of before is gone on from."""
+    state = hashlib.sha256()
+    for path in sorted(Path(kdcache_kernels.__file__).parent.rglob("*.py")):
+        state.update(path.read_bytes())
+    return state.hexdigest()
 
 
 def report(

@@ -166,7 +166,8 @@ class Study:
             "rate": rate,
             "dev_by_rate": {f"{rate:g}": value for rate, value in dev.items()},
             "dev": dev_scores,
-            "signals": signals_of_teacher([load_recipe(name)], teacher, TASK, len(LAYERS)),
+            "signals": list(self.way(name).signals)
+            or signals_of_teacher([load_recipe(name)], teacher, TASK, len(LAYERS)),
             "bytes_beside": sum(size_of(self.trial.out / one) for one in self.way(name).makes),
             "right": answers,
             "seconds": time.perf_counter() - begun,

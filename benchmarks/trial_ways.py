@@ -27,10 +27,12 @@ class Way:
     Attributes:
         train: called with a trial and what `Trial.train` takes.
         makes: caches in the trial's folder that it makes beside the trial's.
+        signals: of the teacher that it reads, where not those of a student of the trial's layers.
     """
 
     train: Callable[..., Trained] = Trial.train
     makes: tuple[str, ...] = ()
+    signals: tuple[str, ...] = ()
 
 
 PIECES = 4928  # as in the paper
@@ -89,6 +91,12 @@ def of_one_domain(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: st
     return trial.train(recipe, rate, seed, "stages.intermediate.data.example_weights.domain=", *off)
 
 
+def shared_twice(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
+    """Two blocks used twice are four layers, into which the teacher's six do not divide."""
+    pairs = "stages.patient.losses.hidden.layer_map=1:1,2:3,3:4"
+    return trial.train(recipe, rate, seed, pairs, *off)
+
+
 def with_pieces(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
     """With a vocabulary of its own, cut from the texts; students of the teacher's layers refuse."""
     folder = trial.out / "pieces"
@@ -121,6 +129,9 @@ def ways(masked: Path | None) -> dict[str, Way]:
         "text-smoothing": Way(train=partial(with_words, masked), makes=("words.zarr",)),
         "dml": Way(train=partial(beside, 2)),
         "one": Way(train=partial(beside, 3)),
+        "pea-kd": Way(
+            train=shared_twice, signals=("logits:dense", "hidden:layers=1-2-3,positions=cls")
+        ),
         "mixed-vocab": Way(train=with_pieces),
         "meta-kd": Way(train=of_one_domain),
         "backward-kd": Way(train=in_rounds, makes=("points.zarr",)),

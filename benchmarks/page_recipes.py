@@ -68,7 +68,7 @@ GAINED = (
 
 
 def gained_rows(study: str) -> Iterator[Row]:
-    """What each recipe gave, the best at home first; a dagger for another teacher than most had."""
+    """What each recipe gave, the best at home first; a dagger where it had another teacher."""
     whole = result(study)
     found = whole["recipes"]
     for name in sorted(found, key=lambda name: -float(found[name]["home"]["mean"])):

@@ -86,15 +86,17 @@ def beside(count: int, trial: Trial, recipe: Recipe, rate: float, seed: int, *of
     return trial.train(recipe, rate, seed, *off, student=Together(made))
 
 
-def of_one_domain(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
-    """Without what tells domains from each other: reviews of films are one."""
-    return trial.train(recipe, rate, seed, "stages.intermediate.data.example_weights.domain=", *off)
+def changed(
+    override: str, trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str
+) -> Trained:
+    """With one setting otherwise than it ships."""
+    return trial.train(recipe, rate, seed, override, *off)
 
 
-def shared_twice(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
-    """Two blocks used twice are four layers, into which the teacher's six do not divide."""
-    pairs = "stages.patient.losses.hidden.layer_map=1:1,2:3,3:4"
-    return trial.train(recipe, rate, seed, pairs, *off)
+ONE_DOMAIN = "stages.intermediate.data.example_weights.domain="
+"""Nothing tells domains from each other: reviews of films are one."""
+OF_FOUR_LAYERS = "stages.patient.losses.hidden.layer_map=1:1,2:3,3:4"
+"""Two blocks used twice are four layers, into which the teacher's six do not divide."""
 
 
 def with_pieces(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
@@ -130,9 +132,10 @@ def ways(masked: Path | None) -> dict[str, Way]:
         "dml": Way(train=partial(beside, 2)),
         "one": Way(train=partial(beside, 3)),
         "pea-kd": Way(
-            train=shared_twice, signals=("logits:dense", "hidden:layers=1-2-3,positions=cls")
+            train=partial(changed, OF_FOUR_LAYERS),
+            signals=("logits:dense", "hidden:layers=1-3-4,positions=cls"),
         ),
         "mixed-vocab": Way(train=with_pieces),
-        "meta-kd": Way(train=of_one_domain),
+        "meta-kd": Way(train=partial(changed, ONE_DOMAIN)),
         "backward-kd": Way(train=in_rounds, makes=("points.zarr",)),
     }

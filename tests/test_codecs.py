@@ -222,6 +222,18 @@ def test_int4_error_is_small_and_no_group_is_off_by_a_level(group: int) -> None:
     assert worst.max() < 2e-4
 
 
+def test_a_scale_of_int4_has_its_bits_wherever_it_stands() -> None:
+    scales = torch.arange(256, dtype=torch.uint8).view(-1, 1)
+    codes = torch.zeros(256, 8, dtype=torch.uint8)
+    _, whole = int4.unpack(codes, scales)
+    each = torch.cat([int4.unpack(codes[:1], one.view(1, 1))[1] for one in scales])
+    assert whole.numpy().tobytes() == each.numpy().tobytes()
+    steps = (np.arange(128) + int4.LEAST).astype(np.float32) / np.float32(int4.STEPS)
+    size = np.array([2.0 ** float(step) for step in steps]).astype(np.float32) / np.float32(127)
+    assert whole[:128, 0].numpy().tobytes() == size.tobytes()
+    assert whole[128:, 0].numpy().tobytes() == (-size).tobytes()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e4])
 def test_int4_refuses_what_it_cannot_hold(value: float) -> None:
     rows = torch.zeros(3, 32)

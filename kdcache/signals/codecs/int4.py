@@ -71,7 +71,9 @@ def _pack(x: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _size(step: torch.Tensor) -> torch.Tensor:
-    return torch.exp2(step.float() / STEPS) / 127
+    # A power in float32 has a last bit that depends on where in the tensor it stands.
+    power = torch.exp2((step.float() / STEPS).double())
+    return power.float() / 127
 
 
 def unpack(codes: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -327,7 +327,8 @@ def test_students_of_every_task_are_chosen_by_its_score(task, metric, tasks, tmp
     lines = file.read_text("utf-8").splitlines(keepends=True)
     dev, rest = tmp_path / f"dev{file.suffix}", len(lines) * 3 // 4
     dev.write_text("".join([*lines[: file.suffix == ".csv"], *lines[rest:]]), "utf-8")
-    options = {**FIRST, "overrides": [*STEADY, "training.max_steps=6"], "dev_every": 3}
+    # Fewer steps leave predictions so alike that their correlation is the last bits of float32.
+    options = {**FIRST, "overrides": [*STEADY, "training.max_steps=36"], "dev_every": 3}
     told = train(cache, out=tmp_path / "run", dev=dev, eval_teacher=teacher, **options)
     found, student = told.metrics["dev"], evaluate(tmp_path / "run", dev)
     best = max if found["higher_is_better"] else min

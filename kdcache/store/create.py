@@ -102,7 +102,8 @@ def _upload(path: Root, kind: str, fill: Callable[[Path], None]) -> bool:
     with writing(path), TemporaryDirectory(prefix="kdcache-") as scratch:
         fresh = Path(scratch) / "store"
         fill(fresh)
-        if not (path / PLAN_COMMIT).is_file() and path.is_dir():
+        # In this order: of a store that is begun meanwhile the plan's commit is there first.
+        if path.is_dir() and not (path / PLAN_COMMIT).is_file():
             raise CacheError(f"{path} exists and is not a kdcache {kind}; choose another")
         ours = read_record((fresh / PLAN_COMMIT).parent) or {}
         put_if_absent(path / PLAN_COMMIT, group_json(ours))

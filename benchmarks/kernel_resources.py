@@ -1,7 +1,8 @@
 """Registers, stack, spills and load widths of the GPU kernels, compiled without a GPU.
 
     python benchmarks/kernel_resources.py               tables, and results/kernel_resources.json
-    python benchmarks/kernel_resources.py --triton 3.6  the same of another Triton, fetched by pip
+    python benchmarks/kernel_resources.py --triton 3.6  the same of another Triton, fetched by pip,
+                                                        and results/kernel_resources_3.6.json
     python benchmarks/kernel_resources.py --json        what is found as JSON on the standard output
 
 The second table holds topk_kl against the memory of two cards, in place and out of it: the machine
@@ -205,7 +206,7 @@ def with_triton(version: str) -> int:
         )
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     arguments = [one for one in sys.argv[1:] if one not in ("--triton", version)]
-    command = [sys.executable, __file__, *arguments]
+    command = [sys.executable, __file__, *arguments, "--result", f"kernel_resources_{version}"]
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
 
 
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument(
         "--triton", metavar="VERSION", help="fetch this Triton, and compile with it"
     )
+    parser.add_argument("--result", default="kernel_resources", help="what figures are called")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("error: TRITON_INTERPRET=1 makes kernels that cannot be compiled: unset it")
@@ -233,7 +235,7 @@ def main() -> None:
     from record import save  # reads the machine's figures, which the JSON above does without
 
     print(table(rows), floor_table(against), sep="\n\n")
-    save("kernel_resources", figures)
+    save(options.result, figures)
     missed = [f"V={one.vocab} on an {one.card}: {one.missed}" for one in against if one.missed]
     sys.exit("\n".join(["error: instructions take too long", *missed]) if missed else 0)
 

@@ -14,19 +14,32 @@ from matplotlib.figure import Figure
 from kdcache.bench.report import PAGE_WIDTH
 from kdcache.manifest import Json
 
-COLUMNS = ("hidden", "attention", "map", "weights", "rate", "dev", "home", "over kd", "away")
+COLUMNS = (
+    "hidden states by",
+    "attention by",
+    "layer map",
+    "weights",
+    "learning rate",
+    "dev, %",
+    "home, %",
+    "home: over kd, points (95% interval)",
+    "away, %",
+    "away: over kd",
+)
 
 
 def table(figures: Json) -> str:
     """Markdown: a row for each pair of kinds on each map, with the weights that dev chose."""
-    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *_rows(figures)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *rows(figures)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _rows(figures: Json) -> Iterator[tuple[str, ...]]:
+def rows(figures: Json) -> Iterator[tuple[str, ...]]:
+    """Soft labels alone, then the pairs on their maps."""
     plain = figures["kd"]
     scores = (_percent(plain[name]["mean"]) for name in ("dev", "home"))
-    yield ("-", "-", "-", "-", f"{plain['rate']:g}", *scores, "", _percent(plain["away"]["mean"]))
+    away = _percent(plain["away"]["mean"])
+    yield ("soft labels alone", "", "", "", f"{plain['rate']:g}", *scores, "", away, "")
     for row in figures["rows"]:
         yield (
             row["hidden"],
@@ -38,6 +51,7 @@ def _rows(figures: Json) -> Iterator[tuple[str, ...]]:
             _percent(row["home"]["mean"]),
             told(row["home_gain"]),
             _percent(row["away"]["mean"]),
+            told(row["away_gain"]),
         )
 
 

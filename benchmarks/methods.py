@@ -140,7 +140,8 @@ class Study:
         try:
             found = found or self._gives(name, seeds)
         except kdcache.KdcacheError as error:
-            found = {"recipe": name, "teacher": self.teacher, "refused": str(error)}
+            why = str(error).replace(f"{self.trial.out}/", "")
+            found = {"recipe": name, "teacher": self.teacher, "refused": why}
         self.keep(name, found)
         if "refused" not in found:
             found["agreement_without"] = self._without(name, found)

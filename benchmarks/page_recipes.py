@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gain_intervals import told
+from loss_map_weight_plot import rows
 from page_parts import Json, Row, result
 
 TASKS = {
@@ -86,6 +87,11 @@ def gained_rows(study: str) -> Iterator[Row]:
             _percent(row["away"]),
             _over(row["away_gains"], "kd"),
         )
+
+
+def combined_rows() -> Iterator[Row]:
+    """What kinds of losses gave on each layer map, with the weights that dev chose."""
+    return rows(result("loss_map_weight"))
 
 
 def _number(found: float | None, digits: int, times: float = 1) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from loss_map_weight_plot import COLUMNS
 from page_heads import parts_head, parts_rows
 from page_parts import (
     COMPARISON,
@@ -19,7 +20,7 @@ from page_parts import (
     STORE,
     Table,
 )
-from page_recipes import GAINED, NEW_ON_SST2, ON_SST2, gained_rows, recipes_rows
+from page_recipes import GAINED, NEW_ON_SST2, ON_SST2, combined_rows, gained_rows, recipes_rows
 from page_rows import (
     GAINS,
     bytes_rows,
@@ -146,6 +147,7 @@ ALL = (
         Table(RECIPES, "What each bought", name, (student, *GAINED), partial(gained_rows, name))
         for name, student in (("methods", ON_SST2), ("methods_new", NEW_ON_SST2))
     ),
+    Table(RECIPES, "Losses, maps and weights", "loss_map_weight", COLUMNS, combined_rows),
     Table(SCALE, "What grew", "memory", SCALE_HEAD, scale_rows),
     Table(OTHERS, "What was asked", COMPARISON, ("asked", "meaning"), questions_rows),
     Table(

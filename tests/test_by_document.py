@@ -104,9 +104,14 @@ def test_distances_of_attention_have_none_of_embedding_outputs(layer_map: str) -
     assert [match.student.layer for match in uniform] == [1, 1, 2, 2]
 
 
-def test_distances_of_attention_take_as_many_heads_on_both_sides() -> None:
-    sizes = [ModelSizes(outputs=3, hidden=8, layers=2, heads=heads) for heads in (2, 4)]
-    with pytest.raises(ConfigError, match="the student has 2 and the teacher 4: set of=hidden"):
+@pytest.mark.parametrize(("heads", "has"), [(2, "2"), (None, "no attention")])
+def test_distances_of_attention_take_as_many_heads_on_both_sides(
+    heads: int | None, has: str
+) -> None:
+    sizes = [ModelSizes(outputs=3, hidden=8, layers=2, heads=heads) for heads in (heads, 4)]
+    with pytest.raises(
+        ConfigError, match=f"the student has {has} and the teacher 4: set of=hidden"
+    ):
         Distances(of="attention").matches(*sizes)
 
 

@@ -213,6 +213,14 @@ def _check_keys(loss: str, student: ModelSizes, teacher: ModelSizes) -> None:
             )
 
 
+def heads_told(sizes: ModelSizes) -> str:
+    """How many heads of attention a model has, in words."""
+    if sizes.heads is None:
+        return "no attention"
+    of_keys = "" if sizes.key_heads in (sizes.heads, None) else f" (of keys {sizes.key_heads})"
+    return f"{sizes.heads}{of_keys}"
+
+
 def heads_of(step: Step) -> int:
     """Heads of the student's attention, as many as the teacher's."""
     values = step.activations.values

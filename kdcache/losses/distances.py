@@ -12,7 +12,7 @@ from torch.nn.functional import smooth_l1_loss
 from torch.utils.checkpoint import checkpoint
 
 from kdcache.errors import ConfigError, one_of
-from kdcache.losses.attention import attending, attention_matches, heads_of
+from kdcache.losses.attention import attending, attention_matches, heads_of, heads_told
 from kdcache.losses.base import Match, Over, Pair, Step, check_number, safe, sides
 from kdcache.losses.between_documents import products, shares
 from kdcache.losses.by_document import ByDocument, by_document, token_matches
@@ -87,7 +87,7 @@ class Distances:
         if None in (student.heads, teacher.heads) or student.heads != teacher.heads:
             raise ConfigError(
                 "distances between rows of attention take as many heads on both sides; the student "
-                f"has {student.heads} and the teacher {teacher.heads}: set of=hidden"
+                f"has {heads_told(student)} and the teacher {heads_told(teacher)}: set of=hidden"
             )
         pairs = attending(self.kind, self.layer_map, student, teacher)
         return attention_matches(pairs, ("query", "key"), self.signal)

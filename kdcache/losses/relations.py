@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from kdcache.errors import ConfigError, one_of
-from kdcache.losses.attention import attention_matches
+from kdcache.losses.attention import attention_matches, heads_told
 from kdcache.losses.base import Match, Over, Pair, Step, check_number
 from kdcache.losses.layer_maps import LayerMap
 from kdcache.losses.layer_matches import pairs_or_last
@@ -183,8 +183,8 @@ def _attention_heads(student: ModelSizes, teacher: ModelSizes) -> int:
     if others or heads is None:
         raise ConfigError(
             "heads=0 of relations takes those of the attention, which have to be as many on both "
-            f"sides; the student has {student.heads} (of keys {student.key_heads}) and the teacher "
-            f"{teacher.heads} ({teacher.key_heads}): set it to a number that divides both widths"
+            f"sides; the student has {heads_told(student)} and the teacher {heads_told(teacher)}: "
+            "set it to a number that divides both widths"
         )
     return heads
 

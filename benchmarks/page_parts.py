@@ -47,7 +47,7 @@ class Table:
 
 
 def _line(cells: Row) -> str:
-    return plain(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    return plain("|" + "".join(f" {cell} |" if cell else " |" for cell in cells))
 
 
 def plain(text: str) -> str:

@@ -74,7 +74,7 @@ def draw(path: Path, figures: Json) -> None:
             axis,
             dict(zip(names, gains, strict=True)),
             title=f"accuracy {where}",
-            over="soft labels alone",
+            over="kd",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

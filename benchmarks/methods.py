@@ -148,8 +148,12 @@ class Study:
             self.keep(name, found)
         return found
 
+    def recipe(self, name: str) -> Recipe:
+        """As it ships, but for what its way has otherwise."""
+        return load_recipe(name, self.way(name).overrides)
+
     def _train(self, name: str) -> Callable[..., Trained]:
-        return partial(self.way(name).train, self.trial, load_recipe(name))
+        return partial(self.way(name).train, self.trial, self.recipe(name))
 
     def _gives(self, name: str, seeds: int) -> Json:
         begun, train = time.perf_counter(), self._train(name)
@@ -167,8 +171,7 @@ class Study:
             "rate": rate,
             "dev_by_rate": {f"{rate:g}": value for rate, value in dev.items()},
             "dev": dev_scores,
-            "signals": list(self.way(name).signals)
-            or signals_of_teacher([load_recipe(name)], teacher, TASK, len(LAYERS)),
+            "signals": signals_of_teacher([self.recipe(name)], teacher, TASK, len(LAYERS)),
             "bytes_beside": sum(size_of(self.trial.out / one) for one in self.way(name).makes),
             "right": answers,
             "seconds": time.perf_counter() - begun,
@@ -206,7 +209,7 @@ class Study:
 
     def _step_seconds(self, name: str) -> float:
         """Median seconds of a step; of a recipe in stages the mean over them, which share steps."""
-        recipe = load_recipe(name)
+        recipe = self.recipe(name)
         short = replace(self.trial, steps=COST_STEPS * max(1, len(recipe.stages)))
         metrics = self.way(name).train(short, recipe, self.rates[0], 0).metrics
         each = metrics.get("stages") or {"": metrics}
@@ -292,7 +295,7 @@ def main() -> None:
     )
     names, lock = given.recipe or recipes(), hold(given.out)
     if not given.report:
-        study.trial.prepare(given.data, [load_recipe(name) for name in recipes()])
+        study.trial.prepare(given.data, [study.recipe(name) for name in recipes()])
     for name in names if not (given.report or given.costs) else ():
         one = study.run(name, given.seeds)
         print(name, one.get("refused") or f"{one['seconds']:.0f} s", flush=True)

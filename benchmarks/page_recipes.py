@@ -18,6 +18,7 @@ TASKS = {
 BEYOND = {
     "backward-kd": ", and points of `kdcache ascend`",
     "bss": ", and points of `kdcache ascend`",
+    "pea-kd": ", of a student of three",
     "text-smoothing": "a masked language model's word probabilities",
 }
 """What a recipe asks for that is no signal of its teacher."""
@@ -37,7 +38,8 @@ def recipes_rows() -> Iterator[Row]:
         teacher = ModelSizes(
             outputs=outputs, hidden=384, layers=6, heads=12, key_heads=12, head_width=32
         )
-        signals = signals_for([recipe], task, cut(teacher, 2), teacher, projected=True)
+        layers = 3 if recipe.student.get("shared") else 2  # twice two do not go into six
+        signals = signals_for([recipe], task, cut(teacher, layers), teacher, projected=True)
         needs = ", ".join(f"`{signal}`" for signal in signals) + BEYOND.get(name, "")
         yield f"`{name}`", recipe.description, needs or "labels alone", _linked(recipe.paper)
 

@@ -27,12 +27,12 @@ class Way:
     Attributes:
         train: called with a trial and what `Trial.train` takes.
         makes: caches in the trial's folder that it makes beside the trial's.
-        signals: of the teacher that it reads, where not those of a student of the trial's layers.
+        overrides: settings that are otherwise than they ship.
     """
 
     train: Callable[..., Trained] = Trial.train
     makes: tuple[str, ...] = ()
-    signals: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
 
 PIECES = 4928  # as in the paper
@@ -86,13 +86,6 @@ def beside(count: int, trial: Trial, recipe: Recipe, rate: float, seed: int, *of
     return trial.train(recipe, rate, seed, *off, student=Together(made))
 
 
-def changed(
-    override: str, trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str
-) -> Trained:
-    """With one setting otherwise than it ships."""
-    return trial.train(recipe, rate, seed, override, *off)
-
-
 ONE_DOMAIN = "stages.intermediate.data.example_weights.domain="
 """Nothing tells domains from each other: reviews of films are one."""
 OF_FOUR_LAYERS = "stages.patient.losses.hidden.layer_map=1:1,2:3,3:4"
@@ -131,11 +124,8 @@ def ways(masked: Path | None) -> dict[str, Way]:
         "text-smoothing": Way(train=partial(with_words, masked), makes=("words.zarr",)),
         "dml": Way(train=partial(beside, 2)),
         "one": Way(train=partial(beside, 3)),
-        "pea-kd": Way(
-            train=partial(changed, OF_FOUR_LAYERS),
-            signals=("logits:dense", "hidden:layers=1-3-4,positions=cls"),
-        ),
+        "pea-kd": Way(overrides=(OF_FOUR_LAYERS,)),
         "mixed-vocab": Way(train=with_pieces),
-        "meta-kd": Way(train=partial(changed, ONE_DOMAIN)),
+        "meta-kd": Way(overrides=(ONE_DOMAIN,)),
         "backward-kd": Way(train=in_rounds, makes=("points.zarr",)),
     }

@@ -61,6 +61,7 @@ def with_more(folder: Path, plan: str, rich: Cache, masked_lm: Path, classifier:
 BEYOND = {
     "text-smoothing": "what a masked language model says of every token",
     "bss": "kdcache ascend CACHE",
+    "meta-kd": "reads column 'domain' of the corpus, which no cache holds: --set stages.",
 }
 """Recipes that need what no signal of the teacher is, and words of what says so."""
 
@@ -73,7 +74,11 @@ def test_a_cache_of_what_all_recipes_need_serves_them_all(rich: Cache, with_more
         assert words in lacking[name].why
         assert lacking[name].signals == ()
     found = served_by(with_more, [recipe_of(name) for name in BEYOND], 2)
-    assert {one.recipe: one.why for one in found} == dict.fromkeys(BEYOND, "")
+    assert {one.recipe: one.why for one in found} == dict.fromkeys(BEYOND, "") | {
+        "meta-kd": lacking["meta-kd"].why
+    }
+    named = ["stages.intermediate.data.example_weights.file=corpus.tsv"]
+    assert [one.why for one in served_by(rich, [load_recipe("meta-kd", named)], 2)] == [""]
 
 
 def test_what_is_served_trains_and_what_is_not_is_refused_with_the_same_words(cache: Cache) -> None:
@@ -108,6 +113,22 @@ def test_signals_that_are_proposed_serve_the_recipe(
         limit=12,
     )
     assert [one.why for one in served_by(made, [fitnet], 2)] == [""]
+
+
+def test_a_student_that_shares_its_blocks_has_twice_as_many(
+    corpus: Path, classifier: Path, tmp_path: Path
+) -> None:
+    shared = load_recipe("pea-kd")
+    signals = signals_of_teacher([shared], classifier, TASK, 2)
+    assert signals == ["logits:dense", "hidden:layers=1-2-3,positions=cls"]
+    made = kdcache.build(
+        str(corpus), teacher=classifier, task=TASK, out=tmp_path / "c", signals=signals, limit=12
+    )
+    short = ["stages.predictions.training.max_steps=1", "stages.patient.training.max_steps=1"]
+    options = {"init_from_teacher": [2, 4], "out": tmp_path / "s", "progress": False}
+    assert kdcache.train(made, recipe=shared, overrides=short, **options).folder.is_dir()
+    with pytest.raises(ConfigError, match="multiple of the student's; they have 4 and 6"):
+        signals_of_teacher([shared], classifier, TASK, 3)
 
 
 def test_layers_of_the_first_token_are_those_that_no_recipe_wants_whole(classifier: Path) -> None:

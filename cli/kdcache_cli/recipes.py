@@ -51,6 +51,7 @@ def _served(cache: str, names: list[str], layers: int | None, as_json: bool) -> 
     from kdcache.training.requirements import served_by
 
     found = served_by(open_cache(cache), [load_recipe(name) for name in names], layers)
+    found.sort(key=lambda one: (bool(one.why), one.signals))  # those of one need together
     if as_json:
         print_json([one.to_json() for one in found])
         return

@@ -13,8 +13,8 @@ from kdcache.signals import LOGITS, SoftSignal, SoftUse
 
 FIELD = "inputs"
 BUILD = (
-    "build its cache over this plan (kdcache build PLAN --teacher MODEL --teacher-task masked-lm) "
-    "and merge the two (kdcache merge)"
+    "build its cache over this plan (kdcache build PLAN --teacher MODEL --task TASK "
+    "--teacher-task masked-lm) and merge the two (kdcache merge)"
 )
 
 

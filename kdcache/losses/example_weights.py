@@ -33,6 +33,7 @@ class Way(NamedTuple):
             options.
         vectors: which vectors of documents of that teacher it asks for, by its options: a name of
             `between_documents.VECTORS`, of the signal that an option `signal` names; "": none.
+        columns: options that name a column of the corpus, which is read from the option `file`.
     """
 
     weights: Callable[..., torch.Tensor]
@@ -40,6 +41,7 @@ class Way(NamedTuple):
     soft: bool = False
     learns: Callable[[ModelSizes, Mapping[str, Any]], Selector] | None = None
     vectors: Callable[[Mapping[str, Any]], str] = lambda options: ""
+    columns: tuple[str, ...] = ()
 
 
 def column(asked: Asked, *, column: str, file: Files) -> torch.Tensor:
@@ -134,12 +136,14 @@ def of_domains(options: Mapping[str, Any]) -> str:
 
 
 EXAMPLE_WEIGHTS: dict[str, Way] = {
-    "column": Way(column),
+    "column": Way(column, columns=("column",)),
     "class-balance": Way(class_balance, labels=True),
     "teacher-probability": Way(teacher_probability, labels=True, soft=True),
     "teacher-confidence": Way(teacher_confidence, soft=True),
     "teacher-correct": Way(teacher_correct, labels=True, soft=True),
-    "expertise": Way(expertise, labels=True, soft=True, vectors=of_domains),
+    "expertise": Way(
+        expertise, labels=True, soft=True, vectors=of_domains, columns=("prototype", "domain")
+    ),
     "selector": Way(
         selector, soft=True, vectors=lambda options: str(options["vectors"]), learns=make_selector
     ),

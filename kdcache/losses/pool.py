@@ -105,7 +105,8 @@ class Pool:
             given = len(list(filter(None, files)))
             raise ConfigError(
                 f"column {name!r} is in file = the corpus of each cache, in their order: expected "
-                f"{self.caches}; got {given}"
+                f"{self.caches}; got {given}: name them in data.example_weights.file, of a stage "
+                "in stages.STAGE.data.example_weights.file"
             )
         return files[self.number]
 

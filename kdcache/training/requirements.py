@@ -130,6 +130,7 @@ def unserved(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
         for loss in stage.losses.values()
     )
     cache = replace(cache, reworded=by_words)  # such a recipe is for a tokenizer of one's own
+    student = trained(recipe, student)
     try:
         for stage in recipe.in_stages():
             Objective(
@@ -142,7 +143,25 @@ def unserved(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
             )
     except ConfigError as error:
         return str(error)
+    return _unread(recipe)
+
+
+def _unread(recipe: Recipe) -> str:
+    """What a recipe reads from a file of columns that it does not name; "" if nothing."""
+    of_stages = [f"stages.{stage.name}." for stage in recipe.stages] or [""]
+    for of, stage in zip(of_stages, recipe.in_stages(), strict=True):
+        column = stage.data.weighting.lacking if stage.data.weighting else ""
+        if column:
+            return (
+                f"{of}data.example_weights reads column {column!r} of the corpus, which no cache "
+                f"holds: --set {of}data.example_weights.file=FILE, the corpus of the cache"
+            )
     return ""
+
+
+def trained(recipe: Recipe, student: ModelSizes) -> ModelSizes:
+    """Sizes of what a recipe trains of a student: twice the layers where it shares them."""
+    return replace(student, layers=2 * student.layers) if recipe.student.get("shared") else student
 
 
 def signals_for(
@@ -156,7 +175,8 @@ def signals_for(
 
     Args:
         recipes: their losses that are on; numbers of a schedule are what they start with.
-        student: sizes of the student, whose depth decides on layers.
+        student: sizes of the student, whose depth decides on layers; of one that shares its blocks
+            those that it has parameters of.
         teacher: sizes of the teacher.
         projected: whether queries, keys and values may be made of hidden states (`attention`).
 
@@ -171,7 +191,7 @@ def signals_for(
         for stage in recipe.in_stages()
         for name, loss in stage.losses.items()
         if is_on(name, loss, stage.schedules)
-        for match in wanted_of(loss, student, teacher, first=True)
+        for match in wanted_of(loss, trained(recipe, student), teacher, first=True)
         if match.teacher not in NOT_CACHED
     ]
     soft = _soft([match.use for match in matches if match.use is not None], task, teacher.outputs)

@@ -46,6 +46,12 @@ class Weighting:
         """The teacher whose soft labels it asks for; "": the first."""
         return str(self.options.get("teacher", ""))
 
+    @property
+    def lacking(self) -> str:
+        """The column of the corpus that it reads, if no file is said to have it; ""."""
+        asked = [str(self.options.get(name, "")) for name in self.way.columns]
+        return "" if self.options.get("file") else next(filter(None, asked), "")
+
     def checked(self) -> dict[str, Any]:
         """The arguments as the way takes them; ConfigError for one that it does not."""
         made = make(_options(self.way), self.options, FIELD)

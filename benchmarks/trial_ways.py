@@ -123,6 +123,7 @@ def ways(masked: Path | None) -> dict[str, Way]:
         "bss": Way(train=at_boundary, makes=("boundary.zarr",)),
         "text-smoothing": Way(train=partial(with_words, masked), makes=("words.zarr",)),
         "dml": Way(train=partial(beside, 2)),
+        "mutual": Way(train=partial(beside, 2)),
         "one": Way(train=partial(beside, 3)),
         "pea-kd": Way(overrides=(OF_FOUR_LAYERS,)),
         "mixed-vocab": Way(train=with_pieces),

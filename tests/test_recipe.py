@@ -36,6 +36,7 @@ SHIPPED = [
     "mlm-kd",
     "mobilebert",
     "mt-bert",
+    "mutual",
     "nst",
     "one",
     "pea-kd",

@@ -255,6 +255,7 @@ CASES: dict[str, Callable[[np.random.Generator], Given]] = {
     "mobilebert.labels": classes,
     "mt-bert": wider_and_wider,
     "nst": projected,
+    "mutual": with_a_peer,
     "one": with_a_peer,
     "pea-kd.patient": patient,
     "pea-kd.predictions": read_by_classifiers,

@@ -93,5 +93,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+            numbered = {str(number): one for number, one in enumerate(value, 1)}
+            yield from _flat(numbered, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

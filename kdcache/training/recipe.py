@@ -201,10 +201,11 @@ def _recipe(table: Json) -> Recipe:
         owner = f"recipe {table['name']}"
         table |= losses_of(table["losses"], owner)
     elif table["losses"]:
-        name, first = next(iter(table["losses"])), table["stages"][0].name
+        name, stages = next(iter(table["losses"])), table["stages"]
+        of = next((stage.name for stage in stages if name in stage.losses), stages[0].name)
         raise ConfigError(
             f"losses.{name} of recipe {table['name']} is of no stage, and it has stages: give it "
-            f"to one of them, as stages.{first}.losses.{name}"
+            f"to one of them, as stages.{of}.losses.{name}"
         )
     table["student"] = student_table(table["student"])
     table["data"] = make(DataOrder, table["data"], "data")

@@ -93,7 +93,12 @@ def test_values_as_people_read_them(value: object, text: str) -> None:
 
 def test_nested_metrics_are_a_fact_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_metrics(
-        {"losses": {"kl": 0.5}, "peak_rss_bytes": 1500, "evaluation": {"cross_entropy": 2}}
+        {
+            "losses": {"kl": 0.5},
+            "peak_rss_bytes": 1500,
+            "evaluation": {"cross_entropy": 2},
+            "caches": [{"cache": "a", "documents": 3}, {"cache": "b", "documents": 4}],
+        }
     )
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
     told = {line[0]: line[-1].strip() for line in lines}
@@ -101,6 +106,10 @@ def test_nested_metrics_are_a_fact_a_line(capsys: pytest.CaptureFixture[str]) ->
         "losses: kl": "0.5",
         "peak rss bytes": "1.5 kB (1,500 bytes)",
         "evaluation: cross-entropy, nats": "2",
+        "caches, 1: cache": "a",
+        "caches, 1: documents": "3",
+        "caches, 2: cache": "b",
+        "caches, 2: documents": "4",
     }
 
 

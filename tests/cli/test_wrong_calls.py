@@ -105,7 +105,7 @@ two stages of one name | train {cache} --recipe {twice.toml} --out {out} | two s
 probabilities where nobody is drawn | {TRAIN} --set losses.kl.teachers=all --set "losses.kl.probability=[1]" | choose=all draws none + choose=sampled
 an order of one stage set for all | train {cache} --recipe {ordered.toml} --out {out} --set data.group_by_length=false | sets data.group_by_length of all stages + --set stages.one.data.group_by_length=
 a stage that is not there | train {cache} --recipe annealing-kd --out {out} --set stages.lables.training.max_steps=1 | unknown stage 'lables' + did you mean 'labels'?
-a loss of no stage | train {cache} --recipe annealing-kd --out {out} --set losses.hard.weight=2 | stages.annealing.losses.hard
+a loss of no stage | train {cache} --recipe annealing-kd --out {out} --set losses.hard.weight=2 | stages.labels.losses.hard
 relations without queries | train {cache} --recipe minilmv2 --out {out} --init-from-teacher 1-2 | losses.relations needs query + build one with --signal attention:layers=4
 a field of one stage set for all | train {cache} --recipe annealing-kd --out {out} --set stages.labels.training.num_train_epochs=1 --epochs 2 | --epochs sets training.num_train_epochs of all stages + --set stages.labels.training.num_train_epochs=
 a schedule that leaves what a field takes | {TRAIN} --set losses.kl.temperature={start=4,stop=0} | losses.kl.temperature goes from 4 to 0 + more than 0

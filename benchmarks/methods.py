@@ -83,8 +83,10 @@ def without_own(recipe: Recipe) -> list[str]:
         if own and own == heavy:
             off.append(f"{of}training.learning_rate=0")
             continue
-        left = True
         off += [f"{of}losses.{name}.weight=0" for name in own]
+        if not own and stage.data.weighting is not None:
+            off.append(f"{of}data.example_weights=")
+        left = True
     if recipe.inputs is not None:
         off.append("inputs.lam=0")
     return off if left else []
@@ -182,10 +184,13 @@ class Study:
 
         Of two classes: answers are the same where both are right or both are wrong.
         """
-        off = without_own(load_recipe(name))
-        if not off:
+        recipe, way = self.recipe(name), self.way(name)
+        off = without_own(recipe)
+        if not (off or way.makes):
             return None
-        other = flags(self.trial.answers(self._train(name)(found["rate"], 0, *off).folder))
+        train = way.train if off else Trial.train  # from the texts alone
+        student = train(self.trial, recipe, found["rate"], 0, *off)
+        other = flags(self.trial.answers(student.folder))
         domains = self.trial.domains
         return float(np.mean(right(found["right"][:1], domains) == right([other], domains)))
 

@@ -26,6 +26,7 @@ def test_what_is_a_recipes_own_is_left_out_by_settings_that_it_takes(script: Any
             assert left <= {*script.COMMON} or stage.training["learning_rate"] == 0, (name, off)
     assert script.without_own(load_recipe("kd")) == []
     assert script.without_own(load_recipe("tinybert"))
+    assert script.without_own(load_recipe("l2a")) == ["data.example_weights="]
 
 
 def test_the_picture_has_what_was_compared_with_kd(script: Any, tmp_path: Path) -> None:

@@ -21,13 +21,22 @@ from tests.methods import (
 )
 
 
+def ragged(given: Given) -> Found:
+    """Real tokens alone, and weights of each document, as in the paper."""
+    nats = cross_entropy(given["t_logits"], given["labels"], reduction="none")
+    weight = expertise_of(nats, given["prototype_weight"])
+    attention, states, domain = (term(weight) for term in layers(given, given.lengths).values())
+    total = attention + states + domain_weight(given) * domain
+    return Found(loss=total, sum_to_one=("s_att",))
+
+
 def student(given: Given) -> Found:
     """The code takes pads for tokens, so they are some here, and multiplies the mean of a batch by
     the mean weight; weights of each document are the paper's."""
     nats = cross_entropy(given["t_logits"], given["labels"], reduction="none")
     weight = expertise_of(nats, given["prototype_weight"])
     every = torch.ones_like(weight)
-    terms = layers(given)
+    terms = layers(given, torch.full_like(given.lengths, int(given.lengths.max())))
     plain = {name: term(every) for name, term in terms.items()}
     factors = {"out_attention": 1.0, "out_hidden": 1.0, "out_domain": domain_weight(given)}
 
@@ -50,9 +59,10 @@ def domain_weight(given: Given) -> float:
     return given.number("domain_loss_weight")
 
 
-def layers(given: Given) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+def layers(
+    given: Given, lengths: torch.Tensor
+) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     """The terms of the first stage, of what documents count for."""
-    lengths = torch.full_like(given.lengths, int(given.lengths.max()))
     block = (len(given["t_hidden"]) - 1) // (len(given["s_hidden"]) - 1)
     weight, bias = given["proj_weight"], given["proj_bias"]
     hidden = [
@@ -127,6 +137,7 @@ def teacher(given: Given) -> Found:
 
 CASES = {
     "meta_kd": student,
+    "meta_kd.ragged": ragged,
     "meta_kd.stage2": second_stage,
     "meta_kd.prototype": typical,
     "meta_kd.teacher": teacher,

@@ -35,12 +35,13 @@ def several(given: Given) -> Found:
     found = [hard]
     for name, share in shares.items():
         found += [soft_labels(given, int(name), share), hidden_states(given, int(name))]
+    parts = {
+        "out_hard": hard,
+        "out_weights": torch.stack([*map(torch.as_tensor, shares.values())]),
+    }
     return Found(
         loss=torch.stack(found).sum(),
-        parts={
-            "out_hard": hard,
-            "out_weights": torch.stack([*map(torch.as_tensor, shares.values())]),
-        },
+        parts={name: part for name, part in parts.items() if name in given},
     )
 
 
@@ -57,7 +58,8 @@ def hidden_states(given: Given, place: int) -> torch.Tensor:
     """The sum over layers, one map for all of them, all tokens."""
     weight, bias = given["proj_weight"][place], given["proj_bias"][place]
     layers = given["s_hidden"]
-    sizes = torch.full(layers.shape[1:2], layers.shape[2])
+    whole = torch.full(layers.shape[1:2], layers.shape[2])
+    sizes = given.lengths if "lengths" in given else whole
     pairs = [
         Pair(linear(tokens(ours, sizes), weight, bias), layer_rows(tokens(theirs, sizes)))
         for ours, theirs in zip(layers, given["t_hidden"][place], strict=True)

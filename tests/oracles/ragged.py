@@ -120,6 +120,68 @@ def attention_distances(given: Tensors) -> torch.Tensor:
     return torch.stack(layers).sum()
 
 
+def mt_bert(given: Tensors) -> torch.Tensor:
+    """Hard labels; of each teacher soft labels over 1 + its cross-entropy, and mapped states."""
+    labels, temperature = given["labels"], float(given["temperature"])
+    logs = torch.log_softmax(given["s_logits"], -1)
+    total = -torch.stack([row[label] for row, label in zip(logs, labels, strict=True)]).mean()
+    for place, theirs in enumerate(given["t_logits"]):
+        soft = []
+        for doc, label in enumerate(labels.tolist()):
+            wrong = -torch.log_softmax(theirs[doc], -1)[label]
+            taught = torch.softmax(theirs[doc] / temperature, -1)
+            said = torch.log_softmax(given["s_logits"][doc] / temperature, -1)
+            soft.append(-(taught * said).sum() / (1 + wrong))
+        total = total + torch.stack(soft).mean()
+        weight, bias = given["proj_weight"][place], given["proj_bias"][place]
+        for ours, states in zip(given["s_hidden"], given["t_hidden"][place], strict=True):
+            total = total + mapped_error(ours, states, weight, bias, given["lengths"])
+    return total
+
+
+def mapped_error(
+    ours: torch.Tensor,
+    theirs: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    lengths: torch.Tensor,
+    counts: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Squared error behind a map, times what documents count for, over real tokens and width."""
+    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    for doc, length in enumerate(lengths.tolist()):
+        for place in range(length):
+            apart = ((weight @ ours[doc, place] + bias - theirs[doc, place]) ** 2).mean()
+            total = total + apart * (1 if counts is None else counts[doc])
+            tokens += 1
+    return total / tokens
+
+
+def meta_kd(given: Tensors) -> torch.Tensor:
+    """Attention probabilities, mapped states and domains of documents that count differently."""
+    lengths = given["lengths"].tolist()
+    nats = torch.nn.functional.cross_entropy(given["t_logits"], given["labels"], reduction="none")
+    expertise = 1 / (1 + torch.exp((torch.exp(-nats) - 1) ** 2))
+    counts = (1 + given["prototype_weight"]) * expertise
+    block = (len(given["t_hidden"]) - 1) // (len(given["s_hidden"]) - 1)
+    total = torch.zeros((), dtype=torch.float64)
+    for ours, theirs in zip(given["s_att"], given["t_att"][block - 1 :: block], strict=True):
+        found = [
+            counts[doc] * ((ours[doc, :, :n, :n] - theirs[doc, :, :n, :n]) ** 2).sum()
+            for doc, n in enumerate(lengths)
+        ]
+        pairs = ours.shape[1] * sum(n**2 for n in lengths)
+        total = total + torch.stack(found).sum() / pairs
+    weight, bias = given["proj_weight"], given["proj_bias"]
+    for ours, theirs in zip(given["s_hidden"], given["t_hidden"][::block], strict=True):
+        total = total + mapped_error(ours, theirs, weight, bias, given["lengths"], counts)
+    domain = [
+        count * ((one - other) ** 2).mean()
+        for count, one, other in zip(counts, given["s_domain"], given["t_domain"], strict=True)
+    ]
+    return total + given["domain_loss_weight"] * torch.stack(domain).mean()
+
+
 def hidden(rng: np.random.Generator, narrow: int, wide: int, lengths: list[int]) -> Arrays:
     """Hidden states of both, random at pads too."""
     most = max(lengths)
@@ -166,7 +228,54 @@ def scored(rng: np.random.Generator, layers: int, heads: int, lengths: list[int]
     }
 
 
+def taught(rng: np.random.Generator, teachers: int, lengths: list[int]) -> Arrays:
+    """What some teachers and a student say of documents, and their states of two layers."""
+    documents, most = len(lengths), max(lengths)
+    return {
+        "s_logits": states(rng, documents, 3),
+        "t_logits": states(rng, teachers, documents, 3),
+        "labels": rng.integers(0, 3, documents),
+        "s_hidden": states(rng, 2, documents, most, 5),
+        "t_hidden": states(rng, teachers, 2, documents, most, 7),
+        "proj_weight": states(rng, teachers, 7, 5),
+        "proj_bias": states(rng, teachers, 7),
+        "temperature": np.array(2.0),
+        "lengths": np.array(lengths),
+    }
+
+
+def attention(rng: np.random.Generator, layers: int, lengths: list[int]) -> Any:
+    """Probabilities of two heads over the real tokens of each document; 0 at pads."""
+    most = max(lengths)
+    found = np.zeros((layers, len(lengths), 2, most, most))
+    for doc, n in enumerate(lengths):
+        raised = np.exp(states(rng, layers, 2, n, n))
+        found[:, doc, :, :n, :n] = raised / raised.sum(-1, keepdims=True)
+    return found
+
+
+def of_domains(rng: np.random.Generator, lengths: list[int]) -> Arrays:
+    """A student of two layers and a teacher of four, with a vector of the domain for each."""
+    documents, most = len(lengths), max(lengths)
+    return {
+        "s_att": attention(rng, 2, lengths),
+        "t_att": attention(rng, 4, lengths),
+        "s_hidden": states(rng, 3, documents, most, 5),
+        "t_hidden": states(rng, 5, documents, most, 7),
+        "s_domain": states(rng, documents, 7),
+        "t_domain": states(rng, documents, 7),
+        "t_logits": states(rng, documents, 3),
+        "labels": rng.integers(0, 3, documents),
+        "prototype_weight": rng.uniform(-1, 1, documents),
+        "proj_weight": states(rng, 7, 5),
+        "proj_bias": states(rng, 7),
+        "domain_loss_weight": np.array(0.5),
+        "lengths": np.array(lengths),
+    }
+
+
 HIDDEN, MAPPED = ("s_hidden",), ("s_hidden", "proj_weight", "proj_bias")
+OF_DOMAINS = ("s_att", "s_hidden", "s_domain", "proj_weight", "proj_bias")
 Case = tuple[Callable[[Tensors], torch.Tensor], Callable[..., Arrays], tuple[str, ...]]
 CASES: dict[str, Case] = {
     "fitnet.ragged_a": (fitnet, lambda rng: mapped(rng, 6, 9, [5, 2, 1]), MAPPED),
@@ -175,6 +284,18 @@ CASES: dict[str, Case] = {
     "at.ragged_b": (at, lambda rng: hidden(rng, 8, 12, [7, 1, 3, 6]), HIDDEN),
     "fsp.ragged_a": (fsp, lambda rng: layered(rng, 3, 6, [5, 2, 1]), HIDDEN),
     "fsp.ragged_b": (fsp, lambda rng: layered(rng, 2, 8, [4, 7, 3, 1]), HIDDEN),
+    "mt_bert.ragged_a": (
+        mt_bert,
+        lambda rng: taught(rng, 2, [5, 2, 1]),
+        ("s_logits", *MAPPED),
+    ),
+    "mt_bert.ragged_b": (
+        mt_bert,
+        lambda rng: taught(rng, 3, [3, 6, 1, 6]),
+        ("s_logits", *MAPPED),
+    ),
+    "meta_kd.ragged_a": (meta_kd, lambda rng: of_domains(rng, [5, 2, 1]), OF_DOMAINS),
+    "meta_kd.ragged_b": (meta_kd, lambda rng: of_domains(rng, [3, 6, 1, 6]), OF_DOMAINS),
     "mlkd.ragged_hidden_a": (
         hidden_distances,
         lambda rng: unlike(rng, 6, 9, [5, 2, 1]),

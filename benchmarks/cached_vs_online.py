@@ -244,8 +244,9 @@ def methods(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dic
         if name in found:
             continue
         recipe = load_recipe(name, chosen)
-        places = [f"stages.{one.name}." for one in recipe.stages] or [""]
-        own = [f"{place}training.{key}={value}" for place in places for key, value in SHORT.items()]
+        own = [
+            f"{of}training.{key}={value}" for of in recipe.prefixes for key, value in SHORT.items()
+        ]
         recipe = load_recipe(recipe, own)
         online = train_once(caches["fp16"], recipe, out / "student", (loaded, None))["losses"]
         found[name] = {"steps": len(online)}

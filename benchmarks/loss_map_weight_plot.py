@@ -10,6 +10,7 @@ import numpy as np
 from gain_intervals import told
 from gain_plot import draw_gains
 from matplotlib.figure import Figure
+from page_parts import markdown
 
 from kdcache.bench.report import PAGE_WIDTH
 from kdcache.manifest import Json
@@ -30,8 +31,7 @@ COLUMNS = (
 
 def table(figures: Json) -> str:
     """Markdown: a row for each pair of kinds on each map, with the weights that dev chose."""
-    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *rows(figures)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(COLUMNS, rows(figures))
 
 
 def rows(figures: Json) -> Iterator[tuple[str, ...]]:

@@ -76,8 +76,7 @@ def without_own(recipe: Recipe) -> list[str]:
     A stage that has nothing else moves no weight, as if all its losses weighed 0.
     """
     off, left = [], False
-    of_stages = [f"stages.{stage.name}." for stage in recipe.stages] or [""]
-    for of, stage in zip(of_stages, recipe.in_stages(), strict=True):
+    for of, stage in zip(recipe.prefixes, recipe.in_stages(), strict=True):
         heavy = [name for name, loss in stage.losses.items() if loss.weight]
         own = [name for name in heavy if name not in COMMON]
         if own and own == heavy:

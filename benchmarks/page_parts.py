@@ -42,8 +42,12 @@ class Table:
         return self.head() if callable(self.head) else self.head
 
     def text(self) -> str:
-        head = self.first
-        return "\n".join([_line(head), _line(["---"] * len(head)), *map(_line, self.rows())])
+        return markdown(self.first, self.rows())
+
+
+def markdown(head: Row, rows: Iterator[Row]) -> str:
+    """A table as Markdown has it."""
+    return "\n".join(map(_line, [head, ["---"] * len(head), *rows]))
 
 
 def _line(cells: Row) -> str:

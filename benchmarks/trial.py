@@ -108,7 +108,7 @@ class Trial:
                 looked at, which is not chosen on dev while it trains.
         """
         student = student or self.new
-        stages = [f"stages.{stage.name}." for stage in recipe.stages] or [""]
+        stages = recipe.prefixes
         each = {"max_steps": self.steps // len(stages), "learning_rate": rate}
         own = [f"{of}training.{name}={value}" for of in stages for name, value in each.items()]
         shutil.rmtree(self.out / "student", ignore_errors=True)

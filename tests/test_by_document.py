@@ -108,7 +108,7 @@ def test_distances_of_attention_have_none_of_embedding_outputs(layer_map: str) -
 def test_distances_of_attention_take_as_many_heads_on_both_sides(
     heads: int | None, has: str
 ) -> None:
-    sizes = [ModelSizes(outputs=3, hidden=8, layers=2, heads=heads) for heads in (heads, 4)]
+    sizes = [ModelSizes(outputs=3, hidden=8, layers=2, heads=each) for each in (heads, 4)]
     with pytest.raises(
         ConfigError, match=f"the student has {has} and the teacher 4: set of=hidden"
     ):

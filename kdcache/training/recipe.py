@@ -106,6 +106,11 @@ class Recipe:
         """A recipe of one stage for each of its stages; itself if it has none."""
         return tuple(map(self._of_stage, self.stages)) or (self,)
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What settings of each of `in_stages` begin with: "" of a recipe without stages."""
+        return tuple(f"stages.{stage.name}." for stage in self.stages) or ("",)
+
     def _of_stage(self, stage: Stage) -> Recipe:
         data = make(DataOrder, {**asdict(self.data), **stage.data}, f"stages.{stage.name}.data")
         return replace(

@@ -148,8 +148,7 @@ def unserved(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
 
 def _unread(recipe: Recipe) -> str:
     """What a recipe reads from a file of columns that it does not name; "" if nothing."""
-    of_stages = [f"stages.{stage.name}." for stage in recipe.stages] or [""]
-    for of, stage in zip(of_stages, recipe.in_stages(), strict=True):
+    for of, stage in zip(recipe.prefixes, recipe.in_stages(), strict=True):
         column = stage.data.weighting.lacking if stage.data.weighting else ""
         if column:
             return (

@@ -25,15 +25,28 @@ def states(rng: np.random.Generator, *shape: int) -> Any:
     return rng.standard_normal(shape)
 
 
-def fitnet(given: Tensors) -> torch.Tensor:
-    """Squared error behind a map: over real tokens and width."""
+def mapped_error(
+    ours: torch.Tensor,
+    theirs: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    lengths: torch.Tensor,
+    counts: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Squared error behind a map, times what documents count for, over real tokens and width."""
     total, tokens = torch.zeros((), dtype=torch.float64), 0
-    for doc, length in enumerate(given["lengths"].tolist()):
+    for doc, length in enumerate(lengths.tolist()):
         for place in range(length):
-            mapped = given["proj_weight"] @ given["s_hidden"][doc, place] + given["proj_bias"]
-            total = total + ((mapped - given["t_hidden"][doc, place]) ** 2).mean()
+            apart = ((weight @ ours[doc, place] + bias - theirs[doc, place]) ** 2).mean()
+            total = total + apart * (1 if counts is None else counts[doc])
             tokens += 1
     return total / tokens
+
+
+def fitnet(given: Tensors) -> torch.Tensor:
+    """Squared error behind a map: over real tokens and width."""
+    sides = (given["s_hidden"], given["t_hidden"])
+    return mapped_error(*sides, given["proj_weight"], given["proj_bias"], given["lengths"])
 
 
 def attention_map(states: torch.Tensor) -> torch.Tensor:
@@ -137,24 +150,6 @@ def mt_bert(given: Tensors) -> torch.Tensor:
         for ours, states in zip(given["s_hidden"], given["t_hidden"][place], strict=True):
             total = total + mapped_error(ours, states, weight, bias, given["lengths"])
     return total
-
-
-def mapped_error(
-    ours: torch.Tensor,
-    theirs: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    lengths: torch.Tensor,
-    counts: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Squared error behind a map, times what documents count for, over real tokens and width."""
-    total, tokens = torch.zeros((), dtype=torch.float64), 0
-    for doc, length in enumerate(lengths.tolist()):
-        for place in range(length):
-            apart = ((weight @ ours[doc, place] + bias - theirs[doc, place]) ** 2).mean()
-            total = total + apart * (1 if counts is None else counts[doc])
-            tokens += 1
-    return total / tokens
 
 
 def meta_kd(given: Tensors) -> torch.Tensor:

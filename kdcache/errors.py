@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 
 class KdcacheError(Exception):
@@ -52,6 +53,21 @@ class IncompleteError(CacheError):
 
 class DamageError(CacheError):
     """Bytes on disk are not the bytes that were written."""
+
+
+@contextmanager
+def saying(change: Callable[[str], str]) -> Iterator[None]:
+    """Let a refusal out of this block say what `change` makes of its words."""
+    try:
+        yield
+    except ConfigError as error:
+        error.args = (change(str(error)),)
+        raise
+
+
+def said_of(what: str) -> AbstractContextManager[None]:
+    """Let a refusal out of this block begin with what it is of, unless it says so itself."""
+    return saying(lambda text: text if what in text else f"{what}: {text}")
 
 
 LISTED = 24  # names a message lists; of more, only the near ones

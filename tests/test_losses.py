@@ -388,7 +388,7 @@ CLS = Hidden(layers=(2, 3))
             {"h": HiddenMSE(layer_map="uniform")},
             cache_spec(CLS),
             STUDENT,
-            r"0-2-4; the cache holds layers 2-3 \(lacking 0-4\): set losses\.h\.layer_map to",
+            r"0-2-4; the cache holds layers 2-3 \(lacking 0-4\): set losses\.h\.layer_map=\d",
         ),
         (
             {"h": HiddenMSE(layer_map="1:2", positions="all")},
@@ -412,7 +412,7 @@ CLS = Hidden(layers=(2, 3))
             {"h": HiddenMSE(layer_map="1:2", positions="selected")},
             cache_spec(Hidden(layers=(2,), positions="all")),
             STUDENT,
-            "losses.h: positions=selected needs the task masked-lm or token-classification",
+            "losses.h: positions=selected needs a task that selects tokens",
         ),
         ({"h": HiddenMSE(layer_map="1:5")}, cache_spec(CLS), STUDENT, "needs teacher layer 5"),
     ],

@@ -130,7 +130,7 @@ def test_one_signal_of_each_name() -> None:
         (
             "hidden:layers=1,positions=masked",
             "causal-lm",
-            "needs the task masked-lm or token-classification; the task is",
+            "needs a task that selects tokens",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from kdcache.models import Tokenizer
 from kdcache.models.token_map import token_map
 from kdcache.plans import Plan
 from kdcache.store import Cache
-from kdcache.tasks import Task
+from kdcache.tasks import Task, as_task
 
 CACHE, TAUGHT = "cache.json", "taught.json"
 """Notes of `train`, of its cache, and of `teach`, of its corpus."""
@@ -30,9 +30,14 @@ def trained_plan(model: str | Path, cache: Cache | None, task: Task) -> Json:
     config = _training_plan(_note(model))
     if not config and cache is not None:
         config = cache.plan.config.to_json()
-    if config.get("task", task.name) != task.name:
+    if as_task(config.get("task", task)).heads != task.heads:
         raise ConfigError(f"{model} is a model for {task}; the cache is for {config['task']}")
     return config
+
+
+def trained_task(model: str | Path) -> str:
+    """The task that a model was trained for, where its folder tells; "": it does not."""
+    return str(_training_plan(_note(model)).get("task", ""))
 
 
 def require_trained_vocabulary(model: str | Path, tokenizer: Tokenizer) -> None:

@@ -13,6 +13,7 @@ from kdcache.building.training_note import (
     require_trained_vocabulary,
     texts_of,
     trained_plan,
+    trained_task,
 )
 from kdcache.corpora.documents import Corpus
 from kdcache.corpora.readers import name_of
@@ -111,12 +112,13 @@ def documents_of(
 
 
 def task_of(model: str | Path, *, trust_remote_code: bool = False) -> Task:
-    """The task of a model folder, from its architecture; ModelError if it is none of ours."""
+    """The task of a model folder, from its architecture, and of several that which it was trained
+    for; ModelError if it is none of ours.
+    """
     heads = load_config(model, trust_remote_code=trust_remote_code).architectures or []
-    for head in heads:
-        for task in TASKS.values():
-            if head.endswith(task.heads):
-                return task
+    able = {t.name: t for head in heads for t in TASKS.values() if head.endswith(t.heads)}
+    if able:
+        return able.get(trained_task(model), next(iter(able.values())))
     raise ModelError(f"{model} is a {', '.join(heads) or 'model without a head'}: not for any task")
 
 

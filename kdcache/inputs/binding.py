@@ -50,7 +50,8 @@ def _teacher(way: Inputs, name: str, cache: CacheSpec) -> CacheSpec:
 
 def _speaks(spec: CacheSpec) -> bool:
     """Whether a teacher says of every token what could stand in its place."""
-    return not spec.task.labelled and not spec.task.causal and spec.task.rows == "token"
+    task = spec.task
+    return not (task.labelled or task.causal or task.selects) and task.rows == "token"
 
 
 def _soft_labels(way: Inputs, temperature: float, source: CacheSpec) -> Bound:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, said_of
 from kdcache.labels import LabelKind
 from kdcache.losses.base import LABELS, Loss, Match
 from kdcache.losses.bound import Bound, BoundLoss
@@ -31,7 +31,8 @@ def bind(
     sides = {}
     for place, teacher in enumerate(names):
         source = cache.teachers[teacher]
-        wanted = wanted_of(loss, student, source.shape, first=place == 0)
+        with said_of(f"losses.{name}"):
+            wanted = wanted_of(loss, student, source.shape, first=place == 0)
         if source.task.rows != cache.task.rows and any(match.use is not None for match in wanted):
             raise ConfigError(
                 f"losses.{name} learns the soft labels of {teacher}, a teacher for {source.task} "

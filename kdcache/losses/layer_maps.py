@@ -81,8 +81,7 @@ def skip(student: int, teacher: int) -> Pairs:
 
     The last layers are left out because the logits tie them already.
     """
-    step = _step("skip", student, teacher)
-    return tuple((m, m * step) for m in range(1, student))
+    return _spread("skip", range(1, student), student, teacher)
 
 
 def last(student: int, teacher: int) -> Pairs:
@@ -99,8 +98,7 @@ def uniform(student: int, teacher: int) -> Pairs:
     """Every (teacher / student)-th layer from the embedding output to the last: TinyBERT
     (arXiv:1909.10351).
     """
-    step = _step("uniform", student, teacher)
-    return tuple((m, m * step) for m in range(student + 1))
+    return _spread("uniform", range(student + 1), student, teacher)
 
 
 def middle(student: int, teacher: int) -> Pairs:
@@ -115,23 +113,24 @@ def top(student: int, teacher: int) -> Pairs:
 
 def blocks(student: int, teacher: int) -> Pairs:
     """As `uniform`, without the embedding output: for what only blocks have, such as attention."""
-    step = _step("blocks", student, teacher)
-    return tuple((m, m * step) for m in range(1, student + 1))
+    return _spread("blocks", range(1, student + 1), student, teacher)
 
 
-def _step(name: str, student: int, teacher: int) -> int:
+def _spread(name: str, layers: range, student: int, teacher: int) -> Pairs:
+    """Layers of the student with every (teacher / student)-th of the teacher."""
     if student < 1:
         raise ConfigError(
             f"layer map {name!r} spreads the student's layers over the teacher's, and the student "
             f"has none above its embeddings: give pairs such as '0:{teacher}'"
         )
+    pairs = tuple((m, m and max(1, round(m * teacher / student))) for m in layers)
     if teacher % student:
+        near = ",".join(f"{ours}:{theirs}" for ours, theirs in pairs)
         raise ConfigError(
             f"layer map {name!r} needs the teacher's layers to be a multiple of the student's; "
-            f"they have {teacher} and {student}: give pairs such as '1:{max(1, teacher // student)}"
-            f",{student}:{teacher}'"
+            f"they have {teacher} and {student}: give pairs such as '{near}'"
         )
-    return teacher // student
+    return pairs
 
 
 LAYER_MAPS: dict[str, Callable[[int, int], Pairs]] = {

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, said_of
 from kdcache.losses.base import LABELS, PEERS, Loss, Match, layers_text
 from kdcache.losses.bound import Bound
 from kdcache.losses.cache_spec import CacheSpec
+from kdcache.losses.lacking import LackingError
 from kdcache.plans.batch import Rows
 from kdcache.signals import (
     LOGITS,
@@ -132,10 +133,14 @@ class Matching(NamedTuple):
         raw = match.use is not None and match.use.raw
         called = "raw logits" if raw else CALLED.get(tap.name, tap.name)
         named = f" under the name {match.signal}" if match.signal else ""
-        raise ConfigError(
-            f"losses.{self.name} needs {called}{named}; the cache holds {self.cache.held()}: build "
-            f"one with --signal {self._build(match)}"
+        raise self._lacking(
+            f" needs {called}{named}; the cache holds {self.cache.held()}: build one with --signal "
+            f"{self._build(match)}"
         )
+
+    def _lacking(self, text: str) -> LackingError:
+        """A refusal of a cache that does not hold what the loss needs."""
+        return LackingError(f"losses.{self.name}{text}", self.cache, self.student)
 
     def _build(self, match: Match) -> str:
         """The signal to build for a match."""
@@ -168,9 +173,9 @@ class Matching(NamedTuple):
             raise ConfigError(f"losses.{self.name}: {cache.labels.no_divergence}")
         lacks = cast(SoftSignal, signal).lacks(match.use, cache.shape.outputs)
         if match.use.raw and lacks:
-            raise ConfigError(
-                f"losses.{self.name} {lacks}; the cache holds {cache.held()}: use the loss kl, or "
-                "build a cache with --signal logits:dense"
+            raise self._lacking(
+                f" {lacks}; the cache holds {cache.held()}: use the loss kl, or build a cache with "
+                "--signal logits:dense"
             )
         if lacks:
             raise ConfigError(
@@ -188,26 +193,30 @@ class Matching(NamedTuple):
         if match.teacher.how is not None:
             held = next(tap.how for tap in signal.gives() if tap.name == match.teacher.name)
             assert held is not None, "its taps are of one kind"
-            raise ConfigError(
-                f"losses.{self.name} needs {self._build(match)}; the cache holds "
-                f"{self.cache.held()}: set losses.{self.name}.views={held.views} and "
-                f"losses.{self.name}.ig_steps={held.ig_steps}, or build a cache with --signal "
-                f"{self._build(match)}"
+            raise self._lacking(
+                f" needs {self._build(match)}; the cache holds {self.cache.held()}: set "
+                f"losses.{self.name}.views={held.views} and losses.{self.name}.ig_steps="
+                f"{held.ig_steps}, or build a cache with --signal {self._build(match)}"
             )
         layers = [tap.layer for tap in signal.gives() if tap.name == match.teacher.name]
         there = [layer for layer in layers if layer is not None]
         wanted = self._layers(match.teacher.name)
         lacking = [layer for layer in wanted if layer not in there]
-        map_, hint = getattr(self.loss, "layer_map", ""), ""
-        if map_:
-            hint = f"set losses.{self.name}.layer_map to pairs such as '1:{there[0]}', or "
+        map_ = getattr(self.loss, "layer_map", "")
+        hint = self._hint("layer_map", self._pairs(match.teacher.name, there)) if map_ else ""
         hint += self._hint("teacher_layers", there)
-        raise ConfigError(
-            f"losses.{self.name}: {f'layer map {map_!r} needs ' if map_ else 'needs '}teacher "
-            f"layers {layers_text(wanted)}; the cache holds layers {layers_text(there)} "
-            f"(lacking {layers_text(lacking)}): {hint}build a cache with "
-            f"layers={layers_text(wanted)}"
+        raise self._lacking(
+            f"{f': layer map {map_!r}' if map_ else ''} needs teacher layers {layers_text(wanted)};"
+            f" the cache holds layers {layers_text(there)} (lacking {layers_text(lacking)}): {hint}"
+            f"build a cache with layers={layers_text(wanted)}"
         )
+
+    def _pairs(self, tap: str, there: Sequence[int]) -> str:
+        """A layer map of those pairs of a tap whose teacher's layer is there, or of the last."""
+        pairs = [(m.student.layer, m.teacher.layer) for m in self.matches if m.teacher.name == tap]
+        held = dict.fromkeys(pair for pair in pairs if pair[1] in there)
+        top = max(ours or 0 for ours, _ in pairs)
+        return ",".join(f"{ours}:{theirs}" for ours, theirs in held) or f"{top}:{there[-1]}"
 
     def _positions(self, match: Match, signal: Signal, stored: str) -> str:
         """Positions to compare; those that a cache holds a fraction of serve no others."""
@@ -223,10 +232,10 @@ class Matching(NamedTuple):
             return wanted
         part = f",fraction={fraction:g}" if fraction < 1 else ""
         hint = self._hint("positions", "cache")
-        raise ConfigError(
-            f"losses.{self.name} needs {CALLED.get(match.teacher.name, match.teacher.name)} at "
-            f"positions={wanted}; the cache holds positions={stored}{part}: {hint}build a cache "
-            f"with positions={wanted}"
+        raise self._lacking(
+            f" needs {CALLED.get(match.teacher.name, match.teacher.name)} at positions={wanted}; "
+            f"the cache holds positions={stored}{part}: {hint}build a cache with "
+            f"positions={wanted}"
         )
 
     def check_shared(self, matches: Sequence[Bound]) -> None:
@@ -272,8 +281,10 @@ class Matching(NamedTuple):
             return "_".join(filter(None, [f"{self.name}{self.mark}", match.project]))
         if match.use is not None or match.any_width:
             return ""
-        ours = self.student.width(match.student.name, match.student.layer)
-        theirs = self.cache.shape.width(match.teacher.name)
+        with said_of(f"losses.{self.name} of the student"):
+            ours = self.student.width(match.student.name, match.student.layer)
+        with said_of(f"losses.{self.name} of the teacher"):
+            theirs = self.cache.shape.width(match.teacher.name)
         if ours == theirs:
             return ""
         hint = ""

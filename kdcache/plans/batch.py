@@ -276,7 +276,9 @@ def _next_tokens(flat: Array, lens: Array) -> Array:
 
 
 def _add_selected(batch: Batch, plan: Plan, docs: Docs, width: int) -> Array:
-    """Lay the selected positions into a batch; returns a token or a class for each, [M] int64."""
+    """Lay the selected positions into a batch; returns the token or class of each of the task's
+    rows, int64.
+    """
     starts, counts = plan.spans(docs, "selected")
     rows = np.repeat(np.arange(len(docs)), counts)
     positions = _read(plan, "masked_position", starts, counts)
@@ -288,7 +290,7 @@ def _add_selected(batch: Batch, plan: Plan, docs: Docs, width: int) -> Array:
         _require_below(most, labels[known(labels)], "masked_label")
     else:
         _require_below(plan.config.tokenizer["vocab_size"], labels, "masked_label")
-    return labels
+    return plan.at_rows(docs, labels)
 
 
 def _require_below(limit: int | Array, values: Array, column: str) -> None:

@@ -169,7 +169,20 @@ class Plan:
         if not self.task.selects:
             return self.label_kind.of(self.per_document, docs)
         reader: Any = self.columns["masked_label"]
-        found: Array = reader.read(*self.spans(docs, "selected"))
+        return self.at_rows(docs, reader.read(*self.spans(docs, "selected")))
+
+    def at_rows(self, docs: npt.NDArray[np.int64], labels: Array) -> Array:
+        """Labels of the selected tokens of documents where the task's rows are: of every token
+        there is one, IGNORE_INDEX where it is not selected.
+        """
+        if self.task.rows == "selected":
+            return labels
+        reader: Any = self.columns["masked_position"]
+        lens, counts = (self.spans(docs, space)[1] for space in ("token", "selected"))
+        starts = np.cumsum(lens) - lens
+        found = np.full(int(lens.sum(dtype=np.int64)), IGNORE_INDEX, np.int64)
+        at = np.repeat(starts, counts) + reader.read(*self.spans(docs, "selected"))
+        found[at] = labels
         return found
 
     @cached_property

@@ -269,8 +269,10 @@ def settings(values: Json) -> Json:
 def check_positions(positions: str, task: Task) -> Space:
     """The row space of `positions`; ConfigError if the task has no such rows."""
     if POSITIONS[positions] not in task.spaces:
-        able = " or ".join(name for name, task in TASKS.items() if task.selects)
-        raise ConfigError(f"positions={positions} needs the task {able}; the task is {task}")
+        able = ", ".join(name for name, task in TASKS.items() if task.selects)
+        raise ConfigError(
+            f"positions={positions} needs a task that selects tokens ({able}); the task is {task}"
+        )
     return POSITIONS[positions]
 
 

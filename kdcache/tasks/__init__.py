@@ -14,7 +14,7 @@ from kdcache.tasks.base import (
     stored_name,
 )
 from kdcache.tasks.causal_lm import CAUSAL_LM
-from kdcache.tasks.masked_lm import MASKED_LM
+from kdcache.tasks.masked_lm import MASKED_LM, MASKED_LM_ALL
 from kdcache.tasks.over import over
 from kdcache.tasks.text_classification import TEXT_CLASSIFICATION
 from kdcache.tasks.token_classification import TOKEN_CLASSIFICATION
@@ -38,6 +38,7 @@ __all__ = [
 TASKS: dict[str, Task] = {
     "text-classification": TEXT_CLASSIFICATION,
     "masked-lm": MASKED_LM,
+    "masked-lm-all": MASKED_LM_ALL,
     "causal-lm": CAUSAL_LM,
     "token-classification": TOKEN_CLASSIFICATION,
 }

@@ -199,8 +199,8 @@ class Task:
 
     @property
     def selects(self) -> bool:
-        """Whether it has rows of selected tokens."""
-        return self.rows == "selected"
+        """Whether tokens of its documents are selected, and have labels."""
+        return bool(self.selected)
 
     @property
     def spaces(self) -> tuple[Space, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,3 +57,7 @@ MASKED_LM = Task(
     selected="masked positions",
     encode=encode_masked,
 )
+
+MASKED_LM_ALL = replace(MASKED_LM, name="masked-lm-all", rows="token")
+"""What it says of every token of the masked texts, as DistilBERT learns it (Sanh et al. 2019,
+arXiv:1910.01108); the tokens that are masked, and have a label, are selected here too."""

@@ -84,7 +84,7 @@ layers of a student of no cache | recipes --student-layers 2 | --student-layers 
 tags that do not match the words | plan {tags.jsonl} {AS_TOKENS} | tags.jsonl:1 + 1 tags in column 'tags' for 2 words
 a task's column missing | plan {wordless.jsonl} {AS_TOKENS} | no column holds lists of words (tokens or words) + --text-column
 a word without a tag | plan {tagless.conll} {AS_TOKENS} | tagless.conll:2: malformed + expected a word and a tag
-hidden states of words that a task does not select | build {corpus} {AS_BUILD} --signal hidden:layers=1,positions=selected | needs the task masked-lm or token-classification
+hidden states of words that a task does not select | build {corpus} {AS_BUILD} --signal hidden:layers=1,positions=selected | needs a task that selects tokens
 half a recipe's name | train {cache} --recipe pkd --out {out} | 'pkd-last' or 'pkd-skip'
 a recipe file that is not there | train {cache} --recipe my.toml --out {out} | no recipe file my.toml + shipped recipes: ad-kd
 a profile of a stage that is not there | profile {cache} --recipe annealing-kd --init-from-teacher 1-2 --stage lables | unknown stage 'lables' + did you mean 'labels'?

@@ -30,7 +30,7 @@ def recipes_rows() -> Iterator[Row]:
     from kdcache.signals import ModelSizes
     from kdcache.tasks import as_task
     from kdcache.training.recipe import load_recipe, shipped_recipes
-    from kdcache.training.requirements import cut, signals_for
+    from kdcache.training.wanted_signals import cut, signals_for
 
     for name in shipped_recipes():
         recipe, task = load_recipe(name), as_task(TASKS.get(name, "text-classification"))
@@ -71,13 +71,13 @@ GAINED = (
 
 
 def gained_rows(study: str) -> Iterator[Row]:
-    """What each recipe gave, the best at home first; a dagger where it had another teacher."""
+    """What each recipe gave, the best at home first."""
     whole = result(study)
     found = whole["recipes"]
     for name in sorted(found, key=lambda name: -float(found[name]["home"]["mean"])):
         row = found[name]
         yield (
-            f"`{name}`" + ("" if row["teacher"] == whole["teacher"] else " †"),
+            f"`{name}`",
             f"{row['rate']:g}",
             f"{row['bytes_a_document']:,.0f}",
             _number(row["step_of_kd"], 2),

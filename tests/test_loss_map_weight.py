@@ -15,7 +15,8 @@ from kdcache.losses import CacheSpec
 from kdcache.signals import ModelSizes, parse_all
 from kdcache.tasks import TASKS
 from kdcache.training.recipe import load_recipe
-from kdcache.training.requirements import cut, signals_for, unserved
+from kdcache.training.requirements import unserved
+from kdcache.training.wanted_signals import cut, signals_for
 from tests.scripts import script_of
 
 

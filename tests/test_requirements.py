@@ -17,8 +17,9 @@ from kdcache.training.bound import require_own_state
 from kdcache.training.data_order import DataOrder
 from kdcache.training.objective import Objective
 from kdcache.training.recipe import Recipe, load_recipe
-from kdcache.training.requirements import served_by, signals_of_teacher
+from kdcache.training.requirements import beside_signals, served_by
 from kdcache.training.specs import cache_spec
+from kdcache.training.wanted_signals import signals_of_teacher
 from kdcache_cli.shipped import read_recipes
 
 TASK = "text-classification"
@@ -170,3 +171,21 @@ def test_documents_have_places_without_gaps_in_caches_of_several_parts(cache: Ca
     assert int(docs[-1]) >= len(docs)  # numbers have gaps
     spec = cache_spec(cache, 0)
     assert spec.places(docs).equal(torch.arange(spec.documents))
+
+
+def test_what_is_wanted_beside_signals_is_said_as_training_says_it(classifier: Path) -> None:
+    recipes = [recipe_of(name) for name in ("kd", *BEYOND)]
+    signals = signals_of_teacher(recipes, classifier, TASK, 2)
+    found = beside_signals(recipes, signals, classifier, TASK, 2)
+    assert found.keys() == BEYOND.keys()
+    for name, words in BEYOND.items():
+        assert words in found[name]
+
+
+def test_values_have_no_divergence_whatever_the_signals(regressor: Path) -> None:
+    recipes = [recipe_of("kd"), recipe_of("kd-mse")]
+    found = beside_signals(recipes, ["logits:dense"], regressor, TASK, 1)
+    assert found == {
+        "kd": "losses.kl: the teacher gives values, not probabilities; use the loss logit_mse "
+        "(recipe kd-mse)"
+    }

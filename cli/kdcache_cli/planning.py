@@ -97,11 +97,15 @@ def _for(
             "--for chooses the signals: leave --signal out, or --for and give all signals"
         )
     from kdcache.training.recipe import load_recipe
-    from kdcache.training.requirements import signals_of_teacher
+    from kdcache.training.requirements import beside_signals
+    from kdcache.training.wanted_signals import signals_of_teacher
 
-    names = [name.strip() for name in recipes.split(",")]
-    found = signals_of_teacher([load_recipe(name) for name in names], teacher, task, layers)
-    print(" ".join(f"--signal {text}" for text in found), file=sys.stderr)
+    named = [load_recipe(name.strip()) for name in recipes.split(",")]
+    found = signals_of_teacher(named, teacher, task, layers)
+    told = " ".join(f"--signal {text}" for text in found)
+    print(told or "no signal is needed: those of the task will do", file=sys.stderr)
+    for name, why in beside_signals(named, found, teacher, task, layers).items():
+        print(f"{name} wants more than these signals: {why}", file=sys.stderr)
     return found
 
 

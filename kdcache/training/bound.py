@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import transformers
 from torch import nn
 
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, said_of
 from kdcache.losses import CacheSpec
 from kdcache.plans import Docs
 from kdcache.signals import ModelSizes
@@ -115,17 +116,14 @@ def bind_all(
             _bound_head(recipe, name, cache, spec, own, options)
             for (name, cache), spec, own in zip(mixture.by_head.items(), specs, sizes, strict=True)
         ]
-    made = [Objective(recipe.losses, specs[0], sizes[0], **options)]
+    with said_of(str(mixture.first.path)) if mixture.others else nullcontext():
+        made = [Objective(recipe.losses, specs[0], sizes[0], **options)]
     require_own_state(made[0], sizes[0].peers)
     for other, spec in zip(mixture.others, specs[1:], strict=True):
         pair = f"{mixture.first.path} and {other.path}"
-        try:
+        apart = f"{pair} do not go together in recipe {recipe.name}, which only the first can serve"
+        with said_of(apart):
             found = Objective(recipe.losses, spec, sizes[0], **options)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{pair} do not go together in recipe {recipe.name}, which only the first can "
-                f"serve: {error}"
-            ) from error
         _share_maps(made[0], found, pair)
         made.append(found)
     return made
@@ -143,12 +141,8 @@ def require_own_state(objective: Objective, peers: int) -> None:
 def _bound_head(
     recipe: Recipe, name: str, cache: Cache, spec: CacheSpec, student: ModelSizes, options: Any
 ) -> Objective:
-    try:
+    with said_of(f"{cache.path} cannot serve recipe {recipe.name} for head {name}"):
         return Objective(recipe.losses, spec, student, **options)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{cache.path} cannot serve recipe {recipe.name} for head {name}: {error}"
-        ) from error
 
 
 def learned_modules(mixture: Mixture, found: Sequence[nn.ModuleDict]) -> nn.ModuleDict:

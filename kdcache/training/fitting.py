@@ -110,7 +110,7 @@ def _trainer(
             args=run.args,
             callbacks=list(callbacks),
             say=run.progress.say,
-            prefix=f"stages.{run.stage}." if run.stage else "",
+            prefix=run.prefix,
             slowed=slowed,
         )
     except (KdcacheError, torch.cuda.OutOfMemoryError):

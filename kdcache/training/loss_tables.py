@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from kdcache.errors import ConfigError, one_of
+from kdcache.errors import ConfigError, one_of, said_of
 from kdcache.losses import LOSSES, Loss, Schedule
 from kdcache.losses.schedules import Schedules, moments
 from kdcache.losses.teachers import Teaching
@@ -58,22 +58,16 @@ def losses_of(tables: Any, owner: str, prefix: str = "") -> Json:
         rest = {key: value for key, value in values.items() if key not in own}
         losses[name], changing = _loss(name, rest, where)
         schedules |= {name: changing} if changing else {}
-        teaching |= {name: _teaching(told, where)} if told else {}
+        with said_of(where):
+            teaching |= {name: make(Teaching, told, where)} if told else {}
     return {"losses": losses, "schedules": schedules, "teaching": teaching}
-
-
-def _teaching(values: Json, where: str) -> Teaching:
-    """What the table of a loss says of its teachers."""
-    try:
-        return make(Teaching, values, where)
-    except ConfigError as error:
-        raise ConfigError(str(error) if where in str(error) else f"{where}: {error}") from error
 
 
 def _loss(name: str, values: Json, where: str) -> tuple[Loss, Mapping[str, Schedule]]:
     kind = one_of("loss", str(values.get("kind", name)), LOSSES)
     plain = {key: value for key, value in values.items() if key != "kind"}
-    return scheduled(LOSSES[kind], plain, where)
+    with said_of(where):
+        return scheduled(LOSSES[kind], plain, where)
 
 
 def scheduled(kind: type[Made], plain: Json, where: str) -> tuple[Made, Mapping[str, Schedule]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, said_of
 from kdcache.losses import Loss
 from kdcache.losses.layer_maps import layer_pairs
 from kdcache.models.student import student_sizes
@@ -48,6 +48,7 @@ def _stages(stage: Stage, student: int, teacher: int) -> list[Stage]:
         replace(
             stage,
             name=f"{stage.name}-{layer}",
+            of=stage.name,
             progressive=False,
             layer=layer,
             losses=losses,
@@ -76,7 +77,8 @@ def _losses(stage: Stage, layer: int, student: int, teacher: int) -> Iterator[tu
             yield name, loss
             continue
         known = changing.layer_map or f"{student}:{teacher}"
-        pairs = layer_pairs(known, student, teacher)
+        with said_of(f"{stage.prefix}losses.{name}"):
+            pairs = layer_pairs(known, student, teacher)
         own = [f"{ours}:{theirs}" for ours, theirs in pairs if max(ours, 1) == layer]
         if own:
             yield name, replace(changing, layer_map=",".join(own))

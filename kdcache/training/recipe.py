@@ -109,7 +109,7 @@ class Recipe:
     @property
     def prefixes(self) -> tuple[str, ...]:
         """What settings of each of `in_stages` begin with: "" of a recipe without stages."""
-        return tuple(f"stages.{stage.name}." for stage in self.stages) or ("",)
+        return tuple(stage.prefix for stage in self.stages) or ("",)
 
     def _of_stage(self, stage: Stage) -> Recipe:
         data = make(DataOrder, {**asdict(self.data), **stage.data}, f"stages.{stage.name}.data")

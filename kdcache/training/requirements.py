@@ -1,40 +1,28 @@
-"""What recipes ask of a cache: whether one serves them, and the signals that would."""
+"""Which recipes a cache serves, and the signals with which it would serve the others."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kdcache.errors import ConfigError
-from kdcache.losses.base import Match, layers_text
-from kdcache.losses.binding import wanted_of
+from kdcache.labels import kind_of
+from kdcache.labels.tokens import TOKENS
 from kdcache.losses.cache_spec import CacheSpec
-from kdcache.losses.matching import NOT_CACHED, SERVES
-from kdcache.losses.schedules import is_on
 from kdcache.manifest import Json
-from kdcache.models.auto import load_config
+from kdcache.models.auto import load_config, problem_type_of
 from kdcache.models.cached_teacher import teacher_config
-from kdcache.models.projections import MADE_OF_STATES
 from kdcache.models.teacher import model_sizes
-from kdcache.signals import LOGITS, TAP_KINDS, ModelSizes, SoftUse, parse, parse_all
-from kdcache.signals.attention import PROJECTED
-from kdcache.signals.base import settings_text
+from kdcache.signals import ModelSizes, parse_all
 from kdcache.store import Cache
 from kdcache.tasks import Task, as_task
 from kdcache.training.objective import Objective
 from kdcache.training.recipe import Recipe
 from kdcache.training.specs import cache_spec
-
-SOFT = ("logits:topk-small,k=64,draws=16", "logits:dense")
-"""Soft labels for losses that a task's own do not serve, the smaller ones first."""
-Places = Mapping[tuple[str, str], set[int]]
-"""Layers of a teacher by tap and positions; none of a tap without layers."""
+from kdcache.training.stage import of_stage
+from kdcache.training.wanted_signals import attends, cut, signals_for, trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,29 +83,29 @@ def _remedy(
     return () if unserved(recipe, whole, student) else tuple(texts)
 
 
-def signals_of_teacher(
-    recipes: Iterable[Recipe], teacher: str | Path, task: str | Task, layers: int | None = None
-) -> list[str]:
-    """`signals_for` a teacher that lies in a folder, or on the hub, and a student cut from it."""
-    config = load_config(teacher)
-    of = as_task(task)
+def beside_signals(
+    recipes: Iterable[Recipe],
+    signals: Sequence[str],
+    teacher: str | Path,
+    task: str | Task,
+    layers: int | None = None,
+) -> dict[str, str]:
+    """What recipes want beside some signals of a teacher and labels, by name, as training says it;
+    those that want nothing more are not in it.
+    """
+    config, of = load_config(teacher), as_task(task)
     sizes = model_sizes(config, of)
-    return signals_for(recipes, of, cut(sizes, layers), sizes, attends(config))
-
-
-def cut(teacher: ModelSizes, layers: int | None) -> ModelSizes:
-    """Sizes of a student of some blocks of a teacher; half of them for None."""
-    blocks = max(1, teacher.layers // 2) if layers is None else layers
-    if not 0 < blocks <= teacher.layers:
-        raise ConfigError(
-            f"a student cut from this teacher has 1 to {teacher.layers} layers; got {blocks}"
-        )
-    return replace(teacher, layers=blocks)
-
-
-def attends(config: Any) -> bool:
-    """Whether queries, keys and values of a model of a configuration may be made of its states."""
-    return config.model_type in MADE_OF_STATES
+    kind = kind_of(problem_type_of(config), sizes.outputs) if of.rows == "document" else None
+    known = CacheSpec(
+        task=of,
+        label_kind=(kind or TOKENS).name,
+        signals=parse_all(signals),
+        shape=sizes,
+        labelled=1,
+        documents=2,
+    )
+    found = {recipe.name: unserved(recipe, known, cut(sizes, layers)) for recipe in recipes}
+    return {name: why for name, why in found.items() if why}
 
 
 def unserved(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
@@ -132,15 +120,16 @@ def unserved(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
     cache = replace(cache, reworded=by_words)  # such a recipe is for a tokenizer of one's own
     student = trained(recipe, student)
     try:
-        for stage in recipe.in_stages():
-            Objective(
-                stage.losses,
-                cache,
-                replace(student, peers=peers),
-                stage.schedules,
-                teaching=stage.teaching,
-                inputs=stage.inputs,
-            )
+        for prefix, stage in zip(recipe.prefixes, recipe.in_stages(), strict=True):
+            with of_stage(prefix):
+                Objective(
+                    stage.losses,
+                    cache,
+                    replace(student, peers=peers),
+                    stage.schedules,
+                    teaching=stage.teaching,
+                    inputs=stage.inputs,
+                )
     except ConfigError as error:
         return str(error)
     return _unread(recipe)
@@ -156,127 +145,3 @@ def _unread(recipe: Recipe) -> str:
                 f"holds: --set {of}data.example_weights.file=FILE, the corpus of the cache"
             )
     return ""
-
-
-def trained(recipe: Recipe, student: ModelSizes) -> ModelSizes:
-    """Sizes of what a recipe trains of a student: twice the layers where it shares them."""
-    return replace(student, layers=2 * student.layers) if recipe.student.get("shared") else student
-
-
-def signals_for(
-    recipes: Iterable[Recipe],
-    task: Task,
-    student: ModelSizes,
-    teacher: ModelSizes,
-    projected: bool = False,
-) -> list[str]:
-    """The signals that serve all of some recipes in the fewest bytes a token.
-
-    Args:
-        recipes: their losses that are on; numbers of a schedule are what they start with.
-        student: sizes of the student, whose depth decides on layers; of one that shares its blocks
-            those that it has parameters of.
-        teacher: sizes of the teacher.
-        projected: whether queries, keys and values may be made of hidden states (`attention`).
-
-    Returns:
-        Signals as `--signal` takes them.
-
-    Raises ConfigError if a loss does not fit two models of these sizes, or no signal serves it.
-    """
-    matches = [
-        match
-        for recipe in recipes
-        for stage in recipe.in_stages()
-        for name, loss in stage.losses.items()
-        if is_on(name, loss, stage.schedules)
-        for match in wanted_of(loss, trained(recipe, student), teacher, first=True)
-        if match.teacher not in NOT_CACHED
-    ]
-    soft = _soft([match.use for match in matches if match.use is not None], task, teacher.outputs)
-    places: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
-    for match in matches:
-        if match.use is None and match.teacher.how is None:
-            places[_place(match, task)] |= (
-                set() if match.teacher.layer is None else {match.teacher.layer}
-            )
-    kept = soft + _attributions(matches)
-    ways = [kept + _texts(places)]
-    if projected and _layers(places, PROJECTED):
-        ways.append(kept + _projected(places, teacher))
-    return min(ways, key=lambda texts: _token_bytes(texts, task, teacher))
-
-
-def _token_bytes(texts: Sequence[str], task: Task, teacher: ModelSizes) -> int:
-    """Bytes that each token takes; what a document has one row of does not tell ways apart."""
-    specs = [s for signal in parse_all(texts).values() for s in signal.arrays(task, teacher)]
-    return sum(
-        math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize
-        for spec in specs
-        if spec.space == "token"
-    )
-
-
-def _place(match: Match, task: Task) -> tuple[str, str]:
-    """The tap and the positions that a match reads; where a loss takes any, those of the logits."""
-    name = match.teacher.name
-    own = "cls" if task.rows == "document" else "all"
-    return name, (match.positions or own) if TAP_KINDS[name].per == "token" else ""
-
-
-def _soft(uses: Sequence[SoftUse], task: Task, outputs: int) -> list[str]:
-    """The soft labels that a task stores by default, or the first that lack nothing."""
-    if not uses:
-        return []
-    for text in (*task.signals, *SOFT):
-        signal: Any = parse(text)
-        if LOGITS in signal.gives() and not any(signal.lacks(use, outputs) for use in uses):
-            return [text]
-    raise ConfigError("no soft labels serve all of these recipes: make a cache for each")
-
-
-def _attributions(matches: Iterable[Match]) -> list[str]:
-    """A signal for every way that attributions are taken, all but the first under a name."""
-    ways = list(dict.fromkeys(m.teacher for m in matches if m.teacher.how is not None))
-    return [
-        f"{f'{tap.name}-{place}=' if place else ''}{tap.name}:{settings_text(tap.how.settings())}"
-        for place, tap in enumerate(ways)
-        if tap.how is not None
-    ]
-
-
-def _layers(places: Places, taps: Iterable[str]) -> set[int]:
-    return {layer for (tap, _), layers in places.items() if tap in taps for layer in layers}
-
-
-def _projected(places: Places, teacher: ModelSizes) -> list[str]:
-    """Queries, keys and values made of the hidden states before them, and all else as it is."""
-    layers = sorted(_layers(places, PROJECTED))
-    rest = {place: found for place, found in places.items() if place[0] not in PROJECTED}
-    group = ",group=64" if teacher.hidden % 64 == 0 else ""
-    made = f"attention:layers={layers_text(layers)}{group}"
-    return [*_texts(rest, {layer - 1 for layer in layers}), made]
-
-
-def _texts(places: Places, there: Set[int] = frozenset()) -> list[str]:
-    """A signal for each tap and its positions; hidden states `there` are those of all tokens."""
-    texts: list[str] = []
-    named: set[str] = set()
-    for (tap, positions), layers in sorted(places.items()):
-        left = layers - _elsewhere(places, tap, positions, there)
-        if layers and not left:
-            continue
-        options = [f"layers={layers_text(sorted(left))}"] if left else []
-        options += [f"positions={positions}"] if positions else []
-        name = f"{tap}-{positions}=" if tap in named else ""
-        named.add(tap)
-        texts.append(name + ":".join(filter(None, [tap, ",".join(options)])))
-    return texts
-
-
-def _elsewhere(places: Places, tap: str, positions: str, there: Set[int]) -> set[int]:
-    """Layers whose tokens at some positions are picked out of others that are stored."""
-    if positions not in SERVES["all"]:
-        return set()
-    found = set(there) if tap == "hidden" else set()
-    return found if positions == "all" else found | places.get((tap, "all"), set())

@@ -68,6 +68,7 @@ class Run:
     Args:
         recipe: of one stage.
         stage: its name; "" of a recipe without stages.
+        prefix: what its settings begin with, such as "stages.hidden."; "" likewise.
         standing: where the training that is resumed stands, if it is in this stage.
         chooses: whether the weights are chosen on the dev set; else its documents are left out.
         resumed: whether the training goes on, in this stage or an earlier one.
@@ -86,6 +87,7 @@ class Run:
         chooses: bool,
         progress: Progress,
         mixture: Mixture,
+        prefix: str = "",
         module: torch.nn.Module | None = None,
         trust_remote_code: bool = False,
         resumed: bool = False,
@@ -93,7 +95,7 @@ class Run:
     ) -> None:
         self.mixture = mixture
         self.cache, self.recipe, self.folder = cache, recipe, folder
-        self.stage, self.standing = stage, standing
+        self.stage, self.prefix, self.standing = stage, prefix, standing
         self.place = place_of(folder, stage)
         self.checkpoint, self.resumed = standing.checkpoint, resumed
         self.spec = student_spec(recipe, module, trust_remote_code=trust_remote_code)

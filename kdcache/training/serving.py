@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, said_of
 from kdcache.losses.base import Loss
 from kdcache.losses.binding import bind
 from kdcache.losses.bound import BoundLoss
@@ -48,7 +48,7 @@ def serve(
     on = {name: loss for name, loss in losses.items() if is_on(name, loss, schedules)}
     if not on:
         raise ConfigError("every loss of the recipe has weight 0; give one of them a weight")
-    hard = [name for name, loss in on.items() if labels_only(loss.matches(student, cache.shape))]
+    hard = [name for name, loss in on.items() if _labels_only(name, loss, cache, student)]
     served, notes = (on, []) if cache.labelled else _without(hard, on)
 
     def told(name: str, loss: Loss) -> BoundLoss:
@@ -61,6 +61,11 @@ def serve(
     bound = {name: told(name, loss) for name, loss in served.items()}
     notes += [*_notes(bound, student), *_lone(bound, teaching)]
     return Served(served, bound, changing, notes, served.keys() <= set(hard))
+
+
+def _labels_only(name: str, loss: Loss, cache: CacheSpec, student: ModelSizes) -> bool:
+    with said_of(f"losses.{name}"):
+        return labels_only(loss.matches(student, cache.shape))
 
 
 def _notes(bound: Mapping[str, BoundLoss], student: ModelSizes) -> list[str]:

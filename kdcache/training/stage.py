@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdcache.errors import ConfigError, one_of
+from kdcache.errors import ConfigError, one_of, saying
 from kdcache.losses.schedules import Schedules
 from kdcache.losses.teachers import Teaching
 from kdcache.manifest import Json
@@ -48,6 +49,7 @@ class Stage:
             the layer's pairs of the losses' layer maps.
         layer: the block that is trained, 1 the lowest, with the embeddings; 0: all of the student.
         below: what the learning rate is multiplied by below that block; 0: nothing moves there.
+        of: the progressive stage that it stands for a layer of; "": none.
     """
 
     name: str
@@ -62,6 +64,12 @@ class Stage:
     progressive: bool = False
     layer: int = 0
     below: float = 1.0
+    of: str = field(default="", compare=False)
+
+    @property
+    def prefix(self) -> str:
+        """What its settings begin with."""
+        return f"stages.{self.of or self.name}."
 
     def __post_init__(self) -> None:
         if self.layer < 0 or not (0 <= self.below <= 1):
@@ -119,6 +127,11 @@ def _stage(table: Json, number: int) -> Stage:
     balance = balance_of(table.get("balance"), f"{prefix}balance")
     own = {"balance": balance, "inputs": inputs_of(table.get("inputs"), f"{prefix}inputs")}
     return make(Stage, {**table, **read, **own}, f"stages.{name}")
+
+
+def of_stage(prefix: str) -> AbstractContextManager[None]:
+    """Let a refusal call losses what `--set` does: `prefix` is such as "stages.hidden."."""
+    return saying(lambda text: re.sub(r"(?<![\w./])losses\.", f"{prefix}losses.", text))
 
 
 def stage_table(tables: Any, name: str) -> Json:

@@ -30,6 +30,7 @@ from kdcache.training.mixture import Mixture
 from kdcache.training.parts import Parts
 from kdcache.training.progressive import by_layer
 from kdcache.training.recipe import Recipe
+from kdcache.training.refusals import with_all_signals
 from kdcache.training.result import joined_logs, joined_metrics
 from kdcache.training.run import Run
 from kdcache.training.run_folder import (
@@ -50,6 +51,7 @@ from kdcache.training.run_folder import (
     write_json,
 )
 from kdcache.training.scale import RUN, scale_record
+from kdcache.training.stage import of_stage
 from kdcache.training.weighing import weights_record
 
 MAPS = "projections.safetensors"
@@ -116,22 +118,24 @@ class Stages:
     def _run(self, number: int) -> Run:
         """The run of a stage."""
         standing = self.standing
-        here = number == standing.done
-        run = Run(
-            self.cache,
-            self.parts,
-            self.recipe.in_stages()[number],
-            self.folder,
-            stage=self.names[number],
-            standing=standing if here else Standing(standing.done),
-            chooses=number == len(self.names) - 1,
-            progress=self.asked_progress,
-            mixture=self.mixture,
-            module=self.module,
-            trust_remote_code=self.trusted,
-            resumed=standing.begun,
-            dev=self.dev,
-        )
+        here, prefix = number == standing.done, self.recipe.prefixes[number]
+        with of_stage(prefix), with_all_signals(self.recipe, self.mixture.caches):
+            run = Run(
+                self.cache,
+                self.parts,
+                self.recipe.in_stages()[number],
+                self.folder,
+                stage=self.names[number],
+                prefix=prefix,
+                standing=standing if here else Standing(standing.done),
+                chooses=number == len(self.names) - 1,
+                progress=self.asked_progress,
+                mixture=self.mixture,
+                module=self.module,
+                trust_remote_code=self.trusted,
+                resumed=standing.begun,
+                dev=self.dev,
+            )
         self.dev = run.dev
         return run
 

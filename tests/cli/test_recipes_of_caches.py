@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdcache.store import Cache
 from kdcache.training.recipe import load_recipe
-from kdcache.training.requirements import signals_of_teacher
+from kdcache.training.wanted_signals import signals_of_teacher
 from kdcache_cli.shipped import read_recipes
 
 TASK = "text-classification"

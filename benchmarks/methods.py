@@ -45,7 +45,7 @@ from kdcache.demo.steps import size_of
 from kdcache.manifest import Json
 from kdcache.signals import parse_all
 from kdcache.training.recipe import Recipe, load_recipe
-from kdcache.training.requirements import signals_of_teacher
+from kdcache.training.wanted_signals import signals_of_teacher
 
 LAYERS, STEPS = (3, 6), 300
 NEW = "bilstm"
@@ -116,9 +116,9 @@ class Study:
         """Where notes on this teacher are; those on others, as other machines teach it, beside."""
         return RESULTS / self.name / self.teacher[:8]
 
-    def kept(self, recipe: str, notes: Path | None = None) -> Json:
-        """What was found of a recipe so far, with this teacher or in other notes; {} if nothing."""
-        note = (notes or self._notes) / f"{recipe}.json"
+    def kept(self, recipe: str) -> Json:
+        """What was found of a recipe so far; {} if nothing."""
+        note = self._notes / f"{recipe}.json"
         found: Json = json.loads(note.read_text("utf-8")) if note.is_file() else {}
         return found
 
@@ -220,36 +220,26 @@ class Study:
         return float(np.mean([one["step_seconds_median"] for one in each.values()]))
 
     def summary(self) -> Json:
-        """A row for each recipe: bytes a document, cost of a step, scores and paired gains.
-
-        A recipe that this teacher has not taught yet has a row of another's notes, which says so.
-        """
-        every = {name: notes for name in recipes() if (notes := self._notes_of(name))}
-        found = {name: notes for name, notes in every.items() if "right" in self.kept(name, notes)}
-        refused = every.keys() - found.keys()
+        """A row for each recipe: bytes a document, cost of a step, scores and paired gains."""
+        every = {name: found for name in recipes() if (found := self.kept(name))}
+        trained = {name: found for name, found in every.items() if "right" in found}
+        beside = {name: trained[name] for name in BESIDE if name in trained}
         budget = {"steps": STEPS, "batch": BATCH, "rates": self.rates}
         return {
             "student": self.trial.new or {"layers": LAYERS},
             **budget,
             "teacher": self._notes.name,
-            "recipes": {name: self._row(name, notes) for name, notes in found.items()},
-            "refused": {name: self.kept(name, every[name])["refused"] for name in sorted(refused)},
+            "recipes": {name: self._row(one, beside) for name, one in trained.items()},
+            "refused": {n: every[n]["refused"] for n in sorted(every.keys() - trained.keys())},
         }
 
-    def _notes_of(self, name: str) -> Path | None:
-        """The notes that have a recipe, this teacher's before others."""
-        others = sorted(self._notes.parent.glob("*/"))
-        return next((notes for notes in (self._notes, *others) if self.kept(name, notes)), None)
-
-    def _row(self, name: str, notes: Path) -> Json:
-        one, cache, domains = self.kept(name, notes), self.trial.cache, self.trial.domains
-        beside = {other: self.kept(other, notes) for other in BESIDE if other != name}
+    def _row(self, one: Json, beside: Mapping[str, Json]) -> Json:
+        cache, domains = self.trial.cache, self.trial.domains
         plain, whole = (
             sizes(cache.plan, signals, cache.shape)["total"]
             for signals in ({}, parse_all(one["signals"]))
         )
         row = {
-            "teacher": notes.name,
             "rate": one["rate"],
             "dev": spread(one["dev"]),
             "bytes_a_document": (whole - plain + one["bytes_beside"]) / len(cache.plan.docs),
@@ -263,7 +253,7 @@ class Study:
             row[f"{where}_gains"] = {
                 other: paired(right(found["right"], scored), hits)
                 for other, found in beside.items()
-                if found
+                if other != one["recipe"]
             }
         return row
 

@@ -27,7 +27,7 @@ from tests.pages import DOCS, blocks, prose, run_python
 from tests.test_codecs import outputs_of, rows_of
 
 PAGE = DOCS / "format.md"
-MADE = ["cache", "masked_cache", "causal_cache", "named"]
+MADE = ["cache", "masked_cache", "every_token", "causal_cache", "named"]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,23 @@ def named(tmp_path_factory: pytest.TempPathFactory, classifier: Path, corpus: Pa
         signals=signals,
         limit=12,
         part_tokens=256,
+    )
+
+
+@pytest.fixture(scope="module")
+def every_token(
+    tmp_path_factory: pytest.TempPathFactory, masked_lm: Path, prose_file: Path
+) -> Cache:
+    """What a masked language model says of every token of masked texts."""
+    return kdcache.build(
+        prose_file,
+        teacher=masked_lm,
+        task="masked-lm-all",
+        out=tmp_path_factory.mktemp("every") / "cache",
+        signals=["logits:topk,k=8,fraction=0.5", "hidden:layers=2,positions=masked"],
+        limit=12,
+        max_length=48,
+        part_tokens=512,
     )
 
 

@@ -66,8 +66,8 @@ def saying(change: Callable[[str], str]) -> Iterator[None]:
 
 
 def said_of(what: str) -> AbstractContextManager[None]:
-    """Let a refusal out of this block begin with what it is of, unless it says so itself."""
-    return saying(lambda text: text if what in text else f"{what}: {text}")
+    """Let a refusal out of this block begin with what it is of."""
+    return saying(lambda text: f"{what}: {text}")
 
 
 LISTED = 24  # names a message lists; of more, only the near ones

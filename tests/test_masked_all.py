@@ -99,7 +99,7 @@ def test_distilbert_learns_from_all_tokens_and_resumes(
 
 
 def test_a_student_is_scored_by_the_task_it_was_trained_for(
-    caches: tuple[Cache, Cache], prose_file: Path, tmp_path: Path
+    caches: tuple[Cache, Cache], prose_file: Path, masked_lm: Path, tmp_path: Path
 ) -> None:
     for cache in caches:
         out = kdcache.train(
@@ -109,6 +109,8 @@ def test_a_student_is_scored_by_the_task_it_was_trained_for(
         scores = kdcache.evaluate(out, prose_file, limit=12, cache=cache, progress=False)
         assert scores["task"] == cache.plan.task.name
         assert scores["teacher_rows"]["documents"] > 0
+    own = kdcache.evaluate(masked_lm, prose_file, limit=12, cache=caches[1], progress=False)
+    assert own["teacher_rows"]["agreement"] == 1  # the teacher itself, of which no note tells
     other = caches[0]
     with pytest.raises(ConfigError, match=r"is for masked-lm-all; the cache .* is for masked-lm$"):
         kdcache.evaluate(out, prose_file, limit=12, cache=other, progress=False)

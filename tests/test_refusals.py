@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 import kdcache
 from kdcache.errors import ConfigError
+from kdcache.losses.lacking import LackingError
 from kdcache.store import Cache
 from kdcache.training.recipe import load_recipe
 
@@ -35,7 +39,8 @@ def test_a_cache_of_the_signals_that_a_refusal_names_serves_the_recipe(
     recipe: str, hidden: Cache, corpus: Path, classifier: Path, tmp_path: Path
 ) -> None:
     told = refusal(hidden, recipe, tmp_path / "no")
-    signals = re.findall(r"--signal (\S+)", told.partition(f"all that recipe {recipe} needs: ")[2])
+    assert told.endswith(f", all that recipe {recipe} needs")
+    signals = [text.rstrip(",") for text in re.findall(r"--signal (\S+)", told)]
     assert signals
     cache = kdcache.build(
         corpus, teacher=classifier, task=TASK, out=tmp_path / "all", signals=signals, limit=24
@@ -71,7 +76,7 @@ def test_a_student_that_does_not_attend_is_refused_for_a_loss(
     hidden: Cache, tmp_path: Path
 ) -> None:
     told = refusal(hidden, "minilmv2", tmp_path / "no", student="bilstm")
-    assert told.startswith("stages.relations.losses.relations")
+    assert told.startswith("stages.relations.losses.relations of the student: the model gives no ")
 
 
 def test_of_two_caches_a_refusal_names_the_one_that_lacks(
@@ -82,3 +87,21 @@ def test_of_two_caches_a_refusal_names_the_one_that_lacks(
             [hidden, cache], recipe="hidden", out=tmp_path / "no", init_from_teacher=(2, 4)
         )
     assert str(refused.value).startswith(f"{hidden.path}: losses.hidden: layer map 'uniform' needs")
+
+
+@pytest.mark.parametrize("name", ["cache", "losses.zarr", "my-losses.zarr"])
+def test_a_folder_is_named_whatever_it_is_called(
+    name: str, cache: Cache, hidden: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(cache.path, name)
+    with pytest.raises(ConfigError) as refused:
+        kdcache.train([name, hidden], recipe="mobilebert", out="no", init_from_teacher=(2, 4))
+    assert str(refused.value).startswith(f"{name}: stages.layer.losses.")
+
+
+def test_a_refusal_is_told_to_another_process() -> None:
+    error = LackingError("it lacks", "", cast(Any, None), cast(Any, None))
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, ConfigError)
+    assert str(again) == "it lacks"

@@ -166,11 +166,11 @@ Seed = Annotated[
 ]
 MaskProbability = Annotated[
     float | None,
-    typer.Option(metavar="P", help="Share of tokens masked, for masked-lm (0.15)."),
+    typer.Option(metavar="P", help="Share of tokens masked, by tasks that mask (0.15)."),
 ]
 Views = Annotated[
     int | None,
-    typer.Option(metavar="N", help="How often masked-lm masks each document anew (1)."),
+    typer.Option(metavar="N", help="How often a task that masks masks each document anew (1)."),
 ]
 For = Annotated[
     str | None,

@@ -96,6 +96,7 @@ def _for(
         raise ConfigError(
             "--for chooses the signals: leave --signal out, or --for and give all signals"
         )
+    from kdcache.tasks import as_task
     from kdcache.training.recipe import load_recipe
     from kdcache.training.requirements import beside_signals
     from kdcache.training.wanted_signals import signals_of_teacher
@@ -104,7 +105,8 @@ def _for(
     found = signals_of_teacher(named, teacher, task, layers)
     told = " ".join(f"--signal {text}" for text in found)
     print(told or "no signal is needed: those of the task will do", file=sys.stderr)
-    for name, why in beside_signals(named, found, teacher, task, layers).items():
+    kept = found or as_task(task).signals
+    for name, why in beside_signals(named, kept, teacher, task, layers).items():
         print(f"{name} wants more than these signals: {why}", file=sys.stderr)
     return found
 

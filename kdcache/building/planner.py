@@ -41,8 +41,8 @@ class PlanOptions(TypedDict, total=False):
             modelling cuts them into windows. Default 128.
         part_tokens: most tokens a part may hold, the work lost when a build is killed (262,144).
         seed: of the documents' order and the masks.
-        mask_probability: share of tokens masked-lm masks (0.15).
-        views: for masked-lm, how often each document is masked anew (1).
+        mask_probability: share of tokens that tasks which mask do mask (0.15).
+        views: for tasks that mask, how often each document is masked anew (1).
     """
 
     text_columns: Sequence[str]

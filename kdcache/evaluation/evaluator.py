@@ -94,10 +94,10 @@ def evaluate(
     else:
         shared = SharedTeacher(teacher)
     source = None if shared is None else shared.source
-    task = _task(model, source, columns, trust_remote_code)
+    known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
+    task = _task(model, source, known, columns, trust_remote_code)
     if predictions is not None:
         _require_predicted(task, Path(predictions), file)
-    known = cache if isinstance(cache, Cache) or cache is None else open_cache(cache)
     known = as_read_by(known, model)
     reading = Reading(
         text_columns=text_columns,
@@ -140,10 +140,14 @@ def evaluate(
 
 
 def _task(
-    model: str | Path, teacher: str | Path | None, columns: Sequence[str], trusted: bool
+    model: str | Path,
+    teacher: str | Path | None,
+    cache: Cache | None,
+    columns: Sequence[str],
+    trusted: bool,
 ) -> Task:
     """The task of a model that can be scored, and sliced by columns where there are any."""
-    task = task_of(model, trust_remote_code=trusted)
+    task = task_of(model, cache, trust_remote_code=trusted)
     outputs = classes_of(model, task, trust_remote_code=trusted)
     task.require(outputs.names or [])
     if task.labelled:

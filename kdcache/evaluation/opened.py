@@ -111,14 +111,17 @@ def documents_of(
     return open_documents(file, task, _options(trained, task, reading), texts_of(trained))
 
 
-def task_of(model: str | Path, *, trust_remote_code: bool = False) -> Task:
+def task_of(
+    model: str | Path, cache: Cache | None = None, *, trust_remote_code: bool = False
+) -> Task:
     """The task of a model folder, from its architecture, and of several that which it was trained
-    for; ModelError if it is none of ours.
+    for, or that of the cache it is compared with; ModelError if it is none of ours.
     """
     heads = load_config(model, trust_remote_code=trust_remote_code).architectures or []
     able = {t.name: t for head in heads for t in TASKS.values() if head.endswith(t.heads)}
     if able:
-        return able.get(trained_task(model), next(iter(able.values())))
+        known = trained_task(model) or ("" if cache is None else cache.plan.config.task)
+        return able.get(known, next(iter(able.values())))
     raise ModelError(f"{model} is a {', '.join(heads) or 'model without a head'}: not for any task")
 
 

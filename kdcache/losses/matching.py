@@ -9,7 +9,7 @@ from kdcache.errors import ConfigError, said_of
 from kdcache.losses.base import LABELS, PEERS, Loss, Match, layers_text
 from kdcache.losses.bound import Bound
 from kdcache.losses.cache_spec import CacheSpec
-from kdcache.losses.lacking import LackingError
+from kdcache.losses.lacking import LackingError, layers_of, signal_for
 from kdcache.plans.batch import Rows
 from kdcache.signals import (
     LOGITS,
@@ -22,8 +22,7 @@ from kdcache.signals import (
     Tap,
     holder,
 )
-from kdcache.signals.attention import PROJECTED
-from kdcache.signals.base import check_positions, settings_text
+from kdcache.signals.base import check_positions
 from kdcache.signals.positions import positions_of
 from kdcache.tasks import RowSpace, Subset
 
@@ -49,6 +48,7 @@ class Matching(NamedTuple):
     def bind(self, match: Match) -> Bound:
         if match.teacher in NOT_CACHED:
             return NOT_CACHED[match.teacher](self, match)
+        self._check_given(match)
         name, signal = self._signal(match)
         self._check_use(match, signal)
         self._check_layers(match, signal)
@@ -70,6 +70,12 @@ class Matching(NamedTuple):
             arrays=tuple(f"{name}/{s.name}" for s in specs if s.read_for(match.teacher)),
             project=self._project(match),
         )
+
+    def _check_given(self, match: Match) -> None:
+        """See to it that a student that declares what it gives does, before a cache is asked."""
+        if self.student.declared is not None:
+            with said_of(f"losses.{self.name} of the student"):
+                self.student.width(match.student.name, match.student.layer)
 
     def _labels(self, match: Match) -> Bound:
         outputs, classes = self.student.outputs, self.cache.shape.outputs
@@ -133,36 +139,16 @@ class Matching(NamedTuple):
         raw = match.use is not None and match.use.raw
         called = "raw logits" if raw else CALLED.get(tap.name, tap.name)
         named = f" under the name {match.signal}" if match.signal else ""
+        asked = f"--signal {signal_for(match, self.matches, self.cache.task)}"
         raise self._lacking(
-            f" needs {called}{named}; the cache holds {self.cache.held()}: build one with --signal "
-            f"{self._build(match)}"
+            f"losses.{self.name} needs {called}{named}; the cache holds {self.cache.held()}: build "
+            f"one with {asked}",
+            asked,
         )
 
-    def _lacking(self, text: str) -> LackingError:
-        """A refusal of a cache that does not hold what the loss needs."""
-        return LackingError(f"losses.{self.name}{text}", self.cache, self.student)
-
-    def _build(self, match: Match) -> str:
-        """The signal to build for a match."""
-        tap, options = match.teacher, []
-        name = f"{match.signal}=" if match.signal else ""
-        if match.use is not None:
-            return f"{name}logits:dense" + ("" if match.use.raw else f" or {name}logits:topk")
-        if tap.how is not None:
-            return f"{name}{tap.name}:{settings_text(tap.how.settings())}"
-        if tap.name in PROJECTED:
-            layers = {m.teacher.layer for m in self.matches if m.teacher.name in PROJECTED}
-            return f"{name}attention:layers={layers_text(sorted(filter(None, layers)))}"
-        if tap.layer is not None:
-            options.append(f"layers={layers_text(self._layers(tap.name))}")
-        if TAP_KINDS[tap.name].per == "token":
-            options.append(f"positions={match.positions or 'cls'}")
-        return ":".join(filter(None, [name + tap.name, ",".join(options)]))
-
-    def _layers(self, name: str) -> list[int]:
-        """The layers that its matches read of one tap of the teacher."""
-        layers = {match.teacher.layer for match in self.matches if match.teacher.name == name}
-        return sorted(layer for layer in layers if layer is not None)
+    def _lacking(self, text: str, asked: str) -> LackingError:
+        """A refusal of a cache that does not hold what the loss needs; ends with what is asked."""
+        return LackingError(text, asked, self.cache, self.student)
 
     def _check_use(self, match: Match, signal: Signal) -> None:
         """See to it that soft labels are what the loss makes of them."""
@@ -173,9 +159,11 @@ class Matching(NamedTuple):
             raise ConfigError(f"losses.{self.name}: {cache.labels.no_divergence}")
         lacks = cast(SoftSignal, signal).lacks(match.use, cache.shape.outputs)
         if match.use.raw and lacks:
+            asked = "--signal logits:dense"
             raise self._lacking(
-                f" {lacks}; the cache holds {cache.held()}: use the loss kl, or build a cache with "
-                "--signal logits:dense"
+                f"losses.{self.name} {lacks}; the cache holds {cache.held()}: use the loss kl, or "
+                f"build a cache with {asked}",
+                asked,
             )
         if lacks:
             raise ConfigError(
@@ -193,22 +181,28 @@ class Matching(NamedTuple):
         if match.teacher.how is not None:
             held = next(tap.how for tap in signal.gives() if tap.name == match.teacher.name)
             assert held is not None, "its taps are of one kind"
+            needed = signal_for(match, self.matches, self.cache.task)
+            asked = f"--signal {needed}"
             raise self._lacking(
-                f" needs {self._build(match)}; the cache holds {self.cache.held()}: set "
+                f"losses.{self.name} needs {needed}; the cache holds {self.cache.held()}: set "
                 f"losses.{self.name}.views={held.views} and losses.{self.name}.ig_steps="
-                f"{held.ig_steps}, or build a cache with --signal {self._build(match)}"
+                f"{held.ig_steps}, or build a cache with {asked}",
+                asked,
             )
         layers = [tap.layer for tap in signal.gives() if tap.name == match.teacher.name]
         there = [layer for layer in layers if layer is not None]
-        wanted = self._layers(match.teacher.name)
+        wanted = layers_of(self.matches, match.teacher.name)
         lacking = [layer for layer in wanted if layer not in there]
         map_ = getattr(self.loss, "layer_map", "")
         hint = self._hint("layer_map", self._pairs(match.teacher.name, there)) if map_ else ""
         hint += self._hint("teacher_layers", there)
+        needs = f": layer map {map_!r} needs" if map_ else " needs"
+        asked = f"layers={layers_text(wanted)}"
         raise self._lacking(
-            f"{f': layer map {map_!r}' if map_ else ''} needs teacher layers {layers_text(wanted)};"
-            f" the cache holds layers {layers_text(there)} (lacking {layers_text(lacking)}): {hint}"
-            f"build a cache with layers={layers_text(wanted)}"
+            f"losses.{self.name}{needs} teacher layers {layers_text(wanted)}; the cache holds "
+            f"layers {layers_text(there)} (lacking {layers_text(lacking)}): {hint}build a cache "
+            f"with {asked}",
+            asked,
         )
 
     def _pairs(self, tap: str, there: Sequence[int]) -> str:
@@ -232,10 +226,12 @@ class Matching(NamedTuple):
             return wanted
         part = f",fraction={fraction:g}" if fraction < 1 else ""
         hint = self._hint("positions", "cache")
+        asked = f"positions={wanted}"
         raise self._lacking(
-            f" needs {CALLED.get(match.teacher.name, match.teacher.name)} at positions={wanted}; "
-            f"the cache holds positions={stored}{part}: {hint}build a cache with "
-            f"positions={wanted}"
+            f"losses.{self.name} needs {CALLED.get(match.teacher.name, match.teacher.name)} at "
+            f"positions={wanted}; the cache holds positions={stored}{part}: {hint}build a cache "
+            f"with {asked}",
+            asked,
         )
 
     def check_shared(self, matches: Sequence[Bound]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from kdcache.errors import ConfigError, one_of, said_of
+from kdcache.errors import ConfigError, one_of, saying
 from kdcache.losses import LOSSES, Loss, Schedule
 from kdcache.losses.schedules import Schedules, moments
 from kdcache.losses.teachers import Teaching
@@ -58,7 +59,7 @@ def losses_of(tables: Any, owner: str, prefix: str = "") -> Json:
         rest = {key: value for key, value in values.items() if key not in own}
         losses[name], changing = _loss(name, rest, where)
         schedules |= {name: changing} if changing else {}
-        with said_of(where):
+        with _called(where):
             teaching |= {name: make(Teaching, told, where)} if told else {}
     return {"losses": losses, "schedules": schedules, "teaching": teaching}
 
@@ -66,8 +67,13 @@ def losses_of(tables: Any, owner: str, prefix: str = "") -> Json:
 def _loss(name: str, values: Json, where: str) -> tuple[Loss, Mapping[str, Schedule]]:
     kind = one_of("loss", str(values.get("kind", name)), LOSSES)
     plain = {key: value for key, value in values.items() if key != "kind"}
-    with said_of(where):
+    with _called(where):
         return scheduled(LOSSES[kind], plain, where)
+
+
+def _called(where: str) -> AbstractContextManager[None]:
+    """Let a refusal begin with whose table it is of, unless it says so itself."""
+    return saying(lambda text: text if where in text else f"{where}: {text}")
 
 
 def scheduled(kind: type[Made], plain: Json, where: str) -> tuple[Made, Mapping[str, Schedule]]:

@@ -24,9 +24,10 @@ def with_all_signals(recipe: Recipe, caches: Sequence[Cache]) -> Iterator[None]:
     try:
         yield
     except LackingError as error:
-        wanted = [f"--signal {text}" for text in _wanted(recipe, caches, error)]
-        if wanted and not str(error).endswith(wanted[0]):
-            error.args = (f"{error}; all that recipe {recipe.name} needs: {' '.join(wanted)}",)
+        wanted = " ".join(f"--signal {text}" for text in _wanted(recipe, caches, error))
+        if wanted:
+            way = str(error).removesuffix(error.asked)
+            error.args = (f"{way}{wanted}, all that recipe {recipe.name} needs",)
         raise
 
 

@@ -121,7 +121,7 @@ def unserved(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
     student = trained(recipe, student)
     try:
         for prefix, stage in zip(recipe.prefixes, recipe.in_stages(), strict=True):
-            with of_stage(prefix):
+            with of_stage(prefix, stage.losses):
                 Objective(
                     stage.losses,
                     cache,

@@ -129,9 +129,10 @@ def _stage(table: Json, number: int) -> Stage:
     return make(Stage, {**table, **read, **own}, f"stages.{name}")
 
 
-def of_stage(prefix: str) -> AbstractContextManager[None]:
+def of_stage(prefix: str, losses: Losses) -> AbstractContextManager[None]:
     """Let a refusal call losses what `--set` does: `prefix` is such as "stages.hidden."."""
-    return saying(lambda text: re.sub(r"(?<![\w./])losses\.", f"{prefix}losses.", text))
+    named = re.compile(rf"(?<![\w./-])losses\.(?=(?:{'|'.join(losses)})\b)")
+    return saying(lambda text: named.sub(f"{prefix}losses.", text))
 
 
 def stage_table(tables: Any, name: str) -> Json:

@@ -119,11 +119,12 @@ class Stages:
         """The run of a stage."""
         standing = self.standing
         here, prefix = number == standing.done, self.recipe.prefixes[number]
-        with of_stage(prefix), with_all_signals(self.recipe, self.mixture.caches):
+        recipe = self.recipe.in_stages()[number]
+        with of_stage(prefix, recipe.losses), with_all_signals(self.recipe, self.mixture.caches):
             run = Run(
                 self.cache,
                 self.parts,
-                self.recipe.in_stages()[number],
+                recipe,
                 self.folder,
                 stage=self.names[number],
                 prefix=prefix,

@@ -89,8 +89,13 @@ def signals_for(
 def signals_wanted(
     recipe: Recipe, task: Task, student: ModelSizes, teacher: ModelSizes, projected: bool = False
 ) -> list[str]:
-    """As `signals_for` one recipe, of a student whose sizes are those of what is trained."""
-    return _fewest(_matches(recipe, student, teacher), task, teacher, projected)
+    """As `signals_for` one recipe, of a student whose sizes are those of what is trained.
+
+    None where a loss names its signal.
+    """
+    matches = _matches(recipe, student, teacher)
+    named = any(match.signal for match in matches)
+    return [] if named else _fewest(matches, task, teacher, projected)
 
 
 def _matches(recipe: Recipe, student: ModelSizes, teacher: ModelSizes) -> list[Match]:

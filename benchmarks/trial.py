@@ -19,7 +19,7 @@ from kdcache.manifest import Json
 from kdcache.store import Cache
 from kdcache.students import Together
 from kdcache.training.recipe import Recipe
-from kdcache.training.requirements import signals_of_teacher
+from kdcache.training.wanted_signals import signals_of_teacher
 
 BATCH = 32
 CHOOSING = 1000  # the seed settings are chosen with, which no result is of
@@ -41,14 +41,18 @@ class Trial:
 
     Attributes:
         layers: of the teacher, that every student starts as.
-        steps: that a student is trained for, of BATCH documents.
+        steps: that a student is trained for.
+        batch: documents of a step.
         new: a student of new weights in the place of these layers, such as "bilstm".
+        resume: whether a training goes on that was stopped, and else begins anew.
     """
 
     out: Path
     layers: tuple[int, ...]
     steps: int
     new: str = ""
+    resume: bool = False
+    batch: int = BATCH
 
     def prepare(self, data: Path, recipes: Sequence[Recipe]) -> Trial:
         """Make what is not there yet: SST-2 of a folder, and a cache that serves the recipes.
@@ -100,7 +104,7 @@ class Trial:
         caches: Sequence[Path] = (),
         student: Path | Together | str = "",
     ) -> Trained:
-        """Train a student of the budget into a folder that is made anew.
+        """Train a student of the budget into the folder `student`.
 
         Args:
             caches: what it is trained from, in the place of the trial's.
@@ -111,13 +115,14 @@ class Trial:
         stages = recipe.prefixes
         each = {"max_steps": self.steps // len(stages), "learning_rate": rate}
         own = [f"{of}training.{name}={value}" for of in stages for name, value in each.items()]
-        shutil.rmtree(self.out / "student", ignore_errors=True)
+        if not self.resume:
+            shutil.rmtree(self.out / "student", ignore_errors=True)
         together, dev = isinstance(student, Together), self.out / "dev.csv"
         result = kdcache.train(
             list(caches) or self.out / "cache.zarr", recipe=recipe, out=self.out / "student",
-            seed=seed, batch_size=BATCH, student=student or None,
+            seed=seed, batch_size=self.batch, student=student or None,
             init_from_teacher=None if student else self.layers, dev=None if together else dev,
-            progress=False, overrides=[*own, *overrides],
+            progress=False, overrides=[*own, *overrides], resume=self.resume,
         )  # fmt: skip
         if not together:
             best = result.metrics["dev"]["best"]["value"]

@@ -97,7 +97,8 @@ def with_pieces(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str)
     folder = trial.out / "pieces"
     if not folder.exists():
         with (trial.out / "train.csv").open(encoding="utf-8") as file:
-            texts = [row["text"] for row in csv.DictReader(file)]
+            rows = list(csv.DictReader(file))
+        texts = [text for row in rows for name, text in row.items() if name != "label"]
         theirs = AutoTokenizer.from_pretrained(trial.out / "teacher")
         theirs.train_new_from_iterator(texts, PIECES).save_pretrained(folder)
     return trial.train(recipe, rate, seed, f"student.tokenizer={folder}", *off)
@@ -107,12 +108,15 @@ def in_rounds(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -
     """Half of the steps at the texts; the others there and at points up the student's error."""
     half = replace(trial, steps=trial.steps // 2)
     warm, points = trial.out / "warm", trial.out / "points.zarr"
-    for place in (warm, points):
-        shutil.rmtree(place, ignore_errors=True)
-    shutil.move(half.train(recipe, rate, seed, *off).folder, warm)
-    kdcache.ascend(
-        trial.cache, teacher=trial.out / "teacher", student=warm, out=points, progress=False
-    )
+    if not trial.resume:
+        for place in (warm, points):
+            shutil.rmtree(place, ignore_errors=True)
+    if not warm.exists():
+        shutil.move(half.train(recipe, rate, seed, *off).folder, warm)
+        kdcache.ascend(
+            trial.cache, teacher=trial.out / "teacher", student=warm, out=points, progress=False
+        )
+        half = replace(half, resume=False)
     caches = [trial.out / "cache.zarr", points]
     return half.train(recipe, rate, seed, *off, caches=caches, student=warm)
 

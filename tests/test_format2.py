@@ -93,9 +93,8 @@ def decoded(cache: Cache, docs: Any) -> dict[str, Any]:
 def test_it_holds_every_codec_task_and_type_of_row(old: Path) -> None:
     views = [view for name in CACHES for view in views_of(old, name).values()]
     assert {view.manifest["format"] for view in views} == {2}
-    assert {view.plan.config.task for view in views} == {*TASKS} - {
-        "token-classification"
-    }  # a later one
+    later = {"token-classification", "masked-lm-all"}
+    assert {view.plan.config.task for view in views} == {*TASKS} - later
     signals = [signal for view in views for signal in view.signals.values()]
     assert {signal.codec for signal in signals} == CODECS
     hidden = [signal for signal in signals if isinstance(signal, Hidden)]

@@ -91,6 +91,37 @@ def gained_rows(study: str) -> Iterator[Row]:
         )
 
 
+PLACES = {"mrpc": "MRPC", "banking77": "Banking77"}
+"""What places are called that have a name."""
+
+
+def everywhere_head() -> Row:
+    """The places that recipes were taken to."""
+    return "same answers without its own, %", *(PLACES.get(p, p) for p in _places())
+
+
+def _places() -> Json:
+    """What was found, by place; a place that nobody was at is left out."""
+    found = result("everywhere")["places"]
+    return {name: place["recipes"] for name, place in found.items() if place["recipes"]}
+
+
+def everywhere_rows() -> Iterator[Row]:
+    """What of a recipe's answers stays without its own, place by place."""
+    places = _places()
+    for name in sorted({name for place in places.values() for name in place}):
+        yield f"`{name}`", *(_kept(place.get(name)) for place in places.values())
+
+
+def _kept(found: Json | None) -> str:
+    """A number; "trains" where nothing else is left to compare with; "" where it is refused."""
+    if found is None or "refused" in found:
+        return ""
+    if not found["same_bits"]:
+        return "not resumed alike"
+    return _number(found["agreement_without"], 1, 100) or "trains"
+
+
 def combined_rows() -> Iterator[Row]:
     """What kinds of losses gave on each layer map, with the weights that dev chose."""
     return rows(result("loss_map_weight"))

@@ -20,7 +20,16 @@ from page_parts import (
     STORE,
     Table,
 )
-from page_recipes import GAINED, NEW_ON_SST2, ON_SST2, combined_rows, gained_rows, recipes_rows
+from page_recipes import (
+    GAINED,
+    NEW_ON_SST2,
+    ON_SST2,
+    combined_rows,
+    everywhere_head,
+    everywhere_rows,
+    gained_rows,
+    recipes_rows,
+)
 from page_rows import (
     GAINS,
     bytes_rows,
@@ -147,6 +156,7 @@ ALL = (
         Table(RECIPES, "What each bought", name, (student, *GAINED), partial(gained_rows, name))
         for name, student in (("methods", ON_SST2), ("methods_new", NEW_ON_SST2))
     ),
+    Table(RECIPES, "On other corpora", "everywhere", everywhere_head, everywhere_rows),
     Table(RECIPES, "Losses, maps and weights", "loss_map_weight", COLUMNS, combined_rows),
     Table(SCALE, "What grew", "memory", SCALE_HEAD, scale_rows),
     Table(OTHERS, "What was asked", COMPARISON, ("asked", "meaning"), questions_rows),

@@ -1,0 +1,411 @@
+"""Every recipe on every kind of corpus: whether it trains, resumes, and changes the student.
+
+    python benchmarks/everywhere.py --data FOLDER --masked MODEL [--place NAME ...]
+
+FOLDER holds mrpc, banking77, sst2 and wikitext2, MODEL a masked language model with the tokens of
+MiniLM. For each place (pairs of sentences, 77 classes, values, masked tokens) a teacher of six
+layers is taught, or MODEL taken, and run once. Every recipe trains two of its layers for a few
+steps. Training is stopped by SIGTERM behind its first checkpoint, in a process of its own, and
+resumed in this one: the weights are to be those of the training that nobody stopped, bit for bit.
+It is done once more without what is the recipe's own, to see whether that changes what a student
+says.
+A recipe that refuses a place is recorded with its words.
+
+Written is results/everywhere.json; every recipe's result is kept in --out, so that a run that is
+stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from methods import LAYERS, without_own
+from record import save
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+from trial import TASK, Trained, Trial
+from trial_ways import Way, beside_texts, ways
+
+import kdcache
+from kdcache.demo.encoder import encoder_folder
+from kdcache.manifest import Json
+from kdcache.training.recipe import Recipe, load_recipe
+from kdcache.training.requirements import beside_signals
+from kdcache.training.wanted_signals import signals_of_teacher
+from kdcache_cli.shipped import read_recipes
+
+RATE = 6e-4
+TRAIN, DEV, TEST = 600, 100, 400  # documents at most
+WAIT, NAP = 300.0, 0.05  # seconds until a training has a checkpoint, and between two looks
+NEAR = 0.01  # values are the same that lie so near each other, in their standard deviations
+MASKED = 0.15
+STOPPED = -signal.SIGINT  # what a script ends with that SIGTERM made raise KeyboardInterrupt
+SEVERAL = ("mt-bert", "skdbert", "rl-kd")
+"""Recipes that are for several teachers, and get two where students are classifiers."""
+Row = dict[str, Any]
+
+
+def _pairs(data: Path) -> list[Row]:
+    lines = (data / "mrpc" / "train.tsv").read_text("utf-8-sig").splitlines()[1:]
+    cells = [line.split("\t") for line in lines]
+    names = ("different", "same")
+    return [{"sentence1": c[3], "sentence2": c[4], "label": names[int(c[0])]} for c in cells]
+
+
+def _intents(data: Path) -> list[Row]:
+    with (data / "banking77" / "train.csv").open(encoding="utf-8", newline="") as file:
+        return [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)]
+
+
+def _values(data: Path) -> list[Row]:
+    """Sentences and the logarithm of how many words they have: values of our own making."""
+    lines = (data / "sst2" / "train.tsv").read_text("utf-8").splitlines()[1:]
+    texts = [line.split("\t")[0].strip() for line in lines]
+    return [{"text": text, "label": f"{np.log2(len(text.split())):.3f}"} for text in texts]
+
+
+def _paragraphs(data: Path) -> list[Row]:
+    lines = (data / "wikitext2" / "valid.txt").read_text("utf-8").splitlines()
+    return [{"text": line.strip()} for line in lines if len(line.split()) > 20]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A corpus and the task on it.
+
+    Attributes:
+        rows: of the folder of all corpora, which are shuffled and cut.
+        task: of teacher and students.
+        teach: options of `kdcache.teach`; None: the masked language model is the teacher.
+        train: documents.
+        steps: that a student is trained for.
+        batch: documents of a step.
+        values: whether it gives numbers, which have no divergence.
+        second: whether several tasks are this one and the first.
+        settings: of recipes, by name, that would take too long here as they ship.
+    """
+
+    rows: Callable[[Path], list[Row]]
+    task: str = TASK
+    teach: Mapping[str, Any] | None = field(default_factory=dict)
+    train: int = TRAIN
+    steps: int = 48
+    batch: int = 8
+    values: bool = False
+    second: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+PLACES = {
+    "mrpc": Place(rows=_pairs, teach={"epochs": 3}),
+    "banking77": Place(
+        rows=_intents,
+        teach={"epochs": 8},
+        train=1500,
+        second=True,
+        settings={"ad-kd": "losses.attribution.views=one"},
+    ),
+    "values": Place(
+        rows=_values, teach={"epochs": 3, "label_type": "float"}, values=True, batch=32
+    ),
+    "masked tokens": Place(rows=_paragraphs, task="masked-lm", teach=None),
+}
+
+
+def _taught(place: Place, folder: Path, masked: Path, seed: int) -> Path:
+    if place.teach is None:
+        return masked
+    out = folder.parent
+    kdcache.teach(
+        encoder_folder(), out / "train.csv", out=folder, dev=out / "dev.csv",
+        learning_rates=1.5e-4, class_weights="none", seed=seed, progress=False, **place.teach,
+    )  # fmt: skip
+    return folder
+
+
+def _fits(recipe: Recipe, *asked: Any) -> bool:
+    """Whether signals of one teacher serve a recipe."""
+    try:
+        return not beside_signals([recipe], signals_of_teacher([recipe], *asked), *asked)
+    except kdcache.KdcacheError:
+        return False
+
+
+def of_two(
+    place: Place, trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str
+) -> Trained:
+    """From two teachers, the second taught with another seed."""
+
+    def make(out: Path) -> None:
+        second = _taught(place, trial.out / "second", Path(), seed=1)
+        several = [load_recipe(name) for name in SEVERAL]
+        kdcache.build(
+            trial.out / "cache.zarr", teacher=second, task=place.task, out=out,
+            signals=signals_of_teacher(several, second, place.task, len(LAYERS)), progress=False,
+        )  # fmt: skip
+
+    return trial.train(recipe, rate, seed, *off, caches=[beside_texts(trial, "second", make)])
+
+
+def with_heads(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
+    """A head for this place and one for the first, which is there."""
+    places = {"here": trial.out, "first": trial.out.parent / next(iter(PLACES))}
+    caches = {head: out / "cache.zarr" for head, out in places.items()}
+    settings = [f"training.max_steps={trial.steps}", f"training.learning_rate={rate}", *off]
+    result = kdcache.train(
+        caches, recipe=recipe, out=trial.out / "student", seed=seed, batch_size=trial.batch,
+        init_from_teacher=trial.layers, progress=False, overrides=settings, resume=trial.resume,
+    )  # fmt: skip
+    return Trained(folder=result.folder / "here", dev=0.0, metrics=result.metrics)
+
+
+class Said(NamedTuple):
+    """What a student says of the test documents: answers [N], and probabilities [N, C] if any."""
+
+    answers: Any
+    chances: Any = None
+
+    def beside(self, other: Said) -> Json:
+        """Share of answers that are the same, and how far probabilities are apart: half of the sum
+        of differences, mean over documents.
+        """
+        if self.answers.dtype.kind == "f":
+            near = abs(self.answers - other.answers) < NEAR * self.answers.std()
+            return {"agreement_without": float(near.mean())}
+        same = float(np.mean(self.answers == other.answers))
+        if self.chances is None:
+            return {"agreement_without": same}
+        apart = float(abs(self.chances - other.chances).sum(1).mean() / 2)
+        return {"agreement_without": same, "probability_moved": apart}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trip:
+    """What is done with the recipes at a place."""
+
+    name: str
+    out: Path
+    masked: Path
+
+    @property
+    def place(self) -> Place:
+        return PLACES[self.name]
+
+    def way(self, recipe: str) -> Way:
+        found = dict(ways(self.masked))
+        if self.place.teach is not None:
+            found |= dict.fromkeys(SEVERAL, Way(train=partial(of_two, self.place)))
+        if self.place.second:
+            found["mkd"] = Way(train=with_heads)
+        return found.get(recipe, Way())
+
+    def recipe(self, name: str) -> Recipe:
+        """As its way has it, without soft labels where the teacher gives values."""
+        recipe = load_recipe(name, self.way(name).overrides)
+        off = [
+            f"{of}losses.{loss}.weight=0"
+            for of, stage in zip(recipe.prefixes, recipe.in_stages(), strict=True)
+            for loss in stage.losses
+            if loss == "kl" and self.place.values and len(stage.losses) > 1
+        ]
+        return load_recipe(recipe, [*off, *filter(None, [self.place.settings.get(name)])])
+
+    def prepare(self, data: Path) -> None:
+        """Make the corpus, the teacher and the cache, if they are not there."""
+        out, place = self.out, self.place
+        if (out / "ready").is_file():
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        rows = place.rows(data)
+        random.Random(0).shuffle(rows)
+        ends = (0, DEV, DEV + TEST, DEV + TEST + place.train)
+        for name, start, stop in zip(("dev", "test", "train"), ends, ends[1:], strict=False):
+            with (out / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows[start:stop])
+        teacher = _taught(place, out / "teacher", self.masked, seed=0)
+        asked: Any = (teacher, place.task, len(LAYERS))
+        recipes = [one for one in map(self.recipe, read_recipes()) if _fits(one, *asked)]
+        kdcache.build(
+            out / "train.csv", teacher=teacher, task=place.task, out=out / "cache.zarr",
+            signals=signals_of_teacher(recipes, *asked), keep_teacher_weights=True, progress=False,
+        )  # fmt: skip
+        (out / "ready").touch()
+
+    def train(self, name: str, *off: str, resume: bool = False) -> Path:
+        """Train by a recipe, which writes a few checkpoints; the folder of the student."""
+        recipe = self.recipe(name)
+        each = max(1, self.place.steps // len(recipe.prefixes) // 2)
+        kept = {"save_strategy": "steps", "save_steps": each}
+        own = [
+            f"{of}training.{key}={value}" for of in recipe.prefixes for key, value in kept.items()
+        ]
+        trial = Trial(
+            out=self.out,
+            layers=LAYERS,
+            steps=self.place.steps,
+            batch=self.place.batch,
+            resume=resume,
+        )
+        return self.way(name).train(trial, recipe, RATE, 0, *own, *off).folder
+
+    def visit(self, name: str) -> Json:
+        """What there is to say of a recipe here."""
+        note = self.out / "notes" / f"{name}.json"
+        if note.is_file():
+            found: Json = json.loads(note.read_text("utf-8"))
+            return found
+        begun = time.perf_counter()
+        try:
+            found = self._tried(name)
+        except kdcache.KdcacheError as error:
+            found = {"refused": str(error).replace(f"{self.out}/", "")}
+        found["seconds"] = time.perf_counter() - begun
+        note.parent.mkdir(exist_ok=True)
+        note.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        return found
+
+    def _tried(self, name: str) -> Json:
+        said = self._said(self.train(name))
+        whole = self._weights()
+        stopped = self._stopped(name)
+        self.train(name, resume=True)
+        found: Json = {
+            "stopped": stopped,
+            "same_bits": stopped == STOPPED and self._weights() == whole,
+            "agreement_without": None,
+        }
+        off = without_own(self.recipe(name))
+        if off:
+            found |= said.beside(self._said(self.train(name, *off)))
+        return found
+
+    def _weights(self) -> dict[str, str]:
+        """Digests of all weights that a training has left."""
+        student = self.out / "student"
+        return {
+            str(path.relative_to(student)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(student.rglob("*.safetensors"))
+        }
+
+    def _child(self, name: str) -> subprocess.Popen[bytes]:
+        asked = [
+            "--data",
+            ".",
+            "--place",
+            self.name,
+            "--recipe",
+            name,
+            "--masked",
+            str(self.masked),
+        ]
+        log = (self.out / "child.log").open("ab")
+        return subprocess.Popen(
+            [sys.executable, __file__, *asked, "--out", str(self.out.parent), "--child"],
+            stdout=log, stderr=log,
+        )  # fmt: skip
+
+    def _stopped(self, name: str) -> int:
+        """Train in a process that is sent SIGTERM when it has a checkpoint; its exit status."""
+        shutil.rmtree(self.out / "student", ignore_errors=True)
+        before = time.time()
+        child = self._child(name)
+        while child.poll() is None and time.time() - before < WAIT:
+            with suppress(FileNotFoundError):  # of a checkpoint that gives way to the next
+                if any((self.out / "student").rglob("trainer_state.json")):
+                    child.send_signal(signal.SIGTERM)
+                    break
+            time.sleep(NAP)
+        return child.wait()
+
+    def _said(self, student: Path) -> Said:
+        if self.place.teach is None:
+            return Said(np.array(_words(student, self.out / "test.csv")))
+        path = self.out / "predictions.csv"
+        kdcache.evaluate(student, self.out / "test.csv", predictions=path, progress=False)
+        with path.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if self.place.values:
+            return Said(np.array([float(row["prediction"]) for row in rows]))
+        chances = [[float(v) for k, v in row.items() if k.startswith("probab")] for row in rows]
+        return Said(np.array([row["prediction"] for row in rows]), np.array(chances))
+
+
+@torch.no_grad()
+def _words(student: Path, file: Path) -> list[int]:
+    """The likeliest tokens at masked places of some paragraphs."""
+    model = AutoModelForMaskedLM.from_pretrained(student).eval()
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    draw = random.Random(0)
+    said: list[int] = []
+    with file.open(encoding="utf-8") as rows:
+        texts = [row["text"] for row in csv.DictReader(rows)]
+    for text in texts:
+        ids = tokenizer(text, truncation=True, max_length=128)["input_ids"]
+        hidden = [place for place in range(1, len(ids) - 1) if draw.random() < MASKED]
+        asked = torch.tensor([ids])
+        asked[0, hidden] = tokenizer.mask_token_id
+        said += model(input_ids=asked).logits[0, hidden].argmax(-1).tolist()
+    return said
+
+
+def main() -> None:
+    """Go to every place with every recipe, and write what there is."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of corpora")
+    parser.add_argument("--masked", type=Path, required=True, help="a masked language model")
+    parser.add_argument("--out", type=Path, default=Path("everywhere"))
+    parser.add_argument("--place", action="append", choices=list(PLACES))
+    parser.add_argument("--recipe", action="append", choices=list(read_recipes()))
+    parser.add_argument("--report", action="store_true", help="only write what was finished")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    names = given.recipe or list(read_recipes())
+    trips = [
+        Trip(name=place, out=given.out.resolve() / place.replace(" ", "-"), masked=given.masked)
+        for place in given.place or PLACES
+    ]
+    if given.child:
+        trips[0].train(names[0])
+        return
+    for trip in trips if not given.report else ():
+        trip.prepare(given.data)
+        for name in names:
+            found = trip.visit(name)
+            print(trip.name, name, json.dumps(found), flush=True)
+    if given.place or given.recipe:
+        return
+    found = {
+        trip.name: {
+            "steps": trip.place.steps,
+            "batch": trip.place.batch,
+            "recipes": {
+                name: trip.visit(name)
+                for name in names
+                if (trip.out / "notes" / f"{name}.json").is_file()
+            },
+        }
+        for trip in trips
+    }
+    save("everywhere", {"rate": RATE, "places": found})
+
+
+if __name__ == "__main__":
+    main()

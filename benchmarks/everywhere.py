@@ -27,19 +27,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from everywhere_places import PLACES, Place
 from methods import LAYERS, without_own
 from record import save
 from transformers import AutoModelForMaskedLM, AutoTokenizer
-from trial import TASK, Trained, Trial
+from trial import Trained, Trial
 from trial_ways import Way, beside_texts, ways
 
 import kdcache
@@ -51,81 +51,13 @@ from kdcache.training.wanted_signals import signals_of_teacher
 from kdcache_cli.shipped import read_recipes
 
 RATE = 6e-4
-TRAIN, DEV, TEST = 600, 100, 400  # documents at most
+DEV, TEST = 100, 400  # documents
 WAIT, NAP = 300.0, 0.05  # seconds until a training has a checkpoint, and between two looks
 NEAR = 0.01  # values are the same that lie so near each other, in their standard deviations
 MASKED = 0.15
 STOPPED = -signal.SIGINT  # what a script ends with that SIGTERM made raise KeyboardInterrupt
 SEVERAL = ("mt-bert", "skdbert", "rl-kd")
 """Recipes that are for several teachers, and get two where students are classifiers."""
-Row = dict[str, Any]
-
-
-def _pairs(data: Path) -> list[Row]:
-    lines = (data / "mrpc" / "train.tsv").read_text("utf-8-sig").splitlines()[1:]
-    cells = [line.split("\t") for line in lines]
-    names = ("different", "same")
-    return [{"sentence1": c[3], "sentence2": c[4], "label": names[int(c[0])]} for c in cells]
-
-
-def _intents(data: Path) -> list[Row]:
-    with (data / "banking77" / "train.csv").open(encoding="utf-8", newline="") as file:
-        return [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)]
-
-
-def _values(data: Path) -> list[Row]:
-    """Sentences and the logarithm of how many words they have: values of our own making."""
-    lines = (data / "sst2" / "train.tsv").read_text("utf-8").splitlines()[1:]
-    texts = [line.split("\t")[0].strip() for line in lines]
-    return [{"text": text, "label": f"{np.log2(len(text.split())):.3f}"} for text in texts]
-
-
-def _paragraphs(data: Path) -> list[Row]:
-    lines = (data / "wikitext2" / "valid.txt").read_text("utf-8").splitlines()
-    return [{"text": line.strip()} for line in lines if len(line.split()) > 20]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """A corpus and the task on it.
-
-    Attributes:
-        rows: of the folder of all corpora, which are shuffled and cut.
-        task: of teacher and students.
-        teach: options of `kdcache.teach`; None: the masked language model is the teacher.
-        train: documents.
-        steps: that a student is trained for.
-        batch: documents of a step.
-        values: whether it gives numbers, which have no divergence.
-        second: whether several tasks are this one and the first.
-        settings: of recipes, by name, that would take too long here as they ship.
-    """
-
-    rows: Callable[[Path], list[Row]]
-    task: str = TASK
-    teach: Mapping[str, Any] | None = field(default_factory=dict)
-    train: int = TRAIN
-    steps: int = 48
-    batch: int = 8
-    values: bool = False
-    second: bool = False
-    settings: Mapping[str, str] = field(default_factory=dict)
-
-
-PLACES = {
-    "mrpc": Place(rows=_pairs, teach={"epochs": 3}),
-    "banking77": Place(
-        rows=_intents,
-        teach={"epochs": 8},
-        train=1500,
-        second=True,
-        settings={"ad-kd": "losses.attribution.views=one"},
-    ),
-    "values": Place(
-        rows=_values, teach={"epochs": 3, "label_type": "float"}, values=True, batch=32
-    ),
-    "masked tokens": Place(rows=_paragraphs, task="masked-lm", teach=None),
-}
 
 
 def _taught(place: Place, folder: Path, masked: Path, seed: int) -> Path:
@@ -306,19 +238,10 @@ class Trip:
         }
 
     def _child(self, name: str) -> subprocess.Popen[bytes]:
-        asked = [
-            "--data",
-            ".",
-            "--place",
-            self.name,
-            "--recipe",
-            name,
-            "--masked",
-            str(self.masked),
-        ]
+        asked = ["--data", ".", "--masked", str(self.masked), "--out", str(self.out.parent)]
         log = (self.out / "child.log").open("ab")
         return subprocess.Popen(
-            [sys.executable, __file__, *asked, "--out", str(self.out.parent), "--child"],
+            [sys.executable, __file__, *asked, "--place", self.name, "--recipe", name, "--child"],
             stdout=log, stderr=log,
         )  # fmt: skip
 

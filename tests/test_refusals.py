@@ -27,9 +27,9 @@ def hidden(tmp_path_factory: pytest.TempPathFactory, corpus: Path, classifier: P
 
 
 def refusal(cache: Cache, recipe: str, out: Path, *overrides: str, student: str = "") -> str:
-    made = {"student": student} if student else {"init_from_teacher": (2, 4)}
+    made: dict[str, Any] = {"student": student} if student else {"init_from_teacher": (2, 4)}
     with pytest.raises(ConfigError) as refused:
-        kdcache.train(cache, recipe=recipe, out=out, overrides=overrides, device="cpu", **made)  # type: ignore[arg-type]
+        kdcache.train(cache, recipe=recipe, out=out, overrides=overrides, device="cpu", **made)
     assert not out.exists()
     return str(refused.value)
 

@@ -44,9 +44,13 @@ def signal_for(match: Match, matches: Sequence[Match], task: Task) -> str:
     if tap.layer is not None:
         options.append(f"layers={layers_text(layers_of(matches, tap.name))}")
     if TAP_KINDS[tap.name].per == "token":
-        own = "cls" if task.rows == "document" else "all"
-        options.append(f"positions={match.positions or own}")
+        options.append(f"positions={positions_for(match, task)}")
     return ":".join(filter(None, [name + tap.name, ",".join(options)]))
+
+
+def positions_for(match: Match, task: Task) -> str:
+    """The positions that a match reads; where its loss takes any, those of the task's logits."""
+    return match.positions or ("cls" if task.rows == "document" else "all")
 
 
 def layers_of(matches: Sequence[Match], *taps: str) -> list[int]:

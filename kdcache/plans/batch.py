@@ -290,7 +290,7 @@ def _add_selected(batch: Batch, plan: Plan, docs: Docs, width: int) -> Array:
         _require_below(most, labels[known(labels)], "masked_label")
     else:
         _require_below(plan.config.tokenizer["vocab_size"], labels, "masked_label")
-    return plan.at_rows(docs, labels)
+    return plan.at_rows(docs, labels, positions)
 
 
 def _require_below(limit: int | Array, values: Array, column: str) -> None:

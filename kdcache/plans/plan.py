@@ -171,18 +171,21 @@ class Plan:
         reader: Any = self.columns["masked_label"]
         return self.at_rows(docs, reader.read(*self.spans(docs, "selected")))
 
-    def at_rows(self, docs: npt.NDArray[np.int64], labels: Array) -> Array:
+    def at_rows(
+        self, docs: npt.NDArray[np.int64], labels: Array, positions: Array | None = None
+    ) -> Array:
         """Labels of the selected tokens of documents where the task's rows are: of every token
-        there is one, IGNORE_INDEX where it is not selected.
+        there is one, IGNORE_INDEX where it is not selected. `positions` are theirs; None: read.
         """
         if self.task.rows == "selected":
             return labels
-        reader: Any = self.columns["masked_position"]
+        if positions is None:
+            reader: Any = self.columns["masked_position"]
+            positions = reader.read(*self.spans(docs, "selected"))
         lens, counts = (self.spans(docs, space)[1] for space in ("token", "selected"))
         starts = np.cumsum(lens) - lens
         found = np.full(int(lens.sum(dtype=np.int64)), IGNORE_INDEX, np.int64)
-        at = np.repeat(starts, counts) + reader.read(*self.spans(docs, "selected"))
-        found[at] = labels
+        found[np.repeat(starts, counts) + positions] = labels
         return found
 
     @cached_property

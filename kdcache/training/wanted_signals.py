@@ -14,6 +14,7 @@ import numpy as np
 from kdcache.errors import ConfigError, said_of
 from kdcache.losses.base import Match, layers_text
 from kdcache.losses.binding import wanted_of
+from kdcache.losses.lacking import positions_for
 from kdcache.losses.matching import NOT_CACHED, SERVES
 from kdcache.losses.schedules import is_on
 from kdcache.models.auto import load_config
@@ -138,10 +139,9 @@ def _token_bytes(texts: Sequence[str], task: Task, teacher: ModelSizes) -> int:
 
 
 def _place(match: Match, task: Task) -> tuple[str, str]:
-    """The tap and the positions that a match reads; where a loss takes any, those of the logits."""
+    """The tap and the positions that a match reads; "" of a tap that has none."""
     name = match.teacher.name
-    own = "cls" if task.rows == "document" else "all"
-    return name, (match.positions or own) if TAP_KINDS[name].per == "token" else ""
+    return name, positions_for(match, task) if TAP_KINDS[name].per == "token" else ""
 
 
 def _soft(uses: Sequence[SoftUse], task: Task, outputs: int) -> list[str]:

@@ -78,9 +78,18 @@ def topk_kl_case(
 
 
 def hidden_mse_case(
-    h: int, dtype: str, codes: str, *, groups: int = 1, normalize: str = "none"
+    h: int,
+    dtype: str,
+    codes: str,
+    *,
+    groups: int = 1,
+    normalize: str = "none",
+    alike: bool = False,
 ) -> Case:
-    """hidden_mse of rows of `h` columns; codes of bytes are int8 (`i8`) or e4m3 (`u8`)."""
+    """hidden_mse of rows of `h` columns; codes of bytes are int8 (`i8`) or e4m3 (`u8`).
+
+    Rows that are `alike` have one weight.
+    """
     held = _triton.tile(groups, h // groups)
     constants = {
         "G": groups,
@@ -88,12 +97,13 @@ def hidden_mse_case(
         "MODE": hidden_mse.MODES[normalize],
         "FP8": codes == "u8",
         "HAS_SCALE": codes == "i8",
+        "ALIKE": alike,
         "NEED_GRAD": True,
         "R": held.rows,
         "BLOCK_G": held.groups,
         "BLOCK_Q": held.width,
     }
-    name = f"hidden_mse H={h} G={groups} {dtype} {codes} {normalize}"
+    name = f"hidden_mse H={h} G={groups} {dtype} {codes} {normalize}" + alike * " alike"
     types = {"student": dtype, "gradient": dtype, "codes": codes}
     return Case(name, hidden_mse.rows_kernel, types, constants, held.num_warps)
 
@@ -160,7 +170,8 @@ def cases(target: int) -> Iterator[Case]:
         yield topk_kl_case(target, v, "bf16")
     yield topk_kl_case(target, 30522, "fp32")
     yield topk_kl_case(target, 30522, "bf16", labels=True, temperature=2)
-    yield hidden_mse_case(768, "bf16", "i8")
+    for alike in (False, True):
+        yield hidden_mse_case(768, "bf16", "i8", alike=alike)
     yield layer_costs_case("costs", 768, "bf16", "i8")
     yield layer_costs_case("gradient", 768, "bf16", "i8")
     yield quantize_case(768, 6, "bf16")

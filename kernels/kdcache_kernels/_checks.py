@@ -77,6 +77,13 @@ def checked_weight(weight: Tensor | None, like: Tensor, owner: str, name: str = 
     return weight if weight.dtype == dtype else weight.to(dtype)
 
 
+def mean_weight(like: Tensor) -> Tensor:
+    """1/N for every row of `like`: one number in memory, seen N times."""
+    rows = like.shape[:-1]
+    each = torch.full((), 1.0 / max(rows.numel(), 1), dtype=compute_dtype(like), device=like.device)
+    return each.expand(rows)
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Precision of the arithmetic: float64 for float64 input, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

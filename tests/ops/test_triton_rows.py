@@ -23,9 +23,11 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BF16_STEP = 2.0**-8 if DEVICE == "cuda" else 2.0**-7
 
 
-def check_mse(d, normalize):
+def check_mse(d, normalize, alike=False):
     """Loss and gradient against those of float64; masked rows may hold anything."""
     moved = [None if x is None else x.to(DEVICE) for x in d.values()]
+    if alike:  # one weight in memory, seen by every row
+        moved[-1] = moved[-1][:1].expand(len(moved[-1]))
     loss, gradient = (x.cpu() for x in triton_mse.hidden_mse(*moved, normalize, True))
     student, codes, scale, weight = d.values()
     want_loss, want = mse.hidden_mse(
@@ -78,6 +80,17 @@ def test_masked_hidden_rows_are_not_read_and_get_exact_zeros(normalize, codes):
     assert not check_mse(d, normalize)[[0, 4]].any()
     d["weight"].zero_()
     assert not check_mse(d, normalize).any()
+
+
+@pytest.mark.parametrize("normalize", triton_mse.MODES)
+@pytest.mark.parametrize("codes", [torch.int8, torch.float32], ids=str)
+def test_rows_of_one_weight_are_those_of_equal_weights(normalize, codes):
+    d = mse.make_inputs(7, 70, codes_dtype=codes)
+    d["weight"].fill_(0.3)
+    assert torch.equal(check_mse(d, normalize, alike=True), check_mse(d, normalize))
+    d["student"][2] = math.nan
+    d["weight"].zero_()
+    assert not check_mse(d, normalize, alike=True).any()
 
 
 @pytest.mark.parametrize("normalize", triton_mse.MODES)

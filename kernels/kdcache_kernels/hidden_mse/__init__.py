@@ -13,6 +13,7 @@ from kdcache_kernels._checks import (
     compute_dtype,
     constant,
     gradient_dtype,
+    mean_weight,
     require_device,
     require_dtype,
     require_matrix,
@@ -78,7 +79,10 @@ def hidden_mse(
     _check(student, codes, scale, normalize)
     if weight is None and normalize == "none" and _few(student, FEW.get(codes.dtype, MOST)):
         return _errors(student, codes, scale, MEAN)
-    each = checked_weight(weight, student, "student")
+    if weight is None and not student.is_cpu:
+        each = mean_weight(student)  # rows need not wait for their weights then
+    else:
+        each = checked_weight(weight, student, "student")
     if normalize == "none" and _few(student, WEIGHTED) and plain((student, codes, scale, weight)):
         rows = _errors(student, codes, scale, EACH).mean(-1)
         loss = torch.dot(each.reshape(-1), rows.reshape(-1) if rows.dim() > 1 else rows)

@@ -44,6 +44,7 @@ def hidden_mse(
     gradient = torch.empty(shape, dtype=gradient_dtype(student), device=student.device)
     losses = torch.empty(n, dtype=torch.float32, device=student.device)
     fp8 = codes.dtype == torch.float8_e4m3fn
+    alike = weight.stride(0) == 0  # one number, seen N times
     s, t = rows_of(student), rows_of(codes.view(torch.uint8) if fp8 else codes)
     if n:
         with on_device(student):
@@ -51,7 +52,7 @@ def hidden_mse(
                 s,
                 t,
                 weight if scale is None else scale.contiguous(),
-                weight.contiguous(),
+                weight if alike else weight.contiguous(),
                 losses,
                 gradient,
                 n,
@@ -62,6 +63,7 @@ def hidden_mse(
                 MODE=MODES[normalize],
                 FP8=fp8,
                 HAS_SCALE=scale is not None,
+                ALIKE=alike,
                 NEED_GRAD=need_grad,
                 R=held.rows,
                 BLOCK_G=held.groups,
@@ -104,7 +106,7 @@ def rows_kernel(
     student_ptr: tl.tensor,  # [N, G * Q], rows of `stride`
     codes_ptr: tl.tensor,  # [N, G * Q], rows of `codes_stride`
     scale_ptr: tl.tensor,  # [N, G]
-    weight_ptr: tl.tensor,  # [N]
+    weight_ptr: tl.tensor,  # [N], or [1] with ALIKE
     losses_ptr: tl.tensor,  # [N]
     gradient_ptr: tl.tensor,  # [N, G * Q]
     N: tl.tensor,
@@ -115,26 +117,34 @@ def rows_kernel(
     MODE: tl.constexpr,
     FP8: tl.constexpr,
     HAS_SCALE: tl.constexpr,
+    ALIKE: tl.constexpr,
     NEED_GRAD: tl.constexpr,
     R: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ) -> None:
-    """Weighted losses and gradient of R rows."""
+    """Weighted losses and gradient of R rows.
+
+    A row of weight zero is not read, so rows wait for their weights; not where all are ALIKE.
+    """
     H: tl.constexpr = G * Q
     first = tl.program_id(0).to(tl.int64) * R
     i = first + tl.arange(0, R)
-    w = tl.load(weight_ptr + i, mask=i < N, other=0.0).to(tl.float32)
+    w = tl.load(weight_ptr + (i * 0 if ALIKE else i), mask=i < N, other=0.0).to(tl.float32)
     column, inside = grouped_columns(G, Q, BLOCK_G, BLOCK_Q)
     row = i[:, None, None]
-    live = (w != 0)[:, None, None] & inside  # a masked row is not read
+    counts = (w != 0)[:, None, None]
+    read = row < N if ALIKE else counts
+    live = read & inside
     s = tl.load(student_ptr + row * stride + column, mask=live, other=0.0).to(tl.float32)
     t = tl.load(codes_ptr + row * codes_stride + column, mask=live, other=0)
     t = from_e4m3(t) if FP8 else t.to(tl.float32)
     if HAS_SCALE:
         g = tl.arange(0, BLOCK_G)[None, :, None]
-        at = (w != 0)[:, None, None] & (g < G)
+        at = read & (g < G)
         t = t * tl.load(scale_ptr + row * G + g, mask=at, other=0.0).to(tl.float32)
+    if ALIKE:
+        s, t = tl.where(counts, s, 0.0), tl.where(counts, t, 0.0)
     factor = w[:, None, None] * (2.0 / H)
     if MODE != 0:
         s, inverse = normalized(s, live, H, MODE)

@@ -95,6 +95,7 @@ def train(
     tokenizer, metrics and loss curves.
     """
     layers = v.layers(init_from_teacher)
+    from kdcache.training.launch import leave_together
     from kdcache.training.train import train as run
 
     result = run(
@@ -124,6 +125,7 @@ def train(
         allow_partial=allow_partial,
         progress=context.obj,
     )
+    leave_together()
     if not result.wrote:
         return  # the first of several ranks tells
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -49,6 +50,15 @@ def require_together(args: transformers.TrainingArguments) -> None:
             f"{name} says that {size} processes train together, and transformers finds "
             f"{args.world_size}: {WAY_OUT}{hint}"
         )
+
+
+def leave_together() -> None:
+    """Leave the process group in a process that ends now: its threads abort one that ends with
+    them. What is spread over the group goes first: freed later, it waits for those threads.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        distributed.destroy_process_group()
 
 
 def _launched() -> tuple[str, int]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from kdcache_kernels.topk_kl import _triton_kernels, _triton_row
+from kdcache_kernels.topk_kl import _triton_kernels, _triton_row, _triton_support
 from kdcache_kernels.topk_kl._triton import Plan
 
 ROWS, K = 8192, 64
@@ -171,7 +171,7 @@ def parsed(listing: str) -> tuple[list[Instruction], dict[str, int]]:
     """The instructions in their order, and where each label points."""
     sources = {
         Path(str(module.__file__)).name: Path(str(module.__file__)).read_text("utf-8").split("\n")
-        for module in (_triton_kernels, _triton_row)
+        for module in (_triton_kernels, _triton_row, _triton_support)
     }
     code: list[Instruction] = []
     labels: dict[str, int] = {}

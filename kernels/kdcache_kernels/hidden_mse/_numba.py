@@ -14,17 +14,13 @@ from kdcache_kernels._numba import (
     Real,
     array_at,
     block_count,
-    clear,
     dense_rows,
     fast,
-    load_any_row,
-    load_row,
     parallel,
     prange,
-    round_row,
-    row_sum,
     rows_of,
 )
+from kdcache_kernels._numba_rows import clear, load_any_row, load_row, round_row, row_sum
 from kdcache_kernels.hidden_mse.reference import LAYERNORM_EPS
 
 NONE, L2, LAYERNORM = range(3)

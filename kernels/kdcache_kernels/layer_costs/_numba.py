@@ -15,16 +15,14 @@ from kdcache_kernels._numba import (
     Real,
     array_at,
     block_count,
-    clear,
     dense_rows,
     fast,
-    load_any_row,
     parallel,
     prange,
-    round_row,
     rows_of,
     same_blocks,
 )
+from kdcache_kernels._numba_rows import clear, load_any_row, round_row
 
 
 def layer_costs(

@@ -9,21 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache_kernels._numba import (
-    PIECE,
-    Real,
-    array_at,
-    block_count,
-    copy,
-    exp_part,
-    fast,
-    fill,
-    parallel,
-    pieces,
-    prange,
-    row_max,
-    rows_of,
-)
+from kdcache_kernels._numba import Real, array_at, block_count, fast, parallel, prange, rows_of
+from kdcache_kernels._numba_rows import PIECE, copy, exp_part, fill, pieces, row_max
 from kdcache_kernels.linear_kl.spec import Spec
 from kdcache_kernels.topk_kl.spec import DIVERGENCES
 

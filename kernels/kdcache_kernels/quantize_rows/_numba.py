@@ -13,11 +13,11 @@ from kdcache_kernels._numba import (
     dense_rows,
     exact,
     fast,
-    load_row,
     parallel,
     prange,
     rows_of,
 )
+from kdcache_kernels._numba_rows import load_row
 from kdcache_kernels.quantize_rows.reference import require_finite
 
 

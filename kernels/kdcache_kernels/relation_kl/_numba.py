@@ -13,20 +13,8 @@ from torch import Tensor
 
 from kdcache_kernels._buffer import empty
 from kdcache_kernels._checks import gradient_dtype
-from kdcache_kernels._numba import (
-    LOG2_E,
-    Real,
-    array_at,
-    block_count,
-    dense_rows,
-    exp2_32,
-    exp_part,
-    fast,
-    fill,
-    parallel,
-    prange,
-    row_max,
-)
+from kdcache_kernels._numba import Real, array_at, block_count, dense_rows, fast, parallel, prange
+from kdcache_kernels._numba_rows import LOG2_E, exp2_32, exp_part, fill, row_max
 from kdcache_kernels.relation_kl._numba_grams import by_grams
 from kdcache_kernels.relation_kl._numba_product import VECTOR, add_product
 from kdcache_kernels.relation_kl._numba_rows import (

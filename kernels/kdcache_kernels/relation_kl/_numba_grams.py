@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache_kernels._numba import Real, array_at, block_count, fast, fill, parallel, prange
+from kdcache_kernels._numba import Real, array_at, block_count, fast, parallel, prange
+from kdcache_kernels._numba_rows import fill
 from kdcache_kernels.relation_kl._numba_product import VECTOR, add_product, turn
 from kdcache_kernels.relation_kl._numba_rows import load, place, read_ahead, whole
 

@@ -7,7 +7,8 @@ document is read through once before its heads are, and then lies in a cache.
 import numpy as np
 from torch import Tensor
 
-from kdcache_kernels._numba import Real, array_at, fast, fill
+from kdcache_kernels._numba import Real, array_at, fast
+from kdcache_kernels._numba_rows import fill
 from kdcache_kernels.relation_kl._numba_product import VECTOR, turn
 
 KEPT = 2**22  # bytes of a document that are read ahead; a longer one would not stay in a cache

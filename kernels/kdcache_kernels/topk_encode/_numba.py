@@ -12,21 +12,15 @@ from torch import Tensor
 
 from kdcache_kernels._numba import (
     FP32,
-    PIECE,
     Real,
     block_count,
-    copy,
     dense_rows,
-    exponentials,
     fast,
-    fill,
-    load_row,
-    log_add,
-    log_sum,
     parallel,
     prange,
     rows_of,
 )
+from kdcache_kernels._numba_rows import PIECE, copy, exponentials, fill, load_row, log_add, log_sum
 
 HEIGHT = 16  # rows of the table
 LOWEST = -0x80000000

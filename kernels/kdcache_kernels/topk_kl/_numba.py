@@ -13,34 +13,35 @@ from torch import Tensor
 
 from kdcache_kernels._numba import (
     FP32,
-    PIECE,
     Real,
     array_at,
     block_count,
-    clear,
-    copy,
     dense_rows,
-    exponentials,
     fast,
-    fill,
-    load_row,
-    log_add,
-    log_sum,
     parallel,
-    pieces,
     prange,
-    round_row,
-    row_sum,
     rows_of,
 )
+from kdcache_kernels._numba_rows import (
+    PIECE,
+    clear,
+    copy,
+    exponentials,
+    load_row,
+    pieces,
+    round_row,
+    row_sum,
+)
 from kdcache_kernels.topk_kl import reference
+from kdcache_kernels.topk_kl._numba_support import (
+    GRAD,
+    by_piece,
+    hard_loss,
+    student_classes,
+    take_support,
+    teacher_classes,
+)
 from kdcache_kernels.topk_kl.spec import DIVERGENCES, TAILS, Spec, Teacher
-
-BUCKET, _, TRUNCATE = range(3)
-FORWARD, REVERSE, _ = range(3)
-
-# Rows of the [7, K + 1] float64 work area of one row's support, whose last column is the tail.
-X, LOG_P, P, LOG_Q, Q, PULL, GRAD = range(7)
 
 
 def topk_kl(
@@ -89,128 +90,6 @@ def topk_kl(
     if check and not ok:
         reference.check_ids(logits, teacher.ids, labels, weight, spec.ignore_index)
     return loss, soft, hard
-
-
-@fast()
-def _by_piece(ids: Any, v: int, pad: int, logprobs: Any, s: Any, first: Any, after: Any) -> bool:
-    """List the support of every piece, and the teacher's; False for ids out of range.
-
-    A list begins with the column `first[piece]`, `after` each comes `after[column]`; -1 ends it.
-    """
-    ok = True
-    for piece in range(first.size):
-        first[piece] = -1
-    for c in range(ids.size):
-        j = ids[c]
-        inside = 0 <= j < v
-        s[X, c] = -np.inf
-        s[LOG_P, c] = logprobs[c] if inside else -np.inf
-        ok = ok and (inside or j == pad)
-        if inside:
-            after[c] = first[j // PIECE]
-            first[j // PIECE] = c
-    return ok
-
-
-@fast()
-def _take_support(part: Any, start: int, ids: Any, s: Any, first: int, after: Any) -> bool:
-    """Move the support out of the piece that begins at `start`, leaving -inf; False for repeats."""
-    ok = True
-    c = first
-    while c >= 0:
-        s[X, c] = part[ids[c] - start]
-        c = after[c]
-    c = first
-    while c >= 0:
-        j = ids[c] - start
-        ok = ok and (part[j] != -np.inf or s[X, c] == -np.inf)
-        part[j] = -np.inf
-        c = after[c]
-    return ok
-
-
-@fast()
-def _teacher(s: Any, rest: Real, temperature: Real, mode: int) -> None:
-    """Turn the teacher's log-probabilities into those of its classes at this temperature."""
-    k = s.shape[1] - 1
-    total, base = log_sum(s[LOG_P, :k], 1.0 / temperature, s[P])
-    if mode == TRUNCATE and temperature == 1.0:
-        log_total = 0.0
-    else:
-        log_total = log_add(total, rest)
-        if log_total == -np.inf:  # no teacher at all: no soft loss
-            log_total = 0.0
-    share = np.exp(base - log_total)
-    for c in range(k):
-        s[LOG_P, c] = s[LOG_P, c] / temperature - log_total
-        s[P, c] *= share
-    s[LOG_P, k] = rest - log_total if mode == BUCKET else -np.inf
-    s[P, k] = np.exp(s[LOG_P, k])
-
-
-@fast()
-def _divergence(s: Any, kind: int) -> Real:
-    """Sum of D over the classes; fills in q dD/dq, up to a multiple of q."""
-    total = 0.0
-    for c in range(s.shape[1]):
-        lp, p, lq, q = s[LOG_P, c], s[P, c], s[LOG_Q, c], s[Q, c]
-        if kind == FORWARD:
-            total += p * (lp - lq) if p != 0.0 else 0.0
-            s[PULL, c] = -p
-        elif kind == REVERSE:
-            s[PULL, c] = q * (lq - lp) if q != 0.0 else 0.0
-            total += s[PULL, c]
-        else:
-            middle = np.log(p + q) - np.log(2.0)
-            s[PULL, c] = 0.5 * q * (lq - middle) if q != 0.0 else 0.0
-            total += s[PULL, c] + (0.5 * p * (lp - middle) if p != 0.0 else 0.0)
-    return total
-
-
-@fast()
-def _student(
-    s: Any, top: Real, mass: Real, temperature: Real, kind: int, factor: Real
-) -> tuple[Real, Real]:
-    """Return `T^2 D` and the gradient per unit of exp((x - top) / T) outside the support.
-
-    The gradient on the support goes to the work area; both are multiplied by `factor`.
-    """
-    k = s.shape[1] - 1
-    # The rest is summed on its own: 1 - sum(q) would cancel for a confident student.
-    lse_rest = top / temperature + np.log(mass) if mass != 0.0 else -np.inf
-    total, base = log_sum(s[X, :k], 1.0 / temperature, s[Q])
-    lse = log_add(total, lse_rest)
-    share = np.exp(base - lse)
-    for c in range(k):
-        s[LOG_Q, c] = s[X, c] / temperature - lse
-        s[Q, c] *= share
-    s[LOG_Q, k] = lse_rest - lse
-    s[Q, k] = np.exp(s[LOG_Q, k])
-    loss = temperature * temperature * _divergence(s, kind)
-    if factor == 0.0:
-        fill(s[GRAD], 0.0)
-        return loss, 0.0
-    pulls = 0.0
-    for c in range(k + 1):
-        pulls += s[PULL, c]
-    for c in range(k + 1):
-        s[GRAD, c] = factor * (s[PULL, c] - s[Q, c] * pulls)
-    return loss, s[GRAD, k] / mass if mass != 0.0 else 0.0
-
-
-@fast()
-def _hard(s: Any, top: Real, mass: Real, x_label: Real, factor: Real) -> tuple[Real, Real]:
-    """Return CE and its gradient per unit of exp(x - top); add that of the support to `s`."""
-    k = s.shape[1] - 1
-    lse_rest = top + np.log(mass) if mass != 0.0 else -np.inf
-    total, base = log_sum(s[X, :k], 1.0, s[Q])
-    lse = log_add(total, lse_rest)
-    if factor == 0.0:
-        return lse - x_label, 0.0
-    share = factor * np.exp(base - lse)
-    for c in range(k):
-        s[GRAD, c] += share * s[Q, c]
-    return lse - x_label, factor * np.exp(lse_rest - lse) / mass if mass != 0.0 else 0.0
 
 
 @fast()
@@ -299,9 +178,9 @@ def _all_rows(
             x_label = np.nan
             chosen = array_at(ids + 8 * i * k, k, np.int64)
             known = array_at(logprobs + 4 * i * k, k, np.float32)
-            ids_ok = _by_piece(chosen, v, pad, known, support, first, after)
+            ids_ok = by_piece(chosen, v, pad, known, support, first, after)
             tail = np.float64(tails[i]) if rest != 0 else -np.inf
-            _teacher(support, tail, temperature, mode)
+            teacher_classes(support, tail, temperature, mode)
             separate = has_label and second.size > 0
             square = has_label and temperature == 2.0
             scale = 1.0 / temperature
@@ -312,7 +191,7 @@ def _all_rows(
                     load_row(row + start * item, kind, part)
                 if label_ok and y // PIECE == piece:
                     x_label = np.float64(part[y - start])
-                if not _take_support(part, start, chosen, support, first[piece], after):
+                if not take_support(part, start, chosen, support, first[piece], after):
                     ids_ok = False
                 if separate:
                     copy(part, copied)
@@ -325,7 +204,7 @@ def _all_rows(
             top, mass, squares = both[0], both[1], both[2]
             bad[i] = 0.0 if ids_ok and (label_ok or not has_label) else 1.0
             factor = soft_weight * w * temperature
-            soft, inside = _student(support, top, mass, temperature, divergence, factor)
+            soft, inside = student_classes(support, top, mass, temperature, divergence, factor)
             if not ids_ok:
                 soft = np.nan
                 inside = np.nan
@@ -337,7 +216,7 @@ def _all_rows(
                 top2, cold = top, squares if square else mass
                 if separate:
                     top2, cold = both[3], both[4]
-                hard, outside = _hard(support, top2, cold, x_label, w * hard_weight)
+                hard, outside = hard_loss(support, top2, cold, x_label, w * hard_weight)
                 if not label_ok and hard_weight != 0.0:
                     outside = np.nan
                 each_hard[i] = hard

@@ -14,15 +14,17 @@ from kdcache_kernels.topk_kl._triton_row import (
     flag_support,
     largest,
     load_packed,
-    load_support,
     masses,
-    normaliser,
     rest_of,
-    soft_loss,
     store_gradient,
+    widened,
+)
+from kdcache_kernels.topk_kl._triton_support import (
+    load_support,
+    normaliser,
+    soft_loss,
     support_mass,
     teacher_classes,
-    widened,
 )
 
 LEAST = tl.constexpr(1e-20)  # a sum of exponentials that has all its digits, and whose inverse

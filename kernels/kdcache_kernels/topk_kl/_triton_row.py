@@ -1,4 +1,4 @@
-"""What the Triton kernels of topk_kl share: the support, the scalars of a row, its gradient.
+"""A row of topk_kl in Triton: the support flagged, the rest summed, the gradient stored.
 
 Letters as in `reference`: V classes, K ids a row; p teacher, q student; T temperature; the rest is
 what is outside the support. Everything is float32. Logits are taken relative to one near the
@@ -8,16 +8,11 @@ largest of the row, or the normaliser of large ones would lose its digits.
 from kdcache_kernels._triton import (
     at_temperature_1,
     exponentials,
-    finite_or_zero,
     jit,
     load_tile,
     store_tile,
     tl,
 )
-
-LOG_2 = tl.constexpr(0.6931471805599453)
-FORWARD = tl.constexpr(0)
-REVERSE = tl.constexpr(1)
 
 
 @jit
@@ -231,120 +226,6 @@ def store_gradient(
         tile = next_tile
     gradient = dense_gradient(widened(tile, x_ptr, BLOCK) - base, T, a, b, POWER)
     store_tile(out_ptr, o, gradient, shift, V, ALIGN, SAME)
-
-
-@jit
-def load_support(
-    x_ptr: tl.tensor,
-    ids_ptr: tl.tensor,
-    logprobs_ptr: tl.tensor,
-    K: tl.constexpr,
-    V: tl.tensor,
-    BLOCK_K: tl.constexpr,
-    UNSIGNED: tl.constexpr,
-) -> tl.tensor:
-    """Ids [BLOCK_K], which of them are classes, their logits and log p, and whether all are valid.
-
-    Pads have logits and log-probabilities of -inf.
-    """
-    c = tl.arange(0, BLOCK_K)
-    wide = tl.load(ids_ptr + c, mask=c < K, other=-1)
-    if UNSIGNED:
-        j = wide.to(tl.int32) & 0xFFFF
-        pad = (c >= K) | ((j == 65535) & (V < 65536))
-        inside = (c < K) & (j < V)
-    else:
-        pad = wide == -1
-        inside = (wide >= 0) & (wide < V)
-        j = wide.to(tl.int32)
-    bad = tl.max(tl.where(inside | pad, 0, 1), 0)
-    xs = tl.load(x_ptr + j, mask=inside, other=float("-inf")).to(tl.float32)
-    lp = tl.load(logprobs_ptr + c, mask=inside, other=float("-inf")).to(tl.float32)
-    return j, inside, xs, lp, bad
-
-
-@jit
-def teacher_classes(
-    lp: tl.tensor, rest: tl.tensor, T: tl.tensor, BUCKET: tl.constexpr, DIVIDE: tl.constexpr
-) -> tl.tensor:
-    """Log-probabilities at this temperature, of the support [K] and of the tail."""
-    lp = lp / T
-    if DIVIDE:
-        top = finite_or_zero(tl.maximum(tl.max(lp, 0), rest))
-        log_total = finite_or_zero(top + tl.log(tl.sum(tl.exp(lp - top), 0) + tl.exp(rest - top)))
-        lp = lp - log_total  # no teacher at all: a total of 1 leaves no soft loss
-        rest = rest - log_total
-    if not BUCKET:
-        rest = tl.full((), float("-inf"), tl.float32)
-    return lp, rest
-
-
-@jit
-def log_add(a: tl.tensor, b: tl.tensor) -> tl.tensor:
-    """log(exp(a) + exp(b))."""
-    top = finite_or_zero(tl.maximum(a, b))
-    return top + tl.log(tl.exp(a - top) + tl.exp(b - top))
-
-
-@jit
-def divergence(lp: tl.tensor, lq: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
-    """Terms of D, and q dD/dq up to a multiple of q; 0 log 0 = 0."""
-    p = tl.exp(lp)
-    q = tl.exp(lq)
-    if KIND == FORWARD:
-        terms = tl.where(p == 0, 0.0, p * (lp - lq))
-        pull = -p
-    else:
-        if KIND == REVERSE:
-            pull = tl.where(q == 0, 0.0, q * (lq - lp))
-            terms = pull
-        else:
-            lm = log_add(lp, lq) - LOG_2
-            pull = 0.5 * tl.where(q == 0, 0.0, q * (lq - lm))
-            terms = 0.5 * tl.where(p == 0, 0.0, p * (lp - lm)) + pull
-    return terms, pull
-
-
-@jit
-def support_mass(xs: tl.tensor, T: tl.tensor) -> tl.tensor:
-    """The largest of the support's logits, and the sum of exp((x - largest) / T)."""
-    top = tl.max(xs, 0)
-    return top, tl.sum(exponentials(xs - finite_or_zero(top), T), 0)
-
-
-@jit
-def normaliser(
-    top: tl.tensor, mass: tl.tensor, rest_top: tl.tensor, rest_mass: tl.tensor, T: tl.tensor
-) -> tl.tensor:
-    """Log of the whole sum of exp(x / T), less `base` / T; the log of the rest's share; `base`.
-
-    The rest comes as a sum of its own: 1 - sum(q) would cancel for a confident student. Its share
-    comes from the ratio of both sums: the difference of two logarithms would lose the digits of a
-    share near 1.
-    """
-    base = finite_or_zero(tl.maximum(top, rest_top))
-    support = (top - base) / T + tl.log(mass)
-    rest = (rest_top - base) / T + tl.log(rest_mass)
-    ratio = support - rest
-    share = -tl.maximum(ratio, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(ratio)))
-    return log_add(support, rest), share, base
-
-
-@jit
-def soft_loss(
-    lq: tl.tensor,
-    lp: tl.tensor,
-    lq_tail: tl.tensor,
-    lp_tail: tl.tensor,
-    T: tl.tensor,
-    KIND: tl.constexpr,
-) -> tl.tensor:
-    """`T^2 D`, and dD/dz of the support [K] and of the tail, z = x / T."""
-    terms, pull = divergence(lp, lq, KIND)
-    term_tail, pull_tail = divergence(lp_tail, lq_tail, KIND)
-    total = tl.sum(pull, 0) + pull_tail
-    loss = T * T * (tl.sum(terms, 0) + term_tail)
-    return loss, pull - tl.exp(lq) * total, pull_tail - tl.exp(lq_tail) * total
 
 
 @jit

@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,11 +36,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from everywhere_places import PLACES, Place
-from methods import LAYERS, without_own
+from methods import LAYERS, NEW, without_own
 from record import save
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 from trial import Trained, Trial
-from trial_ways import Way, beside_texts, ways
+from trial_ways import SEVERAL, Way, of_two, ways, with_pieces
 
 import kdcache
 from kdcache.demo.encoder import encoder_folder
@@ -56,8 +56,6 @@ WAIT, NAP = 300.0, 0.05  # seconds until a training has a checkpoint, and betwee
 NEAR = 0.01  # values are the same that lie so near each other, in their standard deviations
 MASKED = 0.15
 STOPPED = -signal.SIGINT  # what a script ends with that SIGTERM made raise KeyboardInterrupt
-SEVERAL = ("mt-bert", "skdbert", "rl-kd")
-"""Recipes that are for several teachers, and get two where students are classifiers."""
 
 
 def _taught(place: Place, folder: Path, masked: Path, seed: int) -> Path:
@@ -79,20 +77,13 @@ def _fits(recipe: Recipe, *asked: Any) -> bool:
         return False
 
 
-def of_two(
-    place: Place, trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str
-) -> Trained:
-    """From two teachers, the second taught with another seed."""
+def _taught_again(place: Place, trial: Trial, folder: Path) -> Path:
+    return _taught(place, folder, Path(), seed=1)
 
-    def make(out: Path) -> None:
-        second = _taught(place, trial.out / "second", Path(), seed=1)
-        several = [load_recipe(name) for name in SEVERAL]
-        kdcache.build(
-            trial.out / "cache.zarr", teacher=second, task=place.task, out=out,
-            signals=signals_of_teacher(several, second, place.task, len(LAYERS)), progress=False,
-        )  # fmt: skip
 
-    return trial.train(recipe, rate, seed, *off, caches=[beside_texts(trial, "second", make)])
+def of_new_weights(trial: Trial, *asked: Any) -> Trained:
+    """A student that begins with no layer of the teacher's, by words of its own."""
+    return with_pieces(replace(trial, new=NEW), *asked)
 
 
 def with_heads(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
@@ -141,10 +132,12 @@ class Trip:
 
     def way(self, recipe: str) -> Way:
         found = dict(ways(self.masked))
-        if self.place.teach is not None:
-            found |= dict.fromkeys(SEVERAL, Way(train=partial(of_two, self.place)))
+        again = partial(of_two, partial(_taught_again, self.place))
+        two = Way() if self.place.teach is None else Way(train=again)
+        found |= dict.fromkeys(SEVERAL, two)
         if self.place.second:
             found["mkd"] = Way(train=with_heads)
+            found["mixed-vocab"] = Way(train=of_new_weights)
         return found.get(recipe, Way())
 
     def recipe(self, name: str) -> Recipe:
@@ -154,9 +147,13 @@ class Trip:
             f"{of}losses.{loss}.weight=0"
             for of, stage in zip(recipe.prefixes, recipe.in_stages(), strict=True)
             for loss in stage.losses
-            if loss == "kl" and self.place.values and len(stage.losses) > 1
+            if loss == "kl" and self.place.values and self._others(stage, loss)
         ]
-        return load_recipe(recipe, [*off, *filter(None, [self.place.settings.get(name)])])
+        return load_recipe(recipe, [*off, *self.place.settings.get(name, ())])
+
+    @staticmethod
+    def _others(stage: Recipe, loss: str) -> bool:
+        return any(other.weight for name, other in stage.losses.items() if name != loss)
 
     def prepare(self, data: Path) -> None:
         """Make the corpus, the teacher and the cache, if they are not there."""
@@ -184,7 +181,8 @@ class Trip:
     def train(self, name: str, *off: str, resume: bool = False) -> Path:
         """Train by a recipe, which writes a few checkpoints; the folder of the student."""
         recipe = self.recipe(name)
-        each = max(1, self.place.steps // len(recipe.prefixes) // 2)
+        steps = self.place.longer.get(name, self.place.steps)
+        each = max(1, steps // len(recipe.prefixes) // 2)
         kept = {"save_strategy": "steps", "save_steps": each}
         own = [
             f"{of}training.{key}={value}" for of in recipe.prefixes for key, value in kept.items()
@@ -192,7 +190,7 @@ class Trip:
         trial = Trial(
             out=self.out,
             layers=LAYERS,
-            steps=self.place.steps,
+            steps=steps,
             batch=self.place.batch,
             resume=resume,
         )
@@ -319,6 +317,7 @@ def main() -> None:
         trip.name: {
             "steps": trip.place.steps,
             "batch": trip.place.batch,
+            "longer": dict(trip.place.longer),
             "recipes": {
                 name: trip.visit(name)
                 for name in names

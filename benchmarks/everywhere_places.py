@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ class Place:
         batch: documents of a step.
         values: whether it gives numbers, which have no divergence.
         second: whether several tasks are this one and the first.
-        settings: of recipes, by name, that would take too long here as they ship.
+        longer: steps of recipes, by name, whose own takes more of them to show.
+        settings: of recipes, by name, that do not train here as they ship, or too long.
     """
 
     rows: Callable[[Path], list[Row]]
@@ -62,7 +63,17 @@ class Place:
     batch: int = 8
     values: bool = False
     second: bool = False
-    settings: Mapping[str, str] = field(default_factory=dict)
+    longer: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def _by_values(*stages: str) -> list[str]:
+    """Stages that learn from soft labels learn from the values, as TinyBERT does of STS-B."""
+    return [
+        f"stages.{stage}.losses.{loss}.weight={weight}"
+        for stage in stages
+        for loss, weight in (("kl", 0), ("hard", 1))
+    ]
 
 
 PLACES = {
@@ -72,10 +83,19 @@ PLACES = {
         teach={"epochs": 8},
         train=1500,
         second=True,
-        settings={"ad-kd": "losses.attribution.views=one"},
+        longer=dict.fromkeys(("ad-kd", "alp-kd", "distilbert", "mt-bert"), 144),
+        settings={"ad-kd": ["losses.attribution.views=one"]},
     ),
     "values": Place(
-        rows=_values, teach={"epochs": 3, "label_type": "float"}, values=True, batch=32
+        rows=_values,
+        teach={"epochs": 3, "label_type": "float"},
+        values=True,
+        batch=32,
+        settings={
+            "l2a": ["losses.kl.weight=0", "losses.hard.weight=1"],
+            "meta-kd": _by_values("prediction"),
+            "tinybert": _by_values("prediction"),
+        },
     ),
     "masked tokens": Place(rows=_paragraphs, task="masked-lm", teach=None),
 }

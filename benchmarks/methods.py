@@ -54,8 +54,8 @@ TITLES = {"methods": "Two layers of the teacher", "methods_new": "A new BiLSTM"}
 RATES = {"methods": (2e-4, 6e-4), "methods_new": (1e-3, 4e-3)}
 COST_STEPS, COST_TURNS = 16, 3  # of a training that is timed
 TOGETHER = 3  # recipes that are timed beside one training of kd
-ELSEWHERE = ("causal-kd", "mlm-kd", "mkd", "mt-bert", "skdbert", "tinybert-general", "distilbert")
-"""Recipes of other tasks, or of several teachers or caches."""
+ELSEWHERE = ("causal-kd", "mlm-kd", "mkd", "tinybert-general", "distilbert")
+"""Recipes of other tasks, or of several tasks at once."""
 BESIDE = ("finetune", "kd")
 """Recipes that every other is compared with, of the same teacher."""
 COMMON = ("hard", "kl", "logits")
@@ -63,7 +63,7 @@ COMMON = ("hard", "kl", "logits")
 
 
 def recipes() -> list[str]:
-    """The shipped recipes that train a classifier from one teacher, those compared with first."""
+    """The shipped recipes that train one classifier, those compared with first."""
     from kdcache_cli.shipped import read_recipes
 
     names = [name for name in read_recipes() if name not in ELSEWHERE]
@@ -73,9 +73,10 @@ def recipes() -> list[str]:
 def without_own(recipe: Recipe) -> list[str]:
     """Overrides that leave out what is a recipe's own; none where that is all it has.
 
-    A stage that has nothing else moves no weight, as if all its losses weighed 0.
+    A stage that has nothing else moves no weight, as if all its losses weighed 0. Of a recipe that
+    has soft and hard labels and no more, soft labels are what is its own.
     """
-    off, left = [], False
+    off, soft, left = [], [], False
     for of, stage in zip(recipe.prefixes, recipe.in_stages(), strict=True):
         heavy = [name for name, loss in stage.losses.items() if loss.weight]
         own = [name for name in heavy if name not in COMMON]
@@ -83,12 +84,13 @@ def without_own(recipe: Recipe) -> list[str]:
             off.append(f"{of}training.learning_rate=0")
             continue
         off += [f"{of}losses.{name}.weight=0" for name in own]
+        soft += [f"{of}losses.kl.weight=0"] if {"kl", "hard"} <= set(heavy) else []
         if not own and stage.data.weighting is not None:
             off.append(f"{of}data.example_weights=")
         left = True
     if recipe.inputs is not None:
         off.append("inputs.lam=0")
-    return off if left else []
+    return (off or soft) if left else []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,8 +59,8 @@ class Trial:
 
         Exits where what is there was made of other data: its scores would be taken for those.
         """
-        out, cut = self.out, CUTS["sst2"]
-        found = corpus(cut, data / "sst2", 0)
+        out = self.out
+        found = corpus(CUTS["sst2"], data / "sst2", 0)
         if (out / "ready").is_file():
             write(out / "asked.csv", found.train)
             if (out / "asked.csv").read_bytes() != (out / "train.csv").read_bytes():
@@ -72,18 +72,23 @@ class Trial:
         write(out / "dev.csv", found.dev)
         for domain, sentences in found.tests.items():
             write(out / f"test-{domain}.csv", sentences)
-        kdcache.teach(
-            encoder_folder(), out / "train.csv", out=out / "teacher", dev=out / "dev.csv",
-            epochs=cut.teacher_epochs, learning_rates=1.5e-4, class_weights="none", seed=0,
-            progress=False,
-        )  # fmt: skip
+        teacher = self.teach(out / "teacher", seed=0)
         kdcache.build(
-            out / "train.csv", teacher=out / "teacher", task=TASK, out=out / "cache.zarr",
-            signals=signals_of_teacher(recipes, out / "teacher", TASK, len(self.layers)),
+            out / "train.csv", teacher=teacher, task=TASK, out=out / "cache.zarr",
+            signals=signals_of_teacher(recipes, teacher, TASK, len(self.layers)),
             keep_teacher_weights=True, progress=False,
         )  # fmt: skip
         (out / "ready").touch()
         return self
+
+    def teach(self, folder: Path, seed: int) -> Path:
+        """Fine-tune the demo's encoder on the texts; the folder."""
+        kdcache.teach(
+            encoder_folder(), self.out / "train.csv", out=folder, dev=self.out / "dev.csv",
+            epochs=CUTS["sst2"].teacher_epochs, learning_rates=1.5e-4, class_weights="none",
+            seed=seed, progress=False,
+        )  # fmt: skip
+        return folder
 
     @property
     def cache(self) -> Cache:

@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from transformers import AutoTokenizer
-from trial import TASK, Trained, Trial
+from trial import Trained, Trial
 
 import kdcache
+from kdcache.demo.encoder import encoder_folder
 from kdcache.students import Together
-from kdcache.training.recipe import Recipe
+from kdcache.training.recipe import Recipe, load_recipe
+from kdcache.training.wanted_signals import signals_of_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +71,37 @@ def with_words(
         if masked is None:
             raise SystemExit(f"{recipe.name} needs --masked FOLDER: a masked language model")
         kdcache.build(
-            trial.out / "cache.zarr", teacher=masked, task=TASK, teacher_task="masked-lm", out=out,
-            progress=False,
+            trial.out / "cache.zarr", teacher=masked, task=trial.cache.plan.task.name,
+            teacher_task="masked-lm", out=out, progress=False,
         )  # fmt: skip
 
     return trial.train(recipe, rate, seed, *off, caches=[beside_texts(trial, "words", make)])
+
+
+SEVERAL = ("mt-bert", "skdbert", "rl-kd")
+"""Recipes that are for several teachers."""
+
+
+def of_two(
+    teach: Callable[[Trial, Path], Path],
+    trial: Trial,
+    recipe: Recipe,
+    rate: float,
+    seed: int,
+    *off: str,
+) -> Trained:
+    """From two teachers, the second taught as the first was, with another seed."""
+
+    def make(out: Path) -> None:
+        second = teach(trial, trial.out / "second")
+        several = [load_recipe(name) for name in SEVERAL]
+        task = trial.cache.plan.task.name
+        kdcache.build(
+            trial.out / "cache.zarr", teacher=second, task=task, out=out, progress=False,
+            signals=signals_of_teacher(several, second, task, len(trial.layers)),
+        )  # fmt: skip
+
+    return trial.train(recipe, rate, seed, *off, caches=[beside_texts(trial, "second", make)])
 
 
 def beside(count: int, trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
@@ -99,7 +127,7 @@ def with_pieces(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str)
         with (trial.out / "train.csv").open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         texts = [text for row in rows for name, text in row.items() if name != "label"]
-        theirs = AutoTokenizer.from_pretrained(trial.out / "teacher")
+        theirs = AutoTokenizer.from_pretrained(encoder_folder())
         theirs.train_new_from_iterator(texts, PIECES).save_pretrained(folder)
     return trial.train(recipe, rate, seed, f"student.tokenizer={folder}", *off)
 
@@ -123,7 +151,9 @@ def in_rounds(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -
 
 def ways(masked: Path | None) -> dict[str, Way]:
     """By the recipe's name; `masked` is the folder of a masked language model."""
+    two = Way(train=partial(of_two, partial(Trial.teach, seed=1)), makes=("second.zarr",))
     return {
+        **dict.fromkeys(SEVERAL, two),
         "bss": Way(train=at_boundary, makes=("boundary.zarr",)),
         "text-smoothing": Way(train=partial(with_words, masked), makes=("words.zarr",)),
         "dml": Way(train=partial(beside, 2)),

@@ -47,18 +47,20 @@ def pytest_collection_finish() -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Tell how many cases of `oracles` were held, and what was cut of them."""
-    found: dict[str, tuple[str, int]] = {}
+    found: dict[str, tuple[str, int, list[str]]] = {}
     for report in terminalreporter.getreports("passed"):
-        for key, (name, kind, cut) in report.user_properties:
-            found |= {name: (kind, cut)} if key == "oracle" else {}
+        for key, (name, *said) in report.user_properties:
+            found |= {name: tuple(said)} if key == "oracle" else {}
     if found:
-        kinds = [kind for kind, _ in found.values()]
-        cut = {name: number for name, (_, number) in found.items() if number}
+        kinds = [kind for kind, *_ in found.values()]
+        cut = {name: number for name, (_, number, _) in found.items() if number}
         each = ", ".join(f"{name} ({number})" for name, number in cut.items()) or "none"
         terminalreporter.write_line(
             f"oracles: {len(found)} cases, {kinds.count('code')} of published code, "
             f"{kinds.count('formula')} of a formula; {sum(cut.values())} sequences cut: {each}"
         )
+        left = [f"{name} ({', '.join(parts)})" for name, (*_, parts) in found.items() if parts]
+        terminalreporter.write_line(f"beside loss and gradients not held: {'; '.join(left)}")
 
 
 @pytest.fixture(scope="session")

@@ -177,8 +177,8 @@ For = Annotated[
     typer.Option(
         "--for",
         metavar="RECIPES",
-        help="Keep what these recipes need, as in tinybert,minilmv2, in the fewest bytes; in the "
-        "place of --signal.",
+        help="Keep what these recipes need, as in tinybert,minilmv2, in the fewest bytes a token; "
+        "in the place of --signal.",
     ),
 ]
 ForwardBatch = Annotated[int, typer.Option(metavar="N", min=1, help="Documents of a forward.")]

@@ -39,8 +39,8 @@ def ragged(given: Given) -> Found:
 
 def padded(given: Given) -> Found:
     """The same where pads are counted: of the documents that have none."""
-    found = _transfer(given, given.whole)
-    return replace(found, parts={}, cut=len(given.lengths) - len(given.whole))
+    found, cut = _transfer(given, given.whole), len(given.lengths) - len(given.whole)
+    return replace(found, parts={}, cut=cut) if cut else found
 
 
 def _transfer(given: Given, docs: torch.Tensor) -> Found:

@@ -24,7 +24,8 @@ def intermediate(given: Given) -> Found:
         masked = {f"{name}_masked": found for name, found in every.items()}
         cut = len(given.lengths) - len(given.whole)
         whole = parts(given, given.whole)
-        return Found(loss=torch.stack([*whole.values()]).sum(), parts=masked, cut=cut)
+        held = masked if cut else every | masked
+        return Found(loss=torch.stack([*whole.values()]).sum(), parts=held, cut=cut)
     return Found(loss=torch.stack([*every.values()]).sum(), parts=every)
 
 

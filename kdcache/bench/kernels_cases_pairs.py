@@ -9,6 +9,7 @@ from torch import Tensor
 
 import kdcache_kernels as kernels
 from kdcache.bench import rivals_pairs as r
+from kdcache.bench import rivals_pairs_lean as lean
 from kdcache.bench.kernels_case import Case, plain
 from kdcache.bench.kernels_inputs import Formula, Size, Tensors
 from kdcache.bench.rivals_pairs import KINDS, heads_of
@@ -94,7 +95,8 @@ def _case(
     variant: str,
     ours: Formula,
     formula: Formula,
-    lean: Formula,
+    plainly: Formula,
+    by_hand: Formula,
     *,
     kinds: tuple[str, ...],
     products: int,
@@ -121,7 +123,7 @@ def _case(
         sizes=("rows", "hidden"),
         bytes=moved,
         flops=flops,
-        rivals=plain(lean),
+        rivals=plain(plainly, by_hand),
     )
 
 
@@ -133,6 +135,7 @@ def relations(variant: str, heads: int, *, length: int = LENGTH, ragged: bool = 
         partial(_relation_kl, heads=heads, ragged=ragged),
         partial(r.relation_kl, heads=heads),
         partial(r.relation_kl, heads=heads, padded=ragged),
+        partial(lean.relation_kl, heads=heads, padded=ragged),
         kinds=KINDS,
         products=3 * 4,
         length=length,
@@ -148,6 +151,7 @@ def attention(variant: str, *, of: str = "scores", length: int = LENGTH) -> Case
         partial(_attention_mse, heads=12, of=of),
         partial(r.attention_mse, heads=12, of=of),
         partial(r.attention_mse, heads=12, of=of),
+        partial(lean.attention_mse, heads=12, of=of),
         kinds=KINDS[:2],
         products=4,
         length=length,

@@ -22,11 +22,13 @@ def draw(path: Path, report: Json) -> Path:
     where `limits.predict` has put them into the report, are panels of their own.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = cases(report)
     panels = messages(report)
     size = (PAGE_WIDTH, 0.2 * len(rows) + 1.35)
-    figure = Figure(figsize=size, layout="constrained", dpi=150)
+    inside = ConstrainedLayoutEngine(rect=(0, 0, 0.985, 1))  # numbers beside panels end before it
+    figure = Figure(figsize=size, layout=inside, dpi=150)
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (title, fill) in zip(grid, panels, strict=True):
         fill(axis, rows)
@@ -67,7 +69,8 @@ def _where(report: Json, rows: Sequence[Json]) -> str:
     firsts: dict[str, None] = {}
     for row in rows:
         shown = [f"{row[key]:,} {word}" for key, word in SIZES.items() if key in row]
-        firsts[" of ".join(shown[:2])] = None
+        if "rows" in row:
+            firsts[" of ".join(shown[:2])] = None
     return f"{threads}{name}, {kinds}: {'; '.join(firsts)}"
 
 

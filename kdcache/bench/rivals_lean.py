@@ -119,10 +119,10 @@ class _Bucket(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_scaled(ctx.saved_tensors, grads[0]), None, None, None, None)
+        return (*scaled(ctx.saved_tensors, grads[0]), None, None, None, None)
 
 
-def _scaled(saved: tuple[Tensor, ...], factor: Tensor) -> tuple[Tensor, ...]:
+def scaled(saved: tuple[Tensor, ...], factor: Tensor) -> tuple[Tensor, ...]:
     """Gradients times a scalar, which is mostly 1."""
     return saved if float(factor) == 1 else tuple(gradient * factor for gradient in saved)
 
@@ -156,7 +156,7 @@ class _LinearBucket(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_scaled(ctx.saved_tensors, grads[0]), None, None)
+        return (*scaled(ctx.saved_tensors, grads[0]), None, None)
 
 
 def _save_head_gradients(
@@ -212,7 +212,7 @@ class _LinearKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_scaled(ctx.saved_tensors, grads[0]), None, None, None)
+        return (*scaled(ctx.saved_tensors, grads[0]), None, None, None)
 
 
 def hidden_mse_by_hand(x: Tensors) -> Tensor:
@@ -234,7 +234,7 @@ class _HiddenMSE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_scaled(ctx.saved_tensors, grads[0]), None, None)
+        return (*scaled(ctx.saved_tensors, grads[0]), None, None)
 
 
 def topk_and_tail(x: Tensors, *, k: int) -> tuple[Tensor, ...]:

@@ -28,7 +28,7 @@ def relation_kl(x: Tensors, *, heads: int, padded: bool = True) -> Tensor:
     """KL between the relations of each document's tokens, of queries, keys and values."""
     student = full(x["query"])
     rows = heads_of(student, heads) * student[..., 0].numel()
-    far, weight = _masks(x, student) if padded else (None, None)
+    far, weight = masks(x, student) if padded else (None, None)
     total = student.new_zeros(())
     for kind in KINDS:
         logq, logp = (
@@ -40,7 +40,7 @@ def relation_kl(x: Tensors, *, heads: int, padded: bool = True) -> Tensor:
     return total
 
 
-def _masks(x: Tensors, like: Tensor) -> tuple[Tensor, Tensor]:
+def masks(x: Tensors, like: Tensor) -> tuple[Tensor, Tensor]:
     """What is added to the scores of keys, and what a row counts for, relative to one of a document
     as long as the longest.
     """

@@ -52,7 +52,8 @@ class Place:
         values: whether it gives numbers, which have no divergence.
         second: whether several tasks are this one and the first.
         longer: steps of recipes, by name, whose own takes more of them to show.
-        settings: of recipes, by name, that as they ship do not train here, too long, or have a dead term.
+        settings: of recipes, by name, that as they ship do not train here, or too long, or whose
+            own is dead here.
     """
 
     rows: Callable[[Path], list[Row]]

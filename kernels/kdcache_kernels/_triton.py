@@ -27,7 +27,9 @@ __all__ = [
     "finite_or_zero",
     "grouped_columns",
     "jit",
+    "js_terms",
     "load_tile",
+    "log1p",
     "max_registers",
     "on_device",
     "out_start",
@@ -219,3 +221,34 @@ def at_temperature_1(e: tl.tensor, d: tl.tensor, POWER: tl.constexpr) -> tl.tens
     if POWER == 0 or POWER == 4:  # not e ** 4: it would be kept for the gradient, beside e
         e = tl.exp2(d * LOG2_E)
     return e
+
+
+@jit
+def log1p(x: tl.tensor) -> tl.tensor:
+    """log(1 + x) for x from 0 to 1, with all digits of a small one."""
+    return two_atanh(x / (2.0 + x))
+
+
+@jit
+def two_atanh(z: tl.tensor) -> tl.tensor:
+    """log((1 + z) / (1 - z)) for z from 0 to 1/3."""
+    s = z * z
+    return 2.0 * (z + z * s * (0.3333332 + s * (0.2000378 + s * (0.1411831 + s * 0.13425749))))
+
+
+@jit
+def js_terms(q: tl.tensor, p: tl.tensor, apart: tl.tensor) -> tl.tensor:
+    """u = q log(q / m) / 2, and both terms of Jensen-Shannon; m is the mixture.
+
+    `apart` is log p - log q. As in `linear_kl._numba._js_part`: one logarithm of a small range does
+    for both sides, and where they are near no terms cancel.
+    """
+    both = p + q  # and their distance: a GPU's maximum of NaN and a number is the number
+    gap = tl.abs(p - q)
+    log = two_atanh(gap / (2.0 * tl.maximum(p, q) + both))
+    u = tl.where(q == 0, 0.0, 0.5 * q * (log - tl.maximum(apart, 0.0)))
+    other = tl.where(p == 0, 0.0, 0.5 * p * (log + tl.minimum(apart, 0.0)))
+    r = gap / both
+    r *= r
+    near = r * (0.5 + r * (0.08333361 + r * (0.03327787 + r * 0.01946807)))
+    return u, tl.where(r <= 0.09, 0.5 * both * near, u + other)

@@ -10,7 +10,7 @@ from kdcache_kernels.topk_kl import _triton as triton_kl
 from kdcache_kernels.topk_kl import reference
 from kdcache_kernels.topk_kl._shapes import CANDIDATES, SHAPES, autotuned, fastest, listed
 from kdcache_kernels.topk_kl.reference import make_inputs
-from kdcache_kernels.topk_kl.spec import Spec, Teacher
+from kdcache_kernels.topk_kl.spec import DIVERGENCES, Spec, Teacher
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -117,6 +117,16 @@ def test_any_temperature_with_labels(temperature):
 def test_other_divergences_match_float64(how, divergence):
     d = make_inputs(3, 1271, 13, temperature=2.0)
     check(d, Spec(2.0, "bucket", divergence, 1.0, 0.0, -100), PLANS[how], labels=False)
+
+
+@plans
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_tail_that_holds_nearly_all_keeps_the_digits_of_a_small_divergence(how, divergence):
+    """Three ids at T = 4 have 3 % of both sides: the tail's term is a difference of two near 0."""
+    d = make_inputs(24, 1271, 3, temperature=4.0, seed=38)
+    spec = Spec(4.0, "bucket", divergence, 1.0, 0.0, -100)
+    got, want = run(d, spec, PLANS[how], labels=False)[1], oracle(d, spec, labels=False)[1]
+    assert ((got.double() - want).abs() <= 16 * 3e-8 + 1e-5 * want).all()
 
 
 @pytest.mark.parametrize(

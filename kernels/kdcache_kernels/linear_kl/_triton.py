@@ -14,6 +14,7 @@ from kdcache_kernels._triton import (
     exponentials,
     finite_or_zero,
     jit,
+    js_terms,
     load_tile,
     on_device,
     power_of,
@@ -120,26 +121,6 @@ def load_teacher(
     if BIAS:
         t += load_tile(bias_ptr, o, 0, V, ALIGN, "").to(tl.float32)
     return t
-
-
-@jit
-def js_terms(q: tl.tensor, p: tl.tensor, apart: tl.tensor) -> tl.tensor:
-    """u = q log(q / m) / 2, and both terms of Jensen-Shannon; m is the mixture.
-
-    `apart` is log p - log q. As in `_numba._js_part`: one logarithm of a small range does for both
-    sides, and where they are near no terms cancel.
-    """
-    both = p + q  # and their distance: a GPU's maximum of NaN and a number is the number
-    gap = tl.abs(p - q)
-    z = gap / (2.0 * tl.maximum(p, q) + both)
-    s = z * z
-    log = 2.0 * (z + z * s * (0.3333332 + s * (0.2000378 + s * (0.1411831 + s * 0.13425749))))
-    u = tl.where(q == 0, 0.0, 0.5 * q * (log - tl.maximum(apart, 0.0)))
-    other = tl.where(p == 0, 0.0, 0.5 * p * (log + tl.minimum(apart, 0.0)))
-    r = gap / both
-    r *= r
-    near = r * (0.5 + r * (0.08333361 + r * (0.03327787 + r * 0.01946807)))
-    return u, tl.where(r <= 0.09, 0.5 * both * near, u + other)
 
 
 @jit

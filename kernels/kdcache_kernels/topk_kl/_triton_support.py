@@ -4,9 +4,8 @@ Letters as in `reference`: K ids a row; p teacher, q student; T temperature; the
 outside the support. Everything is float32.
 """
 
-from kdcache_kernels._triton import exponentials, finite_or_zero, jit, tl
+from kdcache_kernels._triton import exponentials, finite_or_zero, jit, js_terms, log1p, tl
 
-LOG_2 = tl.constexpr(0.6931471805599453)
 FORWARD = tl.constexpr(0)
 REVERSE = tl.constexpr(1)
 
@@ -48,20 +47,27 @@ def teacher_classes(
     """Log-probabilities at this temperature, of the support [K] and of the tail."""
     lp = lp / T
     if DIVIDE:
-        top = finite_or_zero(tl.maximum(tl.max(lp, 0), rest))
-        log_total = finite_or_zero(top + tl.log(tl.sum(tl.exp(lp - top), 0) + tl.exp(rest - top)))
-        lp = lp - log_total  # no teacher at all: a total of 1 leaves no soft loss
-        rest = rest - log_total
+        top = finite_or_zero(tl.max(lp, 0))
+        support = top + tl.log(tl.sum(tl.exp(lp - top), 0))
+        log_total, share = total_and_share(support, rest)
+        nothing = tl.maximum(support, rest) == float("-inf")
+        lp = lp - tl.where(nothing, 0.0, log_total)  # a total of 1 leaves no soft loss
+        rest = tl.where(rest == float("-inf"), rest, share)
     if not BUCKET:
         rest = tl.full((), float("-inf"), tl.float32)
     return lp, rest
 
 
 @jit
-def log_add(a: tl.tensor, b: tl.tensor) -> tl.tensor:
-    """log(exp(a) + exp(b))."""
-    top = finite_or_zero(tl.maximum(a, b))
-    return top + tl.log(tl.exp(a - top) + tl.exp(b - top))
+def total_and_share(support: tl.tensor, rest: tl.tensor) -> tl.tensor:
+    """Log of the sum of two masses from their logs, and log of the share that the rest has.
+
+    The share comes from the ratio of both: the difference of two logarithms would lose the digits
+    of a share near 1, and so would 1 plus a small ratio.
+    """
+    ratio = support - rest
+    beside = log1p(tl.exp(-tl.abs(ratio)))
+    return tl.maximum(support, rest) + beside, -tl.maximum(ratio, 0.0) - beside
 
 
 @jit
@@ -77,9 +83,7 @@ def divergence(lp: tl.tensor, lq: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
             pull = tl.where(q == 0, 0.0, q * (lq - lp))
             terms = pull
         else:
-            lm = log_add(lp, lq) - LOG_2
-            pull = 0.5 * tl.where(q == 0, 0.0, q * (lq - lm))
-            terms = 0.5 * tl.where(p == 0, 0.0, p * (lp - lm)) + pull
+            pull, terms = js_terms(q, p, lp - lq)
     return terms, pull
 
 
@@ -96,16 +100,13 @@ def normaliser(
 ) -> tl.tensor:
     """Log of the whole sum of exp(x / T), less `base` / T; the log of the rest's share; `base`.
 
-    The rest comes as a sum of its own: 1 - sum(q) would cancel for a confident student. Its share
-    comes from the ratio of both sums: the difference of two logarithms would lose the digits of a
-    share near 1.
+    The rest comes as a sum of its own: 1 - sum(q) would cancel for a confident student.
     """
     base = finite_or_zero(tl.maximum(top, rest_top))
     support = (top - base) / T + tl.log(mass)
     rest = (rest_top - base) / T + tl.log(rest_mass)
-    ratio = support - rest
-    share = -tl.maximum(ratio, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(ratio)))
-    return log_add(support, rest), share, base
+    lse, share = total_and_share(support, rest)
+    return lse, share, base
 
 
 @jit

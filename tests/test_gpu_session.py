@@ -124,6 +124,17 @@ def test_shapes_are_checked_and_timed_and_make_a_table(
     assert capsys.readouterr().out.splitlines()[-1].startswith("(9, 0): {sys.maxsize: Shape(")
 
 
+def test_headlines_of_wide_hidden_states_too_are_timed_before_the_rest() -> None:
+    """A session may end before the list does."""
+    eager = [item for item in times.to_time() if item[-1] == "eager"]
+    headline = [item[:2] in times.HEADLINES for item in eager]
+    first = headline.index(False)
+    assert not any(headline[first:])
+    wide = [(op, vocab) for op, _, vocab, hidden, _ in eager[:first] if hidden == 4096]
+    assert wide == [("linear_topk_kl", vocab) for vocab in times.VOCABS[:2]]
+    assert {hidden for *_, hidden, _ in eager[first - len(wide) : first]} == {4096}
+
+
 def test_times_go_into_one_report_which_a_later_run_goes_on_with(tmp_path: Path) -> None:
     some = [("topk_encode", "", 1271, 768, "eager"), ("quantize_rows", "", 30522, 768, "eager")]
     for number in (1, 2):

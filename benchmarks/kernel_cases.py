@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from kdcache_kernels import _triton
+from kdcache_kernels import _triton, _triton_scale
 from kdcache_kernels.hidden_mse import _triton as hidden_mse
 from kdcache_kernels.layer_costs import _triton as layer_costs
 from kdcache_kernels.linear_kl import _triton as linear_kl
 from kdcache_kernels.quantize_rows import _triton as quantize_rows
+from kdcache_kernels.relation_kl import _triton as relation_kl
+from kdcache_kernels.relation_kl.spec import KINDS
 from kdcache_kernels.topk_encode import _triton as topk_encode
 from kdcache_kernels.topk_kl import _triton as topk_kl
 from kdcache_kernels.topk_kl import _triton_kernels
@@ -23,7 +25,8 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "i8": 1, "u8": 1}
 
 # Types of the arguments that have the same in every case; the others are named with the case.
 POINTERS = {"ids": "i64", "labels": "i64", "above": "i32", "codes": "i8", "scale": "fp16"}
-FLOATS = {"T", "soft_weight", "hard_weight"}
+POINTERS |= {"starts": "i64"}
+FLOATS = {"T", "soft_weight", "hard_weight", "scale", "t_scale"}
 
 
 class Case(NamedTuple):
@@ -164,6 +167,31 @@ def linear_kl_case(v: int, dtype: str, *, kind: int = 0, labels: bool = False) -
     return Case(name, linear_kl.rows_kernel, types, constants, warps, linear_kl.REGISTERS)
 
 
+def parts_case(tokens: int, dtype: str, kind: str) -> Case:
+    """relation_kl, of vectors with themselves, and attention_mse: 12 heads of 64 columns."""
+    block = max(relation_kl.NARROWEST, _triton.power_of_2(tokens))
+    own = kind == "divergence"
+    constants = {"PARTS": 12, "D": 64, "E": 64, "KIND": KINDS.index(kind), "OWN": own}
+    constants |= {"NEED_X": True, "NEED_Y": not own, "BLOCK": block}
+    constants |= {"BLOCK_D": relation_kl.columns(64), "BLOCK_E": relation_kl.columns(64)}
+    types = dict.fromkeys(("x", "y", "t", "u", "dx", "dy"), dtype)
+    op = "relation_kl" if own else f"attention_mse {kind}"
+    name = f"{op} L={tokens} {dtype}"
+    return Case(name, relation_kl.parts_kernel, types, constants, relation_kl.warps(block))
+
+
+def scale_case(dtype: str) -> Case:
+    """The gradient of any op times that of the loss, in place."""
+    constants = {"BLOCK": _triton_scale.BLOCK}
+    return Case(
+        f"scale {dtype}",
+        _triton_scale.scale_kernel,
+        {"x": dtype},
+        constants,
+        _triton_scale.NUM_WARPS,
+    )
+
+
 def cases(target: int) -> Iterator[Case]:
     """What is compiled for a target: every vocabulary and op everywhere, the variants once."""
     for v in VOCABULARIES:
@@ -178,6 +206,12 @@ def cases(target: int) -> Iterator[Case]:
     yield topk_encode_case(30522, "bf16")
     for dtype in ("bf16", "fp32"):
         yield linear_kl_case(30522, dtype)
+    for tokens in (32, 64, 128):
+        yield parts_case(tokens, "bf16", "divergence")
+    for kind in ("scores", "probabilities"):
+        yield parts_case(128, "bf16", kind)
+    for dtype in ("bf16", "fp32"):
+        yield scale_case(dtype)
     if target == 80:
         yield hidden_mse_case(768, "bf16", "u8", normalize="l2")  # it has no fp8
     if target == 90:
@@ -191,6 +225,8 @@ def cases(target: int) -> Iterator[Case]:
             yield linear_kl_case(30522, dtype, kind=2, labels=True)
         yield hidden_mse_case(768, "bf16", "i8", groups=6, normalize="layernorm")
         yield hidden_mse_case(16384, "fp32", "bf16", normalize="layernorm")
+        for tokens in (32, 64):
+            yield parts_case(tokens, "fp32", "divergence")
 
 
 def type_of(case: Case, name: str) -> str:

@@ -69,7 +69,9 @@ def compiled(case: Case, target: int) -> Code:
     if "G" in names:
         divisible |= {"stride", "codes_stride"}
     if "t_stride" in names:
-        divisible |= {"stride", "t_stride"}
+        divisible |= {name for name in names if name.endswith("stride")}
+    if "factor_ptr" in names:
+        divisible.add("n")
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in divisible}
     source = ASTSource(case.kernel, types, case.constants, aligned)
     options = {

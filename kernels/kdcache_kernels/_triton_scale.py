@@ -6,6 +6,7 @@ from torch import Tensor
 from kdcache_kernels._triton import jit, on_device, tl
 
 BLOCK = 4096
+NUM_WARPS = 8
 PROGRAMS = 4 * 132  # enough to move memory at its full rate, few enough to look and leave
 
 
@@ -16,7 +17,8 @@ def multiply_(x: Tensor, factor: Tensor) -> Tensor:
     n = x.numel()
     if n:
         with on_device(x):
-            scale_kernel[(min(PROGRAMS, -(-n // BLOCK)),)](x, factor, n, BLOCK=BLOCK, num_warps=8)
+            programs = min(PROGRAMS, -(-n // BLOCK))
+            scale_kernel[(programs,)](x, factor, n, BLOCK=BLOCK, num_warps=NUM_WARPS)
     torch.autograd.graph.increment_version(x)
     return x
 

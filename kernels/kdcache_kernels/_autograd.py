@@ -78,9 +78,10 @@ def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     if not _plain(factor):
         return (gradient * factor).to(dtype)
     keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph()
-    if dtype == gradient.dtype:  # without the graph, what was saved is nobody else's
-        return scale_(gradient.clone() if keeps_graph else gradient, factor)
-    by = factor.item() if factor.is_cpu else factor
+    if dtype == gradient.dtype and not keeps_graph:  # what was saved is nobody else's
+        return scale_(gradient, factor)
+    # One pass. On a device the factor gets a dimension, or torch rounds it to the gradient's dtype.
+    by = factor.item() if factor.is_cpu else factor.view(1)
     return torch.mul(gradient, by, out=torch.empty_like(gradient, dtype=dtype))
 
 

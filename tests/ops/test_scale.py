@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from kdcache_kernels import hidden_mse, linear_topk_kl, topk_kl
+from kdcache.bench.kernels_cases import CASES
+from kdcache.bench.kernels_inputs import Size
+from kdcache_kernels import linear_topk_kl, pair_distances, topk_kl
 from kdcache_kernels._triton_scale import multiply_
 from kdcache_kernels.topk_kl.reference import make_inputs
 
@@ -84,23 +86,44 @@ def test_the_gradient_over_the_logits_takes_a_factor():
     assert torch.allclose(got, 0.25 * plain, rtol=1e-6, atol=0)
 
 
-def allocated(call):
-    """Bytes of the largest tensor that torch makes during a call."""
-    with torch.profiler.profile(profile_memory=True) as found:
+MADE = {case.op: case for case in reversed(CASES) if case.leaves}
+del MADE["layer_costs"]  # makes its gradients in the backward
+LARGE = Size(rows=600, vocab=601, k=16, hidden=384)  # a few elements of hidden_mse are torch's
+
+
+def work(call):
+    """Bytes that torch allocates during a call, and elements that it copies or multiplies."""
+    with torch.profiler.profile(profile_memory=True, record_shapes=True) as found:
         call()
-    return max((event.cpu_memory_usage for event in found.events()), default=0)
+    passes = {"aten::copy_", "aten::mul", "aten::mul_"}
+    events = [e for e in found.events() if e.name in passes]
+    outer = [e for e in events if e.cpu_parent is None or e.cpu_parent.name not in passes]
+    allocated = sum(max(0, e.self_cpu_memory_usage) for e in found.events())
+    return allocated, sum(math.prod(e.input_shapes[0]) for e in outer)
+
+
+def run(op):
+    """The loss of the op's first case, and the leaves of its gradients."""
+    case = MADE[op]
+    x = case.fresh(case.ours, case.draw(LARGE, torch.float32, torch.device("cpu"), False))
+    if op == "pair_distances":  # of one batch: those of several would be stacked
+        leaf = x["student"][0].detach().requires_grad_()
+        return pair_distances(leaf, x["teacher"][0]), [leaf]
+    return case.ours(x), [x[name] for name in case.leaves]
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="counts the memory of a CPU")
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("factor", [1.0, 0.25])
-def test_backward_makes_no_second_gradient(factor):
-    student = torch.randn(512, 256, requires_grad=True)
-    codes = torch.randint(-127, 128, (512, 256), dtype=torch.int8)
-    loss = hidden_mse(student, codes, torch.full((512,), 0.01)) * factor
-    assert allocated(lambda: torch.autograd.grad(loss, student)) < student.nbytes / 2
-    loss = hidden_mse(student, codes, torch.full((512,), 0.01)) * factor
-    kept = allocated(lambda: torch.autograd.grad(loss, student, retain_graph=True))
-    assert kept >= student.nbytes  # a gradient of its own, for the saved one may be asked for again
+@pytest.mark.parametrize("op", sorted(MADE))
+def test_backward_goes_over_a_gradient_once_at_most(op, factor, kept):
+    """And makes one of its own where the saved one may be asked for again."""
+    loss, leaves = run(op)
+    loss = loss * factor
+    made, passed = work(lambda: torch.autograd.grad(loss, leaves, retain_graph=kept))
+    elements = sum(leaf.numel() for leaf in leaves)
+    assert made == pytest.approx(4 * elements * kept, rel=0.02, abs=4096)
+    assert passed == pytest.approx(elements * (kept or factor != 1), rel=0.02, abs=64)
 
 
 def test_several_factors_at_once():

@@ -30,9 +30,10 @@ RowKernel: TypeAlias = Callable[[Chunk, Tensor, Tensor | None], Rows]
 # dW is read and written once a chunk, so chunks have to be long. Measured on a CPU, V = 30522:
 # 128 rows take 1.4 times as long as 512, which are as fast as whole logits. A GPU multiplies so
 # fast that the traffic of dW hides only behind some 4,000 rows, whatever V and H are.
-# Bytes and rows at most.
-CHUNK = {"cpu": (2**26, sys.maxsize)}
-CHUNK_ELSEWHERE = (2**30, 4096)
+# Bytes and rows at most, and what rows are a multiple of where there are so many: the tiles of a
+# GPU's products are 128 or 256 of them high, and one that is not full takes as long.
+CHUNK = {"cpu": (2**26, sys.maxsize, 1)}
+CHUNK_ELSEWHERE = (2**30, 4096, 256)
 LEAST_ROWS = 256
 # Of the memory that is free when all else is allocated a chunk takes a quarter at most. linear_kl
 # has as many rows of the teacher's, which in float32 take twice the bytes of bfloat16; the last
@@ -87,20 +88,29 @@ def chunk_rows(
     chunk_bytes: int,
     free: int | None = None,
 ) -> int:
-    """Rows whose logits fill `chunk_bytes`, evened out over the chunks.
+    """Rows whose logits fill `chunk_bytes`, evened out over the chunks, in whole tiles.
 
     With `chunk_bytes` 0 they are what is fast on the device, as far as its `free` bytes allow,
     which are None where nobody knows them.
     """
     row_bytes = _padded(v) * dtype.itemsize
+    size, most, tile = CHUNK.get(device.type, CHUNK_ELSEWHERE)
     if chunk_bytes:
         rows = max(1, chunk_bytes // row_bytes)
     else:
-        size, most = CHUNK.get(device.type, CHUNK_ELSEWHERE)
         rows = min(most, max(LEAST_ROWS, size // row_bytes))
         rows = rows if free is None else fitting_rows(rows, _padded(v), dtype.itemsize, free)
-    chunks = -(-n // rows)
-    return -(-n // chunks) if chunks else 0
+    return evened(n, rows, tile)
+
+
+def evened(n: int, most: int, tile: int) -> int:
+    """Rows of a chunk of `n`: at most `most`, a multiple of `tile` unless there is but one."""
+    if n <= most:
+        return n
+    tile = tile if tile <= most else 1
+    most -= most % tile
+    chunks = -(-n // most)
+    return -(-n // (chunks * tile)) * tile
 
 
 def fitting_rows(rows: int, columns: int, item: int, free: int) -> int:

@@ -209,10 +209,11 @@ def _activations(given: Given, activations: Mapping[str, torch.Tensor]) -> Outpu
             values[Tap(name, how=TAP_KINDS[name].how)] = layers[0]
         else:
             values |= {Tap(name, first + i): layer for i, layer in enumerate(layers.unbind(0))}
-    masked = None if given.masked is None else torch.from_numpy(given.masked)
-    mask, peers = torch.from_numpy(given.mask), ()
+    device = next(iter(activations.values())).device
+    masked = None if given.masked is None else torch.from_numpy(given.masked).to(device)
+    mask, peers = torch.from_numpy(given.mask).to(device), ()
     if given.peer is not None and "logits" in activations:
-        logits = torch.from_numpy(given.peer).to(activations["logits"].dtype)
+        logits = torch.from_numpy(given.peer).to(activations["logits"])
         peers = (Outputs(values={LOGITS: logits}, mask=mask, selected=masked),)
     moved = None
     if "moved" in activations:
@@ -342,6 +343,7 @@ def batch_of(given: Given) -> Batch:
     made.update({name: torch.from_numpy(each) for name, each in zip(WORDS, owners, strict=True)})
     made.tokens, made.labelled = int(given.lengths.sum()), _labelled(given)
     made.pairs = int(np.square(given.lengths).sum())
+    made.lengths = tuple(given.lengths.tolist())
     return made
 
 
@@ -359,14 +361,18 @@ def value(
     step: int = 0,
     **options: Any,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Objective]:
-    """The loss, its terms and the objective they are of, where a student says that, of any dtype.
+    """The loss, its terms and the objective they are of, where a student says that, of any dtype,
+    on any device.
 
     `activations` is by name, as `Given.student`; options are those of `bind`.
     """
     objective = bind(losses, given, **options)
     objective.step = step
-    objective.projections.to(activations["logits"].dtype)
-    total, terms = objective(_activations(given, activations), batch_of(given), totals)
+    logits = activations["logits"]
+    objective.projections.to(logits.device, logits.dtype)
+    objective.state.to(logits.device)
+    batch = batch_of(given).to(logits.device)
+    total, terms = objective(_activations(given, activations), batch, totals)
     return total, terms, objective
 
 

@@ -87,11 +87,12 @@ class AttentionScores:
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
         """Sum or mean over the mapped layers of each layer's sum over documents."""
-        lengths = step.batch["attention_mask"].sum(1).cpu()  # what is cut by them waits for them
+        lengths = step.batch.known_lengths()
         heads = heads_of(step)
         weight = step.weight
         if self.over == "rows":  # all rows of a document count for as much
-            weight = weight[(lengths.cumsum(0) - lengths).to(weight.device)]
+            first = lengths.cumsum(0) - lengths
+            weight = weight[first.to(weight.device, non_blocking=True)]
         theirs = None if step.teacher is None else step.teacher.heads
         added: Any = {"together": True, "their_heads": theirs} if self.heads == "sum" else {}
         found = [
@@ -122,7 +123,7 @@ def probability_loss(
         heads=heads,
         student_keys=keys.student,
         teacher_keys=keys.teacher.dense(),
-        weight=weight * lengths.to(weight),
+        weight=weight * lengths.to(weight, non_blocking=True),
     )
 
 

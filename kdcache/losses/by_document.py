@@ -20,16 +20,22 @@ class ByDocument(NamedTuple):
         owner: [N] int64, rising.
         number: of documents, B.
         longest: no document has more rows than that.
+        known: rows of each document, where the host knows them.
     """
 
     owner: torch.Tensor
     number: int
     longest: int
+    known: list[int] | None = None
 
     @property
     def lengths(self) -> torch.Tensor:
         """Rows of each document, [B] int64."""
         return self.sums(torch.ones_like(self.owner))
+
+    def counts(self) -> list[int]:
+        """The same on the host, which waits for a device unless they are known."""
+        return self.lengths.tolist() if self.known is None else self.known
 
     def sums(self, rows: torch.Tensor) -> torch.Tensor:
         """The sum of each document's rows: [N, ...] to [B, ...]."""
@@ -54,7 +60,8 @@ def by_document(step: Step) -> ByDocument:
     number, longest = step.batch["attention_mask"].shape
     places = torch.arange(number, device=step.batch["attention_mask"].device)
     rows = step.rows if step.rows.space == "token" else Rows("token")
-    return ByDocument(step.batch.of_rows(places, rows), number, longest)
+    known = None if rows.sampled_rows or step.batch.lengths is None else list(step.batch.lengths)
+    return ByDocument(step.batch.of_rows(places, rows), number, longest, known)
 
 
 def token_matches(

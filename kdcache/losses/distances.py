@@ -152,7 +152,7 @@ def distance_loss(
     of = shares(first.new_empty(documents.number, 0), weight)
     entry = of.share / (first.shape[1] * lengths.square())  # a document's mean over heads and pairs
     size = first.shape[1] * first.element_size()
-    groups = _groups(lengths, size)
+    groups = _groups(documents.counts(), size, lengths.device)
     few = sum(size * len(some.docs) * some.longest**2 for some in groups) <= CHUNK_BYTES
 
     def apart(side: Points, some: int) -> torch.Tensor:
@@ -182,15 +182,15 @@ def distance_loss(
     return of.total * torch.stack([run(losses, n, *means) for n in range(len(groups))]).sum()
 
 
-def _groups(lengths: torch.Tensor, size: int) -> list[Some]:
-    """The documents of some lengths, [B] int64, each group's distances in the bytes there may be;
-    `size` is that of a distance.
+def _groups(lengths: list[int], size: int, device: torch.device) -> list[Some]:
+    """The documents of some lengths, each group's distances in the bytes there may be; `size` is
+    that of a distance.
     """
-    like = cut(lengths.tolist(), lambda number, longest: number * longest**2 + GROUP)
+    like = cut(lengths, lambda number, longest: number * longest**2 + GROUP)
     groups = []
     for places in like:
-        docs = torch.tensor(places, device=lengths.device)
-        longest = int(lengths[docs].max())
+        docs = torch.tensor(places).to(device, non_blocking=True)
+        longest = max(lengths[place] for place in places)
         count = max(1, CHUNK_BYTES // (size * longest**2))
         groups += [Some(part, longest) for part in docs.split(count)]
     return groups

@@ -159,12 +159,11 @@ class _Documents(NamedTuple):
     @classmethod
     def of(cls, step: Step) -> _Documents:
         total = step.weight.sum()
-        lengths = step.batch["attention_mask"].sum(1).tolist()
-        return cls(lengths, step.weight / safe(total), step)
+        return cls(step.batch.known_lengths().tolist(), step.weight / safe(total), step)
 
     def _even(self, counts: list[int], columns: int) -> torch.Tensor:
         """What a value counts for in each document, which has so many rows of so many values."""
-        of_each = self.share.new_tensor(counts)
+        of_each = torch.tensor(counts).to(self.share, non_blocking=True)
         return self.share / safe((self.share * of_each).sum()) / columns
 
     def costs(self, pairs: Sequence[Pair], depths: tuple[int, int]) -> torch.Tensor:
@@ -175,7 +174,7 @@ class _Documents(NamedTuple):
             theirs = [LayerRows(codes=rows.dense()) for rows in theirs]
         scales = [rows.scale for rows in theirs if rows.scale is not None]
         weight = self._even(self.lengths, 1)
-        tokens = weight.new_tensor(self.lengths, dtype=torch.int64)
+        tokens = torch.tensor(self.lengths).to(weight.device, non_blocking=True)
         return layer_costs(
             ours,
             [rows.codes for rows in theirs],

@@ -127,7 +127,7 @@ class Relations:
 
     def value(self, pairs: Sequence[Pair], step: Step) -> torch.Tensor:
         """Mean over the mapped layers of each layer's sum over documents."""
-        lengths = step.batch["attention_mask"].sum(1).cpu()  # what is cut by them waits for them
+        lengths = step.batch.known_lengths()
         size = len(self.kinds)
         layers = [
             dict(zip(self.kinds, pairs[start : start + size], strict=True))

@@ -57,8 +57,9 @@ class Batch(dict[str, torch.Tensor]):
     Attributes:
         tokens: tokens of all documents, pads left out.
         pairs: pairs of two tokens of a document, those of a token with itself included.
-        labelled: rows with a hard label. All three are counted where the batch is made, so that
-            nobody waits for a device to know them.
+        labelled: rows with a hard label.
+        lengths: tokens of each document; None: not counted. All four are counted where the batch is
+            made, so that nobody waits for a device to know them.
         idle: it stands in for a rank whose turn has no documents, and nothing in it counts.
         cache: which cache it was read from, where a student learns from several.
         weighed: whether its documents are weighed once it is known which step they are of, on the
@@ -69,6 +70,7 @@ class Batch(dict[str, torch.Tensor]):
     tokens: int = 0
     pairs: int = 0
     labelled: int = 0
+    lengths: tuple[int, ...] | None = None
     idle: bool = False
     cache: int = 0
     weighed: bool = False
@@ -98,7 +100,7 @@ class Batch(dict[str, torch.Tensor]):
         """The same documents as other tensors."""
         made = Batch(tensors)
         made.tokens, made.labelled, made.idle = self.tokens, self.labelled, self.idle
-        made.pairs = self.pairs
+        made.pairs, made.lengths = self.pairs, self.lengths
         made.cache, made.weighed, made.counted = self.cache, self.weighed, self.counted
         made._source = self.on_host if self.weighed or WEIGHTS in self else None
         return made
@@ -111,6 +113,12 @@ class Batch(dict[str, torch.Tensor]):
         """Rows of its tokens, [tokens, H], as [B, L, H]: zeros at pads."""
         room = rows.new_zeros(*self.mask.shape, rows.shape[1])
         return room.masked_scatter(self.mask.unsqueeze(-1), rows)
+
+    def known_lengths(self) -> torch.Tensor:
+        """Tokens of each document, [B] int64 on the host; waits for a device if nobody counted."""
+        if self.lengths is None:
+            return self.on_host["attention_mask"].sum(1).cpu()
+        return torch.tensor(self.lengths, dtype=torch.int64)
 
     @property
     def on_host(self) -> Batch:
@@ -247,6 +255,7 @@ def collate(plan: Plan, docs: Docs, signals: Mapping[str, Array]) -> Batch:
         second = np.arange(lens.max())[None, :] >= plan.per_document["pair_start"][docs][:, None]
         batch["token_type_ids"] = torch.from_numpy((second & mask).astype(np.int64))
     batch.tokens, batch.pairs = len(flat), int(np.square(lens.astype(np.int64)).sum())
+    batch.lengths = tuple(lens.tolist())
     if plan.read_for is not None:
         labels = plan.labels(docs)
     elif plan.task.selects:

@@ -169,6 +169,24 @@ def test_only_products_have_a_rate_of_products(report: dict[str, Any]) -> None:
         assert row["bound"] == "copy" or row["bound"].startswith("gemm")
 
 
+def test_tokens_of_unlike_documents_are_packed_before_the_clock_starts() -> None:
+    case = case_of("relation_kl", "12 heads, ragged")
+    x = case.draw(dataclasses.replace(SIZE, rows=400), torch.float32, CPU, False)
+    lengths = x["lengths"].tolist()
+    assert sum(lengths) < x["query"][..., 0].numel()
+    fresh = case.fresh(case.ours, x)
+    with torch.profiler.profile() as found:
+        loss, *packed = case.run(case.ours, fresh)
+    ran = {event.key for event in found.key_averages()}
+    assert not ran & {"aten::index", "aten::index_select", "aten::index_put_", "aten::nonzero"}
+    assert [gradient.shape for gradient in packed] == 3 * [(sum(lengths), SIZE.hidden)]
+    _, *padded = case.view(x, (loss, *packed))
+    for gradient, documents in zip(packed, padded, strict=True):
+        rows = [rows[:n] for rows, n in zip(documents, lengths, strict=True)]
+        assert torch.equal(torch.cat(rows), gradient)
+        assert documents.count_nonzero() == gradient.count_nonzero()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op} {case.variant}")
 def test_every_case_is_right_in_every_dtype(case: Case, dtype: str) -> None:

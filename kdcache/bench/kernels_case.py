@@ -47,7 +47,8 @@ class Case:
     is what one read of every input and one write of every output come to, `flops` the operations
     of its matrix products, 0 if it has none: the slower of the two is the limit. `parts` are those
     of a call that has several, each with its bytes and operations. `own` says that
-    the op overwrites its input, so that every call gets a copy, made off the clock.
+    the op overwrites its input, so that every call gets a copy, made off the clock. So is `laid`
+    applied, where the op has its inputs in another layout, which `view` turns back.
     """
 
     op: str
@@ -62,6 +63,7 @@ class Case:
     flops: Callable[[Size], int] = lambda size: 0
     parts: Callable[[Size, torch.dtype, torch.device], Json] = lambda size, dtype, device: {}
     view: Callable[[Tensors, tuple[Tensor, ...]], tuple[Tensor, ...]] = lambda x, out: out
+    laid: Callable[[Tensors], Tensors] = lambda x: x
     rivals: tuple[Rival, ...] = ()
     own: bool = False
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
@@ -75,7 +77,8 @@ class Case:
         return LOSS_SCALE * first.shape[0] if first.dtype == torch.float16 else 1.0
 
     def fresh(self, formula: Formula, x: Tensors) -> Tensors:
-        """Inputs for one run of `formula`: leaves anew, and a copy if it overwrites them."""
+        """Inputs for one run of `formula`, as it has them: leaves anew, copied if overwritten."""
+        x = self.laid(x) if formula is self.ours else x
         leaves = {name: x[name].detach().requires_grad_() for name in self.leaves}
         if self.own and formula is self.ours:
             leaves = {name: leaf.clone() for name, leaf in leaves.items()}

@@ -53,21 +53,36 @@ def _draw(
     return {**x, "lengths": torch.tensor(lengths_of(size, length, ragged))}
 
 
-def _tokens(x: Tensors, ragged: bool) -> Tensors:
+def _packed(x: Tensors) -> Tensors:
     """The vectors of all tokens, one document after the other, without the pads."""
     sides = {name: v for name, v in x.items() if v.dim() == 3}
-    if not ragged:
-        return {name: v.flatten(0, 1) for name, v in sides.items()}
-    first = next(iter(sides.values()))
-    documents = enumerate(x["lengths"].tolist())
-    starts = [(doc * first.shape[1], n) for doc, n in documents]
-    # On their own device: nothing is copied there, which would be waited for.
-    rows = torch.cat([torch.arange(at, at + n, device=first.device) for at, n in starts])
-    return {name: v.flatten(0, 1).index_select(0, rows) for name, v in sides.items()}
+    rows = _real(x, next(iter(sides.values())))
+    return {**x, **{name: v.flatten(0, 1)[rows] for name, v in sides.items()}}
 
 
-def _relation_kl(x: Tensors, *, heads: int, ragged: bool) -> Tensor:
-    own = _tokens(x, ragged)
+def _real(x: Tensors, padded: Tensor) -> Tensor:
+    """Which of all places of documents [B, L, ...] have a token, [tokens]."""
+    places = torch.arange(padded.shape[1]) < x["lengths"][:, None]
+    return places.flatten().nonzero().squeeze(1).to(padded.device)
+
+
+def _unpacked(x: Tensors, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The loss and gradients of packed vectors as of padded ones; others as they are."""
+    padded = next(v for v in x.values() if v.dim() == 3)
+    if out[1].dim() == 3:
+        return out
+    shape, rows = (padded.shape[0] * padded.shape[1], padded.shape[2]), _real(x, padded)
+    whole = (g.new_zeros(shape).index_copy(0, rows, g).view(padded.shape) for g in out[1:])
+    return out[0], *whole
+
+
+def _tokens(x: Tensors) -> Tensors:
+    """The vectors of all tokens, where there are no pads or they are packed."""
+    return {name: v.flatten(0, 1) if v.dim() == 3 else v for name, v in x.items()}
+
+
+def _relation_kl(x: Tensors, *, heads: int) -> Tensor:
+    own = _tokens(x)
     losses = [
         kernels.relation_kl(
             own[kind], own[f"teacher_{kind}"], x["lengths"], heads=heads_of(own[kind], heads)
@@ -78,7 +93,7 @@ def _relation_kl(x: Tensors, *, heads: int, ragged: bool) -> Tensor:
 
 
 def _attention_mse(x: Tensors, *, heads: int, of: str) -> Tensor:
-    own = _tokens(x, False)
+    own = _tokens(x)
     return kernels.attention_mse(
         own["query"],
         own["teacher_query"],
@@ -123,6 +138,8 @@ def _case(
         sizes=("rows", "hidden"),
         bytes=moved,
         flops=flops,
+        view=_unpacked if ragged else lambda x, out: out,
+        laid=_packed if ragged else lambda x: x,
         rivals=plain(plainly, by_hand),
     )
 
@@ -132,7 +149,7 @@ def relations(variant: str, heads: int, *, length: int = LENGTH, ragged: bool = 
     return _case(
         "relation_kl",
         variant,
-        partial(_relation_kl, heads=heads, ragged=ragged),
+        partial(_relation_kl, heads=heads),
         partial(r.relation_kl, heads=heads),
         partial(r.relation_kl, heads=heads, padded=ragged),
         partial(lean.relation_kl, heads=heads, padded=ragged),

@@ -97,11 +97,11 @@ class Check:
 
     def _run(self, formula: Formula, x: Tensors) -> tuple[Tensor, ...]:
         """Outputs as the case names them, the gradients those of the loss itself."""
-        case = self.case
-        out = case.run(formula, case.fresh(formula, x))
+        case, fresh = self.case, self.case.fresh(formula, x)
+        out = case.run(formula, fresh)
         if not case.leaves:
             return out
-        scale = case.scale(x)
+        scale = case.scale(fresh)
         return (out[0], *(gradient.double() / scale for gradient in out[1:]))
 
     def _answer(self, formula: Formula, x: Tensors) -> tuple[Tensor, ...]:
@@ -120,6 +120,7 @@ class Check:
         if not case.leaves:
             some = case.view(self.few, tuple(output[self.rows] for output in got))
             return dict(zip(case.outputs, map(relative_error, some, self.truth), strict=True))
+        got = case.view(self.x, got)
         share = self.n / len(self.rows)  # both losses are means over their rows
         return {
             name: relative_error(gradient[self.rows] * share, want)

@@ -1,16 +1,19 @@
 """The table of topk_kl's shapes, from what a GPU session timed.
 
     python benchmarks/gpu_table.py OUT/shapes.json --capability 9.0
+    python benchmarks/gpu_table.py OUT/shapes.json --capability 9.0 --write
 
-prints the entry of that compute capability for `SHAPES` in kdcache_kernels/topk_kl/_shapes.py: for
-each vocabulary the shape with the least time in place and out of place together, which holds up to
-the middle between two vocabularies. Whether one spills where there are labels is not in the times:
-`kernel_resources.py` tells, once the entry stands in the table.
+prints the entry of that compute capability for `SHAPES` in kdcache_kernels/topk_kl/_shapes.py, or
+writes it there, in the place of an earlier one: for each vocabulary the shape with the least time
+in place and out of place together, which holds up to the middle between two vocabularies. Whether
+one spills where there are labels is not in the times: `kernel_resources.py` tells, once the entry
+stands in the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import math
 import sys
@@ -19,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 Shape = tuple[int, int, int]
+SOURCE = Path(__file__).parents[1] / "kernels" / "kdcache_kernels" / "topk_kl" / "_shapes.py"
+WIDTH = 100  # of a line of that file
 
 
 def fastest(items: list[dict[str, Any]]) -> dict[int, Shape]:
@@ -51,24 +56,61 @@ def bounds(found: dict[int, Shape]) -> dict[int, Shape]:
 
 
 def entry(table: dict[int, Shape], capability: tuple[int, int]) -> str:
-    """The line of Python that goes into the table."""
-    cells = (
+    """The Python that goes into the table, a line if it fits."""
+    cells = [
         f"{'sys.maxsize' if most == sys.maxsize else most}: Shape{shape}"
         for most, shape in table.items()
-    )
-    return f"{capability}: {{{', '.join(cells)}}},"
+    ]
+    line = f"{capability}: {{{', '.join(cells)}}},"
+    if len(f"    {line}") <= WIDTH:
+        return line
+    return "\n".join([f"{capability}: {{", *(f"    {cell}," for cell in cells), "},"])
+
+
+def written(source: str, added: str, capability: tuple[int, int]) -> str:
+    """The source of the table with an entry for that capability, the former one replaced."""
+    tables = {
+        node.target.id: node.value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    table = tables["SHAPES"]
+    assert isinstance(table, ast.Dict)
+    assert table.end_lineno is not None
+    lines = source.splitlines()
+    first = last = table.end_lineno - 1  # of what is replaced: nothing, before the closing brace
+    for key, value in zip(table.keys, table.values, strict=True):
+        assert key is not None
+        assert value.end_lineno is not None
+        if ast.literal_eval(key) == capability:
+            first, last = key.lineno - 1, value.end_lineno
+    lines[first:last] = [f"    {line}" for line in added.split("\n")]
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("shapes", type=Path, help="shapes.json of a session")
     parser.add_argument("--capability", default="9.0", help="of the GPU that it ran on")
+    parser.add_argument(
+        "--write",
+        nargs="?",
+        type=Path,
+        const=SOURCE,
+        metavar="FILE",
+        help="write it into the table, by default that of the kernels, and print nothing",
+    )
     given = parser.parse_args()
     found = fastest(json.loads(given.shapes.read_text("utf-8"))["items"])
     if not found:
         sys.exit(f"error: {given.shapes} holds no times: was it written by --stage shapes?")
     major, minor = map(int, given.capability.split("."))
-    print(entry(bounds(found), (major, minor)))
+    added = entry(bounds(found), (major, minor))
+    if given.write is None:
+        print(added)
+    else:
+        changed = written(given.write.read_text("utf-8"), added, (major, minor))
+        given.write.write_text(changed, "utf-8")
 
 
 if __name__ == "__main__":

@@ -243,6 +243,36 @@ def test_the_entry_that_a_session_makes_is_python_for_the_table(
         tables.main()
 
 
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0)])
+@pytest.mark.parametrize("several", [False, True])
+def test_the_entry_is_written_into_the_table_in_the_place_of_an_earlier_one(
+    capability: tuple[int, int], several: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocabularies = range(1000, 9000, 1000) if several else (300,)
+    items = [
+        {"item": f"in place {v} {256 + 256 * (v // 1000 % 2)} 4 128", "seconds": 1.0}
+        for v in vocabularies
+    ]
+    times, table = tmp_path / "shapes.json", tmp_path / "_shapes.py"
+    times.write_text(json.dumps({"items": items}), "utf-8")
+    table.write_text(tables.SOURCE.read_text("utf-8"), "utf-8")
+    command = ["gpu_table.py", str(times), "--capability", ".".join(map(str, capability))]
+    monkeypatch.setattr(sys, "argv", [*command, "--write", str(table)])
+    for _ in range(2):  # the second time it is there already
+        tables.main()
+    found: dict[str, Any] = {"__name__": "written"}
+    exec(compile(table.read_text("utf-8"), str(table), "exec"), found)  # what it is as a module
+    assert list(found["SHAPES"]) == sorted({*SHAPES, capability})
+    entry = found["SHAPES"].pop(capability)
+    assert [tuple(shape) for shape in entry.values()] == [
+        (256 + 256 * (n % 2), 4, 128) for n in (range(1, 9) if several else [0])
+    ]
+    assert list(entry)[-1] == sys.maxsize
+    assert found["SHAPES"] == {k: v for k, v in SHAPES.items() if k != capability}
+    formatted = [sys.executable, "-m", "ruff", "format", "--check", "--line-length", "100"]
+    assert subprocess.run([*formatted, str(table)], check=False).returncode == 0
+
+
 def test_a_shape_holds_up_to_the_middle_between_two_vocabularies() -> None:
     times = {
         ("in place", 100, "64 1 8"): 3.0,

@@ -31,7 +31,7 @@ SHAPES: dict[tuple[int, int], dict[int, Shape]] = {
 }
 """By compute capability, and by the longest rows they are for: the fastest that spill nothing.
 
-A stage of benchmarks/gpu_session.py times them, benchmarks/gpu_table.py makes such lines of it.
+A stage of benchmarks/gpu_session.py times them, benchmarks/gpu_table.py writes them here.
 So many rows are under way at once as the caches hold until they are read again.
 """
 

@@ -19,6 +19,7 @@ from kdcache_kernels.relation_kl.spec import KINDS
 from kdcache_kernels.topk_encode import _triton as topk_encode
 from kdcache_kernels.topk_kl import _triton as topk_kl
 from kdcache_kernels.topk_kl import _triton_kernels
+from kdcache_kernels.topk_kl._shapes import listed
 
 VOCABULARIES = (30522, 32000, 50257, 128256, 151936)
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "i8": 1, "u8": 1}
@@ -53,7 +54,7 @@ def topk_kl_case(
 ) -> Case:
     """topk_kl as it is launched for contiguous rows of `v` logits; `shape` is of the plan."""
     align = 16 // BYTES[dtype]
-    how = topk_kl.plan(v, align - 1, shape)
+    how = topk_kl.plan(v, align - 1, shape or listed(v, divmod(target, 10)))
     constants = {
         "K": k,
         "BLOCK_K": _triton.power_of_2(k),

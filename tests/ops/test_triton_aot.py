@@ -92,8 +92,9 @@ def test_logits_of_any_vocabulary_move_128_bits_at_a_time(rows, v):
     for row in named(rows, f"topk_kl V={v} "):
         assert widest(row, "loads") >= 4
         assert widest(row, "stores") >= 4
-        # The rest is the support, the label and the edges, not the row.
-        assert sum(n for width, n in row["stores"].items() if width != "128") <= 12
+        # The rest is the label, the edges and the support, not the row.
+        support = 1024 // (32 * row["num_warps"]) if row["name"].endswith("K=1024") else 1
+        assert sum(n for width, n in row["stores"].items() if width != "128") <= 9 + support
 
 
 @pytest.mark.parametrize("op", ["hidden_mse", "quantize_rows", "topk_encode"])
@@ -119,12 +120,15 @@ def test_rows_of_both_heads_move_128_bits_at_a_time(rows):
         assert sum(n for width, n in row["stores"].items() if width != "128") <= 6
 
 
-def test_two_blocks_of_rows_of_any_vocabulary_fit_a_multiprocessor(rows):
-    """Or one, of longer rows, which has its threads: so many rows as the caches hold."""
+def test_as_many_rows_of_any_vocabulary_fit_a_multiprocessor_as_the_caches_hold(rows):
+    """Three of BERT's, two of twice its length, one of more with the threads of these two."""
     for row in named(rows, "topk_kl"):
         threads = 32 * row["num_warps"]
         registers = -(-row["registers"] // 8) * 8
-        assert 65536 // (threads * registers) * threads >= 512
+        blocks = 65536 // (threads * registers)
+        assert blocks >= 3 or blocks * threads >= 512
+        short = row["target"] == 90 and row["name"].split()[1] in ("V=30522", "V=32000")
+        assert blocks >= 3 or not short
 
 
 def test_memory_and_not_the_instructions_of_topk_kl_limit_a_card(found):

@@ -414,8 +414,9 @@ def test_every_shape_of_the_table_and_of_the_trial_gives_the_same(shape):
     check(d, Spec(2.0, "bucket", "forward", 0.7, 0.3, -100), triton_kl.plan(9001, 3, shape))
 
 
-def test_rows_are_listed_by_their_length_and_unknown_gpus_take_the_measured_ones():
-    assert listed(30522, (9, 0)) == Shape(4096, 8, 128)
+def test_rows_are_listed_by_their_length_and_unknown_gpus_take_what_spills_nowhere():
+    assert listed(30522, (9, 0)) == Shape(4096, 4, 168)
+    assert listed(50257, (9, 0)) == listed(30522, (8, 6)) == Shape(4096, 8, 128)
     assert listed(128256, (9, 0)) == listed(128256, (8, 6)) == Shape(8192, 16, 128)
 
 

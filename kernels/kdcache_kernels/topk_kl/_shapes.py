@@ -26,8 +26,15 @@ class Shape(NamedTuple):
         return max(1, REGISTERS // (threads * self.registers))
 
 
+OTHERS = {65536: Shape(4096, 8, 128), sys.maxsize: Shape(8192, 16, 128)}
+"""What GPUs run that were not measured: spills on none."""
+
 SHAPES: dict[tuple[int, int], dict[int, Shape]] = {
-    (9, 0): {65536: Shape(4096, 8, 128), sys.maxsize: Shape(8192, 16, 128)},
+    (9, 0): {
+        32768: Shape(4096, 4, 168),
+        65536: Shape(4096, 8, 128),
+        sys.maxsize: Shape(8192, 16, 128),
+    },
 }
 """By compute capability, and by the longest rows they are for: the fastest that spill nothing.
 
@@ -35,11 +42,8 @@ A stage of benchmarks/gpu_session.py times them, benchmarks/gpu_table.py writes 
 So many rows are under way at once as the caches hold until they are read again.
 """
 
-MEASURED = (9, 0)  # what other GPUs run
-
 CANDIDATES = (
     Shape(2048, 8, 80),
-    Shape(4096, 4, 168),
     Shape(4096, 16, 64),
     Shape(8192, 32, 64),
     Shape(16384, 16, 128),
@@ -54,7 +58,7 @@ _fastest: dict[Hashable, Shape] = {}
 
 def listed(v: int, capability: tuple[int, int]) -> Shape:
     """The shape for rows of `v` logits by the table."""
-    table = SHAPES.get(capability, SHAPES[MEASURED])
+    table = SHAPES.get(capability, OTHERS)
     return next(shape for most, shape in table.items() if v <= most)
 
 

@@ -23,10 +23,11 @@ from kdcache_kernels._triton import (
     same_alignment,
 )
 from kdcache_kernels.topk_kl import reference
-from kdcache_kernels.topk_kl._shapes import MEASURED, Shape, autotuned, fastest, listed
+from kdcache_kernels.topk_kl._shapes import Shape, autotuned, fastest, listed
 from kdcache_kernels.topk_kl._triton_kernels import rows_kernel
 from kdcache_kernels.topk_kl.spec import DIVERGENCES, Spec, Teacher
 
+INTERPRETED = (9, 0)  # what Triton's interpreter runs as
 MAX_K = 4096  # a longer support is no longer sparse: plain torch
 
 
@@ -41,9 +42,8 @@ class Plan(NamedTuple):
     last: int
 
 
-def plan(v: int, slack: int, shape: Shape | None = None) -> Plan:
-    """Choose how rows of `v` logits are run, which start up to `slack` behind their boundary."""
-    shape = shape or listed(v, MEASURED)
+def plan(v: int, slack: int, shape: Shape) -> Plan:
+    """How rows of `v` logits run in a shape, which start up to `slack` behind their boundary."""
     block = min(shape.block, max(64, power_of_2(v + slack)))
     warps = max(1, shape.num_warps * block // shape.block)
     inner = max(1, v // block)
@@ -86,7 +86,7 @@ def _shape(
     """The table's shape for this GPU, or the fastest of all if the environment asks for it."""
     v = logits.shape[1]
     if not logits.is_cuda:
-        return listed(v, MEASURED)
+        return listed(v, INTERPRETED)
     first = listed(v, torch.cuda.get_device_capability(logits.device))
     if not autotuned() or captured(logits):
         return first

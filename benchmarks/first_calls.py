@@ -65,7 +65,8 @@ def main() -> None:
             said = [subprocess.run(command, env=env, capture_output=True, check=True) for _ in "ab"]
         found[op] = dict(zip(("fresh", "again"), (json.loads(s.stdout) for s in said), strict=True))
         print(f"{op}: {found[op]['fresh']['first']:.1f} s, then {found[op]['again']['first']:.2f}")
-    save("first_calls", {"size": SIZE, "ops": found})
+    if not given.op:
+        save("first_calls", {"size": SIZE, "ops": found})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from kdcache_kernels.relation_kl.spec import KINDS
 from kdcache_kernels.topk_encode import _triton as topk_encode
 from kdcache_kernels.topk_kl import _triton as topk_kl
 from kdcache_kernels.topk_kl import _triton_kernels
-from kdcache_kernels.topk_kl._shapes import listed
+from kdcache_kernels.topk_kl._shapes import light, listed
 
 VOCABULARIES = (30522, 32000, 50257, 128256, 151936)
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "i8": 1, "u8": 1}
@@ -54,7 +54,8 @@ def topk_kl_case(
 ) -> Case:
     """topk_kl as it is launched for contiguous rows of `v` logits; `shape` is of the plan."""
     align = 16 // BYTES[dtype]
-    how = topk_kl.plan(v, align - 1, shape or listed(v, divmod(target, 10)))
+    spare = light(k, BYTES[dtype], labels)
+    how = topk_kl.plan(v, align - 1, shape or listed(v, divmod(target, 10), spare))
     constants = {
         "K": k,
         "BLOCK_K": _triton.power_of_2(k),
@@ -220,7 +221,11 @@ def cases(target: int) -> Iterator[Case]:
         yield topk_kl_case(target, 30522, "fp16")
         yield topk_kl_case(target, 30522, "bf16", labels=True, temperature=4, kind=2)
         yield topk_kl_case(target, 128256, "bf16", labels=True, temperature=3)
-        yield topk_kl_case(target, 30522, "bf16", k=1024)
+        yield topk_kl_case(target, 30522, "bf16", k=256, labels=True, temperature=3, kind=2)
+        for k in (512, 1024):
+            yield topk_kl_case(target, 30522, "bf16", k=k, labels=True, temperature=2)
+        yield topk_kl_case(target, 30522, "fp32", k=256)
+        yield topk_kl_case(target, 30522, "fp32", labels=True, temperature=3, kind=2)
         yield linear_kl_case(30522, "bf16", kind=1)
         for dtype in ("bf16", "fp32"):
             yield linear_kl_case(30522, dtype, kind=2, labels=True)

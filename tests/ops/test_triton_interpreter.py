@@ -8,7 +8,7 @@ import torch
 from kdcache_kernels._checks import gradient_dtype
 from kdcache_kernels.topk_kl import _triton as triton_kl
 from kdcache_kernels.topk_kl import reference
-from kdcache_kernels.topk_kl._shapes import CANDIDATES, SHAPES, autotuned, fastest, listed
+from kdcache_kernels.topk_kl._shapes import CANDIDATES, SHAPES, autotuned, fastest, light, listed
 from kdcache_kernels.topk_kl.reference import make_inputs
 from kdcache_kernels.topk_kl.spec import DIVERGENCES, Spec, Teacher
 
@@ -416,6 +416,9 @@ def test_every_shape_of_the_table_and_of_the_trial_gives_the_same(shape):
 
 def test_rows_are_listed_by_their_length_and_unknown_gpus_take_what_spills_nowhere():
     assert listed(30522, (9, 0)) == Shape(4096, 4, 168)
+    assert listed(30522, (9, 0), light(64, 4, labels=True)) == Shape(4096, 8, 128)
+    assert listed(30522, (9, 0), light(257, 2, labels=False)) == Shape(4096, 8, 128)
+    assert listed(30522, (9, 0), light(256, 2, labels=True)) == Shape(4096, 4, 168)
     assert listed(50257, (9, 0)) == listed(30522, (8, 6)) == Shape(4096, 8, 128)
     assert listed(128256, (9, 0)) == listed(128256, (8, 6)) == Shape(8192, 16, 128)
 

@@ -27,7 +27,7 @@ class Shape(NamedTuple):
 
 
 OTHERS = {65536: Shape(4096, 8, 128), sys.maxsize: Shape(8192, 16, 128)}
-"""What GPUs run that were not measured: spills on none."""
+"""What GPUs run that were not measured, and rows that are not `light`: spills on none."""
 
 SHAPES: dict[tuple[int, int], dict[int, Shape]] = {
     (9, 0): {
@@ -44,6 +44,8 @@ So many rows are under way at once as the caches hold until they are read again.
 
 CANDIDATES = (
     Shape(2048, 8, 80),
+    Shape(4096, 4, 168),
+    Shape(4096, 8, 128),
     Shape(4096, 16, 64),
     Shape(8192, 32, 64),
     Shape(16384, 16, 128),
@@ -56,9 +58,17 @@ REPEATS = 3
 _fastest: dict[Hashable, Shape] = {}
 
 
-def listed(v: int, capability: tuple[int, int]) -> Shape:
-    """The shape for rows of `v` logits by the table."""
-    table = SHAPES.get(capability, OTHERS)
+def light(k: int, item: int, labels: bool) -> bool:
+    """Whether rows of `item` bytes a logit, with `k` ids, leave a thread registers to spare.
+
+    Compiled for sm_90, three blocks of four warps spill with labels in float32 or more ids.
+    """
+    return k <= 256 and (item == 2 or not labels)
+
+
+def listed(v: int, capability: tuple[int, int], spare: bool = True) -> Shape:
+    """The shape for rows of `v` logits by the table; `spare` says that they are `light`."""
+    table = SHAPES.get(capability, OTHERS) if spare else OTHERS
     return next(shape for most, shape in table.items() if v <= most)
 
 

@@ -23,7 +23,7 @@ from kdcache_kernels._triton import (
     same_alignment,
 )
 from kdcache_kernels.topk_kl import reference
-from kdcache_kernels.topk_kl._shapes import Shape, autotuned, fastest, listed
+from kdcache_kernels.topk_kl._shapes import Shape, autotuned, fastest, light, listed
 from kdcache_kernels.topk_kl._triton_kernels import rows_kernel
 from kdcache_kernels.topk_kl.spec import DIVERGENCES, Spec, Teacher
 
@@ -85,9 +85,10 @@ def _shape(
 ) -> Shape:
     """The table's shape for this GPU, or the fastest of all if the environment asks for it."""
     v = logits.shape[1]
+    spare = light(teacher.ids.shape[1], logits.element_size(), labels is not None)
     if not logits.is_cuda:
-        return listed(v, INTERPRETED)
-    first = listed(v, torch.cuda.get_device_capability(logits.device))
+        return listed(v, INTERPRETED, spare)
+    first = listed(v, torch.cuda.get_device_capability(logits.device), spare)
     if not autotuned() or captured(logits):
         return first
 

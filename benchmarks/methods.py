@@ -241,10 +241,11 @@ class Study:
             sizes(cache.plan, signals, cache.shape)["total"]
             for signals in ({}, parse_all(one["signals"]))
         )
+        signals = self.way(one["recipe"]).teachers * (whole - plain)
         row = {
             "rate": one["rate"],
             "dev": spread(one["dev"]),
-            "bytes_a_document": (whole - plain + one["bytes_beside"]) / len(cache.plan.docs),
+            "bytes_a_document": (signals + one["bytes_beside"]) / len(cache.plan.docs),
             "step_of_kd": float(np.median(one["costs"])) if "costs" in one else None,
             "agreement_without": one.get("agreement_without"),
             "seconds": one["seconds"],

@@ -29,11 +29,13 @@ class Way:
     Attributes:
         train: called with a trial and what `Trial.train` takes.
         makes: caches in the trial's folder that it makes beside the trial's.
+        teachers: whose signals it reads, each as many bytes.
         overrides: settings that are otherwise than they ship.
     """
 
     train: Callable[..., Trained] = Trial.train
     makes: tuple[str, ...] = ()
+    teachers: int = 1
     overrides: tuple[str, ...] = ()
 
 
@@ -151,7 +153,7 @@ def in_rounds(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -
 
 def ways(masked: Path | None) -> dict[str, Way]:
     """By the recipe's name; `masked` is the folder of a masked language model."""
-    two = Way(train=partial(of_two, partial(Trial.teach, seed=1)), makes=("second.zarr",))
+    two = Way(train=partial(of_two, partial(Trial.teach, seed=1)), teachers=2)
     return {
         **dict.fromkeys(SEVERAL, two),
         "bss": Way(train=at_boundary, makes=("boundary.zarr",)),

@@ -21,7 +21,7 @@ from record import save
 from kdcache.bench.kernels_cases import CASES, OPS
 from kdcache.bench.kernels_inputs import Size
 
-SIZE = {"rows": 64, "vocab": 4096, "k": 64, "hidden": 384}
+SIZE = {"rows": 1024, "vocab": 4096, "k": 64, "hidden": 768}
 
 
 def timed(op: str) -> dict[str, float]:

@@ -231,6 +231,7 @@ class Study:
             "student": self.trial.new or {"layers": LAYERS},
             **budget,
             "teacher": self._notes.name,
+            "hours": sum(one["seconds"] for one in trained.values()) / 3600,
             "recipes": {name: self._row(one, beside) for name, one in trained.items()},
             "refused": {n: every[n]["refused"] for n in sorted(every.keys() - trained.keys())},
         }

@@ -39,11 +39,10 @@ from everywhere_places import PLACES, Place
 from methods import LAYERS, NEW, without_own
 from record import save
 from transformers import AutoModelForMaskedLM, AutoTokenizer
-from trial import Trained, Trial
+from trial import Trained, Trial, taught
 from trial_ways import SEVERAL, Way, of_two, ways, with_pieces
 
 import kdcache
-from kdcache.demo.encoder import encoder_folder
 from kdcache.manifest import Json
 from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.requirements import beside_signals
@@ -58,27 +57,12 @@ MASKED = 0.15
 STOPPED = -signal.SIGINT  # what a script ends with that SIGTERM made raise KeyboardInterrupt
 
 
-def _taught(place: Place, folder: Path, masked: Path, seed: int) -> Path:
-    if place.teach is None:
-        return masked
-    out = folder.parent
-    kdcache.teach(
-        encoder_folder(), out / "train.csv", out=folder, dev=out / "dev.csv",
-        learning_rates=1.5e-4, class_weights="none", seed=seed, progress=False, **place.teach,
-    )  # fmt: skip
-    return folder
-
-
 def _fits(recipe: Recipe, *asked: Any) -> bool:
     """Whether signals of one teacher serve a recipe."""
     try:
         return not beside_signals([recipe], signals_of_teacher([recipe], *asked), *asked)
     except kdcache.KdcacheError:
         return False
-
-
-def _taught_again(place: Place, trial: Trial, folder: Path) -> Path:
-    return _taught(place, folder, Path(), seed=1)
 
 
 def of_new_weights(trial: Trial, *asked: Any) -> Trained:
@@ -131,9 +115,10 @@ class Trip:
         return PLACES[self.name]
 
     def way(self, recipe: str) -> Way:
-        found = dict(ways(self.masked))
-        again = partial(of_two, partial(_taught_again, self.place))
-        two = Way() if self.place.teach is None else Way(train=again)
+        found, teach = dict(ways(self.masked)), self.place.teach
+        two = Way()  # of a model that is taken as it is there is no second
+        if teach is not None:
+            two = Way(train=partial(of_two, partial(taught, seed=1, **teach)))
         found |= dict.fromkeys(SEVERAL, two)
         if self.place.second:
             found["mkd"] = Way(train=with_heads)
@@ -169,7 +154,9 @@ class Trip:
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
                 writer.writerows(rows[start:stop])
-        teacher = _taught(place, out / "teacher", self.masked, seed=0)
+        teacher = self.masked
+        if place.teach is not None:
+            teacher = taught(out / "teacher", seed=0, **place.teach)
         asked: Any = (teacher, place.task, len(LAYERS))
         recipes = [one for one in map(self.recipe, read_recipes()) if _fits(one, *asked)]
         kdcache.build(

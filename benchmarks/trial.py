@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gain_corpora import CUTS, corpus
@@ -24,6 +25,16 @@ from kdcache.training.wanted_signals import signals_of_teacher
 BATCH = 32
 CHOOSING = 1000  # the seed settings are chosen with, which no result is of
 TASK = "text-classification"
+EPOCHS = CUTS["sst2"].teacher_epochs
+
+
+def taught(folder: Path, *, seed: int, **options: Any) -> Path:
+    """Fine-tune the demo's encoder on the texts beside a folder; the folder."""
+    kdcache.teach(
+        encoder_folder(), folder.parent / "train.csv", out=folder, dev=folder.parent / "dev.csv",
+        learning_rates=1.5e-4, class_weights="none", seed=seed, progress=False, **options,
+    )  # fmt: skip
+    return folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +83,7 @@ class Trial:
         write(out / "dev.csv", found.dev)
         for domain, sentences in found.tests.items():
             write(out / f"test-{domain}.csv", sentences)
-        teacher = self.teach(out / "teacher", seed=0)
+        teacher = taught(out / "teacher", seed=0, epochs=EPOCHS)
         kdcache.build(
             out / "train.csv", teacher=teacher, task=TASK, out=out / "cache.zarr",
             signals=signals_of_teacher(recipes, teacher, TASK, len(self.layers)),
@@ -80,15 +91,6 @@ class Trial:
         )  # fmt: skip
         (out / "ready").touch()
         return self
-
-    def teach(self, folder: Path, seed: int) -> Path:
-        """Fine-tune the demo's encoder on the texts; the folder."""
-        kdcache.teach(
-            encoder_folder(), self.out / "train.csv", out=folder, dev=self.out / "dev.csv",
-            epochs=CUTS["sst2"].teacher_epochs, learning_rates=1.5e-4, class_weights="none",
-            seed=seed, progress=False,
-        )  # fmt: skip
-        return folder
 
     @property
     def cache(self) -> Cache:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from transformers import AutoTokenizer
-from trial import Trained, Trial
+from trial import EPOCHS, Trained, Trial, taught
 
 import kdcache
 from kdcache.demo.encoder import encoder_folder
@@ -85,7 +85,7 @@ SEVERAL = ("mt-bert", "skdbert", "rl-kd")
 
 
 def of_two(
-    teach: Callable[[Trial, Path], Path],
+    teach: Callable[[Path], Path],
     trial: Trial,
     recipe: Recipe,
     rate: float,
@@ -95,7 +95,7 @@ def of_two(
     """From two teachers, the second taught as the first was, with another seed."""
 
     def make(out: Path) -> None:
-        second = teach(trial, trial.out / "second")
+        second = teach(trial.out / "second")
         several = [load_recipe(name) for name in SEVERAL]
         task = trial.cache.plan.task.name
         kdcache.build(
@@ -153,7 +153,7 @@ def in_rounds(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -
 
 def ways(masked: Path | None) -> dict[str, Way]:
     """By the recipe's name; `masked` is the folder of a masked language model."""
-    two = Way(train=partial(of_two, partial(Trial.teach, seed=1)), teachers=2)
+    two = Way(train=partial(of_two, partial(taught, seed=1, epochs=EPOCHS)), teachers=2)
     return {
         **dict.fromkeys(SEVERAL, two),
         "bss": Way(train=at_boundary, makes=("boundary.zarr",)),

@@ -1,4 +1,4 @@
-"""What the Numba kernels share: how they are compiled and launched, and matrices as addresses.
+"""What the Numba kernels call: how that is compiled, and matrices as addresses.
 
 Numba has no 16-bit floats on CPU, so matrices come as addresses and a kind: one compilation serves
 every dtype, and no views have to be made for a call. The caller keeps the tensors alive.
@@ -7,19 +7,14 @@ Numba's disk cache follows the file of a kernel, not the files it calls: after a
 `_numba_rows` delete the `*.nbi` beside the kernels, or set NUMBA_CACHE_DIR to an empty folder.
 """
 
-import os
-import threading
 from collections.abc import Callable
-from functools import wraps
-from types import FunctionType
 from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from llvmlite import ir
-from numba import config, njit, prange, set_num_threads, types
+from numba import njit, types
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
-from numba.np.ufunc.parallel import threading_layer
 from torch import Tensor
 
 __all__ = [
@@ -27,18 +22,15 @@ __all__ = [
     "FP8",
     "FP32",
     "INT8",
+    "OPTIONS",
     "Real",
     "array_at",
-    "block_count",
-    "compiled",
     "dense_rows",
     "exact",
     "fast",
-    "parallel",
-    "prange",
+    "inlined",
     "prefetch",
     "rows_of",
-    "same_blocks",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,9 +38,6 @@ Real: TypeAlias = Any  # a Python or NumPy scalar of whatever width Numba infers
 
 # No "nnan" or "ninf": banned tokens are -inf, and NaN must come through.
 FAST = {"contract", "reassoc", "arcp", "nsz"}
-# Of what Numba can share among threads, the loops that ask for it: others take seconds to compile.
-OTHERS = ("comprehension", "fusion", "inplace_binop", "numpy", "reduction", "setitem", "stencil")
-PRANGE = {"prange": True, **dict.fromkeys(OTHERS, False)}
 FP32, BF16, FP16, INT8, FP8 = range(5)
 KINDS = {
     torch.float32: FP32,
@@ -59,63 +48,23 @@ KINDS = {
 }
 
 
-def compiled(**options: Any) -> Callable[[F], F]:
-    """`numba.njit` with a disk cache."""
-    defaults = {"fastmath": FAST, "error_model": "numpy", "nogil": True, "cache": True}
-    return cast(Callable[[F], F], njit(**{**defaults, **options}))
+OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy", "cache": True}
+"""What kernels and what they call are compiled with."""
 
 
-def fast() -> Callable[[F], F]:
-    """For what kernels call: every fast-math flag that respects infinities and NaN.
+def inlined(**options: Any) -> Callable[[F], F]:
+    """`numba.njit` for what kernels call: a part of its caller's code, with no way in from Python.
 
     Inlined, always: a call would run one of two copies whose sums may be ordered otherwise, the
     function's own in the process that compiles it, its caller's where this comes from the disk.
     """
-    return compiled(forceinline=True)
+    alone = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return cast(Callable[[F], F], njit(**{**OPTIONS, **alone, **options}))
 
 
-def parallel() -> Callable[[F], F]:
-    """For a kernel: as `fast`, its `prange` shared among threads, where there are any.
-
-    They do not survive a fork: where SIGTERM is handled, OpenMP's launch in a child returns with
-    nothing computed. So a child whose parent had them runs a second compilation, on one thread.
-    """
-
-    def decorate(function: F) -> F:
-        threads, alone = compiled(parallel={**PRANGE})(function), compiled()(_renamed(function))
-
-        @wraps(function)
-        def launch(*args: Any) -> Any:
-            return (alone if _threads_lost else threads)(*args)
-
-        return cast(F, launch)
-
-    return decorate
-
-
-def _renamed(function: Any) -> Any:
-    """A copy under another name, which names its files in Numba's disk cache."""
-    code, names = function.__code__, function.__globals__
-    copy = FunctionType(code, names, function.__name__, function.__defaults__, function.__closure__)
-    copy.__qualname__, copy.__module__ = f"{function.__qualname__}_alone", function.__module__
-    return copy
-
-
-_threads_lost = False
-
-
-def _after_fork() -> None:
-    """In a child: find out whether the parent had threads; torch's OpenMP has then lost its too."""
-    global _threads_lost
-    try:
-        threading_layer()  # type: ignore[no-untyped-call]  # so in numba
-    except ValueError:  # Numba had started none
-        return
-    _threads_lost = True
-    torch.set_num_threads(1)
-
-
-os.register_at_fork(after_in_child=_after_fork)
+def fast() -> Callable[[F], F]:
+    """As `inlined`, with every fast-math flag that respects infinities and NaN."""
+    return inlined()
 
 
 def exact() -> Callable[[F], F]:
@@ -123,38 +72,7 @@ def exact() -> Callable[[F], F]:
 
     Numba gives a function that says nothing of fast-math the flags of whom it is compiled for.
     """
-    return compiled(forceinline=True, fastmath=False)
-
-
-def block_count(rows: int) -> int:
-    """Blocks to cut rows into for the next launch from this thread, which uses torch's threads."""
-    if _threads_lost:
-        return 1
-    wanted = torch.get_num_threads()
-    if getattr(_launches, "threads", None) != wanted:
-        _set_threads(wanted)
-    return max(1, min(rows, 4 * wanted))
-
-
-_launches = threading.local()  # Numba has a number of threads for each that launches kernels
-
-
-def _set_threads(wanted: int) -> None:
-    most: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # Numba sets it on loading
-    set_num_threads(min(wanted, most))
-    _launches.threads = wanted
-    if torch.get_num_threads() != wanted:
-        # The first call starts Numba's threads, and sets those of the OpenMP that torch uses too:
-        # matrix products would then be cut otherwise, and differ in their last bits.
-        torch.set_num_threads(wanted)
-
-
-def same_blocks(rows: int) -> int:
-    """As `block_count`, but as many for any number of threads: what is summed over blocks has the
-    same bits then, in a forked child too.
-    """
-    block_count(rows)
-    return max(1, min(rows, 16))
+    return inlined(fastmath=False)
 
 
 def dense_rows(x: Tensor) -> Tensor:

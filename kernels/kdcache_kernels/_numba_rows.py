@@ -12,8 +12,8 @@ from kdcache_kernels._numba import (
     INT8,
     Real,
     array_at,
-    compiled,
     fast,
+    inlined,
     prefetch,
 )
 
@@ -63,7 +63,7 @@ LOG2_E = 1.4426950408889634
 
 
 # Only "contract", one instruction for a * b + c: reassociation would undo `t - magic`.
-@compiled(forceinline=True, fastmath={"contract"})
+@inlined(fastmath={"contract"})
 def exp2_32(x: Real) -> Real:
     """2^x for x <= 0 in float32, within 2 ulp, vectorisable; 0 below -126.5, NaN for NaN."""
     magic = np.float32(12582912.0 + 127.0)  # adding 1.5 * 2^23 rounds to a whole number

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from kdcache.bench.timing import Stopwatch
 from kdcache_kernels import relation_kl
 from kdcache_kernels.relation_kl import reference
 from kdcache_kernels.relation_kl.pieces import pieces_of
@@ -130,3 +131,17 @@ def test_what_does_not_fit_is_refused_by_name(change, message):
     given = {**make_inputs(LENGTHS, 24, 36), "heads": HEADS, **change}
     with pytest.raises(ValueError, match=message):
         relation_kl(**given)
+
+
+def test_no_scores_of_a_whole_batch_are_in_memory():
+    """What is held beyond inputs, loss and gradients, of scores of both sides in 48 heads."""
+    length, batch, heads, width = 128, 16, 48, 384
+    lengths = torch.full((batch,), length)
+    x, t = torch.randn(2, batch * length, width)
+    x.requires_grad_()
+    relation_kl(x[:length], t[:length], lengths[:1], heads=heads).backward()  # compiled
+    held = Stopwatch(x.device).peak_bytes(lambda: relation_kl(x, t, lengths, heads=heads))
+    scores = 2 * batch * heads * length**2 * 4
+    gradient = x.numel() * 4
+    assert held is not None
+    assert held - gradient < 0.1 * scores

@@ -1,6 +1,6 @@
 """hidden_mse on CPU: both rows pass through the first cache, the gradient is written once."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -8,16 +8,14 @@ from torch import Tensor
 
 from kdcache_kernels._buffer import empty
 from kdcache_kernels._checks import gradient_dtype
+from kdcache_kernels._launch import arguments, block_count, kernel
 from kdcache_kernels._numba import (
     FP32,
     INT8,
     Real,
     array_at,
-    block_count,
     dense_rows,
     fast,
-    parallel,
-    prange,
     rows_of,
 )
 from kdcache_kernels._numba_rows import clear, load_any_row, load_row, round_row, row_sum
@@ -25,6 +23,29 @@ from kdcache_kernels.hidden_mse.reference import LAYERNORM_EPS
 
 NONE, L2, LAYERNORM = range(3)
 NORMALIZE = {"none": NONE, "l2": L2, "layernorm": LAYERNORM}
+
+
+class _Rows(NamedTuple):
+    """Matrices of rows and what is known of each, addresses of which 0 are those of none."""
+
+    student: int
+    stride: int
+    kind: int
+    teacher: int
+    teacher_stride: int
+    teacher_kind: int
+    scale: int
+    groups: int
+    weight: int
+    n: int
+    h: int
+    mode: int
+    gradient: int
+    out_stride: int
+    out_kind: int
+    losses: int
+    loss: int
+    blocks: int
 
 
 def hidden_mse(
@@ -40,8 +61,8 @@ def hidden_mse(
     student, codes, weight = dense_rows(student), dense_rows(codes), weight.contiguous()
     scale = None if scale is None else scale.float().contiguous()
     gradient = empty((n if need_grad else 0, h), gradient_dtype(student), student.device)
-    loss = torch.empty((), dtype=torch.float32)
-    _all_rows(
+    losses, loss = torch.empty(n, dtype=torch.float64), torch.empty(())
+    given = _Rows(
         *rows_of(student),
         *rows_of(codes),
         0 if scale is None else scale.data_ptr(),
@@ -51,9 +72,11 @@ def hidden_mse(
         h,
         NORMALIZE[normalize],
         *rows_of(gradient if need_grad else None),
+        losses.data_ptr(),
         loss.data_ptr(),
         block_count(n),
     )
+    _rows(given)
     return loss, gradient
 
 
@@ -147,54 +170,39 @@ def _normalized(y: Any, t: Any, mode: int, weight: Real) -> Real:
     return squares
 
 
-@parallel()
-def _all_rows(
-    student: int,
-    stride: int,
-    kind: int,
-    teacher: int,
-    teacher_stride: int,
-    teacher_kind: int,
-    scale: int,
-    groups: int,
-    weight: int,
-    n: int,
-    h: int,
-    mode: int,
-    gradient: int,
-    out_stride: int,
-    out_kind: int,
-    loss: int,
-    blocks: int,
-) -> None:
-    """Fill the gradient and the sum of weighted losses; small arrays come as addresses too."""
-    each = np.empty(n, np.float64)
-    for b in prange(blocks):
-        direct = gradient != 0 and out_kind == FP32
-        decoded = np.empty(h if kind != FP32 else 0, np.float32)
-        scratch = np.empty(0 if direct else h, np.float32)
-        weights = array_at(weight, n, np.float32)
-        for i in range(b * n // blocks, (b + 1) * n // blocks):
-            out = gradient + i * out_stride
-            w = np.float64(weights[i])
-            if w == 0.0:
-                each[i] = 0.0
-                if gradient != 0:
-                    clear(out, out_stride)
-                continue
-            if kind == FP32:
-                y = array_at(student + i * stride, h, np.float32)
-            else:
-                y = decoded
-                load_row(student + i * stride, kind, y)
-            t = array_at(out, h, np.float32) if direct else scratch
-            scales = array_at(scale + 4 * i * groups, groups, np.float32)
-            _decode(teacher + i * teacher_stride, teacher_kind, scales, t)
-            if mode == NONE:
-                squares = _plain(y, t, np.float32(2.0 * w / h))
-            else:
-                squares = _normalized(y, t, mode, w)
-            each[i] = w * squares / h
-            if gradient != 0 and not direct:
-                round_row(t, array_at(out, h, np.uint16))
-    array_at(loss, 1, np.float32)[0] = row_sum(each)
+@kernel(_Rows, sums=True)
+def _rows(address: int, b: int) -> bool:
+    """Fill the gradient, and the weighted losses and their sum."""
+    a = arguments(address, _Rows)
+    each = array_at(a.losses, a.n, np.float64)
+    if b == a.blocks:
+        array_at(a.loss, 1, np.float32)[0] = row_sum(each)
+        return True
+    direct = a.gradient != 0 and a.out_kind == FP32
+    decoded = np.empty(a.h if a.kind != FP32 else 0, np.float32)
+    scratch = np.empty(0 if direct else a.h, np.float32)
+    weights = array_at(a.weight, a.n, np.float32)
+    for i in range(b * a.n // a.blocks, (b + 1) * a.n // a.blocks):
+        out = a.gradient + i * a.out_stride
+        w = np.float64(weights[i])
+        if w == 0.0:
+            each[i] = 0.0
+            if a.gradient != 0:
+                clear(out, a.out_stride)
+            continue
+        if a.kind == FP32:
+            y = array_at(a.student + i * a.stride, a.h, np.float32)
+        else:
+            y = decoded
+            load_row(a.student + i * a.stride, a.kind, y)
+        t = array_at(out, a.h, np.float32) if direct else scratch
+        scales = array_at(a.scale + 4 * i * a.groups, a.groups, np.float32)
+        _decode(a.teacher + i * a.teacher_stride, a.teacher_kind, scales, t)
+        if a.mode == NONE:
+            squares = _plain(y, t, np.float32(2.0 * w / a.h))
+        else:
+            squares = _normalized(y, t, a.mode, w)
+        each[i] = w * squares / a.h
+        if a.gradient != 0 and not direct:
+            round_row(t, array_at(out, a.h, np.uint16))
+    return True

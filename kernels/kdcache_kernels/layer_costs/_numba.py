@@ -1,7 +1,7 @@
 """layer_costs on CPU: one row of every layer at a time, which all stay in the second cache."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,20 +9,37 @@ from torch import Tensor
 
 from kdcache_kernels._buffer import empty
 from kdcache_kernels._checks import gradient_dtype
+from kdcache_kernels._launch import arguments, block_count, kernel, same_blocks
 from kdcache_kernels._numba import (
     FP32,
     INT8,
     Real,
     array_at,
-    block_count,
     dense_rows,
     fast,
-    parallel,
-    prange,
     rows_of,
-    same_blocks,
 )
 from kdcache_kernels._numba_rows import clear, load_any_row, round_row
+
+
+class _Rows(NamedTuple):
+    """Addresses of layers of both sides; `out` go costs of blocks or, of a `flow`, gradients."""
+
+    student: int
+    layers: int
+    kind: int
+    teacher: int
+    others: int
+    teacher_kind: int
+    scale: int
+    groups: int
+    weight: int
+    n: int
+    h: int
+    flow: int
+    out: int
+    out_kind: int
+    blocks: int
 
 
 def layer_costs(
@@ -32,7 +49,7 @@ def layer_costs(
     given = _Given(weight, student, codes, scale)
     blocks = same_blocks(given.n)
     parts = torch.empty(blocks, len(student), len(codes), dtype=torch.float64)
-    _all_costs(*given.arguments, parts.data_ptr(), blocks)
+    _costs(_Rows(*given.arguments, 0, parts.data_ptr(), FP32, blocks))
     return parts.sum(0).float()
 
 
@@ -49,10 +66,8 @@ def layer_costs_gradient(
     kind = gradient_dtype(student[0])
     out = [empty(tuple(x.shape), kind, x.device) for x in student]
     where = _table(out)
-    out_kind = rows_of(out[0])[2]
-    _all_gradients(
-        *given.arguments, flow.data_ptr(), where.data_ptr(), out_kind, block_count(given.n)
-    )
+    out_kind, blocks = rows_of(out[0])[2], block_count(given.n)
+    _gradients(_Rows(*given.arguments, flow.data_ptr(), where.data_ptr(), out_kind, blocks))
     return out
 
 
@@ -113,15 +128,12 @@ def _times_scales(table: int, groups: int, i: int, out: Any) -> None:
 
 
 @fast()
-def _load_both(
-    student: int, kind: int, teacher: int, teacher_kind: int, scale: int, groups: int, i: int,
-    ours: Any, theirs: Any,
-) -> None:  # fmt: skip
+def _load_both(a: Any, i: int, ours: Any, theirs: Any) -> None:
     """Row `i` of every layer of both sides, decoded."""
-    _load(student, ours.shape[0], kind, i, ours)
-    _load(teacher, theirs.shape[0], teacher_kind, i, theirs)
-    if teacher_kind == INT8:
-        _times_scales(scale, groups, i, theirs)
+    _load(a.student, a.layers, a.kind, i, ours)
+    _load(a.teacher, a.others, a.teacher_kind, i, theirs)
+    if a.teacher_kind == INT8:
+        _times_scales(a.scale, a.groups, i, theirs)
 
 
 @fast()
@@ -139,81 +151,53 @@ def _add_difference(x: Any, y: Any, factor: Real, out: Any) -> None:
         out[v] += factor * (x[v] - y[v])
 
 
-@parallel()
-def _all_costs(
-    student: int,
-    layers: int,
-    kind: int,
-    teacher: int,
-    others: int,
-    teacher_kind: int,
-    scale: int,
-    groups: int,
-    weight: int,
-    n: int,
-    h: int,
-    parts: int,
-    blocks: int,
-) -> None:
-    """Fill the costs of every block of rows; arrays come as their addresses."""
-    for b in prange(blocks):
-        ours = np.empty((layers, h), np.float32)
-        theirs = np.empty((others, h), np.float32)
-        weights = array_at(weight, n, np.float32)
-        costs = array_at(parts + 8 * b * layers * others, layers * others, np.float64)
-        for c in range(costs.size):
-            costs[c] = 0.0
-        for i in range(b * n // blocks, (b + 1) * n // blocks):
-            w = np.float64(weights[i]) / h
-            if w == 0.0:
-                continue
-            _load_both(student, kind, teacher, teacher_kind, scale, groups, i, ours, theirs)
-            for m in range(layers):
-                for o in range(others):
-                    costs[m * others + o] += w * _squares(ours[m], theirs[o])
+@kernel(_Rows)
+def _costs(address: int, b: int) -> bool:
+    """Fill the costs of a block of rows."""
+    a = arguments(address, _Rows)
+    ours = np.empty((a.layers, a.h), np.float32)
+    theirs = np.empty((a.others, a.h), np.float32)
+    weights = array_at(a.weight, a.n, np.float32)
+    costs = array_at(a.out + 8 * b * a.layers * a.others, a.layers * a.others, np.float64)
+    for c in range(costs.size):
+        costs[c] = 0.0
+    for i in range(b * a.n // a.blocks, (b + 1) * a.n // a.blocks):
+        w = np.float64(weights[i]) / a.h
+        if w == 0.0:
+            continue
+        _load_both(a, i, ours, theirs)
+        for m in range(a.layers):
+            for o in range(a.others):
+                costs[m * a.others + o] += w * _squares(ours[m], theirs[o])
+    return True
 
 
-@parallel()
-def _all_gradients(
-    student: int,
-    layers: int,
-    kind: int,
-    teacher: int,
-    others: int,
-    teacher_kind: int,
-    scale: int,
-    groups: int,
-    weight: int,
-    n: int,
-    h: int,
-    flow: int,
-    gradients: int,
-    out_kind: int,
-    blocks: int,
-) -> None:
+@kernel(_Rows)
+def _gradients(address: int, b: int) -> bool:
     """Fill the gradient of every layer of the student."""
-    for b in prange(blocks):
-        ours = np.empty((layers, h), np.float32)
-        theirs = np.empty((others, h), np.float32)
-        scratch = np.empty(h, np.float32)
-        weights = array_at(weight, n, np.float32)
-        flows = array_at(flow, layers * others, np.float32)
-        where = array_at(gradients, 2 * layers, np.int64)
-        for i in range(b * n // blocks, (b + 1) * n // blocks):
-            w = weights[i]
-            if w != 0.0:
-                _load_both(student, kind, teacher, teacher_kind, scale, groups, i, ours, theirs)
-            for m in range(layers):
-                at = where[2 * m] + i * where[2 * m + 1]
-                if w == 0.0:
-                    clear(at, where[2 * m + 1])
-                    continue
-                out = array_at(at, h, np.float32) if out_kind == FP32 else scratch
-                for v in range(out.size):
-                    out[v] = np.float32(0.0)
-                for o in range(others):
-                    if flows[m * others + o] != 0.0:  # most of a plan is
-                        factor = np.float32(2.0 * w * flows[m * others + o] / h)
-                        _add_difference(ours[m], theirs[o], factor, out)
-                if out_kind != FP32:
-                    round_row(out, array_at(at, h, np.uint16))
+    a = arguments(address, _Rows)
+    ours = np.empty((a.layers, a.h), np.float32)
+    theirs = np.empty((a.others, a.h), np.float32)
+    scratch = np.empty(a.h, np.float32)
+    weights = array_at(a.weight, a.n, np.float32)
+    flows = array_at(a.flow, a.layers * a.others, np.float32)
+    where = array_at(a.out, 2 * a.layers, np.int64)
+    for i in range(b * a.n // a.blocks, (b + 1) * a.n // a.blocks):
+        w = weights[i]
+        if w != 0.0:
+            _load_both(a, i, ours, theirs)
+        for m in range(a.layers):
+            at = where[2 * m] + i * where[2 * m + 1]
+            if w == 0.0:
+                clear(at, where[2 * m + 1])
+                continue
+            out = array_at(at, a.h, np.float32) if a.out_kind == FP32 else scratch
+            for v in range(out.size):
+                out[v] = np.float32(0.0)
+            for o in range(a.others):
+                if flows[m * a.others + o] != 0.0:  # most of a plan is
+                    factor = np.float32(2.0 * w * flows[m * a.others + o] / a.h)
+                    _add_difference(ours[m], theirs[o], factor, out)
+            if a.out_kind != FP32:
+                round_row(out, array_at(at, a.h, np.uint16))
+    return True

@@ -3,19 +3,40 @@
 Beside two matrix products a row, its few passes hardly count; so they are kept simple.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache_kernels._numba import Real, array_at, block_count, fast, parallel, prange, rows_of
+from kdcache_kernels._launch import arguments, block_count, kernel
+from kdcache_kernels._numba import Real, array_at, fast, rows_of
 from kdcache_kernels._numba_rows import PIECE, copy, exp_part, fill, pieces, row_max
 from kdcache_kernels.linear_kl.spec import Spec
 from kdcache_kernels.topk_kl.spec import DIVERGENCES
 
 FORWARD, REVERSE, JS = range(3)
 NEAR = 0.09
+
+
+class _Rows(NamedTuple):
+    """Matrices of rows and what is known of each, addresses of which 0 are those of none."""
+
+    student: int
+    stride: int
+    other: int
+    other_stride: int
+    n: int
+    v: int
+    weight: int
+    labels: int
+    ignore: int
+    temperature: float
+    kind: int
+    soft_weight: float
+    hard_weight: float
+    losses: int
+    blocks: int
 
 
 def dense_kl(
@@ -31,23 +52,25 @@ def dense_kl(
     n, v = logits.shape
     if teacher_bias is not None:
         teacher.add_(teacher_bias)
-    rows = torch.zeros(3, n, dtype=torch.float64)
-    _all_rows(
+    weight, labels = weight.contiguous(), None if labels is None else labels.contiguous()
+    losses = torch.zeros(3, n, dtype=torch.float64)
+    given = _Rows(
         *rows_of(logits)[:2],
         *rows_of(teacher)[:2],
+        n,
         v,
-        weight.contiguous().numpy(),
-        np.full(n, spec.ignore_index) if labels is None else labels.contiguous().numpy(),
+        weight.data_ptr(),
+        0 if labels is None else labels.data_ptr(),
         spec.ignore_index,
         spec.temperature,
         DIVERGENCES.index(spec.divergence),
         spec.soft_weight,
         spec.hard_weight,
-        need_grad,
-        rows.numpy(),
+        losses.data_ptr(),
         block_count(n),
     )
-    return rows[0].sum().float(), rows[1].float(), rows[2].float()
+    _rows(given)
+    return losses[0].sum().float(), losses[1].float(), losses[2].float()
 
 
 @fast()
@@ -208,49 +231,38 @@ def _add(x: Any, y: Any) -> None:
         x[v] += y[v]
 
 
-@parallel()
-def _all_rows(
-    student: int,
-    stride: int,
-    other: int,
-    other_stride: int,
-    v: int,
-    weight: Any,
-    labels: Any,
-    ignore: int,
-    temperature: Real,
-    kind: int,
-    soft_weight: Real,
-    hard_weight: Real,
-    need_grad: bool,
-    rows: Any,
-    blocks: int,
-) -> None:
-    """Put the gradient over `student` and fill `rows` (loss, T^2 D, CE)."""
-    n = weight.size
-    for b in prange(blocks):
-        d = np.empty(v, np.float32)
-        cold = np.empty(v, np.float32)
-        sums = np.empty(3, np.float64)
-        for i in range(b * n // blocks, (b + 1) * n // blocks):
-            x = array_at(student + i * stride, v, np.float32)
-            t = array_at(other + i * other_stride, v, np.float32)
-            w, y = np.float64(weight[i]), labels[i]
-            if w == 0.0:
-                fill(x, np.float32(0.0))
-                continue
-            if y != ignore:
-                copy(x, cold)
-            rows[1, i] = _soft(x, t, d, temperature, kind, w * soft_weight, sums)
-            rows[0, i] = w * soft_weight * rows[1, i] if soft_weight != 0.0 else 0.0
-            if soft_weight == 0.0:
-                fill(x, np.float32(0.0))  # an infinite divergence leaves NaN
-            if y == ignore:
-                continue
-            rows[2, i] = _hard(cold, y, w * hard_weight) if 0 <= y < v else np.nan
-            if hard_weight != 0.0:
-                rows[0, i] += w * hard_weight * rows[2, i]
-                if 0 <= y < v:
-                    _add(x, cold)
-                else:
-                    fill(x, np.float32(np.nan))
+@kernel(_Rows)
+def _rows(address: int, b: int) -> bool:
+    """Put the gradient over `student` and fill `losses`: each, `T^2 D` and `CE` of all rows."""
+    a = arguments(address, _Rows)
+    d = np.empty(a.v, np.float32)
+    cold = np.empty(a.v, np.float32)
+    sums = np.empty(3, np.float64)
+    weights = array_at(a.weight, a.n, np.float32)
+    targets = array_at(a.labels, a.n, np.int64)
+    each = array_at(a.losses, a.n, np.float64)
+    each_soft = array_at(a.losses + 8 * a.n, a.n, np.float64)
+    each_hard = array_at(a.losses + 16 * a.n, a.n, np.float64)
+    for i in range(b * a.n // a.blocks, (b + 1) * a.n // a.blocks):
+        x = array_at(a.student + i * a.stride, a.v, np.float32)
+        t = array_at(a.other + i * a.other_stride, a.v, np.float32)
+        w, y = np.float64(weights[i]), targets[i] if a.labels != 0 else a.ignore
+        if w == 0.0:
+            fill(x, np.float32(0.0))
+            continue
+        if y != a.ignore:
+            copy(x, cold)
+        each_soft[i] = _soft(x, t, d, a.temperature, a.kind, w * a.soft_weight, sums)
+        each[i] = w * a.soft_weight * each_soft[i] if a.soft_weight != 0.0 else 0.0
+        if a.soft_weight == 0.0:
+            fill(x, np.float32(0.0))  # an infinite divergence leaves NaN
+        if y == a.ignore:
+            continue
+        each_hard[i] = _hard(cold, y, w * a.hard_weight) if 0 <= y < a.v else np.nan
+        if a.hard_weight != 0.0:
+            each[i] += w * a.hard_weight * each_hard[i]
+            if 0 <= y < a.v:
+                _add(x, cold)
+            else:
+                fill(x, np.float32(np.nan))
+    return True

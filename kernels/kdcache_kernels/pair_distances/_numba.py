@@ -1,19 +1,31 @@
 """Angles of pair_distances on CPU: no cosine is in memory, and blocks of corners are threads'."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache_kernels._numba import Real, array_at, block_count, fast, parallel, prange, same_blocks
+from kdcache_kernels._launch import arguments, block_count, kernel, same_blocks
+from kdcache_kernels._numba import Real, array_at, fast
+
+
+class _Squares(NamedTuple):
+    """Addresses of rows and of what there will be of all pairs."""
+
+    x: int
+    square: int
+    n: int
+    h: int
+    blocks: int
 
 
 def pair_squares(x: Tensor) -> Tensor:
     """As `reference.pair_squares`: torch.cdist takes ten times as long."""
     x = x.contiguous()
     square = torch.empty(len(x), len(x), dtype=torch.float64)
-    _all_squares(x.data_ptr(), square.data_ptr(), len(x), x.shape[1], block_count(len(x)))
+    given = x.data_ptr(), square.data_ptr(), *x.shape, block_count(len(x))
+    _all_squares(_Squares(*given))
     return square
 
 
@@ -26,15 +38,28 @@ def _apart(x: Any, y: Any) -> Real:
     return total
 
 
-@parallel()
-def _all_squares(x: int, square: int, n: int, h: int, blocks: int) -> None:
+@kernel(_Squares)
+def _all_squares(address: int, b: int) -> bool:
     """Fill the squared distances of the rows of every block from all rows."""
-    for b in prange(blocks):
-        for i in range(b * n // blocks, (b + 1) * n // blocks):
-            row = array_at(x + 4 * i * h, h, np.float32)
-            out = array_at(square + 8 * i * n, n, np.float64)
-            for j in range(n):
-                out[j] = _apart(row, array_at(x + 4 * j * h, h, np.float32))
+    a = arguments(address, _Squares)
+    for i in range(b * a.n // a.blocks, (b + 1) * a.n // a.blocks):
+        row = array_at(a.x + 4 * i * a.h, a.h, np.float32)
+        out = array_at(a.square + 8 * i * a.n, a.n, np.float64)
+        for j in range(a.n):
+            out[j] = _apart(row, array_at(a.x + 4 * j * a.h, a.h, np.float32))
+    return True
+
+
+class _Corners(NamedTuple):
+    """Addresses of squared distances, of the rows' shares, and of slopes and losses of blocks."""
+
+    ours: int
+    theirs: int
+    share: int
+    slopes: int
+    losses: int
+    n: int
+    blocks: int
 
 
 def pair_angles(
@@ -46,7 +71,7 @@ def pair_angles(
     blocks = same_blocks(n)
     slopes = torch.zeros(blocks, n, n)
     losses = torch.zeros(blocks, dtype=torch.float64)
-    _all_corners(
+    given = _Corners(
         ours.data_ptr(),
         theirs.data_ptr(),
         share.data_ptr(),
@@ -55,6 +80,7 @@ def pair_angles(
         n,
         blocks,
     )
+    _all_corners(given)
     slope = slopes.sum(0)
     return losses.sum().float(), slope if need_grad else slope[:0]
 
@@ -101,43 +127,42 @@ def _between(
     return loss, sides, turned
 
 
-@parallel()
-def _all_corners(
-    ours: int, theirs: int, share: int, slopes: int, losses: int, n: int, blocks: int
-) -> None:
-    """Fill the slopes and the loss of every block of corners; arrays come as their addresses."""
-    for b in prange(blocks):
-        shares = array_at(share, n, np.float32)
-        inverse = np.empty(n, np.float32)
-        its_inverse = np.empty(n, np.float32)
-        loss = 0.0
-        for i in range(b * n // blocks, (b + 1) * n // blocks):
-            from_i = array_at(ours + 8 * i * n, n, np.float64)
-            its_from_i = array_at(theirs + 8 * i * n, n, np.float64)
-            own = array_at(slopes + 4 * (b * n + i) * n, n, np.float32)
-            _inverse(from_i, inverse)
-            _inverse(its_from_i, its_inverse)
-            for j in range(n):
-                count = shares[i] * shares[j]
-                if count == 0.0:
-                    continue
-                part, sides, turned = _between(
-                    from_i[j],
-                    its_from_i[j],
-                    from_i,
-                    array_at(ours + 8 * j * n, n, np.float64),
-                    inverse,
-                    its_from_i,
-                    array_at(theirs + 8 * j * n, n, np.float64),
-                    its_inverse,
-                    shares,
-                    np.float32(0.5) * inverse[j],
-                    np.float32(0.5) * its_inverse[j],
-                    count,
-                    array_at(slopes + 4 * (b * n + j) * n, n, np.float32),
-                )
-                loss += np.float64(count) * np.float64(part)
-                own[j] += np.float32(2.0) * sides
-                if from_i[j] > 0:
-                    own[j] -= np.float32(turned / from_i[j])
-        array_at(losses + 8 * b, 1, np.float64)[0] = loss
+@kernel(_Corners)
+def _all_corners(address: int, b: int) -> bool:
+    """Fill the slopes and the loss of every block of corners."""
+    a = arguments(address, _Corners)
+    shares = array_at(a.share, a.n, np.float32)
+    inverse = np.empty(a.n, np.float32)
+    its_inverse = np.empty(a.n, np.float32)
+    loss = 0.0
+    for i in range(b * a.n // a.blocks, (b + 1) * a.n // a.blocks):
+        from_i = array_at(a.ours + 8 * i * a.n, a.n, np.float64)
+        its_from_i = array_at(a.theirs + 8 * i * a.n, a.n, np.float64)
+        own = array_at(a.slopes + 4 * (b * a.n + i) * a.n, a.n, np.float32)
+        _inverse(from_i, inverse)
+        _inverse(its_from_i, its_inverse)
+        for j in range(a.n):
+            count = shares[i] * shares[j]
+            if count == 0.0:
+                continue
+            part, sides, turned = _between(
+                from_i[j],
+                its_from_i[j],
+                from_i,
+                array_at(a.ours + 8 * j * a.n, a.n, np.float64),
+                inverse,
+                its_from_i,
+                array_at(a.theirs + 8 * j * a.n, a.n, np.float64),
+                its_inverse,
+                shares,
+                np.float32(0.5) * inverse[j],
+                np.float32(0.5) * its_inverse[j],
+                count,
+                array_at(a.slopes + 4 * (b * a.n + j) * a.n, a.n, np.float32),
+            )
+            loss += np.float64(count) * np.float64(part)
+            own[j] += np.float32(2.0) * sides
+            if from_i[j] > 0:
+                own[j] -= np.float32(turned / from_i[j])
+    array_at(a.losses + 8 * b, 1, np.float64)[0] = loss
+    return True

@@ -1,24 +1,37 @@
 """quantize_rows on CPU: a row stays in the first cache for its largest magnitudes and its codes."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache_kernels._launch import arguments, block_count, kernel
 from kdcache_kernels._numba import (
     Real,
     array_at,
-    block_count,
     dense_rows,
     exact,
     fast,
-    parallel,
-    prange,
     rows_of,
 )
 from kdcache_kernels._numba_rows import load_row
 from kdcache_kernels.quantize_rows.reference import require_finite
+
+
+class _Rows(NamedTuple):
+    """A matrix of rows and, as addresses, what there will be of each."""
+
+    rows: int
+    stride: int
+    kind: int
+    n: int
+    h: int
+    group: int
+    codes: int
+    scale: int
+    finite: int
+    blocks: int
 
 
 def quantize_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -27,8 +40,9 @@ def quantize_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     x = dense_rows(x)
     codes = torch.empty(n, h, dtype=torch.int8)
     scale = torch.empty(n, h // group, dtype=torch.float16)
-    finite = np.empty(n, np.bool_)
-    _all_rows(*rows_of(x), n, h, group, codes.data_ptr(), scale.data_ptr(), finite, block_count(n))
+    finite = torch.empty(n, dtype=torch.bool)
+    made = codes.data_ptr(), scale.data_ptr(), finite.data_ptr()
+    _rows(_Rows(*rows_of(x), n, h, group, *made, block_count(n)))
     if not finite.all():
         require_finite(scale)
     return codes, scale
@@ -81,30 +95,21 @@ def _round(x: Any, step: Real, codes: Any) -> None:
         codes[v] = np.int8(min(max(np.rint(x[v] / step), low), high))
 
 
-@parallel()
-def _all_rows(
-    rows: int,
-    stride: int,
-    kind: int,
-    n: int,
-    h: int,
-    group: int,
-    codes: int,
-    scale: int,
-    finite: Any,
-    blocks: int,
-) -> None:
+@kernel(_Rows)
+def _rows(address: int, b: int) -> bool:
     """Fill codes, scales (as bits) and whether each row's are finite."""
-    for b in prange(blocks):
-        x = np.empty(h, np.float32)
-        for i in range(b * n // blocks, (b + 1) * n // blocks):
-            load_row(rows + i * stride, kind, x)
-            scales = array_at(scale + i * (h // group) * 2, h // group, np.uint16)
-            whole = True
-            for g in range(scales.size):
-                part = x[g * group : (g + 1) * group]
-                scales[g] = _half_scale(_top(part))
-                whole = whole and scales[g] < INFINITY
-                step = _of_half(scales[g]) if scales[g] else np.float32(1.0)
-                _round(part, step, array_at(codes + i * h + g * group, group, np.int8))
-            finite[i] = whole
+    a = arguments(address, _Rows)
+    finite = array_at(a.finite, a.n, np.bool_)
+    x = np.empty(a.h, np.float32)
+    for i in range(b * a.n // a.blocks, (b + 1) * a.n // a.blocks):
+        load_row(a.rows + i * a.stride, a.kind, x)
+        scales = array_at(a.scale + i * (a.h // a.group) * 2, a.h // a.group, np.uint16)
+        whole = True
+        for g in range(scales.size):
+            part = x[g * a.group : (g + 1) * a.group]
+            scales[g] = _half_scale(_top(part))
+            whole = whole and scales[g] < INFINITY
+            step = _of_half(scales[g]) if scales[g] else np.float32(1.0)
+            _round(part, step, array_at(a.codes + i * a.h + g * a.group, a.group, np.int8))
+        finite[i] = whole
+    return True

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from kdcache_kernels._buffer import empty
 from kdcache_kernels._checks import gradient_dtype
-from kdcache_kernels._numba import Real, array_at, block_count, dense_rows, fast, parallel, prange
+from kdcache_kernels._launch import arguments, block_count, kernel
+from kdcache_kernels._numba import Real, array_at, dense_rows, fast
 from kdcache_kernels._numba_rows import LOG2_E, exp2_32, exp_part, fill, row_max
 from kdcache_kernels.relation_kl._numba_grams import by_grams
 from kdcache_kernels.relation_kl._numba_product import VECTOR, add_product
 from kdcache_kernels.relation_kl._numba_rows import (
+    Parts,
     load,
     load_columns,
     place,
@@ -50,16 +52,28 @@ def token_pairs(
     ]
     d, td = x.shape[1] // how.parts, t.shape[1] // how.parts
     matrices = [number for side in (x, y, t, u, *made) for number in place(side)]
-    ends, weights = np.cumsum(np.array([0, *lengths], np.int64)), weight.contiguous().numpy()
-    documents: Sequence[Any] = (ends, weights, how.parts, d, td, how.scale, how.teacher_scale)
+    ends, weight = np.cumsum(np.array([0, *lengths], np.int64)), weight.contiguous()
     losses = np.zeros(len(lengths) * how.parts)
     items = np.arange(losses.size)
+    parts = Parts(
+        ends.ctypes.data,
+        weight.data_ptr(),
+        len(lengths),
+        how.parts,
+        d,
+        td,
+        how.scale,
+        how.teacher_scale,
+        KINDS.index(how.kind),
+        losses.ctypes.data,
+        *matrices,
+    )
     if how.kind == "scores":
-        items = by_grams(lengths, matrices, documents, losses)
+        items = by_grams(parts, lengths, weight)
     if items.size:
-        blocks, kind = block_count(items.size), KINDS.index(how.kind)
+        blocks = block_count(items.size)
         work = torch.empty(blocks, _room(max(lengths), d, td, own=y is None))
-        _all_parts(kind, items, losses, *place(work), blocks, *matrices, *documents)
+        _some(parts.of(items, work))
     by_student, by_keys = (gradient.to(gradient_dtype(student)) for gradient in made)
     return torch.tensor(losses.sum(), dtype=torch.float32), by_student, by_keys
 
@@ -140,79 +154,78 @@ def _compare(x: Any, t: Any, kind: int, w: Real) -> Real:
     return w * value
 
 
-@parallel()
-def _all_parts(
-    kind: int, items: Any, losses: Any, work_at: int, work_stride: int, blocks: int,
-    x_at: int, x_stride: int, y_at: int, y_stride: int,
-    t_at: int, t_stride: int, u_at: int, u_stride: int,
-    dx_at: int, dx_stride: int, dy_at: int, dy_stride: int,
-    ends: Any, weight: Any, parts: int, d: int, td: int, scale: Real, t_scale: Real,
-) -> None:  # fmt: skip
+@kernel(Parts)
+def _some(address: int, b: int) -> bool:
     """Fill `losses` of the `items`, parts of documents, and write the gradients."""
-    own, count, line, t_line = y_at == 0, items.size, 4 * whole(d), 4 * whole(td)
-    need_keys = dy_at != 0 or (own and dx_at != 0)
-    for b in prange(blocks):
-        last, ahead = (b + 1) * count // blocks, -1
-        for at in range(b * count // blocks, last):
-            item = items[at]
-            doc, part = item // parts, item % parts
-            column, their_column = part * d * 4, part * td * 4
-            first, n, w = ends[doc], ends[doc + 1] - ends[doc], np.float64(weight[doc]) / parts
-            dx, dy = dx_at + first * dx_stride + column, dy_at + first * dy_stride + column
-            if w == 0.0:
-                zeros(dx, dx_stride, n if dx_at != 0 else 0, d)
-                zeros(dy, dy_stride, n if dy_at != 0 else 0, d)
-                continue
-            m = whole(n)
-            xs = work_at + b * work_stride
-            if doc != ahead:
-                ahead, heads = doc, min(parts - part, last - at)
-                read_ahead(
-                    x_at, x_stride, y_at, y_stride, t_at, t_stride, u_at, u_stride,
-                    dx_at, dx_stride, dy_at, dy_stride,
-                    first, n, column, heads * d * 4, their_column, heads * td * 4,
-                    xs + work_stride - 4,
-                )  # fmt: skip
-            ts, by_x = xs + m * line, xs + m * (line + t_line)
-            keys, their_keys = by_x + m * line, by_x + 2 * m * line
-            g = their_keys + m * t_line
-            h = g + ROWS * m * 4
-            # Of a document's own relations, both gradients are added up in one place.
-            ys, by_y = (xs, by_x) if own else (h + ROWS * m * 4, h + ROWS * m * 4 + m * line)
-            zero, one = np.float32(0.0), np.float32(1.0)
-            fill(array_at(xs, (g - xs) // 4, np.float32), zero)
-            if not own:
-                fill(array_at(ys, m * line // 2, np.float32), zero)
-            x, x_row = x_at + first * x_stride + column, x_stride
-            t, t_row = t_at + first * t_stride + their_column, t_stride
-            y, y_row, u, u_row = x, x_row, t, t_row
-            if y_at != 0:
-                y, y_row = y_at + first * y_stride + column, y_stride
-            if u_at != 0:
-                u, u_row = u_at + first * u_stride + their_column, u_stride
-            load(x, x_row, n, d, scale, xs, line)
-            load(t, t_row, n, td, t_scale, ts, t_line)
-            if not own:
-                load(y, y_row, n, d, scale, ys, line)
-            load_columns(y, y_row, n, d, keys, m)
-            load_columns(u, u_row, n, td, their_keys, m)
-            total = 0.0
-            for i in range(0, n, ROWS):
-                rows = min(ROWS, n - i)
-                fours = (rows + 3) // 4 * 4
-                fill(array_at(g, 2 * ROWS * m, np.float32), zero)
-                add_product(g, 4 * m, fours, m, xs + i * line, line, 4, keys, 4 * m, d)
-                add_product(h, 4 * m, fours, m, ts + i * t_line, t_line, 4, their_keys, 4 * m, td)
-                for r in range(rows):
-                    score = array_at(g + 4 * r * m, n, np.float32)
-                    theirs = array_at(h + 4 * r * m, n, np.float32)
-                    total += _compare(score, theirs, kind, w)
-                if need_keys:
-                    add_product(by_y, line, m, line // 4, g, 4, 4 * m, xs + i * line, line, rows)
-                if dx_at != 0:
-                    add_product(by_x + i * line, line, fours, line // 4, g, 4 * m, 4, ys, line, n)
-            losses[item] = total
-            if dx_at != 0:
-                load(by_x, line, n, d, one, dx, dx_stride)
-            if dy_at != 0:
-                load(by_y, line, n, d, one, dy, dy_stride)
+    a = arguments(address, Parts)
+    items = array_at(a.items, a.size, np.int64)
+    losses = array_at(a.losses, a.documents * a.parts, np.float64)
+    ends = array_at(a.ends, a.documents + 1, np.int64)
+    weight = array_at(a.weight, a.documents, np.float32)
+    own, count, line, t_line = a.y_at == 0, a.size, 4 * whole(a.d), 4 * whole(a.td)
+    need_keys = a.dy_at != 0 or (own and a.dx_at != 0)
+    last, ahead = (b + 1) * count // a.blocks, -1
+    for at in range(b * count // a.blocks, last):
+        item = items[at]
+        doc, part = item // a.parts, item % a.parts
+        column, their_column = part * a.d * 4, part * a.td * 4
+        first, n, w = ends[doc], ends[doc + 1] - ends[doc], np.float64(weight[doc]) / a.parts
+        dx, dy = a.dx_at + first * a.dx_stride + column, a.dy_at + first * a.dy_stride + column
+        if w == 0.0:
+            zeros(dx, a.dx_stride, n if a.dx_at != 0 else 0, a.d)
+            zeros(dy, a.dy_stride, n if a.dy_at != 0 else 0, a.d)
+            continue
+        m = whole(n)
+        xs = a.work_at + b * a.work_stride
+        if doc != ahead:
+            ahead, heads = doc, min(a.parts - part, last - at)
+            read_ahead(
+                a.x_at, a.x_stride, a.y_at, a.y_stride, a.t_at, a.t_stride, a.u_at, a.u_stride,
+                a.dx_at, a.dx_stride, a.dy_at, a.dy_stride,
+                first, n, column, heads * a.d * 4, their_column, heads * a.td * 4,
+                xs + a.work_stride - 4,
+            )  # fmt: skip
+        ts, by_x = xs + m * line, xs + m * (line + t_line)
+        keys, their_keys = by_x + m * line, by_x + 2 * m * line
+        g = their_keys + m * t_line
+        h = g + ROWS * m * 4
+        # Of a document's own relations, both gradients are added up in one place.
+        ys, by_y = (xs, by_x) if own else (h + ROWS * m * 4, h + ROWS * m * 4 + m * line)
+        zero, one = np.float32(0.0), np.float32(1.0)
+        fill(array_at(xs, (g - xs) // 4, np.float32), zero)
+        if not own:
+            fill(array_at(ys, m * line // 2, np.float32), zero)
+        x, x_row = a.x_at + first * a.x_stride + column, a.x_stride
+        t, t_row = a.t_at + first * a.t_stride + their_column, a.t_stride
+        y, y_row, u, u_row = x, x_row, t, t_row
+        if a.y_at != 0:
+            y, y_row = a.y_at + first * a.y_stride + column, a.y_stride
+        if a.u_at != 0:
+            u, u_row = a.u_at + first * a.u_stride + their_column, a.u_stride
+        load(x, x_row, n, a.d, a.scale, xs, line)
+        load(t, t_row, n, a.td, a.t_scale, ts, t_line)
+        if not own:
+            load(y, y_row, n, a.d, a.scale, ys, line)
+        load_columns(y, y_row, n, a.d, keys, m)
+        load_columns(u, u_row, n, a.td, their_keys, m)
+        total = 0.0
+        for i in range(0, n, ROWS):
+            rows = min(ROWS, n - i)
+            fours = (rows + 3) // 4 * 4
+            fill(array_at(g, 2 * ROWS * m, np.float32), zero)
+            add_product(g, 4 * m, fours, m, xs + i * line, line, 4, keys, 4 * m, a.d)
+            add_product(h, 4 * m, fours, m, ts + i * t_line, t_line, 4, their_keys, 4 * m, a.td)
+            for r in range(rows):
+                score = array_at(g + 4 * r * m, n, np.float32)
+                theirs = array_at(h + 4 * r * m, n, np.float32)
+                total += _compare(score, theirs, a.kind, w)
+            if need_keys:
+                add_product(by_y, line, m, line // 4, g, 4, 4 * m, xs + i * line, line, rows)
+            if a.dx_at != 0:
+                add_product(by_x + i * line, line, fours, line // 4, g, 4 * m, 4, ys, line, n)
+        losses[item] = total
+        if a.dx_at != 0:
+            load(by_x, line, n, a.d, one, dx, a.dx_stride)
+        if a.dy_at != 0:
+            load(by_y, line, n, a.d, one, dy, a.dy_stride)
+    return True

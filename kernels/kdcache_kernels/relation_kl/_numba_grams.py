@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from kdcache_kernels._numba import Real, array_at, block_count, fast, parallel, prange
+from kdcache_kernels._launch import arguments, block_count, kernel
+from kdcache_kernels._numba import Real, array_at, fast
 from kdcache_kernels._numba_rows import fill
 from kdcache_kernels.relation_kl._numba_product import VECTOR, add_product, turn
-from kdcache_kernels.relation_kl._numba_rows import load, place, read_ahead, whole
+from kdcache_kernels.relation_kl._numba_rows import Parts, load, read_ahead, whole
 
 LONG = 1.3  # times the columns of both sides: documents from which on this is faster
 LEAST = 0.02  # of the terms that the sum is made of; below, too many of their digits cancel
@@ -27,20 +30,16 @@ SQUARE = 16  # columns: of what is symmetric, squares below the diagonal are cop
 APART = 64  # bytes between rows of whole lines, which would all fall on few places of a cache
 
 
-def by_grams(
-    lengths: Sequence[int], matrices: Sequence[int], documents: Sequence[Any], losses: Any
-) -> Any:
-    """Fill `losses` of the parts of long documents, and write their gradients; the parts that are
+def by_grams(given: Parts, lengths: Sequence[int], weight: Tensor) -> npt.NDArray[np.int64]:
+    """Fill the losses of the parts of long documents, and write their gradients; the parts that are
     left, of short documents, of those without weight and of those whose sums cancel, are returned.
     """
-    _, weight, parts, d, td, *_ = documents
-    fit = (np.array(lengths) >= LONG * (d + td)) & (weight != 0)
-    items = np.flatnonzero(np.repeat(fit, parts))
-    done = np.zeros(losses.size, np.bool_)
+    fit = (np.array(lengths) >= LONG * (given.d + given.td)) & (weight.numpy() != 0)
+    items = np.flatnonzero(np.repeat(fit, given.parts))
+    done = np.zeros(len(lengths) * given.parts, np.bool_)
     if items.size:
-        blocks = block_count(items.size)
-        work = torch.empty(blocks, _room(max(lengths), d, td))
-        _all_grams(items, losses, done, *place(work), blocks, *matrices, *documents)
+        work = torch.empty(block_count(items.size), _room(max(lengths), given.d, given.td))
+        _some(given.of(items, work, done))
     return np.flatnonzero(~done)
 
 
@@ -104,88 +103,88 @@ def _add_gradient(e: int, line: int, n: int, by: int, by_line: int, out: int, wi
     add_product(out, width, fours, width // 4, e, line, 4, by, by_line, by_line // 4)
 
 
-@parallel()
-def _all_grams(
-    items: Any, losses: Any, done: Any, work_at: int, work_stride: int, blocks: int,
-    x_at: int, x_stride: int, y_at: int, y_stride: int,
-    t_at: int, t_stride: int, u_at: int, u_stride: int,
-    dx_at: int, dx_stride: int, dy_at: int, dy_stride: int,
-    ends: Any, weight: Any, parts: int, d: int, td: int, scale: Real, t_scale: Real,
-) -> None:  # fmt: skip
+@kernel(Parts)
+def _some(address: int, b: int) -> bool:
     """Fill `losses` and gradients of the `items` whose sums keep their digits: they are `done`."""
-    own, count, wide = y_at == 0, items.size, whole(d)
-    columns, near, width = wide + whole(td), d == td, 4 * wide
+    a = arguments(address, Parts)
+    items = array_at(a.items, a.size, np.int64)
+    losses = array_at(a.losses, a.documents * a.parts, np.float64)
+    ends = array_at(a.ends, a.documents + 1, np.int64)
+    weight = array_at(a.weight, a.documents, np.float32)
+    done = array_at(a.done, a.documents * a.parts, np.bool_)
+    own, count, wide = a.y_at == 0, a.size, whole(a.d)
+    columns, near, width = wide + whole(a.td), a.d == a.td, 4 * wide
     small, line = 4 * columns, 4 * columns + APART
-    for b in prange(blocks):
-        ee_at = work_at + b * work_stride
-        ff_at = ee_at + columns * small
-        by_at = ff_at + columns * small
-        e_at = by_at + PIECE * width
-        zero, one = np.float32(0.0), np.float32(1.0)
-        ee = array_at(ee_at, columns * columns, np.float32)
-        ff = array_at(ff_at, columns * columns, np.float32)
-        by = array_at(by_at, PIECE * wide, np.float32)
-        last, ahead = (b + 1) * count // blocks, -1
-        for at in range(b * count // blocks, last):
-            item = items[at]
-            doc, part = item // parts, item % parts
-            column, their_column = part * d * 4, part * td * 4
-            first, n, w = ends[doc], ends[doc + 1] - ends[doc], np.float64(weight[doc]) / parts
-            if doc != ahead:
-                ahead, heads = doc, min(parts - part, last - at)
-                read_ahead(
-                    x_at, x_stride, y_at, y_stride, t_at, t_stride, u_at, u_stride,
-                    dx_at, dx_stride, dy_at, dy_stride,
-                    first, n, column, heads * d * 4, their_column, heads * td * 4,
-                    ee_at + work_stride - 4,
-                )  # fmt: skip
-            x, x_row = x_at + first * x_stride + column, x_stride
-            t, t_row = t_at + first * t_stride + their_column, t_stride
-            y, y_row, u, u_row = x, x_row, t, t_row
-            if not own:
-                y, y_row = y_at + first * y_stride + column, y_stride
-                u, u_row = u_at + first * u_stride + their_column, u_stride
-            f_at = e_at + whole(n) * line
-            fill(array_at(ee_at, 2 * columns * columns, np.float32), zero)
-            if wide != d or wide + td != columns or n % 4:
-                fill(array_at(e_at, whole(n) * line // 2, np.float32), zero)
-            for i in range(0, n, PIECE):
-                rows, e, f = min(PIECE, n - i), e_at + i * line, f_at + i * line
-                xi, ti, yi, ui = x + i * x_row, t + i * t_row, y + i * y_row, u + i * u_row
-                if near:
-                    _load_apart(xi, x_row, ti, t_row, rows, d, scale, scale, e, e + width, line)
-                    _load_apart(ui, u_row, yi, y_row, rows, d, -one, one, f + width, f, line)
-                else:
-                    load(xi, x_row, rows, d, scale, e, line)
-                    load(ti, t_row, rows, td, -t_scale, e + width, line)
-                    load(yi, y_row, rows, d, one, f, line)
-                    load(ui, u_row, rows, td, one, f + width, line)
-                _add_gram(e, line, rows, ee_at, small)
-                _add_gram(f, line, rows, ff_at, small)
-            _mirror(ee_at, small)
-            _mirror(ff_at, small)
-            terms = _along(ee, ff, columns, 0, wide, 0, wide)
-            terms += _along(ee, ff, columns, wide, columns, wide, columns)
-            total = terms + 2.0 * _along(ee, ff, columns, 0, wide, wide, columns)
-            if total < LEAST * terms:
-                continue
-            losses[item], done[item] = w * total, True
-            by_x, by_y = np.float32(2.0 * w * scale), np.float32(2.0 * w)
-            for r in range(columns):
-                for c in range(r * columns, r * columns + wide):
-                    ff[c] *= by_x
-                    ee[c] = by_y * (ee[c] + ee[c + wide] if near else ee[c])
-            for i in range(0, n, PIECE):
-                rows, e, f = min(PIECE, n - i), e_at + i * line, f_at + i * line
-                if dx_at != 0:
-                    fill(by, zero)
-                    _add_gradient(e, line, rows, ff_at, small, by_at, width)
-                    if own:
-                        _add_gradient(f, line, rows, ee_at, small, by_at, width)
-                    out = dx_at + (first + i) * dx_stride + column
-                    load(by_at, width, rows, d, one, out, dx_stride)
-                if dy_at != 0:
-                    fill(by, zero)
+    ee_at = a.work_at + b * a.work_stride
+    ff_at = ee_at + columns * small
+    by_at = ff_at + columns * small
+    e_at = by_at + PIECE * width
+    zero, one = np.float32(0.0), np.float32(1.0)
+    ee = array_at(ee_at, columns * columns, np.float32)
+    ff = array_at(ff_at, columns * columns, np.float32)
+    by = array_at(by_at, PIECE * wide, np.float32)
+    last, ahead = (b + 1) * count // a.blocks, -1
+    for at in range(b * count // a.blocks, last):
+        item = items[at]
+        doc, part = item // a.parts, item % a.parts
+        column, their_column = part * a.d * 4, part * a.td * 4
+        first, n, w = ends[doc], ends[doc + 1] - ends[doc], np.float64(weight[doc]) / a.parts
+        if doc != ahead:
+            ahead, heads = doc, min(a.parts - part, last - at)
+            read_ahead(
+                a.x_at, a.x_stride, a.y_at, a.y_stride, a.t_at, a.t_stride, a.u_at, a.u_stride,
+                a.dx_at, a.dx_stride, a.dy_at, a.dy_stride,
+                first, n, column, heads * a.d * 4, their_column, heads * a.td * 4,
+                ee_at + a.work_stride - 4,
+            )  # fmt: skip
+        x, x_row = a.x_at + first * a.x_stride + column, a.x_stride
+        t, t_row = a.t_at + first * a.t_stride + their_column, a.t_stride
+        y, y_row, u, u_row = x, x_row, t, t_row
+        if not own:
+            y, y_row = a.y_at + first * a.y_stride + column, a.y_stride
+            u, u_row = a.u_at + first * a.u_stride + their_column, a.u_stride
+        f_at = e_at + whole(n) * line
+        fill(array_at(ee_at, 2 * columns * columns, np.float32), zero)
+        if wide != a.d or wide + a.td != columns or n % 4:
+            fill(array_at(e_at, whole(n) * line // 2, np.float32), zero)
+        for i in range(0, n, PIECE):
+            rows, e, f = min(PIECE, n - i), e_at + i * line, f_at + i * line
+            xi, ti, yi, ui = x + i * x_row, t + i * t_row, y + i * y_row, u + i * u_row
+            if near:
+                _load_apart(xi, x_row, ti, t_row, rows, a.d, a.scale, a.scale, e, e + width, line)
+                _load_apart(ui, u_row, yi, y_row, rows, a.d, -one, one, f + width, f, line)
+            else:
+                load(xi, x_row, rows, a.d, a.scale, e, line)
+                load(ti, t_row, rows, a.td, -a.t_scale, e + width, line)
+                load(yi, y_row, rows, a.d, one, f, line)
+                load(ui, u_row, rows, a.td, one, f + width, line)
+            _add_gram(e, line, rows, ee_at, small)
+            _add_gram(f, line, rows, ff_at, small)
+        _mirror(ee_at, small)
+        _mirror(ff_at, small)
+        terms = _along(ee, ff, columns, 0, wide, 0, wide)
+        terms += _along(ee, ff, columns, wide, columns, wide, columns)
+        total = terms + 2.0 * _along(ee, ff, columns, 0, wide, wide, columns)
+        if total < LEAST * terms:
+            continue
+        losses[item], done[item] = w * total, True
+        by_x, by_y = np.float32(2.0 * w * a.scale), np.float32(2.0 * w)
+        for r in range(columns):
+            for c in range(r * columns, r * columns + wide):
+                ff[c] *= by_x
+                ee[c] = by_y * (ee[c] + ee[c + wide] if near else ee[c])
+        for i in range(0, n, PIECE):
+            rows, e, f = min(PIECE, n - i), e_at + i * line, f_at + i * line
+            if a.dx_at != 0:
+                fill(by, zero)
+                _add_gradient(e, line, rows, ff_at, small, by_at, width)
+                if own:
                     _add_gradient(f, line, rows, ee_at, small, by_at, width)
-                    out = dy_at + (first + i) * dy_stride + column
-                    load(by_at, width, rows, d, one, out, dy_stride)
+                out = a.dx_at + (first + i) * a.dx_stride + column
+                load(by_at, width, rows, a.d, one, out, a.dx_stride)
+            if a.dy_at != 0:
+                fill(by, zero)
+                _add_gradient(f, line, rows, ee_at, small, by_at, width)
+                out = a.dy_at + (first + i) * a.dy_stride + column
+                load(by_at, width, rows, a.d, one, out, a.dy_stride)
+    return True

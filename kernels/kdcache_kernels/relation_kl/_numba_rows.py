@@ -4,7 +4,10 @@ A head's columns of a document are short runs of many rows, which processors do 
 document is read through once before its heads are, and then lies in a cache.
 """
 
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from kdcache_kernels._numba import Real, array_at, fast
@@ -12,6 +15,58 @@ from kdcache_kernels._numba_rows import fill
 from kdcache_kernels.relation_kl._numba_product import VECTOR, turn
 
 KEPT = 2**22  # bytes of a document that are read ahead; a longer one would not stay in a cache
+
+
+class Parts(NamedTuple):
+    """Parts of documents: what is of all, both sides and their gradients, and which are asked for.
+
+    All matrices and small arrays are addresses, 0 for none; strides are bytes.
+    """
+
+    ends: int
+    weight: int
+    documents: int
+    parts: int
+    d: int
+    td: int
+    scale: float
+    t_scale: float
+    kind: int
+    losses: int
+    x_at: int
+    x_stride: int
+    y_at: int
+    y_stride: int
+    t_at: int
+    t_stride: int
+    u_at: int
+    u_stride: int
+    dx_at: int
+    dx_stride: int
+    dy_at: int
+    dy_stride: int
+    items: int = 0
+    size: int = 0
+    done: int = 0
+    work_at: int = 0
+    work_stride: int = 0
+    blocks: int = 0
+
+    def of(
+        self,
+        items: npt.NDArray[np.int64],
+        work: Tensor,
+        done: npt.NDArray[np.bool_] | None = None,
+    ) -> "Parts":
+        """The parts of these numbers, with a row to work on for every block."""
+        return self._replace(
+            items=items.ctypes.data,
+            size=items.size,
+            done=0 if done is None else done.ctypes.data,
+            work_at=work.data_ptr(),
+            work_stride=work.stride(0) * 4,
+            blocks=len(work),
+        )
 
 
 def place(x: Tensor | None) -> tuple[int, int]:

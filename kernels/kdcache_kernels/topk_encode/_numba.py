@@ -4,26 +4,42 @@ The row is seen as a table of BLOCKS columns. The k-th largest of the columns' m
 k-th largest element, so only columns that reach it can hold one of the k: about k of them.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache_kernels._launch import arguments, block_count, kernel
 from kdcache_kernels._numba import (
     FP32,
     Real,
-    block_count,
+    array_at,
     dense_rows,
     fast,
-    parallel,
-    prange,
     rows_of,
 )
 from kdcache_kernels._numba_rows import PIECE, copy, exponentials, fill, load_row, log_add, log_sum
 
 HEIGHT = 16  # rows of the table
 LOWEST = -0x80000000
+
+
+class _Rows(NamedTuple):
+    """A matrix of rows and, as addresses, what there will be of each."""
+
+    logits: int
+    stride: int
+    kind: int
+    n: int
+    v: int
+    k: int
+    temperature: float
+    ids: int
+    logprobs: int
+    tails: int
+    totals: int
+    blocks: int
 
 
 def topk_encode(
@@ -36,16 +52,19 @@ def topk_encode(
     logprobs = torch.empty((n, k), dtype=torch.float32)
     tails = torch.empty((2, n), dtype=torch.float32)
     totals = torch.empty(n, dtype=torch.float32)
-    _all_rows(
+    given = _Rows(
         *rows_of(logits),
+        n,
         v,
+        k,
         temperature,
-        ids.numpy(),
-        logprobs.numpy(),
-        tails.numpy(),
-        totals.numpy(),
+        ids.data_ptr(),
+        logprobs.data_ptr(),
+        tails.data_ptr(),
+        totals.data_ptr(),
         block_count(n),
     )
+    _rows(given)
     return ids, logprobs, tails[0], tails[1], totals
 
 
@@ -195,32 +214,27 @@ def _row(
     return log_add(kept, rest), rest, rest_warm, top
 
 
-@parallel()
-def _all_rows(
-    logits: int,
-    stride: int,
-    kind: int,
-    v: int,
-    temperature: Real,
-    ids: Any,
-    logprobs: Any,
-    tails: Any,
-    totals: Any,
-    blocks: int,
-) -> None:
-    n, k = ids.shape
-    for b in prange(blocks):
-        x = np.empty(v, np.float32)
-        spare = np.empty(0 if temperature == 2.0 else v, np.float32)
-        columns = np.empty(max(v // HEIGHT, 1), np.int32)
-        order = np.empty(v, np.int64)
-        item = 4 if kind == FP32 else 2
-        for i in range(b * n // blocks, (b + 1) * n // blocks):
-            _load(logits + i * stride, kind, x, columns)
-            ahead = logits + (i + 1) * stride
-            lse, rest, warm, top = _row(x, columns, order, spare, temperature, ids[i], ahead, item)
-            totals[i] = lse
-            for c in range(k):
-                logprobs[i, c] = top[c] - lse
-            tails[0, i] = rest - lse
-            tails[1, i] = warm - lse / temperature
+@kernel(_Rows)
+def _rows(address: int, b: int) -> bool:
+    """Fill ids and log-probabilities, both tails and the logarithm of the sum of exponentials."""
+    a = arguments(address, _Rows)
+    x = np.empty(a.v, np.float32)
+    spare = np.empty(0 if a.temperature == 2.0 else a.v, np.float32)
+    columns = np.empty(max(a.v // HEIGHT, 1), np.int32)
+    order = np.empty(a.v, np.int64)
+    item = 4 if a.kind == FP32 else 2
+    rest_mass = array_at(a.tails, a.n, np.float32)
+    rest_stat = array_at(a.tails + 4 * a.n, a.n, np.float32)
+    totals = array_at(a.totals, a.n, np.float32)
+    for i in range(b * a.n // a.blocks, (b + 1) * a.n // a.blocks):
+        _load(a.logits + i * a.stride, a.kind, x, columns)
+        ahead = a.logits + (i + 1) * a.stride
+        ids = array_at(a.ids + 8 * i * a.k, a.k, np.int64)
+        logprobs = array_at(a.logprobs + 4 * i * a.k, a.k, np.float32)
+        lse, rest, warm, top = _row(x, columns, order, spare, a.temperature, ids, ahead, item)
+        totals[i] = lse
+        for c in range(a.k):
+            logprobs[c] = top[c] - lse
+        rest_mass[i] = rest - lse
+        rest_stat[i] = warm - lse / a.temperature
+    return True

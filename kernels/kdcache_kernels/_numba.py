@@ -28,6 +28,7 @@ __all__ = [
     "dense_rows",
     "exact",
     "fast",
+    "fma",
     "inlined",
     "prefetch",
     "rows_of",
@@ -111,7 +112,18 @@ def _line(typing: Any, address: Any) -> Any:
     return types.void(types.int64), ask
 
 
-prefetch: Any = intrinsic(_line)  # as a decorator it would give `typing` to who calls
+def _fused(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c in float32, rounded once."""
+
+    def make(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fma(*args)
+
+    return types.float32(types.float32, types.float32, types.float32), make
+
+
+# As decorators they would give `typing` to who calls.
+prefetch: Any = intrinsic(_line)
+fma: Any = intrinsic(_fused)
 
 
 @fast()

@@ -13,6 +13,7 @@ from kdcache_kernels._numba import (
     Real,
     array_at,
     fast,
+    fma,
     inlined,
     prefetch,
 )
@@ -62,14 +63,11 @@ def fill(out: Any, value: Real) -> None:
 LOG2_E = 1.4426950408889634
 
 
-# Only "contract", one instruction for a * b + c: reassociation would undo `t - magic`.
+# Here and below only "contract", one instruction for a * b + c: reassociation would undo what
+# adds and subtracts a magic number, which rounds.
 @inlined(fastmath={"contract"})
-def exp2_32(x: Real) -> Real:
-    """2^x for x <= 0 in float32, within 2 ulp, vectorisable; 0 below -126.5, NaN for NaN."""
-    magic = np.float32(12582912.0 + 127.0)  # adding 1.5 * 2^23 rounds to a whole number
-    x = np.float32(-127.0) if x < np.float32(-127.0) else x
-    t = x + magic
-    r = x - (t - magic)
+def _power(r: Real, t: Real) -> Real:
+    """2^(r + n), |r| <= 1/2, of the whole number n that the last bits of `t` are, 127 more."""
     p = np.float32(1.3264724636e-3)
     p = p * r + np.float32(9.6715129521e-3)
     p = p * r + np.float32(5.5507337516e-2)
@@ -77,6 +75,41 @@ def exp2_32(x: Real) -> Real:
     p = p * r + np.float32(6.9314697759e-1)
     p = p * r + np.float32(1.0)
     return p * np.uint32(np.float32(t).view(np.uint32) << np.uint32(23)).view(np.float32)
+
+
+@inlined(fastmath={"contract"})
+def exp2_32(x: Real) -> Real:
+    """2^x for x <= 0 in float32, within 2 ulp, vectorisable; 0 below -126.5, NaN for NaN."""
+    magic = np.float32(12582912.0 + 127.0)  # adding 1.5 * 2^23 rounds to a whole number
+    x = np.float32(-127.0) if x < np.float32(-127.0) else x
+    t = x + magic
+    r = x - (t - magic)
+    return _power(r, t)
+
+
+# 1 / i! from 12 down to 0: on |r| <= log(2) / 2 the series is exact to 2e-16.
+@inlined(fastmath={"contract"})
+def exp_64(x: Real) -> Real:
+    """e^x for x <= 0 in float64, within 4 ulp, vectorisable; 0 below -709, NaN for NaN."""
+    magic = 6755399441055744.0 + 1023.0  # adding 1.5 * 2^52 rounds to a whole number
+    x = -709.4 if x < -709.4 else x
+    t = x * 1.4426950408889634 + magic
+    n = t - magic
+    r = (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10
+    p = 2.08767569878681e-09
+    p = p * r + 2.505210838544172e-08
+    p = p * r + 2.755731922398589e-07
+    p = p * r + 2.7557319223985893e-06
+    p = p * r + 2.48015873015873e-05
+    p = p * r + 0.0001984126984126984
+    p = p * r + 0.001388888888888889
+    p = p * r + 0.008333333333333333
+    p = p * r + 0.041666666666666664
+    p = p * r + 0.16666666666666666
+    p = p * r + 0.5
+    p = p * r + 1.0
+    p = p * r + 1.0
+    return p * np.uint64(np.float64(t).view(np.uint64) << np.uint64(52)).view(np.float64)
 
 
 @fast()
@@ -197,7 +230,7 @@ def log_sum(x: Any, scale: Real, terms: Any) -> tuple[Real, Real]:
     shift = 0.0 if top == -np.inf else top
     total = 0.0
     for c in range(x.size):
-        terms[c] = np.exp((x[c] - shift) * scale)
+        terms[c] = exp_64((x[c] - shift) * scale)
         total += terms[c]
     return shift * scale + np.log(total), shift * scale
 
@@ -220,33 +253,71 @@ def pieces(n: int) -> int:
     return (n + PIECE - 1) // PIECE
 
 
+@inlined(fastmath={"contract"})
+def exp2_below(x: Real, scale: Real, whole: Real, low: Real) -> Real:
+    """2^(x scale - whole) of a power of at most 1/2, within 2 ulp; 0 from `low` on, NaN for NaN.
+
+    As `exp2_32`, in two operations less: a whole number more or less is only another exponent.
+    """
+    magic = np.float32(12582912.0 + 127.0) - whole
+    x = low if x < low else x
+    t = fma(x, scale, magic)
+    r = fma(x, scale, magic - t)
+    return _power(r, t)
+
+
+@fast()
+def _powers(x: Any, scale: Real, whole: Real, square: bool) -> tuple[Real, Real]:
+    """Replace a short `x` by 2^(x scale - whole); return its sum, and that of its squares."""
+    total, squares = np.float32(0.0), np.float32(0.0)
+    low = np.float32((whole - np.float32(127.0)) / scale)
+    for v in range(x.size):
+        e = exp2_below(x[v], scale, whole, low)
+        x[v] = e
+        total += e
+    if square:
+        for v in range(x.size):
+            squares += x[v] * x[v]
+    return total, squares
+
+
+FAR = 2.0**20  # a power from which on whole numbers beside `exp2_below`'s magic one are not exact
+
+
 @fast()
 def exponentials(
     x: Any, begins: bool, scale: Real, square: bool, sums: Any, ahead: int, ahead2: int
 ) -> None:
-    """Replace a piece `x` of a row by exp((x - top) * scale), top the row's largest element so far.
+    """Replace a piece `x` of a row by exp((x - base) * scale), base near the row's top so far.
 
-    `sums`, [3] in float64, are brought up to date, or made by a piece that `begins` the row: the
-    top, the sum of exp((x - top) * scale), and with `square` the sum of its terms' squares. So one
-    pass does for maximum and sum (Milakov and Gimelshein 2018, arXiv:1805.02867).
+    `sums`, [4] in float64, are brought up to date, or made by a piece that `begins` the row: the
+    base, the sum of exp((x - base) * scale), with `square` the sum of its terms' squares, and the
+    top. So one pass does for maximum and sum (Milakov and Gimelshein 2018, arXiv:1805.02867).
 
     Memory would be idle meanwhile: as many bytes are asked for at two addresses, which may be any.
     """
-    high = row_max(x)
-    top = np.float32(-np.inf if begins else sums[0])
-    if begins or not high <= top:  # larger, or NaN
-        shrink = np.exp(np.float64(top - high) * scale) if top != -np.inf else 0.0
+    high, by = row_max(x), np.float32(scale * LOG2_E)
+    larger = begins or not high <= sums[3]  # or NaN
+    top = np.float64(high if larger else sums[3])
+    power = top * by
+    near = abs(power) < FAR
+    whole = np.rint(power) if near else 0.0
+    base = top - (power - whole) / (scale * LOG2_E) if near else top
+    if larger:
+        shrink = 0.0 if begins or sums[0] == -np.inf else np.exp((sums[0] - base) * scale)
+        sums[0], sums[3] = base, top
         sums[1] = 0.0 if begins else sums[1] * shrink
         sums[2] = 0.0 if begins else sums[2] * shrink * shrink
-        sums[0], top = high, high
     if top == -np.inf:
         fill(x, np.float32(0.0))
         return
-    factor = np.float32(scale)
+    if not near:
+        for v in range(x.size):
+            x[v] -= np.float32(top)
     for start in range(0, x.size, CHUNK):
         for line in range(0, 4 * CHUNK, LINE):
             prefetch(ahead + 4 * start + line)
             prefetch(ahead2 + 4 * start + line)
-        total, squares = exp_part(x[start : start + CHUNK], top, factor, square)
+        total, squares = _powers(x[start : start + CHUNK], by, np.float32(whole), square)
         sums[1] += total
         sums[2] += squares

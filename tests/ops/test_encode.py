@@ -28,7 +28,7 @@ def oracle(x, k, temperature):
 @pytest.mark.parametrize(
     ("n", "v", "k"), [(3, 7, 1), (3, 7, 7), (5, 1271, 64), (2, 30522, 100), (0, 7, 2)]
 )
-@pytest.mark.parametrize("temperature", [2.0, 4.0])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 def test_matches_float64(dtype, n, v, k, temperature):
     x = make_inputs(n, v, dtype=dtype)
     ids, logprobs, mass, stat = topk_encode(x, k, stat_temperature=temperature)
@@ -210,3 +210,17 @@ def test_wrong_quantize_arguments():
         dequantize_rows(torch.zeros(2, 8), torch.zeros(2))
     with pytest.raises(ValueError, match="G dividing H = 8"):
         dequantize_rows(torch.zeros(2, 8).to(torch.int8), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e3, -2e5, 5e5, -3e6, 2e7])
+@pytest.mark.parametrize("temperature", [1.0, 0.25, 2.0, 30.0])
+def test_rows_far_from_zero_keep_their_digits(shift, temperature):
+    """Of so large logits a float32 has few digits: what they are is what counts."""
+    x = (make_inputs(4, 9001) + torch.tensor([0.0, -60.0, 3.0, 500.0])[:, None]) + shift
+    x[1, 4096:] -= 200.0
+    x[2, :4096] = -math.inf
+    want = oracle(x, 5, temperature)[1:]
+    for got, expected in zip(
+        topk_encode(x, 5, stat_temperature=temperature)[1:], want, strict=True
+    ):
+        assert torch.allclose(got.double(), expected, rtol=1e-6, atol=5e-6)

@@ -632,3 +632,30 @@ def test_identities(n, v, data, tail, temperature, seed):
 def test_public_names():
     assert sorted(kdcache_kernels.__all__) == kdcache_kernels.__all__
     assert all(callable(getattr(kdcache_kernels, name)) for name in kdcache_kernels.__all__)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e3, -2e5, 5e5, -3e6, 2e7])
+@pytest.mark.parametrize("temperature", [1.0, 0.25, 2.0, 30.0])
+@pytest.mark.parametrize("hard_weight", [0.0, 0.5])
+def test_rows_far_from_zero_keep_their_digits(shift, temperature, hard_weight):
+    """Of so large logits a float32 has few digits: what they are is what counts."""
+    draw = torch.Generator().manual_seed(0)
+    x = 3 * torch.randn(4, 9001, generator=draw) + shift
+    x[1, 4096:] -= 200.0
+    x[2, :4096] -= 300.0
+    support = torch.randn(4, 9001, generator=draw).log_softmax(1).topk(5)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        leaf = x.to(dtype).requires_grad_()
+        loss = topk_kl(
+            leaf,
+            support.indices,
+            support.values.to(dtype),
+            temperature=temperature,
+            tail="renormalize",
+            labels=torch.tensor([7, 5000, 5, 9000]),
+            hard_weight=hard_weight,
+        )
+        found[dtype] = loss.detach().double(), *torch.autograd.grad(loss, leaf)
+    for got, want in zip(found[torch.float32], found[torch.float64], strict=True):
+        assert (got - want).abs().max() <= 3e-6 * want.abs().max()

@@ -195,21 +195,20 @@ def _row(
     for c in range(k):
         top[c] = x[ids[c]]
         x[ids[c]] = -np.inf
-    square = temperature == 2.0
-    sums, cold = np.empty(3, np.float64), np.empty(3, np.float64)
+    square, apart = temperature == 2.0, temperature != 1.0 and temperature != 2.0
+    sums, cold = np.empty(4, np.float64), np.empty(4, np.float64)
     for start in range(0, x.size, PIECE):
         part, other = x[start : start + PIECE], spare[start : start + PIECE]
         near = ahead + start * item
-        if not square:
+        if apart:
             copy(part, other)
-            exponentials(other, start == 0, 1.0, False, cold, near, near)
-        exponentials(part, start == 0, 1.0 / temperature, square, sums, near, near)
-    high, warm = sums[0], sums[1]
-    mass = sums[2] if square else cold[1]
+        for turn in range(2 if apart else 1):  # a call is compiled where it is
+            those, power, found = (other, 1.0, cold) if turn else (part, 1.0 / temperature, sums)
+            exponentials(those, start == 0, power, square, found, near, near)
     rest, rest_warm = -np.inf, -np.inf
-    if mass != 0.0:
-        rest = high + np.log(mass)
-        rest_warm = high / temperature + np.log(warm)
+    if sums[1] != 0.0:
+        rest_warm = sums[0] / temperature + np.log(sums[1])
+        rest = cold[0] + np.log(cold[1]) if apart else sums[0] + np.log(sums[2 if square else 1])
     kept, _ = log_sum(top, 1.0, np.empty(k, np.float64))
     return log_add(kept, rest), rest, rest_warm, top
 
@@ -219,7 +218,7 @@ def _rows(address: int, b: int) -> bool:
     """Fill ids and log-probabilities, both tails and the logarithm of the sum of exponentials."""
     a = arguments(address, _Rows)
     x = np.empty(a.v, np.float32)
-    spare = np.empty(0 if a.temperature == 2.0 else a.v, np.float32)
+    spare = np.empty(0 if a.temperature in (1.0, 2.0) else a.v, np.float32)
     columns = np.empty(max(a.v // HEIGHT, 1), np.int32)
     order = np.empty(a.v, np.int64)
     item = 4 if a.kind == FP32 else 2

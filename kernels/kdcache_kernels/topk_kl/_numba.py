@@ -129,10 +129,14 @@ def _to_gradient(x: Any, tops: Any, top: Real, scale: Real, a: Real, square: Rea
     """Multiply the exponentials, rebased to `top`, by `a`; add `square` times their square."""
     for piece in range(tops.size):
         part = x[piece * PIECE : (piece + 1) * PIECE]
-        shrink = np.exp(np.float64(tops[piece] - top) * scale) if tops[piece] != -np.inf else 0.0
+        shrink = np.exp((tops[piece] - top) * scale) if tops[piece] != -np.inf else 0.0
         one, two = np.float32(a * shrink), np.float32(square * shrink * shrink)
-        for v in range(part.size):
-            part[v] = part[v] * (one + two * part[v])
+        if two == 0.0:
+            for v in range(part.size):
+                part[v] *= one
+        else:
+            for v in range(part.size):
+                part[v] = part[v] * (one + two * part[v])
 
 
 @fast()
@@ -161,8 +165,8 @@ def _rows(address: int, b: int) -> int:
     scratch = np.empty(0 if direct else a.v, np.float32)
     second = np.empty(a.v if a.temperature != 1.0 and a.temperature != 2.0 else 0, np.float32)
     support = np.empty((7, a.k + 1), np.float64)
-    both = np.empty(6, np.float64)  # sums of the row at T, and at 1 where that is separate
-    tops = np.empty(2 * pieces(a.v), np.float32)
+    both = np.empty(8, np.float64)  # sums of the row at T, and at 1 where that is separate
+    tops = np.empty(2 * pieces(a.v), np.float64)
     first = np.empty(pieces(a.v), np.int64)  # lists of the support, by piece
     after = np.empty(a.k, np.int64)
     weights = array_at(a.weight, a.n, np.float32)
@@ -208,7 +212,7 @@ def _rows(address: int, b: int) -> int:
             ahead = (start + PIECE) * item if piece + 1 < first.size else a.stride
             for turn in range(2 if separate else 1):  # a call is compiled where it is
                 those, power = (copied, 1.0) if turn else (part, scale)
-                sums = both[3 * turn : 3 * turn + 3]
+                sums = both[4 * turn : 4 * turn + 4]
                 exponentials(those, piece == 0, power, square, sums, row + ahead, into + ahead)
                 tops[turn * first.size + piece] = sums[0]
         top, mass, squares = both[0], both[1], both[2]
@@ -225,7 +229,7 @@ def _rows(address: int, b: int) -> int:
         if has_label:
             top2, cold = top, squares if square else mass
             if separate:
-                top2, cold = both[3], both[4]
+                top2, cold = both[4], both[5]
             hard, outside = hard_loss(support, top2, cold, x_label, w * a.hard_weight)
             if not label_ok and a.hard_weight != 0.0:
                 outside = np.nan
@@ -239,7 +243,7 @@ def _rows(address: int, b: int) -> int:
                 those, power, slope = (second, 1.0, outside) if turn else (x, scale, inside)
                 twice = 0.0 if turn else squared
                 its_tops = tops[turn * first.size : (turn + 1) * first.size]
-                _to_gradient(those, its_tops, both[3 * turn], power, slope, twice)
+                _to_gradient(those, its_tops, both[4 * turn], power, slope, twice)
             if separate:
                 _add(x, second)
             for c in range(a.k):

@@ -24,11 +24,13 @@ from page_recipes import (
     GAINED,
     NEW_ON_SST2,
     ON_SST2,
+    WEIGHED,
     combined_rows,
     everywhere_head,
     everywhere_rows,
     gained_rows,
     recipes_rows,
+    weighed_rows,
 )
 from page_rows import (
     GAINS,
@@ -155,6 +157,10 @@ ALL = (
     *(
         Table(RECIPES, "What each bought", name, (student, *GAINED), partial(gained_rows, name))
         for name, student in (("methods", ON_SST2), ("methods_new", NEW_ON_SST2))
+    ),
+    *(
+        Table(RECIPES, "Weights, on dev", name, (student, *WEIGHED), partial(weighed_rows, name))
+        for name, student in (("weights", ON_SST2), ("weights_new", NEW_ON_SST2))
     ),
     Table(RECIPES, "On other corpora", "everywhere", everywhere_head, everywhere_rows),
     Table(RECIPES, "Losses, maps and weights", "loss_map_weight", COLUMNS, combined_rows),

@@ -8,6 +8,7 @@ the work of one block, compiled once and called through its address, and one loo
 import os
 import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -62,6 +63,9 @@ class Kernel(Generic[Given]):
     def __init__(self, body: Body, given: type[Given], sums: bool) -> None:
         self._body, self._sums = body, int(sums)
         self._pack = struct.Struct("".join(NUMBERS[kind][1] for kind in _kinds(given))).pack
+        # All bodies have one signature, so it is by its name that Numba's disk cache has to tell a
+        # kernel from one that was given other arguments.
+        body.__qualname__ += f"_{zlib.crc32(repr(given.__annotations__).encode()):08x}"
         self._address = 0
 
     def __call__(self, given: Given) -> int:

@@ -3,8 +3,9 @@
 Numba has no 16-bit floats on CPU, so matrices come as addresses and a kind: one compilation serves
 every dtype, and no views have to be made for a call. The caller keeps the tensors alive.
 
-Numba's disk cache follows the file of a kernel, not the files it calls: after an edit here or in
-`_numba_rows` delete the `*.nbi` beside the kernels, or set NUMBA_CACHE_DIR to an empty folder.
+Numba's disk cache follows the file of a kernel, not the files of what it calls: after an edit here,
+in `_launch` or in any other file that kernels call delete the `*.nbi` beside the kernels, or set
+NUMBA_CACHE_DIR to an empty folder.
 """
 
 from collections.abc import Callable

@@ -255,7 +255,7 @@ def pieces(n: int) -> int:
 
 @inlined(fastmath={"contract"})
 def exp2_below(x: Real, scale: Real, whole: Real, low: Real) -> Real:
-    """2^(x scale - whole) of a power of at most 1/2, within 2 ulp; 0 from `low` on, NaN for NaN.
+    """2^(x scale - whole) of a power of at most 1/2, within 2.2 ulp; 0 from `low` on, NaN for NaN.
 
     As `exp2_32`, in two operations less: a whole number more or less is only another exponent.
     """
@@ -266,11 +266,14 @@ def exp2_below(x: Real, scale: Real, whole: Real, low: Real) -> Real:
     return _power(r, t)
 
 
+LARGEST = float(np.finfo(np.float32).max)
+
+
 @fast()
 def _powers(x: Any, scale: Real, whole: Real, square: bool) -> tuple[Real, Real]:
     """Replace a short `x` by 2^(x scale - whole); return its sum, and that of its squares."""
     total, squares = np.float32(0.0), np.float32(0.0)
-    low = np.float32((whole - np.float32(127.0)) / scale)
+    low = np.float32(max((np.float64(whole) - 127.0) / scale, -LARGEST))
     for v in range(x.size):
         e = exp2_below(x[v], scale, whole, low)
         x[v] = e
@@ -282,6 +285,7 @@ def _powers(x: Any, scale: Real, whole: Real, square: bool) -> tuple[Real, Real]
 
 
 FAR = 2.0**20  # a power from which on whole numbers beside `exp2_below`'s magic one are not exact
+FLAT = 1.0 / 8.0  # a scale by which exponentials are so alike that one of 1 has to be exactly that
 
 
 @fast()
@@ -300,7 +304,7 @@ def exponentials(
     larger = begins or not high <= sums[3]  # or NaN
     top = np.float64(high if larger else sums[3])
     power = top * by
-    near = abs(power) < FAR
+    near = abs(power) < FAR and scale > FLAT
     whole = np.rint(power) if near else 0.0
     base = top - (power - whole) / (scale * LOG2_E) if near else top
     if larger:

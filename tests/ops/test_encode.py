@@ -213,7 +213,7 @@ def test_wrong_quantize_arguments():
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e3, -2e5, 5e5, -3e6, 2e7])
-@pytest.mark.parametrize("temperature", [1.0, 0.25, 2.0, 30.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.25, 2.0, 7.9, 1000.0])
 def test_rows_far_from_zero_keep_their_digits(shift, temperature):
     """Of so large logits a float32 has few digits: what they are is what counts."""
     x = (make_inputs(4, 9001) + torch.tensor([0.0, -60.0, 3.0, 500.0])[:, None]) + shift
@@ -224,3 +224,8 @@ def test_rows_far_from_zero_keep_their_digits(shift, temperature):
         topk_encode(x, 5, stat_temperature=temperature)[1:], want, strict=True
     ):
         assert torch.allclose(got.double(), expected, rtol=1e-6, atol=5e-6)
+
+
+def test_a_temperature_without_end_counts_the_rest():
+    *_, stat = topk_encode(torch.tensor([[1.0, 2.0, 3.0, -1.0]]), 1, stat_temperature=1e38)
+    assert stat.item() == pytest.approx(math.log(3))

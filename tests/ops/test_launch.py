@@ -67,3 +67,27 @@ def test_a_block_without_memory_is_an_error(blocks):
 def test_there_are_no_more_blocks_than_rows_and_always_one(count):
     assert [count(rows) for rows in (0, 1, 2)] == [1, 1, 2]
     assert count(10**6) == count(10**9) >= 4
+
+
+def test_numbas_disk_cache_tells_kernels_of_other_arguments_apart():
+    """Their bodies have one signature: one that was compiled for others would read past them."""
+
+    class More(NamedTuple):
+        out: int
+        more: int
+        blocks: int
+
+    class Real(NamedTuple):
+        out: int
+        more: float
+        blocks: int
+
+    def made(given):
+        def body(address: int, b: int) -> bool:
+            return True
+
+        kernel(given)(body)
+        return body.__qualname__
+
+    assert made(More) == made(More)
+    assert len({made(More), made(Real), made(Rows)}) == 3

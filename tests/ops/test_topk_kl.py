@@ -635,7 +635,7 @@ def test_public_names():
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e3, -2e5, 5e5, -3e6, 2e7])
-@pytest.mark.parametrize("temperature", [1.0, 0.25, 2.0, 30.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.25, 2.0, 7.9, 1000.0])
 @pytest.mark.parametrize("hard_weight", [0.0, 0.5])
 def test_rows_far_from_zero_keep_their_digits(shift, temperature, hard_weight):
     """Of so large logits a float32 has few digits: what they are is what counts."""

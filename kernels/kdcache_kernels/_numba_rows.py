@@ -266,14 +266,11 @@ def exp2_below(x: Real, scale: Real, whole: Real, low: Real) -> Real:
     return _power(r, t)
 
 
-LARGEST = float(np.finfo(np.float32).max)
-
-
 @fast()
 def _powers(x: Any, scale: Real, whole: Real, square: bool) -> tuple[Real, Real]:
     """Replace a short `x` by 2^(x scale - whole); return its sum, and that of its squares."""
     total, squares = np.float32(0.0), np.float32(0.0)
-    low = np.float32(max((np.float64(whole) - 127.0) / scale, -LARGEST))
+    low = np.float32((whole - np.float32(127.0)) / scale)
     for v in range(x.size):
         e = exp2_below(x[v], scale, whole, low)
         x[v] = e
@@ -317,7 +314,8 @@ def exponentials(
         return
     if not near:
         for v in range(x.size):
-            x[v] -= np.float32(top)
+            x[v] = (x[v] - np.float32(top)) * by
+        by = np.float32(1.0)
     for start in range(0, x.size, CHUNK):
         for line in range(0, 4 * CHUNK, LINE):
             prefetch(ahead + 4 * start + line)

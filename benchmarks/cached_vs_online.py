@@ -234,7 +234,7 @@ def methods(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dic
                 f"query:layers={every},positions=all,dtype={dtype}",
                 f"key:layers={every},positions=all,dtype={dtype}",
                 f"value:layers={last},positions=all,dtype={dtype}",
-                "attribution:views=all",
+                f"attribution:views=all,dtype={dtype}",
             ],
         )
         for dtype in ("fp16", "int8")

@@ -305,6 +305,7 @@ def main() -> None:
             "steps": trip.place.steps,
             "batch": trip.place.batch,
             "longer": dict(trip.place.longer),
+            "settings": {name: list(own) for name, own in trip.place.settings.items()},
             "recipes": {
                 name: trip.visit(name)
                 for name in names

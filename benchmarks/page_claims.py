@@ -9,6 +9,7 @@ from page_parts import (
     KERNELS,
     METHODS,
     README,
+    RECIPES,
     SST2,
     STORE,
     WORDS,
@@ -104,6 +105,11 @@ def _peaks(what: str) -> list[float]:
 
 
 CLAIMS = (
+    Claim(
+        RECIPES,
+        "{:.1f} hours of a core for the rates and three seeds of all",
+        lambda: [result("methods")["hours"]],
+    ),
     Claim(
         README,
         "{:.2f} times for these students of one to four of the teacher's six layers, {:.1f} times "

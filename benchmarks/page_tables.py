@@ -160,7 +160,7 @@ ALL = (
     ),
     *(
         Table(RECIPES, "Weights, on dev", name, (student, *WEIGHED), partial(weighed_rows, name))
-        for name, student in (("weights", ON_SST2), ("weights_new", NEW_ON_SST2))
+        for name, student in (("weights", "2 layers of the teacher"), ("weights_new", "a BiLSTM"))
     ),
     Table(RECIPES, "On other corpora", "everywhere", everywhere_head, everywhere_rows),
     Table(RECIPES, "Losses, maps and weights", "loss_map_weight", COLUMNS, combined_rows),

@@ -7,8 +7,7 @@ The trial, its teacher and its students are those of `methods.py`, --new ones to
 taken; the learning rate is the one it chose. Every recipe is trained with all its own losses
 lighter, as they ship and heavier, on the seed that settings are chosen with. A weight counts as
 better where the paired interval of its answers on dev documents is above zero: one in forty does by
-chance. How many steps are enough needs no study: a training keeps the weights of its best score on
-dev. Written is results/weights.json, or weights_new.json.
+chance. Written is results/weights.json, or weights_new.json.
 """
 
 from __future__ import annotations

@@ -205,7 +205,8 @@ Signal = Annotated[
         "draws) or hidden-head (all of a vocabulary); hidden states, and likewise query, key and "
         "value of layers, embeddings, and pooled (what a classifier reads), as int8, int4, fp8, "
         "bf16, fp16 or fp32; attention:layers=2-4 is what all three are made of in BERT and its "
-        "like. fraction=0.2 keeps a fifth of the tokens or selected positions. "
+        "like; attribution:views=one and jacobian are gradients. fraction=0.2 keeps a fifth of the "
+        "tokens or selected positions. "
         "early=hidden:layers=1 gives a signal a name. Logits alone if not given: all of them for "
         "classification, the 64 likeliest for language models.",
     ),

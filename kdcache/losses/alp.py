@@ -107,9 +107,22 @@ def attended_loss(
     """
     ours = exact(student)
     known = teacher.to(ours.dtype)
-    products = (ours[:, None] * known).sum(-1)
-    if scaled:
-        products = products / math.sqrt(ours.shape[1])
-    attended = (products.softmax(1)[..., None] * known).sum(1)
+    attended = (layer_shares(ours, known, scaled=scaled)[..., None] * known).sum(1)
     rows = (ours - attended).square().mean(1)
     return weighted(rows, even(rows) if weight is None else weight)
+
+
+def layer_shares(
+    student: torch.Tensor, teacher: torch.Tensor, *, scaled: bool = False
+) -> torch.Tensor:
+    """What each layer of the teacher counts for a row of the student, [N, layers], 1 in all.
+
+    Args:
+        student, teacher, scaled: as of `attended_loss`, in one dtype.
+
+    Source: Passban et al. 2021, arXiv:2012.14022.
+    """
+    products = (student[:, None] * teacher).sum(-1)
+    if scaled:
+        products = products / math.sqrt(student.shape[1])
+    return products.softmax(1)

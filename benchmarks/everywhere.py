@@ -119,10 +119,9 @@ class Trip:
         two = Way()  # of a model that is taken as it is there is no second
         if teach is not None:
             two = Way(train=partial(of_two, partial(taught, seed=1, **teach)))
-        found |= dict.fromkeys(SEVERAL, two)
+        found |= {**dict.fromkeys(SEVERAL, two), "mixed-vocab": Way(train=of_new_weights)}
         if self.place.second:
             found["mkd"] = Way(train=with_heads)
-            found["mixed-vocab"] = Way(train=of_new_weights)
         return found.get(recipe, Way())
 
     def recipe(self, name: str) -> Recipe:

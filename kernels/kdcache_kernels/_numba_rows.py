@@ -201,21 +201,17 @@ def row_sum(x: Any) -> Real:
 
 
 @fast()
-def exp_part(x: Any, top: Real, factor: Real, square: bool) -> tuple[Real, Real]:
-    """Replace a short `x` by exp((x - top) * factor); return its sum, and that of its squares.
+def exp_part(x: Any, top: Real, factor: Real) -> Real:
+    """Replace a short `x` by exp((x - top) * factor); return its sum.
 
     In place on purpose: two arrays that may overlap fall back to a scalar loop, 5 times slower.
     """
-    total, squares = np.float32(0.0), np.float32(0.0)
-    scale = np.float32(factor * LOG2_E)
+    total, scale = np.float32(0.0), np.float32(factor * LOG2_E)
     for v in range(x.size):
         e = exp2_32((x[v] - top) * scale)
         x[v] = e
         total += e
-    if square:
-        for v in range(x.size):
-            squares += x[v] * x[v]
-    return total, squares
+    return total
 
 
 @fast()

@@ -107,8 +107,8 @@ def _softmax(x: Any, t: Any, d: Any, factor: Real, kind: int, sums: Any) -> None
     for piece in range(pieces(x.size)):
         part = slice(piece * PIECE, (piece + 1) * PIECE)
         _difference(x[part], t[part], factor, d[part])
-        sums[0] += exp_part(x[part], np.float32(0.0), factor, False)[0]
-        sums[1] += exp_part(t[part], np.float32(0.0), factor, False)[0]
+        sums[0] += exp_part(x[part], np.float32(0.0), factor)
+        sums[1] += exp_part(t[part], np.float32(0.0), factor)
         if kind == FORWARD:
             sums[2] += _dot(t[part], d[part])
         elif kind == REVERSE:
@@ -217,7 +217,7 @@ def _hard(cold: Any, y: int, factor: Real) -> Real:
     top, x_label, total = row_max(cold), np.float64(cold[y]), 0.0
     for piece in range(pieces(cold.size)):
         part = slice(piece * PIECE, (piece + 1) * PIECE)
-        total += exp_part(cold[part], top, np.float32(1.0), False)[0]
+        total += exp_part(cold[part], top, np.float32(1.0))
     scale = np.float32(factor / total)
     for v in range(cold.size):
         cold[v] *= scale

@@ -22,8 +22,10 @@ from kdcache_kernels.relation_kl._numba_rows import (
     Parts,
     load,
     load_columns,
+    part_of,
     place,
     read_ahead,
+    sides,
     whole,
     zeros,
 )
@@ -87,7 +89,7 @@ def _room(n: int, d: int, td: int, *, own: bool) -> int:
 @fast()
 def _exponentials(x: Any) -> Real:
     """Replace a row by its exponentials below the largest; return their sum."""
-    return exp_part(x, row_max(x), np.float32(1.0), False)[0]
+    return exp_part(x, row_max(x), np.float32(1.0))
 
 
 @fast()
@@ -160,16 +162,13 @@ def _some(address: int, b: int) -> bool:
     a = arguments(address, Parts)
     items = array_at(a.items, a.size, np.int64)
     losses = array_at(a.losses, a.documents * a.parts, np.float64)
-    ends = array_at(a.ends, a.documents + 1, np.int64)
-    weight = array_at(a.weight, a.documents, np.float32)
     own, count, line, t_line = a.y_at == 0, a.size, 4 * whole(a.d), 4 * whole(a.td)
     need_keys = a.dy_at != 0 or (own and a.dx_at != 0)
     last, ahead = (b + 1) * count // a.blocks, -1
     for at in range(b * count // a.blocks, last):
         item = items[at]
-        doc, part = item // a.parts, item % a.parts
+        doc, part, first, n, w = part_of(a, item)
         column, their_column = part * a.d * 4, part * a.td * 4
-        first, n, w = ends[doc], ends[doc + 1] - ends[doc], np.float64(weight[doc]) / a.parts
         dx, dy = a.dx_at + first * a.dx_stride + column, a.dy_at + first * a.dy_stride + column
         if w == 0.0:
             zeros(dx, a.dx_stride, n if a.dx_at != 0 else 0, a.d)
@@ -179,12 +178,7 @@ def _some(address: int, b: int) -> bool:
         xs = a.work_at + b * a.work_stride
         if doc != ahead:
             ahead, heads = doc, min(a.parts - part, last - at)
-            read_ahead(
-                a.x_at, a.x_stride, a.y_at, a.y_stride, a.t_at, a.t_stride, a.u_at, a.u_stride,
-                a.dx_at, a.dx_stride, a.dy_at, a.dy_stride,
-                first, n, column, heads * a.d * 4, their_column, heads * a.td * 4,
-                xs + a.work_stride - 4,
-            )  # fmt: skip
+            read_ahead(a, first, n, column, their_column, heads, xs + a.work_stride - 4)
         ts, by_x = xs + m * line, xs + m * (line + t_line)
         keys, their_keys = by_x + m * line, by_x + 2 * m * line
         g = their_keys + m * t_line
@@ -195,13 +189,7 @@ def _some(address: int, b: int) -> bool:
         fill(array_at(xs, (g - xs) // 4, np.float32), zero)
         if not own:
             fill(array_at(ys, m * line // 2, np.float32), zero)
-        x, x_row = a.x_at + first * a.x_stride + column, a.x_stride
-        t, t_row = a.t_at + first * a.t_stride + their_column, a.t_stride
-        y, y_row, u, u_row = x, x_row, t, t_row
-        if a.y_at != 0:
-            y, y_row = a.y_at + first * a.y_stride + column, a.y_stride
-        if a.u_at != 0:
-            u, u_row = a.u_at + first * a.u_stride + their_column, a.u_stride
+        (x, x_row, y, y_row), (t, t_row, u, u_row) = sides(a, first, column, their_column)
         load(x, x_row, n, a.d, a.scale, xs, line)
         load(t, t_row, n, a.td, a.t_scale, ts, t_line)
         if not own:

@@ -21,7 +21,7 @@ from kdcache_kernels._launch import arguments, block_count, kernel
 from kdcache_kernels._numba import Real, array_at, fast
 from kdcache_kernels._numba_rows import fill
 from kdcache_kernels.relation_kl._numba_product import VECTOR, add_product, turn
-from kdcache_kernels.relation_kl._numba_rows import Parts, load, read_ahead, whole
+from kdcache_kernels.relation_kl._numba_rows import Parts, load, part_of, read_ahead, sides, whole
 
 LONG = 1.3  # times the columns of both sides: documents from which on this is faster
 LEAST = 0.02  # of the terms that the sum is made of; below, too many of their digits cancel
@@ -109,8 +109,6 @@ def _some(address: int, b: int) -> bool:
     a = arguments(address, Parts)
     items = array_at(a.items, a.size, np.int64)
     losses = array_at(a.losses, a.documents * a.parts, np.float64)
-    ends = array_at(a.ends, a.documents + 1, np.int64)
-    weight = array_at(a.weight, a.documents, np.float32)
     done = array_at(a.done, a.documents * a.parts, np.bool_)
     own, count, wide = a.y_at == 0, a.size, whole(a.d)
     columns, near, width = wide + whole(a.td), a.d == a.td, 4 * wide
@@ -126,23 +124,12 @@ def _some(address: int, b: int) -> bool:
     last, ahead = (b + 1) * count // a.blocks, -1
     for at in range(b * count // a.blocks, last):
         item = items[at]
-        doc, part = item // a.parts, item % a.parts
+        doc, part, first, n, w = part_of(a, item)
         column, their_column = part * a.d * 4, part * a.td * 4
-        first, n, w = ends[doc], ends[doc + 1] - ends[doc], np.float64(weight[doc]) / a.parts
         if doc != ahead:
             ahead, heads = doc, min(a.parts - part, last - at)
-            read_ahead(
-                a.x_at, a.x_stride, a.y_at, a.y_stride, a.t_at, a.t_stride, a.u_at, a.u_stride,
-                a.dx_at, a.dx_stride, a.dy_at, a.dy_stride,
-                first, n, column, heads * a.d * 4, their_column, heads * a.td * 4,
-                ee_at + a.work_stride - 4,
-            )  # fmt: skip
-        x, x_row = a.x_at + first * a.x_stride + column, a.x_stride
-        t, t_row = a.t_at + first * a.t_stride + their_column, a.t_stride
-        y, y_row, u, u_row = x, x_row, t, t_row
-        if not own:
-            y, y_row = a.y_at + first * a.y_stride + column, a.y_stride
-            u, u_row = a.u_at + first * a.u_stride + their_column, a.u_stride
+            read_ahead(a, first, n, column, their_column, heads, ee_at + a.work_stride - 4)
+        (x, x_row, y, y_row), (t, t_row, u, u_row) = sides(a, first, column, their_column)
         f_at = e_at + whole(n) * line
         fill(array_at(ee_at, 2 * columns * columns, np.float32), zero)
         if wide != a.d or wide + a.td != columns or n % 4:

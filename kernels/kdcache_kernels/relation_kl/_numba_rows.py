@@ -4,7 +4,7 @@ A head's columns of a document are short runs of many rows, which processors do 
 document is read through once before its heads are, and then lies in a cache.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -93,21 +93,43 @@ def _read(start: int, stride: int, first: int, n: int, column: int, size: int) -
 
 
 @fast()
+def part_of(a: Any, item: int) -> tuple[int, int, int, int, Real]:
+    """Document and part of an item of `Parts`, the document's first token, tokens and weight."""
+    doc, part = item // a.parts, item % a.parts
+    ends = array_at(a.ends, a.documents + 1, np.int64)
+    weight = array_at(a.weight, a.documents, np.float32)
+    return doc, part, ends[doc], ends[doc + 1] - ends[doc], np.float64(weight[doc]) / a.parts
+
+
+@fast()
+def sides(a: Any, first: int, column: int, their_column: int) -> Any:
+    """Addresses and strides of the student's rows and keys, and of the teacher's, from a token on.
+
+    Without keys the rows themselves are keys.
+    """
+    x, t = a.x_at + first * a.x_stride + column, a.t_at + first * a.t_stride + their_column
+    y, y_row, u, u_row = x, a.x_stride, t, a.t_stride
+    if a.y_at != 0:
+        y, y_row = a.y_at + first * a.y_stride + column, a.y_stride
+    if a.u_at != 0:
+        u, u_row = a.u_at + first * a.u_stride + their_column, a.u_stride
+    return (x, a.x_stride, y, y_row), (t, a.t_stride, u, u_row)
+
+
+@fast()
 def read_ahead(
-    x_at: int, x_stride: int, y_at: int, y_stride: int,
-    t_at: int, t_stride: int, u_at: int, u_stride: int,
-    dx_at: int, dx_stride: int, dy_at: int, dy_stride: int,
-    first: int, n: int, column: int, width: int, their_column: int, their_width: int, sink: int,
-) -> None:  # fmt: skip
-    """Read what a document has of all sides, `width` bytes of each row, unless it is too much."""
+    a: Any, first: int, n: int, column: int, their_column: int, heads: int, sink: int
+) -> None:
+    """Read what a document has of all sides in some heads, unless it is too much."""
+    width, their_width = heads * a.d * 4, heads * a.td * 4
     if 4 * n * width + 2 * n * their_width > KEPT:
         return
-    total = _read(x_at, x_stride, first, n, column, width)
-    total += _read(y_at, y_stride, first, n, column, width)
-    total += _read(t_at, t_stride, first, n, their_column, their_width)
-    total += _read(u_at, u_stride, first, n, their_column, their_width)
-    total += _read(dx_at, dx_stride, first, n, column, width)
-    total += _read(dy_at, dy_stride, first, n, column, width)
+    total = _read(a.x_at, a.x_stride, first, n, column, width)
+    total += _read(a.y_at, a.y_stride, first, n, column, width)
+    total += _read(a.t_at, a.t_stride, first, n, their_column, their_width)
+    total += _read(a.u_at, a.u_stride, first, n, their_column, their_width)
+    total += _read(a.dx_at, a.dx_stride, first, n, column, width)
+    total += _read(a.dy_at, a.dy_stride, first, n, column, width)
     array_at(sink, 1, np.float32)[0] = total  # which nobody reads, or there would be no reading
 
 

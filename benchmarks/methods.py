@@ -273,27 +273,39 @@ def hold(out: Path) -> TextIO:
     return lock
 
 
-def main() -> None:
-    """Run what is left, and write what there is."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def asking(about: str) -> argparse.ArgumentParser:
+    """What every script is asked that trains students of this trial."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with sst2 and reviews")
     parser.add_argument("--out", type=Path, default=Path("methods"), help="teacher, cache, student")
     parser.add_argument("--masked", type=Path, help="a masked language model's folder")
     parser.add_argument("--recipe", action="append", choices=recipes())
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--new", action="store_true", help="students of new weights")
-    parser.add_argument("--costs", action="store_true", help="only measure what a step costs")
     parser.add_argument("--report", action="store_true", help="only write what was finished")
-    given = parser.parse_args()
+    return parser
+
+
+def asked(given: argparse.Namespace) -> Study:
+    """The study of the students asked for, with its trial made unless a report is all there is."""
     new = NEW if given.new else ""
     study = Study(
         name="methods_new" if new else "methods",
         trial=Trial(out=given.out, layers=LAYERS, steps=STEPS, new=new),
         own=ways(given.masked),
     )
-    names, lock = given.recipe or recipes(), hold(given.out)
     if not given.report:
         study.trial.prepare(given.data, [study.recipe(name) for name in recipes()])
+    return study
+
+
+def main() -> None:
+    """Run what is left, and write what there is."""
+    parser = asking(__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--costs", action="store_true", help="only measure what a step costs")
+    given = parser.parse_args()
+    names, lock = given.recipe or recipes(), hold(given.out)
+    study = asked(given)
     for name in names if not (given.report or given.costs) else ():
         one = study.run(name, given.seeds)
         print(name, one.get("refused") or f"{one['seconds']:.0f} s", flush=True)

@@ -140,15 +140,14 @@ class Trial:
 
     def answers(self, model: Path) -> dict[str, list[tuple[str, str]]]:
         """Labels and predictions of a model, by domain."""
-        found = {}
-        for domain in self.domains:
-            path = self.out / "predictions.csv"
-            kdcache.evaluate(
-                model, self.out / f"test-{domain}.csv", predictions=path, progress=False
-            )
-            with path.open(encoding="utf-8") as file:
-                found[domain] = [(r["label"], r["prediction"]) for r in csv.DictReader(file)]
-        return found
+        return {domain: self.said(model, f"test-{domain}") for domain in self.domains}
+
+    def said(self, model: Path, texts: str) -> list[tuple[str, str]]:
+        """Labels and predictions of a model of a file of texts, by its name without the ending."""
+        path = self.out / "predictions.csv"
+        kdcache.evaluate(model, self.out / f"{texts}.csv", predictions=path, progress=False)
+        with path.open(encoding="utf-8") as file:
+            return [(r["label"], r["prediction"]) for r in csv.DictReader(file)]
 
 
 def flags(answers: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, str]:

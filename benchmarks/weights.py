@@ -12,24 +12,19 @@ chance. Written is results/weights.json, or weights_new.json.
 
 from __future__ import annotations
 
-import argparse
-import csv
-import json
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
 from gain_intervals import paired
-from methods import COMMON, LAYERS, NEW, STEPS, Study, hold, recipes
-from record import RESULTS, save
-from trial import CHOOSING, Trial
-from trial_ways import ways
+from methods import COMMON, STEPS, Study, asked, asking, hold, recipes
+from record import save
+from trial import CHOOSING, flags, right
 
-import kdcache
 from kdcache.manifest import Json
 from kdcache.training.recipe import Recipe
 
 FACTORS = (0.25, 1.0, 4.0)
 NAMES = {"methods": "weights", "methods_new": "weights_new"}
+"""Of results, by the study whose students they are of."""
 
 
 def heavier(recipe: Recipe, factor: float) -> list[str]:
@@ -50,65 +45,34 @@ def heavier(recipe: Recipe, factor: float) -> list[str]:
     return found or soft
 
 
-def answers(folder: Path, trial: Trial) -> str:
-    """A digit for each document of dev: 1 where a student is right."""
-    path = trial.out / "predictions.csv"
-    kdcache.evaluate(folder, trial.out / "dev.csv", predictions=path, progress=False)
-    with path.open(encoding="utf-8") as file:
-        return "".join(str(int(r["label"] == r["prediction"])) for r in csv.DictReader(file))
-
-
-def note_of(study: Study, recipe: str) -> Path:
-    """Where what was found of a recipe, from this teacher, is kept."""
-    return RESULTS / NAMES[study.name] / study.teacher[:8] / f"{recipe}.json"
-
-
-def run(study: Study, name: str) -> Json:
-    """The answers by factor; read from a note if they are there."""
-    note = note_of(study, name)
-    if note.is_file():
-        found: Json = json.loads(note.read_text("utf-8"))
+def run(study: Study, notes: Study, name: str) -> Json:
+    """The answers on dev by factor; read from a note if they are there."""
+    found, chosen, recipe = notes.kept(name), study.kept(name), study.recipe(name)
+    if found or "right" not in chosen or not heavier(recipe, 1.0):
         return found
-    chosen = study.kept(name)
-    if "right" not in chosen or not heavier(study.recipe(name), 1.0):
-        return {}
-    way, recipe, right = study.way(name), study.recipe(name), {}
+    right_by = {}
     for factor in FACTORS:
         off = heavier(recipe, factor)
-        student = way.train(study.trial, recipe, chosen["rate"], CHOOSING, *off)
-        right[f"{factor:g}"] = answers(student.folder, study.trial)
-    found = {"recipe": name, "rate": chosen["rate"], "right": right}
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        student = study.way(name).train(study.trial, recipe, chosen["rate"], CHOOSING, *off)
+        right_by[f"{factor:g}"] = flags({"dev": study.trial.said(student.folder, "dev")})["dev"]
+    found = {"recipe": name, "rate": chosen["rate"], "right": right_by}
+    notes.keep(name, found)
     return found
 
 
-def summary(study: Study) -> Json:
+def summary(notes: Study) -> Json:
     """Scores on dev by factor, and how those of other weights differ from those that ship."""
-    rows = {}
-    for name in recipes():
-        note = note_of(study, name)
-        if not note.is_file():
-            continue
-        one = json.loads(note.read_text("utf-8"))
-        hits = {
-            factor: np.array([[digit == "1" for digit in right]])
-            for factor, right in one["right"].items()
-        }
-        rows[name] = {
-            "rate": one["rate"],
-            "dev": {factor: float(flags.mean()) for factor, flags in hits.items()},
-            "gains": {
-                factor: paired(hits["1"], flags) for factor, flags in hits.items() if factor != "1"
-            },
-        }
-    better = [
-        {"recipe": name, "factor": float(factor)}
-        for name, row in rows.items()
-        for factor, gain in row["gains"].items()
-        if gain["documents"][0] > 0
-    ]
-    documents = len(next(iter(hits.values()))[0])
+    every = {name: found for name in recipes() if (found := notes.kept(name))}
+    rows, better, documents = {}, [], 0
+    for name, one in every.items():
+        hits = {factor: right([one["right"]], [factor]) for factor in one["right"]}
+        others = [factor for factor in hits if factor != "1"]
+        gains = {factor: paired(hits["1"], hits[factor]) for factor in others}
+        dev = {factor: float(found.mean()) for factor, found in hits.items()}
+        rows[name] = {"rate": one["rate"], "dev": dev, "gains": gains}
+        preferred = [factor for factor, gain in gains.items() if gain["documents"][0] > 0]
+        better += [{"recipe": name, "factor": float(factor)} for factor in preferred]
+        documents = hits["1"].size
     return {
         "factors": FACTORS,
         "steps": STEPS,
@@ -120,32 +84,18 @@ def summary(study: Study) -> Json:
 
 def main() -> None:
     """Run what is left, and write what there is."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder with sst2 and reviews")
-    parser.add_argument("--out", type=Path, default=Path("methods"), help="that of methods.py")
-    parser.add_argument("--masked", type=Path, help="a masked language model's folder")
-    parser.add_argument("--recipe", action="append", choices=recipes())
-    parser.add_argument("--new", action="store_true", help="students of new weights")
-    parser.add_argument("--report", action="store_true", help="only write what was finished")
-    given = parser.parse_args()
-    new = NEW if given.new else ""
-    study = Study(
-        name="methods_new" if new else "methods",
-        trial=Trial(out=given.out, layers=LAYERS, steps=STEPS, new=new),
-        own=ways(given.masked),
-    )
-    if not given.report:
-        lock = hold(given.out)
-        study.trial.prepare(given.data, [study.recipe(name) for name in recipes()])
-        for name in given.recipe or recipes():
-            if one := run(study, name):
-                print(
-                    name,
-                    {f: hits.count("1") / len(hits) for f, hits in one["right"].items()},
-                    flush=True,
-                )
-        lock.close()
-    save(NAMES[study.name], summary(study))
+    given = asking(__doc__).parse_args()
+    lock = hold(given.out)
+    study = asked(given)
+    notes = replace(study, name=NAMES[study.name])
+    for name in () if given.report else given.recipe or recipes():
+        if one := run(study, notes, name):
+            shares = {
+                factor: digits.count("1") / len(digits) for factor, digits in one["right"].items()
+            }
+            print(name, shares, flush=True)
+    save(notes.name, summary(notes))
+    lock.close()
 
 
 if __name__ == "__main__":

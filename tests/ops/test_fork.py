@@ -117,7 +117,7 @@ print(*found, forked(used), in_a_process(used), in_workers(used), wrong(used))
 @pytest.mark.parametrize(
     ("threads", "ops"),
     [
-        (2, ["quantize_rows"]),  # a compilation of each kernel for one thread takes long
+        (2, ["quantize_rows"]),  # all of them take several processes long
         pytest.param(2, [], marks=pytest.mark.slow, id="2-all"),
         pytest.param(1, [], marks=pytest.mark.slow, id="1-all"),
     ],

@@ -17,6 +17,11 @@ def script() -> Any:
     return script_of("methods")
 
 
+@pytest.fixture(scope="module")
+def settings() -> Any:
+    return script_of("settings")
+
+
 def test_what_is_a_recipes_own_is_left_out_by_settings_that_it_takes(script: Any) -> None:
     for name in script.recipes():
         off = script.without_own(load_recipe(name))
@@ -35,3 +40,25 @@ def test_the_picture_has_what_was_compared_with_kd(script: Any, tmp_path: Path) 
     compared, alone = ({f"{place}_gains": one for place in ("home", "away")} for one in gains)
     script.draw(tmp_path / "found.png", {"hidden": compared, "finetune": alone}, "Two layers")
     assert (tmp_path / "found.png").stat().st_size
+
+
+def test_settings_beside_those_compared_are_taken_and_differ(settings: Any, script: Any) -> None:
+    for name in script.recipes():
+        recipe = load_recipe(name)
+        for off in filter(None, (settings.heavier(recipe, factor) for factor in (0.25, 4.0))):
+            other = load_recipe(name, off)
+            weights = [
+                [loss.weight for stage in one.in_stages() for loss in stage.losses.values()]
+                for one in (recipe, other)
+            ]
+            assert weights[0] != weights[1], (name, off)
+    assert settings.heavier(load_recipe("kd"), 4.0) == []
+    assert settings.heavier(load_recipe("nst"), 4.0) == ["losses.nst.weight=200.0"]
+    assert settings.heavier(load_recipe("skdbert"), 2.0) == ["losses.kl.weight=1.0"]
+
+
+def test_a_rate_beyond_is_past_the_better_of_the_two(settings: Any) -> None:
+    beyond, same = settings.SETTINGS["beyond"], settings.SETTINGS["longer"]
+    assert settings.rate_of(beyond, 4e-3, (1e-3, 4e-3)) == pytest.approx(1.6e-2)
+    assert settings.rate_of(beyond, 1e-3, (1e-3, 4e-3)) == pytest.approx(2.5e-4)
+    assert settings.rate_of(same, 1e-3, (1e-3, 4e-3)) == 1e-3

@@ -91,20 +91,22 @@ def gained_rows(study: str) -> Iterator[Row]:
         )
 
 
-WEIGHED = (
-    "dev, %: own losses a quarter",
-    "as they ship",
-    "four times",
-    "a quarter over shipped, points (95% interval)",
-    "four times over shipped",
-)
+SETTINGS = {
+    "lighter": "own losses a quarter, points (95% interval)",
+    "heavier": "four times",
+    "beyond": "the next rate",
+    "longer": "twice the steps",
+}
+"""Columns by the setting."""
+ASKED = ("learning rate", "as compared, dev, %", *SETTINGS.values())
 
 
-def weighed_rows(study: str) -> Iterator[Row]:
-    """What each recipe scored on dev with its own losses lighter and heavier."""
+def asked_rows(study: str) -> Iterator[Row]:
+    """What each recipe scored on dev with other settings."""
     for name, row in sorted(result(study)["recipes"].items()):
-        scores = (f"{100 * score:.1f}" for score in row["dev"].values())
-        yield f"`{name}`", *scores, *(told(gain) for gain in row["gains"].values())
+        gains = row["gains"]
+        told_by = (told(gains[one]) if one in gains else "" for one in SETTINGS)
+        yield f"`{name}`", f"{row['rate']:g}", f"{100 * row['dev']:.1f}", *told_by
 
 
 PLACES = {"mrpc": "MRPC", "banking77": "Banking77"}

@@ -21,16 +21,16 @@ from page_parts import (
     Table,
 )
 from page_recipes import (
+    ASKED,
     GAINED,
     NEW_ON_SST2,
     ON_SST2,
-    WEIGHED,
+    asked_rows,
     combined_rows,
     everywhere_head,
     everywhere_rows,
     gained_rows,
     recipes_rows,
-    weighed_rows,
 )
 from page_rows import (
     GAINS,
@@ -159,8 +159,8 @@ ALL = (
         for name, student in (("methods", ON_SST2), ("methods_new", NEW_ON_SST2))
     ),
     *(
-        Table(RECIPES, "Weights, on dev", name, (student, *WEIGHED), partial(weighed_rows, name))
-        for name, student in (("weights", "2 layers of the teacher"), ("weights_new", "a BiLSTM"))
+        Table(RECIPES, "Settings, on dev", name, (student, *ASKED), partial(asked_rows, name))
+        for name, student in (("settings", "2 layers of the teacher"), ("settings_new", "a BiLSTM"))
     ),
     Table(RECIPES, "On other corpora", "everywhere", everywhere_head, everywhere_rows),
     Table(RECIPES, "Losses, maps and weights", "loss_map_weight", COLUMNS, combined_rows),

@@ -1,11 +1,16 @@
 """Recipes: what ships, overrides, files, and messages that name the field and the way out."""
 
+from dataclasses import replace
+
 import pytest
 
 from kdcache.errors import ConfigError
 from kdcache.losses.layer_maps import layer_pairs
+from kdcache.signals import ModelSizes
+from kdcache.tasks import as_task
 from kdcache.training.arguments import meant_fields
 from kdcache.training.recipe import load_recipe, shipped_recipes
+from kdcache.training.wanted_signals import signals_for
 
 SHIPPED = [
     "ad-kd",
@@ -250,3 +255,30 @@ def test_layer_maps_are_those_of_the_papers(name, student, teacher, pairs):
 def test_a_map_that_does_not_fit_is_refused(layer_map, student, teacher, message):
     with pytest.raises(ConfigError, match=message):
         layer_pairs(layer_map, student, teacher)
+
+
+TEACHER = ModelSizes(outputs=3, hidden=384, layers=6, heads=12, key_heads=12, head_width=32)
+NEEDS = {
+    "labels alone": set(),
+    "soft labels": {"logits"},
+    "soft labels at points": {"logits"},
+    "a masked language model's words": set(),
+    "pooled features": {"pooled"},
+    "hidden states of documents": {"hidden cls"},
+    "hidden states of tokens": {"hidden all"},
+    "attention": {"attention"},
+    "attention and hidden states": {"attention", "hidden all"},
+    "attributions": {"attribution"},
+}
+"""What is kept, beside soft labels, for a recipe that says what it needs."""
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_recipe_says_what_a_cache_has_to_hold_for_it(name):
+    recipe, student = load_recipe(name), replace(TEACHER, layers=3)
+    task = as_task("masked-lm" if name == "distilbert" else "text-classification")
+    texts = signals_for([recipe], task, student, TEACHER, projected=True)
+    places = [(text.partition(":")[0], text.partition("positions=")[2]) for text in texts]
+    kept = {" ".join(filter(None, place)) for place in places}
+    assert kept - {"logits"} == NEEDS[recipe.needs] - {"logits"}
+    assert ("logits" in NEEDS[recipe.needs]) <= ("logits" in kept)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Annotated
 
 import typer
 
 from kdcache_cli import options as o
-from kdcache_cli.output import print_json, print_table
+from kdcache_cli.output import print_json, print_table, print_title
 
 
 def recipes(
@@ -27,7 +28,7 @@ def recipes(
 ) -> None:
     """List the recipes, print one, or tell those a cache serves."""
     from kdcache.errors import ConfigError, one_of
-    from kdcache_cli.shipped import read_recipes, summary
+    from kdcache_cli.shipped import by_need, read_recipes
 
     shipped = read_recipes()
     if name is not None:
@@ -38,11 +39,14 @@ def recipes(
         return
     if student_layers is not None:
         raise ConfigError("--student-layers is of a student of a cache: pass --cache too")
-    rows = [(key, summary(text)) for key, text in shipped.items()]
+    rows = by_need(shipped)
     if as_json:
-        print_json([{"name": key, "summary": about} for key, about in rows])
-    else:
-        print_table(("recipe", "what it does"), rows)
+        print_json([{"name": key, "needs": need, "summary": about} for need, key, about in rows])
+        return
+    wide = max(map(len, shipped))
+    for need, alike in groupby(rows, lambda row: row[0]):
+        print_title(f"from {need}")
+        print_table((), [(f"  {key:{wide}}", about) for _, key, about in alike])
 
 
 def _served(cache: str, names: list[str], layers: int | None, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
 
 
@@ -14,6 +15,28 @@ def read_recipes() -> dict[str, str]:
         file.name.removesuffix(".toml"): file.read_text(encoding="utf-8")
         for file in sorted(found, key=lambda file: file.name)
     }
+
+
+NEEDS = (
+    "labels alone",
+    "soft labels",
+    "soft labels at points",
+    "a masked language model's words",
+    "pooled features",
+    "hidden states of documents",
+    "hidden states of tokens",
+    "attention",
+    "attention and hidden states",
+    "attributions",
+)
+"""What recipes need of a cache, the least first; each says which as its `needs`."""
+
+
+def by_need(shipped: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """What each recipe needs, its name and what it does; those that need the same are together."""
+    rows = [(str(tomllib.loads(text)["needs"]), name) for name, text in shipped.items()]
+    rows.sort(key=lambda row: NEEDS.index(row[0]))
+    return [(needs, name, summary(shipped[name])) for needs, name in rows]
 
 
 def training_fields() -> set[str]:

@@ -22,6 +22,7 @@ SECTIONS = (
     "name",
     "description",
     "paper",
+    "needs",
     "student",
     "losses",
     "training",

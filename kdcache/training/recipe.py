@@ -45,6 +45,9 @@ class Recipe:
     """How a student is trained.
 
     Attributes:
+        description: what a student learns from; for people, as the two below it.
+        paper: where it was published.
+        needs: what a cache has to hold, in the words by which recipes are listed together.
         student: at most one of checkpoint, config and init_from_teacher; same_tokenizer, shared.
         losses: by name, with the numbers they start with; the objective is their weighted sum.
         schedules: of numbers of the losses, by the name of the loss and of the field. In a file
@@ -66,6 +69,7 @@ class Recipe:
     name: str
     description: str = ""
     paper: str = ""
+    needs: str = ""
     student: Mapping[str, Any] = field(default_factory=dict)
     losses: Mapping[str, Loss]
     schedules: Schedules = field(default_factory=dict)
@@ -87,6 +91,7 @@ class Recipe:
             "name": self.name,
             "description": self.description,
             "paper": self.paper,
+            "needs": self.needs,
             "student": dict(self.student),
             "losses": losses_json(self.losses, self.schedules, self.teaching),
             "training": dict(self.training),

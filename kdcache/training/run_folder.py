@@ -23,6 +23,7 @@ from kdcache.training.curves import draw_curves
 from kdcache.training.parts import Parts, contents_of
 from kdcache.training.recipe import Recipe, load_recipe
 
+FOR_PEOPLE = ("description", "paper", "needs")  # what of a recipe sets nothing
 CHECKPOINTS, STAGES = "checkpoints", "stages"
 RECIPE, CACHE, METRICS, LOG, CURVES = (
     "recipe.toml",
@@ -156,6 +157,8 @@ def _foreign(folder: Path) -> bool:
 def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
     stored, wanted = load_recipe(folder / RECIPE).to_json(), recipe.to_json()
     for table in (stored, wanted):
+        for words in FOR_PEOPLE:
+            del table[words]
         for training in [table, *table.get("stages", [])]:  # a step may be cut otherwise
             training["training"].pop("per_device_train_batch_size", None)
         places = [table.get("dev"), *(_weights(one) for one in [table, *table.get("stages", [])])]

@@ -10,7 +10,7 @@ import pytest
 
 from kdcache.store import Cache
 from kdcache_cli.main import main
-from kdcache_cli.shipped import read_recipes
+from kdcache_cli.shipped import NEEDS, read_recipes
 
 CLASSIFY = ("--task", "text-classification")
 Run = Callable[..., tuple[int, str, str]]
@@ -70,7 +70,14 @@ def test_recipes_are_listed_and_printed_as_they_are(run: Run) -> None:
     shipped = read_recipes()
     assert "kd" in shipped
     listed = json.loads(run("recipes", "--json")[1])
-    assert [row["name"] for row in listed] == list(shipped)
+    assert {row["name"] for row in listed} == set(shipped)
     assert all(row["summary"] for row in listed)
+    needs = [row["needs"] for row in listed]
+    assert list(dict.fromkeys(needs)) == list(NEEDS)  # those of one need together
+    table = run("recipes")[1]
+    assert all(f" {name} " in table for name in shipped)
+    assert [f"from {need}" for need in NEEDS] == [
+        line for line in table.splitlines() if line.startswith("from ")
+    ]
     for name, text in shipped.items():
         assert run("recipes", name) == (0, text, "")

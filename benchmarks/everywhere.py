@@ -36,10 +36,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from everywhere_places import PLACES, Place
-from methods import LAYERS, NEW, without_own
+from methods import without_own
 from record import save
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 from trial import Trained, Trial, taught
+from trial_students import KINDS, LAYERS
 from trial_ways import SEVERAL, Way, of_two, ways, with_pieces
 
 import kdcache
@@ -67,7 +68,7 @@ def _fits(recipe: Recipe, *asked: Any) -> bool:
 
 def of_new_weights(trial: Trial, *asked: Any) -> Trained:
     """A student that begins with no layer of the teacher's, by words of its own."""
-    return with_pieces(replace(trial, new=NEW), *asked)
+    return with_pieces(replace(trial, new=KINDS["bilstm"].student), *asked)
 
 
 def with_heads(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:

@@ -2,20 +2,22 @@
 
     python benchmarks/methods.py --data FOLDER --masked MODEL [--recipe NAME ...] [--seeds 3]
     python benchmarks/methods.py --data FOLDER --masked MODEL --costs
-    python benchmarks/methods.py --data FOLDER --masked MODEL --new
-    python benchmarks/methods.py --report [--new]
+    python benchmarks/methods.py --data FOLDER --masked MODEL --student bilstm
+    python benchmarks/methods.py --report [--student bilstm]
 
 FOLDER holds sst2 and reviews, MODEL a masked language model with the tokens of MiniLM. A teacher
 is taught from the labelled documents of SST-2 and run once; its cache holds what all recipes need
 for a student of two layers. Every recipe trains that student for 300 steps of 32: with each of two
 learning rates on one seed, of which the better on dev documents is taken, then with three seeds;
 and once more without the losses that are its own, to see whether they change what the student says.
-Some want more: points, words, or students beside it (`trial_ways.py`). --new trains students of new
-weights instead, which many recipes refuse, for they have no layers like the teacher's. What a step
-costs is measured by itself, on a machine that does nothing else: every recipe takes turns with kd.
+Some want more: points, words, or students beside it (`trial_ways.py`). --student trains one of new
+weights instead (`trial_students.py`); recipes refuse it that want of it what it has not. What a
+step costs is measured by itself, on a machine that does nothing else: every recipe takes turns with
+kd.
 
-Written are results/methods.json or methods_new.json, and a picture in docs. Every recipe's result
-is kept in a folder beside, by the teacher's digest: a run that is stopped goes on where it was. One
+Written are results/methods.json, of new students methods_new.json and the like, and a picture in
+docs. Every recipe's result is kept in a folder beside, by the teacher's digest: a run that is
+stopped goes on where it was. Seconds are those of the processor. One
 training gives other weights on another kind of processor, so keep --out, teacher and all.
 """
 
@@ -37,6 +39,7 @@ from gain_intervals import paired
 from methods_plot import draw
 from record import RESULTS, save, spread
 from trial import BATCH, CHOOSING, TASK, Trained, Trial, flags, right
+from trial_students import KINDS, LAYERS, Kind
 from trial_ways import Way, ways
 
 import kdcache
@@ -47,11 +50,8 @@ from kdcache.signals import parse_all
 from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.wanted_signals import signals_of_teacher
 
-LAYERS, STEPS = (3, 6), 300
-NEW = "bilstm"
+STEPS = 300
 PICTURES = RESULTS.parents[1] / "docs"
-TITLES = {"methods": "Two layers of the teacher", "methods_new": "A new BiLSTM"}
-RATES = {"methods": (2e-4, 6e-4), "methods_new": (1e-3, 4e-3)}
 COST_STEPS, COST_TURNS = 16, 3  # of a training that is timed
 TOGETHER = 3  # recipes that are timed beside one training of kd
 ELSEWHERE = ("causal-kd", "mlm-kd", "mkd", "tinybert-general", "distilbert")
@@ -99,16 +99,18 @@ class Study:
 
     Attributes:
         name: of the results.
+        kind: of the student.
         own: how those are trained that want more than the trial.
     """
 
     name: str
+    kind: Kind
     trial: Trial
     own: Mapping[str, Way]
 
     @property
     def rates(self) -> tuple[float, ...]:
-        return RATES[self.name]
+        return self.kind.rates
 
     def way(self, recipe: str) -> Way:
         return self.own.get(recipe, Way())
@@ -147,7 +149,9 @@ class Study:
             found = {"recipe": name, "teacher": self.teacher, "refused": why}
         self.keep(name, found)
         if "refused" not in found:
+            begun = time.process_time()
             found["agreement_without"] = self._without(name, found)
+            found["seconds"] += time.process_time() - begun
             self.keep(name, found)
         return found
 
@@ -159,7 +163,7 @@ class Study:
         return partial(self.way(name).train, self.trial, self.recipe(name))
 
     def _gives(self, name: str, seeds: int) -> Json:
-        begun, train = time.perf_counter(), self._train(name)
+        begun, train = time.process_time(), self._train(name)
         teacher = self.trial.out / "teacher"
         dev = {rate: train(rate, CHOOSING).dev for rate in self.rates}
         rate = max(dev, key=dev.__getitem__)
@@ -177,7 +181,7 @@ class Study:
             "signals": signals_of_teacher([self.recipe(name)], teacher, TASK, len(LAYERS)),
             "bytes_beside": sum(size_of(self.trial.out / one) for one in self.way(name).makes),
             "right": answers,
-            "seconds": time.perf_counter() - begun,
+            "seconds": time.process_time() - begun,
         }
 
     def _without(self, name: str, found: Json) -> float | None:
@@ -228,7 +232,7 @@ class Study:
         beside = {name: trained[name] for name in BESIDE if name in trained}
         budget = {"steps": STEPS, "batch": BATCH, "rates": self.rates}
         return {
-            "student": self.trial.new or {"layers": LAYERS},
+            "student": self.kind.to_json(),
             **budget,
             "teacher": self._notes.name,
             "hours": sum(one["seconds"] for one in trained.values()) / 3600,
@@ -280,22 +284,19 @@ def asking(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("methods"), help="teacher, cache, student")
     parser.add_argument("--masked", type=Path, help="a masked language model's folder")
     parser.add_argument("--recipe", action="append", choices=recipes())
-    parser.add_argument("--new", action="store_true", help="students of new weights")
+    parser.add_argument("--student", choices=KINDS, default="layers", help="of the teacher, or new")
     parser.add_argument("--report", action="store_true", help="only write what was finished")
     return parser
 
 
 def asked(given: argparse.Namespace) -> Study:
     """The study of the students asked for, with its trial made unless a report is all there is."""
-    new = NEW if given.new else ""
-    study = Study(
-        name="methods_new" if new else "methods",
-        trial=Trial(out=given.out, layers=LAYERS, steps=STEPS, new=new),
-        own=ways(given.masked),
-    )
-    if not given.report:
-        study.trial.prepare(given.data, [study.recipe(name) for name in recipes()])
-    return study
+    kind, trial = KINDS[given.student], Trial(out=given.out, layers=LAYERS, steps=STEPS)
+    study = Study(name=kind.study, kind=kind, trial=trial, own=ways(given.masked))
+    if given.report:
+        return study
+    trial.prepare(given.data, [study.recipe(name) for name in recipes()])
+    return replace(study, trial=replace(trial, new=kind.made(given.out)))
 
 
 def main() -> None:
@@ -313,7 +314,7 @@ def main() -> None:
         study.costs(names)
     found = study.summary()
     save(study.name, found)
-    draw(PICTURES / f"{study.name}.png", found["recipes"], TITLES[study.name])
+    draw(PICTURES / f"{study.name}.png", found["recipes"], study.kind.title)
     lock.close()
 
 

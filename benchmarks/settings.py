@@ -2,13 +2,13 @@
 
     python benchmarks/settings.py --data FOLDER --masked MODEL [--out FOLDER] [--recipe NAME ...]
     python benchmarks/settings.py ... --setting longer [--setting ...]
-    python benchmarks/settings.py --report [--new]
+    python benchmarks/settings.py --report [--student bilstm]
 
-The trial, its teacher and its students are those of `methods.py`, --new ones too, whose --out is
+The trial, its teacher and its students are those of `methods.py`, new ones too, whose --out is
 taken. Every recipe is trained as there, with the learning rate that was chosen, and once more with
 each of the settings, on the seed that settings are chosen with. A setting counts as better where
 the paired interval of its answers on dev documents is above zero: one in forty does by chance.
-Written is results/settings.json, or settings_new.json.
+Written is results/settings.json; of new students settings_new.json and the like.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from trial import CHOOSING, flags, right
 
 from kdcache.manifest import Json
 from kdcache.training.recipe import Recipe
-
-NAMES = {"methods": "settings", "methods_new": "settings_new"}
-"""Of results, by the study whose students they are of."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def main() -> None:
     given = parser.parse_args()
     lock = hold(given.out)
     study = asked(given)
-    notes = replace(study, name=NAMES[study.name])
+    notes = replace(study, name=f"settings{study.kind.suffix}")
     for name in () if given.report else given.recipe or recipes():
         if one := run(study, notes, name, [COMPARED, *(given.setting or others)]):
             answers = one["right"].items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,15 @@ class Trial:
         layers: of the teacher, that every student starts as.
         steps: that a student is trained for.
         batch: documents of a step.
-        new: a student of new weights in the place of these layers, such as "bilstm".
+        new: a student of new weights in the place of these layers, as `kdcache.train` has it:
+            {"student": "bilstm"}.
         resume: whether a training goes on that was stopped, and else begins anew.
     """
 
     out: Path
     layers: tuple[int, ...]
     steps: int
-    new: str = ""
+    new: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
     batch: int = BATCH
 
@@ -109,7 +110,7 @@ class Trial:
         seed: int,
         *overrides: str,
         caches: Sequence[Path] = (),
-        student: Path | Together | str = "",
+        student: Path | Together | None = None,
     ) -> Trained:
         """Train a student of the budget into the folder `student`.
 
@@ -118,7 +119,7 @@ class Trial:
             student: in the place of the trial's. Of several that are trained together the first is
                 looked at, which is not chosen on dev while it trains.
         """
-        student = student or self.new
+        given = {"student": student} if student is not None else self.new
         stages = recipe.prefixes
         each = {"max_steps": self.steps // len(stages), "learning_rate": rate}
         own = [f"{of}training.{name}={value}" for of in stages for name, value in each.items()]
@@ -127,9 +128,9 @@ class Trial:
         together, dev = isinstance(student, Together), self.out / "dev.csv"
         result = kdcache.train(
             list(caches) or self.out / "cache.zarr", recipe=recipe, out=self.out / "student",
-            seed=seed, batch_size=self.batch, student=student or None,
-            init_from_teacher=None if student else self.layers, dev=None if together else dev,
-            progress=False, overrides=[*own, *overrides], resume=self.resume,
+            seed=seed, batch_size=self.batch, **(given or {"init_from_teacher": self.layers}),
+            dev=None if together else dev, progress=False, overrides=[*own, *overrides],
+            resume=self.resume,
         )  # fmt: skip
         if not together:
             best = result.metrics["dev"]["best"]["value"]

@@ -110,7 +110,7 @@ def beside(count: int, trial: Trial, recipe: Recipe, rate: float, seed: int, *of
     """The first of several students that learn from each other."""
     make = partial(kdcache.make_student, trial.cache)
     if trial.new:
-        made = [make(student=trial.new, seed=seed + place) for place in range(count)]
+        made = [make(**trial.new, seed=seed + place) for place in range(count)]
     else:
         made = [make(init_from_teacher=one) for one in (trial.layers, *BESIDE)[:count]]
     return trial.train(recipe, rate, seed, *off, student=Together(made))

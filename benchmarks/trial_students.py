@@ -60,7 +60,7 @@ KINDS = {
     "transformer": Kind(
         study="methods_transformer",
         title="A new Transformer",
-        rates=(1e-3, 4e-3),
+        rates=(5e-4, 2e-3),
         config={"num_hidden_layers": 2, "hidden_size": 96, "intermediate_size": 384},
     ),
 }

@@ -60,7 +60,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             f"{kinds.count('formula')} of a formula; {sum(cut.values())} sequences cut: {each}"
         )
         left = [f"{name} ({', '.join(parts)})" for name, (*_, parts) in found.items() if parts]
-        terminalreporter.write_line(f"beside loss and gradients not held: {'; '.join(left)}")
+        told = "; ".join(left) or "nothing"
+        terminalreporter.write_line(f"beside loss and gradients not held: {told}")
 
 
 @pytest.fixture(scope="session")

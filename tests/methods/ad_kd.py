@@ -34,9 +34,9 @@ class Block(nn.Module):
 class Model(transformers.PreTrainedModel):
     """The classifier as transformers would have it: a row of embeddings for each id."""
 
-    def __init__(self, given: Given, side: str) -> None:
+    def __init__(self, given: Given, side: str, share: float) -> None:
         weights = [given[f"{side}_w{place}"] for place in (1, 2, 3)]
-        embeddings = given[f"{side}_emb"].flatten(0, 1)
+        embeddings = share * given[f"{side}_emb"].flatten(0, 1)
         config = transformers.PretrainedConfig(num_labels=len(weights[2]), pad_token_id=0)
         config.update({"vocab_size": len(embeddings) + 1, "num_hidden_layers": 1})
         super().__init__(config)
@@ -49,11 +49,11 @@ class Model(transformers.PreTrainedModel):
         return SimpleNamespace(logits=logits, hidden_states=(states,))
 
 
-def said(given: Given, side: str, *taps: Tap) -> Activations:
-    """What one of the models says of the documents of a case."""
+def said(given: Given, side: str, *taps: Tap, share: float = 1.0) -> Activations:
+    """What one of the models says of the documents of a case, at a share of their embeddings."""
     batch: Batch = batch_of(given.lengths, given["labels"] if "labels" in given.arrays else None)
     batch["input_ids"] = torch.arange(1, batch.mask.numel() + 1).view(batch.mask.shape)
-    return run(Model(given, side), batch, taps, task="text-classification")
+    return run(Model(given, side, share), batch, taps, task="text-classification")
 
 
 def by_view(found: Activations, tap: Tap) -> torch.Tensor:
@@ -70,28 +70,31 @@ def how_of(given: Given) -> Attributing:
 
 def attributions(given: Given) -> Found:
     """The loss of both models' attributions, of each side in its way."""
-    how, whole = how_of(given), Tap("jacobian")
+    how = how_of(given)
     loss = Attribution(views=how.views, ig_steps=how.ig_steps)
     theirs, ours = Tap("attribution", how=how), Tap("attribution", how=replace(how, topk=None))
     with torch.no_grad():
-        teacher = said(given, "t", theirs, whole, LOGITS)
+        teacher = said(given, "t", theirs)
     student = said(given, "s", ours)
     pair = Pair(student.rows(ours), layer_rows(teacher.rows(theirs)))
+    steps = [gradients(given, (k + 1) / how.ig_steps) for k in range(how.ig_steps)]
+    every = sum(steps) / len(steps) / len(given.lengths)
+    chosen = given["labels"], torch.arange(len(given.lengths))
     parts = {
         "out_t_attribution": by_view(teacher, theirs),
         "out_s_attribution": by_view(student, ours),
+        "out_t_gradient": every if how.views == "all" else every[chosen][None],
     }
-    if how.ig_steps == 1:
-        every = gradients(teacher) / len(given.lengths)
-        chosen = given["labels"], torch.arange(len(given.lengths))
-        parts["out_t_gradient"] = every if how.views == "all" else every[chosen][None]
     return Found(loss=value(loss, [pair], given.lengths), parts=parts)
 
 
-def gradients(found: Activations) -> torch.Tensor:
-    """The gradient of -log p of each class by way of the logits' own, [C, B, L, H]."""
-    logits, whole = found[LOGITS], found[Tap("jacobian")]
-    own = whole.unflatten(-1, (logits.shape[1], -1)).permute(2, 0, 1, 3)
+def gradients(given: Given, share: float) -> torch.Tensor:
+    """The teacher's gradient of -log p of each class by way of the logits' own, [C, B, L, H]."""
+    whole = Tap("jacobian")
+    with torch.no_grad():
+        found = said(given, "t", whole, LOGITS, share=share)
+    logits = found[LOGITS]
+    own = found[whole].unflatten(-1, (logits.shape[1], -1)).permute(2, 0, 1, 3)
     mean = torch.einsum("bc,cblh->blh", logits.softmax(-1), own)
     return mean - own
 

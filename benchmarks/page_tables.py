@@ -23,7 +23,6 @@ from page_parts import (
 from page_recipes import (
     ASKED,
     GAINED,
-    NEW_ON_SST2,
     ON_SST2,
     asked_rows,
     combined_rows,
@@ -156,7 +155,7 @@ ALL = (
     Table(RECIPES, "All of them", "", RECIPES_HEAD, recipes_rows),
     *(
         Table(RECIPES, "What each bought", name, (student, *GAINED), partial(gained_rows, name))
-        for name, student in (("methods", ON_SST2), ("methods_new", NEW_ON_SST2))
+        for name, student in ON_SST2.items()
     ),
     *(
         Table(RECIPES, "Settings, on dev", name, (student, *ASKED), partial(asked_rows, name))

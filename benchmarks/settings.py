@@ -2,21 +2,23 @@
 
     python benchmarks/settings.py --data FOLDER --masked MODEL [--out FOLDER] [--recipe NAME ...]
     python benchmarks/settings.py ... --setting longer [--setting ...]
+    python benchmarks/settings.py ... --confirm
     python benchmarks/settings.py --report [--student bilstm]
 
 The trial, its teacher and its students are those of `methods.py`, new ones too, whose --out is
 taken. Every recipe is trained as there, with the learning rate that was chosen, and once more with
 each of the settings, on the seed that settings are chosen with. A setting counts as better where
-the paired interval of its answers on dev documents is above zero: one in forty does by chance.
+the paired interval of its answers on dev documents is above zero: one in forty does by chance, so
+--confirm asks three other seeds of those that do.
 Written is results/settings.json; of new students settings_new.json and the like.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from gain_intervals import paired
+from gain_intervals import paired, told
 from methods import COMMON, STEPS, Study, asked, asking, hold, recipes
 from record import save
 from trial import CHOOSING, flags, right
@@ -40,7 +42,7 @@ class Setting:
     length: int = 1
 
 
-COMPARED = "compared"
+COMPARED, AGAIN = "compared", (CHOOSING + 1, CHOOSING + 2, CHOOSING + 3)
 SETTINGS = {
     COMPARED: Setting(),
     "lighter": Setting(weight=0.25),
@@ -75,40 +77,78 @@ def rate_of(setting: Setting, chosen: float, rates: Iterable[float]) -> float:
     return beyond if setting.beyond else chosen
 
 
-def run(study: Study, notes: Study, name: str, settings: Iterable[str]) -> Json:
-    """The answers on dev by setting; those that a note has are not asked again."""
-    found, chosen, recipe = notes.kept(name), study.kept(name), study.recipe(name)
-    if "right" not in chosen:
-        return found
-    found = found or {"recipe": name, "rate": chosen["rate"], "right": {}}
-    for called in settings:
-        setting = SETTINGS[called]
+@dataclass(frozen=True)
+class Asked:
+    """A recipe whose settings are asked; what is known of it is in a note."""
+
+    study: Study
+    notes: Study
+    name: str
+
+    @property
+    def found(self) -> Json:
+        """What the note has, or an empty one; {} of a recipe that the comparison has not."""
+        chosen = self.study.kept(self.name)
+        if "right" not in chosen:
+            return {}
+        empty = {"recipe": self.name, "rate": chosen["rate"], "right": {}, "again": {}}
+        return empty | self.notes.kept(self.name)
+
+    def run(self, settings: Iterable[str]) -> None:
+        """Train with each setting; those that the note has are not asked again."""
+        for called in settings:
+            self._keep(called, CHOOSING, lambda note: note["right"])
+
+    def confirm(self) -> None:
+        """Ask other seeds of what dev prefers, and of what it is preferred to."""
+        for called in preferred(gains_of(self.found["right"])):
+            for seed in AGAIN:
+                for one in (COMPARED, called):
+                    self._keep(
+                        one, seed, lambda note, of=str(seed): note["again"].setdefault(of, {})
+                    )
+
+    def _keep(self, called: str, seed: int, place: Callable[[Json], Json]) -> None:
+        setting, recipe = SETTINGS[called], self.study.recipe(self.name)
         off = heavier(recipe, setting.weight) if setting.weight != 1 else []
-        if called in found["right"] or not (off or setting.weight == 1):
-            continue
+        if called in place(self.found) or not (off or setting.weight == 1):
+            return
+        study = self.study
         trial = replace(study.trial, steps=STEPS * setting.length)
-        rate = rate_of(setting, chosen["rate"], study.rates)
-        student = study.way(name).train(trial, recipe, rate, CHOOSING, *off)
-        found["right"][called] = flags({"dev": trial.said(student.folder, "dev")})["dev"]
-        notes.keep(name, found)
-    return found
+        rate = rate_of(setting, self.found["rate"], study.rates)
+        student = study.way(self.name).train(trial, recipe, rate, seed, *off)
+        note = self.found
+        place(note)[called] = flags({"dev": trial.said(student.folder, "dev")})["dev"]
+        self.notes.keep(self.name, note)
+
+
+def gains_of(answers: Json) -> Json:
+    """How answers of each setting differ from those of the comparison, paired by document."""
+    base = right([answers], [COMPARED])
+    others = [called for called in SETTINGS if called in answers and called != COMPARED]
+    return {called: paired(base, right([answers], [called])) for called in others}
+
+
+def preferred(gains: Json) -> list[str]:
+    """Settings whose interval over documents is above zero."""
+    return [called for called, gain in gains.items() if gain["documents"][0] > 0]
 
 
 def summary(study: Study, notes: Study) -> Json:
     """Scores on dev by setting, and how those of others differ from those of the comparison."""
-    every = {name: found for name in recipes() if (found := notes.kept(name))}
     rows, better, documents = {}, [], 0
-    for name, one in every.items():
-        answers = {called: one["right"][called] for called in SETTINGS if called in one["right"]}
-        hits = {called: right([answers], [called]) for called in answers}
-        base = hits.pop(COMPARED)
-        gains = {called: paired(base, found) for called, found in hits.items()}
-        preferred = [called for called, gain in gains.items() if gain["documents"][0] > 0]
+    for name in recipes():
+        if not (one := notes.kept(name)):
+            continue
+        gains, base = gains_of(one["right"]), right([one["right"]], [COMPARED])
         beyond = rate_of(SETTINGS["beyond"], one["rate"], study.rates)
         rows[name] = {
             "rate": one["rate"], "beyond": beyond, "dev": float(base.mean()), "gains": gains
         }  # fmt: skip
-        better += [{"recipe": name, "setting": called} for called in preferred]
+        for called in preferred(gains):
+            seeds = [found for found in one.get("again", {}).values() if called in found]
+            again = paired(right(seeds, [COMPARED]), right(seeds, [called])) if seeds else None
+            better.append({"recipe": name, "setting": called, "again": again})
         documents = base.size
     return {
         "settings": {name: vars(setting) for name, setting in SETTINGS.items()},
@@ -124,15 +164,21 @@ def main() -> None:
     parser = asking(__doc__)
     others = [name for name in SETTINGS if name != COMPARED]
     parser.add_argument("--setting", action="append", choices=others, help="and no others")
+    parser.add_argument("--confirm", action="store_true", help="ask other seeds of what is better")
     given = parser.parse_args()
     lock = hold(given.out)
     study = asked(given)
     notes = replace(study, name=f"settings{study.kind.suffix}")
     for name in () if given.report else given.recipe or recipes():
-        if one := run(study, notes, name, [COMPARED, *(given.setting or others)]):
-            answers = one["right"].items()
-            shares = {called: digits.count("1") / len(digits) for called, digits in answers}
-            print(name, shares, flush=True)
+        of = Asked(study, notes, name)
+        if not of.found:
+            continue
+        if given.confirm:
+            of.confirm()
+        else:
+            of.run([COMPARED, *(given.setting or others)])
+            gains = gains_of(of.found["right"]).items()
+            print(name, *(f"{called} {told(gain)}" for called, gain in gains), flush=True)
     save(notes.name, summary(study, notes))
     lock.close()
 

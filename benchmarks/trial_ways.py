@@ -142,7 +142,7 @@ def in_rounds(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -
         for place in (warm, points):
             shutil.rmtree(place, ignore_errors=True)
     if not warm.exists():
-        shutil.move(half.train(recipe, rate, seed, *off).folder, warm)
+        shutil.move(half.train(load_recipe("kd-mse"), rate, seed, *off).folder, warm)
         kdcache.ascend(
             trial.cache, teacher=trial.out / "teacher", student=warm, out=points, progress=False
         )

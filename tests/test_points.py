@@ -96,7 +96,7 @@ def test_a_student_learns_at_texts_and_at_points(
     result = train([cache, points], out=tmp_path / "on", epochs=1, **options)
     assert result.metrics["steps"] == 8
     alone = train(points, out=tmp_path / "alone", overrides=SHORT, **options)
-    texts = train(cache, out=tmp_path / "texts", overrides=SHORT, **options)
+    texts = train(cache, out=tmp_path / "texts", overrides=SHORT, **options | {"recipe": "kd-mse"})
     tested = write_csv(tmp_path / "tested.csv", [(f"a text {i}", "email") for i in range(8)])
     more: dict[str, Any] = {"dev_split": "10%", "eval_file": tested, "overrides": SHORT}
     scored = train(points, out=tmp_path / "scored", **more, **options).metrics
@@ -146,7 +146,7 @@ def test_what_no_points_are_of_is_refused(
 def test_teachers_that_were_run_at_other_points_are_not_learned_from_at_once(
     cache: Cache, points: Cache, student: Path, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"recipe": "backward-kd", "student": student}
+    options: dict[str, Any] = {"recipe": "kd-mse", "student": student}
     for name, both in (("one", [cache, points]), ("two", [points, cache])):
         kdcache.merge([one.path for one in both], tmp_path / name)
         merged = kdcache.open_cache(tmp_path / name)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,8 +66,23 @@ BEYOND = {
     "text-smoothing": "what a masked language model says of every token",
     "bss": "kdcache ascend CACHE",
     "meta-kd": "reads column 'domain' of the corpus, which no cache holds: --set stages.",
+    "backward-kd": "learns at points too, and no cache given is of any",
+    "mixed-vocab": "both have one vocabulary: set student.tokenizer to the folder of another",
 }
 """Recipes that need what no signal of the teacher is, and words of what says so."""
+SAID = {
+    "meta-kd": "stages.intermediate.data.example_weights.file=corpus.tsv",
+    "mixed-vocab": "student.tokenizer=folder",
+}
+"""Those of them that a setting alone serves."""
+OF_CLASSES = {
+    "ad-kd": "attribution is a gradient of what a classifier says",
+    "simkd": "pooled is what a classifier reads",
+    "mlkd-bert": "compares documents by the class of each",
+    "backward-kd": "points are of documents that are classified; the task is masked-lm",
+    "text-smoothing": "lets a student read words that the whole text makes likely",
+}
+"""Recipes that no cache of a language model serves, and words of what says so."""
 
 
 def test_a_cache_of_what_all_recipes_need_serves_them_all(rich: Cache, with_more: Cache) -> None:
@@ -75,14 +93,40 @@ def test_a_cache_of_what_all_recipes_need_serves_them_all(rich: Cache, with_more
         assert words in lacking[name].why
         assert lacking[name].signals == ()
     found = served_by(with_more, [recipe_of(name) for name in BEYOND], 2)
-    assert {one.recipe: one.why for one in found} == dict.fromkeys(BEYOND, "") | {
-        "meta-kd": lacking["meta-kd"].why
-    }
-    named = ["stages.intermediate.data.example_weights.file=corpus.tsv"]
-    assert [one.why for one in served_by(rich, [load_recipe("meta-kd", named)], 2)] == [""]
+    left = {name: lacking[name].why for name in SAID}
+    left["backward-kd"] = lacking["backward-kd"].why
+    assert {one.recipe: one.why for one in found} == dict.fromkeys(BEYOND, "") | left
+    said = [load_recipe(name, [setting]) for name, setting in SAID.items()]
+    assert [one.why for one in served_by(rich, said, 2)] == [""] * len(said)
 
 
-def test_what_is_served_trains_and_what_is_not_is_refused_with_the_same_words(cache: Cache) -> None:
+def test_a_cache_of_points_serves_what_learns_at_points_too(folder: Path, with_more: Cache) -> None:
+    points = kdcache.open_cache(folder / "rich-points")
+    (found,) = served_by(points, [load_recipe("backward-kd")], 2)
+    assert found.why == ""
+
+
+def test_what_no_cache_of_a_task_serves_is_told_without_a_signal(
+    masked_cache: Cache, masked_lm: Path, tmp_path: Path
+) -> None:
+    short = {"init_from_teacher": [2, 4], "out": tmp_path / "s", "progress": False}
+    found = served_by(masked_cache, [load_recipe(name) for name in OF_CLASSES], 2)
+    for one in found:
+        assert OF_CLASSES[one.recipe] in one.why
+        assert one.signals == ()
+        with pytest.raises(ConfigError, match=re.escape(OF_CLASSES[one.recipe])):
+            kdcache.train(masked_cache, recipe=one.recipe, **short)
+
+
+def test_what_no_signal_is_is_told_beside_those_that_lack(cache: Cache) -> None:
+    (found,) = served_by(cache, [load_recipe("mixed-vocab")], 2)
+    assert "hidden:layers=0-2-4,positions=all" in found.signals
+    assert BEYOND["mixed-vocab"] in found.beside
+
+
+def test_what_is_served_trains_and_what_is_not_is_refused_with_the_same_words(
+    cache: Cache, tmp_path: Path
+) -> None:
     found = served_by(cache, [recipe_of(name) for name in RECIPES], 2)
     assert {bool(one.why) for one in found} == {True, False}
     student = kdcache.make_student(cache, init_from_teacher=[2, 4])
@@ -93,8 +137,11 @@ def test_what_is_served_trains_and_what_is_not_is_refused_with_the_same_words(ca
                 alike = replace(stage, data=DataOrder())  # weights of documents are for `train`
                 assert kdcache.make_objective(cache, alike, student).bound
         if one.why and len(recipe_of(one.recipe).in_stages()) == 1:
+            call: Any = partial(kdcache.make_objective, student=student)
+            if one.recipe == "backward-kd":  # a loop of one's own takes what caches it likes
+                call = partial(kdcache.train, out=tmp_path / "s", progress=False)
             with pytest.raises(ConfigError) as refused:
-                kdcache.make_objective(cache, one.recipe, student)
+                call(cache, recipe=one.recipe)
             assert str(refused.value) == one.why
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdcache_cli import options as o
 from kdcache_cli.output import print_json, print_table, print_title
+
+if TYPE_CHECKING:
+    from kdcache.training.requirements import Served
 
 
 def recipes(
@@ -63,10 +66,18 @@ def _served(cache: str, names: list[str], layers: int | None, as_json: bool) -> 
         (
             one.recipe,
             "no" if one.why else "yes",
-            " ".join(f"--signal {text}" for text in one.signals) or one.why,
+            _needs(one),
         )
         for one in found
     ]
     print_table(("recipe", "trains from it", "needs"), rows)
     yes = sum(not one.why for one in found)
     print(f"{yes} of {len(found)} train from {cache} as it is")
+
+
+def _needs(one: Served) -> str:
+    """What a cache lacks for a recipe: signals, or what no signal is, or both."""
+    if not one.signals:
+        return one.why
+    signals = " ".join(f"--signal {text}" for text in one.signals)
+    return f"{signals}; then {one.beside}" if one.beside else signals

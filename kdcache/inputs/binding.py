@@ -30,6 +30,11 @@ def words_of(way: Inputs, cache: CacheSpec) -> Bound | None:
 
 def _teacher(way: Inputs, name: str, cache: CacheSpec) -> CacheSpec:
     """The masked language model among the teachers."""
+    if cache.task.selects or cache.task.causal:
+        raise ConfigError(
+            f"{FIELD}.kind={way.kind} lets a student read words that the whole text makes likely, "
+            f"and of the task {cache.task} those are what it has to say: leave inputs out"
+        )
     able = {name: spec for name, spec in cache.teachers.items() if _speaks(spec)}
     if name:
         one_of(f"teacher in {FIELD}.teacher", name, cache.teachers)

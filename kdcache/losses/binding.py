@@ -104,15 +104,20 @@ def _rows_of(name: str, loss: Loss, matches: Sequence[Bound], *, several: bool) 
     return rows._replace(padded=loss.over == "padded")
 
 
+def of_one_vocabulary(name: str) -> str:
+    """Why a loss that compares words has none to compare."""
+    return (
+        f"losses.{name} compares words that teacher and student cut into tokens of their own, and "
+        "both have one vocabulary: set student.tokenizer to the folder of another, or use the loss "
+        "hidden"
+    )
+
+
 def _check_words(name: str, loss: Loss, cache: CacheSpec, matches: Sequence[Bound]) -> None:
     """See to it that tokens are compared one by one where both have the same, and else by words."""
     by_words = getattr(loss, "by_words", False)
     if by_words and not cache.reworded:
-        raise ConfigError(
-            f"losses.{name} compares words that teacher and student cut into tokens of their own, "
-            "and both have one vocabulary: set student.tokenizer to the folder of another, or use "
-            "the loss hidden"
-        )
+        raise ConfigError(of_one_vocabulary(name))
     if cache.reworded and not by_words and any(m.rows.space != "document" for m in matches):
         raise ConfigError(
             f"losses.{name} compares token by token, and the student has a tokenizer of its own "

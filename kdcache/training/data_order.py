@@ -20,12 +20,15 @@ class DataOrder:
             a micro-batch alone, where a step is cut into several or dealt out to ranks.
         example_weights: what each document counts for: a name of EXAMPLE_WEIGHTS, or a table of its
             `name`, its options and `mean`; "": all count alike.
+        points: whether one of the caches has to be of points (`kdcache.ascend`), without which a
+            recipe would be another one.
     """
 
     group_by_length: bool = False
     window: int = 50
     split_pairs: bool = False
     example_weights: str | dict[str, Any] = ""
+    points: bool = False
 
     def __post_init__(self) -> None:
         if self.window < 1:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from kdcache.errors import ConfigError, ModelError
 from kdcache.losses.cache_spec import CacheSpec
 from kdcache.losses.lacking import LackingError
 from kdcache.models.cached_teacher import teacher_config
 from kdcache.models.teacher import model_sizes
+from kdcache.signals import parse_all
 from kdcache.store import Cache
 from kdcache.training.recipe import Recipe
+from kdcache.training.requirements import objection
 from kdcache.training.wanted_signals import attends, signals_wanted
 
 
@@ -24,26 +27,38 @@ def with_all_signals(recipe: Recipe, caches: Sequence[Cache]) -> Iterator[None]:
     try:
         yield
     except LackingError as error:
-        wanted = " ".join(f"--signal {text}" for text in _wanted(recipe, caches, error))
-        if wanted:
-            way = str(error).removesuffix(error.asked)
+        cache = next(
+            (one for one in caches for one in one.views.values() if _is(one, error.cache)), None
+        )
+        if cache is None:
+            raise
+        texts, left = _wanted(recipe, cache, error)
+        wanted = " ".join(f"--signal {text}" for text in texts)
+        way = str(error).removesuffix(error.asked)
+        if left:
+            error.args = (f"no cache of its teacher serves recipe {recipe.name}: {left}",)
+        elif wanted:
             error.args = (f"{way}{wanted}, all that recipe {recipe.name} needs",)
         raise
 
 
-def _wanted(recipe: Recipe, caches: Sequence[Cache], error: LackingError) -> list[str]:
-    """The signals that serve a recipe whole; none if no cache of this teacher would."""
-    cache = next(
-        (one for one in caches for one in one.views.values() if _is(one, error.cache)), None
-    )
-    if cache is None:
-        return []
+def _wanted(recipe: Recipe, cache: Cache, error: LackingError) -> tuple[Sequence[str], str]:
+    """The signals that serve a recipe whole, and what objects even then; nothing of either where a
+    loss names its signal, or of a teacher that is a module.
+    """
     try:
         config, task = teacher_config(cache), cache.plan.task
         teacher = model_sizes(config, task)
-        return signals_wanted(recipe, task, error.student, teacher, attends(config))
-    except (ConfigError, ModelError):  # it does not fit such a teacher, or that is a module
-        return []
+    except (ConfigError, ModelError):
+        return (), ""
+    try:
+        texts = signals_wanted(recipe, task, error.student, teacher, attends(config))
+    except ConfigError as why:
+        return (), str(why)
+    if not texts or recipe.several:
+        return texts, ""
+    whole = replace(error.cache, signals=parse_all(texts), shape=teacher)
+    return texts, objection(recipe, whole, error.student)
 
 
 def _is(cache: Cache, spec: CacheSpec) -> bool:

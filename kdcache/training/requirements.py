@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from kdcache.errors import ConfigError
 from kdcache.labels import kind_of
 from kdcache.labels.tokens import TOKENS
+from kdcache.losses.binding import of_one_vocabulary
 from kdcache.losses.cache_spec import CacheSpec
+from kdcache.losses.teachers import POINTS
 from kdcache.manifest import Json
 from kdcache.models.auto import load_config, problem_type_of
 from kdcache.models.cached_teacher import teacher_config
@@ -33,12 +34,14 @@ class Served:
         recipe: its name.
         why: why not, as training would say it; "": it trains on the cache as it is.
         signals: those of a cache that would serve it, as `--signal` takes them; none where signals
-            are not what is lacking.
+            are not what is lacking, or would not do.
+        beside: what it wants that no signal is, where signals are lacking too.
     """
 
     recipe: str
     why: str = ""
     signals: tuple[str, ...] = ()
+    beside: str = ""
 
     def to_json(self) -> Json:
         """The fields by name, and whether the cache serves the recipe as `served`."""
@@ -47,6 +50,7 @@ class Served:
             "served": not self.why,
             "why": self.why,
             "signals": list(self.signals),
+            "beside": self.beside,
         }
 
 
@@ -62,25 +66,29 @@ def served_by(cache: Cache, recipes: Iterable[Recipe], layers: int | None = None
     teacher = model_sizes(config, cache.plan.task)
     student = cut(teacher, layers)
     labelled = len(cache.plan.labelled_docs)
-    found = []
+    projected, found = attends(config), []
     for recipe in recipes:
         known = cache_spec(cache, labelled, several=recipe.several)
-        why = unserved(recipe, known, student)
-        signals = _remedy(recipe, known, student, teacher, config) if why else ()
-        found.append(Served(recipe=recipe.name, why=why, signals=signals))
+        why, beside = objection(recipe, known, trained(recipe, student)), _beside(recipe, known)
+        if not why:
+            found.append(Served(recipe=recipe.name, why=beside))
+            continue
+        texts, left = _with_signals(recipe, known, student, teacher, projected)
+        one = Served(recipe=recipe.name, why=why, signals=texts, beside=beside)
+        found.append(Served(recipe=recipe.name, why=left) if left else one)
     return found
 
 
-def _remedy(
-    recipe: Recipe, cache: CacheSpec, student: ModelSizes, teacher: ModelSizes, config: Any
-) -> tuple[str, ...]:
-    """Signals with which a cache would serve a recipe; none if it would not even then."""
+def _with_signals(
+    recipe: Recipe, cache: CacheSpec, student: ModelSizes, teacher: ModelSizes, projected: bool
+) -> tuple[tuple[str, ...], str]:
+    """Signals with which a cache of a teacher would serve a recipe, and what objects even then."""
     try:
-        texts = signals_for([recipe], cache.task, student, teacher, attends(config))
-    except ConfigError:
-        return ()
+        texts = signals_for([recipe], cache.task, student, teacher, projected)
+    except ConfigError as error:
+        return (), str(error)
     whole = replace(cache, signals=parse_all(texts), shape=teacher)
-    return () if unserved(recipe, whole, student) else tuple(texts)
+    return tuple(texts), objection(recipe, whole, trained(recipe, student))
 
 
 def beside_signals(
@@ -110,15 +118,19 @@ def beside_signals(
 
 def unserved(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
     """Why a cache does not serve a recipe for a student of these sizes; "" if it does."""
+    return objection(recipe, cache, trained(recipe, student)) or _beside(recipe, cache)
+
+
+def objection(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
+    """Why the losses of a recipe do not learn from a cache, whatever lies beside it, for a student
+    whose sizes are those of what is trained; "" if they do.
+    """
+    if why := _unclassified(recipe, cache.task):
+        return why
     peers = len(recipe.student.get("together", ()))
-    cache = replace(cache, documents=min(cache.documents, 2))  # of which some losses keep a table
-    by_words = any(
-        getattr(loss, "by_words", False)
-        for stage in recipe.in_stages()
-        for loss in stage.losses.values()
-    )
-    cache = replace(cache, reworded=by_words)  # such a recipe is for a tokenizer of one's own
-    student = trained(recipe, student)
+    few = min(cache.documents, 2)  # of which some losses keep a table
+    reworded = bool(_by_words(recipe))  # such a recipe is for a tokenizer of one's own
+    cache = replace(cache, documents=few, reworded=reworded)
     try:
         for prefix, stage in zip(recipe.prefixes, recipe.in_stages(), strict=True):
             with of_stage(prefix, stage.losses):
@@ -132,11 +144,15 @@ def unserved(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
                 )
     except ConfigError as error:
         return str(error)
-    return _unread(recipe)
+    return ""
 
 
-def _unread(recipe: Recipe) -> str:
-    """What a recipe reads from a file of columns that it does not name; "" if nothing."""
+def _beside(recipe: Recipe, cache: CacheSpec) -> str:
+    """What a recipe wants that no signal is, and it does not name or has not; "" if nothing."""
+    if why := lacks_points(recipe, cache.task, [cache.points]):
+        return why
+    if (by_words := _by_words(recipe)) and not recipe.student.get("tokenizer"):
+        return of_one_vocabulary(by_words)
     for of, stage in zip(recipe.prefixes, recipe.in_stages(), strict=True):
         column = stage.data.weighting.lacking if stage.data.weighting else ""
         if column:
@@ -145,3 +161,35 @@ def _unread(recipe: Recipe) -> str:
                 f"holds: --set {of}data.example_weights.file=FILE, the corpus of the cache"
             )
     return ""
+
+
+def _by_words(recipe: Recipe) -> str:
+    """The loss that is for a tokenizer of the student's own; "" if there is none."""
+    losses = [named for stage in recipe.in_stages() for named in stage.losses.items()]
+    return next((name for name, loss in losses if getattr(loss, "by_words", False)), "")
+
+
+def _unclassified(recipe: Recipe, task: Task) -> str:
+    """Why documents of a task have no points for a recipe to learn at; "" if they do."""
+    stages = recipe.in_stages()
+    taught = [one.teachers for stage in stages for one in stage.teaching.values()]
+    if task.rows == "document" or not (POINTS in taught or any(s.data.points for s in stages)):
+        return ""
+    return f"points are of documents that are classified; the task is {task}"
+
+
+def lacks_points(recipe: Recipe, task: Task, at_points: Iterable[bool]) -> str:
+    """Why caches of a task do not serve a recipe that is to learn at points too; "" if they do.
+
+    Args:
+        at_points: of each cache, whether it is of points.
+    """
+    if why := _unclassified(recipe, task):
+        return why
+    if any(at_points) or not any(stage.data.points for stage in recipe.in_stages()):
+        return ""
+    return (
+        f"recipe {recipe.name} learns at points too, and no cache given is of any: train a student "
+        "by kd-mse, find its points (kdcache ascend CACHE --teacher TEACHER --student STUDENT), "
+        "and go on from it with both caches (--student STUDENT)"
+    )

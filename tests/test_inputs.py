@@ -285,7 +285,8 @@ def test_what_cannot_be_smoothed_is_refused_before_anything_loads(
     (name,) = both.teachers
     needs = r"needs what a masked language model says of every token of the texts, unmasked; .*"
     refused(alone[0], needs + r"--task TASK --teacher-task masked-lm\) and merge the two")
-    refused(masked_cache, needs, "losses.kl.weight=1", config=str(masked_lm))
+    shown = "words that the whole text makes likely, and of the task masked-lm those are"
+    refused(masked_cache, shown, "losses.kl.weight=1", config=str(masked_lm))
     refused(both, needs, f"inputs.teacher={both.first}")
     refused(both, "unknown teacher in inputs.teacher 'x'", "inputs.teacher=x")
     refused(both, "does not go with a student that is a module", student="static")

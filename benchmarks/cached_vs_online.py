@@ -26,6 +26,7 @@ from kdcache.evaluation.evaluator import evaluate
 from kdcache.models import Teacher, load_teacher
 from kdcache.store import Cache
 from kdcache.training.recipe import load_recipe
+from kdcache.training.wanted_signals import signals_of_teacher
 
 
 def apart(cached: list[float], online: list[float]) -> float:
@@ -213,11 +214,14 @@ METHODS = {
     "ad-kd": (LAST, "losses.attribution.views=all"),
 }
 """Recipes that learn from inside the teacher, and what is set of each."""
+FOR = "for"
+"""What `build --for` keeps."""
 SHORT = {"num_train_epochs": 1, "save_strategy": "no", "logging_steps": 1}
 
 
 def methods(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dict[str, Any]:
-    """Loss curves of methods that learn from inside the teacher, in fp16 and in int8.
+    """Loss curves of methods that learn from inside the teacher, in fp16 and in int8 of all that
+    they read, and of the signals that `build --for` keeps for each.
 
     Those that the results hold of as many documents are kept: only the others run.
     """
@@ -249,10 +253,16 @@ def methods(data: Path, teacher: Path, out: Path, seeds: int, limit: int) -> dic
         ]
         recipe = load_recipe(recipe, own)
         online = train_once(caches["fp16"], recipe, out / "student", (loaded, None))["losses"]
-        found[name] = {"steps": len(online)}
-        for dtype, cache in caches.items():
+        layers = len(recipe.student["init_from_teacher"])
+        signals = signals_of_teacher([recipe], teacher, task, layers)
+        kept = build(
+            data / "train.tsv", teacher=teacher, task=task, out=out / f"{name}.zarr", limit=limit,
+            signals=signals,
+        )  # fmt: skip
+        found[name] = {"steps": len(online), "signals": signals}
+        for kind, cache in {**caches, FOR: kept}.items():
             cached = train_once(cache, recipe, out / "student", None)["losses"]
-            found[name][dtype] = apart(cached, online)
+            found[name][kind] = apart(cached, online)
         print(name, found[name], flush=True)
     return {"documents": limit, "largest_loss_difference": found}
 
@@ -261,7 +271,8 @@ def measured(limit: int) -> dict[str, Any]:
     """Loss curves of the results, by recipe, if they are of as many documents."""
     file = RESULTS / "cached_vs_online_methods.json"
     before = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    return before["largest_loss_difference"] if before.get("documents") == limit else {}
+    found = before["largest_loss_difference"] if before.get("documents") == limit else {}
+    return {name: one for name, one in found.items() if FOR in one}
 
 
 PARTS = {

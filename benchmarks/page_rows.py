@@ -147,7 +147,7 @@ def inside_rows() -> Iterator[Row]:
         yield (
             f"`{name}`",
             str(found["steps"]),
-            *(f"{100 * found[t]:.1g}%" for t in ("fp16", "int8")),
+            *(f"{100 * found[t]:.1g}%" for t in ("fp16", "int8", "for")),
         )
 
 

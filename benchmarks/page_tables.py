@@ -78,7 +78,13 @@ LEVELS_HEAD = (
     "outputs over labels, points (95% interval)",
     "hidden states over outputs",
 )
-INSIDE_HEAD = ("method", "steps", "largest difference of a loss, fp16", "int8")
+INSIDE_HEAD = (
+    "method",
+    "steps",
+    "largest difference of a loss, fp16",
+    "int8",
+    "as `build --for` keeps it",
+)
 ONLINE_HEAD = (
     "compared",
     "SST-2, dense logits, 4,800 sentences, 3 seeds",

@@ -53,7 +53,7 @@ def test_settings_beside_those_compared_are_taken_and_differ(settings: Any, scri
             ]
             assert weights[0] != weights[1], (name, off)
     assert settings.heavier(load_recipe("kd"), 4.0) == []
-    assert settings.heavier(load_recipe("nst"), 4.0) == ["losses.nst.weight=200.0"]
+    assert settings.heavier(load_recipe("nst"), 4.0) == ["losses.nst.weight=50.0"]
     assert settings.heavier(load_recipe("skdbert"), 2.0) == ["losses.kl.weight=1.0"]
 
 

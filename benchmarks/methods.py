@@ -292,7 +292,8 @@ def asking(about: str) -> argparse.ArgumentParser:
 def asked(given: argparse.Namespace) -> Study:
     """The study of the students asked for, with its trial made unless a report is all there is."""
     kind, trial = KINDS[given.student], Trial(out=given.out, layers=LAYERS, steps=STEPS)
-    study = Study(name=kind.study, kind=kind, trial=trial, own=ways(given.masked))
+    own = ways(given.masked) | dict.fromkeys(kind.as_shipped, Way())
+    study = Study(name=kind.study, kind=kind, trial=trial, own=own)
     if given.report:
         return study
     trial.prepare(given.data, [study.recipe(name) for name in recipes()])

@@ -22,6 +22,7 @@ class Kind:
         rates: the learning rates that are tried.
         student: as `kdcache.train` has it; none: one of the trial's layers.
         config: a model of transformers' of new weights, by what is otherwise than in the teacher.
+        as_shipped: recipes that need no way of their own (`trial_ways.py`) for it.
     """
 
     study: str
@@ -29,6 +30,7 @@ class Kind:
     rates: tuple[float, float]
     student: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    as_shipped: tuple[str, ...] = ()
 
     @property
     def suffix(self) -> str:
@@ -62,6 +64,7 @@ KINDS = {
         title="A new Transformer",
         rates=(5e-4, 2e-3),
         config={"num_hidden_layers": 2, "hidden_size": 96, "intermediate_size": 384},
+        as_shipped=("pea-kd",),  # of two layers, one of them shared
     ),
 }
 """By the name that scripts are asked for."""

@@ -159,6 +159,10 @@ class Study:
         """As it ships, but for what its way has otherwise."""
         return load_recipe(name, self.way(name).overrides)
 
+    def depth(self, name: str) -> int:
+        """Layers of the student that have parameters."""
+        return 1 if name in self.kind.as_shipped else len(LAYERS)
+
     def _train(self, name: str) -> Callable[..., Trained]:
         return partial(self.way(name).train, self.trial, self.recipe(name))
 
@@ -178,7 +182,7 @@ class Study:
             "rate": rate,
             "dev_by_rate": {f"{rate:g}": value for rate, value in dev.items()},
             "dev": dev_scores,
-            "signals": signals_of_teacher([self.recipe(name)], teacher, TASK, len(LAYERS)),
+            "signals": signals_of_teacher([self.recipe(name)], teacher, TASK, self.depth(name)),
             "bytes_beside": sum(size_of(self.trial.out / one) for one in self.way(name).makes),
             "right": answers,
             "seconds": time.process_time() - begun,
@@ -292,12 +296,12 @@ def asking(about: str) -> argparse.ArgumentParser:
 def asked(given: argparse.Namespace) -> Study:
     """The study of the students asked for, with its trial made unless a report is all there is."""
     kind, trial = KINDS[given.student], Trial(out=given.out, layers=LAYERS, steps=STEPS)
-    own = ways(given.masked) | dict.fromkeys(kind.as_shipped, Way())
-    study = Study(name=kind.study, kind=kind, trial=trial, own=own)
-    if given.report:
-        return study
-    trial.prepare(given.data, [study.recipe(name) for name in recipes()])
-    return replace(study, trial=replace(trial, new=kind.made(given.out)))
+    study = Study(name=kind.study, kind=kind, trial=trial, own=ways(given.masked))
+    own = {**study.own, **dict.fromkeys(kind.as_shipped, Way())}
+    if not given.report:
+        trial.prepare(given.data, [study.recipe(name) for name in recipes()])
+        trial = replace(trial, new=kind.made(given.out))
+    return replace(study, trial=trial, own=own)
 
 
 def main() -> None:

@@ -22,7 +22,8 @@ class Kind:
         rates: the learning rates that are tried.
         student: as `kdcache.train` has it; none: one of the trial's layers.
         config: a model of transformers' of new weights, by what is otherwise than in the teacher.
-        as_shipped: recipes that need no way of their own (`trial_ways.py`) for it.
+        as_shipped: recipes whose students share blocks, and of it half of those it has, so that
+            they need no way of their own (`trial_ways.py`).
     """
 
     study: str
@@ -64,7 +65,7 @@ KINDS = {
         title="A new Transformer",
         rates=(5e-4, 2e-3),
         config={"num_hidden_layers": 2, "hidden_size": 96, "intermediate_size": 384},
-        as_shipped=("pea-kd",),  # of two layers, one of them shared
+        as_shipped=("pea-kd",),
     ),
 }
 """By the name that scripts are asked for."""

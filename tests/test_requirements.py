@@ -102,8 +102,31 @@ def test_a_cache_of_what_all_recipes_need_serves_them_all(rich: Cache, with_more
 
 def test_a_cache_of_points_serves_what_learns_at_points_too(folder: Path, with_more: Cache) -> None:
     points = kdcache.open_cache(folder / "rich-points")
-    (found,) = served_by(points, [load_recipe("backward-kd")], 2)
-    assert found.why == ""
+    found = {one.recipe: one for one in served_by(points, [recipe_of(n) for n in RECIPES], 2)}
+    assert found["backward-kd"].why == ""
+    assert "needs hidden states; the cache holds" in found["hidden"].why
+    assert not any(one.signals for one in found.values())  # no build makes a cache of points
+    with pytest.raises(ConfigError, match="needs hidden states; the cache holds"):
+        kdcache.train(points, recipe="hidden", init_from_teacher=[2, 4], out=folder / "s")
+
+
+def test_points_of_a_second_teacher_count_where_a_loss_learns_there(
+    with_more: Cache, tmp_path: Path
+) -> None:
+    (plain,) = served_by(with_more, [load_recipe("backward-kd")], 2)
+    assert "with both caches, not merged" in plain.why
+    taught = ['losses.there.kind="logit_mse"', 'losses.there.teachers="points"']
+    recipe = load_recipe("backward-kd", [*taught, "training.max_steps=1"])
+    assert served_by(with_more, [recipe], 2)[0].why == ""
+    run = kdcache.train(
+        with_more, recipe=recipe, init_from_teacher=[2, 4], out=tmp_path / "s", progress=False
+    )
+    assert run.metrics["steps"] == 1
+
+
+def test_what_is_wanted_beside_is_said_with_the_signals_that_lack(cache: Cache) -> None:
+    with pytest.raises(ConfigError, match=r"all that recipe mixed-vocab needs; then losses\.words"):
+        kdcache.train(cache, recipe="mixed-vocab", init_from_teacher=[2, 4], out="s")
 
 
 def test_what_no_cache_of_a_task_serves_is_told_without_a_signal(

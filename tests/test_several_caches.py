@@ -288,7 +288,7 @@ def test_a_resumed_run_of_several_caches_is_the_unbroken_one_bit_for_bit(
                 resume=True,
                 **{**options, "mix": changed.get("mix", mix if changed.get("second", 1) else None)},
             )
-    options["overrides"] += ["description=told otherwise", "needs=nothing"]  # which is for people
+    options["overrides"] += ["description=told otherwise", "needs=nothing"]  # for people alone
     again = train([cache, other], out=tmp_path / "broken", resume=True, **options)
     assert again.metrics["steps"] == whole.metrics["steps"] == 2 * 11 - (mix is not None) * 2
     one, two = (load_file(run.folder / "model.safetensors") for run in (whole, again))

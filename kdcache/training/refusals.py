@@ -14,7 +14,7 @@ from kdcache.models.teacher import model_sizes
 from kdcache.signals import parse_all
 from kdcache.store import Cache
 from kdcache.training.recipe import Recipe
-from kdcache.training.requirements import objection
+from kdcache.training.requirements import objection, wanted_beside
 from kdcache.training.wanted_signals import attends, signals_wanted
 
 
@@ -38,7 +38,9 @@ def with_all_signals(recipe: Recipe, caches: Sequence[Cache]) -> Iterator[None]:
         if left:
             error.args = (f"no cache of its teacher serves recipe {recipe.name}: {left}",)
         elif wanted:
-            error.args = (f"{way}{wanted}, all that recipe {recipe.name} needs",)
+            beside = wanted_beside(recipe, error.cache)
+            then = f"; then {beside}" if beside else ""
+            error.args = (f"{way}{wanted}, all that recipe {recipe.name} needs{then}",)
         raise
 
 
@@ -55,7 +57,7 @@ def _wanted(recipe: Recipe, cache: Cache, error: LackingError) -> tuple[Sequence
         texts = signals_wanted(recipe, task, error.student, teacher, attends(config))
     except ConfigError as why:
         return (), str(why)
-    if not texts or recipe.several:
+    if not texts or recipe.several or error.cache.points:
         return texts, ""
     whole = replace(error.cache, signals=parse_all(texts), shape=teacher)
     return texts, objection(recipe, whole, error.student)

@@ -69,7 +69,10 @@ def served_by(cache: Cache, recipes: Iterable[Recipe], layers: int | None = None
     projected, found = attends(config), []
     for recipe in recipes:
         known = cache_spec(cache, labelled, several=recipe.several)
-        why, beside = objection(recipe, known, trained(recipe, student)), _beside(recipe, known)
+        why, beside = (
+            objection(recipe, known, trained(recipe, student)),
+            wanted_beside(recipe, known),
+        )
         if not why:
             found.append(Served(recipe=recipe.name, why=beside))
             continue
@@ -82,7 +85,11 @@ def served_by(cache: Cache, recipes: Iterable[Recipe], layers: int | None = None
 def _with_signals(
     recipe: Recipe, cache: CacheSpec, student: ModelSizes, teacher: ModelSizes, projected: bool
 ) -> tuple[tuple[str, ...], str]:
-    """Signals with which a cache of a teacher would serve a recipe, and what objects even then."""
+    """Signals with which a cache of a teacher would serve a recipe, and what objects even then;
+    neither of one at points, which no build makes.
+    """
+    if cache.points:
+        return (), ""
     try:
         texts = signals_for([recipe], cache.task, student, teacher, projected)
     except ConfigError as error:
@@ -118,7 +125,7 @@ def beside_signals(
 
 def unserved(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
     """Why a cache does not serve a recipe for a student of these sizes; "" if it does."""
-    return objection(recipe, cache, trained(recipe, student)) or _beside(recipe, cache)
+    return objection(recipe, cache, trained(recipe, student)) or wanted_beside(recipe, cache)
 
 
 def objection(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
@@ -147,7 +154,7 @@ def objection(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
     return ""
 
 
-def _beside(recipe: Recipe, cache: CacheSpec) -> str:
+def wanted_beside(recipe: Recipe, cache: CacheSpec) -> str:
     """What a recipe wants that no signal is, and it does not name or has not; "" if nothing."""
     if why := lacks_points(recipe, cache.task, [cache.points]):
         return why
@@ -171,25 +178,31 @@ def _by_words(recipe: Recipe) -> str:
 
 def _unclassified(recipe: Recipe, task: Task) -> str:
     """Why documents of a task have no points for a recipe to learn at; "" if they do."""
-    stages = recipe.in_stages()
-    taught = [one.teachers for stage in stages for one in stage.teaching.values()]
-    if task.rows == "document" or not (POINTS in taught or any(s.data.points for s in stages)):
+    wants = _teaches_at_points(recipe) or any(stage.data.points for stage in recipe.in_stages())
+    if task.rows == "document" or not wants:
         return ""
     return f"points are of documents that are classified; the task is {task}"
+
+
+def _teaches_at_points(recipe: Recipe) -> bool:
+    """Whether a loss learns from a second teacher that was run at points."""
+    stages = recipe.in_stages()
+    return any(one.teachers == POINTS for stage in stages for one in stage.teaching.values())
 
 
 def lacks_points(recipe: Recipe, task: Task, at_points: Iterable[bool]) -> str:
     """Why caches of a task do not serve a recipe that is to learn at points too; "" if they do.
 
     Args:
-        at_points: of each cache, whether it is of points.
+        at_points: of each cache, whether what it is seen as is of points.
     """
     if why := _unclassified(recipe, task):
         return why
-    if any(at_points) or not any(stage.data.points for stage in recipe.in_stages()):
+    wants = any(stage.data.points for stage in recipe.in_stages())
+    if not wants or any(at_points) or _teaches_at_points(recipe):
         return ""
     return (
         f"recipe {recipe.name} learns at points too, and no cache given is of any: train a student "
         "by kd-mse, find its points (kdcache ascend CACHE --teacher TEACHER --student STUDENT), "
-        "and go on from it with both caches (--student STUDENT)"
+        "and go on from it with both caches, not merged (--student STUDENT)"
     )

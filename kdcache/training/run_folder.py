@@ -161,6 +161,7 @@ def _require_same(folder: Path, recipe: Recipe, now: Json) -> None:
             del table[words]
         for training in [table, *table.get("stages", [])]:  # a step may be cut otherwise
             training["training"].pop("per_device_train_batch_size", None)
+            training["data"].pop("points", None)  # which refuses, and sets nothing
         places = [table.get("dev"), *(_weights(one) for one in [table, *table.get("stages", [])])]
         for place in filter(None, places):
             for name in ("file", "files"):  # what they hold is asked for, not where they lie

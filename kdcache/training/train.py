@@ -156,8 +156,10 @@ def train(
     module = student if isinstance(student, nn.Module) else None
     mixture = in_students_words(mixture, chosen, module, progress, trust=trust_remote_code)
     source = mixture.first
+    tasks = [cache.plan.task for cache in mixture.caches]
+    classified = next((task for task in tasks if task.rows == "document"), tasks[0])
     at_points = [cache.at_points for cache in mixture.caches]
-    if lacking := lacks_points(chosen, source.plan.task, at_points):
+    if lacking := lacks_points(chosen, classified, at_points):
         raise ConfigError(lacking)
     require_dev_files(chosen.dev, mixture.by_head)
     files = of_heads(eval_file, mixture.heads, "--eval")

@@ -118,5 +118,5 @@ def test_a_student_is_scored_by_the_task_it_was_trained_for(
 
 def test_words_of_masked_texts_are_none_to_smooth_by(caches: tuple[Cache, Cache]) -> None:
     spec = cache_spec(caches[1], 0)
-    with pytest.raises(ConfigError, match="says of every token of the texts, unmasked"):
+    with pytest.raises(ConfigError, match="of the task masked-lm-all those are what it has to say"):
         words_of(Smooth(), spec)

@@ -107,6 +107,7 @@ an order of one stage set for all | train {cache} --recipe {ordered.toml} --out 
 a stage that is not there | train {cache} --recipe annealing-kd --out {out} --set stages.lables.training.max_steps=1 | unknown stage 'lables' + did you mean 'labels'?
 a loss of no stage | train {cache} --recipe annealing-kd --out {out} --set losses.hard.weight=2 | stages.labels.losses.hard
 relations without queries | train {cache} --recipe minilmv2 --out {out} --init-from-teacher 1-2 --set stages.relations.losses.relations.heads=8 | losses.relations needs query + build one with --signal attention:layers=4
+points that no cache is of | train {cache} --recipe backward-kd --out {out} --init-from-teacher 1-2 | recipe backward-kd learns at points too + kdcache ascend CACHE
 relations that no cache would serve | train {cache} --recipe minilmv2 --out {out} --init-from-teacher 1-2 | no cache of its teacher serves recipe minilmv2 + relations
 a field of one stage set for all | train {cache} --recipe annealing-kd --out {out} --set stages.labels.training.num_train_epochs=1 --epochs 2 | --epochs sets training.num_train_epochs of all stages + --set stages.labels.training.num_train_epochs=
 a schedule that leaves what a field takes | {TRAIN} --set losses.kl.temperature={start=4,stop=0} | losses.kl.temperature goes from 4 to 0 + more than 0

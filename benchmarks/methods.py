@@ -12,13 +12,12 @@ learning rates on one seed, of which the better on dev documents is taken, then 
 and once more without the losses that are its own, to see whether they change what the student says.
 Some want more: points, words, or students beside it (`trial_ways.py`). --student trains one of new
 weights instead (`trial_students.py`); recipes refuse it that want of it what it has not. What a
-step costs is measured by itself, on a machine that does nothing else: every recipe takes turns with
-kd.
+step costs is measured alone, on a machine that does nothing else: recipes take turns with kd.
 
 Written are results/methods.json, of new students methods_new.json and the like, and a picture in
 docs. Every recipe's result is kept in a folder beside, by the teacher's digest: a run that is
-stopped goes on where it was. Seconds are those of the processor. One
-training gives other weights on another kind of processor, so keep --out, teacher and all.
+stopped goes on where it was. Seconds are those of the processor. One training gives other weights
+on another kind of processor, so keep --out, teacher and all.
 """
 
 from __future__ import annotations

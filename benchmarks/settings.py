@@ -15,7 +15,7 @@ Written is results/settings.json; of new students settings_new.json and the like
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from gain_intervals import paired, told
@@ -97,28 +97,27 @@ class Asked:
     def run(self, settings: Iterable[str]) -> None:
         """Train with each setting; those that the note has are not asked again."""
         for called in settings:
-            self._keep(called, CHOOSING, lambda note: note["right"])
+            self._keep(called, CHOOSING)
 
     def confirm(self) -> None:
         """Ask other seeds of what dev prefers, and of what it is preferred to."""
         for called in preferred(gains_of(self.found["right"])):
             for seed in AGAIN:
-                for one in (COMPARED, called):
-                    self._keep(
-                        one, seed, lambda note, of=str(seed): note["again"].setdefault(of, {})
-                    )
+                self._keep(COMPARED, seed)
+                self._keep(called, seed)
 
-    def _keep(self, called: str, seed: int, place: Callable[[Json], Json]) -> None:
+    def _keep(self, called: str, seed: int) -> None:
         setting, recipe = SETTINGS[called], self.study.recipe(self.name)
         off = heavier(recipe, setting.weight) if setting.weight != 1 else []
-        if called in place(self.found) or not (off or setting.weight == 1):
+        note = self.found
+        answers = note["right"] if seed == CHOOSING else note["again"].setdefault(str(seed), {})
+        if called in answers or not (off or setting.weight == 1):
             return
         study = self.study
         trial = replace(study.trial, steps=STEPS * setting.length)
-        rate = rate_of(setting, self.found["rate"], study.rates)
+        rate = rate_of(setting, note["rate"], study.rates)
         student = study.way(self.name).train(trial, recipe, rate, seed, *off)
-        note = self.found
-        place(note)[called] = flags({"dev": trial.said(student.folder, "dev")})["dev"]
+        answers[called] = flags({"dev": trial.said(student.folder, "dev")})["dev"]
         self.notes.keep(self.name, note)
 
 

@@ -124,9 +124,11 @@ def test_points_of_a_second_teacher_count_where_a_loss_learns_there(
     assert run.metrics["steps"] == 1
 
 
-def test_what_is_wanted_beside_is_said_with_the_signals_that_lack(cache: Cache) -> None:
+def test_what_is_wanted_beside_is_said_with_the_signals_that_lack(
+    cache: Cache, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"all that recipe mixed-vocab needs; then losses\.words"):
-        kdcache.train(cache, recipe="mixed-vocab", init_from_teacher=[2, 4], out="s")
+        kdcache.train(cache, recipe="mixed-vocab", init_from_teacher=[2, 4], out=tmp_path / "s")
 
 
 def test_what_no_cache_of_a_task_serves_is_told_without_a_signal(

@@ -62,14 +62,7 @@ def _served(cache: str, names: list[str], layers: int | None, as_json: bool) -> 
     if as_json:
         print_json([one.to_json() for one in found])
         return
-    rows = [
-        (
-            one.recipe,
-            "no" if one.why else "yes",
-            _needs(one),
-        )
-        for one in found
-    ]
+    rows = [(one.recipe, "no" if one.why else "yes", _needs(one)) for one in found]
     print_table(("recipe", "trains from it", "needs"), rows)
     yes = sum(not one.why for one in found)
     print(f"{yes} of {len(found)} train from {cache} as it is")

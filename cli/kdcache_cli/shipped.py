@@ -34,9 +34,9 @@ NEEDS = (
 
 def by_need(shipped: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """What each recipe needs, its name and what it does; those that need the same are together."""
-    rows = [(str(tomllib.loads(text)["needs"]), name) for name, text in shipped.items()]
-    rows.sort(key=lambda row: NEEDS.index(row[0]))
-    return [(needs, name, summary(shipped[name])) for needs, name in rows]
+    tables = {name: tomllib.loads(text) for name, text in shipped.items()}
+    rows = [(table["needs"], name, table["description"]) for name, table in tables.items()]
+    return sorted(rows, key=lambda row: NEEDS.index(row[0]))
 
 
 def training_fields() -> set[str]:
@@ -44,12 +44,3 @@ def training_fields() -> set[str]:
     return {
         name for text in read_recipes().values() for name in tomllib.loads(text).get("training", {})
     }
-
-
-def summary(text: str) -> str:
-    """What a recipe says it does: its `description`, or else its first comment."""
-    described = tomllib.loads(text).get("description")
-    if described:
-        return str(described)
-    first = text.lstrip().partition("\n")[0]
-    return first.lstrip("# ") if first.startswith("#") else ""

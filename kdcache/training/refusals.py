@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from kdcache.errors import ConfigError, ModelError
 from kdcache.losses.cache_spec import CacheSpec
 from kdcache.losses.lacking import LackingError
 from kdcache.models.cached_teacher import teacher_config
 from kdcache.models.teacher import model_sizes
-from kdcache.signals import parse_all
 from kdcache.store import Cache
 from kdcache.training.recipe import Recipe
-from kdcache.training.requirements import objection, wanted_beside
+from kdcache.training.requirements import left_with, wanted_beside
 from kdcache.training.wanted_signals import attends, signals_wanted
 
 
@@ -59,8 +57,7 @@ def _wanted(recipe: Recipe, cache: Cache, error: LackingError) -> tuple[Sequence
         return (), str(why)
     if not texts or recipe.several or error.cache.points:
         return texts, ""
-    whole = replace(error.cache, signals=parse_all(texts), shape=teacher)
-    return texts, objection(recipe, whole, error.student)
+    return texts, left_with(texts, recipe, error.cache, error.student, teacher)
 
 
 def _is(cache: Cache, spec: CacheSpec) -> bool:

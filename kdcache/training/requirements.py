@@ -69,10 +69,8 @@ def served_by(cache: Cache, recipes: Iterable[Recipe], layers: int | None = None
     projected, found = attends(config), []
     for recipe in recipes:
         known = cache_spec(cache, labelled, several=recipe.several)
-        why, beside = (
-            objection(recipe, known, trained(recipe, student)),
-            wanted_beside(recipe, known),
-        )
+        why = objection(recipe, known, trained(recipe, student))
+        beside = wanted_beside(recipe, known)
         if not why:
             found.append(Served(recipe=recipe.name, why=beside))
             continue
@@ -94,8 +92,18 @@ def _with_signals(
         texts = signals_for([recipe], cache.task, student, teacher, projected)
     except ConfigError as error:
         return (), str(error)
-    whole = replace(cache, signals=parse_all(texts), shape=teacher)
-    return tuple(texts), objection(recipe, whole, trained(recipe, student))
+    return tuple(texts), left_with(texts, recipe, cache, trained(recipe, student), teacher)
+
+
+def left_with(
+    texts: Iterable[str],
+    recipe: Recipe,
+    cache: CacheSpec,
+    student: ModelSizes,
+    teacher: ModelSizes,
+) -> str:
+    """The `objection` to a cache of a teacher that has signals; "" if there is none."""
+    return objection(recipe, replace(cache, signals=parse_all(texts), shape=teacher), student)
 
 
 def beside_signals(
@@ -156,7 +164,7 @@ def objection(recipe: Recipe, cache: CacheSpec, student: ModelSizes) -> str:
 
 def wanted_beside(recipe: Recipe, cache: CacheSpec) -> str:
     """What a recipe wants that no signal is, and it does not name or has not; "" if nothing."""
-    if why := lacks_points(recipe, cache.task, [cache.points]):
+    if why := _lacks_points(recipe, cache.task, [cache.points]):
         return why
     if (by_words := _by_words(recipe)) and not recipe.student.get("tokenizer"):
         return of_one_vocabulary(by_words)
@@ -178,8 +186,7 @@ def _by_words(recipe: Recipe) -> str:
 
 def _unclassified(recipe: Recipe, task: Task) -> str:
     """Why documents of a task have no points for a recipe to learn at; "" if they do."""
-    wants = _teaches_at_points(recipe) or any(stage.data.points for stage in recipe.in_stages())
-    if task.rows == "document" or not wants:
+    if task.rows == "document" or not (_teaches_at_points(recipe) or _wants_points(recipe)):
         return ""
     return f"points are of documents that are classified; the task is {task}"
 
@@ -190,7 +197,20 @@ def _teaches_at_points(recipe: Recipe) -> bool:
     return any(one.teachers == POINTS for stage in stages for one in stage.teaching.values())
 
 
-def lacks_points(recipe: Recipe, task: Task, at_points: Iterable[bool]) -> str:
+def _wants_points(recipe: Recipe) -> bool:
+    """Whether one of its caches has to be of points."""
+    return any(stage.data.points for stage in recipe.in_stages())
+
+
+def require_points(recipe: Recipe, caches: Sequence[Cache]) -> None:
+    """Raise ConfigError for a recipe that is to learn at points too, and caches without any."""
+    tasks = [cache.plan.task for cache in caches]
+    classified = next((task for task in tasks if task.rows == "document"), tasks[0])
+    if why := _lacks_points(recipe, classified, [cache.at_points for cache in caches]):
+        raise ConfigError(why)
+
+
+def _lacks_points(recipe: Recipe, task: Task, at_points: Iterable[bool]) -> str:
     """Why caches of a task do not serve a recipe that is to learn at points too; "" if they do.
 
     Args:
@@ -198,8 +218,7 @@ def lacks_points(recipe: Recipe, task: Task, at_points: Iterable[bool]) -> str:
     """
     if why := _unclassified(recipe, task):
         return why
-    wants = any(stage.data.points for stage in recipe.in_stages())
-    if not wants or any(at_points) or _teaches_at_points(recipe):
+    if not _wants_points(recipe) or any(at_points) or _teaches_at_points(recipe):
         return ""
     return (
         f"recipe {recipe.name} learns at points too, and no cache given is of any: train a student "

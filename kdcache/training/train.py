@@ -24,7 +24,7 @@ from kdcache.training.mixture import Mixture, open_mixture
 from kdcache.training.options import asked, check_callbacks, dev_fields, student_spec
 from kdcache.training.parts import choose_parts
 from kdcache.training.recipe import Recipe, load_recipe
-from kdcache.training.requirements import lacks_points
+from kdcache.training.requirements import require_points
 from kdcache.training.result import TrainResult
 from kdcache.training.reworded import in_other_words
 from kdcache.training.run_folder import CACHE
@@ -156,11 +156,7 @@ def train(
     module = student if isinstance(student, nn.Module) else None
     mixture = in_students_words(mixture, chosen, module, progress, trust=trust_remote_code)
     source = mixture.first
-    tasks = [cache.plan.task for cache in mixture.caches]
-    classified = next((task for task in tasks if task.rows == "document"), tasks[0])
-    at_points = [cache.at_points for cache in mixture.caches]
-    if lacking := lacks_points(chosen, classified, at_points):
-        raise ConfigError(lacking)
+    require_points(chosen, mixture.caches)
     require_dev_files(chosen.dev, mixture.by_head)
     files = of_heads(eval_file, mixture.heads, "--eval")
     teachers = of_heads(eval_teacher, mixture.heads, "--eval-teacher")

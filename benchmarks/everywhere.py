@@ -3,9 +3,9 @@
     python benchmarks/everywhere.py --data FOLDER --masked MODEL [--place NAME ...]
 
 FOLDER holds mrpc, banking77, sst2 and wikitext2, MODEL a masked language model with the tokens of
-MiniLM. For each place (pairs of sentences, 77 classes, values, masked tokens) a teacher of six
-layers is taught, or MODEL taken, and run once. Every recipe trains two of its layers for a few
-steps. Training is stopped by SIGTERM behind its first checkpoint, in a process of its own, and
+MiniLM. For each place (pairs of sentences, 77 classes, few labels, values, masked tokens) a teacher
+of six layers is taught, or MODEL taken, and run once. Every recipe trains two of its layers for a
+few steps. Training is stopped by SIGTERM behind its first checkpoint, in a process of its own, and
 resumed in this one: the weights are to be those of the training that nobody stopped, bit for bit.
 It is done once more without what is the recipe's own, to see whether that changes what a student
 says.
@@ -149,6 +149,8 @@ class Trip:
         rows = place.rows(data)
         random.Random(0).shuffle(rows)
         ends = (0, DEV, DEV + TEST, DEV + TEST + place.train)
+        for row in rows[ends[2] + place.labels :] if place.labels is not None else ():
+            row["label"] = ""
         for name, start, stop in zip(("dev", "test", "train"), ends, ends[1:], strict=False):
             with (out / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, list(rows[0]))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gain_corpora import SENTIMENT
 from trial import TASK
 
 Row = dict[str, Any]
@@ -26,10 +27,15 @@ def _intents(data: Path) -> list[Row]:
         return [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)]
 
 
+def _feelings(data: Path) -> list[Row]:
+    lines = (data / "sst2" / "train.tsv").read_text("utf-8").splitlines()[1:]
+    cells = [line.split("\t") for line in lines]
+    return [{"text": text.strip(), "label": SENTIMENT[label]} for text, label in cells]
+
+
 def _values(data: Path) -> list[Row]:
     """Sentences and the logarithm of how many words they have: values of our own making."""
-    lines = (data / "sst2" / "train.tsv").read_text("utf-8").splitlines()[1:]
-    texts = [line.split("\t")[0].strip() for line in lines]
+    texts = [row["text"] for row in _feelings(data)]
     return [{"text": text, "label": f"{np.log2(len(text.split())):.3f}"} for text in texts]
 
 
@@ -47,6 +53,7 @@ class Place:
         task: of teacher and students.
         teach: options of `kdcache.teach`; None: the masked language model is the teacher.
         train: documents.
+        labels: how many of them keep their label, if not all.
         steps: that a student is trained for.
         batch: documents of a step.
         values: whether it gives numbers, which have no divergence.
@@ -60,6 +67,7 @@ class Place:
     task: str = TASK
     teach: Mapping[str, Any] | None = field(default_factory=dict)
     train: int = 600
+    labels: int | None = None
     steps: int = 48
     batch: int = 8
     values: bool = False
@@ -92,6 +100,7 @@ PLACES = {
             "distilbert": ["losses.cosine.weight=50"],
         },
     ),
+    "sst2": Place(rows=_feelings, teach={"epochs": 3}, train=1500, labels=300, second=True),
     "values": Place(
         rows=_values,
         teach={"epochs": 3, "label_type": "float"},

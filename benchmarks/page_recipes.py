@@ -114,7 +114,7 @@ def asked_rows(study: str) -> Iterator[Row]:
         yield f"`{name}`", f"{row['rate']:g}", f"{100 * row['dev']:.1f}", *told_by
 
 
-PLACES = {"mrpc": "MRPC", "banking77": "Banking77"}
+PLACES = {"mrpc": "MRPC", "banking77": "Banking77", "sst2": "SST-2"}
 """What places are called that have a name."""
 
 

@@ -74,6 +74,28 @@ def train(model: transformers.GPT2LMHeadModel, tokens: torch.Tensor, steps: int)
             print(f"step {step}: loss {loss.item():.2f} nats, {seconds:.0f} s", flush=True)
 
 
+def make(out: Path, lines: list[str], steps: int, tokenizer: Path | None = None) -> Path:
+    """Tokenizer and model of some lines in a folder; the folder."""
+    torch.manual_seed(0)
+    out.mkdir(parents=True, exist_ok=True)
+    fast = read_tokenizer(tokenizer, out) if tokenizer else make_tokenizer(lines, out)
+    tokens = torch.tensor(fast("\n".join(lines))["input_ids"])
+    print(f"{len(tokens):,} tokens")
+    config = transformers.GPT2Config(
+        vocab_size=len(fast),
+        n_positions=LENGTH,
+        n_embd=192,
+        n_layer=4,
+        n_head=6,
+        bos_token_id=fast.bos_token_id,
+        eos_token_id=fast.eos_token_id,
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    train(model, tokens, steps)
+    model.save_pretrained(out)
+    return out
+
+
 def main() -> None:
     """Write tokenizer, model and corpus to a folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -81,28 +103,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json instead of a new one")
     given = parser.parse_args()
-    torch.manual_seed(0)
     lines = texts()
-    given.out.mkdir(parents=True, exist_ok=True)
+    make(given.out, lines, given.steps, given.tokenizer)
     (given.out / "corpus.txt").write_text("\n".join(" ".join(t.split()) for t in lines))
-    if given.tokenizer:
-        tokenizer = read_tokenizer(given.tokenizer, given.out)
-    else:
-        tokenizer = make_tokenizer(lines, given.out)
-    tokens = torch.tensor(tokenizer("\n".join(lines))["input_ids"])
-    print(f"{len(tokens):,} tokens")
-    config = transformers.GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=LENGTH,
-        n_embd=192,
-        n_layer=4,
-        n_head=6,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model = transformers.GPT2LMHeadModel(config)
-    train(model, tokens, given.steps)
-    model.save_pretrained(given.out)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,9 @@ def _values(data: Path) -> list[Row]:
     return [{"text": text, "label": f"{np.log2(len(text.split())):.3f}"} for text in texts]
 
 
-def _paragraphs(data: Path) -> list[Row]:
-    lines = (data / "wikitext2" / "valid.txt").read_text("utf-8").splitlines()
+def paragraphs(data: Path, part: str = "valid") -> list[Row]:
+    """Paragraphs of a part of WikiText-2, headings left out."""
+    lines = (data / "wikitext2" / f"{part}.txt").read_text("utf-8").splitlines()
     return [{"text": line.strip()} for line in lines if len(line.split()) > 20]
 
 
@@ -112,5 +113,5 @@ PLACES = {
             "tinybert": _by_values("prediction"),
         },
     ),
-    "masked tokens": Place(rows=_paragraphs, task="masked-lm", teach=None),
+    "masked tokens": Place(rows=paragraphs, task="masked-lm", teach=None),
 }

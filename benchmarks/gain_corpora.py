@@ -76,9 +76,14 @@ def _sst2(folder: Path | None) -> Corpus:
     assert folder is not None
     train = shuffled(_table(folder / "train.tsv"), 0)
     tests = {"movies": _table(folder / "dev.tsv")}
-    for path in sorted((folder.parent / "reviews").glob("*.tsv")):
-        tests[path.stem] = shuffled(_table(path), 0)[:AWAY]
+    tests |= {name: found[:AWAY] for name, found in product_reviews(folder.parent).items()}
     return _cut("sst2", train, tests, "Socher et al. 2013; Blitzer et al. 2007")
+
+
+def product_reviews(folder: Path) -> dict[str, list[Sentence]]:
+    """Reviews of each kind of product: the first are scored on."""
+    paths = sorted((folder / "reviews").glob("*.tsv"))
+    return {path.stem: shuffled(_table(path), 0) for path in paths}
 
 
 def _banking77(folder: Path | None) -> Corpus:

@@ -37,7 +37,7 @@ import numpy as np
 from gain_intervals import paired
 from methods_plot import draw
 from record import RESULTS, save, spread
-from trial import BATCH, CHOOSING, TASK, Trained, Trial, flags, right
+from trial import BATCH, CHOOSING, Trained, Trial, flags, right
 from trial_students import KINDS, LAYERS, Kind
 from trial_ways import Way, ways
 
@@ -100,12 +100,16 @@ class Study:
         name: of the results.
         kind: of the student.
         own: how those are trained that want more than the trial.
+        beside: recipes that every other is compared with; of a step's cost the last.
+        best: the better of scores on dev.
     """
 
     name: str
     kind: Kind
     trial: Trial
     own: Mapping[str, Way]
+    beside: tuple[str, ...] = BESIDE
+    best: Callable[..., float] = max
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -165,23 +169,29 @@ class Study:
     def _train(self, name: str) -> Callable[..., Trained]:
         return partial(self.way(name).train, self.trial, self.recipe(name))
 
+    def answers(self, student: Path) -> Json:
+        """What is kept of a student's answers, for which others are compared with it."""
+        return flags(self.trial.answers(student))
+
     def _gives(self, name: str, seeds: int) -> Json:
         begun, train = time.process_time(), self._train(name)
         teacher = self.trial.out / "teacher"
         dev = {rate: train(rate, CHOOSING).dev for rate in self.rates}
-        rate = max(dev, key=dev.__getitem__)
+        rate = self.best(dev, key=dev.__getitem__)
         dev_scores, answers = [], []
         for seed in range(seeds):
             student = train(rate, seed)
             dev_scores.append(student.dev)
-            answers.append(flags(self.trial.answers(student.folder)))
+            answers.append(self.answers(student.folder))
         return {
             "recipe": name,
             "teacher": self.teacher,
             "rate": rate,
             "dev_by_rate": {f"{rate:g}": value for rate, value in dev.items()},
             "dev": dev_scores,
-            "signals": signals_of_teacher([self.recipe(name)], teacher, TASK, self.depth(name)),
+            "signals": signals_of_teacher(
+                [self.recipe(name)], teacher, self.trial.task, self.depth(name)
+            ),
             "bytes_beside": sum(size_of(self.trial.out / one) for one in self.way(name).makes),
             "right": answers,
             "seconds": time.process_time() - begun,
@@ -198,23 +208,24 @@ class Study:
             return None
         train = way.train if off else Trial.train  # from the texts alone
         student = train(self.trial, recipe, found["rate"], 0, *off)
-        other = flags(self.trial.answers(student.folder))
+        other = self.answers(student.folder)
         domains = self.trial.domains
         return float(np.mean(right(found["right"][:1], domains) == right([other], domains)))
 
     def costs(self, names: Sequence[str]) -> None:
         """Add to the notes what a step of each recipe costs, in steps of kd, turn after turn.
 
-        kd is measured anew before every few of them; a turn that was stopped goes on where it was.
+        kd, or what stands for it, is measured anew before every few of them; a turn that was
+        stopped goes on where it was.
         """
         for turn in range(COST_TURNS):
             left = [name for name in names if self._turns(name) <= turn]
             for place, name in enumerate(left):
                 if place % TOGETHER == 0:
-                    base = self._step_seconds("kd")
+                    base = self._step_seconds(self.beside[-1])
                 ratio, found = self._step_seconds(name) / base, self.kept(name)
                 self.keep(name, found | {"costs": [*found.get("costs", ()), ratio]})
-                print(f"{turn + 1}: {name} {ratio:.2f} steps of kd", flush=True)
+                print(f"{turn + 1}: {name} {ratio:.2f} steps of {self.beside[-1]}", flush=True)
 
     def _turns(self, name: str) -> int:
         found = self.kept(name)
@@ -232,7 +243,7 @@ class Study:
         """A row for each recipe: bytes a document, cost of a step, scores and paired gains."""
         every = {name: found for name in recipes() if (found := self.kept(name))}
         trained = {name: found for name, found in every.items() if "right" in found}
-        beside = {name: trained[name] for name in BESIDE if name in trained}
+        beside = {name: trained[name] for name in self.beside if name in trained}
         budget = {"steps": STEPS, "batch": BATCH, "rates": self.rates}
         return {
             "student": self.kind.to_json(),

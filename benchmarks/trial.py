@@ -54,6 +54,7 @@ class Trial:
         layers: of the teacher, that every student starts as.
         steps: that a student is trained for.
         batch: documents of a step.
+        task: of the teacher and its students.
         new: a student of new weights in the place of these layers, as `kdcache.train` has it:
             {"student": "bilstm"}.
         resume: whether a training goes on that was stopped, and else begins anew.
@@ -65,6 +66,7 @@ class Trial:
     new: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
     batch: int = BATCH
+    task: str = TASK
 
     def prepare(self, data: Path, recipes: Sequence[Recipe]) -> Trial:
         """Make what is not there yet: SST-2 of a folder, and a cache that serves the recipes.
@@ -86,8 +88,8 @@ class Trial:
             write(out / f"test-{domain}.csv", sentences)
         teacher = taught(out / "teacher", seed=0, epochs=EPOCHS)
         kdcache.build(
-            out / "train.csv", teacher=teacher, task=TASK, out=out / "cache.zarr",
-            signals=signals_of_teacher(recipes, teacher, TASK, len(self.layers)),
+            out / "train.csv", teacher=teacher, task=self.task, out=out / "cache.zarr",
+            signals=signals_of_teacher(recipes, teacher, self.task, len(self.layers)),
             keep_teacher_weights=True, progress=False,
         )  # fmt: skip
         (out / "ready").touch()

@@ -40,6 +40,7 @@ from methods import without_own
 from record import save
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 from trial import Trained, Trial, taught
+from trial_more import with_heads
 from trial_students import KINDS, LAYERS
 from trial_ways import SEVERAL, Way, of_two, ways, with_pieces
 
@@ -69,18 +70,6 @@ def _fits(recipe: Recipe, *asked: Any) -> bool:
 def of_new_weights(trial: Trial, *asked: Any) -> Trained:
     """A student that begins with no layer of the teacher's, by words of its own."""
     return with_pieces(replace(trial, new=KINDS["bilstm"].student), *asked)
-
-
-def with_heads(trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str) -> Trained:
-    """A head for this place and one for the first, which is there."""
-    places = {"here": trial.out, "first": trial.out.parent / next(iter(PLACES))}
-    caches = {head: out / "cache.zarr" for head, out in places.items()}
-    settings = [f"training.max_steps={trial.steps}", f"training.learning_rate={rate}", *off]
-    result = kdcache.train(
-        caches, recipe=recipe, out=trial.out / "student", seed=seed, batch_size=trial.batch,
-        init_from_teacher=trial.layers, progress=False, overrides=settings, resume=trial.resume,
-    )  # fmt: skip
-    return Trained(folder=result.folder / "here", dev=0.0, metrics=result.metrics)
 
 
 class Said(NamedTuple):
@@ -122,7 +111,9 @@ class Trip:
             two = Way(train=partial(of_two, partial(taught, seed=1, **teach)))
         found |= {**dict.fromkeys(SEVERAL, two), "mixed-vocab": Way(train=of_new_weights)}
         if self.place.second:
-            found["mkd"] = Way(train=with_heads)
+            places = {"here": self.out, "first": self.out.parent / next(iter(PLACES))}
+            caches = {head: out / "cache.zarr" for head, out in places.items()}
+            found["mkd"] = Way(train=partial(with_heads, caches))
         return found.get(recipe, Way())
 
     def recipe(self, name: str) -> Recipe:

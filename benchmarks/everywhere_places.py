@@ -15,7 +15,8 @@ from trial import TASK
 Row = dict[str, Any]
 
 
-def _pairs(data: Path) -> list[Row]:
+def pairs(data: Path) -> list[Row]:
+    """Pairs of sentences of MRPC, and whether they say the same."""
     lines = (data / "mrpc" / "train.tsv").read_text("utf-8-sig").splitlines()[1:]
     cells = [line.split("\t") for line in lines]
     names = ("different", "same")
@@ -87,7 +88,7 @@ def _by_values(*stages: str) -> list[str]:
 
 
 PLACES = {
-    "mrpc": Place(rows=_pairs, teach={"epochs": 3}),
+    "mrpc": Place(rows=pairs, teach={"epochs": 3}),
     "banking77": Place(
         rows=_intents,
         teach={"epochs": 8},

@@ -8,8 +8,8 @@ FOLDER holds wikitext2 and reviews, MODEL a masked language model. It is the tea
 that learn from paragraphs of WikiText-2; a causal one of four layers is made of the prose and the
 docstrings of Python's library (`causal_teacher.py`). Each recipe trains two of its teacher's layers
 for 300 steps of 16 documents of 64 tokens at most, with each of two learning rates on one seed, of
-which that of fewer nats on dev documents is taken, and then with three seeds. Scored are the tokens that
-the task hides or asks next, in documents like those learnt from and in product reviews.
+which that of fewer nats on dev documents is taken, and then with three seeds. Scored are tokens
+that the task hides or asks next, in documents like those learnt from and in product reviews.
 
 Written is results/language_models.json. What is kept, and where, is as with `methods.py`.
 """
@@ -30,15 +30,13 @@ from causal_teacher import make, texts
 from everywhere_places import paragraphs
 from gain_corpora import AWAY, product_reviews
 from gain_intervals import paired
-from methods import STEPS, Study, hold
+from methods import STEPS, Study, bytes_of, hold
 from record import save, spread
 from trial import Trial
 from trial_students import Kind
 
 import kdcache
-from kdcache.building.describe import sizes
 from kdcache.manifest import Json
-from kdcache.signals import parse_all
 from kdcache.training.recipe import load_recipe
 from kdcache.training.wanted_signals import signals_of_teacher
 
@@ -203,15 +201,12 @@ class Spoken(Study):
 
     def _row(self, one: Json, beside: Mapping[str, Json]) -> Json:
         cache = self.trial.cache
-        plain, whole = (
-            sizes(cache.plan, signals, cache.shape)["total"]
-            for signals in ({}, parse_all(one["signals"]))
-        )
+        signals = bytes_of(cache, one["signals"])
         row = {
             "rate": one["rate"],
             "dev": spread(one["dev"]),
-            "bytes_a_document": (whole - plain) / len(cache.plan.docs),
-            "bytes_a_token": (whole - plain) / cache.plan.tokens,
+            "bytes_a_document": signals / len(cache.plan.docs),
+            "bytes_a_token": signals / cache.plan.tokens,
             "step_of_hard": float(np.median(one["costs"])) if "costs" in one else None,
             "seconds": one["seconds"],
             **self._told(one["right"]),

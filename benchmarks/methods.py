@@ -10,7 +10,8 @@ is taught from the labelled documents of SST-2 and run once; its cache holds wha
 for a student of two layers. Every recipe trains that student for 300 steps of 32: with each of two
 learning rates on one seed, of which the better on dev documents is taken, then with three seeds;
 and once more without the losses that are its own, to see whether they change what the student says.
-Some want more: points, words, or students beside it (`trial_ways.py`). --student trains one of new
+Some want more: points, words, or students beside it (`trial_ways.py`); and some are trained once
+more with further texts, domains or tasks (`trial_more.py`). --student trains one of new
 weights instead (`trial_students.py`); recipes refuse it that want of it what it has not. What a
 step costs is measured alone, on a machine that does nothing else: recipes take turns with kd.
 
@@ -38,6 +39,7 @@ from gain_intervals import paired
 from methods_plot import draw
 from record import RESULTS, save, spread
 from trial import BATCH, CHOOSING, Trained, Trial, flags, right
+from trial_more import MORE, more
 from trial_students import KINDS, LAYERS, Kind
 from trial_ways import Way, ways
 
@@ -46,6 +48,7 @@ from kdcache.building.describe import sizes
 from kdcache.demo.steps import size_of
 from kdcache.manifest import Json
 from kdcache.signals import parse_all
+from kdcache.store import Cache
 from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.wanted_signals import signals_of_teacher
 
@@ -160,7 +163,8 @@ class Study:
 
     def recipe(self, name: str) -> Recipe:
         """As it ships, but for what its way has otherwise."""
-        return load_recipe(name, self.way(name).overrides)
+        way = self.way(name)
+        return load_recipe(way.recipe or name, way.overrides)
 
     def depth(self, name: str) -> int:
         """Layers of the student that have parameters."""
@@ -200,15 +204,18 @@ class Study:
     def _without(self, name: str, found: Json) -> float | None:
         """Share of answers that stay as they are without what is the recipe's own.
 
-        Of two classes: answers are the same where both are right or both are wrong.
+        Of two classes: answers are the same where both are right or both are wrong. What takes
+        more than the corpus is beside what it is compared with.
         """
         recipe, way = self.recipe(name), self.way(name)
         off = without_own(recipe)
-        if not (off or way.makes):
+        if not (off or way.makes or way.over):
             return None
-        train = way.train if off else Trial.train  # from the texts alone
-        student = train(self.trial, recipe, found["rate"], 0, *off)
-        other = self.answers(student.folder)
+        if way.over:
+            other = self.kept(way.over)["right"][0]
+        else:
+            train = way.train if off else Trial.train  # from the texts alone
+            other = self.answers(train(self.trial, recipe, found["rate"], 0, *off).folder)
         domains = self.trial.domains
         return float(np.mean(right(found["right"][:1], domains) == right([other], domains)))
 
@@ -241,7 +248,7 @@ class Study:
 
     def summary(self) -> Json:
         """A row for each recipe: bytes a document, cost of a step, scores and paired gains."""
-        every = {name: found for name in recipes() if (found := self.kept(name))}
+        every = {name: found for name in (*recipes(), *MORE) if (found := self.kept(name))}
         trained = {name: found for name, found in every.items() if "right" in found}
         beside = {name: trained[name] for name in self.beside if name in trained}
         budget = {"steps": STEPS, "batch": BATCH, "rates": self.rates}
@@ -250,21 +257,25 @@ class Study:
             **budget,
             "teacher": self._notes.name,
             "hours": sum(one["seconds"] for one in trained.values()) / 3600,
-            "recipes": {name: self._row(one, beside) for name, one in trained.items()},
+            "recipes": {n: self._row(one, beside) for n, one in trained.items() if n not in MORE},
+            "more": {
+                name: self._row(one, beside | {over: trained[over]})
+                for name, one in trained.items()
+                if (over := self.way(name).over)
+            },
             "refused": {n: every[n]["refused"] for n in sorted(every.keys() - trained.keys())},
         }
 
     def _row(self, one: Json, beside: Mapping[str, Json]) -> Json:
-        cache, domains = self.trial.cache, self.trial.domains
-        plain, whole = (
-            sizes(cache.plan, signals, cache.shape)["total"]
-            for signals in ({}, parse_all(one["signals"]))
-        )
-        signals = self.way(one["recipe"]).teachers * (whole - plain)
+        domains, way = self.trial.domains, self.way(one["recipe"])
+        caches = [kdcache.open_cache(self.trial.out / name) for name in way.caches]
+        signals = sum(bytes_of(cache, one["signals"]) for cache in caches) * way.teachers
+        documents = sum(len(cache.plan.docs) for cache in caches)
         row = {
             "rate": one["rate"],
             "dev": spread(one["dev"]),
-            "bytes_a_document": (signals + one["bytes_beside"]) / len(cache.plan.docs),
+            "documents": documents,
+            "bytes_a_document": (signals + one["bytes_beside"]) / documents,
             "step_of_kd": float(np.median(one["costs"])) if "costs" in one else None,
             "agreement_without": one.get("agreement_without"),
             "seconds": one["seconds"],
@@ -278,6 +289,14 @@ class Study:
                 if other != one["recipe"]
             }
         return row
+
+
+def bytes_of(cache: Cache, signals: Sequence[str]) -> int:
+    """What some signals take of a cache of these documents."""
+    plain, whole = (
+        sizes(cache.plan, asked, cache.shape)["total"] for asked in ({}, parse_all(signals))
+    )
+    return int(whole - plain)
 
 
 def hold(out: Path) -> TextIO:
@@ -297,7 +316,7 @@ def asking(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, help="folder with sst2 and reviews")
     parser.add_argument("--out", type=Path, default=Path("methods"), help="teacher, cache, student")
     parser.add_argument("--masked", type=Path, help="a masked language model's folder")
-    parser.add_argument("--recipe", action="append", choices=recipes())
+    parser.add_argument("--recipe", action="append", choices=[*recipes(), *MORE])
     parser.add_argument("--student", choices=KINDS, default="layers", help="of the teacher, or new")
     parser.add_argument("--report", action="store_true", help="only write what was finished")
     return parser
@@ -306,7 +325,12 @@ def asking(about: str) -> argparse.ArgumentParser:
 def asked(given: argparse.Namespace) -> Study:
     """The study of the students asked for, with its trial made unless a report is all there is."""
     kind, trial = KINDS[given.student], Trial(out=given.out, layers=LAYERS, steps=STEPS)
-    study = Study(name=kind.study, kind=kind, trial=trial, own=ways(given.masked))
+    study = Study(
+        name=kind.study,
+        kind=kind,
+        trial=trial,
+        own=ways(given.masked) | more(given.masked, given.data),
+    )
     own = {**study.own, **dict.fromkeys(kind.as_shipped, Way())}
     if not given.report:
         trial.prepare(given.data, [study.recipe(name) for name in recipes()])
@@ -320,7 +344,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--costs", action="store_true", help="only measure what a step costs")
     given = parser.parse_args()
-    names, lock = given.recipe or recipes(), hold(given.out)
+    names, lock = given.recipe or [*recipes(), *MORE], hold(given.out)
     study = asked(given)
     for name in names if not (given.report or given.costs) else ():
         one = study.run(name, given.seeds)

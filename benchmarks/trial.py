@@ -125,8 +125,7 @@ class Trial:
         stages = recipe.prefixes
         each = {"max_steps": self.steps // len(stages), "learning_rate": rate}
         own = [f"{of}training.{name}={value}" for of in stages for name, value in each.items()]
-        if not self.resume:
-            shutil.rmtree(self.out / "student", ignore_errors=True)
+        self.clear()
         together, dev = isinstance(student, Together), self.out / "dev.csv"
         result = kdcache.train(
             list(caches) or self.out / "cache.zarr", recipe=recipe, out=self.out / "student",
@@ -137,9 +136,17 @@ class Trial:
         if not together:
             best = result.metrics["dev"]["best"]["value"]
             return Trained(folder=result.folder, dev=float(best), metrics=result.metrics)
-        first = result.folder / "student-1"
-        score = kdcache.evaluate(first, dev, progress=False)["accuracy"]
-        return Trained(folder=first, dev=float(score), metrics=result.metrics)
+        return self.scored(result.folder / "student-1", result.metrics)
+
+    def clear(self) -> None:
+        """Remove the student that was trained before, unless its training goes on."""
+        if not self.resume:
+            shutil.rmtree(self.out / "student", ignore_errors=True)
+
+    def scored(self, student: Path, metrics: Json) -> Trained:
+        """A student that was not scored on dev while it was trained."""
+        found = kdcache.evaluate(student, self.out / "dev.csv", progress=False)
+        return Trained(folder=student, dev=float(found["accuracy"]), metrics=metrics)
 
     def answers(self, model: Path) -> dict[str, list[tuple[str, str]]]:
         """Labels and predictions of a model, by domain."""

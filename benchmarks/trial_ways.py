@@ -28,15 +28,21 @@ class Way:
 
     Attributes:
         train: called with a trial and what `Trial.train` takes.
-        makes: caches in the trial's folder that it makes beside the trial's.
+        recipe: the shipped one, where what is compared is called otherwise.
+        caches: in the trial's folder, of whose signals it reads.
+        makes: caches in the trial's folder that it makes beside these.
         teachers: whose signals it reads, each as many bytes.
         overrides: settings that are otherwise than they ship.
+        over: what it is compared with, beside that which all are.
     """
 
     train: Callable[..., Trained] = Trial.train
+    recipe: str = ""
+    caches: tuple[str, ...] = ("cache.zarr",)
     makes: tuple[str, ...] = ()
     teachers: int = 1
     overrides: tuple[str, ...] = ()
+    over: str = ""
 
 
 PIECES = 4928  # as in the paper

@@ -1,0 +1,170 @@
+"""How recipes are trained in a trial whose cache is not all that is learnt from.
+
+Texts that `kdcache augment` makes of the corpus, reviews of further domains, a second task: each
+is made once and kept in the trial's folder.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from everywhere_places import pairs
+from gain_corpora import AWAY, product_reviews
+from trial import Trained, Trial, taught
+from trial_ways import ONE_DOMAIN, Way
+
+import kdcache
+from kdcache.demo.sentences import unlabelled
+from kdcache.training.recipe import Recipe, load_recipe
+from kdcache.training.wanted_signals import signals_of_teacher
+
+SAMPLES = 2  # texts made of each
+REVIEWS, LABELS = 500, 200  # of each further domain, and how many of them keep their label
+EPOCHS = 3  # of the second task's teacher
+HERE, THERE = "sst2", "mrpc"
+
+
+def once(folder: Path, make: Callable[[], object]) -> None:
+    """Make what is in a folder unless that was finished; what was stopped goes on."""
+    done = folder.with_suffix(".done")
+    if not done.exists():
+        make()
+        done.touch()
+
+
+def served(trial: Trial, *names: str) -> list[str]:
+    """The signals of the trial's teacher that serve some recipes."""
+    recipes = [load_recipe(name, OVERRIDES.get(name, ())) for name in names]
+    return signals_of_teacher(recipes, trial.out / "teacher", trial.task, len(trial.layers))
+
+
+OVERRIDES = {"meta-kd": (ONE_DOMAIN,)}
+"""Without which the signals of a recipe cannot be told."""
+
+
+def augmented(
+    masked: Path | None, trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str
+) -> Trained:
+    """From the texts, and from those that a masked language model makes of them."""
+    texts, second = trial.out / "augmented.jsonl", trial.out / "augmented.zarr"
+
+    def make() -> None:
+        if masked is None:
+            raise SystemExit(f"{recipe.name} needs --masked FOLDER: a masked language model")
+        if not texts.exists():
+            kdcache.augment(
+                trial.out / "train.csv", masked_lm=masked, out=texts, samples=SAMPLES,
+                progress=False,
+            )  # fmt: skip
+        kdcache.build(
+            texts, teacher=trial.out / "teacher", task=trial.task, out=second, progress=False,
+            signals=served(trial, "kd", "tinybert", "l2a"),
+        )  # fmt: skip
+
+    once(second, make)
+    return trial.train(recipe, rate, seed, *off, caches=[trial.out / "cache.zarr", second])
+
+
+def of_domains(
+    data: Path | None, trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str
+) -> Trained:
+    """From the texts, and from reviews of two more domains, some of them labelled."""
+    texts, both = trial.out / "domains.csv", trial.out / "domains.zarr"
+
+    def make() -> None:
+        if data is None:
+            raise SystemExit(f"{recipe.name} needs --data FOLDER: the reviews of further domains")
+        with (trial.out / "train.csv").open(encoding="utf-8") as file:
+            rows = [{**row, "domain": "movies"} for row in csv.DictReader(file)]
+        for domain, found in product_reviews(data).items():
+            kept = unlabelled(found[AWAY : AWAY + REVIEWS], LABELS, 0)
+            rows += [{**one._asdict(), "domain": domain} for one in kept]
+        _write(texts, rows)
+        kdcache.build(
+            texts, teacher=trial.out / "teacher", task=trial.task, out=both, progress=False,
+            text_columns=["text"], label_column="label", keep_teacher_weights=True,
+            signals=served(trial, "kd", "meta-kd"),
+        )  # fmt: skip
+
+    once(both, make)
+    weighs = [
+        f"{of}data.example_weights.{name}={value}"
+        for of, stage in zip(recipe.prefixes, recipe.in_stages(), strict=True)
+        for name, value in (("domain", "domain"), ("file", texts))
+        if stage.data.weighting is not None
+    ]
+    return trial.train(recipe, rate, seed, *weighs, *off, caches=[both])
+
+
+def with_heads(
+    caches: Mapping[str, Path], trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str
+) -> Trained:
+    """An encoder with a head for each of several tasks, the first of which is looked at.
+
+    It is not chosen on dev while it trains.
+    """
+    own = {"max_steps": trial.steps, "learning_rate": rate}
+    student = trial.new or {"init_from_teacher": trial.layers}
+    trial.clear()
+    result = kdcache.train(
+        caches, recipe=recipe, out=trial.out / "student", seed=seed, batch_size=trial.batch,
+        **student, progress=False, resume=trial.resume,
+        overrides=[*(f"training.{name}={value}" for name, value in own.items()), *off],
+    )  # fmt: skip
+    return trial.scored(result.folder / next(iter(caches)), result.metrics)
+
+
+def two_tasks(
+    data: Path | None, trial: Trial, recipe: Recipe, rate: float, seed: int, *off: str
+) -> Trained:
+    """From this task and from pairs of sentences, which have a teacher of their own."""
+    other = trial.out / THERE
+
+    def make() -> None:
+        if data is None:
+            raise SystemExit(f"{recipe.name} needs --data FOLDER: mrpc in it")
+        other.mkdir(exist_ok=True)
+        rows = pairs(data)
+        cut = len(rows) // 10
+        _write(other / "dev.csv", rows[:cut])
+        _write(other / "train.csv", rows[cut:])
+        teacher = taught(other / "teacher", seed=0, epochs=EPOCHS)
+        there = replace(trial, out=other)
+        kdcache.build(
+            other / "train.csv", teacher=teacher, task=trial.task, out=other / "cache.zarr",
+            signals=served(there, "mkd"), keep_teacher_weights=True, progress=False,
+        )  # fmt: skip
+
+    once(other, make)
+    caches = {HERE: trial.out / "cache.zarr", THERE: other / "cache.zarr"}
+    return with_heads(caches, trial, recipe, rate, seed, *off)
+
+
+def _write(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def more(masked: Path | None, data: Path | None) -> dict[str, Way]:
+    """By the name of a row: a shipped recipe, and what it takes beside the corpus."""
+    texts = Way(train=partial(augmented, masked), caches=("cache.zarr", "augmented.zarr"))
+    domains = Way(train=partial(of_domains, data), caches=("domains.zarr",))
+    tasks = Way(train=partial(two_tasks, data), caches=("cache.zarr", f"{THERE}/cache.zarr"))
+    return {
+        "kd-augmented": replace(texts, recipe="kd", over="kd"),
+        "tinybert-augmented": replace(texts, recipe="tinybert", over="tinybert"),
+        "l2a-augmented": replace(texts, recipe="l2a", over="l2a"),
+        "kd-domains": replace(domains, recipe="kd", over="kd"),
+        "meta-kd-domains": replace(domains, recipe="meta-kd", over="kd-domains"),
+        "mkd": replace(tasks, over="kd-mse"),
+    }
+
+
+MORE = tuple(more(None, None))
+"""The names of these rows, each behind that which it is compared with."""

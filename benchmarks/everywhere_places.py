@@ -97,8 +97,7 @@ PLACES = {
         longer=dict.fromkeys(("ad-kd", "mt-bert"), 144),
         settings={
             "ad-kd": ["losses.attribution.views=one"],
-            # Beside the divergence of 77 classes below 1% of the gradient; so they are a tenth.
-            "alp-kd": ["losses.alp.weight=4"],
+            # Beside the divergence of 77 classes below 1% of the gradient; so it is a tenth.
             "distilbert": ["losses.cosine.weight=50"],
         },
     ),

@@ -30,12 +30,13 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from everywhere_places import PLACES, Place
+from everywhere_places import PLACES, Place, Row
 from methods import without_own
 from record import save
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -65,6 +66,16 @@ def _fits(recipe: Recipe, *asked: Any) -> bool:
         return not beside_signals([recipe], signals_of_teacher([recipe], *asked), *asked)
     except kdcache.KdcacheError:
         return False
+
+
+def parts(place: Place, rows: list[Row]) -> dict[str, list[Row]]:
+    """Documents of dev, test and training, drawn by a seed; labels of the last as the place has."""
+    random.Random(0).shuffle(rows)
+    ends = (0, DEV, DEV + TEST, DEV + TEST + place.train)
+    for row in rows[ends[2] + place.labels :] if place.labels is not None else ():
+        row["label"] = ""
+    bounds = pairwise(ends)
+    return dict(zip(("dev", "test", "train"), (rows[a:b] for a, b in bounds), strict=True))
 
 
 def of_new_weights(trial: Trial, *asked: Any) -> Trained:
@@ -137,16 +148,11 @@ class Trip:
         if (out / "ready").is_file():
             return
         out.mkdir(parents=True, exist_ok=True)
-        rows = place.rows(data)
-        random.Random(0).shuffle(rows)
-        ends = (0, DEV, DEV + TEST, DEV + TEST + place.train)
-        for row in rows[ends[2] + place.labels :] if place.labels is not None else ():
-            row["label"] = ""
-        for name, start, stop in zip(("dev", "test", "train"), ends, ends[1:], strict=False):
+        for name, rows in parts(place, place.rows(data)).items():
             with (out / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
-                writer.writerows(rows[start:stop])
+                writer.writerows(rows)
         teacher = self.masked
         if place.teach is not None:
             teacher = taught(out / "teacher", seed=0, **place.teach)

@@ -184,6 +184,7 @@ class Spoken(Study):
         """A row for each recipe, with the teacher's own scores beside."""
         trained = {name: self.kept(name) for name in self.language.recipes if self.kept(name)}
         return {
+            "task": self.language.task,
             "teacher": self._notes.name,
             "layers": self.language.layers,
             "rates": self.rates,

@@ -22,6 +22,39 @@ def settings() -> Any:
     return script_of("settings")
 
 
+@pytest.fixture(scope="module")
+def everywhere() -> Any:
+    return script_of("everywhere")
+
+
+@pytest.fixture(scope="module")
+def spoken() -> Any:
+    return script_of("language_models")
+
+
+def test_what_takes_more_than_the_corpus_is_compared_with_a_row_before_it(script: Any) -> None:
+    known = set(script.recipes())
+    for name, way in script.more(None, None).items():
+        assert load_recipe(way.recipe or name).name
+        assert way.over in known
+        known.add(name)
+
+
+def test_few_labels_are_those_of_the_first_training_documents(everywhere: Any) -> None:
+    rows = [{"text": str(place), "label": "yes"} for place in range(1000)]
+    place = everywhere.Place(rows=lambda data: rows, train=400, labels=30)
+    parts = everywhere.parts(place, rows)
+    kept = {name: [bool(row["label"]) for row in part] for name, part in parts.items()}
+    assert kept == {"dev": [True] * 100, "test": [True] * 400, "train": [True] * 30 + [False] * 370}
+    assert len({row["text"] for part in parts.values() for row in part}) == 900
+
+
+def test_what_documents_add_to_a_mean_over_tokens_has_that_mean(spoken: Any) -> None:
+    seeds = [{"home": [[3, 1, 6.0], [1, 1, 0.5]]}, {"home": [[3, 3, 1.0], [1, 0, 2.0]]}]
+    assert spoken.shares(seeds, "home", 1).mean(1).tolist() == [2 / 4, 3 / 4]
+    assert spoken.shares(seeds, "home", 2).mean(1).tolist() == [6.5 / 4, 3.0 / 4]
+
+
 def test_what_is_a_recipes_own_is_left_out_by_settings_that_it_takes(script: Any) -> None:
     for name in script.recipes():
         off = script.without_own(load_recipe(name))

@@ -101,7 +101,14 @@ PLACES = {
             "distilbert": ["losses.cosine.weight=50"],
         },
     ),
-    "sst2": Place(rows=_feelings, teach={"epochs": 3}, train=1500, labels=300, second=True),
+    "sst2": Place(
+        rows=_feelings,
+        teach={"epochs": 3},
+        train=1500,
+        labels=300,
+        second=True,
+        longer={"distilbert": 144, "mixed-vocab": 288},
+    ),
     "values": Place(
         rows=_values,
         teach={"epochs": 3, "label_type": "float"},

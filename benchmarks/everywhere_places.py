@@ -107,7 +107,10 @@ PLACES = {
         train=1500,
         labels=300,
         second=True,
-        longer={"distilbert": 144, "mixed-vocab": 288},
+        longer={
+            **dict.fromkeys(("distilbert", "pkd-last", "pkd-skip"), 144),
+            "mixed-vocab": 288,
+        },
     ),
     "values": Place(
         rows=_values,

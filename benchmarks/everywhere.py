@@ -178,6 +178,7 @@ class Trip:
             layers=LAYERS,
             steps=steps,
             batch=self.place.batch,
+            task=self.place.task,
             resume=resume,
         )
         return self.way(name).train(trial, recipe, RATE, 0, *own, *off).folder

@@ -86,6 +86,16 @@ def product_reviews(folder: Path) -> dict[str, list[Sentence]]:
     return {path.stem: shuffled(_table(path), 0) for path in paths}
 
 
+def further_reviews(folder: Path) -> dict[str, list[Sentence]]:
+    """Those of each kind of product that are not scored on, in any copy, each once."""
+    every = product_reviews(folder)
+    scored = {one.text for found in every.values() for one in found[:AWAY]}
+    return {
+        name: list({one.text: one for one in found if one.text not in scored}.values())
+        for name, found in every.items()
+    }
+
+
 def _banking77(folder: Path | None) -> Corpus:
     assert folder is not None
     train, test = (shuffled(_table(folder / f"{name}.csv"), 0) for name in ("train", "test"))

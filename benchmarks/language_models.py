@@ -6,10 +6,11 @@
 
 FOLDER holds wikitext2 and reviews, MODEL a masked language model. It is the teacher of students
 that learn from paragraphs of WikiText-2; a causal one of four layers is made of the prose and the
-docstrings of Python's library (`causal_teacher.py`). Each recipe trains two of its teacher's layers
-for 300 steps of 16 documents of 64 tokens at most, with each of two learning rates on one seed, of
-which that of fewer nats on dev documents is taken, and then with three seeds. Scored are tokens
-that the task hides or asks next, in documents like those learnt from and in product reviews.
+docstrings of Python's library (`causal_teacher.py`), which its students learn from. Each recipe
+trains two of its teacher's layers for 300 steps of 16 windows of at most 64 tokens, with each of
+two learning rates on one seed, of which that of fewer nats on dev documents is taken, and then with
+three seeds. Scored are tokens that the task hides or asks next, in documents like those learnt from
+and in product reviews.
 
 Written is results/language_models.json. What is kept, and where, is as with `methods.py`.
 """
@@ -41,7 +42,7 @@ from kdcache.training.recipe import load_recipe
 from kdcache.training.wanted_signals import signals_of_teacher
 
 NAME, BATCH, LENGTH = "language_models", 16, 64
-TRAIN, DEV, HOME = 1500, 60, 500  # documents
+DEV, HOME = 60, 500  # documents
 WORDS = 20  # more has a document that is taken
 TEACHER_STEPS = 400
 DOMAINS = ("home", "away")
@@ -89,6 +90,7 @@ class Language:
 
     Attributes:
         corpus: of the folder of all corpora.
+        train: documents that students learn from.
         teacher: from a folder to write, the texts to learn and the model that was named.
         recipes: those that are compared, of which the first has no teacher.
     """
@@ -97,12 +99,16 @@ class Language:
     layers: tuple[int, ...]
     rates: tuple[float, float]
     corpus: Callable[[Path], Corpus]
+    train: int
     teacher: Callable[[Path, Texts, Path], object]
     recipes: tuple[str, ...]
 
 
 def _copied(out: Path, lines: Texts, model: Path) -> object:
-    return shutil.copytree(model, out)
+    out.mkdir()
+    for file in model.iterdir():
+        shutil.copyfile(file, out / file.name)
+    return out
 
 
 def _made(out: Path, lines: Texts, model: Path) -> object:
@@ -115,6 +121,7 @@ LANGUAGES = {
         layers=(3, 6),
         rates=(2e-4, 6e-4),
         corpus=_wikipedia,
+        train=1500,
         teacher=_copied,
         recipes=(HARD, "mlm-kd", "distilbert", "tinybert-general"),
     ),
@@ -123,6 +130,7 @@ LANGUAGES = {
         layers=(2, 4),
         rates=(5e-4, 2e-3),
         corpus=_python,
+        train=900,
         teacher=_made,
         recipes=(HARD, "causal-kd"),
     ),
@@ -142,12 +150,14 @@ class Spoken(Study):
         """Make the corpus, the teacher and the cache, if they are not there."""
         out, language = self.trial.out, self.language
         if (out / "ready").is_file():
+            self.require_made_of(model)
             return
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         corpus = language.corpus(data)
+        assert len(corpus.train) >= language.train, f"{len(corpus.train)} documents to learn from"
         away = [one.text for kind in product_reviews(data).values() for one in kind[: AWAY // 2]]
-        parts = {"train": corpus.train[:TRAIN], "dev": corpus.dev}
+        parts = {"train": corpus.train[: language.train], "dev": corpus.dev}
         tests = {"test-home": corpus.home, "test-away": away}
         for name, lines in {**parts, **tests}.items():
             _write(out / f"{name}.csv", lines, numbered=name in tests)
@@ -161,6 +171,18 @@ class Spoken(Study):
             max_length=LENGTH, keep_teacher_weights=True, progress=False,
         )  # fmt: skip
         (out / "ready").touch()
+
+    def require_made_of(self, model: Path) -> None:
+        """Exit where what is there is of another masked language model."""
+        if self.language.teacher is _copied:
+            one, other = (
+                (folder / "model.safetensors").read_bytes()
+                for folder in (self.trial.out / "teacher", model)
+            )
+            if one != other:
+                raise SystemExit(
+                    f"{self.trial.out} has another teacher than {model}: name an --out"
+                )
 
     def answers(self, student: Path) -> Json:
         """Tokens, tokens that are right, and nats of each document of each domain."""
@@ -182,7 +204,8 @@ class Spoken(Study):
 
     def summary(self) -> Json:
         """A row for each recipe, with the teacher's own scores beside."""
-        trained = {name: self.kept(name) for name in self.language.recipes if self.kept(name)}
+        notes = {name: self.kept(name) for name in self.language.recipes}
+        trained = {name: note for name, note in notes.items() if "right" in note}
         return {
             "task": self.language.task,
             "teacher": self._notes.name,
@@ -206,7 +229,6 @@ class Spoken(Study):
         row = {
             "rate": one["rate"],
             "dev": spread(one["dev"]),
-            "bytes_a_document": signals / len(cache.plan.docs),
             "bytes_a_token": signals / cache.plan.tokens,
             "step_of_hard": float(np.median(one["costs"])) if "costs" in one else None,
             "seconds": one["seconds"],
@@ -215,9 +237,13 @@ class Spoken(Study):
         if one["recipe"] != HARD and HARD in beside:
             base = beside[HARD]["right"]
             for domain in DOMAINS:
+                (base_right, base_nats), (own_right, own_nats) = (
+                    [shares(seeds, domain, place) for place in (1, 2)]
+                    for seeds in (base, one["right"])
+                )
                 row[domain]["gains"] = {
-                    name: paired(shares(base, domain, place), shares(one["right"], domain, place))
-                    for name, place in (("accuracy", 1), ("nats", 2))
+                    "accuracy": paired(base_right, own_right),
+                    "nats_less": paired(own_nats, base_nats),
                 }
         return row
 

@@ -5,14 +5,14 @@
     python benchmarks/methods.py --data FOLDER --masked MODEL --student bilstm
     python benchmarks/methods.py --report [--student bilstm]
 
-FOLDER holds sst2 and reviews, MODEL a masked language model with the tokens of MiniLM. A teacher
-is taught from the labelled documents of SST-2 and run once; its cache holds what all recipes need
-for a student of two layers. Every recipe trains that student for 300 steps of 32: with each of two
-learning rates on one seed, of which the better on dev documents is taken, then with three seeds;
-and once more without the losses that are its own, to see whether they change what the student says.
-Some want more: points, words, or students beside it (`trial_ways.py`); and some are trained once
-more with further texts, domains or tasks (`trial_more.py`). --student trains one of new
-weights instead (`trial_students.py`); recipes refuse it that want of it what it has not. What a
+FOLDER holds sst2, reviews and mrpc, MODEL a masked language model with the tokens of MiniLM. A
+teacher is taught from the labelled documents of SST-2 and run once; its cache holds what all
+recipes need for a student of two layers. Every recipe trains that student for 300 steps of 32: with
+each of two learning rates on one seed, of which the better on dev documents is taken, then with
+three seeds; and once more without the losses that are its own, to see whether they change what the
+student says. Some want more: points, words, or students beside it (`trial_ways.py`); and some are
+trained once more with further texts, domains or tasks (`trial_more.py`). --student trains one of
+new weights instead (`trial_students.py`); recipes refuse it that want of it what it has not. What a
 step costs is measured alone, on a machine that does nothing else: recipes take turns with kd.
 
 Written are results/methods.json, of new students methods_new.json and the like, and a picture in
@@ -118,6 +118,11 @@ class Study:
     def rates(self) -> tuple[float, ...]:
         return self.kind.rates
 
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Rows with more than the corpus, which are trained of the teacher's layers alone."""
+        return () if self.kind.student or self.kind.config else MORE
+
     def way(self, recipe: str) -> Way:
         return self.own.get(recipe, Way())
 
@@ -148,6 +153,11 @@ class Study:
         found = self.kept(name)
         if "agreement_without" in found or "refused" in found:
             return found
+        over = self.way(name).over
+        if over and "right" not in self.kept(over):
+            raise SystemExit(
+                f"{name} is compared with {over}, which has no result yet: run it first"
+            )
         try:
             found = found or self._gives(name, seeds)
         except kdcache.KdcacheError as error:
@@ -259,9 +269,9 @@ class Study:
             "hours": sum(one["seconds"] for one in trained.values()) / 3600,
             "recipes": {n: self._row(one, beside) for n, one in trained.items() if n not in MORE},
             "more": {
-                name: self._row(one, beside | {over: trained[over]})
+                name: {"over": over, **self._row(one, beside | {over: trained[over]})}
                 for name, one in trained.items()
-                if (over := self.way(name).over)
+                if (over := self.way(name).over) in trained
             },
             "refused": {n: every[n]["refused"] for n in sorted(every.keys() - trained.keys())},
         }
@@ -313,7 +323,7 @@ def hold(out: Path) -> TextIO:
 def asking(about: str) -> argparse.ArgumentParser:
     """What every script is asked that trains students of this trial."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder with sst2 and reviews")
+    parser.add_argument("--data", type=Path, help="folder with sst2, reviews and mrpc")
     parser.add_argument("--out", type=Path, default=Path("methods"), help="teacher, cache, student")
     parser.add_argument("--masked", type=Path, help="a masked language model's folder")
     parser.add_argument("--recipe", action="append", choices=[*recipes(), *MORE])
@@ -344,13 +354,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--costs", action="store_true", help="only measure what a step costs")
     given = parser.parse_args()
-    names, lock = given.recipe or [*recipes(), *MORE], hold(given.out)
-    study = asked(given)
+    lock, study = hold(given.out), asked(given)
+    names = given.recipe or [*recipes(), *study.further]
     for name in names if not (given.report or given.costs) else ():
         one = study.run(name, given.seeds)
         print(name, one.get("refused") or f"{one['seconds']:.0f} s", flush=True)
     if given.costs:
-        study.costs(names)
+        study.costs([name for name in names if name not in MORE])
     found = study.summary()
     save(study.name, found)
     draw(PICTURES / f"{study.name}.png", found["recipes"], study.kind.title)

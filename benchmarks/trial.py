@@ -29,7 +29,9 @@ EPOCHS = CUTS["sst2"].teacher_epochs
 
 
 def taught(folder: Path, *, seed: int, **options: Any) -> Path:
-    """Fine-tune the demo's encoder on the texts beside a folder; the folder."""
+    """Fine-tune the demo's encoder on the texts beside a folder, if that is left; the folder."""
+    if (folder / "metrics.json").is_file():
+        return folder
     kdcache.teach(
         encoder_folder(), folder.parent / "train.csv", out=folder, dev=folder.parent / "dev.csv",
         learning_rates=1.5e-4, class_weights="none", seed=seed, progress=False, **options,
@@ -55,6 +57,7 @@ class Trial:
         steps: that a student is trained for.
         batch: documents of a step.
         task: of the teacher and its students.
+        dev_every: steps between two scores on dev, by which weights are chosen.
         new: a student of new weights in the place of these layers, as `kdcache.train` has it:
             {"student": "bilstm"}.
         resume: whether a training goes on that was stopped, and else begins anew.
@@ -67,6 +70,7 @@ class Trial:
     resume: bool = False
     batch: int = BATCH
     task: str = TASK
+    dev_every: int | str = "epoch"
 
     def prepare(self, data: Path, recipes: Sequence[Recipe]) -> Trial:
         """Make what is not there yet: SST-2 of a folder, and a cache that serves the recipes.
@@ -126,12 +130,12 @@ class Trial:
         each = {"max_steps": self.steps // len(stages), "learning_rate": rate}
         own = [f"{of}training.{name}={value}" for of in stages for name, value in each.items()]
         self.clear()
-        together, dev = isinstance(student, Together), self.out / "dev.csv"
+        together = isinstance(student, Together)
+        scored = {} if together else {"dev": self.out / "dev.csv", "dev_every": self.dev_every}
         result = kdcache.train(
             list(caches) or self.out / "cache.zarr", recipe=recipe, out=self.out / "student",
             seed=seed, batch_size=self.batch, **(given or {"init_from_teacher": self.layers}),
-            dev=None if together else dev, progress=False, overrides=[*own, *overrides],
-            resume=self.resume,
+            **scored, progress=False, overrides=[*own, *overrides], resume=self.resume,
         )  # fmt: skip
         if not together:
             best = result.metrics["dev"]["best"]["value"]

@@ -7,22 +7,23 @@ is made once and kept in the trial's folder.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from everywhere_places import pairs
-from gain_corpora import AWAY, product_reviews
+from gain_corpora import further_reviews
 from trial import Trained, Trial, taught
-from trial_ways import ONE_DOMAIN, Way
+from trial_ways import Way
 
 import kdcache
 from kdcache.demo.sentences import unlabelled
 from kdcache.training.recipe import Recipe, load_recipe
 from kdcache.training.wanted_signals import signals_of_teacher
 
-SAMPLES = 2  # texts made of each
+SAMPLES = 2  # texts made of each, at most: alike ones count once
 REVIEWS, LABELS = 500, 200  # of each further domain, and how many of them keep their label
 EPOCHS = 3  # of the second task's teacher
 HERE, THERE = "sst2", "mrpc"
@@ -38,12 +39,13 @@ def once(folder: Path, make: Callable[[], object]) -> None:
 
 def served(trial: Trial, *names: str) -> list[str]:
     """The signals of the trial's teacher that serve some recipes."""
-    recipes = [load_recipe(name, OVERRIDES.get(name, ())) for name in names]
+    recipes = map(load_recipe, names)
     return signals_of_teacher(recipes, trial.out / "teacher", trial.task, len(trial.layers))
 
 
-OVERRIDES = {"meta-kd": (ONE_DOMAIN,)}
-"""Without which the signals of a recipe cannot be told."""
+def as_often(trial: Trial) -> Trial:
+    """Scored on dev as often as rows are that learn from the corpus alone, at each epoch of it."""
+    return replace(trial, dev_every=math.ceil(len(trial.cache.plan.docs) / trial.batch))
 
 
 def augmented(
@@ -66,7 +68,8 @@ def augmented(
         )  # fmt: skip
 
     once(second, make)
-    return trial.train(recipe, rate, seed, *off, caches=[trial.out / "cache.zarr", second])
+    caches = [trial.out / "cache.zarr", second]
+    return as_often(trial).train(recipe, rate, seed, *off, caches=caches)
 
 
 def of_domains(
@@ -80,8 +83,8 @@ def of_domains(
             raise SystemExit(f"{recipe.name} needs --data FOLDER: the reviews of further domains")
         with (trial.out / "train.csv").open(encoding="utf-8") as file:
             rows = [{**row, "domain": "movies"} for row in csv.DictReader(file)]
-        for domain, found in product_reviews(data).items():
-            kept = unlabelled(found[AWAY : AWAY + REVIEWS], LABELS, 0)
+        for domain, found in further_reviews(data).items():
+            kept = unlabelled(found[:REVIEWS], LABELS, 0)
             rows += [{**one._asdict(), "domain": domain} for one in kept]
         _write(texts, rows)
         kdcache.build(
@@ -97,7 +100,7 @@ def of_domains(
         for name, value in (("domain", "domain"), ("file", texts))
         if stage.data.weighting is not None
     ]
-    return trial.train(recipe, rate, seed, *weighs, *off, caches=[both])
+    return as_often(trial).train(recipe, rate, seed, *weighs, *off, caches=[both])
 
 
 def with_heads(

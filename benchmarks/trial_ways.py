@@ -79,7 +79,7 @@ def with_words(
         if masked is None:
             raise SystemExit(f"{recipe.name} needs --masked FOLDER: a masked language model")
         kdcache.build(
-            trial.out / "cache.zarr", teacher=masked, task=trial.cache.plan.task.name,
+            trial.out / "cache.zarr", teacher=masked, task=trial.task,
             teacher_task="masked-lm", out=out, progress=False,
         )  # fmt: skip
 
@@ -103,10 +103,9 @@ def of_two(
     def make(out: Path) -> None:
         second = teach(trial.out / "second")
         several = [load_recipe(name) for name in SEVERAL]
-        task = trial.cache.plan.task.name
         kdcache.build(
-            trial.out / "cache.zarr", teacher=second, task=task, out=out, progress=False,
-            signals=signals_of_teacher(several, second, task, len(trial.layers)),
+            trial.out / "cache.zarr", teacher=second, task=trial.task, out=out, progress=False,
+            signals=signals_of_teacher(several, second, trial.task, len(trial.layers)),
         )  # fmt: skip
 
     return trial.train(recipe, rate, seed, *off, caches=[beside_texts(trial, "second", make)])

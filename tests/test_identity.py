@@ -4,6 +4,7 @@ a folder is called is not."""
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -116,6 +117,27 @@ FUNCTIONS: dict[str, Any] = {
     "pad_token_id": 7,
     "quantization_config": {"quant_method": "none of ours", "bits": 4},
 }
+
+
+def test_what_a_class_says_of_values_it_fills_in_is_not_shown() -> None:
+    said: list[str] = []
+    handler, log = logging.Handler(), logging.getLogger("transformers")
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    ends = {"bos_token_id": 0, "eos_token_id": 0}  # GPT-2's own lie beyond so few tokens
+    config = transformers.GPT2Config(vocab_size=91, n_embd=8, n_layer=1, n_head=1, **ends)
+    model = transformers.GPT2LMHeadModel(config)
+    level = log.level
+    log.addHandler(handler)
+    try:
+        implied = function_of(model)["implied"]
+        assert not said
+        transformers.GPT2Config(vocab_size=92)  # what was hidden is said once, and not again
+        assert any("bos_token_id" in line for line in said)
+    finally:
+        log.removeHandler(handler)
+    assert log.level == level
+    assert "n_inner" in implied
+    assert "vocab_size" not in implied
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

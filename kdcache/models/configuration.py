@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +72,27 @@ def _implied(config: Any) -> list[Leaf]:
     """Values that come back where they are left out: the class's defaults and what it works out."""
     whole = settings(config)
     found = dict(leaves(whole))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes about what they fill in
+    with _hushed():
         usual = _again(config, {})
         rest = [leaf for leaf, value in found.items() if usual.get(leaf, _again) != value]
         back = [
             leaf for leaf in rest if _again(config, _without(whole, leaf)).get(leaf) == found[leaf]
         ]
     return [leaf for leaf in found if leaf not in rest] + back
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what classes say of values that they fill in, which are of no model."""
+    log = logging.getLogger("transformers")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _again(config: Any, values: Json) -> dict[Leaf, Any]:

@@ -96,6 +96,80 @@ def gained_rows(study: str) -> Iterator[Row]:
         )
 
 
+MORE = (
+    "with more than the corpus",
+    "over",
+    "documents",
+    "learning rate",
+    "bytes a document",
+    "dev, %",
+    "home, %",
+    "home: over that, points (95% interval)",
+    "away, %",
+    "away: over that",
+)
+BESIDE = {"augmented": ", further texts", "domains": ", three domains"}
+"""What rows have beside a recipe, by the end of their names."""
+
+
+def more_rows() -> Iterator[Row]:
+    """What recipes gave with further texts, domains or tasks, over what has them not."""
+    for name, row in result("methods")["more"].items():
+        over = row["over"]
+        yield (
+            _called(name),
+            _called(over),
+            f"{row['documents']:,}",
+            f"{row['rate']:g}",
+            f"{row['bytes_a_document']:,.0f}",
+            f"{100 * row['dev']['mean']:.1f}",
+            _percent(row["home"]),
+            _over(row["home_gains"], over),
+            _percent(row["away"]),
+            _over(row["away_gains"], over),
+        )
+
+
+def _called(name: str) -> str:
+    recipe, _, beside = name.rpartition("-")
+    return f"`{recipe}`{BESIDE[beside]}" if beside in BESIDE else f"`{name}`"
+
+
+SPOKEN = (
+    "of language models",
+    "learning rate",
+    "bytes a token",
+    "a step beside hard labels'",
+    "home: nats",
+    "tokens right, %",
+    "over hard labels, points (95% interval)",
+    "away: nats",
+    "tokens right away, %",
+    "over hard labels, away",
+)
+
+
+def spoken_rows() -> Iterator[Row]:
+    """What recipes of language models gave, and what their teachers say."""
+    for model in result("language_models")["models"].values():
+        yield f"the {model['task']} teacher", "", "", "", *_tokens(model["teacher_scores"])
+        for name, row in model["recipes"].items():
+            yield (
+                f"`{name}`",
+                f"{row['rate']:g}",
+                f"{row['bytes_a_token']:,.0f}",
+                _number(row["step_of_hard"], 2),
+                *_tokens(row),
+            )
+
+
+def _tokens(row: Json) -> Iterator[str]:
+    for found in (row["home"], row["away"]):
+        yield f"{found['nats']['mean']:.2f}"
+        yield _percent(found["accuracy"])
+        yield told(found["gains"]["accuracy"]) if "gains" in found else ""
+
+
 SETTINGS = {
     "lighter": "own losses a quarter, points (95% interval)",
     "heavier": "four times",

@@ -23,13 +23,17 @@ from page_parts import (
 from page_recipes import (
     ASKED,
     GAINED,
+    MORE,
     ON_SST2,
+    SPOKEN,
     asked_rows,
     combined_rows,
     everywhere_head,
     everywhere_rows,
     gained_rows,
+    more_rows,
     recipes_rows,
+    spoken_rows,
 )
 from page_rows import (
     GAINS,
@@ -163,6 +167,8 @@ ALL = (
         Table(RECIPES, "What each bought", name, (student, *GAINED), partial(gained_rows, name))
         for name, student in ON_SST2.items()
     ),
+    Table(RECIPES, "With more than the corpus", "methods", MORE, more_rows),
+    Table(RECIPES, "Language models", "language_models", SPOKEN, spoken_rows),
     *(
         Table(RECIPES, "Settings, on dev", name, (student, *ASKED), partial(asked_rows, name))
         for name, student in (("settings", "2 layers of the teacher"), ("settings_new", "a BiLSTM"))

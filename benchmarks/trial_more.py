@@ -16,7 +16,7 @@ from pathlib import Path
 from everywhere_places import pairs
 from gain_corpora import further_reviews
 from trial import Trained, Trial, taught
-from trial_ways import Way
+from trial_ways import Way, once
 
 import kdcache
 from kdcache.demo.sentences import unlabelled
@@ -27,14 +27,6 @@ SAMPLES = 2  # texts made of each, at most: alike ones count once
 REVIEWS, LABELS = 500, 200  # of each further domain, and how many of them keep their label
 EPOCHS = 3  # of the second task's teacher
 HERE, THERE = "sst2", "mrpc"
-
-
-def once(folder: Path, make: Callable[[], object]) -> None:
-    """Make what is in a folder unless that was finished; what was stopped goes on."""
-    done = folder.with_suffix(".done")
-    if not done.exists():
-        make()
-        done.touch()
 
 
 def served(trial: Trial, *names: str) -> list[str]:

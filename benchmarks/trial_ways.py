@@ -50,14 +50,23 @@ BESIDE = ((2, 6), (4, 6))
 """Layers of students beside that of the trial's layers, which would be the same at first."""
 
 
+def once(folder: Path, make: Callable[[], object]) -> None:
+    """Make what is in a folder unless that was finished; what was stopped goes on."""
+    done = folder.with_suffix(".done")
+    if not done.exists():
+        make()
+        done.touch()
+
+
 def beside_texts(trial: Trial, name: str, make: Callable[[Path], object]) -> Path:
     """The trial's cache merged with a second one over its texts; what was stopped goes on."""
     second, both = trial.out / f"{name}.zarr", trial.out / f"texts-and-{name}.zarr"
-    done = both.with_suffix(".done")
-    if not done.exists():
+
+    def merged() -> None:
         make(second)
         kdcache.merge([trial.out / "cache.zarr", second], both)
-        done.touch()
+
+    once(both, merged)
     return both
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from kdcache.manifest import Json
+from kdcache.models.auto import silent_transformers
 from kdcache.plans.identity import Leaf, dotted, leaves
 
 LEFT_OUT = {
@@ -72,27 +70,14 @@ def _implied(config: Any) -> list[Leaf]:
     """Values that come back where they are left out: the class's defaults and what it works out."""
     whole = settings(config)
     found = dict(leaves(whole))
-    with _hushed():
+    with warnings.catch_warnings(), silent_transformers():  # of what classes fill in: no model's
+        warnings.simplefilter("ignore")
         usual = _again(config, {})
         rest = [leaf for leaf, value in found.items() if usual.get(leaf, _again) != value]
         back = [
             leaf for leaf in rest if _again(config, _without(whole, leaf)).get(leaf) == found[leaf]
         ]
     return [leaf for leaf in found if leaf not in rest] + back
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Without what classes say of values that they fill in, which are of no model."""
-    log = logging.getLogger("transformers")
-    level = log.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        log.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            log.setLevel(level)
 
 
 def _again(config: Any, values: Json) -> dict[Leaf, Any]:

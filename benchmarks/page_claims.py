@@ -104,7 +104,19 @@ def _peaks(what: str) -> list[float]:
     return [size[f"{what}_peak_bytes"] / 1e9 for size in result("memory")["sizes"]]
 
 
+def _away(row: str, over: str) -> float:
+    """Points away that a row with more than the corpus has over another."""
+    found = result("methods")["more"][row]["away_gains"][over]
+    return 100 * float(found["difference"])
+
+
 CLAIMS = (
+    Claim(
+        RECIPES,
+        "cost `kd` {:.1f} points away. Texts of the domains that are scored gain it {:.1f} points "
+        "there",
+        lambda: [-_away("kd-augmented", "kd"), _away("kd-domains", "kd")],
+    ),
     Claim(
         RECIPES,
         "{:.1f} hours of a core for the rates and three seeds of all",

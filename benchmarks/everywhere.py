@@ -40,7 +40,7 @@ from everywhere_places import PLACES, Place, Row
 from methods import without_own
 from record import save
 from transformers import AutoModelForMaskedLM, AutoTokenizer
-from trial import Trained, Trial, taught
+from trial import Trained, Trial, taught, write_rows
 from trial_more import with_heads
 from trial_students import KINDS, LAYERS
 from trial_ways import SEVERAL, Way, of_two, ways, with_pieces
@@ -149,10 +149,7 @@ class Trip:
             return
         out.mkdir(parents=True, exist_ok=True)
         for name, rows in parts(place, place.rows(data)).items():
-            with (out / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            write_rows(out / f"{name}.csv", rows)
         teacher = self.masked
         if place.teach is not None:
             teacher = taught(out / "teacher", seed=0, **place.teach)

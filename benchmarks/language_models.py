@@ -17,7 +17,6 @@ Written is results/language_models.json. What is kept, and where, is as with `me
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 import shutil
 from collections.abc import Callable, Mapping
@@ -27,12 +26,12 @@ from typing import Any
 
 import numpy as np
 from causal_teacher import make
-from everywhere_places import paragraphs
+from everywhere_places import Row, paragraphs
 from gain_corpora import AWAY, product_reviews
 from gain_intervals import paired
 from methods import STEPS, Study, bytes_of, hold
 from record import save, spread
-from trial import Trial
+from trial import Trial, write_rows
 from trial_students import Kind
 
 import kdcache
@@ -61,20 +60,15 @@ class Corpus:
 
 def _wikipedia(data: Path) -> Corpus:
     """Paragraphs of WikiText-2: the test part is learnt from, the valid part scored on."""
-    learnt, scored = ([row["text"] for row in paragraphs(data, part)] for part in ("test", "valid"))
-    return Corpus(train=_shuffled(learnt), **_scored(scored))
+    learnt, scored = (_shuffled(paragraphs(data, part)) for part in ("test", "valid"))
+    return Corpus(train=learnt, dev=scored[:DEV], home=scored[DEV : DEV + HOME])
 
 
-def _shuffled(lines: Texts) -> Texts:
-    """Each text once, in an order of its own."""
-    once = sorted(set(lines))
+def _shuffled(rows: list[Row]) -> Texts:
+    """The text of each row once, in an order of its own."""
+    once = sorted({row["text"] for row in rows})
     random.Random(0).shuffle(once)
     return once
-
-
-def _scored(lines: Texts) -> dict[str, Texts]:
-    drawn = _shuffled(lines)
-    return {"dev": drawn[:DEV], "home": drawn[DEV : DEV + HOME]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +142,11 @@ class Spoken(Study):
         away = [one.text for kind in product_reviews(data).values() for one in kind[: AWAY // 2]]
         parts = {"train": corpus.train[: language.train], "dev": corpus.dev}
         tests = {"test-home": corpus.home, "test-away": away}
-        for name, lines in {**parts, **tests}.items():
-            _write(out / f"{name}.csv", lines, numbered=name in tests)
+        for name, lines in parts.items():
+            write_rows(out / f"{name}.csv", [{"text": text} for text in lines])
+        for name, lines in tests.items():
+            rows = [{"text": text, "number": place} for place, text in enumerate(lines)]
+            write_rows(out / f"{name}.csv", rows)
         language.teacher(out / "teacher", corpus.train, model)
         recipes = [load_recipe(name) for name in language.recipes]
         kdcache.build(
@@ -253,14 +250,6 @@ def shares(seeds: list[Json], domain: str, place: int) -> Any:
     return found[:, :, place] / found[:, :, 0].mean(1, keepdims=True)
 
 
-def _write(path: Path, lines: Texts, *, numbered: bool) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", *(["number"] if numbered else [])])
-        for place, text in enumerate(lines):
-            writer.writerow([text, *([place] if numbered else [])])
-
-
 def study_of(name: str, out: Path) -> Spoken:
     """The study of one language model, in a folder of its own."""
     language = LANGUAGES[name]
@@ -290,10 +279,7 @@ def main() -> None:
         if given.costs:
             study.costs(study.language.recipes)
         else:
-            for recipe in study.language.recipes:
-                print(
-                    name, recipe, f"{study.run(recipe, given.seeds)['seconds']:.0f} s", flush=True
-                )
+            study.run_all(study.language.recipes, given.seeds)
         lock.close()
     if given.report:
         found = {name: study_of(name, given.out).summary() for name in LANGUAGES}

@@ -148,6 +148,12 @@ class Study:
         weights = (self.trial.out / "teacher" / "model.safetensors").read_bytes()
         return hashlib.sha256(weights).hexdigest()
 
+    def run_all(self, names: Sequence[str], seeds: int) -> None:
+        """Run recipes one after the other, and say what became of each."""
+        for name in names:
+            one = self.run(name, seeds)
+            print(name, one.get("refused") or f"{one['seconds']:.0f} s", flush=True)
+
     def run(self, name: str, seeds: int) -> Json:
         """What a recipe gives; read from its note if it was run before."""
         found = self.kept(name)
@@ -356,9 +362,8 @@ def main() -> None:
     given = parser.parse_args()
     lock, study = hold(given.out), asked(given)
     names = given.recipe or [*recipes(), *study.further]
-    for name in names if not (given.report or given.costs) else ():
-        one = study.run(name, given.seeds)
-        print(name, one.get("refused") or f"{one['seconds']:.0f} s", flush=True)
+    if not (given.report or given.costs):
+        study.run_all(names, given.seeds)
     if given.costs:
         study.costs([name for name in names if name not in MORE])
     found = study.summary()

@@ -39,6 +39,14 @@ def taught(folder: Path, *, seed: int, **options: Any) -> Path:
     return folder
 
 
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV file with a column for each key, of which all rows have the same."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """A student, what it scored on dev by its best weights, and what its training said."""

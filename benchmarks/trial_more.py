@@ -15,8 +15,8 @@ from pathlib import Path
 
 from everywhere_places import pairs
 from gain_corpora import further_reviews
-from trial import Trained, Trial, taught
-from trial_ways import Way, once
+from trial import Trained, Trial, taught, write_rows
+from trial_ways import Way, named, once
 
 import kdcache
 from kdcache.demo.sentences import unlabelled
@@ -47,11 +47,10 @@ def augmented(
     texts, second = trial.out / "augmented.jsonl", trial.out / "augmented.zarr"
 
     def make() -> None:
-        if masked is None:
-            raise SystemExit(f"{recipe.name} needs --masked FOLDER: a masked language model")
+        model = named(masked, recipe, "--masked FOLDER: a masked language model")
         if not texts.exists():
             kdcache.augment(
-                trial.out / "train.csv", masked_lm=masked, out=texts, samples=SAMPLES,
+                trial.out / "train.csv", masked_lm=model, out=texts, samples=SAMPLES,
                 progress=False,
             )  # fmt: skip
         kdcache.build(
@@ -71,14 +70,13 @@ def of_domains(
     texts, both = trial.out / "domains.csv", trial.out / "domains.zarr"
 
     def make() -> None:
-        if data is None:
-            raise SystemExit(f"{recipe.name} needs --data FOLDER: the reviews of further domains")
+        reviews = further_reviews(named(data, recipe, "--data FOLDER: reviews of further domains"))
         with (trial.out / "train.csv").open(encoding="utf-8") as file:
             rows = [{**row, "domain": "movies"} for row in csv.DictReader(file)]
-        for domain, found in further_reviews(data).items():
+        for domain, found in reviews.items():
             kept = unlabelled(found[:REVIEWS], LABELS, 0)
             rows += [{**one._asdict(), "domain": domain} for one in kept]
-        _write(texts, rows)
+        write_rows(texts, rows)
         kdcache.build(
             texts, teacher=trial.out / "teacher", task=trial.task, out=both, progress=False,
             text_columns=["text"], label_column="label", keep_teacher_weights=True,
@@ -120,13 +118,11 @@ def two_tasks(
     other = trial.out / THERE
 
     def make() -> None:
-        if data is None:
-            raise SystemExit(f"{recipe.name} needs --data FOLDER: mrpc in it")
+        rows = pairs(named(data, recipe, "--data FOLDER: mrpc in it"))
         other.mkdir(exist_ok=True)
-        rows = pairs(data)
         cut = len(rows) // 10
-        _write(other / "dev.csv", rows[:cut])
-        _write(other / "train.csv", rows[cut:])
+        write_rows(other / "dev.csv", rows[:cut])
+        write_rows(other / "train.csv", rows[cut:])
         teacher = taught(other / "teacher", seed=0, epochs=EPOCHS)
         there = replace(trial, out=other)
         kdcache.build(
@@ -137,13 +133,6 @@ def two_tasks(
     once(other, make)
     caches = {HERE: trial.out / "cache.zarr", THERE: other / "cache.zarr"}
     return with_heads(caches, trial, recipe, rate, seed, *off)
-
-
-def _write(path: Path, rows: list[dict[str, str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def more(masked: Path | None, data: Path | None) -> dict[str, Way]:

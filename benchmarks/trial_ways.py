@@ -50,6 +50,13 @@ BESIDE = ((2, 6), (4, 6))
 """Layers of students beside that of the trial's layers, which would be the same at first."""
 
 
+def named(folder: Path | None, recipe: Recipe, what: str) -> Path:
+    """A folder that a recipe needs and the command line names; exits where it does not."""
+    if folder is None:
+        raise SystemExit(f"{recipe.name} needs {what}")
+    return folder
+
+
 def once(folder: Path, make: Callable[[], object]) -> None:
     """Make what is in a folder unless that was finished; what was stopped goes on."""
     done = folder.with_suffix(".done")
@@ -85,10 +92,9 @@ def with_words(
     """From texts whose words a masked language model answered."""
 
     def make(out: Path) -> None:
-        if masked is None:
-            raise SystemExit(f"{recipe.name} needs --masked FOLDER: a masked language model")
+        model = named(masked, recipe, "--masked FOLDER: a masked language model")
         kdcache.build(
-            trial.out / "cache.zarr", teacher=masked, task=trial.task,
+            trial.out / "cache.zarr", teacher=model, task=trial.task,
             teacher_task="masked-lm", out=out, progress=False,
         )  # fmt: skip
 

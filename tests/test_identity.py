@@ -119,23 +119,23 @@ FUNCTIONS: dict[str, Any] = {
 }
 
 
-def test_what_a_class_says_of_values_it_fills_in_is_not_shown() -> None:
-    said: list[str] = []
-    handler, log = logging.Handler(), logging.getLogger("transformers")
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+def test_what_a_class_says_of_values_it_fills_in_is_not_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = logging.getLogger("transformers")
     ends = {"bos_token_id": 0, "eos_token_id": 0}  # GPT-2's own lie beyond so few tokens
     config = transformers.GPT2Config(vocab_size=91, n_embd=8, n_layer=1, n_head=1, **ends)
     model = transformers.GPT2LMHeadModel(config)
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_warning()
-    log.addHandler(handler)
+    log.addHandler(caplog.handler)
     try:
         implied = function_of(model)["implied"]
-        assert not said
+        assert not caplog.messages
         transformers.GPT2Config(vocab_size=92)  # what was hidden is said once, and not again
-        assert any("bos_token_id" in line for line in said)
+        assert any("bos_token_id" in line for line in caplog.messages)
     finally:
-        log.removeHandler(handler)
+        log.removeHandler(caplog.handler)
         transformers.logging.set_verbosity(before)
     assert "n_inner" in implied
     assert "vocab_size" not in implied
